@@ -1,0 +1,28 @@
+// Launches a kernel; the only <<<>>> of the project.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+#include "../api.h"
+
+namespace deeplab_fast::cuda {
+
+// name: the kernel's, for the Status. stream: a cudaStream_t. smem: bytes of dynamic shared memory.
+template <typename... Params, typename... Args>
+Status launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem,
+              void* stream, const Args&... args) {
+  constexpr size_t kSmemWithoutOptIn = 48 * 1024;
+  if (smem > kSmemWithoutOptIn) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
+    if (error != cudaSuccess) return {name, cudaGetErrorString(error)};
+  }
+  kernel<<<grid, block, smem, static_cast<cudaStream_t>(stream)>>>(args...);
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) return {name, cudaGetErrorString(error)};
+  return {};
+}
+
+}  // namespace deeplab_fast::cuda

@@ -1,0 +1,116 @@
+"""The ``cpu`` backend: hand-written kernels in ``_C.cpu``, and oneDNN through torch.
+
+oneDNN runs a convolution near the peak of the machine and skips padded taps itself, so the
+convolutions here only bring their operands into its best layout, channels_last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _C, reference
+from ._native import DTYPES, upsample_shape
+from .backends import availability, implements
+from .ops._library import empty_like_format, in_format_of
+
+
+@availability("cpu")
+def _unavailable(device_type: str) -> str | None:
+    return None if device_type == "cpu" else f"the tensors are on {device_type}"
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+@implements("dilated_conv2d", "cpu")
+def dilated_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
+) -> Tensor:
+    output = reference.dilated_conv2d(_channels_last(input), weight, bias, dilation, groups)
+    return in_format_of(output, input)
+
+
+@implements("dilated_conv2d_backward", "cpu")
+def dilated_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.dilated_conv2d_backward(
+        _channels_last(grad_output), _channels_last(input), weight, dilation, groups, output_mask
+    )
+
+
+@implements("parallel_dilated_conv2d", "cpu")
+def parallel_dilated_conv2d(
+    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dilations: Sequence[int]
+) -> Tensor:
+    channels = [weight.size(0) for weight in weights]
+    output = empty_like_format(input, (input.size(0), sum(channels), *input.shape[2:]))
+    input = _channels_last(input)
+    for slice, weight, bias, dilation in zip(
+        output.split(channels, dim=1), weights, biases or [None] * len(weights), dilations
+    ):
+        slice.copy_(reference.dilated_conv2d(input, weight, bias, (dilation, dilation), 1))
+    return output
+
+
+@implements("parallel_dilated_conv2d_backward", "cpu")
+def parallel_dilated_conv2d_backward(
+    grad_output: Tensor, input: Tensor, *args: Any
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return reference.parallel_dilated_conv2d_backward(
+        _channels_last(grad_output), _channels_last(input), *args
+    )
+
+
+@implements("aspp", "cpu")
+def aspp(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dilations: Sequence[int],
+    pool_weight: Tensor,
+    pool_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+) -> Tensor:
+    x = _channels_last(input)
+    branches = parallel_dilated_conv2d(x, weights, biases, dilations).relu_()
+    # The pooled branch is constant over space, so its share of the projection is a bias per image.
+    pooled = F.conv2d(x.mean((2, 3), keepdim=True), pool_weight, pool_bias).relu_()
+    split = branches.size(1)
+    image_bias = F.conv2d(pooled, project_weight[:, split:], project_bias)
+    output = F.conv2d(branches, project_weight[:, :split]).add_(image_bias).relu_()
+    return in_format_of(output, input)
+
+
+@implements("upsample_argmax", "cpu")
+def upsample_argmax(
+    logits: Tensor,
+    size: Sequence[int],
+    scale_factors: Sequence[float] | None,
+    align_corners: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    if logits.dtype not in DTYPES:
+        logits = logits.float()
+    labels = logits.new_empty((logits.size(0), *size), dtype=dtype)
+    _C.cpu.upsample_argmax_fwd(
+        labels.data_ptr(),
+        logits.data_ptr(),
+        upsample_shape(logits, size, scale_factors, align_corners),
+        DTYPES[dtype],
+        DTYPES[logits.dtype],
+        torch.get_num_threads(),
+    )
+    return labels

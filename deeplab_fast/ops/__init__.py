@@ -1,0 +1,7 @@
+"""The public ops, one file each: schema, fake, gradient and the function users call."""
+
+from .aspp import aspp
+from .dilated_conv2d import dilated_conv2d, parallel_dilated_conv2d
+from .upsample_argmax import upsample_argmax
+
+__all__ = ["aspp", "dilated_conv2d", "parallel_dilated_conv2d", "upsample_argmax"]

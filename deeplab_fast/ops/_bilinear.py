@@ -1,0 +1,51 @@
+"""Sizes and scales of bilinear upsampling, shared by upsample_argmax and upsample_cross_entropy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+
+def check_logits(logits: Tensor) -> None:
+    if logits.dim() != 4 or 0 in logits.shape[1:]:
+        raise ValueError(
+            f"logits: expected [N, C, H, W] with C, H, W >= 1, got shape {tuple(logits.shape)}"
+        )
+    if not logits.is_floating_point():
+        raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
+
+
+def pair(value: int | float | Sequence[int] | Sequence[float], name: str) -> tuple:
+    values = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(values) != 2 or not all(v > 0 for v in values):
+        raise ValueError(f"{name}: expected a positive number or two of them, got {value!r}")
+    return values
+
+
+def output_size(logits: Tensor, scale_factors: tuple[float, float]) -> tuple[int, int]:
+    """floor(in * scale) as F.interpolate has it.
+
+    Raises:
+        ValueError: a side would be 0 pixels.
+    """
+    height, width = (math.floor(n * s) for n, s in zip(logits.shape[2:], scale_factors))
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"scale_factor {scale_factors} makes the output {height}x{width} from "
+            f"{tuple(logits.shape[2:])}: expected at least 1x1"
+        )
+    return height, width
+
+
+def source_scale(
+    in_size: int, out_size: int, scale_factor: float | None, align_corners: bool
+) -> float:
+    """Source pixels per output pixel in fp32: PyTorch's area_pixel_compute_scale<float>."""
+    if align_corners:
+        return float(np.float32(in_size - 1) / np.float32(out_size - 1)) if out_size > 1 else 0.0
+    if scale_factor is not None:
+        return float(np.float32(1.0 / scale_factor))
+    return float(np.float32(in_size) / np.float32(out_size))

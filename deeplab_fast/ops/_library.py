@@ -1,0 +1,104 @@
+"""Registration shared by all ops: the torch.library namespace and how an op reaches a backend.
+
+An op is opaque to autograd, torch.compile and export. The backend travels as its last argument,
+because a global read inside the implementation would be invisible to a compiled graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+
+lib = torch.library.Library("deeplab_fast", "DEF")
+
+
+def define(name: str, signature: str, fake: Callable[..., Any]) -> Any:
+    """Define ``deeplab_fast::name`` with ``signature`` ("(args) -> returns") and return the op.
+
+    ``fake(*args)`` allocates the outputs: shapes, dtypes and strides of what every backend returns.
+    """
+    arguments, returns = signature.removeprefix("(").split(") -> ")
+    lib.define(f"{name}({arguments}, *, str backend='') -> {returns}")
+
+    def run(*args: Any, backend: str = "") -> Any:
+        device_type = args[0].device.type
+        if torch.is_autocast_enabled(device_type):
+            # The public function has cast already; the op itself must return what fake promised.
+            with torch.autocast(device_type, enabled=False):
+                return backends.run(name, backend, *args)
+        return backends.run(name, backend, *args)
+
+    def run_fake(*args: Any, backend: str = "") -> Any:
+        return fake(*args)
+
+    lib.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"deeplab_fast::{name}", run_fake, lib=lib)
+    return getattr(torch.ops.deeplab_fast, name)
+
+
+def differentiable(
+    name: str, backward: Callable[..., Any], setup: Callable[[Any, tuple[Any, ...], Any], None]
+) -> None:
+    """Register the gradient of ``deeplab_fast::name``.
+
+    ``setup(ctx, inputs, output)`` saves what backward needs; ``ctx.backend`` is the forward's
+    backend, on which ``backward(ctx, *grads)`` is to run too.
+    """
+
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
+    ) -> None:
+        ctx.backend = keyword_only_inputs["backend"]
+        setup(ctx, inputs, output)
+
+    torch.library.register_autograd(
+        f"deeplab_fast::{name}", backward, setup_context=setup_context, lib=lib
+    )
+
+
+def not_differentiable(name: str) -> None:
+    """Make differentiating ``deeplab_fast::name`` (a backward op) an error instead of zeros."""
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise NotImplementedError(
+            f"deeplab_fast::{name} cannot be differentiated (double backward): use "
+            "F.conv2d / F.interpolate where second derivatives are needed"
+        )
+
+    differentiable(name, refuse, lambda ctx, inputs, output: None)
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The floating tensors cast to the autocast dtype of the first one's device, if autocast is on.
+
+    ``torch.library.register_autocast`` pins one dtype per device, which would turn fp16 into bf16.
+    """
+    first = tensors[0]
+    assert first is not None
+    device_type = first.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    castable = (torch.float32, torch.float16, torch.bfloat16)
+    return tuple(t.to(dtype) if t is not None and t.dtype in castable else t for t in tensors)
+
+
+def empty_like_format(input: Tensor, shape: tuple[Any, ...]) -> Tensor:
+    """Uninitialised ``shape`` in ``input``'s dtype, device and, if 4-D, memory format.
+
+    The fake and every implementation allocate through this, so that their strides agree.
+    """
+    channels_last = input.dim() == 4 and input.stride(1) == 1 and input.size(1) > 1
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format)
+
+
+def in_format_of(result: Tensor, input: Tensor) -> Tensor:
+    """``result`` with the strides that :func:`empty_like_format` promises for ``input``."""
+    promised = empty_like_format(input, tuple(result.shape))
+    return result if result.stride() == promised.stride() else promised.copy_(result)

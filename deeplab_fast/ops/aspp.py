@@ -1,0 +1,149 @@
+"""Atrous spatial pyramid pooling in its inference form, without the branch concatenation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ._library import autocast, define, differentiable, empty_like_format
+from .dilated_conv2d import (
+    _check,
+    _check_dtypes,
+    _dilated_conv2d,
+    _dilated_conv2d_backward,
+    _dilation_pair,
+    _parallel_dilated_conv2d,
+    _parallel_dilated_conv2d_backward,
+)
+
+
+def aspp(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dilations: Sequence[int],
+    pool_weight: Tensor,
+    pool_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+) -> Tensor:
+    """Atrous spatial pyramid pooling with batch norm folded into weights and biases.
+
+    Parallel atrous convolutions and one image-pooling branch, each followed by ReLU, concatenated
+    and projected by a 1x1 convolution with ReLU (Chen et al. 2017, section 3.3; torchvision's
+    ``ASPP`` in eval mode). For training use :class:`deeplab_fast.ASPP`.
+
+    Args:
+        input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
+        weights: one [K_i, C, R_i, S_i] per branch, odd R_i and S_i (usually a 1x1 and three 3x3).
+        biases: one [K_i] per branch.
+        dilations: one rate per branch (1 for the 1x1).
+        pool_weight, pool_bias: [P, C, 1, 1] and [P] of the image-pooling branch.
+        project_weight, project_bias: [O, sum(K_i) + P, 1, 1] and [O]; the pooled channels are last.
+
+    Returns:
+        [N, O, H, W] in the dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: lengths or shapes do not fit, naming which.
+        TypeError: dtypes differ (outside autocast).
+
+    >>> x, k = torch.randn(1, 64, 33, 33), 32
+    >>> w = [torch.randn(k, 64, 1, 1), torch.randn(k, 64, 3, 3)]
+    >>> b = torch.zeros(k)
+    >>> y = aspp(x, w, [b, b], [1, 6], torch.randn(k, 64, 1, 1), b, torch.randn(k, 3 * k, 1, 1), b)
+    """
+    if not len(weights) == len(biases) == len(dilations) or not weights:
+        raise ValueError(
+            f"expected one bias and one dilation per weight, at least one: got {len(weights)} "
+            f"weights, {len(biases)} biases, {len(dilations)} dilations"
+        )
+    for weight, bias, dilation in zip(weights, biases, dilations):
+        _dilation_pair(dilation)
+        _check(input, weight, bias, 1)
+    channels = sum(weight.size(0) for weight in weights) + pool_weight.size(0)
+    _check_pointwise("pool", pool_weight, pool_bias, input.size(1))
+    _check_pointwise("project", project_weight, project_bias, channels)
+    tensors = autocast(
+        input, *weights, *biases, pool_weight, pool_bias, project_weight, project_bias
+    )
+    _check_dtypes(*tensors)
+    count = len(weights)
+    return _aspp(
+        tensors[0],
+        list(tensors[1 : 1 + count]),
+        list(tensors[1 + count : 1 + 2 * count]),
+        list(dilations),
+        *tensors[-4:],
+        backend=backends.current(),
+    )
+
+
+def _check_pointwise(name: str, weight: Tensor, bias: Tensor, channels: int) -> None:
+    if weight.dim() != 4 or tuple(weight.shape[1:]) != (channels, 1, 1):
+        raise ValueError(
+            f"{name}_weight: expected [K, {channels}, 1, 1], got {tuple(weight.shape)}"
+        )
+    if tuple(bias.shape) != (weight.size(0),):
+        raise ValueError(f"{name}_bias: expected ({weight.size(0)},), got {tuple(bias.shape)}")
+
+
+def _fake(input: Tensor, *args: Any) -> Tensor:
+    project_weight = args[-2]
+    return empty_like_format(input, (input.size(0), project_weight.size(0), *input.shape[2:]))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weights, biases, ctx.dilations, *others = inputs
+    ctx.num_branches = len(weights)
+    ctx.save_for_backward(output, input, *weights, *biases, *others)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    """Every gradient from the saved inputs: the branches are computed again, not kept."""
+    output, input, *rest = ctx.saved_tensors
+    weights, biases = rest[: ctx.num_branches], rest[ctx.num_branches : -4]
+    pool_weight, pool_bias, project_weight, _ = rest[-4:]
+    on = {"backend": ctx.backend}
+
+    branches = _parallel_dilated_conv2d(input, weights, biases, ctx.dilations, **on).relu_()
+    mean = input.mean((2, 3), keepdim=True)
+    pooled = _dilated_conv2d(mean, pool_weight, pool_bias, [1, 1], 1, **on).relu_()
+    joined = torch.cat([branches, pooled.expand(-1, -1, *input.shape[2:])], dim=1)
+
+    everything = ([1, 1], 1, [True, True, True])
+    grad_joined, grad_project_weight, grad_project_bias = _dilated_conv2d_backward(
+        grad_output * (output > 0), joined, project_weight, *everything, **on
+    )
+    grad_joined = grad_joined * (joined > 0)
+    grad_branches, grad_pooled = grad_joined.split([branches.size(1), pooled.size(1)], dim=1)
+    grad_mean, grad_pool_weight, grad_pool_bias = _dilated_conv2d_backward(
+        grad_pooled.sum((2, 3), keepdim=True), mean, pool_weight, *everything, **on
+    )
+    grad_input, grad_weights, grad_biases = _parallel_dilated_conv2d_backward(
+        grad_branches, input, weights, ctx.dilations, [True, True, True], **on
+    )
+    grad_input = grad_input + grad_mean / (input.size(2) * input.size(3))
+    return (
+        grad_input,
+        grad_weights,
+        grad_biases,
+        None,
+        grad_pool_weight,
+        grad_pool_bias,
+        grad_project_weight,
+        grad_project_bias,
+    )
+
+
+_aspp = define(
+    "aspp",
+    "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations, Tensor pool_weight, "
+    "Tensor pool_bias, Tensor project_weight, Tensor project_bias) -> Tensor",
+    _fake,
+)
+differentiable("aspp", _backward, _setup)

@@ -1,0 +1,229 @@
+"""Atrous (dilated) convolution with 'same' padding: one, or several over the same input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .. import backends
+from ._library import autocast, define, differentiable, empty_like_format, not_differentiable
+
+
+def dilated_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Atrous convolution, stride 1, zero padding that keeps the size ("same").
+
+    Equals ``F.conv2d(input, weight, bias, padding="same", dilation=dilation, groups=groups)``,
+    except that kernels which skip the taps that fall on padding do not see ``0 * inf``: with Inf or
+    NaN weights a dense convolution gives NaN there. Chen et al., "Rethinking Atrous Convolution for
+    Semantic Image Segmentation" (2017), section 3.1.
+
+    Args:
+        input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
+        weight: [K, C / groups, R, S] with odd R and S, in the dtype of ``input``.
+        bias: [K] or None.
+        dilation: the rate, one int or (vertical, horizontal).
+        groups: blocks of channels convolved separately; ``groups == C`` is depthwise.
+
+    Returns:
+        [N, K, H, W] in the dtype and memory format of ``input``. Differentiable once.
+
+    Raises:
+        ValueError: a shape, dilation or groups does not fit, naming which.
+        TypeError: dtypes differ (outside autocast).
+
+    >>> x = torch.randn(1, 64, 65, 65)
+    >>> y = dilated_conv2d(x, torch.randn(32, 64, 3, 3), dilation=12)
+    """
+    pair = _dilation_pair(dilation)
+    _check(input, weight, bias, groups)
+    input, weight, bias = autocast(input, weight, bias)
+    _check_dtypes(input, weight, bias)
+    return _dilated_conv2d(input, weight, bias, pair, groups, backend=backends.current())
+
+
+def parallel_dilated_conv2d(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[int],
+    biases: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Several atrous convolutions over one input, their outputs concatenated on channels.
+
+    Equals ``torch.cat([dilated_conv2d(input, w, b, d) for w, b, d in ...], dim=1)``: the parallel
+    branches of ASPP (Chen et al. 2017, section 3.3).
+
+    Args:
+        input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
+        weights: one [K_i, C, R_i, S_i] per branch, odd R_i and S_i.
+        dilations: one rate per branch.
+        biases: one [K_i] per branch, or None.
+
+    Returns:
+        [N, sum(K_i), H, W] in the dtype and memory format of ``input``. Differentiable once.
+
+    Raises:
+        ValueError: lengths or shapes do not fit, naming which.
+        TypeError: dtypes differ (outside autocast).
+
+    >>> x = torch.randn(1, 64, 65, 65)
+    >>> w1, w3 = torch.randn(32, 64, 1, 1), torch.randn(32, 64, 3, 3)
+    >>> y = parallel_dilated_conv2d(x, [w1, w3, w3], [1, 12, 24])
+    """
+    if not weights:
+        raise ValueError("weights: expected at least one branch, got none")
+    biases = [] if biases is None else list(biases)
+    if len(dilations) != len(weights) or len(biases) not in (0, len(weights)):
+        raise ValueError(
+            f"expected one dilation (and one bias) per weight: got {len(weights)} weights, "
+            f"{len(dilations)} dilations, {len(biases)} biases"
+        )
+    for weight, bias, dilation in zip(weights, biases or [None] * len(weights), dilations):
+        _dilation_pair(dilation)
+        _check(input, weight, bias, 1)
+    input, *rest = autocast(input, *weights, *biases)
+    _check_dtypes(input, *rest)
+    return _parallel_dilated_conv2d(
+        input, rest[: len(weights)], rest[len(weights) :], list(dilations),
+        backend=backends.current(),
+    )  # fmt: skip
+
+
+def _dilation_pair(dilation: int | Sequence[int]) -> tuple[int, int]:
+    pair = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)
+    if len(pair) != 2 or any(not isinstance(d, int) or d < 1 for d in pair):
+        raise ValueError(f"dilation: expected a positive int or two of them, got {dilation!r}")
+    return pair
+
+
+def _check(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    if input.dim() != 4:
+        raise ValueError(f"input: expected [N, C, H, W], got shape {tuple(input.shape)}")
+    if weight.dim() != 4 or weight.size(2) % 2 == 0 or weight.size(3) % 2 == 0:
+        raise ValueError(
+            f"weight: expected [K, C / groups, R, S] with odd R and S, got {tuple(weight.shape)}"
+        )
+    if groups < 1 or weight.size(0) % groups or weight.size(1) * groups != input.size(1):
+        raise ValueError(
+            f"weight {tuple(weight.shape)} with groups={groups} does not fit an input of "
+            f"{input.size(1)} channels: expected [K, {input.size(1)} / groups, R, S], K divisible "
+            "by groups"
+        )
+    if bias is not None and tuple(bias.shape) != (weight.size(0),):
+        raise ValueError(f"bias: expected shape ({weight.size(0)},), got {tuple(bias.shape)}")
+
+
+def _check_dtypes(input: Tensor, *others: Tensor | None) -> None:
+    for other in others:
+        if other is None:
+            continue
+        if other.dtype != input.dtype:
+            raise TypeError(f"expected weights and biases in {input.dtype}, got {other.dtype}")
+        if other.device != input.device:
+            raise ValueError(f"expected weights and biases on {input.device}, got {other.device}")
+
+
+def _empty_output(input: Tensor, channels: Any) -> Tensor:
+    return empty_like_format(input, (input.size(0), channels, *input.shape[2:]))
+
+
+def _fake(input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: Any) -> Tensor:
+    return _empty_output(input, weight.size(0))
+
+
+def _fake_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Any, groups: Any, mask: Any
+) -> tuple[Tensor, ...]:
+    return (
+        empty_like_format(input, tuple(input.shape)) if mask[0] else input.new_empty(0),
+        empty_like_format(weight, tuple(weight.shape)) if mask[1] else input.new_empty(0),
+        input.new_empty(weight.size(0) if mask[2] else 0),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, bias, ctx.dilation, ctx.groups = inputs
+    ctx.save_for_backward(input, weight)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    input, weight = ctx.saved_tensors
+    mask = list(ctx.needs_input_grad[:3])
+    grads = _dilated_conv2d_backward(
+        grad_output, input, weight, ctx.dilation, ctx.groups, mask, backend=ctx.backend
+    )
+    return *(grad if needed else None for grad, needed in zip(grads, mask)), None, None
+
+
+_dilated_conv2d = define(
+    "dilated_conv2d",
+    "(Tensor input, Tensor weight, Tensor? bias, int[] dilation, int groups) -> Tensor",
+    _fake,
+)
+_dilated_conv2d_backward = define(
+    "dilated_conv2d_backward",
+    "(Tensor grad_output, Tensor input, Tensor weight, int[] dilation, int groups, "
+    "bool[] output_mask) -> (Tensor, Tensor, Tensor)",
+    _fake_backward,
+)
+differentiable("dilated_conv2d", _backward, _setup)
+not_differentiable("dilated_conv2d_backward")
+
+
+def _fake_parallel(input: Tensor, weights: Any, biases: Any, dilations: Any) -> Tensor:
+    return _empty_output(input, sum(weight.size(0) for weight in weights))
+
+
+def _fake_parallel_backward(
+    grad_output: Tensor, input: Tensor, weights: Any, dilations: Any, output_mask: Any
+) -> tuple[Any, ...]:
+    return (
+        empty_like_format(input, tuple(input.shape)) if output_mask[0] else input.new_empty(0),
+        [empty_like_format(weight, tuple(weight.shape)) for weight in weights]
+        if output_mask[1]
+        else [],
+        [input.new_empty(weight.size(0)) for weight in weights] if output_mask[2] else [],
+    )
+
+
+def _setup_parallel(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weights, biases, ctx.dilations = inputs
+    ctx.num_biases = len(biases)
+    ctx.save_for_backward(input, *weights)
+
+
+def _backward_parallel(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    input, *weights = ctx.saved_tensors
+    needs_input, needs_weights, needs_biases, _ = ctx.needs_input_grad
+    mask = [needs_input, any(needs_weights), any(needs_biases)]
+    grad_input, grad_weights, grad_biases = _parallel_dilated_conv2d_backward(
+        grad_output, input, weights, ctx.dilations, mask, backend=ctx.backend
+    )
+    return (
+        grad_input if mask[0] else None,
+        grad_weights if mask[1] else [None] * len(weights),
+        grad_biases if mask[2] else [None] * ctx.num_biases,
+        None,
+    )
+
+
+_parallel_dilated_conv2d = define(
+    "parallel_dilated_conv2d",
+    "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations) -> Tensor",
+    _fake_parallel,
+)
+_parallel_dilated_conv2d_backward = define(
+    "parallel_dilated_conv2d_backward",
+    "(Tensor grad_output, Tensor input, Tensor[] weights, int[] dilations, bool[] output_mask) "
+    "-> (Tensor, Tensor[], Tensor[])",
+    _fake_parallel_backward,
+)
+differentiable("parallel_dilated_conv2d", _backward_parallel, _setup_parallel)
+not_differentiable("parallel_dilated_conv2d_backward")

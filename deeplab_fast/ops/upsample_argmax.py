@@ -1,0 +1,80 @@
+"""Bilinear upsampling fused with argmax: labels without full-resolution logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ._bilinear import check_logits, output_size, pair
+from ._library import define, differentiable
+
+_MAX_CLASSES = {torch.uint8: 256, torch.int32: 2**31, torch.int64: 2**63}
+
+
+def upsample_argmax(
+    logits: Tensor,
+    size: int | tuple[int, int] | None = None,
+    scale_factor: float | tuple[float, float] | None = None,
+    align_corners: bool = False,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor:
+    """The class of every pixel after bilinear upsampling, without the upsampled logits.
+
+    Means ``F.interpolate(logits.float(), size, scale_factor, mode="bilinear",
+    align_corners=align_corners).argmax(1)``: interpolation in fp32 for half dtypes too, ties go to
+    the lowest class, the first NaN wins. All backends of this library agree bit for bit, except
+    ``reference``, which has whatever rounding PyTorch's interpolation has on that device; there a
+    label can differ where two classes tie to within a few ulp.
+
+    Args:
+        logits: [N, C, H, W], floating, any memory format.
+        size: output (height, width), or one int for both. Exactly one of ``size`` and
+            ``scale_factor`` is given.
+        scale_factor: output size is ``floor(input * scale_factor)``; the factor is the scale too.
+        align_corners: as in F.interpolate.
+        dtype: of the labels: torch.int64, torch.int32 or torch.uint8 (at most 256 classes).
+
+    Returns:
+        [N, height, width] labels, contiguous. Not differentiable.
+
+    Raises:
+        ValueError: logits are not [N, C, H, W], the size is not positive, or dtype cannot hold C.
+        TypeError: logits are not floating.
+
+    >>> logits = torch.randn(1, 21, 65, 65)
+    >>> labels = upsample_argmax(logits, size=(513, 513), dtype=torch.uint8)
+    """
+    check_logits(logits)
+    if (size is None) == (scale_factor is None):
+        raise ValueError("expected exactly one of size and scale_factor")
+    if dtype not in _MAX_CLASSES:
+        raise ValueError(f"dtype: expected torch.int64, torch.int32 or torch.uint8, got {dtype}")
+    if logits.size(1) > _MAX_CLASSES[dtype]:
+        raise ValueError(f"dtype: {dtype} cannot hold {logits.size(1)} classes")
+    factors = None if scale_factor is None else pair(scale_factor, "scale_factor")
+    out = pair(size, "size") if factors is None else output_size(logits, factors)
+    return _upsample_argmax(logits, out, factors, align_corners, dtype, backend=backends.current())
+
+
+def _fake(logits: Tensor, size: Any, scale_factors: Any, align_corners: Any, dtype: Any) -> Tensor:
+    return logits.new_empty((logits.size(0), *size), dtype=dtype)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.mark_non_differentiable(output)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+    return None, None, None, None, None
+
+
+_upsample_argmax = define(
+    "upsample_argmax",
+    "(Tensor logits, SymInt[] size, float[]? scale_factors, bool align_corners, ScalarType dtype) "
+    "-> Tensor",
+    _fake,
+)
+differentiable("upsample_argmax", _backward, _setup)

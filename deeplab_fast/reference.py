@@ -1,0 +1,142 @@
+"""Every op in plain PyTorch: the truth that all other implementations must agree with.
+
+These run on any device and dtype that PyTorch's own operators take. On a GPU the convolutions
+here are cuDNN's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backends import implements
+from .ops._library import in_format_of
+
+
+def _padding(weight: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
+    kernel_h, kernel_w = weight.shape[2:]
+    return dilation[0] * (kernel_h // 2), dilation[1] * (kernel_w // 2)
+
+
+@implements("dilated_conv2d", "reference")
+def dilated_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
+) -> Tensor:
+    padding = _padding(weight, dilation)
+    output = F.conv2d(input, weight, bias, 1, padding, tuple(dilation), groups)
+    return in_format_of(output, input)
+
+
+@implements("dilated_conv2d_backward", "reference")
+def dilated_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias; empty where ``output_mask`` is False."""
+    grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad_output,
+        input,
+        weight,
+        [weight.size(0)],
+        [1, 1],
+        _padding(weight, dilation),
+        list(dilation),
+        False,
+        [0, 0],
+        groups,
+        list(output_mask),
+    )
+    return (
+        in_format_of(grad_input, input) if output_mask[0] else input.new_empty(0),
+        in_format_of(grad_weight, weight) if output_mask[1] else input.new_empty(0),
+        grad_bias if output_mask[2] else input.new_empty(0),
+    )
+
+
+@implements("parallel_dilated_conv2d", "reference")
+def parallel_dilated_conv2d(
+    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dilations: Sequence[int]
+) -> Tensor:
+    outputs = [
+        dilated_conv2d(input, weight, bias, (dilation, dilation), 1)
+        for weight, bias, dilation in zip(weights, biases or [None] * len(weights), dilations)
+    ]
+    return in_format_of(torch.cat(outputs, dim=1), input)
+
+
+@implements("parallel_dilated_conv2d_backward", "reference")
+def parallel_dilated_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Gradients of input, weights and biases; empty where ``output_mask`` is False."""
+    grads = [
+        dilated_conv2d_backward(grad, input, weight, (dilation, dilation), 1, output_mask)
+        for grad, weight, dilation in zip(
+            grad_output.split([weight.size(0) for weight in weights], dim=1), weights, dilations
+        )
+    ]
+    grad_inputs, grad_weights, grad_biases = zip(*grads)
+    return (
+        sum(grad_inputs[1:], grad_inputs[0]) if output_mask[0] else input.new_empty(0),
+        list(grad_weights) if output_mask[1] else [],
+        list(grad_biases) if output_mask[2] else [],
+    )
+
+
+@implements("aspp", "reference")
+def aspp(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dilations: Sequence[int],
+    pool_weight: Tensor,
+    pool_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+) -> Tensor:
+    branches = [
+        dilated_conv2d(input, weight, bias, (dilation, dilation), 1).relu()
+        for weight, bias, dilation in zip(weights, biases, dilations)
+    ]
+    pooled = F.conv2d(input.mean((2, 3), keepdim=True), pool_weight, pool_bias).relu()
+    branches.append(pooled.expand(-1, -1, *input.shape[2:]))
+    output = F.conv2d(torch.cat(branches, dim=1), project_weight, project_bias).relu()
+    return in_format_of(output, input)
+
+
+def upsample(
+    logits: Tensor,
+    size: Sequence[int],
+    scale_factors: Sequence[float] | None,
+    align_corners: bool,
+) -> Tensor:
+    """Bilinear interpolation of [N, C, H, W] logits in fp32.
+
+    Contiguous NCHW, because PyTorch's arithmetic depends on the memory format.
+    """
+    scale_h, scale_w = scale_factors or (None, None)
+    return torch.ops.aten.upsample_bilinear2d(
+        logits.float().contiguous(), size, align_corners, scale_h, scale_w
+    )
+
+
+@implements("upsample_argmax", "reference")
+def upsample_argmax(
+    logits: Tensor,
+    size: Sequence[int],
+    scale_factors: Sequence[float] | None,
+    align_corners: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    return upsample(logits, size, scale_factors, align_corners).argmax(1).to(dtype)

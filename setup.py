@@ -1,0 +1,69 @@
+"""Builds the extension module deeplab_fast._C with CMake; all else is in pyproject.toml."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def cuda_compiler() -> tuple[dict[str, str], str]:
+    """CUDACXX and what goes with it; ON where the user named it and so wants it, else AUTO."""
+    if nvcc := os.environ.get("CUDACXX"):
+        return {"CUDACXX": nvcc}, "ON"
+    if home := os.environ.get("CUDA_HOME"):
+        return {"CUDACXX": f"{home}/bin/nvcc"}, "ON"
+    if nvcc := shutil.which("nvcc"):
+        return {"CUDACXX": nvcc}, "AUTO"
+    try:
+        import nvidia.cu13 as wheels
+    except ImportError:
+        return {}, "AUTO"
+    for root in wheels.__path__:
+        if os.path.exists(f"{root}/bin/nvcc"):  # it searches lib64, the wheels have lib
+            return {"CUDACXX": f"{root}/bin/nvcc", "LIBRARY_PATH": f"{root}/lib"}, "AUTO"
+    return {}, "AUTO"
+
+
+def run(command: list[str], environment: dict[str, str]) -> None:
+    if subprocess.run(command, env=os.environ | environment).returncode != 0:
+        sys.exit(f"deeplab_fast: this failed, its log is above: {shlex.join(command)}")
+
+
+class CMakeBuild(build_ext):
+    """One build folder per Python, kept, so that a second build compiles only what changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11  # needed to compile, not to make an sdist
+
+        folder = ROOT / "build" / str(sys.implementation.cache_tag)
+        cuda, wanted = cuda_compiler()
+        configure = [
+            *("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DDEEPLAB_FAST_VERSION={self.distribution.get_version()}",
+            f"-DDEEPLAB_FAST_CUDA={wanted}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        # Each isolated build has tools of its own: a folder configured with others is of no use.
+        stamp = folder / "configured_with.txt"
+        variables = [os.environ.get(name) for name in ("CXX", "CXXFLAGS", "CUDAARCHS", "CUDAFLAGS")]
+        tools = repr((configure, shutil.which("ninja"), cuda, variables))
+        if not stamp.exists() or stamp.read_text() != tools:
+            stamp.unlink(missing_ok=True)
+            run([*configure, "--fresh"], cuda)
+            stamp.write_text(tools)
+        run(["cmake", "--build", str(folder)], cuda)
+        module = Path(self.get_ext_fullpath(ext.name))
+        module.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_file(folder / "_C.so", module)
+
+
+setup(ext_modules=[Extension("deeplab_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,0 +1,97 @@
+"""Shapes, dtypes and the tolerance rule shared by the tests of all ops."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Conv(NamedTuple):
+    """One dilated convolution: input [N, C, H, W], weight [K, C / groups, R, S]."""
+
+    N: int
+    C: int
+    K: int
+    H: int
+    W: int
+    kernel: tuple[int, int] = (3, 3)
+    dilation: int | tuple[int, int] = 1
+    groups: int = 1
+
+    def __str__(self) -> str:
+        kernel = "x".join(map(str, self.kernel))
+        dilation = str(self.dilation).replace(" ", "")
+        return f"{self.N}x{self.C}x{self.H}x{self.W}-K{self.K}-k{kernel}-d{dilation}-g{self.groups}"
+
+
+CONVS = (
+    Conv(1, 1, 1, 1, 1),  # one pixel, one channel
+    Conv(1, 1, 1, 1, 1, (1, 1)),
+    Conv(0, 4, 8, 5, 5),  # empty batch
+    Conv(1, 8, 16, 7, 11, (1, 1)),
+    Conv(2, 3, 5, 7, 11, (3, 3), 2),  # odd channel counts, prime sizes
+    Conv(1, 8, 8, 5, 5, (3, 3), 9),  # rate larger than the map: only the centre tap is inside
+    Conv(1, 8, 8, 6, 6, (3, 3), 3),  # H = 2r
+    Conv(2, 8, 8, 5, 9, (3, 3), 3),  # H < 2r
+    Conv(1, 4, 6, 13, 8, (5, 5), 3),
+    Conv(1, 4, 6, 15, 15, (7, 7), 2),
+    Conv(1, 4, 6, 9, 12, (1, 3), (1, 4)),
+    Conv(1, 6, 6, 12, 10, (3, 3), 2, 6),  # depthwise
+    Conv(1, 6, 12, 9, 9, (3, 3), 2, 3),
+    Conv(1, 16, 16, 33, 33, (3, 3), 12),
+    Conv(1, 8, 8, 65, 65, (3, 3), 24),
+)
+
+
+def operands(case: Conv, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, weight and bias of a case, scaled so that outputs are of order one."""
+    taps = case.C // case.groups * case.kernel[0] * case.kernel[1]
+    input = torch.randn(case.N, case.C, case.H, case.W)
+    weight = torch.randn(case.K, case.C // case.groups, *case.kernel) / taps**0.5
+    bias = torch.randn(case.K)
+    return tuple(t.to(device, dtype) for t in (input, weight, bias))  # type: ignore[return-value]
+
+
+def with_layout(tensor: Tensor, layout: str) -> Tensor:
+    """The same [N, C, H, W] values as another view of memory."""
+    if layout == "contiguous":
+        return tensor.contiguous()
+    if layout == "channels_last":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":  # every second pixel of a wider buffer, at an offset
+        n, c, h, w = tensor.shape
+        buffer = tensor.new_full((n + 1, c, h, 2 * w + 1), float("nan"))
+        view = buffer[1:, :, :, 1::2]
+        view.copy_(tensor)
+        return view
+    raise ValueError(layout)
+
+
+LAYOUTS = ("contiguous", "channels_last", "sliced")
+
+# Rounding to the dtype costs up to half an ulp whatever the implementation does.
+_FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def assert_as_accurate_as(actual: Tensor, peer: Tensor, exact: Tensor, *peers: Tensor) -> None:
+    """``actual`` is at most twice as far from the float64 truth as PyTorch's own result.
+
+    Where PyTorch sums in another order in another memory format, its results in both count as its
+    own: ``peer`` and ``peers``.
+    """
+    assert actual.dtype == peer.dtype
+    assert actual.shape == peer.shape == exact.shape
+    assert exact.dtype == torch.float64
+    if exact.numel() == 0:
+        return
+
+    def error(result: Tensor) -> float:
+        return (result.double().cpu() - exact.cpu()).abs().max().item()
+
+    allowed = 2 * max(map(error, (peer, *peers)))
+    floor = _FLOOR[actual.dtype] * exact.abs().max().item()
+    assert error(actual) <= allowed + floor, f"error {error(actual):.3g}, allowed {allowed:.3g}"
