@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from . import cpu, reference
+from . import cpu, cuda, reference  # noqa: F401, they enter themselves into the backends table
 from .backends import available_backends, backend
 from .ops import aspp, dilated_conv2d, parallel_dilated_conv2d, upsample_argmax
 
@@ -12,9 +12,7 @@ __all__ = [
     "aspp",
     "available_backends",
     "backend",
-    "cpu",
     "dilated_conv2d",
     "parallel_dilated_conv2d",
-    "reference",
     "upsample_argmax",
 ]

@@ -57,8 +57,9 @@ def parallel_dilated_conv2d(
     channels = [weight.size(0) for weight in weights]
     output = empty_like_format(input, (input.size(0), sum(channels), *input.shape[2:]))
     input = _channels_last(input)
+    optional: Sequence[Tensor | None] = biases or [None] * len(weights)
     for slice, weight, bias, dilation in zip(
-        output.split(channels, dim=1), weights, biases or [None] * len(weights), dilations
+        output.split(channels, dim=1), weights, optional, dilations
     ):
         slice.copy_(reference.dilated_conv2d(input, weight, bias, (dilation, dilation), 1))
     return output
@@ -73,7 +74,56 @@ def parallel_dilated_conv2d_backward(
     )
 
 
-@implements("aspp", "cpu")
+def _onednn_refuses(input: Tensor, *args: Any) -> str | None:
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    supported = (
+        input.dtype == torch.float32
+        or (input.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        or (input.dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    )
+    if not supported:
+        return f"oneDNN has no {input.dtype} convolution on this CPU"
+    return "the input is empty" if input.numel() == 0 else None
+
+
+# oneDNN's names and scalar arguments of the activations it applies while a tile is in cache.
+_ACTIVATIONS = {"none": ("none", []), "relu": ("relu", []), "relu6": ("hardtanh", [0.0, 6.0])}
+
+
+@implements("fused_conv2d", "cpu", refuses=_onednn_refuses)
+def fused_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    x, weight = _channels_last(input), _channels_last(weight)
+    geometry = padding, stride, dilation, groups
+    if residual is None:
+        output = torch.ops.mkldnn._convolution_pointwise(
+            x, weight, bias, *geometry, *_ACTIVATIONS[activation], ""
+        )
+    elif activation == "relu" and input.dtype == torch.float32:
+        output = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, _channels_last(residual), weight, bias, *geometry, "add", 1.0, "relu", [], None
+        )
+    else:  # oneDNN through torch fuses no other residual for every dtype and number of groups
+        output = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, "none", [], "")
+        output += residual
+        if activation == "relu6":
+            output = F.relu6(output, inplace=True)
+        elif activation == "relu":
+            output = output.relu_()
+    return in_format_of(output, input)
+
+
+@implements("aspp", "cpu", refuses=_onednn_refuses)
 def aspp(
     input: Tensor,
     weights: Sequence[Tensor],
@@ -85,13 +135,19 @@ def aspp(
     project_bias: Tensor,
 ) -> Tensor:
     x = _channels_last(input)
-    branches = parallel_dilated_conv2d(x, weights, biases, dilations).relu_()
+    channels = [weight.size(0) for weight in weights]
+    branches = empty_like_format(x, (x.size(0), sum(channels), *x.shape[2:]))
+    for slice, weight, bias, dilation in zip(
+        branches.split(channels, dim=1), weights, biases, dilations
+    ):
+        rate = dilation, dilation
+        padding = reference.same_padding(weight, rate)
+        slice.copy_(fused_conv2d(x, weight, bias, None, (1, 1), padding, rate, 1, "relu"))
     # The pooled branch is constant over space, so its share of the projection is a bias per image.
     pooled = F.conv2d(x.mean((2, 3), keepdim=True), pool_weight, pool_bias).relu_()
-    split = branches.size(1)
-    image_bias = F.conv2d(pooled, project_weight[:, split:], project_bias)
-    output = F.conv2d(branches, project_weight[:, :split]).add_(image_bias).relu_()
-    return in_format_of(output, input)
+    branch_weight, pooled_weight = project_weight.split([sum(channels), pooled.size(1)], dim=1)
+    image_bias = F.conv2d(pooled, pooled_weight, project_bias)
+    return in_format_of(F.conv2d(branches, branch_weight).add_(image_bias).relu_(), input)
 
 
 @implements("upsample_argmax", "cpu")

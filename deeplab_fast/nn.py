@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,8 @@ class ASPP(nn.Module):
         self, in_channels: int, atrous_rates: Sequence[int], out_channels: int = 256
     ) -> None:
         super().__init__()
+        self.convs: Any
+        self.project: Any
         branches = [_conv_norm_relu(in_channels, out_channels)]
         branches += [_conv_norm_relu(in_channels, out_channels, 3, rate) for rate in atrous_rates]
         pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_norm_relu(in_channels, out_channels))
@@ -75,21 +78,19 @@ class ASPP(nn.Module):
             features = _batch_norm(features, norms).relu_()
         else:
             chunks = features.split([conv.out_channels for conv in convs], dim=1)
-            features = torch.cat([norm(x).relu_() for norm, x in zip(norms, chunks)], dim=1)
+            features = torch.cat([norm(x).relu() for norm, x in zip(norms, chunks)], dim=1)
 
-        conv, *norm_relu_dropout = self.project
-        weight, pool_weight = conv.weight.tensor_split([features.size(1)], dim=1)
+        conv, norm, relu, dropout = self.project
+        weight, pool_weight = conv.weight.split([features.size(1), pooled.size(1)], dim=1)
         output = F.conv2d(features, weight) + F.conv2d(pooled, pool_weight)
-        for module in norm_relu_dropout:
-            output = module(output)
-        return output
+        return dropout(relu(norm(output)))
 
     def _as_built(self) -> bool:
         """Whether the modules that forward does not call are plain ones nobody listens to."""
         *branches, _ = self.convs
         return (
-            all(len(branch) == 3 for branch in branches)
-            and all(type(branch[0]) is nn.Conv2d for branch in [*branches, self.project])
+            [len(branch) for branch in (*branches, self.project)] == [*[3] * len(branches), 4]
+            and all(_is_plain(branch[0]) for branch in (*branches, self.project))
             and all(type(branch[2]) is nn.ReLU for branch in branches)
             and not any(map(_is_hooked, (*self.convs.modules(), *self.project.modules())))
         )
@@ -108,6 +109,18 @@ def _conv_norm_relu(
     )
 
 
+def _is_plain(conv: Any) -> bool:
+    """Whether this is nothing but the convolution that its weight and dilation tell."""
+    return type(conv) is nn.Conv2d and (
+        (conv.bias, conv.groups, conv.stride, conv.padding_mode, conv.dilation, conv.padding)
+        == (None, 1, (1, 1), "zeros", conv.dilation[:1] * 2, _same(conv))
+    )
+
+
+def _same(conv: nn.Conv2d) -> tuple[int, ...]:
+    return tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size))
+
+
 def _is_hooked(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks
@@ -117,7 +130,7 @@ def _is_hooked(module: nn.Module) -> bool:
     )
 
 
-def _are_alike(norms: Sequence[nn.Module]) -> bool:
+def _are_alike(norms: Sequence[Any]) -> bool:
     """Whether these are batch norms that :func:`_batch_norm` can run as one."""
     first = norms[0]
     return all(
@@ -130,7 +143,7 @@ def _are_alike(norms: Sequence[nn.Module]) -> bool:
     )
 
 
-def _batch_norm(input: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
+def _batch_norm(input: Tensor, norms: Sequence[Any]) -> Tensor:
     """The norms on consecutive channels of ``input`` as one: statistics are per channel."""
     first = norms[0]
     mean = torch.cat([norm.running_mean for norm in norms])

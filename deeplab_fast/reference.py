@@ -16,7 +16,7 @@ from .backends import implements
 from .ops._library import in_format_of
 
 
-def _padding(weight: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
+def same_padding(weight: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
     kernel_h, kernel_w = weight.shape[2:]
     return dilation[0] * (kernel_h // 2), dilation[1] * (kernel_w // 2)
 
@@ -25,7 +25,7 @@ def _padding(weight: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
 def dilated_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
 ) -> Tensor:
-    padding = _padding(weight, dilation)
+    padding = same_padding(weight, dilation)
     output = F.conv2d(input, weight, bias, 1, padding, tuple(dilation), groups)
     return in_format_of(output, input)
 
@@ -46,7 +46,7 @@ def dilated_conv2d_backward(
         weight,
         [weight.size(0)],
         [1, 1],
-        _padding(weight, dilation),
+        same_padding(weight, dilation),
         list(dilation),
         False,
         [0, 0],
@@ -64,9 +64,10 @@ def dilated_conv2d_backward(
 def parallel_dilated_conv2d(
     input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dilations: Sequence[int]
 ) -> Tensor:
+    optional: Sequence[Tensor | None] = biases or [None] * len(weights)
     outputs = [
         dilated_conv2d(input, weight, bias, (dilation, dilation), 1)
-        for weight, bias, dilation in zip(weights, biases or [None] * len(weights), dilations)
+        for weight, bias, dilation in zip(weights, optional, dilations)
     ]
     return in_format_of(torch.cat(outputs, dim=1), input)
 
@@ -92,6 +93,26 @@ def parallel_dilated_conv2d_backward(
         list(grad_weights) if output_mask[1] else [],
         list(grad_biases) if output_mask[2] else [],
     )
+
+
+@implements("fused_conv2d", "reference")
+def fused_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    output = F.conv2d(input, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+    if residual is not None:
+        output = output + residual
+    if activation != "none":
+        output = {"relu": F.relu, "relu6": F.relu6}[activation](output)
+    return in_format_of(output, input)
 
 
 @implements("aspp", "reference")

@@ -65,6 +65,8 @@ def tensors_of(arguments: list) -> list[Tensor]:
 def test_forward(backend, device, ran, shape, dtype, layout):
     arguments = operands(shape, dtype, device)
     arguments[0] = with_layout(arguments[0], layout)
+    if why := deeplab_fast.backends.why_not(OP, backend, device, *arguments):
+        pytest.skip(why)
     with deeplab_fast.backend(backend):
         output = aspp(*arguments)
     assert ran == [(OP, backend)]
@@ -97,7 +99,7 @@ def test_backward(backend, device, ran):
 def test_double_backward_is_an_error():
     arguments = convert(operands((1, 3, 5, 5)), Tensor.requires_grad_)
     (grad,) = torch.autograd.grad(aspp(*arguments).sum(), arguments[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match="double backward"):
+    with pytest.raises(NotImplementedError, match="no double backward"):
         grad.sum().backward()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +19,7 @@ def check_logits(logits: Tensor) -> None:
         raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
 
 
-def pair(value: int | float | Sequence[int] | Sequence[float], name: str) -> tuple:
+def pair(value: Any, name: str) -> tuple[Any, Any]:
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(values) != 2 or not all(v > 0 for v in values):
         raise ValueError(f"{name}: expected a positive number or two of them, got {value!r}")

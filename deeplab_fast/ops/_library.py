@@ -61,14 +61,11 @@ def differentiable(
     )
 
 
-def not_differentiable(name: str) -> None:
-    """Make differentiating ``deeplab_fast::name`` (a backward op) an error instead of zeros."""
+def not_differentiable(name: str, instead: str) -> None:
+    """Make differentiating ``deeplab_fast::name`` an error that says what to use instead."""
 
     def refuse(ctx: Any, *grads: Any) -> None:
-        raise NotImplementedError(
-            f"deeplab_fast::{name} cannot be differentiated (double backward): use "
-            "F.conv2d / F.interpolate where second derivatives are needed"
-        )
+        raise NotImplementedError(f"deeplab_fast::{name} cannot be differentiated: {instead}")
 
     differentiable(name, refuse, lambda ctx, inputs, output: None)
 
@@ -81,6 +78,9 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     first = tensors[0]
     assert first is not None
     device_type = first.device.type
+    # The meta device, for one, has no autocast, and asking whether it is enabled raises.
+    if not torch.amp.is_autocast_available(device_type):
+        return tensors
     if not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)

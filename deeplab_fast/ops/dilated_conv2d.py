@@ -10,6 +10,8 @@ from torch import Tensor
 from .. import backends
 from ._library import autocast, define, differentiable, empty_like_format, not_differentiable
 
+_NO_DOUBLE_BACKWARD = "there is no double backward; F.conv2d has one"
+
 
 def dilated_conv2d(
     input: Tensor,
@@ -85,7 +87,8 @@ def parallel_dilated_conv2d(
             f"expected one dilation (and one bias) per weight: got {len(weights)} weights, "
             f"{len(dilations)} dilations, {len(biases)} biases"
         )
-    for weight, bias, dilation in zip(weights, biases or [None] * len(weights), dilations):
+    optional: Sequence[Tensor | None] = biases or [None] * len(weights)
+    for weight, bias, dilation in zip(weights, optional, dilations):
         _dilation_pair(dilation)
         _check(input, weight, bias, 1)
     input, *rest = autocast(input, *weights, *biases)
@@ -174,7 +177,7 @@ _dilated_conv2d_backward = define(
     _fake_backward,
 )
 differentiable("dilated_conv2d", _backward, _setup)
-not_differentiable("dilated_conv2d_backward")
+not_differentiable("dilated_conv2d_backward", _NO_DOUBLE_BACKWARD)
 
 
 def _fake_parallel(input: Tensor, weights: Any, biases: Any, dilations: Any) -> Tensor:
@@ -226,4 +229,4 @@ _parallel_dilated_conv2d_backward = define(
     _fake_parallel_backward,
 )
 differentiable("parallel_dilated_conv2d", _backward_parallel, _setup_parallel)
-not_differentiable("parallel_dilated_conv2d_backward")
+not_differentiable("parallel_dilated_conv2d_backward", _NO_DOUBLE_BACKWARD)
