@@ -3,6 +3,7 @@
 // Strides are in elements. No framework header may be included anywhere under csrc/.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -21,6 +22,18 @@ struct UpsampleShape {
   bool align_corners;
 };
 
+struct CrossEntropyTerms {
+  const float* weight;  // [C], or nullptr for ones
+  int64_t ignore_index;
+  float label_smoothing;
+};
+
+// Over all pixels that are not ignored.
+struct CrossEntropySums {
+  double loss, weight;
+  int64_t bad_pixel;  // the first whose target is no class, or -1
+};
+
 // kernel: the name of the kernel or step that failed; nullptr on success.
 struct Status {
   const char* kernel = nullptr;
@@ -33,6 +46,21 @@ namespace cpu {
 // labels [N, out_H, out_W] contiguous, kInt64 | kInt32 | kUInt8.
 Status upsample_argmax_fwd(void* labels, const void* logits, const UpsampleShape& shape,
                            DType label_dtype, DType logit_dtype, int num_threads);
+
+// loss [N, out_H, out_W] or nullptr; log_sum_exp, target the same shape; all contiguous.
+// log_sum_exp is that of the upsampled centred logits: the source logits less their maximum over
+// classes at each source pixel.
+Status upsample_cross_entropy_fwd(float* loss, float* log_sum_exp, CrossEntropySums* sums,
+                                  const float* logits, const int64_t* target,
+                                  const UpsampleShape& shape, const CrossEntropyTerms& terms,
+                                  int num_threads);
+
+// grad_logits [N, C, H, W] contiguous; grad_loss [N, out_H, out_W] in the strides given.
+Status upsample_cross_entropy_bwd(float* grad_logits, const float* grad_loss,
+                                  const std::array<int64_t, 3>& grad_loss_strides,
+                                  const float* log_sum_exp, const float* logits,
+                                  const int64_t* target, const UpsampleShape& shape,
+                                  const CrossEntropyTerms& terms, int num_threads);
 
 }  // namespace cpu
 

@@ -1,5 +1,6 @@
 // pybind11 module `_C`. Tensors arrive as raw addresses; deeplab_fast/cpu.py and cuda.py validate
 // them before. A failed Status becomes a RuntimeError that names the kernel.
+// Compiled a second time as `_emulated`: the CUDA kernels on the CPU, for `_C`'s dtypes and shapes.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -7,8 +8,15 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "api.h"
+#include "common/zones.h"
+#ifdef DEEPLAB_FAST_EMULATED
+#include "emulator/simt.h"
+#endif
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -21,6 +29,54 @@ void check(const Status& status) {
 }
 
 void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+#ifdef DEEPLAB_FAST_WITH_CUDA
+void bind_cuda(py::module_ m) {
+  m.def(
+      "device_info",
+      [] {
+        const cuda::DeviceInfo info = cuda::device_info();
+        py::list devices;
+        for (const auto& device : info.devices) {
+          devices.append(py::dict("name"_a = device.name, "major"_a = device.major,
+                                  "minor"_a = device.minor));
+        }
+        return py::dict("driver_version"_a = info.driver_version,
+                        "runtime_version"_a = info.runtime_version, "devices"_a = devices);
+      },
+      "Driver and runtime version (13.0 is 13000, no driver 0) and the devices they see.");
+  m.def("upsample_argmax_fwd",
+        [](uintptr_t labels, uintptr_t logits, const UpsampleShape& shape, DType label_dtype,
+           DType logit_dtype, uintptr_t stream) {
+          check(cuda::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
+                                          logit_dtype, pointer(stream)));
+        });
+}
+#endif
+
+#ifdef DEEPLAB_FAST_EMULATED
+
+void bind_emulator(py::module_& m) {
+  m.def(
+      "set_seed",
+      [](uint64_t seed) { return std::exchange(emulator::options.seed, seed); },
+      "Orders threads and asynchronous copies from now on; returns the seed until now.");
+  m.def(
+      "set_shared_memory_limit",
+      [](size_t bytes) { return std::exchange(emulator::options.shared_memory_limit, bytes); },
+      "Bytes that a block can have from now on; returns the limit until now.");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_emulated, m) {
+  m.doc() = "The CUDA kernels of deeplab_fast in submodule cuda, compiled for the CPU.";
+  py::module_::import("deeplab_fast._C");  // has the types that the launchers take
+  bind_cuda(m.def_submodule("cuda"));
+  bind_emulator(m);
+}
+
+#else
 
 void bind_shapes(py::module_& m) {
   py::enum_<DType>(m, "DType")
@@ -52,29 +108,62 @@ void bind_cpu(py::module_ m) {
         });
 }
 
-#ifdef DEEPLAB_FAST_WITH_CUDA
-void bind_cuda(py::module_ m) {
-  m.def(
-      "device_info",
-      [] {
-        const cuda::DeviceInfo info = cuda::device_info();
-        py::list devices;
-        for (const auto& device : info.devices) {
-          devices.append(py::dict("name"_a = device.name, "major"_a = device.major,
-                                  "minor"_a = device.minor));
-        }
-        return py::dict("driver_version"_a = info.driver_version,
-                        "runtime_version"_a = info.runtime_version, "devices"_a = devices);
-      },
-      "Driver and runtime version (13.0 is 13000, no driver 0) and the devices they see.");
-  m.def("upsample_argmax_fwd",
-        [](uintptr_t labels, uintptr_t logits, const UpsampleShape& shape, DType label_dtype,
-           DType logit_dtype, uintptr_t stream) {
-          check(cuda::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
-                                          logit_dtype, pointer(stream)));
-        });
+// Structs of int32 as a buffer of [rows, fields].
+template <typename Row>
+py::bytearray int32_rows(const std::vector<Row>& rows) {
+  static_assert(std::is_trivially_copyable_v<Row> && alignof(Row) == alignof(int32_t));
+  return py::bytearray(reinterpret_cast<const char*>(rows.data()), rows.size() * sizeof(Row));
 }
-#endif
+
+// (kernel_H, kernel_W, dilation_H, dilation_W) each.
+std::vector<Branch> to_branches(const std::vector<std::array<int32_t, 4>>& rows) {
+  std::vector<Branch> branches;
+  for (const auto& row : rows) branches.push_back({row[0], row[1], row[2], row[3]});
+  return branches;
+}
+
+void bind_zones(py::module_ m) {
+  m.doc() = "Work lists of dilated convolution (common/zones.h), each a bytearray of int32 rows.";
+  const auto def_tiles = [&](const char* name, auto list_tiles, const char* doc) {
+    m.def(
+        name,
+        [list_tiles](std::array<int32_t, 3> plane, const std::vector<std::array<int32_t, 4>>& rows,
+                     int32_t block_m) {
+          const std::vector<Branch> branches = to_branches(rows);
+          TileList list;
+          {
+            py::gil_scoped_release release;
+            list = list_tiles(Plane{plane[0], plane[1], plane[2]}, branches, block_m);
+          }
+          return py::make_tuple(int32_rows(list.pixels), int32_rows(list.taps),
+                                int32_rows(list.tiles));
+        },
+        "plane"_a, "branches"_a, "block_m"_a = 128, doc);
+  };
+  def_tiles("forward_tiles", list_forward_tiles,
+            "(N, H, W), [(kernel_H, kernel_W, dilation_H, dilation_W)] -> pixels, taps, tiles.");
+  def_tiles("input_grad_tiles", list_input_grad_tiles,
+            "(N, H, W), [(kernel_H, kernel_W, dilation_H, dilation_W)] -> pixels, taps, tiles.");
+  m.def(
+      "tap_rectangles",
+      [](std::array<int32_t, 2> size, const std::vector<std::array<int32_t, 4>>& rows) {
+        return int32_rows(list_tap_rectangles(to_branches(rows), size[0], size[1]));
+      },
+      "size"_a, "branches"_a, "(H, W), branches -> tap rectangles of the weight gradient.");
+  m.def(
+      "schedule",
+      [](const std::vector<std::array<int32_t, 2>>& rows, int32_t num_workers,
+         int32_t split_overhead) {
+        std::vector<Job> jobs;
+        for (const auto& row : rows) jobs.push_back({row[0], row[1]});
+        const Schedule schedule = make_schedule(jobs, num_workers, split_overhead);
+        return py::dict("items"_a = int32_rows(schedule.items),
+                        "reductions"_a = int32_rows(schedule.reductions),
+                        "num_slots"_a = schedule.num_slots, "makespan"_a = schedule.makespan);
+      },
+      "jobs"_a, "num_workers"_a, "split_overhead"_a,
+      "[(steps, blocks)] -> items longest first, reductions, number of slots and makespan.");
+}
 
 py::dict build_info() {
 #ifdef DEEPLAB_FAST_WITH_CUDA
@@ -91,11 +180,14 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled kernels of deeplab_fast: submodule cpu, and cuda where it was built.";
+  m.doc() = "Compiled kernels of deeplab_fast: submodules cpu, zones, and cuda where built.";
   m.def("build_info", &build_info, "Package version, C++ compiler, CUDA version or None.");
   bind_shapes(m);
   bind_cpu(m.def_submodule("cpu"));
+  bind_zones(m.def_submodule("zones"));
 #ifdef DEEPLAB_FAST_WITH_CUDA
   bind_cuda(m.def_submodule("cuda"));
 #endif
 }
+
+#endif

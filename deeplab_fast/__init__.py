@@ -2,13 +2,18 @@
 
 from importlib.metadata import version
 
-from . import cpu, cuda, reference  # noqa: F401, they enter themselves into the backends table
+# These enter themselves into the backends table.
+from . import cpu, cuda, emulated, reference  # noqa: F401
 from .backends import available_backends, backend
+from .models import DeepLabV3
+from .nn import ASPP
 from .ops import aspp, dilated_conv2d, parallel_dilated_conv2d, upsample_argmax
 
 __version__ = version("deeplab-fast")
 
 __all__ = [
+    "ASPP",
+    "DeepLabV3",
     "aspp",
     "available_backends",
     "backend",

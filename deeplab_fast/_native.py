@@ -1,8 +1,8 @@
-"""What the Python sides of the compiled backends share: dtypes and shapes as ``_C`` takes them."""
+"""What the Python sides of the compiled backends share: dtypes, shapes, calls of launchers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,3 +31,27 @@ def upsample_shape(
         for in_size, out_size, factor in zip(logits.shape[2:], size, scale_factors or (None, None))
     ]
     return _C.UpsampleShape(logits.shape, logits.stride(), size, scales, align_corners)
+
+
+def upsample_argmax(
+    launcher: Callable[..., None],
+    stream: int,
+    logits: Tensor,
+    size: Sequence[int],
+    scale_factors: Sequence[float] | None,
+    align_corners: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The op through ``upsample_argmax_fwd`` of a module compiled from the CUDA kernels."""
+    if logits.dtype not in DTYPES:
+        logits = logits.float()
+    labels = logits.new_empty((logits.size(0), *size), dtype=dtype)
+    launcher(
+        labels.data_ptr(),
+        logits.data_ptr(),
+        upsample_shape(logits, size, scale_factors, align_corners),
+        DTYPES[dtype],
+        DTYPES[logits.dtype],
+        stream,
+    )
+    return labels

@@ -76,7 +76,7 @@ def available_backends(device: str | torch.device = "cpu") -> list[str]:
     """The backends that can run on ``device`` on this machine, in the order of :data:`NAMES`.
 
     >>> available_backends("cpu")
-    ['cpu', 'reference']
+    ['cpu', 'emulated', 'reference']
     """
     device_type = torch.device(device).type
     return [name for name in NAMES if unavailable(name, device_type) is None]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _C
-from ._native import DTYPES, upsample_shape
+from . import _C, _native
 from .backends import availability, implements
 
 _OLDEST_CAPABILITY = (8, 0)
@@ -46,23 +45,7 @@ def _version(number: int) -> str:
 
 
 @implements("upsample_argmax", "cuda")
-def upsample_argmax(
-    logits: Tensor,
-    size: Sequence[int],
-    scale_factors: Sequence[float] | None,
-    align_corners: bool,
-    dtype: torch.dtype,
-) -> Tensor:
-    if logits.dtype not in DTYPES:
-        logits = logits.float()
-    labels = logits.new_empty((logits.size(0), *size), dtype=dtype)
+def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
     with torch.cuda.device(logits.device):
-        _C.cuda.upsample_argmax_fwd(
-            labels.data_ptr(),
-            logits.data_ptr(),
-            upsample_shape(logits, size, scale_factors, align_corners),
-            DTYPES[dtype],
-            DTYPES[logits.dtype],
-            torch.cuda.current_stream().cuda_stream,
-        )
-    return labels
+        stream = torch.cuda.current_stream().cuda_stream
+        return _native.upsample_argmax(_C.cuda.upsample_argmax_fwd, stream, logits, *args)

@@ -54,20 +54,21 @@ HOST_DEVICE SourcePair source_pair(int64_t dst, int64_t size, float scale, bool 
   return pair;
 }
 
-HOST_DEVICE float interpolate(float a, float b, float c, float d, float w0, float w1, float h0,
-                              float h1) {
-  const float top = fma_rn(a, w0, mul_rn(b, w1));
-  const float bottom = fma_rn(c, w0, mul_rn(d, w1));
-  return fma_rn(top, h0, mul_rn(bottom, h1));
+HOST_DEVICE float interpolate(float a, float b, float w0, float w1) {
+  return fma_rn(a, w0, mul_rn(b, w1));
 }
 
-// True if `greater` exceeds `lesser` by so much that no rounding of the interpolation can undo it.
-// Interpolated values carry a relative error below 2^-21 of the largest corner; 2^-120 covers
-// denormal products. When this holds at all four corners of a cell, `lesser` wins no pixel of it.
-HOST_DEVICE bool safely_greater(float greater, float lesser) {
-  const float a = greater < 0.0f ? -greater : greater;
-  const float b = lesser < 0.0f ? -lesser : lesser;
-  return greater - lesser > fma_rn(0x1p-20f, a > b ? a : b, 0x1p-120f);
+HOST_DEVICE float interpolate(float a, float b, float c, float d, float w0, float w1, float h0,
+                              float h1) {
+  return interpolate(interpolate(a, b, w0, w1), interpolate(c, d, w0, w1), h0, h1);
+}
+
+// A class whose logits are at or below losing_bound(x) of another class's logit x at all four
+// corners of a cell wins no pixel of it, whatever the rounding: an interpolated value is off by
+// less than 2^-21 of the weighted |corners|, and x - losing_bound(x) exceeds 2^-20 of both logits.
+// 2^-118 covers products that are denormal.
+HOST_DEVICE float losing_bound(float x) {
+  return x - fma_rn(0x1p-18f, x < 0.0f ? -x : x, 0x1p-118f);
 }
 
 // torch.argmax's order: the first NaN wins, else the greatest value, else the lowest class.

@@ -39,9 +39,7 @@ HOST_DEVICE float to_float(BFloat16 value) {
 HOST_DEVICE float to_float(Half value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
-  const float rebased = bits_to_float(magnitude) * 0x1p112f;
-  uint32_t bits;
-  memcpy(&bits, &rebased, sizeof(bits));
+  uint32_t bits = float_to_bits(bits_to_float(magnitude) * 0x1p112f);
   if (magnitude >= 0x0f800000u) bits |= 0x7f800000u;
   return bits_to_float(bits | sign);
 }

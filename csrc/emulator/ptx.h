@@ -1,0 +1,177 @@
+// What each function of cuda/ptx.cuh means, after the PTX ISA's description of its instruction.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../common/half.h"
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
+#include "simt.h"
+
+namespace deeplab_fast::ptx {
+
+using emulator::Site;
+
+constexpr uint32_t kFullWarp = 0xffffffffu;
+
+template <int kBytes>
+void cp_async(void* dst, const void* src, int src_bytes = kBytes, Site site = Site::here()) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  emulator::check_shared("cp_async", dst, kBytes, site);
+  if (src_bytes < 0 || src_bytes > kBytes)
+    emulator::fail("cp_async", site, "src_bytes %d is not 0 to %d", src_bytes, kBytes);
+  if (reinterpret_cast<uintptr_t>(src) % kBytes != 0)
+    emulator::fail("cp_async", site, "source %p is not aligned to %d bytes", src, kBytes);
+  emulator::copy_async(dst, src, kBytes, static_cast<size_t>(src_bytes));
+}
+
+inline void cp_async_commit_group() { emulator::commit_copies(); }
+
+template <int kGroups>
+void cp_async_wait_group() {
+  emulator::wait_for_copies(kGroups);
+}
+
+inline void cp_async_wait_all() {
+  emulator::commit_copies();
+  emulator::wait_for_copies(0);
+}
+
+// row: what this lane pointed to. result: its pair of elements of each matrix.
+struct LoadMatrix {
+  uint16_t row[8];
+  uint32_t result[4];
+};
+
+template <int kMatrices, bool kTrans>
+void load_matrices(const char* function, uint32_t (&r)[kMatrices], const void* row, Site site) {
+  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "ldmatrix loads 1, 2 or 4");
+  LoadMatrix operands{};
+  if (emulator::lane() < 8 * kMatrices) {
+    emulator::check_shared(function, row, sizeof(operands.row), site);
+    memcpy(operands.row, row, sizeof(operands.row));
+  }
+  emulator::warp_collective(
+      function, kFullWarp, &operands,
+      [](void* const* lanes) {
+        for (int lane = 0; lane < 32; ++lane) {
+          for (int i = 0; i < kMatrices; ++i) {
+            const auto element = [&](int y, int x) {
+              return uint32_t{static_cast<LoadMatrix*>(lanes[8 * i + y])->row[x]};
+            };
+            const int g = lane / 4, t = lane % 4;
+            static_cast<LoadMatrix*>(lanes[lane])->result[i] =
+                kTrans ? element(2 * t, g) | element(2 * t + 1, g) << 16
+                       : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
+          }
+        }
+      },
+      false, site);
+  memcpy(r, operands.result, sizeof(r));
+}
+
+template <int kMatrices>
+void ldmatrix(uint32_t (&r)[kMatrices], const void* row, Site site = Site::here()) {
+  load_matrices<kMatrices, false>("ldmatrix", r, row, site);
+}
+
+template <int kMatrices>
+void ldmatrix_trans(uint32_t (&r)[kMatrices], const void* row, Site site = Site::here()) {
+  load_matrices<kMatrices, true>("ldmatrix_trans", r, row, site);
+}
+
+// The operands of one lane, and those of the whole warp as matrices.
+struct Mma {
+  float d[4];
+  uint32_t a[4], b[2];
+};
+
+template <int K>
+struct MmaMatrices {
+  float a[16][K], b[K][8];
+
+  // d += a b. Products are exact in fp32; hardware adds them in an order and precision of its own.
+  void multiply(void* const* lanes) const {
+    for (int row = 0; row < 16; ++row) {
+      float sum[8];
+      for (int col = 0; col < 8; ++col) sum[col] = d(lanes, row, col);
+      for (int k = 0; k < K; ++k)
+        for (int col = 0; col < 8; ++col) sum[col] += a[row][k] * b[k][col];
+      for (int col = 0; col < 8; ++col) d(lanes, row, col) = sum[col];
+    }
+  }
+
+  static float& d(void* const* lanes, int row, int col) {
+    const int lane = row % 8 * 4 + col / 2;
+    return static_cast<Mma*>(lanes[lane])->d[row / 8 * 2 + col % 2];
+  }
+};
+
+inline float to_float(__half, uint16_t bits) { return __half2float({bits}); }
+inline float to_float(__nv_bfloat16, uint16_t bits) { return __bfloat162float({bits}); }
+
+inline void run_mma(const char* function, float (&d)[4], const uint32_t (&a)[4],
+                    const uint32_t (&b)[2], emulator::Evaluate evaluate, Site site) {
+  Mma operands;
+  memcpy(operands.d, d, sizeof(d));
+  memcpy(operands.a, a, sizeof(a));
+  memcpy(operands.b, b, sizeof(b));
+  emulator::warp_collective(function, kFullWarp, &operands, evaluate, false, site);
+  memcpy(d, operands.d, sizeof(d));
+}
+
+template <typename T>
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                  Site site = Site::here()) {
+  const auto evaluate = [](void* const* lanes) {
+    MmaMatrices<16> m;
+    for (int lane = 0; lane < 32; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      const auto* fragment = static_cast<const Mma*>(lanes[lane]);
+      for (int half = 0; half < 2; ++half) {
+        const auto value = [&](uint32_t pair) {
+          return to_float(T{}, static_cast<uint16_t>(pair >> 16 * half));
+        };
+        for (int i = 0; i < 4; ++i)
+          m.a[g + i % 2 * 8][2 * t + i / 2 * 8 + half] = value(fragment->a[i]);
+        for (int i = 0; i < 2; ++i) m.b[2 * t + 8 * i + half][g] = value(fragment->b[i]);
+      }
+    }
+    m.multiply(lanes);
+  };
+  run_mma("mma_m16n8k16", d, a, b, evaluate, site);
+}
+
+inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                             Site site = Site::here()) {
+  const auto evaluate = [](void* const* lanes) {
+    const auto value = [](uint32_t bits) { return bits_to_float(bits & ~0x1fffu); };
+    MmaMatrices<8> m;
+    for (int lane = 0; lane < 32; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      const auto* fragment = static_cast<const Mma*>(lanes[lane]);
+      for (int i = 0; i < 4; ++i) m.a[g + i % 2 * 8][t + i / 2 * 4] = value(fragment->a[i]);
+      for (int i = 0; i < 2; ++i) m.b[t + 4 * i][g] = value(fragment->b[i]);
+    }
+    m.multiply(lanes);
+  };
+  run_mma("mma_m16n8k8_tf32", d, a, b, evaluate, site);
+}
+
+// Infinity and NaN have no mantissa to round.
+inline uint32_t cvt_rna_tf32(float value) {
+  const uint32_t bits = float_to_bits(value);
+  if ((bits & 0x7f800000u) == 0x7f800000u) return value != value ? 0x7fffffffu : bits;
+  return (bits + 0x1000u) & ~0x1fffu;
+}
+
+inline void bar_sync(int id, int threads, Site site = Site::here()) {
+  emulator::named_barrier_sync("bar_sync", id, threads, site);
+}
+
+inline void bar_arrive(int id, int threads, Site site = Site::here()) {
+  emulator::named_barrier_arrive("bar_arrive", id, threads, site);
+}
+
+}  // namespace deeplab_fast::ptx

@@ -1,0 +1,93 @@
+// Runs CUDA kernels on the CPU, to test them where there is no GPU: every thread of a block is a
+// fiber, blocks run one after another, and all of it on the calling OS thread. Threads and blocks
+// run in a random order, asynchronous copies land at a random moment that their waits allow, and
+// shared memory starts as poison, so that a kernel which gets by on luck fails for some seed.
+// What waits for ever, and what CUDA leaves undefined, fails the launch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "../api.h"
+
+struct uint3 {
+  unsigned x, y, z;
+};
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace deeplab_fast::emulator {
+
+// Order and landing moments repeat for the same seed. Seed 0 lands every copy when it is issued,
+// seed 1 as late as its wait allows, the others in between.
+struct Options {
+  uint64_t seed = 0;
+  size_t shared_memory_limit = 163 * 1024;  // bytes a block can have; this is sm_80's
+};
+extern Options options;
+
+// A line of a .cu file. As a default argument it is the caller's.
+struct Site {
+  const char* file;
+  int line;
+  static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
+
+// Calls thread once for each thread of the grid. The message of a failed Status lives until the
+// next launch.
+Status run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+           const std::function<void()>& thread);
+
+template <typename... Params, typename... Args>
+Status launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
+              size_t shared_bytes, const Args&... args) {
+  return run(name, grid, block, shared_bytes, [&] { kernel(args...); });
+}
+
+// The rest is for the threads of a running kernel. function: the name for messages.
+
+// This thread's place in its warp.
+int lane();
+
+// The block's shared memory, aligned to 1024 bytes.
+void* shared_memory();
+
+// Fails the launch unless [address, address + bytes) is in shared memory and aligned to its size.
+void check_shared(const char* function, const void* address, size_t bytes, Site site);
+
+// Abandons the launch with this message, formatted as by printf.
+[[noreturn]] __attribute__((format(printf, 3, 4))) void fail(const char* function, Site site,
+                                                             const char* format, ...);
+
+// Lets other threads run.
+void yield(const char* function, Site site);
+
+// Returns once every thread of the block is here, at the same line.
+void block_barrier(const char* function, Site site);
+
+// Barrier 1 to 15 completes when `threads` threads have arrived; only sync waits for that.
+void named_barrier_sync(const char* function, int id, int threads, Site site);
+void named_barrier_arrive(const char* function, int id, int threads, Site site);
+
+// Returns once every lane of mask is here, at the same line and with the same mask. By then
+// evaluate has run, once, on the lanes' operands (null for lanes not in mask). orders_memory: the
+// lanes now see what the others wrote before.
+using Evaluate = void (*)(void* const operands[32]);
+void warp_collective(const char* function, uint32_t mask, void* operands, Evaluate evaluate,
+                     bool orders_memory, Site site);
+
+// cp.async and its groups, a FIFO per thread. Bytes from src_bytes on are zeros.
+void copy_async(void* dst, const void* src, size_t bytes, size_t src_bytes);
+void commit_copies();
+void wait_for_copies(int groups_left);
+
+}  // namespace deeplab_fast::emulator

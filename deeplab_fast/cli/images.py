@@ -1,0 +1,138 @@
+"""Image files in and out: finding, reading, and writing them."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from .errors import UserError, reason
+
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+
+# EXIF orientation -> what turns the image upright (Exif 2.32, tag 0x0112). ImageOps.exif_transpose
+# would also write the EXIF data anew, and fails on photos where those are odd.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it raises what matters as well
+
+
+def find_images(argument: str, output: Path) -> list[Path]:
+    """The images that a file, folder or glob stands for, sorted, as absolute paths.
+
+    A folder is searched through, except for hidden names and for ``output``, the results of
+    earlier runs. A glob stands for its matches, as if the shell had expanded it.
+
+    Raises:
+        UserError: there are none, or a folder cannot be read.
+    """
+    if glob.has_magic(argument) and not os.path.lexists(argument):
+        matches = glob.glob(argument, recursive=True)
+    else:
+        matches = [argument]
+    images: set[Path] = set()
+    for match in matches:
+        path = Path(os.path.abspath(match))
+        if not os.path.exists(path):
+            raise UserError("no such file (expected an image, a folder or a glob)")
+        images.update(_search(path, output) if path.is_dir() else [path])
+    if not images:
+        raise UserError(f"no image there (expected {' '.join(_EXTENSIONS)})")
+    return sorted(images)
+
+
+def _search(folder: Path, output: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {reason(error)} (expected a readable folder)")
+
+    for root, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if name[0] != "." and Path(root, name) != output]
+        for name in files:
+            if name[0] != "." and name.lower().endswith(_EXTENSIONS):
+                yield Path(root, name)
+
+
+def result_names(images: Sequence[Path]) -> dict[Path, Path]:
+    """A name for each image's results: its path below the deepest folder that has all of them.
+
+    The extension is left off, unless two names then agree.
+
+    >>> result_names([Path("/a/x.jpg"), Path("/b/x.jpg"), Path("/b/x.png")]).values()
+    [Path("a/x"), Path("b/x.jpg"), Path("b/x.png")]
+    """
+    base = os.path.commonpath([image.parent for image in images])
+    full = {image: image.relative_to(base) for image in images}
+    names = {image: Path(os.path.splitext(name)[0]) for image, name in full.items()}
+    while clashes := [name for name, uses in Counter(names.values()).items() if uses > 1]:
+        names.update((image, full[image]) for image in images if names[image] in clashes)
+    return names
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image as it is meant to be seen: RGB, upright, the first frame, on white.
+
+    Raises:
+        UserError: it cannot be read, saying why, without the path.
+    """
+    if not os.path.isfile(path):  # a named pipe, which would block
+        raise UserError("no such file, or not a regular one (expected an image)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow decodes what it can, or raises
+            with Image.open(path) as image:
+                image.load()
+                orientation = image.getexif().get(ExifTags.Base.Orientation)
+                rgb = _rgb(image)
+                return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    except UnidentifiedImageError:
+        empty = os.path.getsize(path) == 0
+        problem = "the file is empty" if empty else "not an image"
+        raise UserError(f"{problem} (expected JPEG, PNG, WebP, TIFF, ...)") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"too large: {reason(error)}") from None
+    except (UserError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno is not None:  # of the operating system, not Pillow's
+            raise UserError(f"{reason(error)} (expected a readable image)") from None
+        raise UserError(f"damaged: {reason(error)} (expected a complete image)") from None
+    except Exception as error:  # a damaged file raises anything from struct.error to SyntaxError
+        raise UserError(f"damaged: {reason(error)} (expected a complete image)") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UserError(f"32 bits per channel, mode {image.mode} (expected 8 or 16)")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+def write_png(image: Image.Image, path: Path) -> None:
+    """Write a whole PNG or, whatever happens, leave what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.tmp")
+    try:
+        image.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

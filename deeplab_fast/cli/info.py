@@ -1,0 +1,102 @@
+"""``deeplab-fast info``: what was built, what is here, and which backend runs what."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import _C, __version__, backends
+
+
+def add_parser(subparsers: Any) -> None:
+    help = "say what was built, what the machine has, and which backend runs which op and why"
+    parser = subparsers.add_parser("info", help=help, description=help)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    for title, text in (*_versions(), *_build(), *_machine()):
+        print(f"{title:<14}{text}")
+    for device_type in ("cpu", "cuda"):
+        print()
+        print("\n".join(_backends(device_type)))
+    return 0
+
+
+def _versions() -> list[tuple[str, str]]:
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "not installed"
+    return [
+        ("deeplab_fast", f"{__version__} in {Path(__file__).parents[1]}"),
+        ("python", platform.python_version()),
+        ("torch", torch.__version__),
+        ("triton", triton),
+    ]
+
+
+def _build() -> list[tuple[str, str]]:
+    build = _C.build_info()
+    kernels = "CPU only"
+    if build["cuda"]:
+        kernels = f"CPU, and CUDA {build['cuda']} for {', '.join(build['architectures'])}"
+    return [("kernels", kernels), ("compiler", build["compiler"])]
+
+
+def _machine() -> list[tuple[str, str]]:
+    rows = [
+        ("system", platform.platform()),
+        ("processor", _processor()),
+        ("threads", f"{torch.get_num_threads()} of {os.cpu_count()} logical processors"),
+    ]
+    if hasattr(_C, "cuda"):
+        rows.append(("CUDA driver", _cuda_version(_C.cuda.device_info()["driver_version"])))
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+        rows.append((f"cuda:{index}", f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {memory}"))
+    return rows
+
+
+def _processor() -> str:
+    """The model's name where Linux tells it; platform.processor() is empty on most systems."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def _cuda_version(number: int) -> str:
+    return f"for CUDA {number // 1000}.{number % 1000 // 10}" if number else "none"
+
+
+def _backends(device_type: str) -> list[str]:
+    """Which backends can run on these devices, and the one that each op takes."""
+    preference = backends.order(device_type)
+    lines = [f"On {device_type}, the first that can run: {', '.join(preference)}"]
+    for name in backends.NAMES:
+        lines.append(f"  {name:<12}{backends.unavailable(name, device_type) or 'can run'}")
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return [*lines, "  no op runs there: PyTorch sees no usable GPU"]
+    width = max(map(len, backends.ops())) + 2
+    for op in backends.ops():
+        passed = []
+        for name in preference:
+            reason = backends.unavailable(name, device_type)
+            if name not in backends.implementations(op):
+                reason = f"it has no {op} kernel"
+            if reason is None:
+                break
+            passed.append(f"{name}: {reason}")
+        lines.append(f"  {op:<{width}}{name}{' (' + '; '.join(passed) + ')' if passed else ''}")
+    return lines

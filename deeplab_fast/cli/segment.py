@@ -1,0 +1,214 @@
+"""``deeplab-fast segment``: labels and an overlay for every image."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..models import DeepLabV3, InferenceModel
+from .errors import UserError, reason
+from .images import find_images, read_image, result_names, write_png
+from .palette import label_image, overlay
+
+_WEIGHTS = """\
+  deeplabv3_resnet50, deeplabv3_resnet101   torchvision's, downloaded once through torch.hub
+  FILE.pth                                  a torchvision checkpoint of one of these two
+  FOLDER                                    a Hugging Face MobileNetV2ForSemanticSegmentation:
+                                            config.json, model.safetensors
+  FILE.safetensors                          written by DeepLabV3.save_pretrained"""
+
+# A panorama is seen at a smaller scale, or it would need memory without bound.
+_MAX_ASPECT = 4
+
+
+def add_parser(subparsers: Any) -> None:
+    help = "segment images into NAME_labels.png and NAME_overlay.png"
+    parser = subparsers.add_parser(
+        "segment",
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}, both as large as the image.",
+        epilog=f"WEIGHTS is one of\n{_WEIGHTS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a file, a folder to search, or a quoted glob"
+    )
+    parser.add_argument("--weights", help="a name, a file or a folder, see below")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("segmented"),
+        metavar="FOLDER",
+        help="where results go, in the images' own subfolders (default: segmented)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="what the network computes in (default: float32)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.weights is None:
+        raise UserError(f"segment needs --weights, one of\n{_WEIGHTS}")
+    device = _device(arguments.device)
+    output = Path(os.path.abspath(arguments.output))
+    images, failures = _find(arguments.images, output)
+    if not images:
+        return 1
+    segment = Segmenter(arguments.weights, device, getattr(torch, arguments.dtype))
+    _make_folder(arguments.output)
+    taken = {os.path.realpath(image) for image in images}
+    names = result_names(images)
+    for image in tqdm(images, unit="image", leave=False, disable=None):
+        results = [output / f"{names[image]}_{kind}.png" for kind in ("labels", "overlay")]
+        try:
+            for result in results:
+                if os.path.realpath(result) in taken:
+                    raise UserError(
+                        f"{os.path.relpath(result)} would be overwritten, which is an input too "
+                        "(expected another --output)"
+                    )
+            _segment_file(segment, image, *results)
+        except UserError as error:
+            failures += _complain(f"{os.path.relpath(image)}: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            failures += _complain(
+                f"{os.path.relpath(image)}: not enough memory (expected a smaller image)"
+            )
+    return 1 if failures else 0
+
+
+class Segmenter:
+    """A network from weights, ready to label images of any size."""
+
+    def __init__(self, weights: str, device: torch.device, dtype: torch.dtype) -> None:
+        try:
+            model = DeepLabV3.from_pretrained(weights)
+            self.model: InferenceModel = model.to(device).prepare_for_inference(dtype)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise UserError(f"--weights: {' '.join(str(error).split())}") from error
+        except (LookupError, TypeError, AttributeError) as error:  # a file can hold anything
+            raise UserError(
+                f"--weights: {weights}: damaged: {error!r} (expected a file as it was written)"
+            ) from error
+        self.num_classes = model.config["num_classes"]
+        if self.num_classes > 2**16:
+            raise UserError(
+                f"--weights: {weights} has {self.num_classes} classes (expected at most 65536, "
+                "what a label PNG can hold)"
+            )
+        self.device = device
+
+    def __call__(self, photo: Image.Image) -> np.ndarray:
+        """Labels [H, W] of a whole RGB photo, from the network's logits straight at its size."""
+        preprocessing, align_corners = self.model.preprocessing, self.model.align_corners
+        size = network_size(photo.size, preprocessing.resize, align_corners)
+        resized = photo.resize(size, Image.Resampling.BILINEAR)
+        pixels = replace(preprocessing, resize=None, crop=None)(resized)
+        labels = self.model.predict(
+            pixels.to(self.device),
+            size=(photo.height, photo.width),
+            dtype=torch.uint8 if self.num_classes <= 256 else torch.int32,
+        )
+        return labels.cpu().numpy()
+
+    def name(self, label: int) -> str:
+        return self.model.categories[label] if self.model.categories else f"class {label}"
+
+
+def network_size(size: tuple[int, int], resize: int | None, align_corners: bool) -> tuple[int, int]:
+    """The size at which the network sees a whole image of ``size``, (width, height).
+
+    The shorter side becomes ``resize`` as in training, or less if the longer one would be over 4
+    times that. With ``align_corners`` sides are 16 k + 1: only there the corners of the logits are
+    those of the image, and TensorFlow's padding is symmetric.
+    """
+    width, height = size
+    if resize is not None:
+        seen = max(min(size), -(-max(size) // _MAX_ASPECT))
+        width, height = (max(1, side * resize // seen) for side in size)
+    if align_corners:
+        width, height = ((side + 7) // 16 * 16 + 1 for side in (width, height))
+    return width, height
+
+
+def _segment_file(segment: Segmenter, path: Path, label_path: Path, overlay_path: Path) -> None:
+    photo = read_image(path)
+    labels = segment(photo)
+    for image, result in (
+        (label_image(labels), label_path),
+        (overlay(photo, labels), overlay_path),
+    ):
+        try:
+            write_png(image, result)
+        except OSError as error:
+            raise UserError(f"cannot write {os.path.relpath(result)}: {reason(error)}") from error
+    written = f"{os.path.relpath(label_path)}, {os.path.relpath(overlay_path)}"
+    lines = [f"{os.path.relpath(path)} ({photo.width}x{photo.height}) -> {written}"]
+    classes, counts = np.unique(labels, return_counts=True)
+    for index in np.argsort(-counts, kind="stable"):
+        share = 100 * counts[index] / labels.size
+        lines.append(f"  {share:5.1f} %  {segment.name(int(classes[index]))}")
+    tqdm.write("\n".join(lines))
+
+
+def _find(arguments: list[str], output: Path) -> tuple[list[Path], int]:
+    """All images in order, each once, and how many arguments stand for none."""
+    images: dict[Path, None] = {}
+    failures = 0
+    for argument in arguments:
+        try:
+            images.update(dict.fromkeys(find_images(argument, output)))
+        except UserError as error:
+            failures += _complain(f"{argument}: {error}")
+    return list(images), failures
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        expected = ", ".join(["cpu", *gpus])
+        why = reason(error).split(". ")[0]
+        raise UserError(f"--device {name}: {why} (expected one of {expected})") from error
+    return device
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder}: {reason(error)} (expected a folder)") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--output {folder}: not writable (expected a folder to write to)")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # PyTorch's allocator for the CPU has no exception of its own.
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _complain(message: str) -> int:
+    """Say it on stderr, past the progress bar; one more failure."""
+    tqdm.write(f"deeplab-fast: {message}", file=sys.stderr)
+    return 1

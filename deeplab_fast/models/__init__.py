@@ -1,0 +1,7 @@
+"""The networks."""
+
+from .deeplabv3 import DeepLabV3
+from .inference import InferenceModel
+from .preprocessing import Preprocessing
+
+__all__ = ["DeepLabV3", "InferenceModel", "Preprocessing"]

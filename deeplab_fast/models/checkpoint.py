@@ -1,0 +1,76 @@
+"""What a model is made from, and the file format of our own that holds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .preprocessing import Preprocessing
+
+_KEY = "deeplab_fast"  # of the JSON in the metadata
+
+
+class Checkpoint(NamedTuple):
+    """Everything a model is made from; ``config`` has the constructor's arguments."""
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    preprocessing: Preprocessing
+    categories: tuple[str, ...] | None
+
+
+def write_own(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write our own format: the state as safetensors, the rest as JSON in its metadata."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: expected a name that ends in .safetensors")
+    description = {
+        "config": checkpoint.config,
+        "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
+        "categories": checkpoint.categories,
+    }
+    state = {key: tensor.contiguous() for key, tensor in checkpoint.state.items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(state, partial, metadata={_KEY: json.dumps(description)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_own(path: Path) -> Checkpoint:
+    state, metadata = read_safetensors(path)
+    if _KEY not in metadata:
+        raise ValueError(
+            f"{path}: expected a file written by save_pretrained, which this is not (no {_KEY!r} "
+            "in its metadata). To load a Hugging Face model name its folder"
+        )
+    description = json.loads(metadata[_KEY])
+    preprocessing: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in description["preprocessing"].items()
+    }
+    categories = description["categories"]
+    return Checkpoint(
+        description["config"],
+        state,
+        Preprocessing(**preprocessing),
+        None if categories is None else tuple(categories),
+    )
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, copied out of the mapped file, and the metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error

@@ -1,0 +1,223 @@
+"""DeepLab-v3, interchangeable with torchvision's."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..nn import ASPP
+from .checkpoint import Checkpoint, write_own
+from .inference import InferenceModel, prepare
+from .mobilenet_v2 import MobileNetV2
+from .preprocessing import Preprocessing
+from .resnet import ResNet
+from .segmentation import SegmentationModel
+from .weights import read_checkpoint
+
+_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
+_RESNETS = ("resnet50", "resnet101")
+
+
+class DeepLabV3(SegmentationModel):
+    """DeepLab-v3 (Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation").
+
+    With its defaults ``DeepLabV3("resnet50")`` is torchvision's ``deeplabv3_resnet50``: the same
+    state dict keys, outputs, gradients and, from the same seed, weights. It takes what that takes,
+    returns what that returns, and adds :meth:`predict`, :meth:`logits` and
+    :meth:`prepare_for_inference`.
+
+    The weights do not depend on ``output_stride`` or ``rates``. Weights for ImageNet fit the
+    backbones: ``model.backbone.load_state_dict(torchvision_resnet.state_dict(), strict=False)``.
+
+    Args:
+        backbone: "resnet50", "resnet101" or "mobilenet_v2".
+        num_classes: channels of the logits.
+        output_stride: 8 or 16, the size of the input over the size of the features. 8 is what
+            torchvision's models have; 16 is cheaper and coarser.
+        rates: of the 3x3 branches of ASPP. By default 12, 24, 36 at output stride 8 and 6, 12, 18
+            at 16, the same field of view; () for none.
+        multi_grid: three unit rates for the last three blocks of a resnet, (1, 2, 4) in the paper
+            (section 3.2.1). None keeps torchvision's dilations.
+        aux_loss: add an FCN classifier on earlier features, returned as "aux".
+        align_corners: convention of the final upsampling; True in TensorFlow's models.
+        head_conv: have torchvision's 3x3 convolution between ASPP and the last one; the paper's
+            and TensorFlow's models have none.
+        tf_padding: pad mobilenet_v2 as TensorFlow's "SAME" does, for weights trained there.
+        norm_eps: epsilon of the backbone's batch norms; 1e-3 in TensorFlow's MobileNetV2.
+
+    Attributes:
+        preprocessing: a :class:`Preprocessing`; set it to what the model was trained with.
+        categories: names of the classes, or None.
+
+    Raises:
+        ValueError: an argument has none of these values, naming it.
+
+    >>> model = DeepLabV3("resnet50", num_classes=11, aux_loss=True)
+    >>> logits = model(torch.randn(2, 3, 360, 480))["out"]
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        num_classes: int = 21,
+        output_stride: int = 8,
+        rates: Sequence[int] | None = None,
+        multi_grid: Sequence[int] | None = None,
+        aux_loss: bool | None = None,
+        *,
+        align_corners: bool = False,
+        head_conv: bool = True,
+        tf_padding: bool = False,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        if backbone not in (*_RESNETS, "mobilenet_v2"):
+            raise ValueError(
+                f"backbone: expected 'resnet50', 'resnet101' or 'mobilenet_v2', got {backbone!r}"
+            )
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+        if output_stride not in _RATES:
+            raise ValueError(f"output_stride: expected 8 or 16, got {output_stride}")
+        if rates is not None and any(rate < 1 for rate in rates):
+            raise ValueError(f"rates: expected positive ints, got {rates}")
+        if multi_grid is not None:
+            if backbone not in _RESNETS:
+                raise ValueError(f"multi_grid: only resnets have one, not {backbone}")
+            if len(multi_grid) != 3 or any(unit < 1 for unit in multi_grid):
+                raise ValueError(f"multi_grid: expected 3 positive ints, got {multi_grid}")
+        if tf_padding and backbone != "mobilenet_v2":
+            raise ValueError(f"tf_padding: only mobilenet_v2 has it, not {backbone}")
+
+        features: ResNet | MobileNetV2
+        if backbone == "mobilenet_v2":
+            features = MobileNetV2(output_stride, tf_padding)
+        else:
+            features = ResNet(backbone, output_stride, multi_grid)
+        for module in features.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = norm_eps
+        # torchvision's order: a seed gives the same weights.
+        aux_classifier = _fcn_head(features.aux_channels, num_classes) if aux_loss else None
+        classifier = _deeplab_head(
+            features.out_channels,
+            _RATES[output_stride] if rates is None else rates,
+            num_classes,
+            head_conv,
+        )
+        super().__init__(
+            features, classifier, aux_classifier, align_corners, Preprocessing(), categories=None
+        )
+        self.config: dict[str, Any] = {
+            "backbone": backbone,
+            "num_classes": num_classes,
+            "output_stride": output_stride,
+            "rates": None if rates is None else list(rates),
+            "multi_grid": None if multi_grid is None else list(multi_grid),
+            "aux_loss": bool(aux_loss),
+            "align_corners": align_corners,
+            "head_conv": head_conv,
+            "tf_padding": tf_padding,
+            "norm_eps": norm_eps,
+        }
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | os.PathLike[str], **overrides: Any) -> DeepLabV3:
+        """A model with trained weights, in float32 and evaluation mode.
+
+        Args:
+            path_or_name: one of
+                - a torchvision checkpoint of deeplabv3_resnet50 or 101 (.pth or .pt), with or
+                  without auxiliary classifier, alone or under the key "model";
+                - a file written by :meth:`save_pretrained` (.safetensors);
+                - a Hugging Face folder of a MobileNetV2ForSemanticSegmentation: config.json,
+                  model.safetensors and, for the preprocessing, preprocessor_config.json;
+                - "deeplabv3_resnet50" or "deeplabv3_resnet101": torchvision's published weights
+                  (COCO, the 21 classes of PASCAL VOC), downloaded and cached by torch.hub.
+            overrides: constructor arguments to use in place of those that the weights came with,
+                such as ``output_stride=16``.
+
+        Raises:
+            FileNotFoundError: nothing is there, or a folder lacks a file.
+            ValueError: what is there is something else, or damaged; names the path and what was
+                expected.
+            ConnectionError: the download failed.
+            ImportError: a name was given and torchvision is not installed.
+
+        >>> model = DeepLabV3.from_pretrained("deeplabv3_resnet50")
+        """
+        checkpoint = read_checkpoint(path_or_name)
+        try:
+            with torch.device("meta"):
+                model = cls(**checkpoint.config | overrides)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path_or_name}: {error}") from error
+        try:
+            model.load_state_dict(checkpoint.state, assign=True)
+        except RuntimeError as error:
+            message = textwrap.shorten(str(error), 400, placeholder=" ...")
+            raise ValueError(
+                f"{path_or_name}: the weights do not fit {model.config}: {message}"
+            ) from error
+        model.preprocessing = checkpoint.preprocessing
+        model.categories = checkpoint.categories
+        return model.float().eval()
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write weights, configuration, preprocessing and categories to one .safetensors file.
+
+        The file appears complete or not at all.
+
+        Raises:
+            ValueError: ``path`` does not end in .safetensors.
+
+        >>> model.save_pretrained("model.safetensors")
+        """
+        config = self.config | {  # these may have been replaced since
+            "num_classes": self.classifier[-1].out_channels,
+            "aux_loss": self.aux_classifier is not None,
+            "align_corners": self.align_corners,
+        }
+        write_own(path, Checkpoint(config, self.state_dict(), self.preprocessing, self.categories))
+
+    def prepare_for_inference(self, dtype: torch.dtype | None = None) -> InferenceModel:
+        """A new model that gives the same labels faster; this one stays as it is.
+
+        Batch norm is folded into the convolutions, ASPP runs as :func:`deeplab_fast.aspp`, the
+        weights are channels_last, the auxiliary classifier is gone. It has ``forward``, ``predict``
+        and ``logits`` and takes images of any floating dtype and memory format.
+
+        Args:
+            dtype: of weights and activations, torch.bfloat16 for one; those of this model by
+                default.
+
+        Raises:
+            TypeError: a module was replaced by one that cannot be folded, naming it.
+
+        >>> labels = model.prepare_for_inference().predict(images)
+        """
+        return prepare(self, dtype)
+
+
+def _deeplab_head(
+    in_channels: int, rates: Sequence[int], num_classes: int, head_conv: bool
+) -> nn.Sequential:
+    head = nn.Sequential(ASPP(in_channels, rates))
+    if head_conv:
+        head.extend([nn.Conv2d(256, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU()])
+    return head.append(nn.Conv2d(256, num_classes, 1))
+
+
+def _fcn_head(in_channels: int, num_classes: int) -> nn.Sequential:
+    channels = in_channels // 4
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Conv2d(channels, num_classes, 1),
+    )

@@ -1,0 +1,148 @@
+"""Hugging Face folders of MobileNetV2ForSemanticSegmentation (TensorFlow's DeepLab models)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Checkpoint, read_safetensors
+from .preprocessing import Preprocessing
+
+_ARCHITECTURE = "MobileNetV2ForSemanticSegmentation"
+
+# What the network here has built in; transformers has the same defaults.
+_REQUIRED = {
+    "num_channels": 3,
+    "depth_multiplier": 1,
+    "depth_divisible_by": 8,
+    "min_depth": 8,
+    "expand_ratio": 6,
+    "first_layer_is_expansion": True,
+    "hidden_act": "relu6",
+}
+
+
+def read_folder(folder: Path) -> Checkpoint:
+    """The checkpoint in ``folder``; see ``DeepLabV3.from_pretrained``."""
+    config = _read_json(folder / "config.json")
+    if _ARCHITECTURE not in (config.get("architectures") or ()):
+        raise ValueError(
+            f"{folder / 'config.json'}: expected the architecture {_ARCHITECTURE}, got "
+            f"{config.get('architectures')}"
+        )
+    _require(config, _REQUIRED, folder / "config.json")
+    weights = _existing(folder / "model.safetensors")
+    tensors, _ = read_safetensors(weights)
+    state = _renamed(tensors, weights)
+    num_classes = state["classifier.1.weight"].size(0)
+    labels = config.get("id2label") or {}
+    return Checkpoint(
+        {
+            "backbone": "mobilenet_v2",
+            "num_classes": num_classes,
+            "output_stride": config.get("output_stride", 32),
+            "rates": [],
+            "align_corners": True,
+            "head_conv": False,
+            "tf_padding": config.get("tf_padding", True),
+            "norm_eps": config.get("layer_norm_eps", 1e-3),
+        },
+        state,
+        _preprocessing(folder / "preprocessor_config.json"),
+        tuple(labels[str(i)] for i in range(num_classes)) if len(labels) == num_classes else None,
+    )
+
+
+def _renamed(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state dict in the keys of DeepLabV3, with the pooled channels of the projection last."""
+    state = {}
+    for key, tensor in tensors.items():
+        module, _, parameter = key.rpartition(".")
+        if module.startswith("mobilenet_v2.conv_1x1."):
+            continue  # of the image classifier
+        if module not in _MODULES:
+            raise ValueError(f"{path}: unexpected tensor {key} for a {_ARCHITECTURE}")
+        state[f"{_MODULES[module]}.{parameter}"] = tensor
+    missing = [name for name in _MODULES.values() if f"{name}.weight" not in state]
+    if missing:
+        raise ValueError(f"{path}: no tensors for {', '.join(missing[:3])} of a {_ARCHITECTURE}")
+    pooled, branch = state["classifier.0.project.0.weight"].chunk(2, dim=1)
+    state["classifier.0.project.0.weight"] = torch.cat([branch, pooled], dim=1)
+    return state
+
+
+def _modules() -> dict[str, str]:
+    """The modules that have parameters: transformers' name -> ours."""
+    layers = {
+        "mobilenet_v2.conv_stem.first_conv": ("backbone.features.0.0", "backbone.features.0.1"),
+        "segmentation_head.conv_aspp": ("classifier.0.convs.0.0", "classifier.0.convs.0.1"),
+        "segmentation_head.conv_pool": ("classifier.0.convs.1.1", "classifier.0.convs.1.2"),
+        "segmentation_head.conv_projection": ("classifier.0.project.0", "classifier.0.project.1"),
+    }
+    for block in range(17):  # the first one is in their stem and does not expand
+        theirs = f"mobilenet_v2.layer.{block - 1}" if block else "mobilenet_v2.conv_stem"
+        ours = f"backbone.features.{block + 1}.conv"
+        names = ("expand_1x1", "conv_3x3") if block else ("conv_3x3",)
+        for i, name in enumerate(names):
+            layers[f"{theirs}.{name}"] = (f"{ours}.{i}.0", f"{ours}.{i}.1")
+        layers[f"{theirs}.reduce_1x1"] = (f"{ours}.{len(names)}", f"{ours}.{len(names) + 1}")
+    modules = {"segmentation_head.classifier.convolution": "classifier.1"}
+    for layer, (conv, norm) in layers.items():
+        modules |= {f"{layer}.convolution": conv, f"{layer}.normalization": norm}
+    return modules
+
+
+_MODULES = _modules()
+
+
+def _preprocessing(path: Path) -> Preprocessing:
+    """What preprocessor_config.json says; scaling to [-1, 1] alone where there is none."""
+    if not path.exists():
+        return Preprocessing((0.5,) * 3, (0.5,) * 3)
+    config = _read_json(path)
+    _require(config, {"do_rescale": True, "do_normalize": True}, path)
+    if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+        raise ValueError(f"{path}: expected rescale_factor 1/255, got {config['rescale_factor']}")
+    resize = crop = None
+    if config.get("do_resize", True):
+        _require(config, {"resample": 2}, path)  # Pillow's bilinear
+        resize = config.get("size", {}).get("shortest_edge")
+        if resize is None:
+            raise ValueError(f"{path}: expected size with shortest_edge, got {config.get('size')}")
+    if config.get("do_center_crop", True):
+        crop_size = config.get("crop_size", {})
+        if not crop_size.keys() >= {"height", "width"}:
+            raise ValueError(f"{path}: expected crop_size with height and width, got {crop_size}")
+        crop = (crop_size["height"], crop_size["width"])
+    mean, std = config.get("image_mean", (0.5,) * 3), config.get("image_std", (0.5,) * 3)
+    return Preprocessing(tuple(mean), tuple(std), resize, crop)
+
+
+def _require(config: dict[str, Any], required: dict[str, Any], path: Path) -> None:
+    for key, value in required.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{path}: expected {key} {value!r}, got {config[key]!r}")
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: not found. Expected a Hugging Face folder with config.json and "
+            "model.safetensors"
+        )
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(_existing(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(config).__name__}")
+    return config

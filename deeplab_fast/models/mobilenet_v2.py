@@ -1,0 +1,127 @@
+"""MobileNetV2 backbone with atrous depthwise convolutions, in torchvision's keys."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .resnet import initialize
+
+# expansion, channels, blocks, stride of the first block: table 2 of the paper.
+_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def pad_same(input: Tensor) -> Tensor:
+    """Pad for a 3x3 convolution of stride 2 as TensorFlow's "SAME": 1 in front at odd sizes only.
+
+    TensorFlow pads ``max(kernel - (size % stride or stride), 0)`` in all, the smaller half first
+    (tf.nn, notes on padding). At odd sizes that is PyTorch's padding=1; at even ones the
+    convolution is centred one pixel later.
+    """
+    height, width = input.shape[2:]
+    return F.pad(input, (width % 2, 1, height % 2, 1))
+
+
+class SameConv2d(nn.Conv2d):
+    """3x3 convolution of stride 2 with TensorFlow's "SAME" padding."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(pad_same(input))
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion, 3x3 depthwise, linear 1x1 projection (Sandler et al. 2018, section 3.3)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        expansion: int,
+        stride: int,
+        dilation: int,
+        tf_padding: bool,
+    ) -> None:
+        super().__init__()
+        width = in_channels * expansion
+        self.residual = stride == 1 and in_channels == out_channels
+        expand = [_conv_norm_relu6(in_channels, width, kernel_size=1)] if expansion != 1 else []
+        self.conv = nn.Sequential(
+            *expand,
+            _conv_norm_relu6(width, width, 3, stride, dilation, width, tf_padding),
+            nn.Conv2d(width, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input + self.conv(input) if self.residual else self.conv(input)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 of width 1 without its last 1x1 convolution and classifier (Sandler et al. 2018).
+
+    Strides beyond ``output_stride`` become dilations of the depthwise convolutions; the block where
+    a stride was keeps the dilation before it.
+
+    Args:
+        output_stride: 8 or 16, the size of the input over the size of the features.
+        tf_padding: pad as TensorFlow's "SAME" does, for weights trained there (:func:`pad_same`).
+
+    Input [N, 3, H, W]; output {"out": [N, 320, H/s, W/s], "aux": [N, 96, H/s, W/s]}, sizes rounded
+    up.
+    """
+
+    out_channels, aux_channels = 320, 96
+
+    def __init__(self, output_stride: int, tf_padding: bool) -> None:
+        super().__init__()
+        channels, reached, dilation = 32, 2, 1
+        self.features = nn.Sequential(
+            _conv_norm_relu6(3, channels, 3, stride=2, tf_padding=tf_padding)
+        )
+        for expansion, out_channels, blocks, first_stride in _STAGES:
+            for stride in (first_stride, *[1] * (blocks - 1)):
+                current = dilation
+                if reached == output_stride:
+                    dilation, stride = dilation * stride, 1
+                reached *= stride
+                self.features.append(
+                    InvertedResidual(channels, out_channels, expansion, stride, current, tf_padding)
+                )
+                channels = out_channels
+        self.aux_layer = sum(blocks for _, _, blocks, _ in _STAGES[:5])
+        initialize(self)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = aux = images
+        for index, layer in enumerate(self.features):
+            features = layer(features)
+            if index == self.aux_layer:
+                aux = features
+        return {"aux": aux, "out": features}
+
+
+def _conv_norm_relu6(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    tf_padding: bool = False,
+) -> nn.Sequential:
+    shape = (in_channels, out_channels, kernel_size, stride)
+    conv: nn.Conv2d
+    if tf_padding and stride == 2:
+        conv = SameConv2d(*shape, groups=groups, bias=False)
+    else:
+        padding = dilation * (kernel_size // 2)
+        conv = nn.Conv2d(*shape, padding, dilation, groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))

@@ -1,0 +1,47 @@
+"""How an image becomes the input that a network was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop and normalise an image; the defaults are ImageNet's statistics at any size.
+
+    To segment a whole photo with a network that came with a crop:
+    ``dataclasses.replace(model.preprocessing, crop=None)``.
+
+    Attributes:
+        mean, std: RGB, of values in [0, 1].
+        resize: pixels of the shorter side, or None. Bilinear with antialiasing, the longer side
+            rounded down, as torchvision's ``resize``.
+        crop: (height, width) cut from the centre after that, or None; beyond the image it is black.
+
+    >>> images = Preprocessing(resize=520)(Image.open("photo.jpg"))[None]
+    """
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    resize: int | None = None
+    crop: tuple[int, int] | None = None
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """``image`` as float32 [3, H, W]; other modes than RGB are converted."""
+        image = image.convert("RGB")
+        if self.resize is not None:
+            short = min(image.size)
+            width, height = (side * self.resize // short for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        if self.crop is not None:
+            height, width = self.crop
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        pixels = np.asarray(image, dtype=np.float32) / 255
+        pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

@@ -1,0 +1,118 @@
+"""What every segmentation network here can do, trained or prepared for inference."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import upsample_argmax
+from .preprocessing import Preprocessing
+
+
+class SegmentationModel(nn.Module):
+    """A backbone, a classifier over its last features and perhaps an auxiliary one.
+
+    Args:
+        backbone: images -> {"out": features, "aux": earlier features}.
+        classifier, aux_classifier: features -> logits per class.
+        align_corners: convention of the bilinear upsampling of the logits, as in F.interpolate.
+        preprocessing: what turns an image into input.
+        categories: names of the classes, if they are known.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classifier: nn.Module,
+        aux_classifier: nn.Module | None,
+        align_corners: bool,
+        preprocessing: Preprocessing,
+        categories: tuple[str, ...] | None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier: Any = classifier
+        self.aux_classifier = aux_classifier
+        self.align_corners = align_corners
+        self.preprocessing = preprocessing
+        self.categories = categories
+
+    def logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """The logits at the resolution of the features, for the ops that upsample themselves.
+
+        Args:
+            images: [N, 3, H, W], normalised.
+
+        Returns:
+            "out" and, with an auxiliary classifier, "aux": [N, num_classes, h, w].
+
+        Raises:
+            ValueError: ``images`` has another shape.
+
+        >>> logits = model.logits(images)
+        >>> loss = upsample_cross_entropy(logits["out"], target, ignore_index=255)
+        """
+        features = self._features(images)
+        logits = OrderedDict(out=self.classifier(features["out"]))
+        if self.aux_classifier is not None:
+            logits["aux"] = self.aux_classifier(features["aux"])
+        return logits
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """:meth:`logits` upsampled to the size of ``images``, as torchvision's models return them.
+
+        Labels and losses are cheaper without: see :meth:`predict` and :meth:`logits`.
+        """
+        size = images.shape[-2:]
+        return OrderedDict(
+            (name, F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners))
+            for name, x in self.logits(images).items()
+        )
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: Tensor,
+        size: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.int64,
+    ) -> Tensor:
+        """The class of every pixel, without logits at full resolution and without gradients.
+
+        Args:
+            images: [N, 3, H, W] or [3, H, W], normalised (:attr:`preprocessing` does that).
+            size: (height, width) of the labels; that of ``images`` by default.
+            dtype: torch.int64, torch.int32 or torch.uint8.
+
+        Returns:
+            [N, height, width] labels, or [height, width] for a single image.
+
+        Raises:
+            RuntimeError: the model is in training mode, where batch norm would use the statistics
+                of these images.
+            ValueError, TypeError: ``images`` has another shape or is not floating.
+
+        >>> labels = model.eval().predict(images, dtype=torch.uint8)
+        """
+        if self.training:
+            raise RuntimeError("predict needs evaluation mode: call model.eval() first")
+        if images.dim() == 3:
+            return self.predict(images[None], size, dtype)[0]
+        logits = self.classifier(self._features(images)["out"])
+        size = (images.size(2), images.size(3)) if size is None else size
+        return upsample_argmax(logits, size, align_corners=self.align_corners, dtype=dtype)
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        if images.dim() != 4 or images.size(1) != 3 or 0 in images.shape[2:]:
+            raise ValueError(
+                "images: expected [N, 3, H, W] with H and W of at least 1, got shape "
+                f"{tuple(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images: expected normalised floats (see model.preprocessing), got {images.dtype}"
+            )
+        return self.backbone(images)

@@ -1,0 +1,152 @@
+"""The build: what the source distribution holds, what the compiled module contains and needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pybind11
+import pytest
+
+import deeplab_fast
+from deeplab_fast import _C
+
+ROOT = Path(__file__).parent.parent
+MODULE = Path(_C.__file__)
+SOURCES = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+
+
+def test_sdist_holds_all_that_a_build_needs(tmp_path):
+    # A copy, because setuptools also packs whatever an earlier build listed in its egg-info.
+    ignored = shutil.ignore_patterns(".git", "build", "*.egg-info", "__pycache__", "*.so")
+    shutil.copytree(ROOT, tmp_path / "src", ignore=ignored)
+    options = ["--sdist", "--no-isolation", "--skip-dependency-check", "--outdir", tmp_path]
+    run(sys.executable, "-m", "build", *options, tmp_path / "src")
+
+    (archive,) = tmp_path.glob("*.tar.gz")
+    assert archive.name == f"deeplab_fast-{version('deeplab-fast')}.tar.gz"
+    assert archive.stat().st_size < 2_000_000
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert {str(path.relative_to(ROOT)) for path in SOURCES} <= names
+    assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
+    assert {"tests/test_build.py", "benchmarks/bench_aspp.py", "deeplab_fast/py.typed"} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_kernels_know_no_framework():
+    framework = re.compile(r"#\s*include\s*[<\"](torch|ATen|c10|caffe2)/")
+    assert not [path for path in SOURCES if framework.search(path.read_text())]
+    python = re.compile(r"#\s*include\s*[<\"](pybind11/|Python\.h)")
+    assert [path.name for path in SOURCES if python.search(path.read_text())] == ["bindings.cpp"]
+
+
+def test_version_is_the_same_everywhere():
+    (stated,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert deeplab_fast.__version__ == version("deeplab-fast") == stated
+    assert _C.build_info()["version"] == stated
+
+
+def test_module_imports_without_torch_and_without_a_driver():
+    code = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("_C", {str(MODULE)!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+if module.build_info()["cuda"]:
+    info = module.cuda.device_info()
+    assert info["runtime_version"] >= 12000, info
+    assert len(info["devices"]) == 0 or info["driver_version"] > 0, info
+assert "torch" not in sys.modules
+"""
+    run(sys.executable, "-I", "-c", code)
+
+
+@pytest.mark.skipif(not shutil.which("ldd"), reason="needs ldd")
+def test_module_needs_no_driver_and_no_torch():
+    libraries = re.findall(r"^\s*(?:/\S*/)?(\S+?)\.so", run("ldd", MODULE), re.M)
+    allowed = {"libstdc++", "libgomp", "libgcc_s", "libc", "libm", "linux-vdso", "libmvec"}
+    allowed |= {"libpthread", "libdl", "librt", "ld-linux-x86-64", "ld-linux-aarch64"}
+    assert set(libraries) - allowed == set()
+
+
+@pytest.fixture
+def cuobjdump() -> str:
+    if _C.build_info()["cuda"] is None:
+        pytest.skip("built for the CPU only")
+    found = shutil.which("cuobjdump")
+    if triton := find_spec("triton"):
+        found = str(Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump")
+    if not found or not os.access(found, os.X_OK):
+        pytest.skip("needs cuobjdump, from a CUDA toolkit or from triton's package")
+    return found
+
+
+def test_every_architecture_is_compiled(cuobjdump):
+    """`80` is machine code and PTX, `80-real` the code and `80-virtual` the PTX alone."""
+    compiled = run(cuobjdump, "--list-elf", "--list-ptx", MODULE)
+    for architecture in _C.build_info()["architectures"]:
+        number, _, kind = architecture.partition("-")
+        chip = rf"\.sm_{number.rstrip('af')}[af]?"  # an older cuobjdump prints 90 for 90a
+        assert bool(re.search(rf"{chip}\.cubin", compiled)) == (kind != "virtual")
+        assert bool(re.search(rf"{chip}\.ptx", compiled)) == (kind != "real")
+
+
+def test_kernels_are_in_the_module(cuobjdump):
+    kernels = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(")
+    names = {name for path in SOURCES for name in kernels.findall(path.read_text())}
+    assert names
+    symbols = run(cuobjdump, "--dump-elf-symbols", MODULE)
+    assert [name for name in names if name not in symbols] == []
+
+
+@pytest.fixture
+def configure(tmp_path):
+    """Lets CMake decide about CUDA; compiles none of the sources."""
+
+    def configure(wanted: str, compiler: str | None) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if k not in ("CUDACXX", "CUDAARCHS")}
+        if compiler:
+            environment["CUDACXX"] = compiler
+        options = [
+            f"-DDEEPLAB_FAST_CUDA={wanted}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        ]
+        return subprocess.run(
+            ["cmake", "-S", ROOT, "-B", tmp_path, "-G", "Ninja", *options],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    return configure
+
+
+def test_no_cuda_compiler_means_a_cpu_build(configure):
+    done = configure("AUTO", None)
+    assert done.returncode == 0, done.stderr
+    assert "no CUDA compiler found, building for the CPU only" in done.stdout
+
+
+def test_a_cuda_compiler_that_fails_means_a_cpu_build_with_its_log(configure):
+    done = configure("AUTO", "/bin/false")
+    assert done.returncode == 0, done.stderr
+    assert "/bin/false does not work, building for the CPU only" in done.stderr
+
+
+def test_a_cuda_compiler_that_was_named_must_work(configure):
+    done = configure("ON", "/nowhere/nvcc")
+    assert done.returncode != 0
+    assert "/nowhere/nvcc" in done.stderr

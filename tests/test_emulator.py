@@ -1,0 +1,360 @@
+"""The emulator: what its instructions compute, and the faults that it must catch in kernels.
+
+The kernels in emulator_kernels are no part of the package: compiled here, and called on addresses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import deeplab_fast
+from deeplab_fast.emulated import SHARED_MEMORY, machine
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "tests" / "emulator_kernels"
+SEEDS = range(12)
+WARP = np.arange(32)
+GROUP, THREAD = WARP // 4, WARP % 4  # the PTX ISA's groupID and threadID_in_group
+
+
+def compile_emulated(source: str, folder: Path, *options: str) -> Path:
+    compiler = os.environ.get("CXX", "c++")
+    if not shutil.which(compiler):
+        pytest.skip(f"needs a C++ compiler, {compiler} is not one")
+    module = folder / f"{source}.so"
+    command = [compiler, "-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-ffp-contract=off"]
+    command += ["-Wall", "-Wextra", "-Werror", f"-I{ROOT}/csrc/emulator", f"-I{ROOT}/csrc"]
+    scheduler = folder / "simt.o"
+    if not scheduler.exists():
+        simt = ROOT / "csrc" / "emulator" / "simt.cpp"
+        subprocess.run([*command[:-2], "-c", simt, "-o", scheduler], check=True)
+    kernels = KERNELS / f"{source}.cu"
+    inputs = ["-x", "c++", kernels, "-x", "none", scheduler]
+    subprocess.run([*command, *options, *inputs, "-o", module], check=True)
+    return module
+
+
+def load(module: Path, function: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(module))
+    getattr(library, function).restype = ctypes.c_char_p
+    return library
+
+
+@pytest.fixture(scope="module")
+def build_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("emulator")
+
+
+# Faults.
+
+PITCH = 64
+INPUT = np.arange(6 * PITCH, dtype=np.float32) + 1
+
+
+@pytest.fixture(scope="module")
+def faults(build_folder) -> ctypes.CDLL:
+    library = load(compile_emulated("faults", build_folder), "run_fault")
+    library.run_with_shared_memory.restype = ctypes.c_char_p
+    library.set_machine.argtypes = [ctypes.c_uint64, ctypes.c_size_t]
+    return library
+
+
+def expected_output(name: str) -> np.ndarray:
+    steps = INPUT.reshape(6, PITCH)
+    return (steps.sum(0) if name == "refill" else steps[0])[::-1]
+
+
+def run_fault(library: ctypes.CDLL, name: str, fault: bool, seed: int) -> str | None:
+    """What was caught: the emulator's message, or that the output is wrong."""
+    library.set_machine(seed, SHARED_MEMORY["sm_80"])
+    memory = np.full(2 * PITCH, np.nan, np.float32)
+    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (memory, INPUT))
+    message = library.run_fault(name.encode(), fault, *pointers)
+    if message is not None:
+        return message.decode()
+    right = np.array_equal(memory[:PITCH], expected_output(name))
+    return None if right else "wrong output"
+
+
+# What the faulty kernels must be caught by, on every seed (a message) or on some (wrong output).
+MESSAGES = {
+    "out_of_bounds_write": r"block \(0, 0, 0\) wrote outside its 256 bytes of shared memory",
+    "out_of_bounds_copy": r"cp_async at faults.cu:\d+: offset 256 is not in the 256 bytes",
+    "divergent_barrier": r"__syncthreads at faults.cu:\d+: other threads of the block are in",
+    "divergent_shuffle": r"block \(0, 0, 0\) waits for ever; warp 0: lanes 0-15 in __shfl_xor_sync "
+    r"at faults.cu:\d+, lanes 16-31 in __shfl_xor_sync at faults.cu:\d+; warp 1: lanes 0-15",
+    "early_exit": r"block \(0, 0, 0\) waits for ever; warp 0: lanes 0-31 in __syncthreads at "
+    r"faults.cu:\d+; warp 1: lanes 0-7 in __syncthreads at faults.cu:\d+, lanes 8-31 exited$",
+    "deadlock": r"waits for ever; warp 0: lanes 0-31 in bar_sync at .+; warp 1: lanes 0-31 in bar",
+    "producer": r"waits for ever; warp 0: lanes 0-31 exited; warp 1: lanes 0-31 in bar_sync",
+    "never_waited": r"of block \(0, 0, 0\) exited with 1 asynchronous copies never waited for",
+    "spin": r"atomicAdd at faults.cu:\d+: the block spins for ever",
+}
+WRONG_OUTPUT = ["barrier", "wait", "refill", "warp_sync", "out_of_bounds_read"]
+# Wrong in a way that shows only in a build with a sanitizer, or whose output is right.
+ONLY_SANITIZERS = ["out_of_bounds_global", "overlapping_blocks"]
+
+
+@pytest.mark.parametrize("name", [*MESSAGES, *WRONG_OUTPUT, *ONLY_SANITIZERS])
+def test_correct_kernels_pass_on_every_seed(faults, name):
+    for seed in SEEDS:
+        assert run_fault(faults, name, False, seed) is None, f"seed {seed}"
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_faults_that_fail_the_launch(faults, name):
+    for seed in SEEDS if name != "spin" else [0]:
+        caught = run_fault(faults, name, True, seed)
+        assert caught is not None and caught != "wrong output", f"seed {seed}"
+        assert __import__("re").search(MESSAGES[name], caught), caught
+
+
+@pytest.mark.parametrize("name", WRONG_OUTPUT)
+def test_faults_that_spoil_the_output(faults, name):
+    caught = [run_fault(faults, name, True, seed) for seed in SEEDS]
+    assert set(caught) <= {None, "wrong output"}
+    assert "wrong output" in caught[:4], "the first few seeds must do"
+
+
+def test_landing_moments(faults):
+    """A missing wait hides from copies that land when issued, not from ones that land late."""
+    assert run_fault(faults, "wait", True, seed=0) is None
+    assert run_fault(faults, "wait", True, seed=1) == "wrong output"
+
+
+def test_the_same_seed_repeats(faults):
+    runs = [[run_fault(faults, "refill", True, seed) for seed in SEEDS] for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("device", SHARED_MEMORY)
+def test_shared_memory_above_the_device(faults, device):
+    limit = SHARED_MEMORY[device]
+    faults.set_machine(0, limit)
+    pointers = [ctypes.c_void_p(np.zeros(PITCH, np.float32).ctypes.data)] * 2
+    memory = np.zeros(PITCH, np.float32)
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (memory, INPUT)]
+    assert faults.run_with_shared_memory(ctypes.c_size_t(limit), *pointers) is None
+    message = faults.run_with_shared_memory(ctypes.c_size_t(limit + 1), *pointers)
+    assert message.decode() == f"needs {limit + 1} bytes of shared memory, the device has {limit}"
+
+
+# Instructions: name -> input words, and the output words they must give.
+
+
+def words(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).view(np.uint32).ravel()
+
+
+def pairs(matrix: np.ndarray) -> np.ndarray:
+    """Words of two 16-bit elements, along the last dimension, which goes."""
+    pair = matrix.astype(np.uint32)
+    return pair[..., 0] | pair[..., 1] << 16
+
+
+def random(*shape: int) -> np.random.Generator:
+    return np.random.default_rng(list(shape))
+
+
+def cp_async(size: int) -> tuple[np.ndarray, np.ndarray]:
+    data = random(size).integers(1, 256, (2, 32, size), np.uint8)
+    copied = data.copy()
+    for lane in range(32):
+        copied[1, lane, lane % (size + 1) :] = 0
+    return words(data), words(copied)
+
+
+def ldmatrix(count: int, trans: bool) -> tuple[np.ndarray, np.ndarray]:
+    data = random(count).integers(0, 2**16, (32, 8), np.uint16)
+    matrices = data.reshape(4, 8, 8)[:count]
+    if trans:
+        matrices = matrices.swapaxes(1, 2)
+    return words(data), pairs(matrices.reshape(count, 8, 4, 2)).reshape(count, 32).T.ravel()
+
+
+def small_integers(*shape: int) -> np.ndarray:
+    """Whose products and sums are exact in every type and order."""
+    return random(*shape).integers(-8, 9, shape).astype(np.float32)
+
+
+def bits_of(matrix: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    tensor = torch.from_numpy(matrix).to(dtype)
+    return tensor.view(torch.int16).numpy().view(np.uint16)
+
+
+def mma(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Fragments by the formulas of the PTX ISA, section "Matrix Fragments for mma.m16n8k16"."""
+    depth = 8 if dtype == torch.float32 else 16
+    a, b, c = small_integers(16, depth), small_integers(depth, 8), small_integers(16, 8)
+    fragments = np.zeros((32, 10), np.uint32)
+    if dtype == torch.float32:
+        # Bits that tf32 does not have must not count.
+        for i in range(4):
+            row = GROUP if i in (0, 2) else GROUP + 8
+            col = THREAD if i in (0, 1) else THREAD + 4
+            fragments[:, i] = words(a[row, col]) | 0x1FFF
+        for i in range(2):
+            fragments[:, 4 + i] = words(b[THREAD if i == 0 else THREAD + 4, GROUP]) | 0x1FFF
+    else:
+        a_bits, b_bits = bits_of(a, dtype), bits_of(b, dtype)
+        for i in range(8):
+            row = GROUP if i in (0, 1, 4, 5) else GROUP + 8
+            col = THREAD * 2 + (i & 1) + (8 if i >= 4 else 0)
+            fragments[:, i // 2] |= a_bits[row, col].astype(np.uint32) << 16 * (i % 2)
+        for i in range(4):
+            row = THREAD * 2 + (i & 1) + (8 if i >= 2 else 0)
+            fragments[:, 4 + i // 2] |= b_bits[row, GROUP].astype(np.uint32) << 16 * (i % 2)
+    outputs = np.zeros((32, 4), np.float32)
+    for i in range(4):
+        row, col = GROUP if i < 2 else GROUP + 8, THREAD * 2 + (i & 1)
+        fragments[:, 6 + i] = words(c[row, col])
+        outputs[:, i] = (c + a @ b)[row, col]
+    return fragments.ravel(), words(outputs)
+
+
+def gemm(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    a, b = small_integers(16, 16), small_integers(16, 8)
+    inputs = np.concatenate([bits_of(a, dtype).ravel(), bits_of(b, dtype).ravel()])
+    return words(inputs), words(a @ b)
+
+
+def floats() -> np.ndarray:
+    """1024 of all magnitudes: ties, denormals, overflow, infinities and NaN among them."""
+    rng = random(1024)
+    ordinary = rng.standard_normal(256) * np.exp2(rng.integers(-30, 20, 256))
+    ties = (1 + (2 * rng.integers(0, 2**10, 256) + 1) / 2.0**11) * np.exp2(rng.integers(-14, 15, 256))
+    bfloat16_ties = (1 + (2 * rng.integers(0, 2**7, 128) + 1) / 2.0**8) * np.exp2(
+        rng.integers(-100, 100, 128)
+    )
+    denormals = (2 * rng.integers(0, 1024, 128) + 1) * 2.0**-25
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519.99, 65520, 65536, 3.3895e38]
+    listed = np.concatenate([ordinary, ties, -bfloat16_ties, denormals, special])
+    rest = rng.integers(0, 2**32, 1024 - len(listed), np.uint64).astype(np.uint32)
+    return np.concatenate([listed.astype(np.float32), rest.view(np.float32)])
+
+
+def cvt_rna_tf32() -> tuple[np.ndarray, np.ndarray]:
+    x = floats()
+    with np.errstate(all="ignore"):
+        mantissa, exponent = np.frexp(x.astype(np.float64))
+        rounded = np.sign(mantissa) * np.floor(np.abs(mantissa) * 2**11 + 0.5) / 2**11
+        result = np.ldexp(rounded, exponent).astype(np.float32)
+    tf32 = words(result)
+    tiny = np.abs(x) < 2.0**-126  # denormals round at the same bit as the smallest normals
+    tf32[tiny] = (words(x)[tiny] + 0x1000) & 0xFFFFE000
+    tf32[np.isnan(x)] = 0x7FFFFFFF
+    return words(x), tf32
+
+
+def half() -> tuple[np.ndarray, np.ndarray]:
+    x = torch.from_numpy(floats())
+    x = torch.where(x.isnan(), 1.0, x)  # of which torch keeps no one pattern
+    rounded = [x.to(torch.float16), x.to(torch.bfloat16)]
+    outputs = [words(y.float().numpy()) for y in rounded]
+    for y in rounded:
+        outputs.append(pairs(torch.stack([y, -y], 1).view(torch.int16).numpy().view(np.uint16)))
+    outputs += [words((-y).float().numpy()) for y in rounded]
+    return words(x.numpy()), np.concatenate(outputs)
+
+
+def bar() -> tuple[np.ndarray, np.ndarray]:
+    data = random(32).integers(0, 2**32, 32, np.uint64).astype(np.uint32)
+    return data, data[WARP ^ 5 ^ 3]
+
+
+def shuffle() -> tuple[np.ndarray, np.ndarray]:
+    data = random(33).integers(0, 2**32, 32, np.uint64).astype(np.uint32)
+    rows = []
+    for width in (1, 2, 4, 8, 16, 32):
+        first = WARP // width * width
+        for i in range(5):
+            rows.append(first + (WARP * 7 + i) % width)
+            rows.append(np.where(WARP - i >= first, WARP - i, WARP))
+            rows.append(np.where(WARP + i < first + width, WARP + i, WARP))
+            rows.append(np.where(WARP ^ 1 << i < first + width, WARP ^ 1 << i, WARP))
+    rows.append(WARP // 16 * 16 + (WARP ^ 9) % 16)
+    wide = (1.0 / (1 + (WARP ^ 17)) * 1e9).astype(np.uint32)
+    return data, np.concatenate([data[np.stack(rows)].ravel(), wide])
+
+
+def vote() -> tuple[np.ndarray, np.ndarray]:
+    data = random(34).integers(0, 256, 32, np.uint32)
+    data[:16] |= 3
+    rows = []
+    for bit in range(8):
+        ballot = int(np.sum((data >> bit & 1).astype(np.uint64) << WARP.astype(np.uint64)))
+        half = np.where(WARP < 16, ballot & 0xFFFF, ballot & 0xFFFF0000)
+        at_bit = data[WARP // 16 * 16 + bit] >> bit & 1
+        rows += [np.full(32, ballot), half, at_bit, at_bit]
+    return data, np.stack(rows).astype(np.uint32).ravel()
+
+
+def atomic() -> tuple[np.ndarray, np.ndarray]:
+    data = random(37).integers(0, 2**32, 37, np.uint64).astype(np.uint32)
+    lanes, cells = data[:32], data[32:]
+    total = (int(cells[0]) + int(lanes.astype(np.uint64).sum())) % 2**32
+    lowest = min(cells[2:3].view(np.int32)[0], lanes.view(np.int32).min())
+    result = [total, max(cells[1], lanes.max()), int(lowest) % 2**32, lanes[7], 12345, cells[3]]
+    return data, np.array(result, np.uint64).astype(np.uint32)
+
+
+INSTRUCTIONS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
+    "cp_async_4": lambda: cp_async(4),
+    "cp_async_8": lambda: cp_async(8),
+    "cp_async_16": lambda: cp_async(16),
+    "ldmatrix_x1": lambda: ldmatrix(1, False),
+    "ldmatrix_x2": lambda: ldmatrix(2, False),
+    "ldmatrix_x4": lambda: ldmatrix(4, False),
+    "ldmatrix_x1_trans": lambda: ldmatrix(1, True),
+    "ldmatrix_x2_trans": lambda: ldmatrix(2, True),
+    "ldmatrix_x4_trans": lambda: ldmatrix(4, True),
+    "mma_f16": lambda: mma(torch.float16),
+    "mma_bf16": lambda: mma(torch.bfloat16),
+    "mma_tf32": lambda: mma(torch.float32),
+    "gemm_f16": lambda: gemm(torch.float16),
+    "gemm_bf16": lambda: gemm(torch.bfloat16),
+    "cvt_rna_tf32": cvt_rna_tf32,
+    "bar": bar,
+    "shuffle": shuffle,
+    "vote": vote,
+    "atomic": atomic,
+    "half": half,
+}
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy at a multiple of 16 bytes, as cudaMalloc returns."""
+    memory = np.empty(array.nbytes + 16, np.uint8)
+    start = -memory.ctypes.data % 16
+    copy = memory[start : start + array.nbytes].view(array.dtype)
+    copy[...] = array
+    return copy
+
+
+@pytest.fixture(scope="module")
+def instructions(build_folder) -> ctypes.CDLL:
+    return load(compile_emulated("instructions", build_folder), "run_instruction")
+
+
+def run_instruction(library: ctypes.CDLL, name: str) -> np.ndarray:
+    inputs, expected = (aligned(array) for array in INSTRUCTIONS[name]())
+    output = aligned(np.full_like(expected, 0xFFFFFFFF))
+    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (output, inputs))
+    assert library.run_instruction(name.encode(), *pointers) is None
+    return output
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_instruction(instructions, name):
+    np.testing.assert_array_equal(run_instruction(instructions, name), INSTRUCTIONS[name]()[1])
+
+
