@@ -38,19 +38,18 @@ void bind_cuda(py::module_ m) {
         const cuda::DeviceInfo info = cuda::device_info();
         py::list devices;
         for (const auto& device : info.devices) {
-          devices.append(py::dict("name"_a = device.name, "major"_a = device.major,
-                                  "minor"_a = device.minor));
+          devices.append(
+              py::dict("name"_a = device.name, "major"_a = device.major, "minor"_a = device.minor));
         }
         return py::dict("driver_version"_a = info.driver_version,
                         "runtime_version"_a = info.runtime_version, "devices"_a = devices);
       },
       "Driver and runtime version (13.0 is 13000, no driver 0) and the devices they see.");
-  m.def("upsample_argmax_fwd",
-        [](uintptr_t labels, uintptr_t logits, const UpsampleShape& shape, DType label_dtype,
-           DType logit_dtype, uintptr_t stream) {
-          check(cuda::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
-                                          logit_dtype, pointer(stream)));
-        });
+  m.def("upsample_argmax_fwd", [](uintptr_t labels, uintptr_t logits, const UpsampleShape& shape,
+                                  DType label_dtype, DType logit_dtype, uintptr_t stream) {
+    check(cuda::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
+                                    logit_dtype, pointer(stream)));
+  });
 }
 #endif
 
@@ -58,8 +57,7 @@ void bind_cuda(py::module_ m) {
 
 void bind_emulator(py::module_& m) {
   m.def(
-      "set_seed",
-      [](uint64_t seed) { return std::exchange(emulator::options.seed, seed); },
+      "set_seed", [](uint64_t seed) { return std::exchange(emulator::options.seed, seed); },
       "Orders threads and asynchronous copies from now on; returns the seed until now.");
   m.def(
       "set_shared_memory_limit",
@@ -90,21 +88,54 @@ void bind_shapes(py::module_& m) {
       .def(py::init([](std::array<int64_t, 4> shape, std::array<int64_t, 4> strides,
                        std::array<int64_t, 2> size, std::array<float, 2> scales,
                        bool align_corners) {
-             return UpsampleShape{shape[0],   shape[1],   shape[2],   shape[3], strides[0],
-                                  strides[1], strides[2], strides[3], size[0],  size[1],
+             return UpsampleShape{shape[0],   shape[1],   shape[2],     shape[3], strides[0],
+                                  strides[1], strides[2], strides[3],   size[0],  size[1],
                                   scales[0],  scales[1],  align_corners};
            }),
            py::arg("shape"), py::arg("strides"), py::arg("size"), py::arg("scales"),
            py::arg("align_corners"));
+  py::class_<CrossEntropyTerms>(m, "CrossEntropyTerms")
+      .def(py::init([](uintptr_t weight, int64_t ignore_index, float label_smoothing) {
+             return CrossEntropyTerms{static_cast<const float*>(pointer(weight)), ignore_index,
+                                      label_smoothing};
+           }),
+           py::arg("weight"), py::arg("ignore_index"), py::arg("label_smoothing"));
 }
 
 void bind_cpu(py::module_ m) {
-  m.def("upsample_argmax_fwd",
-        [](uintptr_t labels, uintptr_t logits, const UpsampleShape& shape, DType label_dtype,
-           DType logit_dtype, int num_threads) {
+  m.def("upsample_argmax_fwd", [](uintptr_t labels, uintptr_t logits, const UpsampleShape& shape,
+                                  DType label_dtype, DType logit_dtype, int num_threads) {
+    py::gil_scoped_release release;
+    check(cpu::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
+                                   logit_dtype, num_threads));
+  });
+  m.def(
+      "upsample_cross_entropy_fwd",
+      [](uintptr_t loss, uintptr_t log_sum_exp, uintptr_t logits, uintptr_t target,
+         const UpsampleShape& shape, const CrossEntropyTerms& terms, int num_threads) {
+        CrossEntropySums sums;
+        {
           py::gil_scoped_release release;
-          check(cpu::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
-                                         logit_dtype, num_threads));
+          check(cpu::upsample_cross_entropy_fwd(
+              static_cast<float*>(pointer(loss)), static_cast<float*>(pointer(log_sum_exp)), &sums,
+              static_cast<const float*>(pointer(logits)),
+              static_cast<const int64_t*>(pointer(target)), shape, terms, num_threads));
+        }
+        return py::make_tuple(sums.loss, sums.weight, sums.bad_pixel);
+      },
+      "Returns the sums of losses and weights, and the first pixel whose target is no class or "
+      "-1.");
+  m.def("upsample_cross_entropy_bwd",
+        [](uintptr_t grad_logits, uintptr_t grad_loss, std::array<int64_t, 3> grad_loss_strides,
+           uintptr_t log_sum_exp, uintptr_t logits, uintptr_t target, const UpsampleShape& shape,
+           const CrossEntropyTerms& terms, int num_threads) {
+          py::gil_scoped_release release;
+          check(cpu::upsample_cross_entropy_bwd(
+              static_cast<float*>(pointer(grad_logits)),
+              static_cast<const float*>(pointer(grad_loss)), grad_loss_strides,
+              static_cast<const float*>(pointer(log_sum_exp)),
+              static_cast<const float*>(pointer(logits)),
+              static_cast<const int64_t*>(pointer(target)), shape, terms, num_threads));
         });
 }
 
@@ -116,7 +147,7 @@ py::bytearray int32_rows(const std::vector<Row>& rows) {
 }
 
 // (kernel_H, kernel_W, dilation_H, dilation_W) each.
-std::vector<Branch> to_branches(const std::vector<std::array<int32_t, 4>>& rows) {
+std::vector<Branch> to_branches(const std::vector<std::array<int32_t, 4> >& rows) {
   std::vector<Branch> branches;
   for (const auto& row : rows) branches.push_back({row[0], row[1], row[2], row[3]});
   return branches;
@@ -127,7 +158,7 @@ void bind_zones(py::module_ m) {
   const auto def_tiles = [&](const char* name, auto list_tiles, const char* doc) {
     m.def(
         name,
-        [list_tiles](std::array<int32_t, 3> plane, const std::vector<std::array<int32_t, 4>>& rows,
+        [list_tiles](std::array<int32_t, 3> plane, const std::vector<std::array<int32_t, 4> >& rows,
                      int32_t block_m) {
           const std::vector<Branch> branches = to_branches(rows);
           TileList list;
@@ -146,13 +177,13 @@ void bind_zones(py::module_ m) {
             "(N, H, W), [(kernel_H, kernel_W, dilation_H, dilation_W)] -> pixels, taps, tiles.");
   m.def(
       "tap_rectangles",
-      [](std::array<int32_t, 2> size, const std::vector<std::array<int32_t, 4>>& rows) {
+      [](std::array<int32_t, 2> size, const std::vector<std::array<int32_t, 4> >& rows) {
         return int32_rows(list_tap_rectangles(to_branches(rows), size[0], size[1]));
       },
       "size"_a, "branches"_a, "(H, W), branches -> tap rectangles of the weight gradient.");
   m.def(
       "schedule",
-      [](const std::vector<std::array<int32_t, 2>>& rows, int32_t num_workers,
+      [](const std::vector<std::array<int32_t, 2> >& rows, int32_t num_workers,
          int32_t split_overhead) {
         std::vector<Job> jobs;
         for (const auto& row : rows) jobs.push_back({row[0], row[1]});

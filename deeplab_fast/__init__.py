@@ -7,7 +7,13 @@ from . import cpu, cuda, emulated, reference  # noqa: F401
 from .backends import available_backends, backend
 from .models import DeepLabV3
 from .nn import ASPP
-from .ops import aspp, dilated_conv2d, parallel_dilated_conv2d, upsample_argmax
+from .ops import (
+    aspp,
+    dilated_conv2d,
+    parallel_dilated_conv2d,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
 
 __version__ = version("deeplab-fast")
 
@@ -20,4 +26,5 @@ __all__ = [
     "dilated_conv2d",
     "parallel_dilated_conv2d",
     "upsample_argmax",
+    "upsample_cross_entropy",
 ]

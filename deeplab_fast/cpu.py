@@ -170,3 +170,86 @@ def upsample_argmax(
         torch.get_num_threads(),
     )
     return labels
+
+
+def _cross_entropy_arguments(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+) -> tuple[Any, ...]:
+    return (
+        logits.data_ptr(),
+        target.data_ptr(),
+        upsample_shape(logits, target.shape[1:], None, align_corners),
+        _C.CrossEntropyTerms(
+            0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
+        ),
+        torch.get_num_threads(),
+    )
+
+
+@implements("upsample_cross_entropy", "cpu")
+def upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    logits, target = logits.float(), target.contiguous()
+    weight = None if weight is None else weight.float().contiguous()
+    log_sum_exp = torch.empty(target.shape)
+    pixel_losses = torch.empty(target.shape) if reduction == "none" else None
+    loss_sum, weight_sum, bad_pixel = _C.cpu.upsample_cross_entropy_fwd(
+        0 if pixel_losses is None else pixel_losses.data_ptr(),
+        log_sum_exp.data_ptr(),
+        *_cross_entropy_arguments(
+            logits, target, weight, ignore_index, label_smoothing, align_corners
+        ),
+    )
+    if bad_pixel >= 0:
+        value = int(target.view(-1)[bad_pixel])
+        raise reference.bad_target(value, logits.size(1), ignore_index)
+    loss, total_weight = torch.tensor([loss_sum, weight_sum], dtype=torch.float64)
+    if reduction == "mean":
+        loss = loss / total_weight
+    return (
+        loss.float() if pixel_losses is None else pixel_losses, log_sum_exp, total_weight.float()
+    )  # fmt: skip
+
+
+@implements("upsample_cross_entropy_backward", "cpu")
+def upsample_cross_entropy_backward(
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    log_sum_exp: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+) -> Tensor:
+    if reduction == "mean":
+        grad_loss = grad_loss / total_weight
+    grad_loss = grad_loss.expand(target.shape)
+    grad_logits = torch.empty(logits.shape)
+    logits32, target = logits.float(), target.contiguous()
+    weight = None if weight is None else weight.float().contiguous()
+    log_sum_exp = log_sum_exp.contiguous()
+    _C.cpu.upsample_cross_entropy_bwd(
+        grad_logits.data_ptr(),
+        grad_loss.data_ptr(),
+        grad_loss.stride(),
+        log_sum_exp.data_ptr(),
+        *_cross_entropy_arguments(
+            logits32, target, weight, ignore_index, label_smoothing, align_corners
+        ),
+    )
+    return in_format_of(grad_logits.to(logits.dtype), logits)

@@ -161,3 +161,76 @@ def upsample_argmax(
     dtype: torch.dtype,
 ) -> Tensor:
     return upsample(logits, size, scale_factors, align_corners).argmax(1).to(dtype)
+
+
+def bad_target(value: int, classes: int, ignore_index: int) -> IndexError:
+    return IndexError(
+        f"target: {value} is not a class: expected 0 to {classes - 1}, or ignore_index "
+        f"({ignore_index})"
+    )
+
+
+def _cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+) -> Tensor:
+    classes = logits.size(1)
+    known = (target == ignore_index) | ((target >= 0) & (target < classes))
+    on_cpu = target.device.type == "cpu"
+    if on_cpu and not known.all():
+        raise bad_target(int(target[~known][0]), classes, ignore_index)
+    loss = F.cross_entropy(
+        upsample(logits, target.shape[1:], None, align_corners),
+        target if on_cpu else torch.where(known, target, ignore_index),
+        None if weight is None else weight.float(),
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+    if on_cpu:
+        return loss
+    # An exception would need to wait for the device, and PyTorch's own assertion ends the process.
+    return loss * torch.where(known if reduction == "none" else known.all(), 1.0, torch.nan)
+
+
+@implements("upsample_cross_entropy", "reference")
+def upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = _cross_entropy(
+        logits, target, weight, ignore_index, reduction, label_smoothing, align_corners
+    )
+    centred = logits.float() - logits.float().amax(1, keepdim=True)
+    log_sum_exp = upsample(centred, target.shape[1:], None, align_corners).logsumexp(1)
+    counted = target != ignore_index
+    if weight is None:
+        return loss, log_sum_exp, counted.sum().float()
+    classes = target.clamp(0, logits.size(1) - 1)
+    return loss, log_sum_exp, (weight.float()[classes] * counted).sum()
+
+
+@implements("upsample_cross_entropy_backward", "reference")
+def upsample_cross_entropy_backward(
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    log_sum_exp: Tensor,
+    total_weight: Tensor,
+    *options: Any,
+) -> Tensor:
+    (grad_logits,) = differentiate(
+        lambda logits: _cross_entropy(logits, target, weight, *options), grad_loss, logits
+    )
+    return in_format_of(grad_logits, logits)

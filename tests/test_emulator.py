@@ -7,46 +7,45 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pybind11
 import pytest
 import torch
 
 import deeplab_fast
+from deeplab_fast import backends, upsample_argmax
 from deeplab_fast.emulated import SHARED_MEMORY, machine
+
+from .emulator_kernels import faults
 
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "tests" / "emulator_kernels"
 SEEDS = range(12)
+CXX = os.environ.get("CXX", "c++")
+NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 WARP = np.arange(32)
 GROUP, THREAD = WARP // 4, WARP % 4  # the PTX ISA's groupID and threadID_in_group
 
 
 def compile_emulated(source: str, folder: Path, *options: str) -> Path:
-    compiler = os.environ.get("CXX", "c++")
-    if not shutil.which(compiler):
-        pytest.skip(f"needs a C++ compiler, {compiler} is not one")
-    module = folder / f"{source}.so"
-    command = [compiler, "-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-ffp-contract=off"]
-    command += ["-Wall", "-Wextra", "-Werror", f"-I{ROOT}/csrc/emulator", f"-I{ROOT}/csrc"]
-    scheduler = folder / "simt.o"
+    if not shutil.which(CXX):
+        pytest.skip(f"needs a C++ compiler, {CXX} is not one")
+    command = [CXX, "-std=c++17", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra"]
+    command += ["-Werror", f"-I{ROOT}/csrc/emulator", f"-I{ROOT}/csrc"]
+    scheduler, module = folder / "simt.o", folder / f"{source}.so"
     if not scheduler.exists():
         simt = ROOT / "csrc" / "emulator" / "simt.cpp"
-        subprocess.run([*command[:-2], "-c", simt, "-o", scheduler], check=True)
-    kernels = KERNELS / f"{source}.cu"
-    inputs = ["-x", "c++", kernels, "-x", "none", scheduler]
-    subprocess.run([*command, *options, *inputs, "-o", module], check=True)
+        subprocess.run([*command, "-c", simt, "-o", scheduler], check=True)
+    inputs = ["-x", "c++", KERNELS / f"{source}.cu", "-x", "none", scheduler]
+    subprocess.run([*command, *options, "-shared", *inputs, "-o", module], check=True)
     return module
-
-
-def load(module: Path, function: str) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(module))
-    getattr(library, function).restype = ctypes.c_char_p
-    return library
 
 
 @pytest.fixture(scope="module")
@@ -56,33 +55,10 @@ def build_folder(tmp_path_factory) -> Path:
 
 # Faults.
 
-PITCH = 64
-INPUT = np.arange(6 * PITCH, dtype=np.float32) + 1
-
 
 @pytest.fixture(scope="module")
-def faults(build_folder) -> ctypes.CDLL:
-    library = load(compile_emulated("faults", build_folder), "run_fault")
-    library.run_with_shared_memory.restype = ctypes.c_char_p
-    library.set_machine.argtypes = [ctypes.c_uint64, ctypes.c_size_t]
-    return library
-
-
-def expected_output(name: str) -> np.ndarray:
-    steps = INPUT.reshape(6, PITCH)
-    return (steps.sum(0) if name == "refill" else steps[0])[::-1]
-
-
-def run_fault(library: ctypes.CDLL, name: str, fault: bool, seed: int) -> str | None:
-    """What was caught: the emulator's message, or that the output is wrong."""
-    library.set_machine(seed, SHARED_MEMORY["sm_80"])
-    memory = np.full(2 * PITCH, np.nan, np.float32)
-    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (memory, INPUT))
-    message = library.run_fault(name.encode(), fault, *pointers)
-    if message is not None:
-        return message.decode()
-    right = np.array_equal(memory[:PITCH], expected_output(name))
-    return None if right else "wrong output"
+def fault_library(build_folder) -> ctypes.CDLL:
+    return faults.load(str(compile_emulated("faults", build_folder)))
 
 
 # What the faulty kernels must be caught by, on every seed (a message) or on some (wrong output).
@@ -105,46 +81,45 @@ ONLY_SANITIZERS = ["out_of_bounds_global", "overlapping_blocks"]
 
 
 @pytest.mark.parametrize("name", [*MESSAGES, *WRONG_OUTPUT, *ONLY_SANITIZERS])
-def test_correct_kernels_pass_on_every_seed(faults, name):
+def test_correct_kernels_pass_on_every_seed(fault_library, name):
     for seed in SEEDS:
-        assert run_fault(faults, name, False, seed) is None, f"seed {seed}"
+        assert faults.run(fault_library, name, False, seed) is None, f"seed {seed}"
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_faults_that_fail_the_launch(faults, name):
+def test_faults_that_fail_the_launch(fault_library, name):
     for seed in SEEDS if name != "spin" else [0]:
-        caught = run_fault(faults, name, True, seed)
+        caught = faults.run(fault_library, name, True, seed)
         assert caught is not None and caught != "wrong output", f"seed {seed}"
-        assert __import__("re").search(MESSAGES[name], caught), caught
+        assert re.search(MESSAGES[name], caught), caught
 
 
 @pytest.mark.parametrize("name", WRONG_OUTPUT)
-def test_faults_that_spoil_the_output(faults, name):
-    caught = [run_fault(faults, name, True, seed) for seed in SEEDS]
+def test_faults_that_spoil_the_output(fault_library, name):
+    caught = [faults.run(fault_library, name, True, seed) for seed in SEEDS]
     assert set(caught) <= {None, "wrong output"}
     assert "wrong output" in caught[:4], "the first few seeds must do"
 
 
-def test_landing_moments(faults):
+def test_landing_moments(fault_library):
     """A missing wait hides from copies that land when issued, not from ones that land late."""
-    assert run_fault(faults, "wait", True, seed=0) is None
-    assert run_fault(faults, "wait", True, seed=1) == "wrong output"
+    assert faults.run(fault_library, "wait", True, seed=0) is None
+    assert faults.run(fault_library, "wait", True, seed=1) == "wrong output"
 
 
-def test_the_same_seed_repeats(faults):
-    runs = [[run_fault(faults, "refill", True, seed) for seed in SEEDS] for _ in range(2)]
+def test_the_same_seed_repeats(fault_library):
+    runs = [[faults.run(fault_library, "refill", True, seed) for seed in SEEDS] for _ in range(2)]
     assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize("device", SHARED_MEMORY)
-def test_shared_memory_above_the_device(faults, device):
+def test_shared_memory_above_the_device(fault_library, device):
     limit = SHARED_MEMORY[device]
-    faults.set_machine(0, limit)
-    pointers = [ctypes.c_void_p(np.zeros(PITCH, np.float32).ctypes.data)] * 2
-    memory = np.zeros(PITCH, np.float32)
-    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (memory, INPUT)]
-    assert faults.run_with_shared_memory(ctypes.c_size_t(limit), *pointers) is None
-    message = faults.run_with_shared_memory(ctypes.c_size_t(limit + 1), *pointers)
+    fault_library.set_machine(0, limit)
+    output = np.zeros(faults.THREADS, np.float32)
+    pointers = output.ctypes.data, faults.INPUT.ctypes.data
+    assert fault_library.run_with_shared_memory(limit, *pointers) is None
+    message = fault_library.run_with_shared_memory(limit + 1, *pointers)
     assert message.decode() == f"needs {limit + 1} bytes of shared memory, the device has {limit}"
 
 
@@ -161,8 +136,8 @@ def pairs(matrix: np.ndarray) -> np.ndarray:
     return pair[..., 0] | pair[..., 1] << 16
 
 
-def random(*shape: int) -> np.random.Generator:
-    return np.random.default_rng(list(shape))
+def random(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 def cp_async(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -231,10 +206,10 @@ def floats() -> np.ndarray:
     """1024 of all magnitudes: ties, denormals, overflow, infinities and NaN among them."""
     rng = random(1024)
     ordinary = rng.standard_normal(256) * np.exp2(rng.integers(-30, 20, 256))
-    ties = (1 + (2 * rng.integers(0, 2**10, 256) + 1) / 2.0**11) * np.exp2(rng.integers(-14, 15, 256))
-    bfloat16_ties = (1 + (2 * rng.integers(0, 2**7, 128) + 1) / 2.0**8) * np.exp2(
-        rng.integers(-100, 100, 128)
-    )
+    odd = 2 * rng.integers(0, 2**10, 256) + 1
+    ties = (1 + odd / 2.0**11) * np.exp2(rng.integers(-14, 15, 256))
+    odd = 2 * rng.integers(0, 2**7, 128) + 1
+    bfloat16_ties = (1 + odd / 2.0**8) * np.exp2(rng.integers(-100, 100, 128))
     denormals = (2 * rng.integers(0, 1024, 128) + 1) * 2.0**-25
     special = [0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519.99, 65520, 65536, 3.3895e38]
     listed = np.concatenate([ordinary, ties, -bfloat16_ties, denormals, special])
@@ -332,7 +307,7 @@ INSTRUCTIONS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy at a multiple of 16 bytes, as cudaMalloc returns."""
+    """A copy at a multiple of 16 bytes, as a GPU's allocations are."""
     memory = np.empty(array.nbytes + 16, np.uint8)
     start = -memory.ctypes.data % 16
     copy = memory[start : start + array.nbytes].view(array.dtype)
@@ -340,21 +315,176 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+def load_instructions(module: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(module))
+    library.run_instruction.restype = ctypes.c_char_p
+    library.run_instruction.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p]
+    return library
+
+
 @pytest.fixture(scope="module")
 def instructions(build_folder) -> ctypes.CDLL:
-    return load(compile_emulated("instructions", build_folder), "run_instruction")
+    return load_instructions(compile_emulated("instructions", build_folder))
 
 
-def run_instruction(library: ctypes.CDLL, name: str) -> np.ndarray:
+def emulate(library: ctypes.CDLL, name: str) -> np.ndarray:
     inputs, expected = (aligned(array) for array in INSTRUCTIONS[name]())
     output = aligned(np.full_like(expected, 0xFFFFFFFF))
-    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (output, inputs))
-    assert library.run_instruction(name.encode(), *pointers) is None
+    assert library.run_instruction(name.encode(), output.ctypes.data, inputs.ctypes.data) is None
     return output
 
 
 @pytest.mark.parametrize("name", INSTRUCTIONS)
 def test_instruction(instructions, name):
-    np.testing.assert_array_equal(run_instruction(instructions, name), INSTRUCTIONS[name]()[1])
+    np.testing.assert_array_equal(emulate(instructions, name), INSTRUCTIONS[name]()[1])
 
 
+@pytest.mark.skipif(not NVCC, reason="needs nvcc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_instructions_compile_for_gpus(tmp_path, architecture):
+    options = ["-std=c++17", f"-arch={architecture}", "-cubin", f"-I{ROOT}/csrc"]
+    warnings = ["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
+    source = KERNELS / "instructions.cu"
+    subprocess.run([NVCC, *options, *warnings, source, "-o", tmp_path / "cubin"], check=True)
+
+
+@pytest.fixture(scope="module")
+def gpu_instructions(build_folder) -> ctypes.CDLL:
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("needs a GPU of compute capability 8.0 or later")
+    if not NVCC:
+        pytest.skip("needs nvcc")
+    architecture = "-arch=sm_{}{}".format(*torch.cuda.get_device_capability())
+    module = build_folder / "gpu_instructions.so"
+    options = ["-std=c++17", architecture, f"-I{ROOT}/csrc", "-shared", "-Xcompiler=-fPIC"]
+    subprocess.run([NVCC, *options, KERNELS / "instructions.cu", "-o", module], check=True)
+    return load_instructions(module)
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_conformance(gpu_instructions, instructions, name):
+    """A GPU gives the same bits."""
+    inputs, expected = (torch.from_numpy(x.view(np.int32)).cuda() for x in INSTRUCTIONS[name]())
+    output = torch.full_like(expected, -1)
+    torch.cuda.synchronize()
+    message = gpu_instructions.run_instruction(name.encode(), output.data_ptr(), inputs.data_ptr())
+    assert message is None
+    torch.cuda.synchronize()
+    emulated = emulate(instructions, name).view(np.int32)
+    np.testing.assert_array_equal(emulated, output.cpu().numpy())
+
+
+# The backend.
+
+
+def test_emulated_is_never_automatic(ran):
+    logits = torch.randn(1, 3, 4, 5)
+    upsample_argmax(logits, size=(7, 9))
+    with deeplab_fast.backend("emulated"):
+        upsample_argmax(logits, size=(7, 9))
+    assert [name for _, name in ran] == ["cpu", "emulated"]
+    assert "emulated" not in backends.order("cpu") + backends.order("cuda")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_emulated_agrees_on_every_seed(seed):
+    logits = torch.randn(2, 5, 7, 9, dtype=torch.bfloat16)
+    expected = upsample_argmax(logits, size=(23, 31))
+    with deeplab_fast.backend("emulated"), machine(seed, "sm_86"):
+        assert torch.equal(upsample_argmax(logits, size=(23, 31)), expected)
+
+
+# Sanitizers, which name the line of a fault. A process must load their library before all else.
+
+
+def sanitizer_environment(sanitizer: str) -> dict[str, str]:
+    library = {"thread": "libtsan.so", "address": "libasan.so"}[sanitizer]
+    command = [CXX, f"-print-file-name={library}"]
+    path = shutil.which(CXX) and subprocess.run(command, capture_output=True, text=True).stdout
+    if not path or not os.path.isabs(path.strip()):
+        pytest.skip(f"{CXX} has no {library}")
+    return os.environ | {
+        "LD_PRELOAD": path.strip(),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        # By default a second report of the same place is left out.
+        "TSAN_OPTIONS": "suppress_equal_addresses=0:suppress_equal_stacks=0",
+        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=0:suppress_equal_pcs=0",
+    }
+
+
+# The lines that a report must name, as written in faults.cu. A copy that lands when it is issued
+# lands before the barrier, so that seed 0 hides a missing wait.
+REPORTS = {
+    "thread": {
+        "barrier": "out[threadIdx.x] = tile[kThreads - 1 - threadIdx.x];",
+        "wait": "out[threadIdx.x] = tile[kThreads - 1 - threadIdx.x];",
+        "refill": "sum += stages[step % 2 * kThreads + kThreads - 1 - threadIdx.x];",
+        "warp_sync": "out[threadIdx.x ^ 1] = tile[threadIdx.x ^ 1];",
+        "overlapping_blocks": "if (kFault || threadIdx.x % 2 == 0) out[i] = in[kThreads - 1 - i];",
+        "deadlock": None,
+        "producer": None,
+        "never_waited": None,
+    },
+    "address": {
+        "out_of_bounds_write": "tile[threadIdx.x + (kFault ? 1 : 0)] = in[threadIdx.x];",
+        "out_of_bounds_read": "out[threadIdx.x] = tile[kThreads - (kFault ? 0 : 1) - threadIdx.x];",
+        "out_of_bounds_global": "if (kFault && threadIdx.x == 0) out[kThreads] = 0.0f;",
+        "refill": None,
+        "early_exit": None,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", REPORTS)
+def test_sanitizers_name_the_line(tmp_path, sanitizer):
+    environment = sanitizer_environment(sanitizer)
+    recover = ["-fsanitize-recover=address"] if sanitizer == "address" else []
+    module = compile_emulated("faults", tmp_path, f"-fsanitize={sanitizer}", *recover)
+    command = [sys.executable, KERNELS / "faults.py", module, *REPORTS[sanitizer]]
+    log = subprocess.run(command, env=environment, capture_output=True, text=True).stderr
+
+    lines = (KERNELS / "faults.cu").read_text().splitlines()
+    runs = re.findall(r"^== (\w+) (\w+) (\d)\n(.*?)(?=^== |\Z)", log, re.M | re.S)
+    assert len(runs) == len(REPORTS[sanitizer]) * 2 * 3, log
+    for name, fault, seed, report in runs:
+        expected = REPORTS[sanitizer][name]
+        named = {lines[int(n) - 1].strip() for n in re.findall(r"faults\.cu:(\d+)", report)}
+        if fault == "False" or expected is None or (name, seed) == ("wait", "0"):
+            assert "SUMMARY" not in report, report
+        else:
+            assert expected in named, report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+def test_kernels_under_a_sanitizer(tmp_path, sanitizer):
+    """Every test of the emulated backend again, with a sanitizer in the kernels."""
+    environment = sanitizer_environment(sanitizer)
+    options = [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ]
+    options += ["-DDEEPLAB_FAST_CUDA=OFF", "-DCMAKE_BUILD_TYPE=None", "-GNinja"]
+    options += [f"-DCMAKE_CXX_FLAGS=-O1 -g1 -fsanitize={sanitizer}"]
+    build = tmp_path / "build"
+    subprocess.run(["cmake", "-S", ROOT, "-B", build, *options], check=True)
+    subprocess.run(["cmake", "--build", build, "--target", "_emulated"], check=True)
+
+    package = tmp_path / "site" / "deeplab_fast"
+    package.mkdir(parents=True)
+    for path in Path(deeplab_fast.__file__).parent.iterdir():
+        if not (path.name.startswith("_emulated.") and path.suffix == ".so"):
+            (package / path.name).symlink_to(path)
+    (package / "_emulated.so").symlink_to(build / "_emulated.so")
+    environment["PYTHONPATH"] = str(package.parent)
+    environment["ASAN_OPTIONS"] = "detect_leaks=0"
+    options = ["-q", "-k", "emulated", "-p", "no:cacheprovider", str(ROOT / "tests")]
+    script = f"""
+import sys, pytest
+from deeplab_fast import _emulated
+assert _emulated.__file__.startswith({str(tmp_path)!r}), _emulated.__file__
+sys.exit(pytest.main({options}))
+"""
+    subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, check=True)

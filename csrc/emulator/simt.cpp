@@ -98,12 +98,12 @@ struct Barrier {
 
 struct Random {
   uint64_t state;
-  // Below n; splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
+  // Below n <= 2^32; splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
   uint64_t operator()(uint64_t n) {
     uint64_t z = state += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (z ^ (z >> 31)) % n;
+    return ((z ^ (z >> 31)) >> 32) * n >> 32;
   }
 };
 
@@ -243,10 +243,15 @@ std::string describe_warps() {
   return result;
 }
 
-bool same(Site a, Site b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
+bool same(const char* a, const char* b) { return a == b || strcmp(a, b) == 0; }
+
+bool same(Site a, Site b) { return a.line == b.line && same(a.file, b.file); }
 
 [[noreturn]] void abandon(const std::string& error) {
-  machine.error = error;
+  {
+    const IgnoreAccesses ignore;
+    machine.error = error;
+  }
   machine.running->fiber.switch_to(machine.scheduler, /*dies=*/true);
   __builtin_unreachable();
 }
@@ -323,7 +328,6 @@ void thread_main() {
   (*machine.body)();
   release(&machine.block_exited);
   if (!thread.copies.empty()) {
-    const IgnoreAccesses ignore;
     abandon(describe("thread", threadIdx) + describe(" of block", blockIdx) +
             text(" exited with %zu asynchronous copies never waited for", thread.copies.size()));
   }
@@ -451,7 +455,6 @@ void check_shared(const char* function, const void* address, size_t bytes, Site 
 }
 
 void fail(const char* function, Site site, const char* format, ...) {
-  const IgnoreAccesses ignore;
   va_list args;
   va_start(args, format);
   const std::string message = text(format, args);
@@ -512,15 +515,15 @@ void warp_collective(const char* function, uint32_t mask, void* operands, Evalua
   Thread* lanes[kWarpSize] = {};
   void* all_operands[kWarpSize] = {};
   bool all_here = true;
-  for (int i = 0; i < kWarpSize; ++i) {
+  for (int i = 0; i < kWarpSize && all_here; ++i) {
     if ((mask >> i & 1) == 0) continue;
     const int number = warp * kWarpSize + i;
     if (number >= machine.num_threads)
       fail(function, site, "mask %08x names lane %d, which does not exist", mask, i);
     lanes[i] = machine.threads[number].get();
     all_operands[i] = lanes[i]->operands;
-    all_here = all_here && lanes[i]->state == State::kWaiting && lanes[i]->mask == mask &&
-               same(lanes[i]->site, site) && strcmp(lanes[i]->function, function) == 0;
+    all_here = lanes[i]->state == State::kWaiting && lanes[i]->mask == mask &&
+               same(lanes[i]->site, site) && same(lanes[i]->function, function);
   }
   if (all_here) {
     {

@@ -67,10 +67,10 @@ def read_own(path: Path) -> Checkpoint:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, copied out of the mapped file, and the metadata."""
+    """The tensors, copied since safetensors maps them to the file, and the metadata."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
             return tensors, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file: {error}") from error

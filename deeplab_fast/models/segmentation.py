@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import upsample_argmax
+from ..ops.upsample_argmax import upsample_argmax
 from .preprocessing import Preprocessing
 
 

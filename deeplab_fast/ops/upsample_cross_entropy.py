@@ -1,0 +1,145 @@
+"""Bilinear upsampling fused with cross entropy: a loss without full-resolution logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ._bilinear import check_logits
+from ._library import define, differentiable, empty_like_format, not_differentiable
+
+_REDUCTIONS = ("none", "mean", "sum")
+
+
+def upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    align_corners: bool = False,
+) -> Tensor:
+    """Cross entropy of the logits after bilinear upsampling to the size of the target.
+
+    Equals ``F.cross_entropy(F.interpolate(logits.float(), target.shape[-2:], mode="bilinear",
+    align_corners=align_corners), target, weight, ignore_index=ignore_index, reduction=reduction,
+    label_smoothing=label_smoothing)`` to within rounding, interpolation in fp32 for half and double
+    dtypes too, under autocast as well. Its "mean" divides by the summed weight of the pixels that
+    are not ignored, so it is NaN where there are none. Results are the same bits on every call and
+    for every number of threads.
+
+    Args:
+        logits: [N, C, H, W], floating, any memory format. The only argument with a gradient.
+        target: [N, height, width] int64 classes in [0, C), or ``ignore_index``.
+        weight: [C] floating weights of the classes, or None.
+        ignore_index: the target of pixels that add nothing; any int, a class too.
+        reduction: "mean", "sum", or "none" for the loss of every pixel.
+        label_smoothing: in [0, 1], the part of each target spread evenly over all classes.
+        align_corners: as in F.interpolate.
+
+    Returns:
+        fp32 loss, a scalar or [N, height, width] with reduction "none". Differentiable once. What
+        is kept for the gradient is one fp32 number per pixel and the inputs.
+
+    Raises:
+        ValueError: a shape, device, reduction or label_smoothing does not fit, or weight requires
+            a gradient.
+        TypeError: logits or weight are not floating, or target is not int64.
+        IndexError: on the CPU, a target is neither a class nor ignore_index. On other devices,
+            where nothing waits for the answer, the loss is NaN instead.
+
+    >>> logits = torch.randn(1, 21, 65, 65, requires_grad=True)
+    >>> upsample_cross_entropy(logits, torch.randint(21, (1, 513, 513))).backward()
+    """
+    check_logits(logits)
+    _check_target(logits, target)
+    if weight is not None:
+        _check_weight(logits, weight)
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
+    loss, _, _ = _upsample_cross_entropy(
+        logits, target, weight, ignore_index, reduction, float(label_smoothing), align_corners,
+        backend=backends.current(),
+    )  # fmt: skip
+    return loss
+
+
+def _check_target(logits: Tensor, target: Tensor) -> None:
+    if target.dim() != 3 or target.size(0) != logits.size(0) or 0 in target.shape[1:]:
+        raise ValueError(
+            f"target: expected [{logits.size(0)}, height, width] of at least 1x1, got shape "
+            f"{tuple(target.shape)}"
+        )
+    if target.dtype != torch.int64:
+        raise TypeError(f"target: expected torch.int64, got {target.dtype}")
+    if target.device != logits.device:
+        raise ValueError(f"target: expected on {logits.device}, got {target.device}")
+
+
+def _check_weight(logits: Tensor, weight: Tensor) -> None:
+    if tuple(weight.shape) != (logits.size(1),):
+        raise ValueError(f"weight: expected ({logits.size(1)},), got {tuple(weight.shape)}")
+    if not weight.is_floating_point():
+        raise TypeError(f"weight: expected a floating dtype, got {weight.dtype}")
+    if weight.device != logits.device:
+        raise ValueError(f"weight: expected on {logits.device}, got {weight.device}")
+    if weight.requires_grad:
+        raise ValueError("weight: has no gradient here, expected requires_grad=False")
+
+
+def _fake(
+    logits: Tensor, target: Tensor, weight: Any, ignore_index: Any, reduction: str, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = tuple(target.shape)
+    return (
+        logits.new_empty(shape if reduction == "none" else (), dtype=torch.float32),
+        logits.new_empty(shape, dtype=torch.float32),
+        logits.new_empty((), dtype=torch.float32),
+    )
+
+
+def _fake_backward(grad_loss: Tensor, logits: Tensor, *others: Any) -> Tensor:
+    return empty_like_format(logits, tuple(logits.shape))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target, weight, *ctx.options = inputs
+    _, log_sum_exp, total_weight = output
+    ctx.mark_non_differentiable(log_sum_exp, total_weight)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, target, weight, log_sum_exp, total_weight)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
+    grad_logits = None
+    if grad_loss is not None and ctx.needs_input_grad[0]:
+        grad_logits = _upsample_cross_entropy_backward(
+            grad_loss, *ctx.saved_tensors, *ctx.options, backend=ctx.backend
+        )
+    return grad_logits, None, None, None, None, None, None
+
+
+_OPTIONS = "int ignore_index, str reduction, float label_smoothing, bool align_corners"
+# log_sum_exp [N, height, width] is that of the upsampled centred logits: the logits less their
+# maximum over classes at each low-resolution pixel, which leaves the softmax as it is and this
+# number accurate. total_weight is what "mean" divides by.
+_upsample_cross_entropy = define(
+    "upsample_cross_entropy",
+    f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}) "
+    "-> (Tensor loss, Tensor log_sum_exp, Tensor total_weight)",
+    _fake,
+)
+_upsample_cross_entropy_backward = define(
+    "upsample_cross_entropy_backward",
+    "(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, Tensor log_sum_exp, "
+    f"Tensor total_weight, {_OPTIONS}) -> Tensor",
+    _fake_backward,
+)
+differentiable("upsample_cross_entropy", _backward, _setup)
+not_differentiable("upsample_cross_entropy_backward", "use F.interpolate and F.cross_entropy")
