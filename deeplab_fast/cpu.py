@@ -44,10 +44,11 @@ def dilated_conv2d_backward(
     dilation: Sequence[int],
     groups: int,
     output_mask: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return reference.dilated_conv2d_backward(
+) -> tuple[Any, ...]:
+    grad_input, *others = reference.dilated_conv2d_backward(
         _channels_last(grad_output), _channels_last(input), weight, dilation, groups, output_mask
     )
+    return in_format_of(grad_input, input) if output_mask[0] else grad_input, *others
 
 
 @implements("parallel_dilated_conv2d", "cpu")
@@ -67,11 +68,16 @@ def parallel_dilated_conv2d(
 
 @implements("parallel_dilated_conv2d_backward", "cpu")
 def parallel_dilated_conv2d_backward(
-    grad_output: Tensor, input: Tensor, *args: Any
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    return reference.parallel_dilated_conv2d_backward(
-        _channels_last(grad_output), _channels_last(input), *args
+    grad_output: Tensor,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[int],
+    output_mask: Sequence[bool],
+) -> tuple[Any, ...]:
+    grad_input, *others = reference.parallel_dilated_conv2d_backward(
+        _channels_last(grad_output), _channels_last(input), weights, dilations, output_mask
     )
+    return in_format_of(grad_input, input) if output_mask[0] else grad_input, *others
 
 
 def _onednn_refuses(input: Tensor, *args: Any) -> str | None:
@@ -144,10 +150,11 @@ def aspp(
         padding = reference.same_padding(weight, rate)
         slice.copy_(fused_conv2d(x, weight, bias, None, (1, 1), padding, rate, 1, "relu"))
     # The pooled branch is constant over space, so its share of the projection is a bias per image.
-    pooled = F.conv2d(x.mean((2, 3), keepdim=True), pool_weight, pool_bias).relu_()
+    pooled = F.linear(x.mean((2, 3)), pool_weight.flatten(1), pool_bias).relu_()
     branch_weight, pooled_weight = project_weight.split([sum(channels), pooled.size(1)], dim=1)
-    image_bias = F.conv2d(pooled, pooled_weight, project_bias)
-    return in_format_of(F.conv2d(branches, branch_weight).add_(image_bias).relu_(), input)
+    image_bias = F.linear(pooled, pooled_weight.flatten(1), project_bias)
+    output = F.conv2d(branches, branch_weight).add_(image_bias[:, :, None, None]).relu_()
+    return in_format_of(output, input)
 
 
 @implements("upsample_argmax", "cpu")

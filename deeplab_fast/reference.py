@@ -228,9 +228,24 @@ def upsample_cross_entropy_backward(
     weight: Tensor | None,
     log_sum_exp: Tensor,
     total_weight: Tensor,
-    *options: Any,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
 ) -> Tensor:
-    (grad_logits,) = differentiate(
-        lambda logits: _cross_entropy(logits, target, weight, *options), grad_loss, logits
+    """Through the softmax of the upsampled logits: autograd does not reach into an op."""
+    size, classes = target.shape[1:], logits.size(1)
+    weight = logits.new_ones(classes).float() if weight is None else weight.float()
+    grad = grad_loss / total_weight if reduction == "mean" else grad_loss
+    grad = torch.where(target == ignore_index, 0.0, grad).unsqueeze(1)
+    index = target.clamp(0, classes - 1).unsqueeze(1)
+    hit = (1 - label_smoothing) * weight[index] * grad
+    smooth = label_smoothing / classes * grad
+
+    softmax = upsample(logits, size, None, align_corners).softmax(1)
+    grad_upsampled = softmax * (hit + smooth * weight.sum()) - smooth * weight[:, None, None]
+    grad_upsampled.scatter_(1, index, grad_upsampled.gather(1, index) - hit)
+    grad_logits = torch.ops.aten.upsample_bilinear2d_backward(
+        grad_upsampled, size, logits.shape, align_corners, None, None
     )
-    return in_format_of(grad_logits, logits)
+    return in_format_of(grad_logits.to(logits.dtype), logits)

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 import deeplab_fast
 from deeplab_fast import dilated_conv2d, parallel_dilated_conv2d
@@ -127,6 +129,27 @@ def test_memory_format_is_kept(backend, device):
             for t in (y, p, x.grad):
                 torch_format = getattr(torch, layout + "_format", torch.channels_last)
                 assert t.is_contiguous(memory_format=torch_format)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("grad_layout", LAYOUTS)
+def test_strides_are_those_that_compiled_graphs_rely_on(backend, device, layout, grad_layout):
+    """Every output of every op has the strides that the fake promised."""
+    input, weight, bias = operands(Conv(2, 4, 6, 7, 5), torch.float32, device)
+    input, grad = with_layout(input, layout), with_layout(torch.randn(2, 6, 7, 5), grad_layout)
+    ops, mask = torch.ops.deeplab_fast, [True, True, True]
+    grad = grad.to(device)
+    calls = [
+        (ops.dilated_conv2d, (input, weight, bias, [2, 2], 1)),
+        (ops.dilated_conv2d_backward, (grad, input, weight, [2, 2], 1, mask)),
+        (ops.parallel_dilated_conv2d, (input, [weight], [bias], [2])),
+        (ops.parallel_dilated_conv2d_backward, (grad, input, [weight], [2], mask)),
+    ]
+    for op, arguments in calls:
+        actual = tree_leaves(op(*arguments, backend=backend))
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            promised = tree_leaves(op(*arguments, backend=backend))
+        assert [t.stride() for t in actual] == [t.stride() for t in promised]
 
 
 def test_only_needed_gradients_are_computed(backend, device):
