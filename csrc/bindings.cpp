@@ -147,7 +147,7 @@ py::bytearray int32_rows(const std::vector<Row>& rows) {
 }
 
 // (kernel_H, kernel_W, dilation_H, dilation_W) each.
-std::vector<Branch> to_branches(const std::vector<std::array<int32_t, 4> >& rows) {
+std::vector<Branch> to_branches(const std::vector<std::array<int32_t, 4>>& rows) {
   std::vector<Branch> branches;
   for (const auto& row : rows) branches.push_back({row[0], row[1], row[2], row[3]});
   return branches;
@@ -158,7 +158,7 @@ void bind_zones(py::module_ m) {
   const auto def_tiles = [&](const char* name, auto list_tiles, const char* doc) {
     m.def(
         name,
-        [list_tiles](std::array<int32_t, 3> plane, const std::vector<std::array<int32_t, 4> >& rows,
+        [list_tiles](std::array<int32_t, 3> plane, const std::vector<std::array<int32_t, 4>>& rows,
                      int32_t block_m) {
           const std::vector<Branch> branches = to_branches(rows);
           TileList list;
@@ -177,13 +177,13 @@ void bind_zones(py::module_ m) {
             "(N, H, W), [(kernel_H, kernel_W, dilation_H, dilation_W)] -> pixels, taps, tiles.");
   m.def(
       "tap_rectangles",
-      [](std::array<int32_t, 2> size, const std::vector<std::array<int32_t, 4> >& rows) {
+      [](std::array<int32_t, 2> size, const std::vector<std::array<int32_t, 4>>& rows) {
         return int32_rows(list_tap_rectangles(to_branches(rows), size[0], size[1]));
       },
       "size"_a, "branches"_a, "(H, W), branches -> tap rectangles of the weight gradient.");
   m.def(
       "schedule",
-      [](const std::vector<std::array<int32_t, 2> >& rows, int32_t num_workers,
+      [](const std::vector<std::array<int32_t, 2>>& rows, int32_t num_workers,
          int32_t split_overhead) {
         std::vector<Job> jobs;
         for (const auto& row : rows) jobs.push_back({row[0], row[1]});

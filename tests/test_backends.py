@@ -64,4 +64,4 @@ def test_every_op_has_a_reference():
 def test_imports_without_a_gpu_or_side_effects():
     """Importing must not touch CUDA, so that a process can fork after it."""
     code = "import torch, deeplab_fast; assert not torch.cuda.is_initialized()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-I", "-c", code], check=True)

@@ -152,7 +152,7 @@ def test_console_script(capsys):
 
 
 def test_a_reader_that_leaves_is_no_error_to_explain():
-    command = [sys.executable, "-m", "deeplab_fast", "info"]
+    command = [sys.executable, "-I", "-m", "deeplab_fast", "info"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""
@@ -160,7 +160,7 @@ def test_a_reader_that_leaves_is_no_error_to_explain():
 
 
 def test_a_report_that_cannot_be_written():
-    command = [sys.executable, "-m", "deeplab_fast", "info"]
+    command = [sys.executable, "-I", "-m", "deeplab_fast", "info"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1

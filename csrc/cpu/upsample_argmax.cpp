@@ -35,7 +35,7 @@ constexpr int64_t kPixelsPerThread = 16384;  // fewer are not worth waking a thr
 
 // Marks of source pixels where no class wins safely.
 constexpr int32_t kContested = -1;
-constexpr int32_t kNotFinite = -2;  // or so large that an interpolated value may overflow
+constexpr int32_t kNotFinite = -2;  // some class is NaN or infinite
 
 ALWAYS_INLINE int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -191,19 +191,17 @@ ALWAYS_INLINE int32_t rank_from(int32_t c, SourceRow& row, Scratch& scratch, con
 }
 
 ALWAYS_INLINE void find_winners(SourceRow& row, Scratch& scratch, const Plan& plan) {
-  std::fill(scratch.best.begin(), scratch.best.end(), -FLT_MAX);
-  std::fill(scratch.second.begin(), scratch.second.end(), -FLT_MAX);
-  std::fill(scratch.magnitude.begin(), scratch.magnitude.end(), 0u);
-  std::fill(row.winner.begin(), row.winner.end(), 0);
+  std::fill_n(scratch.best.data(), plan.pitch, -FLT_MAX);
+  std::fill_n(scratch.second.data(), plan.pitch, -FLT_MAX);
+  std::fill_n(scratch.magnitude.data(), plan.pitch, 0u);
+  std::fill_n(row.winner.data(), plan.pitch, 0);
   const int32_t rest = rank_from<kUnroll>(0, row, scratch, plan);
   rank_from<1>(rest, row, scratch, plan);
 
-  const uint32_t too_large = float_to_bits(0x1p126f);
+  const uint32_t infinity = float_to_bits(INFINITY);
   for (int64_t x = 0; x < plan.pitch; ++x) {
     const bool safe = scratch.second[x] <= losing_bound(scratch.best[x]);
-    row.sure[x] = scratch.magnitude[x] >= too_large ? kNotFinite
-                  : safe                            ? row.winner[x]
-                                                    : kContested;
+    row.sure[x] = scratch.magnitude[x] >= infinity ? kNotFinite : safe ? row.winner[x] : kContested;
   }
 }
 
@@ -304,8 +302,10 @@ ALWAYS_INLINE void interpolate_columns(float (*dst)[kTilePitch], const SourceRow
     // Whole vectors; the next cell overwrites what reaches into it.
     for (int64_t x0 = cell->begin; x0 < cell->end; x0 += kCellLanes) {
       float w0[kCellLanes], w1[kCellLanes];
-      std::copy_n(plan.columns.w0.data() + x0, kCellLanes, w0);
-      std::copy_n(plan.columns.w1.data() + x0, kCellLanes, w1);
+      for (int x = 0; x < kCellLanes; ++x) {
+        w0[x] = plan.columns.w0[x0 + x];
+        w1[x] = plan.columns.w1[x0 + x];
+      }
       for (int64_t i = 0; i < classes; ++i) {
         const float left = a[candidates[i] * plan.pitch], right = b[candidates[i] * plan.pitch];
         float* out = dst[i] + (x0 - tile.begin->begin);

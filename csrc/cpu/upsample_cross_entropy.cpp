@@ -96,6 +96,11 @@ struct Plan {
     for (int64_t c = 0; c < s.C; ++c) total += class_weight(c);
     total_class_weight = static_cast<float>(total);
 
+    // Cell 0 lies between two copies of source pixel 0: halves keep an infinite one, 1 and 0 do
+    // not.
+    std::fill_n(columns.w0.begin(), columns.begin[1], 0.5f);
+    std::fill_n(columns.w1.begin(), columns.begin[1], 0.5f);
+
     int64_t slots = 0;
     for (int64_t cell = 0; cell <= s.W; cell += kLanes) {
       const int64_t end = std::min(cell + kLanes, s.W + 1);
@@ -210,29 +215,40 @@ TARGET_CLONES void load_row(SourceRow& row, Scratch& scratch, const float* __res
     }
   }
   for (int64_t c = 0; c <= C; ++c) {
-    centred[c * pitch] = centred[c * pitch + 1];
-    centred[c * pitch + W + 1] = centred[c * pitch + W];
+    float* logit = centred + c * pitch;
+    // What clamped outputs read, source pixel 1 with weight 0 included: 0 * inf is NaN.
+    logit[0] = interpolate(logit[1], logit[std::min<int64_t>(W, 2)], 1.0f, 0.0f);
+    logit[W + 1] = logit[W];
   }
   lowest[0] = lowest[1];
   lowest[W + 1] = lowest[W];
 }
 
-const SourceRow& source_row(Scratch& scratch, const float* logits, const Plan& plan, int64_t n,
-                            int64_t y) {
+// The cells between source rows v - 1 and v.
+struct CellRow {
+  int64_t v;
+  const SourceRow &top, &bottom;
+};
+
+CellRow cell_row(Scratch& scratch, const float* logits, int64_t n, int64_t v, const Plan& plan) {
   const UpsampleShape& s = plan.shape;
-  y = std::clamp<int64_t>(y, 0, s.H - 1);
-  SourceRow& row = scratch.rows[y & 1];
-  if (row.index != n * s.H + y) {
-    row.index = n * s.H + y;
-    load_row(row, scratch, logits + n * s.stride_N + y * s.stride_H, plan);
-  }
-  return row;
+  const auto source_row = [&](int64_t y) -> const SourceRow& {
+    y = std::clamp<int64_t>(y, 0, s.H - 1);
+    SourceRow& row = scratch.rows[y & 1];
+    if (row.index != n * s.H + y) {
+      row.index = n * s.H + y;
+      load_row(row, scratch, logits + n * s.stride_N + y * s.stride_H, plan);
+    }
+    return row;
+  };
+  // Clamped outputs have row 0 with weight 1 and row 1 with weight 0: 0 * inf is NaN.
+  return {v, source_row(v - 1), source_row(std::max<int64_t>(v, 1))};
 }
 
-ALWAYS_INLINE bool is_tame(const SourceRow& top, const SourceRow& bottom, const Block& block) {
+ALWAYS_INLINE bool is_tame(const CellRow& row, const Block& block) {
   float lowest = 0.0f;
   for (int64_t v = block.cell; v <= block.cell + kLanes; ++v) {
-    lowest = std::min({lowest, top.lowest.data()[v], bottom.lowest.data()[v]});
+    lowest = std::min({lowest, row.top.lowest.data()[v], row.bottom.lowest.data()[v]});
   }
   return lowest >= kTame;
 }
@@ -243,11 +259,11 @@ struct Strip {
   const float* __restrict__ w0, * __restrict__ w1;       // [kLanes]
 };
 
-ALWAYS_INLINE Strip strip_of(const SourceRow& top, const SourceRow& bottom, const Block& block,
-                             const Plan& plan, int64_t c, int64_t k) {
+ALWAYS_INLINE Strip strip_of(const CellRow& row, const Block& block, const Plan& plan, int64_t c,
+                             int64_t k) {
   const int64_t source = c * plan.pitch + block.cell, slots = block.slots + k * kLanes;
-  return {top.centred.data() + source, bottom.centred.data() + source, plan.w0.data() + slots,
-          plan.w1.data() + slots};
+  return {row.top.centred.data() + source, row.bottom.centred.data() + source,
+          plan.w0.data() + slots, plan.w1.data() + slots};
 }
 
 // The logits at the top or bottom edge of the cells. Slots without a pixel have weights 0 and must
@@ -315,10 +331,10 @@ ALWAYS_INLINE void add_exponentials(float* __restrict__ sum, const float* __rest
   }
 }
 
-// scratch.sum[y, slot] = log2 of the sum over classes of 2^logit.
-ALWAYS_INLINE void log_sum_exp2(Scratch& scratch, const SourceRow& top, const SourceRow& bottom,
-                                const Block& block, const RowGroup& group, const Plan& plan) {
-  const bool tame = is_tame(top, bottom, block);
+// scratch.sum[y, slot] = sum over classes of 2^(logit - scratch.shift[y, slot]); shift is 0 in a
+// tame block, else the greatest logit.
+ALWAYS_INLINE void sum_exponentials(Scratch& scratch, bool tame, const CellRow& row,
+                                    const Block& block, const RowGroup& group, const Plan& plan) {
   const int64_t C = plan.shape.C, pitch = plan.max_slots, slots = block.depth * kLanes;
   for (int64_t y = 0; y < group.count; ++y) {
     std::fill_n(scratch.sum.data() + y * pitch, slots, 0.0f);
@@ -329,21 +345,16 @@ ALWAYS_INLINE void log_sum_exp2(Scratch& scratch, const SourceRow& top, const So
     float* shift = scratch.shift.data() + k * kLanes;
     if (tame) {
       for (int64_t c = 0; c < C; ++c) {
-        add_tame_exponentials(sum, strip_of(top, bottom, block, plan, c, k), group, pitch);
+        add_tame_exponentials(sum, strip_of(row, block, plan, c, k), group, pitch);
       }
     } else {
       for (int64_t c = 0; c < C; ++c) {
-        take_maximum(shift, strip_of(top, bottom, block, plan, c, k), group, pitch);
+        take_maximum(shift, strip_of(row, block, plan, c, k), group, pitch);
       }
       for (int64_t c = 0; c < C; ++c) {
-        add_exponentials(sum, shift, strip_of(top, bottom, block, plan, c, k), group, pitch);
+        add_exponentials(sum, shift, strip_of(row, block, plan, c, k), group, pitch);
       }
     }
-  }
-  for (int64_t y = 0; y < group.count; ++y) {
-    float* __restrict__ sum = scratch.sum.data() + y * pitch;
-    const float* __restrict__ shift = scratch.shift.data() + y * pitch;
-    for (int64_t s = 0; s < slots; ++s) sum[s] = shift[s] + fast_log2(sum[s]);
   }
 }
 
@@ -360,25 +371,29 @@ struct ImageLosses {
   RowSums* sums;  // [out_H]
 };
 
-ALWAYS_INLINE void take_losses(const ImageLosses& image, const Scratch& scratch,
-                               const SourceRow& top, const SourceRow& bottom, const Block& block,
-                               const RowGroup& group, const Plan& plan) {
+ALWAYS_INLINE void take_losses(const ImageLosses& image, Scratch& scratch, const CellRow& row,
+                               const Block& block, const RowGroup& group, const Plan& plan) {
+  for (int64_t y = 0; y < group.count; ++y) {
+    float* __restrict__ sum = scratch.sum.data() + y * plan.max_slots;
+    for (int64_t s = 0; s < block.depth * kLanes; ++s) sum[s] = fast_log2(sum[s]);
+  }
   const int64_t C = plan.shape.C;
   const float target_part = 1.0f - plan.terms.label_smoothing;
   const float smooth_part = plan.terms.label_smoothing / static_cast<float>(C);
   for (int64_t i = 0; i < group.count; ++i) {
     const float* log_sums = scratch.sum.data() + i * plan.max_slots;
+    const float* shifts = scratch.shift.data() + i * plan.max_slots;
     RowSums sums = image.sums[group.y + i];
     for (int64_t x = block.x_begin; x < block.x_end; ++x) {
       const int64_t pixel = (group.y + i) * plan.shape.out_W + x, target = image.target[pixel];
       const int64_t cell = block.cell + plan.slot[x] % kLanes;
       const auto logit = [&](int64_t c) {
-        const float* a = top.centred.data() + c * plan.pitch + cell;
-        const float* b = bottom.centred.data() + c * plan.pitch + cell;
+        const float* a = row.top.centred.data() + c * plan.pitch + cell;
+        const float* b = row.bottom.centred.data() + c * plan.pitch + cell;
         return interpolate(a[0], a[1], b[0], b[1], plan.columns.w0[x], plan.columns.w1[x],
                            group.h0[i], group.h1[i]);
       };
-      const float log_sum = log_sums[plan.slot[x]];
+      const float log_sum = log_sums[plan.slot[x]], shift = shifts[plan.slot[x]];
       float loss = 0.0f;
       if (target != plan.terms.ignore_index) {
         if (target < 0 || target >= C) {
@@ -386,29 +401,29 @@ ALWAYS_INLINE void take_losses(const ImageLosses& image, const Scratch& scratch,
           continue;
         }
         const float weight = plan.class_weight(target);
-        loss = target_part * weight * (log_sum - logit(target));
+        loss = target_part * weight * (shift - logit(target) + log_sum);
         if (smooth_part > 0.0f) {
-          loss += smooth_part * (plan.total_class_weight * log_sum - logit(C));
+          loss += smooth_part * (plan.total_class_weight * (shift + log_sum) - logit(C));
         }
         loss *= kLn2;
         sums.loss += loss;
         sums.weight += weight;
       }
-      image.log_sum_exp[pixel] = log_sum * kLn2;
+      image.log_sum_exp[pixel] = (shift + log_sum) * kLn2;
       if (image.loss) image.loss[pixel] = loss;
     }
     image.sums[group.y + i] = sums;
   }
 }
 
-TARGET_CLONES void cell_row_losses(const ImageLosses& image, Scratch& scratch, const SourceRow& top,
-                                   const SourceRow& bottom, int64_t v, const Plan& plan) {
-  const int64_t end = plan.rows.begin[v + 1];
-  for (int64_t y = plan.rows.begin[v]; y < end; y += kRows) {
+TARGET_CLONES void cell_row_losses(const ImageLosses& image, Scratch& scratch, const CellRow& row,
+                                   const Plan& plan) {
+  const int64_t end = plan.rows.begin[row.v + 1];
+  for (int64_t y = plan.rows.begin[row.v]; y < end; y += kRows) {
     const RowGroup group(plan.rows, y, end);
     for (const Block& block : plan.blocks) {
-      log_sum_exp2(scratch, top, bottom, block, group, plan);
-      take_losses(image, scratch, top, bottom, block, group, plan);
+      sum_exponentials(scratch, is_tame(row, block), row, block, group, plan);
+      take_losses(image, scratch, row, block, group, plan);
     }
   }
 }
@@ -426,8 +441,9 @@ struct ImageGradients {
   const int64_t* target;
 };
 
-// Puts the softmax's coefficients and shift into their slots. What the target and label smoothing
-// subtract goes straight to the corners; smoothing to class C, shared by all classes.
+// Puts the softmax's coefficients, and log2 of its denominator as sum, into their slots. What
+// target and label smoothing subtract goes straight to the corners, smoothing's to class C for all
+// classes.
 ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, const Block& block,
                                 const RowGroup& group, const Plan& plan) {
   const int64_t C = plan.shape.C;
@@ -437,8 +453,8 @@ ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, c
     const float h0 = group.h0[i], h1 = group.h1[i];
     float* top = scratch.top.data() + i * plan.max_slots;
     float* bottom = scratch.bottom.data() + i * plan.max_slots;
-    float* shift = scratch.shift.data() + i * plan.max_slots;
-    for (float* values : {top, bottom, shift}) std::fill_n(values, block.depth * kLanes, 0.0f);
+    float* log_sum = scratch.sum.data() + i * plan.max_slots;
+    for (float* values : {top, bottom, log_sum}) std::fill_n(values, block.depth * kLanes, 0.0f);
     const float* grad_loss = image.grad_loss + (group.y + i) * image.grad_loss_stride_H;
     for (int64_t x = block.x_begin; x < block.x_end; ++x) {
       const int64_t pixel = (group.y + i) * plan.shape.out_W + x, target = image.target[pixel];
@@ -465,7 +481,7 @@ ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, c
       const float softmax = hit + smooth * plan.total_class_weight;
       top[slot] = softmax * h0;
       bottom[slot] = softmax * h1;
-      shift[slot] = image.log_sum_exp[pixel] * kLog2E;
+      log_sum[slot] = image.log_sum_exp[pixel] * kLog2E;
     }
   }
 }
@@ -516,26 +532,26 @@ ALWAYS_INLINE void add_softmax(Corners& corners, const float* __restrict__ top_c
   spread(corners, strip, top, bottom);
 }
 
-ALWAYS_INLINE void add_softmaxes(Scratch& scratch, const SourceRow& top, const SourceRow& bottom,
-                                 const Block& block, const RowGroup& group, const Plan& plan) {
-  const bool tame = is_tame(top, bottom, block);
+ALWAYS_INLINE void add_softmaxes(Scratch& scratch, const CellRow& row, const Block& block,
+                                 const RowGroup& group, const Plan& plan) {
+  const bool tame = is_tame(row, block);
   const int64_t pitch = plan.max_slots;
-  if (tame) {  // the shift becomes part of the coefficients
-    for (int64_t y = 0; y < group.count; ++y) {
-      const float* __restrict__ shift = scratch.shift.data() + y * pitch;
-      float* __restrict__ top_coef = scratch.top.data() + y * pitch;
-      float* __restrict__ bottom_coef = scratch.bottom.data() + y * pitch;
-      for (int64_t s = 0; s < block.depth * kLanes; ++s) {
-        const float scale = fast_exp2(-shift[s]);
-        top_coef[s] *= scale;
-        bottom_coef[s] *= scale;
-      }
+  // Beside a large shift the saved log-sum-exp has lost the logarithm.
+  if (!tame) sum_exponentials(scratch, tame, row, block, group, plan);
+  for (int64_t y = 0; y < group.count; ++y) {
+    const float* __restrict__ sum = scratch.sum.data() + y * pitch;
+    float* __restrict__ top_coef = scratch.top.data() + y * pitch;
+    float* __restrict__ bottom_coef = scratch.bottom.data() + y * pitch;
+    for (int64_t s = 0; s < block.depth * kLanes; ++s) {
+      const float scale = tame ? fast_exp2(-sum[s]) : 1.0f / sum[s];
+      top_coef[s] *= scale;
+      bottom_coef[s] *= scale;
     }
   }
   for (int64_t c = 0; c < plan.shape.C; ++c) {
     Corners& corners = corners_of(scratch, block, plan, c);
     for (int64_t k = 0; k < block.depth; ++k) {
-      const Strip strip = strip_of(top, bottom, block, plan, c, k);
+      const Strip strip = strip_of(row, block, plan, c, k);
       const float* top_coef = scratch.top.data() + k * kLanes;
       const float* bottom_coef = scratch.bottom.data() + k * kLanes;
       if (tame) {
@@ -550,15 +566,14 @@ ALWAYS_INLINE void add_softmaxes(Scratch& scratch, const SourceRow& top, const S
 
 // scratch.corners = the gradients of the corners of one cell row.
 TARGET_CLONES void cell_row_gradients(const ImageGradients& image, Scratch& scratch,
-                                      const SourceRow& top, const SourceRow& bottom, int64_t v,
-                                      const Plan& plan) {
+                                      const CellRow& row, const Plan& plan) {
   std::fill(scratch.corners.begin(), scratch.corners.end(), Corners{});
-  const int64_t end = plan.rows.begin[v + 1];
-  for (int64_t y = plan.rows.begin[v]; y < end; y += kRows) {
+  const int64_t end = plan.rows.begin[row.v + 1];
+  for (int64_t y = plan.rows.begin[row.v]; y < end; y += kRows) {
     const RowGroup group(plan.rows, y, end);
     for (const Block& block : plan.blocks) {
       take_targets(image, scratch, block, group, plan);
-      add_softmaxes(scratch, top, bottom, block, group, plan);
+      add_softmaxes(scratch, row, block, group, plan);
     }
   }
 }
@@ -596,17 +611,14 @@ void differentiate_rows(float* grad_logits, const ImageGradients& image, Scratch
                         const float* logits, int64_t n, int64_t begin, int64_t end,
                         const Plan& plan) {
   for (int64_t v = begin; v <= end; ++v) {
-    const SourceRow& top = source_row(scratch, logits, plan, n, v - 1);
-    const SourceRow& bottom = source_row(scratch, logits, plan, n, v);
-    cell_row_gradients(image, scratch, top, bottom, v, plan);
+    cell_row_gradients(image, scratch, cell_row(scratch, logits, n, v, plan), plan);
     if (v > begin) {
       carry_edge(scratch, false, plan);
       if (v == plan.shape.H) carry_edge(scratch, true, plan);
       write_row(grad_logits, scratch, v - 1, plan);
     }
     scratch.carry.clear();
-    if (v == 0) carry_edge(scratch, false, plan);
-    carry_edge(scratch, true, plan);
+    carry_edge(scratch, v > 0, plan);  // cell row 0 has only its top
   }
 }
 
@@ -632,9 +644,7 @@ void forward(float* loss, float* log_sum_exp, CrossEntropySums* sums, const floa
     Scratch& mine = scratch[omp_get_thread_num()];
     const ImageLosses image{loss ? loss + n * pixels : nullptr, log_sum_exp + n * pixels,
                             target + n * pixels, row_sums.data() + n * s.out_H};
-    const SourceRow& top = source_row(mine, logits, plan, n, v - 1);
-    const SourceRow& bottom = source_row(mine, logits, plan, n, v);
-    cell_row_losses(image, mine, top, bottom, v, plan);
+    cell_row_losses(image, mine, cell_row(mine, logits, n, v, plan), plan);
   }
 
   *sums = {0.0, 0.0, -1};

@@ -54,13 +54,13 @@ Status launch_typed(void* labels, const void* logits, const UpsampleShape& shape
   const int64_t pixels = shape.N * shape.out_H * shape.out_W;
   const auto blocks = static_cast<unsigned>((pixels + kThreads - 1) / kThreads);
   return launch("upsample_argmax_fwd_kernel", upsample_argmax_fwd_kernel<Label, Logit>, blocks,
-                kThreads, 0, stream, static_cast<Label*>(labels),
-                static_cast<const Logit*>(logits), shape);
+                kThreads, 0, stream, static_cast<Label*>(labels), static_cast<const Logit*>(logits),
+                shape);
 }
 
 template <typename Label>
-Status launch_label(void* labels, const void* logits, const UpsampleShape& shape,
-                    DType logit_dtype, void* stream) {
+Status launch_label(void* labels, const void* logits, const UpsampleShape& shape, DType logit_dtype,
+                    void* stream) {
   switch (logit_dtype) {
     case DType::kFloat32:
       return launch_typed<Label, float>(labels, logits, shape, stream);

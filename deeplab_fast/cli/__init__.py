@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -49,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("deeplab-fast: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe left, as `head` does
-        return 1
     except OSError as error:  # of standard output: everything else is a UserError by now
-        print(f"deeplab-fast: {error}", file=sys.stderr)
+        # Python flushes once more at exit and would complain (signal module, "Note on SIGPIPE").
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # the reader of a pipe left, as `head` does
+            print(f"deeplab-fast: {error}", file=sys.stderr)
         return 1
