@@ -102,31 +102,44 @@ def fused_conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor,
-    residual: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
     activation: str,
 ) -> Tensor:
-    x, weight = _channels_last(input), _channels_last(weight)
-    geometry = padding, stride, dilation, groups
-    if residual is None:
-        output = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, bias, *geometry, *_ACTIVATIONS[activation], ""
-        )
-    elif activation == "relu" and input.dtype == torch.float32:
-        output = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, _channels_last(residual), weight, bias, *geometry, "add", 1.0, "relu", [], None
-        )
-    else:  # oneDNN through torch fuses no other residual for every dtype and number of groups
-        output = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, "none", [], "")
-        output += residual
-        if activation == "relu6":
-            output = F.relu6(output, inplace=True)
-        elif activation == "relu":
-            output = output.relu_()
+    operands = _channels_last(input), _channels_last(weight), bias
+    output = torch.ops.mkldnn._convolution_pointwise(
+        *operands, padding, stride, dilation, groups, *_ACTIVATIONS[activation], ""
+    )
     return in_format_of(output, input)
+
+
+@implements("fused_conv2d_add_", "cpu", refuses=lambda residual, *args: _onednn_refuses(*args))
+def fused_conv2d_add_(
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None:
+    channels_last = residual.is_contiguous(memory_format=torch.channels_last)
+    if activation == "relu" and residual.dtype == torch.float32 and channels_last:
+        operands = _channels_last(input), _channels_last(weight), bias
+        torch.ops.mkldnn._convolution_pointwise_.binary(
+            residual, *operands, padding, stride, dilation, groups, "add", 1.0, "relu", [], None
+        )
+        return
+    # torch fuses no other sum for every dtype and number of groups.
+    residual += fused_conv2d(input, weight, bias, stride, padding, dilation, groups, "none")
+    if activation == "relu6":
+        F.relu6(residual, inplace=True)
+    elif activation == "relu":
+        residual.relu_()
 
 
 @implements("aspp", "cpu", refuses=_onednn_refuses)
@@ -148,7 +161,7 @@ def aspp(
     ):
         rate = dilation, dilation
         padding = reference.same_padding(weight, rate)
-        slice.copy_(fused_conv2d(x, weight, bias, None, (1, 1), padding, rate, 1, "relu"))
+        slice.copy_(fused_conv2d(x, weight, bias, (1, 1), padding, rate, 1, "relu"))
     # The pooled branch is constant over space, so its share of the projection is a bias per image.
     pooled = F.linear(x.mean((2, 3)), pool_weight.flatten(1), pool_bias).relu_()
     branch_weight, pooled_weight = project_weight.split([sum(channels), pooled.size(1)], dim=1)

@@ -95,12 +95,14 @@ def parallel_dilated_conv2d_backward(
     )
 
 
+_ACTIVATIONS = {"none": torch.positive, "relu": F.relu, "relu6": F.relu6}
+
+
 @implements("fused_conv2d", "reference")
 def fused_conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor,
-    residual: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -108,11 +110,24 @@ def fused_conv2d(
     activation: str,
 ) -> Tensor:
     output = F.conv2d(input, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
-    if residual is not None:
-        output = output + residual
-    if activation != "none":
-        output = {"relu": F.relu, "relu6": F.relu6}[activation](output)
-    return in_format_of(output, input)
+    return in_format_of(_ACTIVATIONS[activation](output), input)
+
+
+@implements("fused_conv2d_add_", "reference")
+def fused_conv2d_add_(
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None:
+    geometry = stride, padding, dilation, groups
+    residual += fused_conv2d(input, weight, bias, *geometry, "none")
+    residual.copy_(_ACTIVATIONS[activation](residual))
 
 
 @implements("aspp", "reference")

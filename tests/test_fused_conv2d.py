@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import deeplab_fast
-from deeplab_fast.ops.fused_conv2d import fused_conv2d
+from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
-from .cases import DTYPES, assert_as_accurate_as, with_layout
+from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
 
 OP = "fused_conv2d"
 GEOMETRIES = {  # input, weight, (stride, padding, dilation, groups)
@@ -28,58 +30,69 @@ def definition(input, weight, bias, residual, stride, padding, dilation, groups,
     return {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}[activation](output)
 
 
-def operands(name: str, with_residual: bool, dtype, device):
+def fused(input, weight, bias, residual, *others):
+    if residual is None:
+        return fused_conv2d(input, weight, bias, *others)
+    return fused_conv2d_add_(residual, input, weight, bias, *others)
+
+
+def operands(name: str, with_residual: bool, dtype, device, layout="channels_last"):
     input_shape, weight_shape, geometry = GEOMETRIES[name]
     input = torch.randn(input_shape)
     weight = 3 * torch.randn(weight_shape) / weight_shape[1] ** 0.5
     bias = torch.randn(weight_shape[0])
-    tensors = [t.to(device, dtype) for t in (input, weight, bias)]
-    shape = F.conv2d(*tensors, *geometry).shape
-    residual = torch.randn(shape).to(device, dtype) if with_residual else None
-    return [*tensors, residual, *geometry]
+    residual = torch.randn(F.conv2d(input, weight, bias, *geometry).shape)
+    input, weight, bias, residual = (t.to(device, dtype) for t in (input, weight, bias, residual))
+    residual = with_layout(residual, layout) if with_residual else None
+    return [with_layout(input, layout), weight, bias, residual, *geometry]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", ["stem", "atrous", "depthwise", "pixel"])
 def test_forward(backend, device, ran, name, dtype, with_residual, activation, layout):
-    arguments = operands(name, with_residual, dtype, device)
-    arguments[0] = with_layout(arguments[0], layout)
-    if why := deeplab_fast.backends.why_not(OP, backend, device, *arguments, activation):
+    arguments = operands(name, with_residual, dtype, device, layout)
+    exact = definition(*tree_map_only(Tensor, Tensor.double, arguments), activation)
+    peer = definition(*arguments, activation)
+    if why := deeplab_fast.backends.why_not(OP, backend, device, *arguments):
         pytest.skip(why)
     with deeplab_fast.backend(backend):
-        output = fused_conv2d(*arguments, activation)
-    assert ran == [(OP, backend)]
-    doubles = [t.double() if isinstance(t, torch.Tensor) else t for t in arguments]
-    exact = definition(*doubles, activation)
-    assert_as_accurate_as(output, definition(*arguments, activation), exact)
+        output = fused(*arguments, activation)
+    assert ran == [("fused_conv2d_add_" if with_residual else OP, backend)]
+    assert not with_residual or output is arguments[3]
+    assert_as_accurate_as(output, peer, exact)
 
 
-def test_opcheck_and_compile(backend, device):
-    arguments = operands("strided", True, torch.float32, device)
-    op = torch.ops.deeplab_fast.fused_conv2d
-    torch.library.opcheck(op, (*arguments, "relu"), {"backend": backend})
+@pytest.mark.parametrize("name", ["pointwise", "strided"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_opcheck_and_compile(backend, device, name, with_residual):
+    arguments = operands(name, with_residual, torch.float32, device)
+    input, weight, bias, residual, *geometry = arguments
+    ops, rest = torch.ops.deeplab_fast, (input, weight, bias, *geometry, "relu")
+    if with_residual:
+        torch.library.opcheck(ops.fused_conv2d_add_, (residual, *rest), {"backend": backend})
+    else:
+        torch.library.opcheck(ops.fused_conv2d, rest, {"backend": backend})
+    expected = definition(*arguments, "relu")
     torch._dynamo.reset()
-    compiled = torch.compile(fused_conv2d, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     with deeplab_fast.backend(backend):
-        output = compiled(*arguments, "relu")
-    torch.testing.assert_close(output, definition(*arguments, "relu"))
+        torch.testing.assert_close(compiled(*arguments, "relu"), expected)
 
 
-def test_inputs_are_not_changed():
+def test_only_the_residual_is_written():
     arguments = operands("atrous", True, torch.float32, "cpu")
-    arguments = [with_layout(t, "channels_last") if torch.is_tensor(t) and t.dim() == 4 else t
-                 for t in arguments]  # fmt: skip
-    before = [t.clone() if torch.is_tensor(t) else t for t in arguments]
-    fused_conv2d(*arguments, "relu")
-    for a, b in zip(arguments, before, strict=True):
-        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+    before = tree_map_only(Tensor, Tensor.clone, arguments)
+    fused(*arguments, "relu")
+    for position in (0, 1, 2):
+        assert torch.equal(arguments[position], before[position])
+    assert not torch.equal(arguments[3], before[3])
 
 
 def test_gradient_is_an_error():
     arguments = operands("atrous", False, torch.float32, "cpu")
     arguments[0].requires_grad_()
     with pytest.raises(NotImplementedError, match="it is for inference"):
-        fused_conv2d(*arguments, "relu").sum().backward()
+        fused(*arguments, "relu").sum().backward()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..nn import ASPP
 from ..ops import aspp
-from ..ops.fused_conv2d import fused_conv2d
+from ..ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 from .mobilenet_v2 import InvertedResidual, SameConv2d, pad_same
 from .resnet import Bottleneck, ResNet
 from .segmentation import SegmentationModel
@@ -18,7 +18,7 @@ _ACTIVATIONS = {type(None): None, nn.ReLU: "relu", nn.ReLU6: "relu6"}
 
 
 class FusedConv2d(nn.Module):
-    """``activation(conv2d(input, weight, bias) + residual)``.
+    """``activation(conv2d(input, weight, bias) + residual)``, written over ``residual``.
 
     Args:
         weight, bias: [K, C / groups, R, S] and [K].
@@ -40,19 +40,13 @@ class FusedConv2d(nn.Module):
         self.weight, self.bias = _frozen(weight), _frozen(bias)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.groups = groups
-        self.activation = activation
+        self.activation = activation or "none"
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return fused_conv2d(
-            input,
-            self.weight,
-            self.bias,
-            residual,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.activation or "none",
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        operands = input, self.weight, self.bias, *geometry, self.activation
+        return (
+            fused_conv2d(*operands) if residual is None else fused_conv2d_add_(residual, *operands)
         )
 
 
@@ -133,7 +127,10 @@ class FusedBackbone(nn.Sequential):
 
 
 class InferenceModel(SegmentationModel):
-    """What ``DeepLabV3.prepare_for_inference`` returns; it cannot be trained or saved."""
+    """What ``DeepLabV3.prepare_for_inference`` returns; it cannot be trained or saved.
+
+    Its blocks write over their inputs: a hook that keeps an activation has to copy it.
+    """
 
     def train(self, mode: bool = True) -> InferenceModel:
         if mode:

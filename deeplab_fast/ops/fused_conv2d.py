@@ -1,5 +1,7 @@
-"""Convolution with bias, residual and activation in one op: the layer of a network prepared for
-inference. Internal; users call :meth:`deeplab_fast.DeepLabV3.prepare_for_inference`."""
+"""Convolution, bias, residual and activation in one: the layer of networks prepared for inference.
+
+Internal; users call :meth:`deeplab_fast.DeepLabV3.prepare_for_inference`.
+"""
 
 from __future__ import annotations
 
@@ -15,44 +17,54 @@ def fused_conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor,
-    residual: Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
     activation: str,
 ) -> Tensor:
-    """``activation(F.conv2d(input, weight, bias, stride, padding, dilation, groups) + residual)``.
+    """``activation(F.conv2d(input, weight, bias, stride, padding, dilation, groups))``.
 
     Args:
         input: [N, C, H, W].
         weight, bias: [K, C / groups, R, S] and [K].
-        residual: in the output's shape, or None.
         stride, padding, dilation: (vertical, horizontal).
         activation: "none", "relu" or "relu6".
 
     Returns:
         [N, K, H', W'] in the dtype and memory format of ``input``. Not differentiable.
     """
-    return _fused_conv2d(
-        input,
-        weight,
-        bias,
-        residual,
-        stride,
-        padding,
-        dilation,
-        groups,
-        activation,
-        backend=backends.current(),
+    geometry = stride, padding, dilation, groups
+    return _fused_conv2d(input, weight, bias, *geometry, activation, backend=backends.current())
+
+
+def fused_conv2d_add_(
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    """``activation(F.conv2d(input, ...) + residual)``, written over ``residual`` and returned.
+
+    In place, because at these sizes the C library gives freed memory back to the system, and a
+    fresh output would cost its page faults each time.
+    """
+    geometry = stride, padding, dilation, groups
+    _fused_conv2d_add_(
+        residual, input, weight, bias, *geometry, activation, backend=backends.current()
     )
+    return residual
 
 
 def _fake(
     input: Tensor,
     weight: Tensor,
     bias: Tensor,
-    residual: Any,
     stride: Any,
     padding: Any,
     dilation: Any,
@@ -67,12 +79,12 @@ def _fake(
     return empty_like_format(input, (input.size(0), weight.size(0), height, width))
 
 
-_fused_conv2d = define(
-    "fused_conv2d",
-    "(Tensor input, Tensor weight, Tensor bias, Tensor? residual, int[] stride, int[] padding, "
-    "int[] dilation, int groups, str activation) -> Tensor",
-    _fake,
+_ARGUMENTS = (
+    "Tensor input, Tensor weight, Tensor bias, int[] stride, int[] padding, int[] dilation, "
+    "int groups, str activation"
 )
-not_differentiable(
-    "fused_conv2d", "it is for inference; differentiate the model that was prepared from"
+_fused_conv2d = define("fused_conv2d", f"({_ARGUMENTS}) -> Tensor", _fake)
+not_differentiable("fused_conv2d", "it is for inference; differentiate the model that was prepared")
+_fused_conv2d_add_ = define(
+    "fused_conv2d_add_", f"(Tensor(a!) residual, {_ARGUMENTS}) -> ()", lambda *args: None
 )
