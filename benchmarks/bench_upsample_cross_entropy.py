@@ -1,4 +1,4 @@
-"""Loss and its gradient from low-resolution logits, against PyTorch's interpolate and cross_entropy.
+"""Loss and gradient of low-resolution logits, against PyTorch's interpolate and cross_entropy.
 
 On a GPU and with --full also torch.compile of PyTorch's.
 """

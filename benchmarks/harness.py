@@ -41,7 +41,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,19 @@ COLUMNS = (
 
 
 def arguments(
-    description: str | None, argv: list[str] | None = None, gpu_dtypes: tuple[str, ...] = ("bf16",)
+    description: str | None,
+    argv: list[str] | None = None,
+    gpu_dtypes: tuple[str, ...] = ("bf16",),
+    parents: Sequence[argparse.ArgumentParser] = (),
 ) -> argparse.Namespace:
-    """The command line that all benchmarks share.
+    """The command line that all benchmarks share, and that of ``parents``.
 
     ``dtype`` (keys of DTYPES) and ``batch`` of the result are lists, ``device`` a torch.device.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=parents,
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
     parser.add_argument(

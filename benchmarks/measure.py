@@ -39,7 +39,10 @@ def interleaved(
 
 
 class _CpuTimer:
-    """Wall time of several calls in a row, so many that a sample lasts at least 5 ms."""
+    """Wall time of several calls in a row after one that is not timed, of 5 ms or more in all.
+
+    The first call wakes the variant's threads and brings its memory back into the caches.
+    """
 
     def __init__(self, runs: Mapping[str, Run]) -> None:
         self._samples: dict[str, list[float]] = {name: [] for name in runs}
@@ -47,6 +50,7 @@ class _CpuTimer:
 
     def sample(self, name: str, run: Run) -> None:
         time.sleep(0.02)  # the idle threads of the variant before stop spinning
+        run()
         start = time.perf_counter()
         for _ in range(self._calls[name]):
             run()
@@ -87,6 +91,7 @@ class _GpuTimer:
 
 
 def _seconds(run: Run) -> float:
+    run()
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

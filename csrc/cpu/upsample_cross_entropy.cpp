@@ -96,8 +96,7 @@ struct Plan {
     for (int64_t c = 0; c < s.C; ++c) total += class_weight(c);
     total_class_weight = static_cast<float>(total);
 
-    // Cell 0 lies between two copies of source pixel 0: halves keep an infinite one, 1 and 0 do
-    // not.
+    // Cell 0 lies between two copies of a source pixel: halves of them keep an infinite one.
     std::fill_n(columns.w0.begin(), columns.begin[1], 0.5f);
     std::fill_n(columns.w1.begin(), columns.begin[1], 0.5f);
 
@@ -387,7 +386,7 @@ ALWAYS_INLINE void take_losses(const ImageLosses& image, Scratch& scratch, const
     for (int64_t x = block.x_begin; x < block.x_end; ++x) {
       const int64_t pixel = (group.y + i) * plan.shape.out_W + x, target = image.target[pixel];
       const int64_t cell = block.cell + plan.slot[x] % kLanes;
-      const auto logit = [&](int64_t c) {
+      const auto logit = [&](int64_t c) __attribute__((always_inline)) {
         const float* a = row.top.centred.data() + c * plan.pitch + cell;
         const float* b = row.bottom.centred.data() + c * plan.pitch + cell;
         return interpolate(a[0], a[1], b[0], b[1], plan.columns.w0[x], plan.columns.w1[x],
@@ -441,9 +440,8 @@ struct ImageGradients {
   const int64_t* target;
 };
 
-// Puts the softmax's coefficients, and log2 of its denominator as sum, into their slots. What
-// target and label smoothing subtract goes straight to the corners, smoothing's to class C for all
-// classes.
+// Puts the softmax's coefficients, and log2 of its denominator as sum, into their slots. What the
+// target subtracts goes straight to the corners; what label smoothing does, to those of class C.
 ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, const Block& block,
                                 const RowGroup& group, const Plan& plan) {
   const int64_t C = plan.shape.C;
@@ -465,7 +463,7 @@ ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, c
         continue;
       }
       const float w0 = plan.columns.w0[x], w1 = plan.columns.w1[x];
-      const auto subtract = [&](int64_t c, float value) {
+      const auto subtract = [&](int64_t c, float value) __attribute__((always_inline)) {
         Corners& corners = corners_of(scratch, block, plan, c);
         const int l = slot % kLanes;
         corners.top_left[l] -= value * h0 * w0;
