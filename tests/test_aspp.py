@@ -123,7 +123,7 @@ def test_compile_and_export(backend, device, ran):
     with deeplab_fast.backend(backend):
         compiled = torch.compile(Head(), fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(arguments[0]), expected)
-        program = torch.export.export(Head(), (arguments[0],))
+        program = torch.export.export(Head(), (arguments[0],), strict=False)
     torch.testing.assert_close(program.module()(arguments[0]), expected)
     assert ran == [(OP, backend)] * 2
 

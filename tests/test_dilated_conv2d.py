@@ -257,7 +257,7 @@ def test_export(backend, device):
 
     with deeplab_fast.backend(backend):
         module = Branches()
-        program = torch.export.export(module, (input,))
+        program = torch.export.export(module, (input,), strict=False)
         torch.testing.assert_close(program.module()(input), module(input))
 
 

@@ -297,16 +297,18 @@ def test_any_strides(backend, device, content):
 
 
 @pytest.mark.parametrize("content", [noise, blocks, non_finite])
-def test_number_of_threads_changes_nothing(content):
-    """Large enough that several threads share the work."""
-    logits = content(torch.Generator().manual_seed(0), (2, 5, 24, 40))
-    expected = canonical(logits, (185, 317))
+def test_large_output_on_several_threads(content):
+    """Shared by threads, and large enough in every dtype that its stores bypass the caches."""
+    logits = content(torch.Generator().manual_seed(0), (2, 3, 24, 40))
+    expected = canonical(logits, (601, 907))
     threads = torch.get_num_threads()
     try:
         with deeplab_fast.backend("cpu"):
             for n in (1, 2, 3):
                 torch.set_num_threads(n)
-                assert torch.equal(upsample_argmax(logits, (185, 317)), expected)
+                for dtype in LABELS:
+                    labels = upsample_argmax(logits, (601, 907), dtype=dtype)
+                    assert torch.equal(labels.long(), expected)
     finally:
         torch.set_num_threads(threads)
 

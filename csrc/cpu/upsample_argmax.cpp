@@ -18,6 +18,7 @@
 #include "../api.h"
 #include "../common/bilinear.h"
 #include "../common/half.h"
+#include "stream.h"
 #include "target_clones.h"
 
 namespace deeplab_fast::cpu {
@@ -31,7 +32,8 @@ constexpr int kTileRows = 16;
 constexpr int kTileClasses = 32;  // held interpolated along x; fits the first-level cache
 constexpr int kUnroll = 4;        // classes compared per load and store of the running maximum
 constexpr int kMaxRivals = 4;     // tiles with more corner winners are not worth pruning
-constexpr int64_t kPixelsPerThread = 16384;  // fewer are not worth waking a thread for
+constexpr size_t kMinStreamedBytes = 1 << 20;  // labels as large as this leave the caches anyway
+constexpr int64_t kPixelsPerThread = 16384;    // fewer are not worth waking a thread for
 
 // Marks of source pixels where no class wins safely.
 constexpr int32_t kContested = -1;
@@ -88,6 +90,7 @@ struct Plan {
   Axis rows, columns;
   std::vector<int64_t> source_columns;
   int64_t width, pitch;  // of a source row in scratch; loops may read kLanes past the width
+  int64_t label_pitch;   // of an output row in scratch; tiles may write kTilePitch past a column
 
   explicit Plan(const UpsampleShape& s)
       : shape(s),
@@ -95,7 +98,8 @@ struct Plan {
         columns(make_axis(s.out_W, s.W, s.scale_W, s.align_corners, kTileColumns)),
         source_columns(take_used_columns(columns.spans)),
         width(static_cast<int64_t>(source_columns.size())),
-        pitch(round_up(width + kLanes, kLanes)) {}
+        pitch(round_up(width + kLanes, kLanes)),
+        label_pitch(s.out_W + kTilePitch) {}
 };
 
 struct SourceRow {
@@ -112,17 +116,18 @@ struct Scratch {
   std::vector<uint32_t> magnitude;  // [pitch] the bits of the greatest |logit|
   std::vector<float> bounds;        // [2, pitch] losing bounds along a tile's two source rows
   std::vector<int32_t> candidates;  // [C + kUnroll]
+  std::vector<int32_t> labels;      // [kTileRows, label_pitch] of a band
   alignas(64) float top[kTileClasses][kTilePitch] = {};
   alignas(64) float bottom[kTileClasses][kTilePitch] = {};
   alignas(64) float value[kTileRows][kTileColumns];
-  alignas(64) int32_t label[kTileRows][kTileColumns];
 
   explicit Scratch(const Plan& plan)
       : best(plan.pitch),
         second(plan.pitch),
         magnitude(plan.pitch),
         bounds(2 * plan.pitch),
-        candidates(plan.shape.C + kUnroll) {
+        candidates(plan.shape.C + kUnroll),
+        labels(kTileRows * plan.label_pitch) {
     for (SourceRow& row : rows) {
       row.logits.resize(plan.shape.C * plan.pitch);
       row.winner.resize(plan.pitch);
@@ -342,10 +347,11 @@ ALWAYS_INLINE void compare_candidates(Scratch& scratch, int64_t count, const Til
                                       const Span& band, const Plan& plan) {
   const int64_t width = round_up(tile.end[-1].end - tile.begin->begin, kLanes);
   int32_t* candidates = scratch.candidates.data();
+  int32_t* labels = scratch.labels.data() + tile.begin->begin;  // the next tile overwrites the rest
   std::fill_n(candidates + count, kUnroll, candidates[count - 1]);  // repeats win nothing
   for (int64_t y = 0; y < band.end - band.begin; ++y) {
-    std::fill_n(scratch.value[y], kTileColumns, -INFINITY);
-    std::fill_n(scratch.label[y], kTileColumns, candidates[0]);
+    std::fill_n(scratch.value[y], width, -INFINITY);
+    std::fill_n(labels + y * plan.label_pitch, width, candidates[0]);
   }
   for (int64_t first = 0; first < count; first += kTileClasses) {
     const int64_t classes = round_up(std::min<int64_t>(count - first, kTileClasses), kUnroll);
@@ -354,7 +360,7 @@ ALWAYS_INLINE void compare_candidates(Scratch& scratch, int64_t count, const Til
     for (int64_t y = 0; y < band.end - band.begin; ++y) {
       const float h0 = plan.rows.w0[band.begin + y], h1 = plan.rows.w1[band.begin + y];
       for (int64_t i = 0; i < classes; i += kUnroll) {
-        take_candidates<kFinite>(scratch.value[y], scratch.label[y], scratch.top + i,
+        take_candidates<kFinite>(scratch.value[y], labels + y * plan.label_pitch, scratch.top + i,
                                  scratch.bottom + i, candidates + first + i, width, h0, h1);
       }
     }
@@ -375,20 +381,18 @@ ALWAYS_INLINE void find_labels(Scratch& scratch, const Tile& tile, const Span& b
   compare_candidates<true>(scratch, count, tile, band, plan);
 }
 
-// labels: those of the image, [out_H, out_W].
-template <typename Label>
-ALWAYS_INLINE void label_band_typed(Label* labels, Scratch& scratch, const SourceRow& top,
-                                    const SourceRow& bottom, const Span& band, const Plan& plan) {
-  const int64_t out_W = plan.shape.out_W;
+// Finds the labels of a band, in scratch.
+TARGET_CLONES void label_band(Scratch& scratch, const SourceRow& top, const SourceRow& bottom,
+                              const Span& band, const Plan& plan) {
   const Span* end = plan.columns.spans.data() + plan.columns.spans.size();
   for (const Span* cell = plan.columns.spans.data(); cell != end;) {
     const int32_t winner = common_winner(top, bottom, *cell);
     const Span* next = cell + 1;
     if (winner >= 0) {
       while (next != end && common_winner(top, bottom, *next) == winner) ++next;
-      for (int64_t y = band.begin; y < band.end; ++y) {
-        std::fill(labels + y * out_W + cell->begin, labels + y * out_W + next[-1].end,
-                  static_cast<Label>(winner));
+      for (int64_t y = 0; y < band.end - band.begin; ++y) {
+        std::fill(scratch.labels.data() + y * plan.label_pitch + cell->begin,
+                  scratch.labels.data() + y * plan.label_pitch + next[-1].end, winner);
       }
     } else {
       while (next != end && common_winner(top, bottom, *next) < 0 &&
@@ -396,29 +400,47 @@ ALWAYS_INLINE void label_band_typed(Label* labels, Scratch& scratch, const Sourc
         ++next;
       }
       find_labels(scratch, {&top, &bottom, cell, next}, band, plan);
-      for (int64_t y = band.begin; y < band.end; ++y) {
-        Label* row = labels + y * out_W + cell->begin;
-        const int32_t* label = scratch.label[y - band.begin];
-        for (int64_t x = 0; x < next[-1].end - cell->begin; ++x) {
-          row[x] = static_cast<Label>(label[x]);
-        }
-      }
     }
     cell = next;
   }
 }
 
-TARGET_CLONES void label_band(int64_t* labels, Scratch& scratch, const SourceRow& top,
-                              const SourceRow& bottom, const Span& band, const Plan& plan) {
-  label_band_typed(labels, scratch, top, bottom, band, plan);
+// dst: the labels of the image, [out_H, out_W].
+template <typename Label>
+ALWAYS_INLINE void store_band_typed(Label* __restrict__ dst, const Scratch& scratch,
+                                    const Span& band, const Plan& plan) {
+  constexpr int kLine = kLineBytes / sizeof(Label);
+  const int64_t out_W = plan.shape.out_W;
+  const bool stream = plan.shape.N * plan.shape.out_H * out_W * sizeof(Label) >= kMinStreamedBytes;
+  for (int64_t y = band.begin; y < band.end; ++y) {
+    const int32_t* __restrict__ src = scratch.labels.data() + (y - band.begin) * plan.label_pitch;
+    Label* __restrict__ row = dst + y * out_W;
+    int64_t x = 0;
+    if (stream) {
+      const auto misaligned = reinterpret_cast<uintptr_t>(row) % kLineBytes / sizeof(Label);
+      const int64_t head = std::min<int64_t>((kLine - misaligned) % kLine, out_W);
+      for (; x < head; ++x) row[x] = static_cast<Label>(src[x]);
+      for (; x + kLine <= out_W; x += kLine) {
+        Label line[kLine];
+        for (int i = 0; i < kLine; ++i) line[i] = static_cast<Label>(src[x + i]);
+        stream_line(row + x, line);
+      }
+    }
+    for (; x < out_W; ++x) row[x] = static_cast<Label>(src[x]);
+  }
 }
-TARGET_CLONES void label_band(int32_t* labels, Scratch& scratch, const SourceRow& top,
-                              const SourceRow& bottom, const Span& band, const Plan& plan) {
-  label_band_typed(labels, scratch, top, bottom, band, plan);
+
+TARGET_CLONES void store_band(int64_t* dst, const Scratch& scratch, const Span& band,
+                              const Plan& plan) {
+  store_band_typed(dst, scratch, band, plan);
 }
-TARGET_CLONES void label_band(uint8_t* labels, Scratch& scratch, const SourceRow& top,
-                              const SourceRow& bottom, const Span& band, const Plan& plan) {
-  label_band_typed(labels, scratch, top, bottom, band, plan);
+TARGET_CLONES void store_band(int32_t* dst, const Scratch& scratch, const Span& band,
+                              const Plan& plan) {
+  store_band_typed(dst, scratch, band, plan);
+}
+TARGET_CLONES void store_band(uint8_t* dst, const Scratch& scratch, const Span& band,
+                              const Plan& plan) {
+  store_band_typed(dst, scratch, band, plan);
 }
 
 template <typename Label, typename Logit>
@@ -435,19 +457,23 @@ void run(Label* labels, const Logit* logits, const UpsampleShape& shape, int num
   scratch.reserve(threads);
   for (int i = 0; i < threads; ++i) scratch.emplace_back(plan);
 
-#pragma omp parallel for num_threads(threads) schedule(dynamic, run_length)
-  for (int64_t i = 0; i < num_bands; ++i) {
+#pragma omp parallel num_threads(threads)
+  {
     Scratch& mine = scratch[omp_get_thread_num()];
-    const int64_t n = i / bands_per_image;
-    const Span& band = plan.rows.spans[i % bands_per_image];
-    for (const int64_t y : {band.lo, band.hi}) {
-      SourceRow& row = mine.rows[y & 1];
-      if (row.index == n * shape.H + y) continue;
-      row.index = n * shape.H + y;
-      load_row(row, mine, logits + n * shape.stride_N + y * shape.stride_H, plan);
+#pragma omp for schedule(dynamic, run_length) nowait
+    for (int64_t i = 0; i < num_bands; ++i) {
+      const int64_t n = i / bands_per_image;
+      const Span& band = plan.rows.spans[i % bands_per_image];
+      for (const int64_t y : {band.lo, band.hi}) {
+        SourceRow& row = mine.rows[y & 1];
+        if (row.index == n * shape.H + y) continue;
+        row.index = n * shape.H + y;
+        load_row(row, mine, logits + n * shape.stride_N + y * shape.stride_H, plan);
+      }
+      label_band(mine, mine.rows[band.lo & 1], mine.rows[band.hi & 1], band, plan);
+      store_band(labels + n * shape.out_H * shape.out_W, mine, band, plan);
     }
-    label_band(labels + n * shape.out_H * shape.out_W, mine, mine.rows[band.lo & 1],
-               mine.rows[band.hi & 1], band, plan);
+    stream_fence();
   }
 }
 

@@ -78,10 +78,9 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     first = tensors[0]
     assert first is not None
     device_type = first.device.type
-    # The meta device, for one, has no autocast, and asking whether it is enabled raises.
-    if not torch.amp.is_autocast_available(device_type):
-        return tensors
-    if not torch.is_autocast_enabled(device_type):
+    # The meta device has no autocast, and asking whether it is enabled raises. torch 2.6 to 2.8 do
+    # not compile torch.amp.is_autocast_available.
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     castable = (torch.float32, torch.float16, torch.bfloat16)
