@@ -227,7 +227,8 @@ __device__ void store_labels(Label* labels, const Tile& tile, int64_t out_W) {
         }
       }
       if (end - begin == kVector) {
-        *reinterpret_cast<uint4*>(row + x) = pack<Label>(vector);
+        // An intrinsic: a plain store would be taken apart, to share its parts with those below.
+        __stcs(reinterpret_cast<uint4*>(row + x), pack<Label>(vector));
       } else {
 #pragma unroll
         for (int e = 0; e < kVector; ++e) {
