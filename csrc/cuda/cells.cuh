@@ -36,31 +36,33 @@ __device__ Corners<Logit> corners_of(const Logit* logits, const UpsampleShape& s
 // Cells of fewer pixels, or wider outputs, are not for Side: below these, each cell has a pixel,
 // and source coordinates are rounded by less than 1/8, so that max_cells holds.
 constexpr float kMaxCellScale = 0.3f;
-constexpr int64_t kMaxCellSize = 1 << 22;
+constexpr int64_t kMaxCellSize = 1 << 20;
 constexpr int max_cells(int pixels) { return pixels * 3 / 10 + 2; }
 
 // Output pixels of a tile along one side.
 template <int kPixels>
 struct Side {
   static constexpr int kMaxCells = max_cells(kPixels);
-  int32_t count, num_cells, begin[kMaxCells + 1];  // begin: the first pixel of a cell
+  int32_t first_cell, count, num_cells, begin[kMaxCells + 1];  // begin: the first pixel of a cell
   int32_t cell[kPixels];
   float2 weights[kPixels];
 
-  // Written by the whole block.
-  __device__ void set(int64_t first, int64_t out_size, int64_t size, float scale, bool align) {
-    const int64_t first_cell = source_pair(first, size, scale, align).lo;
+  // Pixel i of those from `first` on, each by a thread of its own.
+  __device__ void set(int i, int64_t first, int64_t out_size, int64_t size, float scale,
+                      bool align_corners) {
     const int n = static_cast<int>(min(out_size - first, static_cast<int64_t>(kPixels)));
-    for (int i = threadIdx.x; i < n; i += static_cast<int>(blockDim.x)) {
-      const SourcePair pair = source_pair(first + i, size, scale, align);
-      const auto mine = static_cast<int32_t>(pair.lo - first_cell);
-      weights[i] = make_float2(pair.w0, pair.w1);
-      cell[i] = mine;
-      if (i == 0 || source_pair(first + i - 1, size, scale, align).lo != pair.lo) begin[mine] = i;
-      if (i == n - 1) {
-        begin[mine + 1] = count = n;
-        num_cells = mine + 1;
-      }
+    if (i >= n) return;
+    const auto pair_of = [&](int i) { return source_pair(first + i, size, scale, align_corners); };
+    const SourcePair pair = pair_of(i);
+    const int64_t origin = pair_of(0).lo;
+    const auto mine = static_cast<int32_t>(pair.lo - origin);
+    weights[i] = make_float2(pair.w0, pair.w1);
+    cell[i] = mine;
+    if (i == 0) first_cell = static_cast<int32_t>(origin);
+    if (i == 0 || pair_of(i - 1).lo != pair.lo) begin[mine] = i;
+    if (i == n - 1) {
+      begin[mine + 1] = count = n;
+      num_cells = mine + 1;
     }
   }
 };

@@ -5,7 +5,8 @@
 // output pixels. It ranks the classes at each source pixel of the tile; a cell whose corners agree
 // on a safe winner is all that class. Each other cell is a warp's: its lanes first share out the
 // classes, to list those that can win, then the pixels, to compare the listed. Vectors of 16 bytes
-// carry the labels out. Where cells are small, a thread per pixel walks all classes instead.
+// carry the labels out where rows are aligned. Where cells are small, a thread per pixel walks all
+// classes instead.
 
 #include <cfloat>
 #include <cmath>
@@ -32,7 +33,8 @@ constexpr int kRowsPerLane = 2;  // and as many below, which share the interpola
 // Pruning pays from about ten pixels a cell on.
 bool pruning_pays(const UpsampleShape& shape) {
   return shape.scale_H <= kMaxCellScale && shape.scale_W <= kMaxCellScale &&
-         shape.out_H <= kMaxCellSize && shape.out_W <= kMaxCellSize && shape.C <= INT32_MAX - 32;
+         shape.out_H <= kMaxCellSize && shape.out_W <= kMaxCellSize && shape.N < 1 << 16 &&
+         shape.C <= INT32_MAX - 32;
 }
 
 // Rank of a source pixel: the class that wins safely, or kNotFinite, or kUnsure - winner.
@@ -136,14 +138,15 @@ __device__ int list_candidates(CandidateList& list, const Corners<Logit>& corner
 
 // Writes tile.label of the pixels of a contested cell. By a warp.
 template <typename Logit>
-__device__ void label_cell(Tile& tile, const Logit* logits, const UpsampleShape& shape, int64_t n,
-                           int64_t first_y, int64_t first_x, int cell, int warp, int lane) {
+__device__ void label_cell(Tile& tile, const Logit* logits, const UpsampleShape& shape, int cell,
+                           int warp, int lane) {
   const int i = cell / tile.cols.num_cells, j = cell % tile.cols.num_cells;
   const int corner = (i + lane / 2 % 2) * (tile.cols.num_cells + 1) + j + lane % 2;
   const int32_t rank = tile.rank[corner];
   const bool finite = __all_sync(kAllLanes, rank != kNotFinite);
 
-  const Corners<Logit> corners = corners_of(logits, shape, n, first_y + i, first_x + j);
+  const Corners<Logit> corners =
+      corners_of(logits, shape, blockIdx.z, tile.rows.first_cell + i, tile.cols.first_cell + j);
   const auto C = static_cast<int32_t>(shape.C);
   CandidateList& list = tile.candidates[warp];
   const int count = finite ? list_candidates(list, corners, rank, C, lane) : kMaxCandidates + 1;
@@ -187,55 +190,44 @@ __device__ void label_cell(Tile& tile, const Logit* logits, const UpsampleShape&
   __syncwarp();  // the list is free again
 }
 
-template <typename Label>
-__device__ uint4 pack(const int32_t (&labels)[16 / sizeof(Label)]) {
-  unsigned words[4] = {};
-  for (int e = 0; e < static_cast<int>(16 / sizeof(Label)); ++e) {
-    const int byte = e * static_cast<int>(sizeof(Label));
-    words[byte / 4] |= static_cast<unsigned>(labels[e]) << byte % 4 * 8;
+template <typename Label, int kVector>
+__device__ void store(Label* labels, const int32_t (&vector)[kVector]) {
+  if constexpr (kVector == 1) {
+    *labels = static_cast<Label>(vector[0]);
+  } else {
+    static_assert(kVector * sizeof(Label) == 16, "vectors are 16 bytes");
+    unsigned words[4] = {};
+    for (int e = 0; e < kVector; ++e) {
+      const int byte = e * static_cast<int>(sizeof(Label));
+      words[byte / 4] |= static_cast<unsigned>(vector[e]) << byte % 4 * 8;
+    }
+    __stcs(reinterpret_cast<uint4*>(labels), make_uint4(words[0], words[1], words[2], words[3]));
   }
-  return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// labels: of the tile's first pixel.
-template <typename Label>
+// labels: of the tile's first pixel. Each thread stores a column of vectors.
+template <int kVector, typename Label>
 __device__ void store_labels(Label* labels, const Tile& tile, int64_t out_W) {
-  constexpr int kVector = 16 / sizeof(Label);
-  constexpr int kRowLanes = kTileW / kVector < 32 ? kTileW / kVector : 32;
-  for (int y = threadIdx.x / kRowLanes; y < tile.rows.count; y += kThreads / kRowLanes) {
-    Label* row = labels + y * out_W;
-    const auto misaligned =
-        static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(Label) % kVector);
+  constexpr int kColumns = kTileW / kVector;
+  constexpr int kRowStep = kThreads / kColumns;
+  const int x = threadIdx.x % kColumns * kVector;
+  if (x >= tile.cols.count) return;
+  const int first_cell = tile.cols.cell[x], last_cell = tile.cols.cell[x + kVector - 1];
+  for (int y = threadIdx.x / kColumns; y < tile.rows.count; y += kRowStep) {
     const int32_t* cell_label = tile.cell_label + tile.rows.cell[y] * tile.cols.num_cells;
-    for (int x = threadIdx.x % kRowLanes * kVector - misaligned; x < tile.cols.count;
-         x += kRowLanes * kVector) {
-      const int begin = max(x, 0), end = min(x + kVector, tile.cols.count);
-      if (begin >= end) continue;
-      const int last_cell = tile.cols.cell[end - 1];
-      const int32_t label = cell_label[last_cell];
-      bool same = label != kContested;
-      for (int c = tile.cols.cell[begin]; c < last_cell; ++c) same &= cell_label[c] == label;
-      int32_t vector[kVector];
+    const int32_t label = cell_label[last_cell];
+    bool same = label != kContested;
+    for (int c = first_cell; c < last_cell; ++c) same &= cell_label[c] == label;
+    int32_t vector[kVector];
+    for (int32_t& l : vector) l = label;
+    if (!same) {
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) vector[e] = label;
-      if (!same) {
-#pragma unroll
-        for (int e = 0; e < kVector; ++e) {
-          const int pixel = min(max(x + e, begin), end - 1);
-          const int32_t of_cell = cell_label[tile.cols.cell[pixel]];
-          vector[e] = of_cell != kContested ? of_cell : tile.label[y][pixel];
-        }
-      }
-      if (end - begin == kVector) {
-        // An intrinsic: a plain store would be taken apart, to share its parts with those below.
-        __stcs(reinterpret_cast<uint4*>(row + x), pack<Label>(vector));
-      } else {
-#pragma unroll
-        for (int e = 0; e < kVector; ++e) {
-          if (x + e >= begin && x + e < end) row[x + e] = static_cast<Label>(vector[e]);
-        }
+      for (int e = 0; e < kVector; ++e) {
+        const int32_t of_cell = cell_label[tile.cols.cell[x + e]];
+        vector[e] = of_cell != kContested ? of_cell : tile.label[y][x + e];
       }
     }
+    store<Label>(labels + y * out_W + x, vector);
   }
 }
 
@@ -246,28 +238,29 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
                                       const UpsampleShape shape) {
   Tile& tile = *shared_memory<Tile>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t tiles_W = (shape.out_W + kTileW - 1) / kTileW;
-  const int64_t tiles_H = (shape.out_H + kTileH - 1) / kTileH;
-  const int64_t x = blockIdx.x % tiles_W * kTileW;
-  const int64_t y = blockIdx.x / tiles_W % tiles_H * kTileH;
-  const int64_t n = blockIdx.x / tiles_W / tiles_H;
+  const int x = blockIdx.x * kTileW, y = blockIdx.y * kTileH;
 
   // Cells
-  tile.rows.set(y, shape.out_H, shape.H, shape.scale_H, shape.align_corners);
-  tile.cols.set(x, shape.out_W, shape.W, shape.scale_W, shape.align_corners);
+  static_assert(kTileW + kTileH <= kThreads, "a thread for each row and column");
+  if (threadIdx.x < kTileW) {
+    tile.cols.set(threadIdx.x, x, shape.out_W, shape.W, shape.scale_W, shape.align_corners);
+  } else {
+    tile.rows.set(threadIdx.x - kTileW, y, shape.out_H, shape.H, shape.scale_H,
+                  shape.align_corners);
+  }
   if (threadIdx.x == 0) tile.num_contested = 0;
   __syncthreads();
 
   // Ranks of source pixels
-  const int64_t first_y = source_pair(y, shape.H, shape.scale_H, shape.align_corners).lo;
-  const int64_t first_x = source_pair(x, shape.W, shape.scale_W, shape.align_corners).lo;
   const int cells_H = tile.rows.num_cells, cells_W = tile.cols.num_cells;
   const int pixels = (cells_H + 1) * (cells_W + 1);
+  const int last_row = static_cast<int>(shape.H) - 1, last_col = static_cast<int>(shape.W) - 1;
   for (int i = threadIdx.x; i - lane < pixels * kLanesPerPixel; i += kThreads) {
     const int pixel = min(i / kLanesPerPixel, pixels - 1);
-    const int64_t row = min(first_y + pixel / (cells_W + 1), shape.H - 1);
-    const int64_t col = min(first_x + pixel % (cells_W + 1), shape.W - 1);
-    const Logit* source = logits + n * shape.stride_N + row * shape.stride_H + col * shape.stride_W;
+    const int row = min(tile.rows.first_cell + pixel / (cells_W + 1), last_row);
+    const int col = min(tile.cols.first_cell + pixel % (cells_W + 1), last_col);
+    const Logit* source =
+        logits + blockIdx.z * shape.stride_N + row * shape.stride_H + col * shape.stride_W;
     const int part = i % kLanesPerPixel;
     const int32_t rank = rank_classes(source, shape.stride_C, static_cast<int32_t>(shape.C), part);
     if (part == 0 && i / kLanesPerPixel < pixels) tile.rank[pixel] = rank;
@@ -286,11 +279,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   __syncthreads();
 
   for (int i = warp; i < tile.num_contested; i += kWarps) {
-    label_cell(tile, logits, shape, n, first_y, first_x, tile.contested[i], warp, lane);
+    label_cell(tile, logits, shape, tile.contested[i], warp, lane);
   }
   __syncthreads();
 
-  store_labels(labels + (n * shape.out_H + y) * shape.out_W + x, tile, shape.out_W);
+  constexpr int kVector = 16 / sizeof(Label);
+  labels += (blockIdx.z * shape.out_H + y) * shape.out_W + x;
+  if (shape.out_W % kVector == 0) {  // torch's allocations are aligned
+    store_labels<kVector>(labels, tile, shape.out_W);
+  } else {
+    store_labels<1>(labels, tile, shape.out_W);
+  }
 }
 
 template <typename Label, typename Logit>
@@ -317,9 +316,9 @@ Status launch_typed(void* labels_, const void* logits_, const UpsampleShape& sha
   auto* labels = static_cast<Label*>(labels_);
   const auto* logits = static_cast<const Logit*>(logits_);
   if (pruning_pays(shape)) {
-    const int64_t tiles_H = (shape.out_H + kTileH - 1) / kTileH;
-    const int64_t tiles_W = (shape.out_W + kTileW - 1) / kTileW;
-    const auto blocks = static_cast<unsigned>(shape.N * tiles_H * tiles_W);
+    const dim3 blocks(static_cast<unsigned>((shape.out_W + kTileW - 1) / kTileW),
+                      static_cast<unsigned>((shape.out_H + kTileH - 1) / kTileH),
+                      static_cast<unsigned>(shape.N));
     return launch("upsample_argmax_fwd_pruned_kernel",
                   upsample_argmax_fwd_pruned_kernel<Label, Logit>, blocks, kThreads, sizeof(Tile),
                   stream, labels, logits, shape);
