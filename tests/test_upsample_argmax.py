@@ -286,6 +286,8 @@ PRUNED = [  # logits, arguments
     ((2, 19, 5, 9), {"size": (40, 144)}),  # every label in a whole vector
     ((1, 5, 33, 3), {"scale_factor": (3.4, 7.7)}),  # the smallest cells
     ((1, 70, 4, 5), {"size": (50, 33)}),  # more classes than lanes
+    ((1, 32, 3, 4), {"size": (20, 30)}),  # near ties: as many candidates as a cell can list
+    ((1, 33, 3, 4), {"size": (20, 30)}),  # and one more
     ((1, 3, 2, 2), {"size": (130, 300), "align_corners": True}),  # a cell of many tiles
     ((1, 1, 3, 40), {"size": (10, 140)}),
 ]
