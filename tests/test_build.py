@@ -111,6 +111,26 @@ def test_kernels_are_in_the_module(cuobjdump):
     assert [name for name in names if name not in symbols] == []
 
 
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
+def test_upsample_argmax_stores_vectors_and_spills_nothing(cuobjdump, chip):
+    if chip not in run(cuobjdump, "--list-elf", MODULE):
+        pytest.skip(f"not built for {chip}")
+    usage = run(cuobjdump, "--dump-resource-usage", "-arch", chip, MODULE)
+    usages = re.findall(r"Function (\S*upsample_argmax_fwd\S*):\n(.*)", usage)
+    assert len(usages) == 2 * 3 * 3  # kernels, label dtypes, logit dtypes
+    for _, line in usages:
+        numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
+        assert numbers["STACK"] == numbers["LOCAL"] == 0, line
+        assert numbers["REG"] <= 64, line  # half of the warps that the chip can hold
+
+    sass = re.split(r"Function : (\S+)", run(cuobjdump, "--dump-sass", "-arch", chip, MODULE))
+    pruned = [
+        code for name, code in zip(sass[1::2], sass[2::2]) if "upsample_argmax_fwd_pruned" in name
+    ]
+    assert len(pruned) == 3 * 3
+    assert all(re.search(r"STG\.E\.(EF\.)?128", code) for code in pruned)
+
+
 @pytest.fixture
 def configure(tmp_path):
     """Lets CMake decide about CUDA; compiles none of the sources."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import deeplab_fast
 from deeplab_fast import upsample_argmax
+from deeplab_fast.emulated import machine
 
 from . import bilinear_oracle
 from .cases import DTYPES, LAYOUTS, with_layout
@@ -276,6 +277,34 @@ def test_shapes(backend, device, ran, shape, size, dtype, layout):
         assert_only_ties_differ(labels, expected, logits.cpu(), size=size)
     else:
         assert torch.equal(labels, expected)
+
+
+# Pruned CUDA kernel: cells of three pixels and more a side. A tile is 32 x 128 output pixels.
+PRUNED = [  # logits, arguments
+    ((1, 21, 9, 33), {"size": (65, 257), "align_corners": True}),  # several tiles, odd rows
+    ((1, 21, 9, 33), {"size": (71, 261)}),
+    ((2, 19, 5, 9), {"size": (40, 144)}),  # every label in a whole vector
+    ((1, 5, 33, 3), {"scale_factor": (3.4, 7.7)}),  # the smallest cells
+    ((1, 70, 4, 5), {"size": (50, 33)}),  # more classes than lanes
+    ((1, 32, 3, 4), {"size": (20, 30)}),  # near ties: as many candidates as a cell can list
+    ((1, 33, 3, 4), {"size": (20, 30)}),  # and one more
+    ((1, 3, 2, 2), {"size": (130, 300), "align_corners": True}),  # a cell of many tiles
+    ((1, 1, 3, 40), {"size": (10, 140)}),
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize(("shape", "arguments"), PRUNED, ids=str)
+def test_emulated_equals_cpu(shape, arguments, content, seed):
+    generator = torch.Generator().manual_seed(seed)
+    dtype, layout = DTYPES[seed], LAYOUTS[seed]
+    logits = with_layout(content(generator, shape).to(dtype), layout)
+    for labels in LABELS:
+        with deeplab_fast.backend("cpu"):
+            expected = upsample_argmax(logits, dtype=labels, **arguments)
+        with deeplab_fast.backend("emulated"), machine(seed=seed):
+            assert torch.equal(upsample_argmax(logits, dtype=labels, **arguments), expected)
 
 
 @pytest.mark.parametrize("content", [noise, blocks, non_finite])

@@ -53,6 +53,11 @@ T __ldg(const T* p) {
   return *p;
 }
 
+template <typename T>
+void __stcs(T* p, T value) {
+  *p = value;
+}
+
 inline unsigned __float_as_uint(float value) {
   unsigned bits;
   memcpy(&bits, &value, sizeof(bits));
