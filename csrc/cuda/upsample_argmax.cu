@@ -87,7 +87,7 @@ __device__ int32_t rank_classes(const Logit* pixel, int64_t stride_C, int32_t C,
 #pragma unroll 4
   for (int32_t c = part; c < C; c += kLanesPerPixel) {
     const float value = load(pixel + c * stride_C);
-    finite &= fabsf(value) <= FLT_MAX;
+    finite &= fabsf(value) < 0x1p126f;  // else an interpolated value may overflow
     second = fmaxf(second, fminf(value, best));
     winner = value > best ? c : winner;
     best = fmaxf(best, value);
