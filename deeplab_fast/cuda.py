@@ -66,9 +66,7 @@ def _convolve(input: Tensor, *args: Any) -> Tensor:
         stream = torch.cuda.current_stream().cuda_stream
         processors = torch.cuda.get_device_properties(input.device).multi_processor_count
         num_workers = _BLOCKS_PER_PROCESSOR * processors
-        return _native.dilated_conv2d(
-            _C.cuda.dilated_conv2d_fwd, stream, num_workers, input, *args
-        )
+        return _native.dilated_conv2d(_C.cuda.dilated_conv2d_fwd, stream, num_workers, input, *args)
 
 
 # Not automatic: it has to be measured against cuDNN first.
