@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
 
   int next_tap = item.first_step % tile.num_taps;
   int next_c = item.first_step / tile.num_taps * kBlockK;
+  Tap tap = taps[next_tap];
   const auto copy_next_step = [&](int stage) {
-    const Tap tap = taps[next_tap];
     const int64_t input_offset =
         (static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape.C + next_c;
     const int64_t weight_offset = static_cast<int64_t>(tap.index) * shape.C + next_c;
@@ -144,6 +144,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
       next_tap = 0;
       next_c += kBlockK;
     }
+    tap = taps[next_tap];  // arrives during the products
   };
 
   // What this warp multiplies; nothing where its pixels or channels are all past the end.
