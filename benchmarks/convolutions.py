@@ -9,6 +9,7 @@ from cases import Shape
 from harness import Run
 from torch import Tensor
 
+from deeplab_fast import backends
 from deeplab_fast.ops.dilated_conv2d import _dilated_conv2d, _dilated_conv2d_backward
 
 # Of harness.relative_error against fp32; a wrong kernel is off by about 1.
@@ -31,13 +32,21 @@ def convolutions(report: harness.Report, shape: Shape, dtype: str, batch: int) -
             "NCHW": tensors,
             "channels_last": [t.contiguous(memory_format=torch.channels_last) for t in tensors],
         }
+        ours = {"deeplab_fast": ""}
+        arguments = x, weight.to(x), None, [rate, rate], 1
+        if backends.why_not("dilated_conv2d", "cuda", report.device.type, *arguments) is None:
+            ours["deeplab_fast on cuda"] = "cuda"
         for direction in ("forward", "dgrad", "wgrad"):
             report.case(
                 f"{shape.name}, {kernel}x{kernel} rate {rate}, {direction}",
                 batch=batch,
                 dtype=dtype,
                 reference=pytorch(direction, rate, *(t.float() for t in tensors)),
-                ours={"deeplab_fast": deeplab_fast(direction, rate, *layouts["channels_last"])},
+                ours={
+                    name: deeplab_fast(direction, rate, *layouts["channels_last"], backend)
+                    for name, backend in ours.items()
+                    if not backend or direction == "forward"
+                },
                 baselines={
                     f"PyTorch {layout}{setting}": with_cudnn(pytorch(direction, rate, *args), flags)
                     for layout, args in layouts.items()
@@ -62,10 +71,12 @@ def pytorch(direction: str, rate: int, x: Tensor, weight: Tensor, grad: Tensor) 
     )
 
 
-def deeplab_fast(direction: str, rate: int, x: Tensor, weight: Tensor, grad: Tensor) -> Run:
-    """The op on its automatic backend, without the autograd that would need the other gradient."""
+def deeplab_fast(
+    direction: str, rate: int, x: Tensor, weight: Tensor, grad: Tensor, backend: str
+) -> Run:
+    """The op, "" for its automatic backend, without the autograd that would need both gradients."""
     if direction == "forward":
-        return lambda: _dilated_conv2d(x, weight, None, [rate, rate], 1)
+        return lambda: _dilated_conv2d(x, weight, None, [rate, rate], 1, backend=backend)
     mask = [direction == "dgrad", direction == "wgrad", False]
     return lambda: _first(_dilated_conv2d_backward(grad, x, weight, [rate, rate], 1, mask), mask)
 

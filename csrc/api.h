@@ -22,6 +22,37 @@ struct UpsampleShape {
   bool align_corners;
 };
 
+// Rows of the work list of a dilated convolution: common/zones.h.
+struct Tap;
+struct Tile;
+struct WorkItem;
+struct Reduction;
+
+// What the work list of the CUDA kernel is made for: tiles of kConvTile pixels, in jobs of
+// num_taps * ceil(C / kConvStep) steps and one block per kConvTile output channels.
+constexpr int kConvTile = 128, kConvStep = 32, kMaxConvBranches = 8;
+
+// On the GPU; partial sums take kConvTile * kConvTile floats per slot of the schedule.
+struct ConvWork {
+  const int32_t* pixels;
+  const Tap* taps;
+  const Tile* tiles;
+  const WorkItem* items;
+  const Reduction* reductions;
+  int32_t num_items, num_reductions;
+};
+
+struct ConvBranch {
+  const void* weight;  // [K, R, S, C]
+  const void* bias;    // [K], or nullptr for zeros
+  int32_t K, num_taps, first_channel;
+};
+
+// Of an input [N, H, W, C] and an output [N, H, W, out_channels].
+struct ConvShape {
+  int32_t H, W, C, out_channels;
+};
+
 struct CrossEntropyTerms {
   const float* weight;  // [C], or nullptr for ones
   int64_t ignore_index;
@@ -82,6 +113,12 @@ DeviceInfo device_info();
 // stream: a cudaStream_t of the current device.
 Status upsample_argmax_fwd(void* labels, const void* logits, const UpsampleShape& shape,
                            DType label_dtype, DType logit_dtype, void* stream);
+
+// All branches into one output, kFloat16 | kBFloat16 as input, weights and biases. C is a multiple
+// of 8; all but partial_sums, output and biases are aligned to 16 bytes.
+Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
+                          const std::vector<ConvBranch>& branches, const ConvWork& work,
+                          const ConvShape& shape, DType dtype, void* stream);
 
 }  // namespace cuda
 #endif

@@ -8,6 +8,7 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -50,6 +51,22 @@ void bind_cuda(py::module_ m) {
     check(cuda::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
                                     logit_dtype, pointer(stream)));
   });
+  m.def(
+      "dilated_conv2d_fwd",
+      [](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
+         const std::vector<std::tuple<uintptr_t, uintptr_t, int32_t, int32_t>>& rows,
+         const ConvWork& work, const ConvShape& shape, DType dtype, uintptr_t stream) {
+        std::vector<ConvBranch> branches;
+        int32_t first_channel = 0;
+        for (const auto& [weight, bias, K, num_taps] : rows) {
+          branches.push_back({pointer(weight), pointer(bias), K, num_taps, first_channel});
+          first_channel += K;
+        }
+        check(cuda::dilated_conv2d_fwd(pointer(output), static_cast<float*>(pointer(partial_sums)),
+                                       pointer(input), branches, work, shape, dtype,
+                                       pointer(stream)));
+      },
+      "Branches are (weight, bias or 0, K, number of taps).");
 }
 #endif
 
@@ -94,6 +111,27 @@ void bind_shapes(py::module_& m) {
            }),
            py::arg("shape"), py::arg("strides"), py::arg("size"), py::arg("scales"),
            py::arg("align_corners"));
+  py::class_<ConvWork>(m, "ConvWork")
+      .def(py::init([](uintptr_t pixels, uintptr_t taps, uintptr_t tiles, uintptr_t items,
+                       uintptr_t reductions, int32_t num_items, int32_t num_reductions) {
+             return ConvWork{static_cast<const int32_t*>(pointer(pixels)),
+                             static_cast<const Tap*>(pointer(taps)),
+                             static_cast<const Tile*>(pointer(tiles)),
+                             static_cast<const WorkItem*>(pointer(items)),
+                             static_cast<const Reduction*>(pointer(reductions)),
+                             num_items,
+                             num_reductions};
+           }),
+           py::arg("pixels"), py::arg("taps"), py::arg("tiles"), py::arg("items"),
+           py::arg("reductions"), py::arg("num_items"), py::arg("num_reductions"));
+  py::class_<ConvShape>(m, "ConvShape")
+      .def(py::init([](int32_t H, int32_t W, int32_t C, int32_t out_channels) {
+             return ConvShape{H, W, C, out_channels};
+           }),
+           py::arg("H"), py::arg("W"), py::arg("C"), py::arg("out_channels"));
+  m.attr("CONV_TILE") = kConvTile;
+  m.attr("CONV_STEP") = kConvStep;
+  m.attr("MAX_CONV_BRANCHES") = kMaxConvBranches;
   py::class_<CrossEntropyTerms>(m, "CrossEntropyTerms")
       .def(py::init([](uintptr_t weight, int64_t ignore_index, float label_smoothing) {
              return CrossEntropyTerms{static_cast<const float*>(pointer(weight)), ignore_index,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _C
 from .ops._bilinear import source_scale
+from .ops._library import in_format_of
 
 DTYPES = {
     torch.float32: _C.DType.float32,
@@ -55,3 +58,125 @@ def upsample_argmax(
         stream,
     )
     return labels
+
+
+class ConvWorkList(NamedTuple):
+    """What the kernel of dilated convolution is to do; ``tensors`` hold what ``work`` points to."""
+
+    work: _C.ConvWork
+    tensors: tuple[Tensor, ...]
+    num_slots: int
+
+
+_SPLIT_STEPS = 8  # a partial sum, 64 KiB in and out, moves as many bytes as eight steps
+
+
+# Never dropped: a captured CUDA graph holds the addresses.
+@functools.cache
+def conv_work_list(
+    plane: tuple[int, int, int],
+    branches: tuple[tuple[int, int, int, int], ...],
+    channels: int,
+    out_channels: tuple[int, ...],
+    device: torch.device,
+    num_workers: int,
+) -> ConvWorkList:
+    """The work list (csrc/common/zones.h) of a forward pass, on ``device``.
+
+    ``plane`` is (N, H, W), ``branches`` are (kernel_H, kernel_W, dilation_H, dilation_W), and
+    ``num_workers`` is how many thread blocks run at once.
+    """
+    rows = _C.zones.forward_tiles(plane, branches, _C.CONV_TILE)
+    pixels, taps, tiles = (_int32(buffer) for buffer in rows)
+    jobs = [
+        (num_taps * -(-channels // _C.CONV_STEP), -(-out_channels[branch] // _C.CONV_TILE))
+        for branch, _, _, _, num_taps in tiles.view(-1, 5).tolist()
+    ]
+    schedule = _C.zones.schedule(jobs, num_workers, _SPLIT_STEPS)
+    items, reductions = (_int32(schedule[name]) for name in ("items", "reductions"))
+    tensors = tuple(t.to(device) for t in (pixels, taps, tiles, items, reductions))
+    addresses = [t.data_ptr() for t in tensors]
+    work = _C.ConvWork(*addresses, items.numel() // 6, reductions.numel() // 4)
+    return ConvWorkList(work, tensors, schedule["num_slots"])
+
+
+def _int32(buffer: bytearray) -> Tensor:
+    return torch.frombuffer(buffer, dtype=torch.int32) if buffer else torch.empty(0).int()
+
+
+_MAX_TAPS = 1024  # the search of a work list's order slows down with their square
+
+
+def dilated_conv2d_refuses(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None:
+    """Why the kernel cannot compute these branches, or None."""
+    if input.dtype not in (torch.float16, torch.bfloat16):
+        return f"the kernel takes float16 and bfloat16, not {input.dtype}"
+    if groups != 1:
+        return f"the kernel has no groups, got {groups}"
+    if input.size(1) % 8:
+        return f"the kernel takes a multiple of 8 input channels, got {input.size(1)}"
+    if input.numel() == 0 or any(weight.numel() == 0 for weight in weights):
+        return "the input or a weight is empty"
+    if len(weights) > _C.MAX_CONV_BRANCHES:
+        return f"the kernel takes at most {_C.MAX_CONV_BRANCHES} branches, got {len(weights)}"
+    if any(weight.size(2) * weight.size(3) > _MAX_TAPS for weight in weights):
+        return f"the kernel takes at most {_MAX_TAPS} taps"
+    if len(weights) * input.numel() // input.size(1) >= 2**31:
+        return "the work list holds fewer than 2^31 pixels, those of all branches together"
+    return None
+
+
+def dilated_conv2d(
+    launcher: Callable[..., None],
+    stream: int,
+    num_workers: int,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    dilations: Sequence[Sequence[int]],
+) -> Tensor:
+    """Parallel branches through ``dilated_conv2d_fwd`` of a module compiled from the kernels."""
+    N, C, H, W = input.shape
+    channels = tuple(weight.size(0) for weight in weights)
+    # A rate beyond the map does what the map's size does, and that fits the work list's int32.
+    branches = tuple(
+        (*weight.shape[2:], min(vertical, H), min(horizontal, W))
+        for weight, (vertical, horizontal) in zip(weights, dilations)
+    )
+    work_list = conv_work_list((N, H, W), branches, C, channels, input.device, num_workers)
+    nhwc, *weights = (_aligned_nhwc(t) for t in (input, *weights))
+    biases = [None if bias is None else bias.contiguous() for bias in biases]
+    output = torch.empty(
+        (N, sum(channels), H, W),
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=torch.channels_last,
+    )
+    partial_sums = input.new_empty(
+        work_list.num_slots * _C.CONV_TILE * _C.CONV_TILE, dtype=torch.float32
+    )
+    launcher(
+        output.data_ptr(),
+        partial_sums.data_ptr(),
+        nhwc.data_ptr(),
+        [
+            (
+                weight.data_ptr(),
+                0 if bias is None else bias.data_ptr(),
+                weight.size(0),
+                weight.size(2) * weight.size(3),
+            )
+            for weight, bias in zip(weights, biases)
+        ],
+        work_list.work,
+        _C.ConvShape(H, W, C, sum(channels)),
+        DTYPES[input.dtype],
+        stream,
+    )
+    return in_format_of(output, input)
+
+
+def _aligned_nhwc(tensor: Tensor) -> Tensor:
+    """In channels_last memory that asynchronous copies of 16 bytes can read."""
+    tensor = tensor.contiguous(memory_format=torch.channels_last)
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()

@@ -23,10 +23,14 @@ _AUTOMATIC = {
 
 
 class Implementation(NamedTuple):
-    """``run(*args)`` computes the op; ``refuses(*args)`` says why it cannot, or None."""
+    """``run(*args)`` computes the op; ``refuses(*args)`` says why it cannot, or None.
+
+    One that is not ``automatic`` runs only where its backend is forced.
+    """
 
     run: Callable[..., Any]
     refuses: Callable[..., str | None]
+    automatic: bool
 
 
 _table: dict[str, dict[str, Implementation]] = {}
@@ -40,12 +44,15 @@ def _accepts_all(*args: Any) -> str | None:
 
 
 def implements(
-    op: str, name: str, refuses: Callable[..., str | None] = _accepts_all
+    op: str,
+    name: str,
+    refuses: Callable[..., str | None] = _accepts_all,
+    automatic: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator that enters a function into the table as the ``name`` implementation of ``op``."""
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
-        _table.setdefault(op, {})[name] = Implementation(function, refuses)
+        _table.setdefault(op, {})[name] = Implementation(function, refuses, automatic)
         return function
 
     return enter
@@ -138,6 +145,11 @@ def order(device_type: str) -> tuple[str, ...]:
     return _AUTOMATIC.get(device_type, ("reference",))
 
 
+def is_forced_only(op: str, name: str) -> bool:
+    """Whether the automatic choice passes over this kernel: it was not measured to be faster."""
+    return name in _table[op] and not _table[op][name].automatic
+
+
 def run(op: str, requested: str, *args: Any) -> Any:
     """Run ``op`` on the requested backend, or on the automatic choice if that is "".
 
@@ -145,6 +157,8 @@ def run(op: str, requested: str, *args: Any) -> Any:
     """
     device_type = args[0].device.type
     for name in (requested,) if requested else order(device_type):
+        if not requested and is_forced_only(op, name):
+            continue
         reason = why_not(op, name, device_type, *args)
         if reason is None:
             if _trace is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from . import _C, _native
 from .backends import availability, implements
 
 _OLDEST_CAPABILITY = (8, 0)
+_BLOCKS_PER_PROCESSOR = 2  # of dilated_conv2d, by its registers and shared memory on sm_80
 
 
 @availability("cuda")
@@ -49,3 +51,36 @@ def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
     with torch.cuda.device(logits.device):
         stream = torch.cuda.current_stream().cuda_stream
         return _native.upsample_argmax(_C.cuda.upsample_argmax_fwd, stream, logits, *args)
+
+
+def _refuses(input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int) -> str | None:
+    return _native.dilated_conv2d_refuses(input, [weight], groups)
+
+
+def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> str | None:
+    return _native.dilated_conv2d_refuses(input, weights, groups=1)
+
+
+def _convolve(input: Tensor, *args: Any) -> Tensor:
+    with torch.cuda.device(input.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        processors = torch.cuda.get_device_properties(input.device).multi_processor_count
+        num_workers = _BLOCKS_PER_PROCESSOR * processors
+        return _native.dilated_conv2d(_C.cuda.dilated_conv2d_fwd, stream, num_workers, input, *args)
+
+
+# Not automatic: it has to be measured against cuDNN first.
+@implements("dilated_conv2d", "cuda", _refuses, automatic=False)
+def dilated_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
+) -> Tensor:
+    return _convolve(input, [weight], [bias], [dilation])
+
+
+@implements("parallel_dilated_conv2d", "cuda", _refuses_parallel, automatic=False)
+def parallel_dilated_conv2d(
+    input: Tensor, weights: list[Tensor], biases: list[Tensor], dilations: list[int]
+) -> Tensor:
+    return _convolve(
+        input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
+    )

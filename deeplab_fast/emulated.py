@@ -9,7 +9,7 @@ where each warp waits.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,7 @@ SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}
 """Bytes of shared memory that a block can have, CUDA C++ Programming Guide, compute capabilities"""
 
 _STREAM = 0  # launches return when they are done
+_NUM_WORKERS = 8  # as few as make convolutions of test size both split sums and not
 
 
 @contextlib.contextmanager
@@ -52,3 +53,33 @@ def _unavailable(device_type: str) -> str | None:
 @implements("upsample_argmax", "emulated")
 def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
     return _native.upsample_argmax(_emulated.cuda.upsample_argmax_fwd, _STREAM, logits, *args)
+
+
+def _refuses(input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int) -> str | None:
+    return _native.dilated_conv2d_refuses(input, [weight], groups)
+
+
+def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> str | None:
+    return _native.dilated_conv2d_refuses(input, weights, groups=1)
+
+
+def _convolve(input: Tensor, *args: Any) -> Tensor:
+    return _native.dilated_conv2d(
+        _emulated.cuda.dilated_conv2d_fwd, _STREAM, _NUM_WORKERS, input, *args
+    )
+
+
+@implements("dilated_conv2d", "emulated", _refuses)
+def dilated_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
+) -> Tensor:
+    return _convolve(input, [weight], [bias], [dilation])
+
+
+@implements("parallel_dilated_conv2d", "emulated", _refuses_parallel)
+def parallel_dilated_conv2d(
+    input: Tensor, weights: list[Tensor], biases: list[Tensor], dilations: list[int]
+) -> Tensor:
+    return _convolve(
+        input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
+    )

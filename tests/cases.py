@@ -44,6 +44,8 @@ CONVS = (
     Conv(1, 6, 12, 9, 9, (3, 3), 2, 3),
     Conv(1, 16, 16, 33, 33, (3, 3), 12),
     Conv(1, 8, 8, 65, 65, (3, 3), 24),
+    Conv(2, 40, 21, 9, 13, (3, 3), (3, 2)),  # channels that fill no tile of a kernel
+    Conv(1, 72, 133, 12, 11, (3, 3), 5),  # and that need a second one
 )
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,6 +130,27 @@ def test_upsample_argmax_stores_vectors_and_spills_nothing(cuobjdump, chip):
     ]
     assert len(pruned) == 3 * 3
     assert all(re.search(r"STG\.E\.(EF\.)?128", code) for code in pruned)
+
+
+def test_dilated_conv2d_is_tensor_core_code(cuobjdump):
+    """Asynchronous copies of 16 bytes, matrix loads and products; no spills, two blocks an SM."""
+    if not any(a.startswith("80") for a in _C.build_info()["architectures"]):
+        pytest.skip("not built for sm_80")
+    code = run(cuobjdump, "--dump-sass", "--gpu-architecture", "sm_80", MODULE)
+    bodies = dict(re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", code, re.S))
+    resources = run(cuobjdump, "--dump-resource-usage", "--gpu-architecture", "sm_80", MODULE)
+    usage = dict(re.findall(r"Function (\S+):\s+(.*)", resources))
+    kernels = [name for name in bodies if "dilated_conv2d_fwd_kernel" in name]
+    assert len(kernels) == 2
+    for name in kernels:
+        product = "HMMA.16816.F32" + (".BF16" if "bfloat16" in name else "")
+        instructions = Counter(re.findall(r"\b[A-Z][A-Z0-9_.]+", bodies[name]))
+        assert instructions[product] == 64  # 4 x 8 tiles, 2 steps of 16 channels
+        assert instructions["LDSM.16.M88.4"] == 16
+        assert instructions["LDGSTS.E.BYPASS.LTC128B.128"] == 4 * 8  # 3 stages ahead and the loop
+        assert not instructions.keys() & {"LDL", "STL"}
+        registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage[name])[0]
+        assert int(registers) <= 65536 // (2 * 128) - 1 and stack == "0"
 
 
 @pytest.fixture

@@ -10,11 +10,15 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 import deeplab_fast
-from deeplab_fast import dilated_conv2d, parallel_dilated_conv2d
+from deeplab_fast import _native, backends, dilated_conv2d, emulated, parallel_dilated_conv2d
+from deeplab_fast.emulated import machine
 
 from .cases import CONVS, DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
+from .conftest import device_of
+from .refusals import skip_if_refused, skip_without
 
 OP = "dilated_conv2d"
+BACKWARD = OP + "_backward"
 PARALLEL = ([(1, 1), (3, 3), (3, 3), (5, 3)], [1, 2, 7, 3])
 
 
@@ -27,12 +31,28 @@ def gradients(function, tensors: list[Tensor], grad_output: Tensor) -> list[Tens
     return list(torch.autograd.grad(function(*leaves), leaves, grad_output))
 
 
+@pytest.fixture
+def dtype(backend: str) -> torch.dtype:
+    """float32, or the first dtype that the backend's kernel takes."""
+    X = torch.zeros(1, 8, 1, 1, device=device_of(backend))
+    for dtype in DTYPES:
+        x = X.to(dtype)
+        if backends.why_not(OP, backend, x.device.type, x, x, None, [1, 1], 1) is None:
+            return dtype
+    raise AssertionError(f"{backend} takes none of {DTYPES}")
+
+
+def has_backward(backend: str) -> bool:
+    return backend in backends.implementations(BACKWARD)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CONVS, ids=str)
 def test_forward(backend, device, ran, case: Conv, dtype, layout):
     input, weight, bias = operands(case, dtype, device)
     input = with_layout(input, layout)
+    skip_if_refused(backend, OP, input, weight, bias, case.dilation, case.groups)
     with deeplab_fast.backend(backend):
         output = dilated_conv2d(input, weight, bias, case.dilation, case.groups)
     assert ran == [(OP, backend)]
@@ -45,6 +65,7 @@ def test_forward(backend, device, ran, case: Conv, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CONVS, ids=str)
 def test_backward(backend, device, ran, case: Conv, dtype, layout):
+    skip_without(backend, BACKWARD)
     input, weight, bias = operands(case, dtype, device)
     input = with_layout(input, layout)
     grad_output = torch.randn(case.N, case.K, case.H, case.W).to(device, dtype)
@@ -57,7 +78,7 @@ def test_backward(backend, device, ran, case: Conv, dtype, layout):
 
     with deeplab_fast.backend(backend):
         actual = gradients(ours, [input, weight, bias], grad_output)
-    assert ran == [(OP, backend), (OP + "_backward", backend)]
+    assert ran == [(OP, backend), (BACKWARD, backend)]
     exact = gradients(theirs, [t.double() for t in (input, weight, bias)], grad_output.double())
     nchw, nhwc = (
         gradients(theirs, [with_layout(input, f), weight, bias], with_layout(grad_output, f))
@@ -68,12 +89,13 @@ def test_backward(backend, device, ran, case: Conv, dtype, layout):
 
 
 def parallel_operands(
-    device: str, dtype=torch.float32
+    device: str, dtype: torch.dtype, channels: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    input = torch.randn(2, 6, 9, 13).to(device, dtype)
+    input = torch.randn(2, channels, 9, 13).to(device, dtype)
     kernels, _ = PARALLEL
     weights = [
-        torch.randn(3 + i, 6, *kernel).to(device, dtype) / 6 for i, kernel in enumerate(kernels)
+        torch.randn(3 + i, channels, *kernel).to(device, dtype) / channels
+        for i, kernel in enumerate(kernels)
     ]
     return input, weights, [torch.randn(w.size(0)).to(device, dtype) for w in weights]
 
@@ -85,10 +107,26 @@ def parallel_conv2d(input: Tensor, weights, biases) -> Tensor:
     return torch.cat(outputs, dim=1)
 
 
+@pytest.mark.parametrize("channels", [6, 40])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_parallel(backend, device, ran, dtype, layout):
-    input, weights, biases = parallel_operands(device, dtype)
+def test_parallel(backend, device, ran, dtype, layout, channels):
+    input, weights, biases = parallel_operands(device, dtype, channels)
+    input = with_layout(input, layout)
+    skip_if_refused(backend, "parallel_" + OP, input, weights, biases, PARALLEL[1])
+    with deeplab_fast.backend(backend):
+        output = parallel_dilated_conv2d(input, weights, PARALLEL[1], biases)
+    assert ran == [("parallel_" + OP, backend)]
+    peer = parallel_conv2d(input, weights, biases)
+    input, *rest = (t.double() for t in (input, *weights, *biases))
+    assert_as_accurate_as(output, peer, parallel_conv2d(input, rest[:4], rest[4:]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_parallel_backward(backend, device, ran, dtype, layout):
+    skip_without(backend, "parallel_" + BACKWARD)
+    input, weights, biases = parallel_operands(device, dtype, 6)
     input = with_layout(input, layout)
     grad_output = torch.randn(2, sum(w.size(0) for w in weights), 9, 13).to(device, dtype)
     tensors = [input, *weights, *biases]
@@ -100,52 +138,56 @@ def test_parallel(backend, device, ran, dtype, layout):
         return parallel_conv2d(input, rest[:4], rest[4:])
 
     with deeplab_fast.backend(backend):
-        output = ours(*tensors)
         actual = gradients(ours, tensors, grad_output)
     assert {pair[1] for pair in ran} == {backend}
-    exact_tensors = [t.double() for t in tensors]
-    assert_as_accurate_as(output, theirs(*tensors), theirs(*exact_tensors))
-    exact = gradients(theirs, exact_tensors, grad_output.double())
+    exact = gradients(theirs, [t.double() for t in tensors], grad_output.double())
     for a, p, e in zip(actual, gradients(theirs, tensors, grad_output), exact, strict=True):
         assert_as_accurate_as(a, p, e)
 
 
-def test_parallel_without_biases(backend, device):
-    input, weights, _ = parallel_operands(device)
-    zeros = [torch.zeros(w.size(0), device=device) for w in weights]
+def test_parallel_without_biases(backend, device, dtype):
+    input, weights, _ = parallel_operands(device, dtype, 8)
+    zeros = [torch.zeros(w.size(0), device=device, dtype=dtype) for w in weights]
     with deeplab_fast.backend(backend):
         output = parallel_dilated_conv2d(input, weights, PARALLEL[1])
-    torch.testing.assert_close(output, parallel_conv2d(input, weights, zeros))
+    peer = parallel_conv2d(input, weights, zeros)
+    input, *rest = (t.double() for t in (input, *weights, *zeros))
+    assert_as_accurate_as(output, peer, parallel_conv2d(input, rest[:4], rest[4:]))
 
 
-def test_memory_format_is_kept(backend, device):
-    input, weight, _ = operands(Conv(2, 8, 6, 9, 7), torch.float32, device)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_memory_format_is_kept(backend, device, dtype, layout):
+    input, weight, _ = operands(Conv(2, 8, 6, 9, 7), dtype, device)
+    x = with_layout(input, layout).detach().requires_grad_()
     with deeplab_fast.backend(backend):
-        for layout in ("contiguous", "channels_last"):
-            x = with_layout(input, layout).detach().requires_grad_()
-            y = dilated_conv2d(x, weight)
-            p = parallel_dilated_conv2d(x, [weight, weight], [1, 2])
+        y = dilated_conv2d(x, weight)
+        p = parallel_dilated_conv2d(x, [weight, weight], [1, 2])
+        tensors = [y, p]
+        if has_backward(backend):
             (y.sum() + p.sum()).backward()
-            for t in (y, p, x.grad):
-                torch_format = getattr(torch, layout + "_format", torch.channels_last)
-                assert t.is_contiguous(memory_format=torch_format)
+            tensors.append(x.grad)
+    for t in tensors:
+        torch_format = getattr(torch, layout + "_format", torch.channels_last)
+        assert t.is_contiguous(memory_format=torch_format)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grad_layout", LAYOUTS)
-def test_strides_are_those_that_compiled_graphs_rely_on(backend, device, layout, grad_layout):
+def test_strides_are_those_that_compiled_graphs_rely_on(
+    backend, device, dtype, layout, grad_layout
+):
     """Every output of every op has the strides that the fake promised."""
-    input, weight, bias = operands(Conv(2, 4, 6, 7, 5), torch.float32, device)
-    input, grad = with_layout(input, layout), with_layout(torch.randn(2, 6, 7, 5), grad_layout)
+    input, weight, bias = operands(Conv(2, 8, 6, 7, 5), dtype, device)
+    grad = with_layout(torch.randn(2, 6, 7, 5).to(device, dtype), grad_layout)
+    input = with_layout(input, layout)
     ops, mask = torch.ops.deeplab_fast, [True, True, True]
-    grad = grad.to(device)
     calls = [
         (ops.dilated_conv2d, (input, weight, bias, [2, 2], 1)),
         (ops.dilated_conv2d_backward, (grad, input, weight, [2, 2], 1, mask)),
         (ops.parallel_dilated_conv2d, (input, [weight], [bias], [2])),
         (ops.parallel_dilated_conv2d_backward, (grad, input, [weight], [2], mask)),
     ]
-    for op, arguments in calls:
+    for op, arguments in calls if has_backward(backend) else calls[::2]:
         actual = tree_leaves(op(*arguments, backend=backend))
         with FakeTensorMode(allow_non_fake_inputs=True):
             promised = tree_leaves(op(*arguments, backend=backend))
@@ -153,6 +195,7 @@ def test_strides_are_those_that_compiled_graphs_rely_on(backend, device, layout,
 
 
 def test_only_needed_gradients_are_computed(backend, device):
+    skip_without(backend, BACKWARD)
     input, weight, bias = operands(Conv(1, 4, 4, 6, 6), torch.float32, device)
     with deeplab_fast.backend(backend):
         weight.requires_grad_()
@@ -163,23 +206,28 @@ def test_only_needed_gradients_are_computed(backend, device):
         assert biases[0].grad is not None and biases[1].grad is None and input.grad is None
 
 
-def test_bitwise_repeatable(backend, device):
-    input, weight, bias = operands(Conv(2, 16, 16, 17, 19, (3, 3), 4), torch.float32, device)
-    grad_output = torch.randn(2, 16, 17, 19, device=device)
+def test_bitwise_repeatable(backend, device, dtype):
+    input, weight, bias = operands(Conv(2, 16, 16, 17, 19, (3, 3), 4), dtype, device)
+    grad_output = torch.randn(2, 16, 17, 19).to(device, dtype)
 
     def ours(input, weight, bias):
         return dilated_conv2d(input, weight, bias, 4)
 
+    def run():
+        output = ours(input, weight, bias)
+        if not has_backward(backend):
+            return [output]
+        return [output, *gradients(ours, [input, weight, bias], grad_output)]
+
     with deeplab_fast.backend(backend):
-        first = gradients(ours, [input, weight, bias], grad_output)
+        first = run()
         for _ in range(3):
-            for a, b in zip(
-                gradients(ours, [input, weight, bias], grad_output), first, strict=True
-            ):
+            for a, b in zip(run(), first, strict=True):
                 assert torch.equal(a, b)
 
 
 def test_double_backward_is_an_error(backend, device):
+    skip_without(backend, BACKWARD)
     input, weight, bias = operands(Conv(1, 4, 4, 6, 6), torch.float32, device)
     input.requires_grad_()
     with deeplab_fast.backend(backend):
@@ -204,11 +252,11 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck(backend, device, layout):
-    input, weight, bias = operands(Conv(2, 4, 6, 7, 5), torch.float32, device)
+def test_opcheck(backend, device, dtype, layout):
+    input, weight, bias = operands(Conv(2, 8, 6, 7, 5), dtype, device)
     input = with_layout(input, layout)
     for t in (input, weight, bias):
-        t.requires_grad_()
+        t.requires_grad_(has_backward(backend))
     ops = torch.ops.deeplab_fast
     torch.library.opcheck(
         ops.dilated_conv2d, (input, weight, bias, [2, 2], 1), {"backend": backend}
@@ -220,9 +268,10 @@ def test_opcheck(backend, device, layout):
     )
 
 
-def test_compile_fullgraph(backend, device, ran):
-    input, weight, bias = operands(Conv(2, 4, 6, 7, 5), torch.float32, device)
-    input.requires_grad_()
+def test_compile_fullgraph(backend, device, dtype, ran):
+    input, weight, bias = operands(Conv(2, 8, 6, 7, 5), dtype, device)
+    input.requires_grad_(has_backward(backend))
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {}
 
     def inside(input):
         with deeplab_fast.backend(backend):
@@ -238,17 +287,19 @@ def test_compile_fullgraph(backend, device, ran):
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         with deeplab_fast.backend(backend):
             output = compiled(input)
+        torch.testing.assert_close(output, expected, **close)
+        if not has_backward(backend):
+            assert ran == [(OP, backend)]
+            continue
         (grad,) = torch.autograd.grad(output.sum(), input)
-        assert ran == [(OP, backend), (OP + "_backward", backend)]
-        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+        assert ran == [(OP, backend), (BACKWARD, backend)]
         (expected_grad,) = torch.autograd.grad(expected.sum(), input, retain_graph=True)
-        torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(grad, expected_grad, **close)
 
 
-def test_export(backend, device):
-    input, weight, bias = operands(Conv(2, 4, 6, 7, 5), torch.float32, device)
-
-    second = torch.randn(3, 6, 3, 3, device=device)
+def test_export(backend, device, dtype):
+    input, weight, bias = operands(Conv(2, 8, 8, 7, 5), dtype, device)
+    second = torch.randn(3, 8, 3, 3).to(device, dtype)
 
     class Branches(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -263,23 +314,168 @@ def test_export(backend, device):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(backend, device, dtype):
-    input, weight, bias = operands(Conv(2, 4, 6, 7, 5), torch.float32, device)
-    weight.requires_grad_()
+    input, weight, bias = operands(Conv(2, 8, 6, 7, 5), torch.float32, device)
+    weight.requires_grad_(has_backward(backend))
     with deeplab_fast.backend(backend), torch.autocast(device, dtype):
         output = dilated_conv2d(input, weight, bias, 2)
         parallel = parallel_dilated_conv2d(input, [weight], [2], [bias])
         loss = output.float().sum()
     assert output.dtype == parallel.dtype == dtype
-    loss.backward()
-    assert weight.grad.dtype == torch.float32
     peer = same_conv2d(input.to(dtype), weight.to(dtype), bias.to(dtype), 2)
     exact = same_conv2d(input.double(), weight.double(), bias.double(), 2)
     assert_as_accurate_as(output, peer, exact)
+    if has_backward(backend):
+        loss.backward()
+        assert weight.grad.dtype == torch.float32
 
 
 def test_automatic_choice(ran):
     dilated_conv2d(torch.randn(1, 4, 5, 5), torch.randn(4, 4, 3, 3))
     assert ran == [(OP, "cpu")]
+
+
+def test_the_cuda_kernel_runs_only_where_forced(monkeypatch, ran):
+    for op in (OP, "parallel_" + OP):
+        assert backends.is_forced_only(op, "cuda")
+    monkeypatch.setitem(backends._AUTOMATIC, "cpu", ("emulated", "cpu"))
+    x = torch.randn(1, 8, 5, 5).bfloat16()
+    forced_only = backends._table[OP]["emulated"]._replace(automatic=False)
+    with monkeypatch.context() as patch:
+        patch.setitem(backends._table[OP], "emulated", forced_only)
+        dilated_conv2d(x, x[:, :, :3, :3])
+        with deeplab_fast.backend("emulated"):
+            dilated_conv2d(x, x[:, :, :3, :3])
+    assert ran == [(OP, "cpu"), (OP, "emulated")]
+
+
+def test_an_automatic_backward_needs_no_kernel_of_the_forward(monkeypatch, ran):
+    monkeypatch.setitem(backends._AUTOMATIC, "cpu", ("emulated", "cpu"))
+    x = torch.randn(1, 8, 5, 5).bfloat16().requires_grad_()
+    dilated_conv2d(x, torch.ones(4, 8, 3, 3).bfloat16()).sum().backward()
+    assert ran == [(OP, "emulated"), (BACKWARD, "cpu")]
+
+
+def test_a_forced_backward_without_a_kernel_says_so():
+    x = torch.randn(1, 8, 5, 5).bfloat16().requires_grad_()
+    message = "backend 'emulated' cannot run dilated_conv2d_backward on this input: it has no"
+    with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=message):
+        dilated_conv2d(x, torch.ones(4, 8, 3, 3).bfloat16()).sum().backward()
+
+
+# The CUDA kernel, in the emulator.
+
+# Of four: a split sum, channels and pixels past several ends, branches at odd channels, one image
+# across tiles.
+SEEDED = [
+    ((1, 136, 9, 9), [(133, 3, 3)], [2]),
+    ((2, 40, 11, 13), [(21, 3, 3), (3, 1, 1), (70, 3, 5)], [3, 1, 20]),
+    ((3, 8, 7, 19), [(4, 5, 5)], [2]),
+]
+
+
+@pytest.mark.parametrize("num_workers", [1, 24])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("shape", "kernels", "rates"), SEEDED)
+def test_emulated_agrees_on_seeds(monkeypatch, shape, kernels, rates, dtype, num_workers):
+    monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
+    input = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    scale = (9 * shape[1]) ** -0.5
+    weights = [(torch.randn(k, shape[1], r, s) * scale).to(dtype) for k, r, s in kernels]
+    biases = [torch.randn(k).to(dtype) for k, _, _ in kernels]
+
+    def reference(input, weights, biases):
+        outputs = [same_conv2d(input, *args) for args in zip(weights, biases, rates, strict=True)]
+        return torch.cat(outputs, dim=1)
+
+    outputs = []
+    for seed in (0, 1, 2, 3):
+        with deeplab_fast.backend("emulated"), machine(seed, "sm_86"):
+            outputs.append(parallel_dilated_conv2d(input, weights, rates, biases))
+    exact = reference(input.double(), [w.double() for w in weights], [b.double() for b in biases])
+    assert_as_accurate_as(outputs[0], reference(input, weights, biases), exact)
+    for output in outputs[1:]:
+        assert torch.equal(output, outputs[0])
+
+
+def test_emulated_pipeline_on_more_seeds():
+    """One thread block through several rounds of its pipeline."""
+    input, weight, bias = operands(Conv(1, 40, 8, 5, 5, (3, 3), 2), torch.bfloat16, "cpu")
+    outputs = []
+    for seed in range(6):
+        with deeplab_fast.backend("emulated"), machine(seed):
+            outputs.append(dilated_conv2d(input, weight, bias, 2))
+    assert all(torch.equal(output, outputs[0]) for output in outputs[1:])
+
+
+def test_emulated_splits_sums():
+    """Else the tests above would leave out the kernel that adds partial sums."""
+    (N, C, H, W), [(K, R, S)], [rate] = SEEDED[0]
+    plan = [
+        _native.conv_work_list(
+            (N, H, W), ((R, S, rate, rate),), C, (K,), torch.device("cpu"), num_workers
+        ).num_slots
+        for num_workers in (1, 24)
+    ]
+    assert plan[0] == 0 and plan[1] > 2
+
+
+@pytest.mark.parametrize("offset", [1, 4, 8])
+def test_emulated_takes_unaligned_storage(offset):
+    def shifted(tensor: Tensor) -> Tensor:
+        memory = tensor.permute(0, 2, 3, 1)
+        buffer = torch.empty(memory.numel() + offset, dtype=tensor.dtype)[offset:]
+        return buffer.view(memory.shape).copy_(memory).permute(0, 3, 1, 2)
+
+    input, weight, bias = operands(Conv(2, 16, 6, 7, 5, (3, 3), 2), torch.bfloat16, "cpu")
+    with deeplab_fast.backend("emulated"):
+        expected = dilated_conv2d(input, weight, bias, 2)
+        actual = dilated_conv2d(shifted(input), shifted(weight), bias, 2)
+    assert torch.equal(actual, expected)
+
+
+def test_emulated_sees_no_padding():
+    """NaN and Inf reach the pixels whose taps read them, and no other."""
+    input, weight, _ = operands(Conv(2, 8, 3, 15, 17, (3, 3), 6), torch.bfloat16, "cpu")
+    input[0, 3, 0, 0] = float("nan")
+    input[1, :, 14, 8] = float("inf")
+    with deeplab_fast.backend("emulated"):
+        output = dilated_conv2d(input, weight, dilation=6)
+    expected = same_conv2d(input.float(), weight.float(), None, 6)
+    assert torch.equal(output.isfinite(), expected.isfinite())
+
+
+def test_emulated_takes_any_rate():
+    input, weight, bias = operands(Conv(1, 8, 8, 6, 7), torch.bfloat16, "cpu")
+    centre = weight[:, :, 1:2, 1:2]
+    with deeplab_fast.backend("emulated"):
+        expected = dilated_conv2d(input, centre, bias)
+        assert torch.equal(dilated_conv2d(input, weight, bias, 2**40), expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "reason"),
+    [
+        (Conv(1, 8, 8, 5, 5), torch.float32, "takes float16 and bfloat16, not torch.float32"),
+        (Conv(1, 16, 16, 5, 5, groups=2), torch.bfloat16, "no groups, got 2"),
+        (Conv(1, 12, 8, 5, 5), torch.bfloat16, "a multiple of 8 input channels, got 12"),
+        (Conv(0, 8, 8, 5, 5), torch.bfloat16, "the input or a weight is empty"),
+        (Conv(1, 8, 1, 5, 5, (33, 33)), torch.bfloat16, "at most 1024 taps"),
+    ],
+    ids=str,
+)
+def test_emulated_refuses(case: Conv, dtype, reason):
+    input, weight, bias = operands(case, dtype, "cpu")
+    message = f"backend 'emulated' cannot run dilated_conv2d on this input: .*{reason}"
+    with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=message):
+        dilated_conv2d(input, weight, bias, case.dilation, case.groups)
+
+
+def test_emulated_refuses_many_branches():
+    x, w = torch.zeros(1, 8, 5, 5).bfloat16(), torch.zeros(8, 8, 1, 1).bfloat16()
+    with deeplab_fast.backend("emulated"):
+        assert parallel_dilated_conv2d(x, [w] * 8, [1] * 8).shape == (1, 64, 5, 5)
+        with pytest.raises(RuntimeError, match="at most 8 branches, got 9"):
+            parallel_dilated_conv2d(x, [w] * 9, [1] * 9)
 
 
 X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 4, 3, 3)

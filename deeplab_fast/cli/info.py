@@ -95,6 +95,8 @@ def _backends(device_type: str) -> list[str]:
             reason = backends.unavailable(name, device_type)
             if name not in backends.implementations(op):
                 reason = f"it has no {op} kernel"
+            elif reason is None and backends.is_forced_only(op, name):
+                reason = "only when forced, not measured faster"
             if reason is None:
                 break
             passed.append(f"{name}: {reason}")
