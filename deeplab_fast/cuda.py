@@ -90,3 +90,39 @@ def parallel_dilated_conv2d(
     return _convolve(
         input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
     )
+
+
+@implements("aspp", "cuda", _native.aspp_refuses, automatic=False)
+def aspp(input: Tensor, *args: Any) -> Tensor:
+    with _kernels(input) as kernels:
+        return _native.aspp(kernels, input, *args)
+
+
+@implements("fused_conv2d", "cuda", _native.fused_conv2d_refuses, automatic=False)
+def fused_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    return _convolve(input, [weight], [bias], [dilation], activation)
+
+
+@implements("fused_conv2d_add_", "cuda", _native.fused_conv2d_add_refuses, automatic=False)
+def fused_conv2d_add_(
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None:
+    with _kernels(input) as kernels:
+        _native.dilated_conv2d_add_(kernels, residual, input, weight, bias, dilation, activation)

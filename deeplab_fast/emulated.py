@@ -85,3 +85,37 @@ def parallel_dilated_conv2d(
     return _convolve(
         input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
     )
+
+
+@implements("aspp", "emulated", _native.aspp_refuses)
+def aspp(input: Tensor, *args: Any) -> Tensor:
+    return _native.aspp(_kernels(), input, *args)
+
+
+@implements("fused_conv2d", "emulated", _native.fused_conv2d_refuses)
+def fused_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    return _convolve(input, [weight], [bias], [dilation], activation)
+
+
+@implements("fused_conv2d_add_", "emulated", _native.fused_conv2d_add_refuses)
+def fused_conv2d_add_(
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None:
+    _native.dilated_conv2d_add_(_kernels(), residual, input, weight, bias, dilation, activation)
