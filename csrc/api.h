@@ -146,16 +146,17 @@ Status upsample_argmax_fwd(void* labels, const void* logits, const UpsampleShape
 
 // All outputs in one launch. kFloat16 | kBFloat16 | kFloat32, multiplied as tf32, of input, output,
 // residual, weights and biases. in_channels, and all of a ConvSource and of weight_stride, are
-// multiples of 16 bytes; the tensors and the work list are aligned to 16 bytes, the biases need not be.
+// multiples of 16 bytes; the tensors and the work list are aligned to 16 bytes, the biases need not
+// be.
 Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           const std::vector<ConvOutput>& outputs,
                           const std::vector<ConvSource>& sources, const ConvWork& work,
                           const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
                           void* stream);
 
-// What the pooled channels add to the projection: image_bias [N, K], by way of sums [N, num_runs, C]
-// and pooled [N, P]. dtypes as above; C, P and project_stride are multiples of 16 bytes, input and
-// weights aligned to 16 bytes.
+// What the pooled channels add to the projection: image_bias [N, K], by way of sums [N, num_runs,
+// C] and pooled [N, P]. dtypes as above; C, P and project_stride are multiples of 16 bytes, input
+// and weights aligned to 16 bytes.
 Status aspp_image_bias_fwd(float* image_bias, float* pooled, float* sums, const void* input,
                            const AsppWeights& weights, const AsppShape& shape, DType dtype,
                            void* stream);

@@ -51,15 +51,15 @@ void bind_cuda(py::module_ m) {
     check(cuda::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
                                     logit_dtype, pointer(stream)));
   });
-  m.def("dilated_conv2d_fwd",
-        [](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
-           const std::vector<ConvOutput>& outputs, const std::vector<ConvSource>& sources,
-           const ConvWork& work, const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
-           uintptr_t stream) {
-          check(cuda::dilated_conv2d_fwd(
-              pointer(output), static_cast<float*>(pointer(partial_sums)), pointer(input), outputs,
-              sources, work, epilogue, shape, dtype, pointer(stream)));
-        });
+  m.def("dilated_conv2d_fwd", [](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
+                                 const std::vector<ConvOutput>& outputs,
+                                 const std::vector<ConvSource>& sources, const ConvWork& work,
+                                 const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
+                                 uintptr_t stream) {
+    check(cuda::dilated_conv2d_fwd(pointer(output), static_cast<float*>(pointer(partial_sums)),
+                                   pointer(input), outputs, sources, work, epilogue, shape, dtype,
+                                   pointer(stream)));
+  });
   m.def("aspp_image_bias_fwd",
         [](uintptr_t image_bias, uintptr_t pooled, uintptr_t sums, uintptr_t input,
            const AsppWeights& weights, const AsppShape& shape, DType dtype, uintptr_t stream) {
@@ -133,10 +133,9 @@ void bind_shapes(py::module_& m) {
   py::class_<ConvOutput>(m, "ConvOutput")
       .def(py::init([](uintptr_t weight, uintptr_t bias, uintptr_t image_bias, int32_t K,
                        int32_t first_channel, int64_t weight_stride) {
-             return ConvOutput{pointer(weight), pointer(bias),
-                               static_cast<const float*>(pointer(image_bias)),
-                               K,               first_channel,
-                               weight_stride};
+             return ConvOutput{
+                 pointer(weight), pointer(bias), static_cast<const float*>(pointer(image_bias)), K,
+                 first_channel,   weight_stride};
            }),
            py::arg("weight"), py::arg("bias"), py::arg("image_bias"), py::arg("K"),
            py::arg("first_channel"), py::arg("weight_stride"));
@@ -161,11 +160,11 @@ void bind_shapes(py::module_& m) {
            py::arg("N"), py::arg("num_pixels"), py::arg("C"), py::arg("P"), py::arg("K"),
            py::arg("num_runs"), py::arg("project_stride"));
   py::class_<AsppWeights>(m, "AsppWeights")
-      .def(py::init([](uintptr_t pool, uintptr_t pool_bias, uintptr_t project,
-                       uintptr_t project_bias) {
-             return AsppWeights{pointer(pool), pointer(pool_bias), pointer(project),
-                                pointer(project_bias)};
-           }),
+      .def(py::init(
+               [](uintptr_t pool, uintptr_t pool_bias, uintptr_t project, uintptr_t project_bias) {
+                 return AsppWeights{pointer(pool), pointer(pool_bias), pointer(project),
+                                    pointer(project_bias)};
+               }),
            py::arg("pool"), py::arg("pool_bias"), py::arg("project"), py::arg("project_bias"));
   py::class_<CrossEntropyTerms>(m, "CrossEntropyTerms")
       .def(py::init([](uintptr_t weight, int64_t ignore_index, float label_smoothing) {

@@ -208,7 +208,9 @@ def fused_conv2d_refuses(
     kernel = tuple(weight.shape[2:])
     if tuple(stride) != (1, 1):
         return f"the kernel has stride (1, 1), not {tuple(stride)}"
-    if any(size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)):
+    if any(
+        size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)
+    ):
         return f"the kernel pads to the same size, not a {kernel} weight by {tuple(padding)}"
     if refusal := dilated_conv2d_refuses(input, [weight], groups):
         return refusal

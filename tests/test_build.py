@@ -155,12 +155,13 @@ def test_dilated_conv2d_is_tensor_core_code(cuobjdump):
     kernels = functions(cuobjdump, "sm_80", "dilated_conv2d_fwd_kernel")
     assert len(kernels) == 3
     for name, (instructions, usage) in kernels.items():
-        dtype = re.search("kernelI(?:13__nv_bfloat16|6__half|f)E", name)[0]
-        product = {"6": "16816.F32", "1": "16816.F32.BF16", "f": "1688.F32.TF32"}[dtype[7]]
+        halves = "16816.F32.BF16" if "bfloat16" in name else "16816.F32"
+        is_fp32 = "kernelIf" in name
+        product = "1688.F32.TF32" if is_fp32 else halves
         assert instructions["HMMA." + product] == 64  # 4 x 8 tiles, 2 steps of 32 bytes
         assert instructions["LDSM.16.M88.4"] == 16
         assert instructions["LDGSTS.E.BYPASS.LTC128B.128"] == 4 * 8  # 3 stages ahead and the loop
-        assert instructions["STG.E.128" if dtype[7] == "f" else "STG.E.64"] >= 4  # 4 rows at once
+        assert instructions["STG.E.128" if is_fp32 else "STG.E.64"] >= 4  # 4 rows at once
         # 238 in 16 bits, 224 in tf32
         assert int(re.search(r"REG:(\d+)", usage)[1]) <= 65536 // (2 * 128) - 1
     assert len(functions(cuobjdump, "sm_80", "dilated_conv2d_fwd_reduce_kernel")) == 3

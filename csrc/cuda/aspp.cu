@@ -106,10 +106,10 @@ Status launch_typed(float* image_bias, float* pooled, float* sums, const void* i
   const auto num_blocks = [&](int64_t per_image) {
     return static_cast<unsigned>(shape.N * per_image);
   };
-  Status status = launch("aspp_fwd_pool_kernel", aspp_fwd_pool_kernel<T>,
-                         num_blocks(int64_t{shape.num_runs} * ((shape.C + kColumns - 1) / kColumns)),
-                         kThreads, kWarps * kColumns * sizeof(float), stream, sums,
-                         static_cast<const T*>(input), shape);
+  Status status =
+      launch("aspp_fwd_pool_kernel", aspp_fwd_pool_kernel<T>,
+             num_blocks(int64_t{shape.num_runs} * ((shape.C + kColumns - 1) / kColumns)), kThreads,
+             kWarps * kColumns * sizeof(float), stream, sums, static_cast<const T*>(input), shape);
   if (!status.ok()) return status;
   const auto linear = [&](float* output, const float* vectors, const void* weight, const void* bias,
                           int K, int C, int64_t weight_stride, int num_runs, float scale,

@@ -1,6 +1,6 @@
-// output[n, y, x, k] = clamp(bias[k] + image_bias[n, k] + residual[n, y, x, k] + sum over taps and c
-// of input[n, y + dy, x + dx, c] weight[k, tap, c]) for convolutions that read one input
-// [N, H, W, in_channels] and write the channels of one output next to each other. Implicit GEMM
+// output[n, y, x, k] = clamp(bias[k] + image_bias[n, k] + residual[n, y, x, k] + sum over taps and
+// c of input[n, y + dy, x + dx, c] weight[k, tap, c]) for convolutions that read one input [N, H,
+// W, in_channels] and write the channels of one output next to each other. Implicit GEMM
 // (implicit_gemm.cuh) over the work list of common/zones.h. One thread block per work item. Blocks
 // start in order, so the longest start first. The pieces of a split sum go to partial_sums, which a
 // second kernel adds in a fixed order.
@@ -173,8 +173,11 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
   static_assert(kBlockK<T> * sizeof(T) == kConvStepBytes, "and for these steps");
   static_assert(kConvSmem <= 99 * 1024, "what a block can have on sm_86 and sm_89");
   static_assert(kBlocksPerSM * (kConvSmem + 1024) <= 164 * 1024, "what an SM has on sm_80");
-  if (shape.in_channels % kChunk<T> != 0)
-    return {"dilated_conv2d_fwd", "channels must be a multiple of 16 bytes"};
+  int64_t unaligned = shape.in_channels;
+  for (const ConvSource& s : operands.sources) unaligned |= s.C | s.first_channel | s.first_weight;
+  for (const ConvOutput& o : operands.outputs) unaligned |= o.weight_stride;
+  if (unaligned % kChunk<T> != 0)
+    return {"dilated_conv2d_fwd", "input channels must be a multiple of 16 bytes"};
   auto* tensor = static_cast<T*>(output);
   const Status status =
       launch("dilated_conv2d_fwd_kernel", dilated_conv2d_fwd_kernel<T>, work.num_items,

@@ -34,7 +34,7 @@ constexpr size_t kConvSmem = size_t{kStages} * (kBlockM + kBlockN) * kChunks * 1
 template <typename T>
 constexpr int kChunk = 16 / sizeof(T);  // elements of a copy
 template <typename T>
-constexpr int kBlockK = kChunks* kChunk<T>;
+constexpr int kBlockK = kChunks * kChunk<T>;
 
 struct ConvOperands {
   ConvOutput outputs[kMaxConvBranches];
@@ -103,8 +103,7 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
     x[i] = pixel % shape.W;
     y[i] = is_listed ? pixel / shape.W % shape.H : INT_MIN;  // no tap gets inside from there
     input_row[i] = input + static_cast<int64_t>(pixel) * shape.in_channels + chunk * kChunk<T>;
-    weight_row[i] =
-        k < output.K ? weight + k * output.weight_stride + chunk * kChunk<T> : nullptr;
+    weight_row[i] = k < output.K ? weight + k * output.weight_stride + chunk * kChunk<T> : nullptr;
   }
 
   int next_tap = item.first_step % tile.num_taps;
