@@ -53,6 +53,23 @@ struct ConvShape {
   int32_t H, W, C, out_channels;
 };
 
+// What the sums become: clamp(sum + biases + residual, low, high), NaN staying NaN.
+struct ConvEpilogue {
+  const void* residual;  // in the layout of the output, which it may be; nullptr for zeros
+  float low, high;
+};
+
+// Depthwise: input and output [N, H, W, C], weight [C, R, S]. Rates are at most H and W.
+struct DepthwiseShape {
+  int32_t N, H, W, C, R, S, rate_H, rate_W;
+  int32_t strip_rows;  // that one thread computes
+  bool mirrored;       // taps, as in the gradient of the input
+};
+
+// N * H * W is below 2^28. R * S times the channels of 128 bytes fit shared memory as floats:
+// at most kMaxDepthwiseTaps.
+constexpr int kMaxDepthwiseTaps = 361;
+
 struct CrossEntropyTerms {
   const float* weight;  // [C], or nullptr for ones
   int64_t ignore_index;
@@ -119,6 +136,12 @@ Status upsample_argmax_fwd(void* labels, const void* logits, const UpsampleShape
 Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           const std::vector<ConvBranch>& branches, const ConvWork& work,
                           const ConvShape& shape, DType dtype, void* stream);
+
+// kFloat32 | kFloat16 | kBFloat16, summed in float32. bias [C] or nullptr. All but bias are aligned
+// to 16 bytes.
+Status depthwise_conv2d_fwd(void* output, const void* input, const void* weight, const void* bias,
+                            const ConvEpilogue& epilogue, const DepthwiseShape& shape, DType dtype,
+                            void* stream);
 
 }  // namespace cuda
 #endif

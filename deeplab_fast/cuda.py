@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, _native
+from . import _C, _depthwise, _native
 from .backends import availability, implements
 
 _OLDEST_CAPABILITY = (8, 0)
@@ -54,6 +54,8 @@ def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
 
 
 def _refuses(input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int) -> str | None:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.refuses(input, weight)
     return _native.dilated_conv2d_refuses(input, [weight], groups)
 
 
@@ -69,11 +71,19 @@ def _convolve(input: Tensor, *args: Any) -> Tensor:
         return _native.dilated_conv2d(_C.cuda.dilated_conv2d_fwd, stream, num_workers, input, *args)
 
 
+def _convolve_depthwise(input: Tensor, *args: Any) -> Tensor:
+    with torch.cuda.device(input.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        return _depthwise.forward(_C.cuda.depthwise_conv2d_fwd, stream, input, *args)
+
+
 # Not automatic: it has to be measured against cuDNN first.
 @implements("dilated_conv2d", "cuda", _refuses, automatic=False)
 def dilated_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
 ) -> Tensor:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _convolve_depthwise(input, weight, bias, dilation)
     return _convolve(input, [weight], [bias], [dilation])
 
 
@@ -84,3 +94,34 @@ def parallel_dilated_conv2d(
     return _convolve(
         input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
     )
+
+
+@implements("fused_conv2d", "cuda", _depthwise.fused_refuses, automatic=False)
+def fused_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    return _convolve_depthwise(input, weight, bias, dilation, None, activation)
+
+
+@implements("fused_conv2d_add_", "cuda", _depthwise.add_refuses, automatic=False)
+def fused_conv2d_add_(
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None:
+    output = _convolve_depthwise(input, weight, bias, dilation, residual, activation)
+    if output.data_ptr() != residual.data_ptr():
+        residual.copy_(output)

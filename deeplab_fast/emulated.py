@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _emulated, _native
+from . import _depthwise, _emulated, _native
 from .backends import availability, implements
 
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}
@@ -56,6 +56,8 @@ def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
 
 
 def _refuses(input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int) -> str | None:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.refuses(input, weight)
     return _native.dilated_conv2d_refuses(input, [weight], groups)
 
 
@@ -69,10 +71,16 @@ def _convolve(input: Tensor, *args: Any) -> Tensor:
     )
 
 
+def _convolve_depthwise(input: Tensor, *args: Any) -> Tensor:
+    return _depthwise.forward(_emulated.cuda.depthwise_conv2d_fwd, _STREAM, input, *args)
+
+
 @implements("dilated_conv2d", "emulated", _refuses)
 def dilated_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
 ) -> Tensor:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _convolve_depthwise(input, weight, bias, dilation)
     return _convolve(input, [weight], [bias], [dilation])
 
 
@@ -83,3 +91,34 @@ def parallel_dilated_conv2d(
     return _convolve(
         input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
     )
+
+
+@implements("fused_conv2d", "emulated", _depthwise.fused_refuses)
+def fused_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    return _convolve_depthwise(input, weight, bias, dilation, None, activation)
+
+
+@implements("fused_conv2d_add_", "emulated", _depthwise.add_refuses)
+def fused_conv2d_add_(
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None:
+    output = _convolve_depthwise(input, weight, bias, dilation, residual, activation)
+    if output.data_ptr() != residual.data_ptr():
+        residual.copy_(output)

@@ -10,7 +10,14 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 import deeplab_fast
-from deeplab_fast import _native, backends, dilated_conv2d, emulated, parallel_dilated_conv2d
+from deeplab_fast import (
+    _depthwise,
+    _native,
+    backends,
+    dilated_conv2d,
+    emulated,
+    parallel_dilated_conv2d,
+)
 from deeplab_fast.emulated import machine
 
 from .cases import CONVS, DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
@@ -460,6 +467,10 @@ def test_emulated_takes_any_rate():
         (Conv(1, 12, 8, 5, 5), torch.bfloat16, "a multiple of 8 input channels, got 12"),
         (Conv(0, 8, 8, 5, 5), torch.bfloat16, "the input or a weight is empty"),
         (Conv(1, 8, 1, 5, 5, (33, 33)), torch.bfloat16, "at most 1024 taps"),
+        (Conv(1, 8, 16, 5, 5, groups=8), torch.float32, "for each of input, got 16 for 8"),
+        (Conv(1, 8, 8, 5, 5, (19, 21), groups=8), torch.float32, "at most 361 taps"),
+        (Conv(0, 8, 8, 5, 5, groups=8), torch.float32, "the input or a weight is empty"),
+        (Conv(1, 8, 8, 5, 5, groups=8), torch.float64, "float16 and bfloat16, not torch.float64"),
     ],
     ids=str,
 )
@@ -476,6 +487,72 @@ def test_emulated_refuses_many_branches():
         assert parallel_dilated_conv2d(x, [w] * 8, [1] * 8).shape == (1, 64, 5, 5)
         with pytest.raises(RuntimeError, match="at most 8 branches, got 9"):
             parallel_dilated_conv2d(x, [w] * 9, [1] * 9)
+
+
+# The depthwise CUDA kernels, in the emulator.
+
+DEPTHWISE = [
+    Conv(2, 16, 16, 35, 6, (3, 3), (2, 1), 16),
+    Conv(1, 136, 136, 9, 5, (3, 3), (1, 2), 136),
+    Conv(1, 8, 8, 37, 9, (5, 5), (7, 3), 8),
+    Conv(1, 13, 13, 19, 7, (5, 5), (3, 2), 13),
+    Conv(1, 24, 24, 19, 7, (7, 3), (3, 2), 24),
+    Conv(1, 8, 8, 5, 5, (19, 19), 1, 8),
+]
+
+
+def set_strip_rows(monkeypatch, rows: int) -> None:
+    monkeypatch.setattr(_depthwise, "_STRIP_ROWS", (rows,))
+    monkeypatch.setattr(_depthwise, "_ELEMENTS_PER_ROW", 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+def test_emulated_depthwise_agrees_on_seeds_and_strips(monkeypatch, case, dtype):
+    input, weight, bias = operands(case, dtype, "cpu")
+    outputs = []
+    for seed, rows in enumerate((4, 8, 16)):
+        set_strip_rows(monkeypatch, rows)
+        with deeplab_fast.backend("emulated"), machine(seed, "sm_86"):
+            outputs.append(dilated_conv2d(input, weight, bias, case.dilation, case.groups))
+    peer = same_conv2d(input, weight, bias, case.dilation, case.groups)
+    exact = same_conv2d(*(t.double() for t in (input, weight, bias)), case.dilation, case.groups)
+    assert_as_accurate_as(outputs[0], peer, exact)
+    for output in outputs[1:]:
+        assert torch.equal(output, outputs[0])
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
+@pytest.mark.parametrize("offset", [1, 4])
+def test_emulated_depthwise_takes_unaligned_storage(kernel, offset):
+    def shifted(tensor: Tensor) -> Tensor:
+        buffer = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)[offset:]
+        return buffer.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+    input, weight, bias = operands(Conv(2, 16, 16, 7, 5, kernel, 2, 16), torch.bfloat16, "cpu")
+    input = with_layout(input, "channels_last")
+    with deeplab_fast.backend("emulated"):
+        expected = dilated_conv2d(input, weight, bias, 2, 16)
+        actual = dilated_conv2d(shifted(input), shifted(weight), shifted(bias), 2, 16)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
+def test_emulated_depthwise_sees_no_padding_and_no_other_channel(kernel):
+    input, weight, _ = operands(Conv(2, 16, 16, 15, 17, kernel, 6, 16), torch.bfloat16, "cpu")
+    input[0, 3, 0, 0] = float("nan")
+    input[1, 7, 14, 8] = float("inf")
+    with deeplab_fast.backend("emulated"):
+        output = dilated_conv2d(input, weight, dilation=6, groups=16)
+    expected = same_conv2d(input.float(), weight.float(), None, 6, 16)
+    assert torch.equal(output.isfinite(), expected.isfinite())
+
+
+def test_emulated_depthwise_takes_any_rate():
+    input, weight, bias = operands(Conv(1, 8, 8, 6, 7, groups=8), torch.float32, "cpu")
+    with deeplab_fast.backend("emulated"):
+        expected = dilated_conv2d(input, weight[:, :, 1:2, 1:2], bias, groups=8)
+        assert torch.equal(dilated_conv2d(input, weight, bias, 2**40, 8), expected)
 
 
 X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 4, 3, 3)

@@ -12,6 +12,7 @@ import deeplab_fast
 from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
 from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
+from .refusals import skip_if_refused
 
 OP = "fused_conv2d"
 GEOMETRIES = {  # input, weight, (stride, padding, dilation, groups)
@@ -19,6 +20,7 @@ GEOMETRIES = {  # input, weight, (stride, padding, dilation, groups)
     "pointwise": ((2, 8, 9, 7), (16, 8, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
     "atrous": ((1, 8, 13, 13), (8, 8, 3, 3), ((1, 1), (4, 4), (4, 4), 1)),
     "depthwise": ((2, 6, 12, 10), (6, 1, 3, 3), ((1, 1), (2, 2), (2, 2), 6)),
+    "wide depthwise": ((1, 16, 9, 11), (16, 1, 5, 5), ((1, 1), (2, 6), (1, 3), 16)),
     "strided": ((1, 4, 11, 11), (4, 4, 3, 3), ((2, 2), (1, 1), (1, 1), 1)),
     "pixel": ((1, 1, 1, 1), (1, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
 }
@@ -51,13 +53,13 @@ def operands(name: str, with_residual: bool, dtype, device, layout="channels_las
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["stem", "atrous", "depthwise", "pixel"])
+@pytest.mark.parametrize("name", ["stem", "atrous", "depthwise", "wide depthwise", "pixel"])
 def test_forward(backend, device, ran, name, dtype, with_residual, activation, layout):
     arguments = operands(name, with_residual, dtype, device, layout)
     exact = definition(*tree_map_only(Tensor, Tensor.double, arguments), activation)
     peer = definition(*arguments, activation)
-    if why := deeplab_fast.backends.why_not(OP, backend, device, *arguments):
-        pytest.skip(why)
+    input, weight, bias, residual, *geometry = arguments
+    skip_if_refused(backend, OP, input, weight, bias, *geometry, activation)
     with deeplab_fast.backend(backend):
         output = fused(*arguments, activation)
     assert ran == [("fused_conv2d_add_" if with_residual else OP, backend)]
@@ -65,11 +67,12 @@ def test_forward(backend, device, ran, name, dtype, with_residual, activation, l
     assert_as_accurate_as(output, peer, exact)
 
 
-@pytest.mark.parametrize("name", ["pointwise", "strided"])
+@pytest.mark.parametrize("name", ["pointwise", "depthwise", "strided"])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_opcheck_and_compile(backend, device, name, with_residual):
     arguments = operands(name, with_residual, torch.float32, device)
     input, weight, bias, residual, *geometry = arguments
+    skip_if_refused(backend, OP, input, weight, bias, *geometry, "relu")
     ops, rest = torch.ops.deeplab_fast, (input, weight, bias, *geometry, "relu")
     if with_residual:
         torch.library.opcheck(ops.fused_conv2d_add_, (residual, *rest), {"backend": backend})
@@ -96,3 +99,37 @@ def test_gradient_is_an_error():
     arguments[0].requires_grad_()
     with pytest.raises(NotImplementedError, match="it is for inference"):
         fused(*arguments, "relu").sum().backward()
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_emulated_keeps_nan(with_residual):
+    arguments = operands("depthwise", with_residual, torch.float32, "cpu")
+    arguments[0][0, 2, 5, 5] = float("nan")
+    with deeplab_fast.backend("emulated"):
+        output = fused(*arguments, "relu6")
+    expected = definition(*arguments[:3], None, *arguments[4:], "relu6")
+    assert torch.equal(output.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"stride": (2, 2)}, r"has stride 1, got \(2, 2\)"),
+        ({"padding": (2, 1)}, "the padding that keeps the size"),
+        ({"groups": 3, "weight": torch.zeros(6, 2, 3, 3)}, "is for depthwise convolution, got 3"),
+        ({"weight": torch.zeros(6, 1, 2, 3)}, "an odd size"),
+    ],
+)
+def test_emulated_refuses(change, reason):
+    input, weight, bias, _, *geometry = operands("depthwise", False, torch.float32, "cpu")
+    named = dict(zip(("weight", "stride", "padding", "dilation", "groups"), (weight, *geometry)))
+    named.update(change)
+    weight, *geometry = named.values()
+    with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=reason):
+        fused_conv2d(input, weight, bias, *geometry, "none")
+
+
+def test_emulated_does_not_write_over_its_input():
+    input, weight, bias, _, *geometry = operands("depthwise", False, torch.float32, "cpu")
+    with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match="over its input"):
+        fused_conv2d_add_(input, input, weight, bias, *geometry, "none")
