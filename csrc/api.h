@@ -143,6 +143,13 @@ Status depthwise_conv2d_fwd(void* output, const void* input, const void* weight,
                             const ConvEpilogue& epilogue, const DepthwiseShape& shape, DType dtype,
                             void* stream);
 
+// grad_weight [C, R, S] and grad_bias [C], each or nullptr, of the same dtypes and alignment.
+// partial_sums [num_parts, R * S + 1, C]: the pixels are summed in so many parts.
+Status depthwise_conv2d_wgrad(void* grad_weight, void* grad_bias, float* partial_sums,
+                              const void* grad_output, const void* input,
+                              const DepthwiseShape& shape, int num_parts, DType dtype,
+                              void* stream);
+
 }  // namespace cuda
 #endif
 

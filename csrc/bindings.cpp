@@ -74,6 +74,14 @@ void bind_cuda(py::module_ m) {
           check(cuda::depthwise_conv2d_fwd(pointer(output), pointer(input), pointer(weight),
                                            pointer(bias), epilogue, shape, dtype, pointer(stream)));
         });
+  m.def("depthwise_conv2d_wgrad",
+        [](uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t partial_sums,
+           uintptr_t grad_output, uintptr_t input, const DepthwiseShape& shape, int num_parts,
+           DType dtype, uintptr_t stream) {
+          check(cuda::depthwise_conv2d_wgrad(
+              pointer(grad_weight), pointer(grad_bias), static_cast<float*>(pointer(partial_sums)),
+              pointer(grad_output), pointer(input), shape, num_parts, dtype, pointer(stream)));
+        });
 }
 #endif
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _C, reference
 from ._native import DTYPES
-from .ops._library import in_format_of
+from .ops._library import empty_like_format, in_format_of
 
 RANGES = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 """What the activations of ``fused_conv2d`` clamp to."""
@@ -19,6 +19,8 @@ RANGES = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0,
 _MAX_PIXELS = 2**28
 _STRIP_ROWS = (16, 8)  # longer ones read fewer rows twice and load weights less often
 _ELEMENTS_PER_ROW = 2**18  # with fewer for a strip's row, few blocks are left: shorter strips
+_ELEMENTS_PER_PART = 2**15  # or more, of a sum over pixels
+_MAX_PARTIAL_SUMS = 2**16  # of one tap, in all channels
 
 
 def is_depthwise(input: Tensor, weight: Tensor, groups: int) -> bool:
@@ -65,6 +67,15 @@ def fused_refuses(
     return refuses(input, weight)
 
 
+def backward_refuses(
+    grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Any, groups: int, mask: Any
+) -> str | None:
+    """Why the kernels cannot compute these gradients, or None."""
+    if not is_depthwise(input, weight, groups):
+        return f"the kernels are for depthwise convolution, got {groups} groups"
+    return refuses(input, weight)
+
+
 def add_refuses(residual: Tensor, input: Tensor, *args: Any) -> str | None:
     """Why the kernel cannot compute this ``fused_conv2d_add_``, or None."""
     if residual.untyped_storage().data_ptr() == input.untyped_storage().data_ptr():
@@ -91,12 +102,66 @@ def forward(
     dilation: Sequence[int],
     residual: Tensor | None = None,
     activation: str = "none",
-    mirrored: bool = False,
 ) -> Tensor:
-    """``activation(conv2d(input, weight, bias) + residual)``, over ``residual`` where it can be.
+    """``activation(conv2d(input, weight, bias) + residual)``, over ``residual`` where it can be."""
+    shape = _shape(input, weight, dilation, mirrored=False)
+    output = _convolve(launcher, stream, input, weight, bias, shape, residual, activation)
+    return output if residual is not None else in_format_of(output, input)
 
-    With mirrored taps it is the gradient of the input, from that of the output.
-    """
+
+def backward(
+    launcher: Callable[..., None],
+    wgrad_launcher: Callable[..., None],
+    stream: int,
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation: Sequence[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias; empty where ``output_mask`` is False."""
+    nhwc_grad = _aligned(grad_output, torch.channels_last)
+    grad_input = grad_weight = grad_bias = input.new_empty(0)
+    if output_mask[0]:
+        mirrored = _shape(input, weight, dilation, mirrored=True)
+        grad_input = _convolve(launcher, stream, nhwc_grad, weight, None, mirrored, None, "none")
+        grad_input = in_format_of(grad_input, input)
+    if output_mask[1]:
+        grad_weight = empty_like_format(weight, tuple(weight.shape))
+    if output_mask[2]:
+        grad_bias = input.new_empty(weight.size(0))
+    if output_mask[1] or output_mask[2]:
+        channels, taps = weight.size(0), weight.size(2) * weight.size(3)
+        # From the shape alone, so that every device adds in the same order.
+        num_parts = min(input.numel() // _ELEMENTS_PER_PART, -(-_MAX_PARTIAL_SUMS // channels))
+        num_parts = max(num_parts, 1)
+        partial_sums = input.new_empty(num_parts * (taps + 1) * channels, dtype=torch.float32)
+        nhwc = _aligned(input, torch.channels_last)
+        wgrad_launcher(
+            grad_weight.data_ptr(),
+            grad_bias.data_ptr(),
+            partial_sums.data_ptr(),
+            nhwc_grad.data_ptr(),
+            nhwc.data_ptr(),
+            _shape(input, weight, dilation, mirrored=False),
+            num_parts,
+            DTYPES[input.dtype],
+            stream,
+        )
+    return grad_input, grad_weight, grad_bias
+
+
+def _convolve(
+    launcher: Callable[..., None],
+    stream: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    shape: Any,
+    residual: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """In channels_last memory."""
     nhwc, weight = _aligned(input, torch.channels_last), _aligned(weight, torch.contiguous_format)
     bias = None if bias is None else bias.contiguous()
     if residual is None:
@@ -110,11 +175,11 @@ def forward(
         0 if bias is None else bias.data_ptr(),
         0 if residual is None else output.data_ptr(),
         RANGES[activation],
-        _shape(input, weight, dilation, mirrored),
+        shape,
         DTYPES[input.dtype],
         stream,
     )
-    return output if residual is not None else in_format_of(output, input)
+    return output
 
 
 def _aligned(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:

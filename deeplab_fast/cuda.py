@@ -96,6 +96,28 @@ def parallel_dilated_conv2d(
     )
 
 
+@implements("dilated_conv2d_backward", "cuda", _depthwise.backward_refuses, automatic=False)
+def dilated_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.cuda.device(input.device):
+        return _depthwise.backward(
+            _C.cuda.depthwise_conv2d_fwd,
+            _C.cuda.depthwise_conv2d_wgrad,
+            torch.cuda.current_stream().cuda_stream,
+            grad_output,
+            input,
+            weight,
+            dilation,
+            output_mask,
+        )
+
+
 @implements("fused_conv2d", "cuda", _depthwise.fused_refuses, automatic=False)
 def fused_conv2d(
     input: Tensor,

@@ -93,6 +93,27 @@ def parallel_dilated_conv2d(
     )
 
 
+@implements("dilated_conv2d_backward", "emulated", _depthwise.backward_refuses)
+def dilated_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _depthwise.backward(
+        _emulated.cuda.depthwise_conv2d_fwd,
+        _emulated.cuda.depthwise_conv2d_wgrad,
+        _STREAM,
+        grad_output,
+        input,
+        weight,
+        dilation,
+        output_mask,
+    )
+
+
 @implements("fused_conv2d", "emulated", _depthwise.fused_refuses)
 def fused_conv2d(
     input: Tensor,

@@ -49,8 +49,15 @@ def dtype(backend: str) -> torch.dtype:
     raise AssertionError(f"{backend} takes none of {DTYPES}")
 
 
-def has_backward(backend: str) -> bool:
-    return backend in backends.implementations(BACKWARD)
+def has_backward(backend: str, groups: int = 1) -> bool:
+    x = torch.zeros(1, 8, 1, 1, device=device_of(backend))
+    call = (x, x, x.new_zeros(8, 8 // groups, 1, 1), [1, 1], groups, [True] * 3)
+    return backends.why_not(BACKWARD, backend, x.device.type, *call) is None
+
+
+def skip_without_backward(backend: str) -> None:
+    if not has_backward(backend):
+        pytest.skip(f"{backend}: it has no backward of this convolution")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -72,10 +79,11 @@ def test_forward(backend, device, ran, case: Conv, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CONVS, ids=str)
 def test_backward(backend, device, ran, case: Conv, dtype, layout):
-    skip_without(backend, BACKWARD)
     input, weight, bias = operands(case, dtype, device)
     input = with_layout(input, layout)
     grad_output = torch.randn(case.N, case.K, case.H, case.W).to(device, dtype)
+    call = (grad_output, input, weight, case.dilation, case.groups, [True] * 3)
+    skip_if_refused(backend, BACKWARD, *call)
 
     def ours(input, weight, bias):
         return dilated_conv2d(input, weight, bias, case.dilation, case.groups)
@@ -202,7 +210,7 @@ def test_strides_are_those_that_compiled_graphs_rely_on(
 
 
 def test_only_needed_gradients_are_computed(backend, device):
-    skip_without(backend, BACKWARD)
+    skip_without_backward(backend)
     input, weight, bias = operands(Conv(1, 4, 4, 6, 6), torch.float32, device)
     with deeplab_fast.backend(backend):
         weight.requires_grad_()
@@ -234,7 +242,7 @@ def test_bitwise_repeatable(backend, device, dtype):
 
 
 def test_double_backward_is_an_error(backend, device):
-    skip_without(backend, BACKWARD)
+    skip_without_backward(backend)
     input, weight, bias = operands(Conv(1, 4, 4, 6, 6), torch.float32, device)
     input.requires_grad_()
     with deeplab_fast.backend(backend):
@@ -364,7 +372,7 @@ def test_an_automatic_backward_needs_no_kernel_of_the_forward(monkeypatch, ran):
 
 def test_a_forced_backward_without_a_kernel_says_so():
     x = torch.randn(1, 8, 5, 5).bfloat16().requires_grad_()
-    message = "backend 'emulated' cannot run dilated_conv2d_backward on this input: it has no"
+    message = "backend 'emulated' cannot run dilated_conv2d_backward on this input: .*depthwise"
     with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=message):
         dilated_conv2d(x, torch.ones(4, 8, 3, 3).bfloat16()).sum().backward()
 
@@ -520,6 +528,61 @@ def test_emulated_depthwise_agrees_on_seeds_and_strips(monkeypatch, case, dtype)
     assert_as_accurate_as(outputs[0], peer, exact)
     for output in outputs[1:]:
         assert torch.equal(output, outputs[0])
+
+
+@pytest.mark.parametrize("num_parts", [1, 3, 50])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", DEPTHWISE[:5], ids=str)
+def test_emulated_depthwise_gradients_in_parts(monkeypatch, case, dtype, num_parts):
+    """Parts with much, little and nothing to add."""
+    tensors = operands(case, dtype, "cpu")
+    elements = tensors[0].numel()
+    monkeypatch.setattr(_depthwise, "_ELEMENTS_PER_PART", elements // num_parts)
+    grad_output = torch.randn(case.N, case.K, case.H, case.W).to(dtype)
+
+    def ours(*tensors):
+        return dilated_conv2d(*tensors, case.dilation, case.groups)
+
+    def theirs(*tensors):
+        return same_conv2d(*tensors, case.dilation, case.groups)
+
+    results = []
+    for seed in (0, 1, 2):
+        with deeplab_fast.backend("emulated"), machine(seed, "sm_86"):
+            results.append(gradients(ours, tensors, grad_output))
+    exact = gradients(theirs, [t.double() for t in tensors], grad_output.double())
+    for a, p, e in zip(results[0], gradients(theirs, tensors, grad_output), exact, strict=True):
+        assert_as_accurate_as(a, p, e)
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(others, results[0], strict=True))
+
+
+def test_emulated_depthwise_computes_only_needed_gradients(ran):
+    tensors = operands(Conv(2, 8, 8, 7, 5, (3, 3), 2, 8), torch.float32, "cpu")
+    full = None
+    for mask in ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        leaves = [t.clone().requires_grad_(bool(m)) for t, m in zip(tensors, mask)]
+        with deeplab_fast.backend("emulated"):
+            dilated_conv2d(*leaves, 2, 8).sum().backward()  # an expanded gradient
+        grads = [leaf.grad for leaf in leaves]
+        full = full or grads
+        for grad, other, needed in zip(grads, full, mask):
+            assert torch.equal(grad, other) if needed else grad is None
+    assert ran == [(OP, "emulated"), (BACKWARD, "emulated")] * 4
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
+def test_emulated_depthwise_gradients_see_no_padding(kernel):
+    """An infinite input reaches the taps that meet it, and no other."""
+    input, weight, bias = operands(Conv(1, 8, 8, 19, 9, kernel, 2, 8), torch.float32, "cpu")
+    input[0, 3, 0, 0] = float("inf")
+    input[0, 4, 18, 8] = float("nan")
+    weight.requires_grad_()
+    with deeplab_fast.backend("emulated"):
+        dilated_conv2d(input, weight, bias, 2, 8).sum().backward()
+    (expected,) = torch.autograd.grad(same_conv2d(input, weight, bias, 2, 8).sum(), weight)
+    assert torch.equal(weight.grad.isfinite(), expected.isfinite())
+    assert 0 < expected[3:5].isfinite().sum() < expected[3:5].numel()
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])

@@ -1,154 +1,17 @@
 // Depthwise dilated convolution, stride 1, zero padding that keeps the size:
 // output[n, y, x, c] = bias[c] + sum over taps of input[n, y + dy, x + dx, c] weight[c, tap], then
-// the residual and the clamp of the epilogue. Bound by memory, so it is about reading once.
-//
-// Rows and columns are numbered by their residue modulo the rate: pixels a rate apart become
-// neighbours, and the convolution dense. A thread has a vector of channels at one column and walks
-// a strip of rows. An input row that it loads is added to the R output rows that need it, whose
-// sums wait in registers. A block has a cache line of channels and neighbouring columns, so that
-// the other columns' loads find theirs in L1.
+// the residual and the clamp of the epilogue. depthwise.cuh says how work is split. A thread adds
+// an input row that it loads to the R output rows that need it, whose sums wait in registers.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <algorithm>
+#include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "../api.h"
+#include "depthwise.cuh"
 #include "launch.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {
-
-constexpr int kThreads = 128;
-constexpr int kLine = 128;  // bytes of a pixel's channels that a block has at most
-
-// So many registers are left to a thread: weights take as many as there are taps.
-template <int kTaps>
-constexpr int kBlocksPerSM = kTaps > 9 ? 2 : 3;
-
-__device__ float to_float(float value) { return value; }
-__device__ float to_float(__half value) { return __half2float(value); }
-__device__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ void round_to(float* p, float value) { *p = value; }
-__device__ void round_to(__half* p, float value) { *p = __float2half_rn(value); }
-__device__ void round_to(__nv_bfloat16* p, float value) { *p = __float2bfloat16_rn(value); }
-
-// In words, because structs of 16-bit types are copied in pieces and take a register each.
-template <typename T, int kVector>
-struct alignas(sizeof(T) * kVector) Vector {
-  static_assert(sizeof(T) * kVector % 4 == 0, "whole words");
-  uint32_t words[sizeof(T) * kVector / 4];
-};
-template <typename T>
-struct Vector<T, 1> {
-  T value;
-};
-
-template <typename T, int kVector>
-__device__ void unpack(float (&to)[kVector], const Vector<T, kVector>& vector) {
-  if constexpr (kVector == 1) {
-    to[0] = to_float(vector.value);
-  } else {
-    constexpr int kPerWord = 4 / sizeof(T);
-#pragma unroll
-    for (int i = 0; i < kVector / kPerWord; ++i) {
-      T elements[kPerWord];
-      memcpy(elements, &vector.words[i], 4);
-#pragma unroll
-      for (int e = 0; e < kPerWord; ++e) to[i * kPerWord + e] = to_float(elements[e]);
-    }
-  }
-}
-
-template <typename T, int kVector>
-__device__ Vector<T, kVector> pack(const float (&from)[kVector]) {
-  Vector<T, kVector> vector;
-  if constexpr (kVector == 1) {
-    round_to(&vector.value, from[0]);
-  } else {
-    constexpr int kPerWord = 4 / sizeof(T);
-#pragma unroll
-    for (int i = 0; i < kVector / kPerWord; ++i) {
-      T elements[kPerWord];
-#pragma unroll
-      for (int e = 0; e < kPerWord; ++e) round_to(&elements[e], from[i * kPerWord + e]);
-      memcpy(&vector.words[i], elements, 4);
-    }
-  }
-  return vector;
-}
-
-template <typename T, int kVector>
-__device__ Vector<T, kVector> load(const T* p) {
-  return *reinterpret_cast<const Vector<T, kVector>*>(p);
-}
-
-// How the work is cut into blocks and threads.
-struct Split {
-  int vectors, chunks, lanes;  // of channels: in all, per pixel blocks, neighbouring threads
-  int columns;                 // of a block: kThreads / lanes
-  int strips;                  // of rows, in an image
-  int positions;               // columns of all strips of all images
-};
-
-template <typename T, int kVector>
-Split split_of(const DepthwiseShape& shape) {
-  constexpr int kMaxLanes = kLine / (sizeof(T) * kVector);
-  Split split;
-  split.vectors = shape.C / kVector;
-  split.chunks = (split.vectors + kMaxLanes - 1) / kMaxLanes;
-  split.lanes = (split.vectors + split.chunks - 1) / split.chunks;
-  split.columns = kThreads / split.lanes;
-  split.strips = (shape.H + shape.strip_rows - 1) / shape.strip_rows;
-  split.positions = shape.N * split.strips * shape.W;
-  return split;
-}
-
-// The row or column at a position in the order of residues modulo the rate, which is at most size.
-__device__ int coordinate(int position, int size, int rate) {
-  const int shorter = size / rate, num_longer = size % rate;  // the first residues have one more
-  const int in_longer = num_longer * (shorter + 1);
-  if (position < in_longer) return position / (shorter + 1) + position % (shorter + 1) * rate;
-  position -= in_longer;
-  return num_longer + position / shorter + position % shorter * rate;
-}
-
-// What a thread works on: rows [begin, end), as positions, of one column of an image.
-struct Strip {
-  int n, x, begin, end;
-};
-
-// The strip of a thread's column of a group of them; without rows past the end.
-__device__ Strip strip_of(int group, const DepthwiseShape& shape, const Split& split) {
-  const int column = threadIdx.x / split.lanes;
-  const int64_t index = static_cast<int64_t>(group) * split.columns + column;
-  if (column >= split.columns || index >= split.positions) return {0, 0, 0, 0};
-  const int position = static_cast<int>(index);
-  const int begin = position / shape.W % split.strips * shape.strip_rows;
-  return {position / shape.W / split.strips, coordinate(position % shape.W, shape.W, shape.rate_W),
-          begin, min(begin + shape.strip_rows, shape.H)};
-}
-
-// Rows that are one rate apart: the i-th is first + i * step.
-struct Run {
-  int first, step, count;
-};
-
-// Of a strip's rows from a position on. With mirrored taps the last comes first.
-__device__ Run run_of(int position, int end, const DepthwiseShape& shape) {
-  const int y = coordinate(position, shape.H, shape.rate_H);
-  const int count = min(end - position, (shape.H - 1 - y) / shape.rate_H + 1);
-  if (!shape.mirrored) return {y, shape.rate_H, count};
-  return {y + (count - 1) * shape.rate_H, -shape.rate_H, count};
-}
-
-// The vector of channels of a thread of the block; split.vectors or more for none.
-__device__ int vector_of(const Split& split) {
-  return blockIdx.x % split.chunks * split.lanes + threadIdx.x % split.lanes;
-}
 
 template <typename T, int kVector>
 __device__ void store_output(T* output, const ConvEpilogue& epilogue, int64_t offset,
@@ -203,21 +66,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
   const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;
   const int64_t first = (static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;
   const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;
-  bool has_column[kS];
-#pragma unroll
-  for (int s = 0; s < kS; ++s) {
-    const int x = strip.x + (s - kS / 2) * step_W;
-    has_column[s] = x >= 0 && x < shape.W;
-  }
-  const auto load_row = [&](Vector<T, kVector>(&row)[kS], int y, bool is_needed) {
-    const T* pixel = input + first + y * row_stride;
-#pragma unroll
-    for (int s = 0; s < kS; ++s) {
-      row[s] = {};
-      if (is_needed && y >= 0 && y < shape.H && has_column[s]) {
-        row[s] = load<T, kVector>(pixel + static_cast<int64_t>(s - kS / 2) * step_W * shape.C);
-      }
-    }
+  const auto load_input = [&](int s, int y, bool is_needed) {
+    const int offset = (s - kS / 2) * step_W, x = strip.x + offset;
+    const bool is_inside = y >= 0 && y < shape.H && x >= 0 && x < shape.W;
+    const T* pixel = input + first + y * row_stride + static_cast<int64_t>(offset) * shape.C;
+    return is_needed && is_inside ? load<T, kVector>(pixel) : Vector<T, kVector>{};
   };
 
   for (int position = strip.begin; position < strip.end;) {
@@ -228,14 +81,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
     const int rows = run.count + kR - 1;
     int y = run.first - kR / 2 * run.step;
     float sum[kR][kVector] = {};
-    Vector<T, kVector> next[kS];
-    load_row(next, y, true);
+    Vector<T, kVector> row[kS];
+#pragma unroll
+    for (int s = 0; s < kS; ++s) row[s] = load_input(s, y, true);
 #pragma unroll kR
     for (int j = 0; j < rows; ++j, y += run.step) {
-      Vector<T, kVector> row[kS];
-#pragma unroll
-      for (int s = 0; s < kS; ++s) row[s] = next[s];
-      load_row(next, y + run.step, j + 1 < rows);  // arrives during the products
 #pragma unroll
       for (int i = kR - 1; i > 0; --i) {
 #pragma unroll
@@ -243,18 +93,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
       }
 #pragma unroll
       for (int e = 0; e < kVector; ++e) sum[0][e] = start[e];
-
-      if (y >= 0 && y < shape.H) {
 #pragma unroll
-        for (int s = 0; s < kS; ++s) {
-          float x[kVector];
-          unpack(x, row[s]);
+      for (int s = 0; s < kS; ++s) {
+        float x[kVector];
+        unpack(x, row[s]);
+        row[s] = load_input(s, y + run.step, j + 1 < rows);  // arrives during the products
+        if (y < 0 || y >= shape.H) continue;
 #pragma unroll
-          for (int i = 0; i < kR; ++i) {
+        for (int i = 0; i < kR; ++i) {
 #pragma unroll
-            for (int e = 0; e < kVector; ++e) {
-              sum[i][e] = fmaf(x[e], taps[i * kS + s][e], sum[i][e]);
-            }
+          for (int e = 0; e < kVector; ++e) {
+            sum[i][e] = fmaf(x[e], taps[i * kS + s][e], sum[i][e]);
           }
         }
       }
@@ -316,17 +165,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-unsigned num_blocks(const Split& split) {
-  return static_cast<unsigned>((split.positions + split.columns - 1) / split.columns) *
-         split.chunks;
-}
-
-// Channels in the vectors of a thread: 16 bytes, but as few as leave the weights in registers.
-template <typename T>
-constexpr int kWide = 16 / sizeof(T);
-template <typename T>
-constexpr int kNarrow = 4;
-
 template <typename T>
 Status launch_fwd(void* output_, const void* input_, const void* weight_, const void* bias_,
                   const ConvEpilogue& epilogue, const DepthwiseShape& shape, void* stream) {
@@ -338,14 +176,14 @@ Status launch_fwd(void* output_, const void* input_, const void* weight_, const 
   if (has_vectors && shape.R == 3 && shape.S == 3) {
     const Split split = split_of<T, kWide<T>>(shape);
     return launch("depthwise_conv2d_fwd_kernel", depthwise_conv2d_fwd_kernel<T, kWide<T>, 3, 3>,
-                  num_blocks(split), kThreads, 0, stream, output, input, weight, bias, epilogue,
-                  shape, split);
+                  split.groups * split.chunks, kThreads, 0, stream, output, input, weight, bias,
+                  epilogue, shape, split);
   }
   if (has_vectors && shape.R == 5 && shape.S == 5) {
     const Split split = split_of<T, kNarrow<T>>(shape);
     return launch("depthwise_conv2d_fwd_kernel", depthwise_conv2d_fwd_kernel<T, kNarrow<T>, 5, 5>,
-                  num_blocks(split), kThreads, 0, stream, output, input, weight, bias, epilogue,
-                  shape, split);
+                  split.groups * split.chunks, kThreads, 0, stream, output, input, weight, bias,
+                  epilogue, shape, split);
   }
   const Split split = has_vectors ? split_of<T, kWide<T>>(shape) : split_of<T, 1>(shape);
   const int channels = split.lanes * (has_vectors ? kWide<T> : 1);
@@ -353,8 +191,8 @@ Status launch_fwd(void* output_, const void* input_, const void* weight_, const 
   return launch("depthwise_conv2d_fwd_any_kernel",
                 has_vectors ? depthwise_conv2d_fwd_any_kernel<T, kWide<T>>
                             : depthwise_conv2d_fwd_any_kernel<T, 1>,
-                num_blocks(split), kThreads, smem, stream, output, input, weight, bias, epilogue,
-                shape, split);
+                split.groups * split.chunks, kThreads, smem, stream, output, input, weight, bias,
+                epilogue, shape, split);
 }
 
 }  // namespace
