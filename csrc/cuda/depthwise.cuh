@@ -43,6 +43,22 @@ struct Vector<T, 1> {
   T value;
 };
 
+// The elements of a word.
+__device__ inline void unpack(float* to, uint32_t word, const float*) {
+  *to = __uint_as_float(word);
+}
+__device__ inline void unpack(float* to, uint32_t word, const __half*) {
+  __half2 pair;
+  memcpy(&pair, &word, sizeof(pair));
+  const float2 values = __half22float2(pair);
+  to[0] = values.x;
+  to[1] = values.y;
+}
+__device__ inline void unpack(float* to, uint32_t word, const __nv_bfloat16*) {
+  to[0] = __uint_as_float(word << 16);
+  to[1] = __uint_as_float(word & 0xffff0000u);
+}
+
 template <typename T, int kVector>
 __device__ void unpack(float (&to)[kVector], const Vector<T, kVector>& vector) {
   if constexpr (kVector == 1) {
@@ -51,10 +67,7 @@ __device__ void unpack(float (&to)[kVector], const Vector<T, kVector>& vector) {
     constexpr int kPerWord = 4 / sizeof(T);
 #pragma unroll
     for (int i = 0; i < kVector / kPerWord; ++i) {
-      T elements[kPerWord];
-      memcpy(elements, &vector.words[i], 4);
-#pragma unroll
-      for (int e = 0; e < kPerWord; ++e) to[i * kPerWord + e] = to_float(elements[e]);
+      unpack(to + i * kPerWord, vector.words[i], static_cast<const T*>(nullptr));
     }
   }
 }

@@ -16,15 +16,21 @@ namespace {
 template <typename T, int kVector>
 __device__ void store_output(T* output, const ConvEpilogue& epilogue, int64_t offset,
                              const float (&sum)[kVector]) {
-  float value[kVector] = {};
-  if (epilogue.residual) {
-    unpack(value, load<T, kVector>(static_cast<const T*>(epilogue.residual) + offset));
-  }
+  float value[kVector];
 #pragma unroll
-  for (int e = 0; e < kVector; ++e) {
-    value[e] += sum[e];
-    value[e] = value[e] < epilogue.low ? epilogue.low : value[e];  // NaN stays
-    value[e] = value[e] > epilogue.high ? epilogue.high : value[e];
+  for (int e = 0; e < kVector; ++e) value[e] = sum[e];
+  if (epilogue.residual) {
+    float residual[kVector];
+    unpack(residual, load<T, kVector>(static_cast<const T*>(epilogue.residual) + offset));
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) value[e] += residual[e];
+  }
+  if (epilogue.low > -INFINITY) {
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) {
+      value[e] = value[e] < epilogue.low ? epilogue.low : value[e];  // NaN stays
+      value[e] = value[e] > epilogue.high ? epilogue.high : value[e];
+    }
   }
   *reinterpret_cast<Vector<T, kVector>*>(output + offset) = pack<T>(value);
 }
@@ -66,11 +72,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
   const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;
   const int64_t first = (static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;
   const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;
-  const auto load_input = [&](int s, int y, bool is_needed) {
-    const int offset = (s - kS / 2) * step_W, x = strip.x + offset;
-    const bool is_inside = y >= 0 && y < shape.H && x >= 0 && x < shape.W;
-    const T* pixel = input + first + y * row_stride + static_cast<int64_t>(offset) * shape.C;
-    return is_needed && is_inside ? load<T, kVector>(pixel) : Vector<T, kVector>{};
+  bool has_column[kS];
+  int64_t offset[kS];
+#pragma unroll
+  for (int s = 0; s < kS; ++s) {
+    const int x = strip.x + (s - kS / 2) * step_W;
+    has_column[s] = x >= 0 && x < shape.W;
+    offset[s] = static_cast<int64_t>(s - kS / 2) * step_W * shape.C;
+  }
+  const auto load_input = [&](const T* pixel, int s, bool has_row) {
+    return has_row && has_column[s] ? load<T, kVector>(pixel + offset[s]) : Vector<T, kVector>{};
   };
 
   for (int position = strip.begin; position < strip.end;) {
@@ -79,13 +90,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
 
     // Input row j is tap row i of output row j - i, which sum[i] is for.
     const int rows = run.count + kR - 1;
+    const int64_t stride = run.step * row_stride;
     int y = run.first - kR / 2 * run.step;
+    int64_t at = first + y * row_stride;
     float sum[kR][kVector] = {};
     Vector<T, kVector> row[kS];
 #pragma unroll
-    for (int s = 0; s < kS; ++s) row[s] = load_input(s, y, true);
+    for (int s = 0; s < kS; ++s) row[s] = load_input(input + at, s, y >= 0 && y < shape.H);
 #pragma unroll kR
-    for (int j = 0; j < rows; ++j, y += run.step) {
+    for (int j = 0; j < rows; ++j) {
 #pragma unroll
       for (int i = kR - 1; i > 0; --i) {
 #pragma unroll
@@ -93,12 +106,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
       }
 #pragma unroll
       for (int e = 0; e < kVector; ++e) sum[0][e] = start[e];
+      y += run.step;
+      at += stride;
+      const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;
 #pragma unroll
       for (int s = 0; s < kS; ++s) {
         float x[kVector];
         unpack(x, row[s]);
-        row[s] = load_input(s, y + run.step, j + 1 < rows);  // arrives during the products
-        if (y < 0 || y >= shape.H) continue;
+        row[s] = load_input(input + at, s, has_next);  // arrives during the products
 #pragma unroll
         for (int i = 0; i < kR; ++i) {
 #pragma unroll
@@ -107,10 +122,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
           }
         }
       }
-      if (j >= kR - 1) {
-        const int output_y = y - kR / 2 * run.step;
-        store_output(output, epilogue, first + output_y * row_stride, sum[kR - 1]);
-      }
+      if (j >= kR - 1) store_output(output, epilogue, at - (kR / 2 + 1) * stride, sum[kR - 1]);
     }
   }
 }

@@ -47,19 +47,24 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
   const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;
   float sum[kTaps][kVector] = {}, grad_sum[kVector] = {};
 
+  int64_t offset[kS];
+#pragma unroll
+  for (int s = 0; s < kS; ++s) {
+    offset[s] = static_cast<int64_t>(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;
+  }
+
   for (int group = part; group < split.groups && vector < split.vectors; group += num_parts) {
     const Strip strip = strip_of(group, shape, split);
     const int64_t first =
         (static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;
-    const auto load_input = [&](int s, int y, bool is_needed) {
-      const int offset = offset_W + (s - kS / 2) * shape.rate_W, x = strip.x + offset;
-      const bool is_inside = y >= 0 && y < shape.H && x >= 0 && x < shape.W;
-      const T* pixel = input + first + y * row_stride + static_cast<int64_t>(offset) * shape.C;
-      return is_needed && is_inside ? load<T, kVector>(pixel) : Vector<T, kVector>{};
-    };
-    const auto load_grad = [&](int y, bool is_needed) {
-      const T* pixel = grad_output + first + y * row_stride;
-      return is_needed ? load<T, kVector>(pixel) : Vector<T, kVector>{};
+    bool has_column[kS];
+#pragma unroll
+    for (int s = 0; s < kS; ++s) {
+      const int x = strip.x + offset_W + (s - kS / 2) * shape.rate_W;
+      has_column[s] = x >= 0 && x < shape.W;
+    }
+    const auto load_input = [&](const T* pixel, int s, bool has_row) {
+      return has_row && has_column[s] ? load<T, kVector>(pixel + offset[s]) : Vector<T, kVector>{};
     };
 
     for (int position = strip.begin; position < strip.end;) {
@@ -68,36 +73,50 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
 
       // Tap row i of input row j goes with row j - i of grad_output, in grads[i].
       const int rows = run.count + kR - 1;
-      int grad_y = run.first, y = run.first + offset_H - kR / 2 * run.step;
+      const int64_t stride = run.step * row_stride;
+      int y = run.first + offset_H - kR / 2 * run.step;
+      const int64_t to_grad = kR / 2 * stride - offset_H * row_stride;
+      int64_t at = first + y * row_stride;
       float grads[kR][kVector] = {};
-      Vector<T, kVector> row[kS], grad = load_grad(grad_y, true);
+      Vector<T, kVector> row[kS], grad = load<T, kVector>(grad_output + at + to_grad);
 #pragma unroll
-      for (int s = 0; s < kS; ++s) row[s] = load_input(s, y, true);
+      for (int s = 0; s < kS; ++s) row[s] = load_input(input + at, s, y >= 0 && y < shape.H);
 #pragma unroll 1  // else three blocks would not have the registers
-      for (int j = 0; j < rows; ++j, y += run.step, grad_y += run.step) {
+      for (int j = 0; j < rows; ++j) {
 #pragma unroll
         for (int i = kR - 1; i > 0; --i) {
 #pragma unroll
           for (int e = 0; e < kVector; ++e) grads[i][e] = grads[i - 1][e];
         }
         unpack(grads[0], grad);
-        grad = load_grad(grad_y + run.step, j + 1 < run.count);
+        y += run.step;
+        at += stride;
+        const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;
+        grad = {};
+        if (j + 1 < run.count) grad = load<T, kVector>(grad_output + at + to_grad);
 #pragma unroll
         for (int e = 0; e < kVector; ++e) grad_sum[e] += grads[0][e];
+        const auto add_products = [&](auto is_used) {
 #pragma unroll
-        for (int s = 0; s < kS; ++s) {
-          float x[kVector];
-          unpack(x, row[s]);
-          row[s] = load_input(s, y + run.step, j + 1 < rows);  // arrives during the products
-          if (y < 0 || y >= shape.H) continue;
+          for (int s = 0; s < kS; ++s) {
+            float x[kVector];
+            unpack(x, row[s]);
+            row[s] = load_input(input + at, s, has_next);  // arrives during the products
 #pragma unroll
-          for (int i = 0; i < kR; ++i) {
-            if (j < i || j - i >= run.count) continue;  // 0 * Inf is not of this strip
+            for (int i = 0; i < kR; ++i) {
+              if (!is_used(i)) continue;
 #pragma unroll
-            for (int e = 0; e < kVector; ++e) {
-              sum[i * kS + s][e] = fmaf(x[e], grads[i][e], sum[i * kS + s][e]);
+              for (int e = 0; e < kVector; ++e) {
+                sum[i * kS + s][e] = fmaf(x[e], grads[i][e], sum[i * kS + s][e]);
+              }
             }
           }
+        };
+        // Zeros before and after the run are left out: they would make NaN of an infinite input.
+        if (j >= kR - 1 && j < run.count) {
+          add_products([](int) { return true; });
+        } else {
+          add_products([&](int i) { return i <= j && j - i < run.count; });
         }
       }
     }
