@@ -90,6 +90,7 @@ def _shape(input: Tensor, weight: Tensor, dilation: Sequence[int], mirrored: boo
     strip_rows = next(
         (rows for rows in _STRIP_ROWS if input.numel() >= rows * _ELEMENTS_PER_ROW), 4
     )
+    strip_rows = -(-H // -(-H // strip_rows))  # else the last strip may have one row
     return _C.DepthwiseShape((N, H, W, C), weight.shape[2:], rates, strip_rows, mirrored)
 
 
