@@ -24,6 +24,14 @@ DTYPES = {
 }
 
 
+class Kernels(NamedTuple):
+    """Compiled CUDA kernels and where they are to run."""
+
+    module: Any  # _C.cuda or _emulated.cuda
+    stream: int
+    num_workers: int  # blocks of dilated_conv2d that run at once
+
+
 def upsample_shape(
     logits: Tensor,
     size: Sequence[int],
@@ -38,35 +46,25 @@ def upsample_shape(
 
 
 def upsample_argmax(
-    launcher: Callable[..., None],
-    stream: int,
+    kernels: Kernels,
     logits: Tensor,
     size: Sequence[int],
     scale_factors: Sequence[float] | None,
     align_corners: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The op through ``upsample_argmax_fwd`` of a module compiled from the CUDA kernels."""
     if logits.dtype not in DTYPES:
         logits = logits.float()
     labels = logits.new_empty((logits.size(0), *size), dtype=dtype)
-    launcher(
+    kernels.module.upsample_argmax_fwd(
         labels.data_ptr(),
         logits.data_ptr(),
         upsample_shape(logits, size, scale_factors, align_corners),
         DTYPES[dtype],
         DTYPES[logits.dtype],
-        stream,
+        kernels.stream,
     )
     return labels
-
-
-class Kernels(NamedTuple):
-    """Compiled CUDA kernels and where they are to run."""
-
-    module: Any  # _C.cuda or _emulated.cuda
-    stream: int
-    num_workers: int  # blocks of dilated_conv2d that run at once
 
 
 class ConvWorkList(NamedTuple):
@@ -174,60 +172,7 @@ def dilated_conv2d(
     return in_format_of(output, input)
 
 
-def dilated_conv2d_add_(
-    kernels: Kernels,
-    residual: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: Sequence[int],
-    activation: str,
-) -> None:
-    """``activation(convolution + residual)``, written over ``residual``."""
-    output = aligned_nhwc(residual)
-    if input.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
-        input = input.clone()
-    convolve(
-        kernels, output, input, [weight], [bias], [dilation], activation=activation,
-        residual=output,
-    )  # fmt: skip
-    if output is not residual:
-        residual.copy_(output)
-
-
-def fused_conv2d_refuses(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> str | None:
-    kernel = tuple(weight.shape[2:])
-    if tuple(stride) != (1, 1):
-        return f"the kernel has stride (1, 1), not {tuple(stride)}"
-    if any(
-        size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)
-    ):
-        return f"the kernel pads to the same size, not a {kernel} weight by {tuple(padding)}"
-    if refusal := dilated_conv2d_refuses(input, [weight], groups):
-        return refusal
-    if weight.size(1) != input.size(1) or bias.shape != weight.shape[:1]:
-        return "the shapes of weight and bias do not fit"
-    return None
-
-
-def fused_conv2d_add_refuses(residual: Tensor, input: Tensor, weight: Tensor, *args: Any) -> Any:
-    if refusal := fused_conv2d_refuses(input, weight, *args):
-        return refusal
-    if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):
-        return "the residual has not the shape of the output"
-    return None
-
-
-_CLAMPS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+CLAMPS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
 def convolve(
@@ -282,7 +227,7 @@ def convolve(
             input.device,
             kernels.num_workers,
         ),
-        _C.ConvEpilogue(0 if residual is None else residual.data_ptr(), *_CLAMPS[activation]),
+        _C.ConvEpilogue(0 if residual is None else residual.data_ptr(), *CLAMPS[activation]),
     )
 
 
