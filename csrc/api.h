@@ -144,12 +144,12 @@ Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           const ConvShape& shape, DType dtype, void* stream);
 
 // The gradients of all branches' weights, kFloat16 | kBFloat16 | kFloat32 (tf32 products) as input
-// and grad_output, which are aligned to 16 bytes. C, K and first_channel are multiples of 8.
+// and grad_output, which are aligned to 16 bytes, as are C, K, first_channel and out_channels.
 Status dilated_conv2d_wgrad(float* partial_sums, const void* grad_output, const void* input,
                             const std::vector<ConvWgradBranch>& branches, const ConvWgradWork& work,
                             const ConvWgradShape& shape, DType dtype, void* stream);
 
-// grad_bias [K]: sums of grad_output [num_pixels, K], K a multiple of 8, aligned to 16 bytes.
+// grad_bias [K]: sums of grad_output [num_pixels, K], both aligned to 16 bytes.
 // partial_sums [num_parts, K]: the pixels are summed in so many parts.
 Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void* grad_output,
                                 int64_t num_pixels, int32_t K, int32_t num_parts, DType dtype,

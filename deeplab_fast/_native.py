@@ -100,41 +100,6 @@ def conv_work_list(
     return ConvWorkList(work, tensors, schedule["num_slots"])
 
 
-class ConvWgradWorkList(NamedTuple):
-    """As :class:`ConvWorkList`, of the weight gradient."""
-
-    work: _C.ConvWgradWork
-    tensors: tuple[Tensor, ...]
-    num_slots: int
-
-
-@functools.cache
-def conv_wgrad_work_list(
-    plane: tuple[int, int, int],
-    branches: tuple[tuple[int, int, int, int], ...],
-    channels: int,
-    out_channels: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-    num_workers: int,
-) -> ConvWgradWorkList:
-    """The work list of the gradients of all weights; arguments as of :func:`conv_work_list`."""
-    N, H, W = plane
-    rectangles = _int32(_C.zones.tap_rectangles((H, W), branches))
-    step = _C.conv_wgrad_step(DTYPES[dtype])
-    blocks = [-(-k // _C.CONV_TILE) * -(-channels // _C.CONV_TILE) for k in out_channels]
-    jobs = [
-        (-(-N * h * w // step), blocks[branch])
-        for _, _, branch, _, _, _, h, w in rectangles.view(-1, 8).tolist()
-    ]
-    schedule = _C.zones.schedule(jobs, num_workers, _SPLIT_STEPS)
-    items, reductions = (_int32(schedule[name]) for name in ("items", "reductions"))
-    tensors = tuple(t.to(device) for t in (rectangles, items, reductions))
-    addresses = [t.data_ptr() for t in tensors]
-    work = _C.ConvWgradWork(*addresses, items.numel() // 6, reductions.numel() // 4)
-    return ConvWgradWorkList(work, tensors, schedule["num_slots"])
-
-
 def _int32(buffer: bytearray) -> Tensor:
     return torch.frombuffer(buffer, dtype=torch.int32) if buffer else torch.empty(0).int()
 
@@ -173,7 +138,11 @@ def dilated_conv2d(
     """Parallel branches through ``dilated_conv2d_fwd`` of a module compiled from the kernels."""
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
-    branches = _branches(input, weights, dilations)
+    # A rate beyond the map does what the map's size does, and that fits the work list's int32.
+    branches = tuple(
+        (*weight.shape[2:], min(vertical, H), min(horizontal, W))
+        for weight, (vertical, horizontal) in zip(weights, dilations)
+    )
     work_list = conv_work_list((N, H, W), branches, C, channels, input.device, num_workers)
     nhwc, *weights = (_aligned_nhwc(t) for t in (input, *weights))
     biases = [None if bias is None else bias.contiguous() for bias in biases]
@@ -183,7 +152,9 @@ def dilated_conv2d(
         device=input.device,
         memory_format=torch.channels_last,
     )
-    partial_sums = _partial_sums(input, work_list.num_slots)
+    partial_sums = input.new_empty(
+        work_list.num_slots * _C.CONV_TILE * _C.CONV_TILE, dtype=torch.float32
+    )
     launcher(
         output.data_ptr(),
         partial_sums.data_ptr(),
@@ -203,83 +174,6 @@ def dilated_conv2d(
         stream,
     )
     return in_format_of(output, input)
-
-
-def dilated_conv2d_wgrad(
-    launcher: Callable[..., None],
-    stream: int,
-    num_workers: int,
-    grad_output: Tensor,
-    input: Tensor,
-    weights: Sequence[Tensor],
-    dilations: Sequence[Sequence[int]],
-) -> list[Tensor]:
-    """The gradients of the weights of parallel branches, of whose output ``grad_output`` is that.
-
-    ``grad_output`` and ``input`` come from :func:`_aligned_nhwc`.
-    """
-    N, C, H, W = input.shape
-    channels = tuple(weight.size(0) for weight in weights)
-    work_list = conv_wgrad_work_list(
-        (N, H, W), _branches(input, weights, dilations), C, channels, input.dtype, input.device,
-        num_workers,
-    )  # fmt: skip
-    grads = [torch.empty_like(w, memory_format=torch.channels_last) for w in weights]
-    partial_sums = _partial_sums(input, work_list.num_slots)
-    launcher(
-        partial_sums.data_ptr(),
-        grad_output.data_ptr(),
-        input.data_ptr(),
-        [(grad.data_ptr(), grad.size(0), grad.size(2) * grad.size(3)) for grad in grads],
-        work_list.work,
-        _C.ConvWgradShape(N, H, W, C, sum(channels)),
-        DTYPES[input.dtype],
-        stream,
-    )
-    return [in_format_of(grad, weight) for grad, weight in zip(grads, weights)]
-
-
-_PIXELS_PER_PART = 256  # of a bias gradient, at least: eight rounds of the rows of a block
-
-
-def dilated_conv2d_bias_grad(
-    launcher: Callable[..., None], stream: int, num_workers: int, grad_output: Tensor
-) -> Tensor:
-    """[K] sums of ``grad_output``, which comes from :func:`_aligned_nhwc`."""
-    N, K, H, W = grad_output.shape
-    num_pixels = N * H * W
-    num_parts = max(1, min(num_workers, num_pixels // _PIXELS_PER_PART))
-    grad_bias = grad_output.new_empty(K)
-    partial_sums = grad_output.new_empty(num_parts * K, dtype=torch.float32)
-    launcher(
-        grad_bias.data_ptr(),
-        partial_sums.data_ptr(),
-        grad_output.data_ptr(),
-        num_pixels,
-        K,
-        num_parts,
-        DTYPES[grad_output.dtype],
-        stream,
-    )
-    return grad_bias
-
-
-def _branches(
-    input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[int]]
-) -> tuple[tuple[int, int, int, int], ...]:
-    """(kernel_H, kernel_W, dilation_H, dilation_W) of each branch.
-
-    A rate beyond the map does what the map's size does, and that fits the work list's int32.
-    """
-    H, W = input.shape[2:]
-    return tuple(
-        (weight.size(2), weight.size(3), min(vertical, H), min(horizontal, W))
-        for weight, (vertical, horizontal) in zip(weights, dilations)
-    )
-
-
-def _partial_sums(input: Tensor, num_slots: int) -> Tensor:
-    return input.new_empty(num_slots * _C.CONV_TILE * _C.CONV_TILE, dtype=torch.float32)
 
 
 def _aligned_nhwc(tensor: Tensor) -> Tensor:

@@ -334,9 +334,10 @@ Status dilated_conv2d_wgrad(float* partial_sums, const void* grad_output, const 
   static_assert(kBlockM == kConvTile && kBlockN == kConvTile, "the work list is made for these");
   const char* name = "dilated_conv2d_wgrad";
   if (branches.size() > kMaxConvBranches) return {name, "too many branches"};
-  bool aligned = (shape.C | shape.out_channels) % 8 == 0;
-  for (const auto& branch : branches) aligned &= (branch.K | branch.first_channel) % 8 == 0;
-  if (!aligned) return {name, "channels must be multiples of 8"};
+  const int chunk = dtype == DType::kFloat32 ? kChunk<float> : kChunk<__half>;
+  bool aligned = (shape.C | shape.out_channels) % chunk == 0;
+  for (const auto& branch : branches) aligned &= (branch.K | branch.first_channel) % chunk == 0;
+  if (!aligned) return {name, "channels must be multiples of 16 bytes"};
   if (work.num_items == 0) return {};
   Branches of;
   std::copy(branches.begin(), branches.end(), of.of);
@@ -359,7 +360,8 @@ Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void
                                 int64_t num_pixels, int32_t K, int32_t num_parts, DType dtype,
                                 void* stream) {
   const char* name = "dilated_conv2d_bias_grad";
-  if (K % 8 != 0) return {name, "channels must be a multiple of 8"};
+  const int chunk = dtype == DType::kFloat32 ? kChunk<float> : kChunk<__half>;
+  if (K % chunk != 0) return {name, "channels must be a multiple of 16 bytes"};
   const auto launch_as = [&](auto type) {
     return launch_bias_grad<decltype(type)>(grad_bias, partial_sums, grad_output, num_pixels, K,
                                             num_parts, stream);
