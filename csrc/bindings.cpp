@@ -51,22 +51,15 @@ void bind_cuda(py::module_ m) {
     check(cuda::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
                                     logit_dtype, pointer(stream)));
   });
-  m.def(
-      "dilated_conv2d_fwd",
-      [](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
-         const std::vector<std::tuple<uintptr_t, uintptr_t, int32_t, int32_t>>& rows,
-         const ConvWork& work, const ConvShape& shape, DType dtype, uintptr_t stream) {
-        std::vector<ConvBranch> branches;
-        int32_t first_channel = 0;
-        for (const auto& [weight, bias, K, num_taps] : rows) {
-          branches.push_back({pointer(weight), pointer(bias), K, num_taps, first_channel});
-          first_channel += K;
-        }
-        check(cuda::dilated_conv2d_fwd(pointer(output), static_cast<float*>(pointer(partial_sums)),
-                                       pointer(input), branches, work, shape, dtype,
-                                       pointer(stream)));
-      },
-      "Branches are (weight, bias or 0, K, number of taps).");
+  m.def("dilated_conv2d_fwd", [](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
+                                 const std::vector<ConvOutput>& outputs,
+                                 const std::vector<ConvSource>& sources, const ConvWork& work,
+                                 const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
+                                 uintptr_t stream) {
+    check(cuda::dilated_conv2d_fwd(pointer(output), static_cast<float*>(pointer(partial_sums)),
+                                   pointer(input), outputs, sources, work, epilogue, shape, dtype,
+                                   pointer(stream)));
+  });
   m.def(
       "dilated_conv2d_wgrad",
       [](uintptr_t partial_sums, uintptr_t grad_output, uintptr_t input,
@@ -147,11 +140,30 @@ void bind_shapes(py::module_& m) {
            }),
            py::arg("pixels"), py::arg("taps"), py::arg("tiles"), py::arg("items"),
            py::arg("reductions"), py::arg("num_items"), py::arg("num_reductions"));
-  py::class_<ConvShape>(m, "ConvShape")
-      .def(py::init([](int32_t H, int32_t W, int32_t C, int32_t out_channels) {
-             return ConvShape{H, W, C, out_channels};
+  py::class_<ConvSource>(m, "ConvSource")
+      .def(py::init([](int32_t first_channel, int32_t C, int32_t first_weight) {
+             return ConvSource{first_channel, C, first_weight};
            }),
-           py::arg("H"), py::arg("W"), py::arg("C"), py::arg("out_channels"));
+           py::arg("first_channel"), py::arg("C"), py::arg("first_weight"));
+  py::class_<ConvOutput>(m, "ConvOutput")
+      .def(py::init([](uintptr_t weight, uintptr_t bias, uintptr_t image_bias, int32_t K,
+                       int32_t first_channel, int64_t weight_stride) {
+             return ConvOutput{
+                 pointer(weight), pointer(bias), static_cast<const float*>(pointer(image_bias)), K,
+                 first_channel,   weight_stride};
+           }),
+           py::arg("weight"), py::arg("bias"), py::arg("image_bias"), py::arg("K"),
+           py::arg("first_channel"), py::arg("weight_stride"));
+  py::class_<ConvShape>(m, "ConvShape")
+      .def(py::init([](int32_t H, int32_t W, int32_t in_channels, int32_t out_channels) {
+             return ConvShape{H, W, in_channels, out_channels};
+           }),
+           py::arg("H"), py::arg("W"), py::arg("in_channels"), py::arg("out_channels"));
+  py::class_<ConvEpilogue>(m, "ConvEpilogue")
+      .def(py::init([](uintptr_t residual, float low, float high) {
+             return ConvEpilogue{pointer(residual), low, high};
+           }),
+           py::arg("residual"), py::arg("low"), py::arg("high"));
   py::class_<ConvWgradWork>(m, "ConvWgradWork")
       .def(py::init([](uintptr_t rectangles, uintptr_t items, uintptr_t reductions,
                        int32_t num_items, int32_t num_reductions) {
@@ -167,9 +179,8 @@ void bind_shapes(py::module_& m) {
              return ConvWgradShape{N, H, W, C, out_channels};
            }),
            py::arg("N"), py::arg("H"), py::arg("W"), py::arg("C"), py::arg("out_channels"));
-  m.def("conv_wgrad_step", &conv_wgrad_step, "dtype"_a, "Pixels in a step of the weight gradient.");
   m.attr("CONV_TILE") = kConvTile;
-  m.attr("CONV_STEP") = kConvStep;
+  m.attr("CONV_STEP_BYTES") = kConvStepBytes;
   m.attr("MAX_CONV_BRANCHES") = kMaxConvBranches;
   py::class_<CrossEntropyTerms>(m, "CrossEntropyTerms")
       .def(py::init([](uintptr_t weight, int64_t ignore_index, float label_smoothing) {

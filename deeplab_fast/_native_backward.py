@@ -40,7 +40,7 @@ def wgrad_work_list(
     """
     N, H, W = plane
     rectangles = _int32(_C.zones.tap_rectangles((H, W), branches))
-    step = _C.conv_wgrad_step(DTYPES[dtype])
+    step = _C.CONV_STEP_BYTES // dtype.itemsize
     blocks = [-(-k // _C.CONV_TILE) * -(-channels // _C.CONV_TILE) for k in out_channels]
     jobs = [
         (-(-N * h * w // step), blocks[branch])

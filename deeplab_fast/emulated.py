@@ -63,10 +63,12 @@ def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> s
     return _native.dilated_conv2d_refuses(input, weights, groups=1)
 
 
+def _kernels() -> _native.Kernels:
+    return _native.Kernels(_emulated.cuda, _STREAM, _NUM_WORKERS)
+
+
 def _convolve(input: Tensor, *args: Any) -> Tensor:
-    return _native.dilated_conv2d(
-        _emulated.cuda.dilated_conv2d_fwd, _STREAM, _NUM_WORKERS, input, *args
-    )
+    return _native.dilated_conv2d(_kernels(), input, *args)
 
 
 @implements("dilated_conv2d", "emulated", _refuses)

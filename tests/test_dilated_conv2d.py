@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 import deeplab_fast
-from deeplab_fast import _native, backends, dilated_conv2d, emulated, parallel_dilated_conv2d
+from deeplab_fast import _C, _native, backends, dilated_conv2d, emulated, parallel_dilated_conv2d
 from deeplab_fast.emulated import machine
 
 from .cases import CONVS, DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
@@ -412,7 +412,13 @@ def test_emulated_splits_sums():
     (N, C, H, W), [(K, R, S)], [rate] = SEEDED[0]
     plan = [
         _native.conv_work_list(
-            (N, H, W), ((R, S, rate, rate),), C, (K,), torch.device("cpu"), num_workers
+            _C.zones.forward_tiles,
+            (N, H, W),
+            ((R, S, rate, rate),),
+            _native.steps_per_tap(C, torch.bfloat16),
+            (K,),
+            torch.device("cpu"),
+            num_workers,
         ).num_slots
         for num_workers in (1, 24)
     ]

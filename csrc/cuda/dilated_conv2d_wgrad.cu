@@ -12,10 +12,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 #include "../api.h"
 #include "../common/zones.h"
+#include "elements.cuh"
 #include "launch.cuh"
 #include "ptx.cuh"
 
@@ -42,33 +42,13 @@ constexpr int kBiasThreads = 256, kBiasCols = 8;  // chunks of 16 bytes that a b
 constexpr int kBiasRows = kBiasThreads / kBiasCols;
 
 template <typename T>
-constexpr DType kDType = std::is_same_v<T, float>    ? DType::kFloat32
-                         : std::is_same_v<T, __half> ? DType::kFloat16
-                                                     : DType::kBFloat16;
-template <typename T>
-constexpr int kBlockK = conv_wgrad_step(kDType<T>);
+constexpr int kBlockK = kConvStepBytes / sizeof(T);  // pixels
 template <typename T>
 constexpr int kChunk = 16 / sizeof(T);  // elements of a copy
 
 struct Branches {
   ConvWgradBranch of[kMaxConvBranches];
 };
-
-__device__ float load(const float* p) { return *p; }
-__device__ float load(const __half* p) { return __half2float(*p); }
-__device__ float load(const __nv_bfloat16* p) { return __bfloat162float(*p); }
-
-__device__ void store(float* p, float value) { *p = value; }
-__device__ void store(__half* p, float value) { *p = __float2half_rn(value); }
-__device__ void store(__nv_bfloat16* p, float value) { *p = __float2bfloat16_rn(value); }
-
-__device__ void store_pair(float* p, float2 value) { *reinterpret_cast<float2*>(p) = value; }
-__device__ void store_pair(__half* p, float2 value) {
-  *reinterpret_cast<__half2*>(p) = __floats2half2_rn(value.x, value.y);
-}
-__device__ void store_pair(__nv_bfloat16* p, float2 value) {
-  *reinterpret_cast<__nv_bfloat162*>(p) = __floats2bfloat162_rn(value.x, value.y);
-}
 
 // What a warp multiplies of a stage: sum[m, n] += rows[pixel, m] cols[pixel, n].
 template <typename T>
