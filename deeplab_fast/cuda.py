@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, _native
+from . import _C, _native, _native_backward
 from .backends import availability, implements
 
 _OLDEST_CAPABILITY = (8, 0)
@@ -89,4 +89,50 @@ def parallel_dilated_conv2d(
 ) -> Tensor:
     return _convolve(
         input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
+    )
+
+
+def _refuses_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Any, groups: int, mask: Any
+) -> str | None:
+    return _native_backward.dilated_conv2d_backward_refuses(input, [weight], groups)
+
+
+def _refuses_parallel_backward(
+    grad_output: Tensor, input: Tensor, weights: Sequence[Tensor], *args: Any
+) -> str | None:
+    return _native_backward.dilated_conv2d_backward_refuses(input, weights, groups=1)
+
+
+def _gradients(grad_output: Tensor, input: Tensor, *args: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    with _kernels(input) as kernels:
+        return _native_backward.dilated_conv2d_backward(kernels, grad_output, input, *args)
+
+
+@implements("dilated_conv2d_backward", "cuda", _refuses_backward, automatic=False)
+def dilated_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_input, grad_weights, grad_biases = _gradients(
+        grad_output, input, [weight], [dilation], output_mask
+    )
+    empty = [input.new_empty(0)]
+    return grad_input, (grad_weights or empty)[0], (grad_biases or empty)[0]
+
+
+@implements("parallel_dilated_conv2d_backward", "cuda", _refuses_parallel_backward, automatic=False)
+def parallel_dilated_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weights: list[Tensor],
+    dilations: list[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return _gradients(
+        grad_output, input, weights, [(rate, rate) for rate in dilations], output_mask
     )

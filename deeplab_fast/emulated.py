@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _emulated, _native
+from . import _emulated, _native, _native_backward
 from .backends import availability, implements
 
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}
@@ -84,4 +84,49 @@ def parallel_dilated_conv2d(
 ) -> Tensor:
     return _convolve(
         input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
+    )
+
+
+def _refuses_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Any, groups: int, mask: Any
+) -> str | None:
+    return _native_backward.dilated_conv2d_backward_refuses(input, [weight], groups)
+
+
+def _refuses_parallel_backward(
+    grad_output: Tensor, input: Tensor, weights: Sequence[Tensor], *args: Any
+) -> str | None:
+    return _native_backward.dilated_conv2d_backward_refuses(input, weights, groups=1)
+
+
+def _gradients(*args: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return _native_backward.dilated_conv2d_backward(_kernels(), *args)
+
+
+@implements("dilated_conv2d_backward", "emulated", _refuses_backward)
+def dilated_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_input, grad_weights, grad_biases = _gradients(
+        grad_output, input, [weight], [dilation], output_mask
+    )
+    empty = [input.new_empty(0)]
+    return grad_input, (grad_weights or empty)[0], (grad_biases or empty)[0]
+
+
+@implements("parallel_dilated_conv2d_backward", "emulated", _refuses_parallel_backward)
+def parallel_dilated_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weights: list[Tensor],
+    dilations: list[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return _gradients(
+        grad_output, input, weights, [(rate, rate) for rate in dilations], output_mask
     )
