@@ -91,6 +91,19 @@ struct ConvWgradShape {
   int32_t N, H, W, C, out_channels;
 };
 
+// The image-pooling branch of an ASPP over [N, num_pixels, C]: P pooled channels, K projected. The
+// pixels are summed in num_runs runs of equal length.
+struct AsppShape {
+  int64_t N, num_pixels;
+  int32_t C, P, K, num_runs;
+  int64_t project_stride;
+};
+
+struct AsppWeights {
+  const void *pool, *pool_bias;        // [P, C] and [P]
+  const void *project, *project_bias;  // [K, P], project_stride from row to row, and [K]
+};
+
 struct CrossEntropyTerms {
   const float* weight;  // [C], or nullptr for ones
   int64_t ignore_index;
@@ -173,6 +186,13 @@ Status dilated_conv2d_wgrad(float* partial_sums, const void* grad_output, const 
 Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void* grad_output,
                                 int64_t num_pixels, int32_t K, int32_t num_parts, DType dtype,
                                 void* stream);
+
+// What the pooled channels add to the projection: image_bias [N, K], by way of sums [N, num_runs,
+// C] and pooled [N, P]. dtypes as above; C, P and project_stride are multiples of 16 bytes, input
+// and weights aligned to 16 bytes.
+Status aspp_image_bias_fwd(float* image_bias, float* pooled, float* sums, const void* input,
+                           const AsppWeights& weights, const AsppShape& shape, DType dtype,
+                           void* stream);
 
 }  // namespace cuda
 #endif

@@ -83,6 +83,14 @@ void bind_cuda(py::module_ m) {
               pointer(grad_bias), static_cast<float*>(pointer(partial_sums)), pointer(grad_output),
               num_pixels, K, num_parts, dtype, pointer(stream)));
         });
+  m.def("aspp_image_bias_fwd",
+        [](uintptr_t image_bias, uintptr_t pooled, uintptr_t sums, uintptr_t input,
+           const AsppWeights& weights, const AsppShape& shape, DType dtype, uintptr_t stream) {
+          check(cuda::aspp_image_bias_fwd(static_cast<float*>(pointer(image_bias)),
+                                          static_cast<float*>(pointer(pooled)),
+                                          static_cast<float*>(pointer(sums)), pointer(input),
+                                          weights, shape, dtype, pointer(stream)));
+        });
 }
 #endif
 
@@ -182,6 +190,20 @@ void bind_shapes(py::module_& m) {
   m.attr("CONV_TILE") = kConvTile;
   m.attr("CONV_STEP_BYTES") = kConvStepBytes;
   m.attr("MAX_CONV_BRANCHES") = kMaxConvBranches;
+  py::class_<AsppShape>(m, "AsppShape")
+      .def(py::init([](int64_t N, int64_t num_pixels, int32_t C, int32_t P, int32_t K,
+                       int32_t num_runs, int64_t project_stride) {
+             return AsppShape{N, num_pixels, C, P, K, num_runs, project_stride};
+           }),
+           py::arg("N"), py::arg("num_pixels"), py::arg("C"), py::arg("P"), py::arg("K"),
+           py::arg("num_runs"), py::arg("project_stride"));
+  py::class_<AsppWeights>(m, "AsppWeights")
+      .def(py::init(
+               [](uintptr_t pool, uintptr_t pool_bias, uintptr_t project, uintptr_t project_bias) {
+                 return AsppWeights{pointer(pool), pointer(pool_bias), pointer(project),
+                                    pointer(project_bias)};
+               }),
+           py::arg("pool"), py::arg("pool_bias"), py::arg("project"), py::arg("project_bias"));
   py::class_<CrossEntropyTerms>(m, "CrossEntropyTerms")
       .def(py::init([](uintptr_t weight, int64_t ignore_index, float label_smoothing) {
              return CrossEntropyTerms{static_cast<const float*>(pointer(weight)), ignore_index,

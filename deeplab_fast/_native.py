@@ -133,6 +133,8 @@ def dilated_conv2d_refuses(input: Tensor, weights: Sequence[Tensor], groups: int
         return f"the kernel has no groups, got {groups}"
     if refusal := channels_refused(input, input.size(1), "input channels"):
         return refusal
+    if any(weight.dtype != input.dtype or weight.device != input.device for weight in weights):
+        return "the input and a weight differ in dtype or device"
     if input.numel() == 0 or any(weight.numel() == 0 for weight in weights):
         return "the input or a weight is empty"
     if len(weights) > _C.MAX_CONV_BRANCHES:
@@ -191,6 +193,38 @@ def dilated_conv2d_add_(
     )  # fmt: skip
     if output is not residual:
         residual.copy_(output)
+
+
+def fused_conv2d_refuses(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> str | None:
+    kernel = tuple(weight.shape[2:])
+    if tuple(stride) != (1, 1):
+        return f"the kernel has stride (1, 1), not {tuple(stride)}"
+    if any(
+        size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)
+    ):
+        return f"the kernel pads to the same size, not a {kernel} weight by {tuple(padding)}"
+    if refusal := dilated_conv2d_refuses(input, [weight], groups):
+        return refusal
+    if weight.size(1) != input.size(1) or bias.shape != weight.shape[:1]:
+        return "the shapes of weight and bias do not fit"
+    return None
+
+
+def fused_conv2d_add_refuses(residual: Tensor, input: Tensor, weight: Tensor, *args: Any) -> Any:
+    if refusal := fused_conv2d_refuses(input, weight, *args):
+        return refusal
+    if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):
+        return "the residual has not the shape of the output"
+    return None
 
 
 _CLAMPS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
@@ -311,3 +345,94 @@ def _aligned_rows(weight: Tensor) -> Tensor:
     is_aligned = weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0
     is_row = weight.shape[2:] == (1, 1) and weight.stride(1) == 1
     return weight if is_row and is_aligned else aligned_nhwc(weight)
+
+
+_MAX_POOL_CHANNELS = 16384  # their means are in shared memory
+_MAX_RUNS, _RUN_PIXELS = 16, 64  # of pixels summed by one block; enough blocks for small images
+
+
+def aspp_refuses(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dilations: Sequence[int],
+    pool_weight: Tensor,
+    pool_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+) -> str | None:
+    channels = sum(weight.size(0) for weight in weights)
+    if max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS:
+        return f"the kernel takes at most {_MAX_POOL_CHANNELS} channels to the pooled branch"
+    return (
+        dilated_conv2d_refuses(input, [*weights, pool_weight, project_weight], groups=1)
+        or channels_refused(input, channels, "channels of all convolutions together")
+        or channels_refused(input, pool_weight.size(0), "pooled channels")
+    )
+
+
+def aspp(
+    kernels: Kernels,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dilations: Sequence[int],
+    pool_weight: Tensor,
+    pool_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+) -> Tensor:
+    """The op in five launches, and one more for each of the two convolutions that splits its sums.
+
+    The pooled branch is never as large as the map: what it adds to the projection is the same at
+    every pixel of an image, a bias.
+    """
+    nhwc = aligned_nhwc(input)
+    pairs = [(rate, rate) for rate in dilations]
+    branches = nhwc_output(input, sum(weight.size(0) for weight in weights))
+    output = nhwc_output(input, project_weight.size(0))
+    project_weight = _aligned_rows(project_weight)
+    project, project_pooled = project_weight.tensor_split([branches.size(1)], dim=1)
+    image_bias = aspp_image_bias(
+        kernels, nhwc, pool_weight, pool_bias, project_pooled, project_bias
+    )
+    convolve(kernels, branches, nhwc, weights, biases, pairs, activation="relu")
+    convolve(
+        kernels, output, branches, [project], [None], [(1, 1)], activation="relu",
+        image_bias=image_bias,
+    )  # fmt: skip
+    return in_format_of(output, input)
+
+
+def aspp_image_bias(
+    kernels: Kernels,
+    input: Tensor,
+    pool_weight: Tensor,
+    pool_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+) -> Tensor:
+    """fp32 [N, K] that the pooled channels and the bias add to the projection, in three launches.
+
+    ``input`` is aligned and channels_last, ``project_weight`` has the columns of the pooled
+    channels.
+    """
+    (N, C, H, W), P, K = input.shape, pool_weight.size(0), project_weight.size(0)
+    num_runs = max(1, min(_MAX_RUNS, H * W // _RUN_PIXELS))
+    image_bias, pooled, sums = (
+        input.new_empty(shape, dtype=torch.float32) for shape in ((N, K), (N, P), (N, num_runs, C))
+    )
+    pool_weight = aligned_nhwc(pool_weight)
+    pool_bias, project_bias = pool_bias.contiguous(), project_bias.contiguous()
+    tensors = pool_weight, pool_bias, project_weight, project_bias
+    kernels.module.aspp_image_bias_fwd(
+        image_bias.data_ptr(),
+        pooled.data_ptr(),
+        sums.data_ptr(),
+        input.data_ptr(),
+        _C.AsppWeights(*(t.data_ptr() for t in tensors)),
+        _C.AsppShape(N, H * W, C, P, K, num_runs, project_weight.stride(0)),
+        DTYPES[input.dtype],
+        kernels.stream,
+    )
+    return image_bias

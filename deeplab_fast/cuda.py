@@ -92,47 +92,53 @@ def parallel_dilated_conv2d(
     )
 
 
-def _refuses_backward(
-    grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Any, groups: int, mask: Any
-) -> str | None:
-    return _native_backward.dilated_conv2d_backward_refuses(input, [weight], groups)
+@implements("dilated_conv2d_backward", "cuda", _native_backward.refuses, automatic=False)
+def dilated_conv2d_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with _kernels(grad_output) as kernels:
+        return _native_backward.dilated_conv2d_backward(kernels, grad_output, *args)
 
 
-def _refuses_parallel_backward(
-    grad_output: Tensor, input: Tensor, weights: Sequence[Tensor], *args: Any
-) -> str | None:
-    return _native_backward.dilated_conv2d_backward_refuses(input, weights, groups=1)
+@implements(
+    "parallel_dilated_conv2d_backward", "cuda", _native_backward.parallel_refuses, automatic=False
+)
+def parallel_dilated_conv2d_backward(
+    grad_output: Tensor, *args: Any
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    with _kernels(grad_output) as kernels:
+        return _native_backward.parallel_dilated_conv2d_backward(kernels, grad_output, *args)
 
 
-def _gradients(grad_output: Tensor, input: Tensor, *args: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+@implements("aspp", "cuda", _native.aspp_refuses, automatic=False)
+def aspp(input: Tensor, *args: Any) -> Tensor:
     with _kernels(input) as kernels:
-        return _native_backward.dilated_conv2d_backward(kernels, grad_output, input, *args)
+        return _native.aspp(kernels, input, *args)
 
 
-@implements("dilated_conv2d_backward", "cuda", _refuses_backward, automatic=False)
-def dilated_conv2d_backward(
-    grad_output: Tensor,
+@implements("fused_conv2d", "cuda", _native.fused_conv2d_refuses, automatic=False)
+def fused_conv2d(
     input: Tensor,
     weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    output_mask: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_input, grad_weights, grad_biases = _gradients(
-        grad_output, input, [weight], [dilation], output_mask
-    )
-    empty = [input.new_empty(0)]
-    return grad_input, (grad_weights or empty)[0], (grad_biases or empty)[0]
+    activation: str,
+) -> Tensor:
+    return _convolve(input, [weight], [bias], [dilation], activation)
 
 
-@implements("parallel_dilated_conv2d_backward", "cuda", _refuses_parallel_backward, automatic=False)
-def parallel_dilated_conv2d_backward(
-    grad_output: Tensor,
+@implements("fused_conv2d_add_", "cuda", _native.fused_conv2d_add_refuses, automatic=False)
+def fused_conv2d_add_(
+    residual: Tensor,
     input: Tensor,
-    weights: list[Tensor],
-    dilations: list[int],
-    output_mask: Sequence[bool],
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    return _gradients(
-        grad_output, input, weights, [(rate, rate) for rate in dilations], output_mask
-    )
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None:
+    with _kernels(input) as kernels:
+        _native.dilated_conv2d_add_(kernels, residual, input, weight, bias, dilation, activation)
