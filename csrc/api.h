@@ -167,8 +167,8 @@ Status upsample_argmax_fwd(void* labels, const void* logits, const UpsampleShape
 
 // All outputs in one launch. kFloat16 | kBFloat16 | kFloat32, multiplied as tf32, of input, output,
 // residual, weights and biases. in_channels, and all of a ConvSource and of weight_stride, are
-// multiples of 16 bytes; input, work list and weights are aligned to 16 bytes, the output and the
-// residual to two elements.
+// multiples of 16 bytes; the tensors and the work list are aligned to 16 bytes, the biases need not
+// be.
 Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           const std::vector<ConvOutput>& outputs,
                           const std::vector<ConvSource>& sources, const ConvWork& work,

@@ -10,6 +10,8 @@ from torch import Tensor
 import deeplab_fast
 from deeplab_fast import _C, _emulated, _native, dilated_conv2d
 from deeplab_fast.emulated import machine
+from deeplab_fast.models.inference import FoldedASPP
+from deeplab_fast.nn import ASPP
 
 from .cases import DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
 
@@ -183,3 +185,17 @@ def test_tf32_follows_either_of_torchs_switches(tf32):
     for precision, allowed in (("tf32", True), ("ieee", False), ("none", False)):
         torch.backends.cudnn.conv.fp32_precision = precision
         assert _native.tf32_is_allowed() == allowed
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_graph_of_aspp():
+    folded = FoldedASPP(ASPP(64, (2, 5), 32)).to("cuda", torch.bfloat16)
+    x = torch.randn(2, 64, 17, 19, device="cuda").bfloat16()
+    x = x.contiguous(memory_format=torch.channels_last)
+    with deeplab_fast.backend("cuda"), torch.no_grad():
+        expected = folded(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = folded(x)
+        graph.replay()
+    assert torch.equal(output, expected)

@@ -478,7 +478,12 @@ def test_emulated_takes_any_rate():
 @pytest.mark.parametrize(
     ("case", "dtype", "reason"),
     [
-        (Conv(1, 8, 8, 5, 5), torch.float32, "takes float16 and bfloat16, not torch.float32"),
+        (Conv(1, 8, 8, 5, 5), torch.float64, "float32, float16 and bfloat16, not torch.float64"),
+        (
+            Conv(1, 8, 8, 5, 5),
+            torch.float32,
+            "computes float32 as tf32, which torch.*does not allow",
+        ),
         (Conv(1, 16, 16, 5, 5, groups=2), torch.bfloat16, "no groups, got 2"),
         (Conv(1, 12, 8, 5, 5), torch.bfloat16, "a multiple of 8 input channels, got 12"),
         (Conv(0, 8, 8, 5, 5), torch.bfloat16, "the input or a weight is empty"),

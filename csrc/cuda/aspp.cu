@@ -11,7 +11,6 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <cstring>
 
 #include "../api.h"
 #include "elements.cuh"
@@ -22,20 +21,8 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// The elements in the 16 bytes at p.
 template <typename T>
-struct Chunk {
-  static constexpr int kSize = 16 / sizeof(T);
-  float value[kSize];
-
-  __device__ explicit Chunk(const T* p) {
-    const uint4 words = *reinterpret_cast<const uint4*>(p);
-    T loaded[kSize];
-    memcpy(loaded, &words, sizeof(words));
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) value[i] = load(loaded + i);
-  }
-};
+constexpr int kChunk = 16 / sizeof(T);  // elements of a load
 
 // A block per run of pixels and 32 chunks of channels; its warps take every kWarps-th pixel.
 template <typename T>
@@ -43,7 +30,7 @@ __global__ void __launch_bounds__(kThreads)
     aspp_fwd_pool_kernel(float* __restrict__ sums,     // [N, num_runs, C]
                          const T* __restrict__ input,  // [N, num_pixels, C]
                          const __grid_constant__ AsppShape shape) {
-  constexpr int kSize = Chunk<T>::kSize, kColumns = 32 * kSize;
+  constexpr int kSize = kChunk<T>, kColumns = 32 * kSize;
   const int blocks = (shape.C + kColumns - 1) / kColumns;
   const int64_t run = blockIdx.x / blocks;  // of all images
   const int first_c = blockIdx.x % blocks * kColumns;
@@ -57,9 +44,10 @@ __global__ void __launch_bounds__(kThreads)
     const T* p = input + image * shape.num_pixels * shape.C + first_c + lane * kSize;
 #pragma unroll 4
     for (int64_t pixel = begin + warp; pixel < end; pixel += kWarps) {
-      const Chunk<T> chunk(p + pixel * shape.C);
+      float chunk[kSize];
+      load(chunk, p + pixel * shape.C);
 #pragma unroll
-      for (int i = 0; i < kSize; ++i) sum[i] += chunk.value[i];
+      for (int i = 0; i < kSize; ++i) sum[i] += chunk[i];
     }
   }
 
@@ -93,34 +81,35 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
 
-  constexpr int kSize = Chunk<T>::kSize;
+  constexpr int kSize = kChunk<T>;
   const int lane = threadIdx.x % 32, k = blockIdx.x % blocks * kWarps + threadIdx.x / 32;
   if (k >= K) return;
   float sum = 0.0f;
 #pragma unroll 4
   for (int c = lane * kSize; c < C; c += 32 * kSize) {
-    const Chunk<T> chunk(weight + k * weight_stride + c);
+    float chunk[kSize];
+    load(chunk, weight + k * weight_stride + c);
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) sum += chunk.value[i] * vector[c + i];
+    for (int i = 0; i < kSize; ++i) sum += chunk[i] * vector[c + i];
   }
   for (int distance = 16; distance > 0; distance /= 2)
     sum += __shfl_xor_sync(0xffffffffu, sum, distance);
   if (lane > 0) return;
-  sum += load(bias + k);
+  sum += to_float(bias[k]);
   output[image * K + k] = relu && sum < 0.0f ? 0.0f : sum;
 }
 
 template <typename T>
 Status launch_typed(float* image_bias, float* pooled, float* sums, const void* input,
                     const AsppWeights& weights, const AsppShape& shape, void* stream) {
-  constexpr int kColumns = 32 * Chunk<T>::kSize;
+  constexpr int kColumns = 32 * kChunk<T>;
   const auto num_blocks = [&](int64_t per_image) {
     return static_cast<unsigned>(shape.N * per_image);
   };
-  Status status = launch("aspp_fwd_pool_kernel", aspp_fwd_pool_kernel<T>,
-                         num_blocks(int64_t{shape.num_runs} * ((shape.C + kColumns - 1) / kColumns)),
-                         kThreads, kWarps * kColumns * sizeof(float), stream, sums,
-                         static_cast<const T*>(input), shape);
+  Status status =
+      launch("aspp_fwd_pool_kernel", aspp_fwd_pool_kernel<T>,
+             num_blocks(int64_t{shape.num_runs} * ((shape.C + kColumns - 1) / kColumns)), kThreads,
+             kWarps * kColumns * sizeof(float), stream, sums, static_cast<const T*>(input), shape);
   if (!status.ok()) return status;
   const auto linear = [&](float* output, const float* vectors, const void* weight, const void* bias,
                           int K, int C, int64_t weight_stride, int num_runs, float scale,

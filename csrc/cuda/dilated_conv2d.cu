@@ -1,6 +1,6 @@
-// output[n, y, x, k] = clamp(bias[k] + image_bias[n, k] + residual[n, y, x, k] + sum over taps and c
-// of input[n, y + dy, x + dx, c] weight[k, tap, c]) for convolutions that read one input
-// [N, H, W, in_channels] and write the channels of one output next to each other. Implicit GEMM
+// output[n, y, x, k] = clamp(bias[k] + image_bias[n, k] + residual[n, y, x, k] + sum over taps and
+// c of input[n, y + dy, x + dx, c] weight[k, tap, c]) for convolutions that read one input [N, H,
+// W, in_channels] and write the channels of one output next to each other. Implicit GEMM
 // (implicit_gemm.cuh) over the work list of common/zones.h. One thread block per work item. Blocks
 // start in order, so the longest start first. The pieces of a split sum go to partial_sums, which a
 // second kernel adds in a fixed order.
@@ -15,57 +15,79 @@
 namespace deeplab_fast::cuda {
 namespace {
 
+constexpr int kWarps = kConvThreads / 32;
 constexpr int kReduceThreads = 256;
-constexpr int kReduceRows = kReduceThreads / (kBlockN / 2);
+constexpr int kReduceRows = kReduceThreads / 32;
 constexpr int kReduceBlocks = kBlockM / kReduceRows;  // for one block of sums
 
-// p[0] and p[1], as far as the channels from k on reach; the rest are zeros.
+// Of four output channels from k on. A residual that is the output itself is read and written by
+// the same thread.
 template <typename T>
-__device__ float2 load_channels(const T* p, int k, int channels, bool aligned) {
-  if (aligned && k + 1 < channels) return load_pair(p);
-  return make_float2(k < channels ? load(p) : 0.0f, k + 1 < channels ? load(p + 1) : 0.0f);
-}
+struct Epilogue {
+  T* tensor;
+  const ConvEpilogue& terms;
+  const ConvShape& shape;
+  const ConvOutput output;
+  const int k, count;  // 1 to 4 channels, or none
+  float bias[4] = {};
+  bool is_vector;
 
-__device__ float2 operator+(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
-
-// NaN is not below or above anything.
-__device__ float clamp(float value, const ConvEpilogue& epilogue) {
-  const float raised = value < epilogue.low ? epilogue.low : value;
-  return raised > epilogue.high ? epilogue.high : raised;
-}
-
-template <typename T>
-__device__ float2 load_bias(const ConvOutput& output, int k) {
-  const T* bias = static_cast<const T*>(output.bias);
-  if (bias == nullptr) return make_float2(0.0f, 0.0f);
-  return load_channels(bias + k, k, output.K, false);
-}
-
-// Finishes the sums, bias included, of output channels k and k + 1, k even, at one pixel. Whatever
-// of the residual this thread writes over it has read before.
-template <typename T>
-__device__ void store_output(T* tensor, const ConvOutput& output, const ConvEpilogue& epilogue,
-                             const ConvShape& shape, int pixel, int k, float2 value) {
-  if (k >= output.K) return;
-  const bool aligned = (shape.out_channels | output.first_channel) % 2 == 0;
-  const int64_t at =
-      static_cast<int64_t>(pixel) * shape.out_channels + output.first_channel + k;
-  if (output.image_bias != nullptr) {
-    const int64_t image = pixel / (shape.H * shape.W);
-    value = value + load_channels(output.image_bias + image * output.K + k, k, output.K, false);
+  __device__ Epilogue(T* tensor, const ConvEpilogue& terms, const ConvShape& shape,
+                      const ConvOutput& output, int k)
+      : tensor(tensor),
+        terms(terms),
+        shape(shape),
+        output(output),
+        k(k),
+        count(min(output.K - k, 4)),
+        is_vector(count == 4 && (shape.out_channels | output.first_channel) % 4 == 0) {
+    if (output.bias == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (i < count) bias[i] = to_float(static_cast<const T*>(output.bias)[k + i]);
   }
-  if (epilogue.residual != nullptr) {
-    const T* residual = static_cast<const T*>(epilogue.residual) + at;
-    value = value + load_channels(residual, k, output.K, aligned);
+
+  __device__ int64_t at(int pixel) const {
+    return static_cast<int64_t>(pixel) * shape.out_channels + output.first_channel + k;
   }
-  value = make_float2(clamp(value.x, epilogue), clamp(value.y, epilogue));
-  if (aligned && k + 1 < output.K) {
-    store_pair(tensor + at, value);
-    return;
+
+  // From sums to what is stored.
+  __device__ void finish(int pixel, float (&value)[4]) const {
+    float residual[4] = {};
+    if (terms.residual != nullptr) {
+      const T* p = static_cast<const T*>(terms.residual) + at(pixel);
+      if (is_vector) {
+        load(residual, p);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (i < count) residual[i] = to_float(p[i]);
+      }
+    }
+    const float* image_bias = nullptr;
+    if (output.image_bias != nullptr)
+      image_bias = output.image_bias + int64_t{pixel / (shape.H * shape.W)} * output.K + k;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      value[i] += bias[i] + residual[i];
+      if (image_bias != nullptr && i < count) value[i] += image_bias[i];
+      // NaN is neither below nor above.
+      if (value[i] < terms.low) value[i] = terms.low;
+      if (value[i] > terms.high) value[i] = terms.high;
+    }
   }
-  store(tensor + at, value.x);
-  if (k + 1 < output.K) store(tensor + at + 1, value.y);
-}
+
+  __device__ void write(int pixel, const float (&value)[4]) const {
+    T* p = tensor + at(pixel);
+    if (is_vector) {
+      store(p, value);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (i < count) round_to(p[i], value[i]);
+    }
+  }
+};
 
 template <typename T>
 __global__ void __launch_bounds__(kConvThreads, kBlocksPerSM)
@@ -74,71 +96,73 @@ __global__ void __launch_bounds__(kConvThreads, kBlocksPerSM)
                               const T* __restrict__ input,       // [N, H, W, in_channels]
                               const __grid_constant__ ConvOperands operands,
                               const __grid_constant__ ConvWork work,
-                              const __grid_constant__ ConvEpilogue epilogue,
+                              const __grid_constant__ ConvEpilogue terms,
                               const __grid_constant__ ConvShape shape) {
   const WorkItem item = work.items[blockIdx.x];
   const Tile tile = work.tiles[item.job];
-  const ConvOutput& output = operands.outputs[tile.output];
-  const int first_k = item.block * kBlockN;
-  float sum[kTilesM][kTilesN][4] = {};
-  sum_products(sum, input, item, tile, operands, work, shape, shared_memory<T>());
+  const float* sums = sum_products(input, item, tile, operands, work, shape);
 
-  const WarpTile mine = warp_tile(tile, output.K - first_k);
-  if (!mine.has_work) return;
-  const int k = first_k + mine.col;
-  if (item.slot < 0) {
-#pragma unroll
-    for (int j = 0; j < kTilesN; ++j) {
-      const float2 bias = load_bias<T>(output, k + j * 8);
-#pragma unroll
-      for (int i = 0; i < kTilesM * 2; ++i) {
-        sum[i / 2][j][i % 2 * 2] += bias.x;
-        sum[i / 2][j][i % 2 * 2 + 1] += bias.y;
-      }
-    }
+  // A warp per pixel, a lane per four channels.
+  static_assert(kBlockN == 4 * 32, "a warp has the channels of a row");
+  const int col = threadIdx.x % 32 * 4, k = item.block * kBlockN + col;
+  const Epilogue<T> epilogue(tensor, terms, shape, operands.outputs[tile.output], k);
+  if (epilogue.count <= 0) return;
+  if (item.slot >= 0) {
+    float* partial = partial_sums + static_cast<int64_t>(item.slot) * kBlockM * kBlockN + col;
+    for (int row = threadIdx.x / 32; row < tile.num_pixels; row += kWarps)
+      *reinterpret_cast<float4*>(partial + row * kBlockN) =
+          *reinterpret_cast<const float4*>(sums + sum_at(row, col));
+    return;
   }
+  // Several rows at once, because nothing is read ahead of a write that it could be overwritten by.
+  constexpr int kRows = 4;
+  for (int first = threadIdx.x / 32; first < tile.num_pixels; first += kRows * kWarps) {
+    int pixel[kRows];
+    float value[kRows][4];
 #pragma unroll
-  for (int i = 0; i < kTilesM * 2; ++i) {
-    const int row = mine.row + i * 8;
-    if (row >= tile.num_pixels) continue;
-    const int pixel = work.pixels[tile.first_pixel + row];
-    float* partial =
-        partial_sums + (static_cast<int64_t>(item.slot) * kBlockM + row) * kBlockN - first_k;
-#pragma unroll
-    for (int j = 0; j < kTilesN; ++j) {
-      const float2 value = make_float2(sum[i / 2][j][i % 2 * 2], sum[i / 2][j][i % 2 * 2 + 1]);
-      if (item.slot < 0) {
-        store_output(tensor, output, epilogue, shape, pixel, k + j * 8, value);
-      } else {
-        store_pair(partial + k + j * 8, value);
-      }
+    for (int i = 0; i < kRows; ++i) {
+      const int row = first + i * kWarps;
+      pixel[i] = row < tile.num_pixels ? work.pixels[tile.first_pixel + row] : -1;
     }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (pixel[i] < 0) continue;
+      load(value[i], sums + sum_at(first + i * kWarps, col));
+      epilogue.finish(pixel[i], value[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      if (pixel[i] >= 0) epilogue.write(pixel[i], value[i]);
   }
 }
 
-// A thread per pixel and two channels.
+// A thread per pixel and four channels.
 template <typename T>
 __global__ void __launch_bounds__(kReduceThreads)
     dilated_conv2d_fwd_reduce_kernel(T* tensor,  // [N, H, W, out_channels]
                                      const float* __restrict__ partial_sums,
                                      const __grid_constant__ ConvOperands operands,
                                      const __grid_constant__ ConvWork work,
-                                     const __grid_constant__ ConvEpilogue epilogue,
+                                     const __grid_constant__ ConvEpilogue terms,
                                      const __grid_constant__ ConvShape shape) {
   const Reduction reduction = work.reductions[blockIdx.x / kReduceBlocks];
   const Tile tile = work.tiles[reduction.job];
-  const ConvOutput& output = operands.outputs[tile.output];
-  const int row = blockIdx.x % kReduceBlocks * kReduceRows + threadIdx.x / (kBlockN / 2);
-  const int col = threadIdx.x % (kBlockN / 2) * 2, k = reduction.block * kBlockN + col;
-  if (row >= tile.num_pixels || k >= output.K) return;
+  const int row = blockIdx.x % kReduceBlocks * kReduceRows + threadIdx.x / 32;
+  const int col = threadIdx.x % 32 * 4, k = reduction.block * kBlockN + col;
+  const Epilogue<T> epilogue(tensor, terms, shape, operands.outputs[tile.output], k);
+  if (row >= tile.num_pixels || epilogue.count <= 0) return;
 
-  float2 sum = make_float2(0.0f, 0.0f);
+  float sum[4] = {};
   for (int i = 0; i < reduction.num_slots; ++i) {
     const int64_t slot = reduction.first_slot + i;
-    sum = sum + load_pair(partial_sums + (slot * kBlockM + row) * kBlockN + col);
+    float piece[4];
+    load(piece, partial_sums + (slot * kBlockM + row) * kBlockN + col);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) sum[c] += piece[c];
   }
-  store_output(tensor, output, epilogue, shape, work.pixels[tile.first_pixel + row], k,
-               sum + load_bias<T>(output, k));
+  const int pixel = work.pixels[tile.first_pixel + row];
+  epilogue.finish(pixel, sum);
+  epilogue.write(pixel, sum);
 }
 
 template <typename T>
@@ -149,8 +173,11 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
   static_assert(kBlockK<T> * sizeof(T) == kConvStepBytes, "and for these steps");
   static_assert(kConvSmem <= 99 * 1024, "what a block can have on sm_86 and sm_89");
   static_assert(kBlocksPerSM * (kConvSmem + 1024) <= 164 * 1024, "what an SM has on sm_80");
-  if (shape.in_channels % kChunk<T> != 0)
-    return {"dilated_conv2d_fwd", "channels must be a multiple of 16 bytes"};
+  int64_t unaligned = shape.in_channels;
+  for (const ConvSource& s : operands.sources) unaligned |= s.C | s.first_channel | s.first_weight;
+  for (const ConvOutput& o : operands.outputs) unaligned |= o.weight_stride;
+  if (unaligned % kChunk<T> != 0)
+    return {"dilated_conv2d_fwd", "input channels must be a multiple of 16 bytes"};
   auto* tensor = static_cast<T*>(output);
   const Status status =
       launch("dilated_conv2d_fwd_kernel", dilated_conv2d_fwd_kernel<T>, work.num_items,

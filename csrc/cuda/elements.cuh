@@ -1,4 +1,4 @@
-// fp32, fp16 and bf16 in memory as floats in registers, one or two neighbours at a time.
+// fp32, fp16 and bf16 in memory as floats in registers, one element or several in one access.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,30 +7,35 @@
 
 namespace deeplab_fast::cuda {
 
-__device__ inline float load(const float* p) { return *p; }
-__device__ inline float load(const __half* p) { return __half2float(*p); }
-__device__ inline float load(const __nv_bfloat16* p) { return __bfloat162float(*p); }
+__device__ inline float to_float(float value) { return value; }
+__device__ inline float to_float(__half value) { return __half2float(value); }
+__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 
-__device__ inline void store(float* p, float value) { *p = value; }
-__device__ inline void store(__half* p, float value) { *p = __float2half_rn(value); }
-__device__ inline void store(__nv_bfloat16* p, float value) { *p = __float2bfloat16_rn(value); }
-
-__device__ inline float2 load_pair(const float* p) { return *reinterpret_cast<const float2*>(p); }
-__device__ inline float2 load_pair(const __half* p) {
-  return __half22float2(*reinterpret_cast<const __half2*>(p));
-}
-__device__ inline float2 load_pair(const __nv_bfloat16* p) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(p));
+__device__ inline void round_to(float& result, float value) { result = value; }
+__device__ inline void round_to(__half& result, float value) { result = __float2half_rn(value); }
+__device__ inline void round_to(__nv_bfloat16& result, float value) {
+  result = __float2bfloat16_rn(value);
 }
 
-__device__ inline void store_pair(float* p, float2 value) {
-  *reinterpret_cast<float2*>(p) = value;
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Vector {
+  T element[kCount];
+};
+
+// p is aligned to kCount elements.
+template <int kCount, typename T>
+__device__ void load(float (&values)[kCount], const T* p) {
+  const auto vector = *reinterpret_cast<const Vector<T, kCount>*>(p);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) values[i] = to_float(vector.element[i]);
 }
-__device__ inline void store_pair(__half* p, float2 value) {
-  *reinterpret_cast<__half2*>(p) = __floats2half2_rn(value.x, value.y);
-}
-__device__ inline void store_pair(__nv_bfloat16* p, float2 value) {
-  *reinterpret_cast<__nv_bfloat162*>(p) = __floats2bfloat162_rn(value.x, value.y);
+
+template <int kCount, typename T>
+__device__ void store(T* p, const float (&values)[kCount]) {
+  Vector<T, kCount> vector;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) round_to(vector.element[i], values[i]);
+  *reinterpret_cast<Vector<T, kCount>*>(p) = vector;
 }
 
 }  // namespace deeplab_fast::cuda

@@ -12,6 +12,8 @@
 
 #include "../api.h"
 #include "../common/zones.h"
+#include "elements.cuh"
+#include "launch.cuh"
 #include "ptx.cuh"
 
 namespace deeplab_fast::cuda {
@@ -32,7 +34,7 @@ constexpr size_t kConvSmem = size_t{kStages} * (kBlockM + kBlockN) * kChunks * 1
 template <typename T>
 constexpr int kChunk = 16 / sizeof(T);  // elements of a copy
 template <typename T>
-constexpr int kBlockK = kChunks* kChunk<T>;
+constexpr int kBlockK = kChunks * kChunk<T>;
 
 struct ConvOperands {
   ConvOutput outputs[kMaxConvBranches];
@@ -68,24 +70,19 @@ __device__ void round_operand(uint32_t (&r)[4]) {
   }
 }
 
-// Where the sums of this thread are: sum[i][j][2 h + l] is row i * 16 + h * 8, column j * 8 + l on
-// from here. The warp has no work where its pixels or channels are all past the end.
-struct WarpTile {
-  int row, col;
-  bool has_work;
-};
-
-__device__ inline WarpTile warp_tile(const Tile& tile, int channels) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int row = warp / (kBlockN / kWarpN) * kWarpM, col = warp % (kBlockN / kWarpN) * kWarpN;
-  return {row + lane / 4, col + lane % 4 * 2, row < tile.num_pixels && col < channels};
+// Where the sums of row and column are in shared memory, four columns in a row: permuted so that
+// the fragments of a warp go to all banks.
+__device__ inline int sum_at(int row, int col) {
+  return row * kBlockN + ((col / 4) ^ (row % 8 * 2)) * 4 + col % 4;
 }
 
+// The sums of a work item, for all threads, into sums [kBlockM, kBlockN] as sum_at tells, which lie
+// where the stages were. Those of rows and columns past the end are whatever they are.
 template <typename T>
-__device__ __forceinline__ void sum_products(float (&sum)[kTilesM][kTilesN][4], const T* input,
-                                             const WorkItem& item, const Tile& tile,
-                                             const ConvOperands& operands, const ConvWork& work,
-                                             const ConvShape& shape, T* stages) {
+__device__ __forceinline__ const float* sum_products(const T* input, const WorkItem& item,
+                                                     const Tile& tile, const ConvOperands& operands,
+                                                     const ConvWork& work, const ConvShape& shape) {
+  T* stages = shared_memory<T>();
   constexpr int kStage = (kBlockM + kBlockN) * kBlockK<T>;
   const ConvOutput& output = operands.outputs[tile.output];
   const Tap* taps = work.taps + tile.first_tap;
@@ -106,8 +103,7 @@ __device__ __forceinline__ void sum_products(float (&sum)[kTilesM][kTilesN][4], 
     x[i] = pixel % shape.W;
     y[i] = is_listed ? pixel / shape.W % shape.H : INT_MIN;  // no tap gets inside from there
     input_row[i] = input + static_cast<int64_t>(pixel) * shape.in_channels + chunk * kChunk<T>;
-    weight_row[i] =
-        k < output.K ? weight + k * output.weight_stride + chunk * kChunk<T> : nullptr;
+    weight_row[i] = k < output.K ? weight + k * output.weight_stride + chunk * kChunk<T> : nullptr;
   }
 
   int next_tap = item.first_step % tile.num_taps;
@@ -141,7 +137,8 @@ __device__ __forceinline__ void sum_products(float (&sum)[kTilesM][kTilesN][4], 
     tap = taps[next_tap];  // arrives during the products
   };
 
-  // A stage holds kChunks / 2 pairs of chunks, each a k of one mma.
+  // What this warp multiplies; nothing where its pixels or channels are all past the end. A pair of
+  // chunks is what one mma sums over.
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_row = warp / (kBlockN / kWarpN) * kWarpM;
   const int warp_col = warp % (kBlockN / kWarpN) * kWarpN;
@@ -151,7 +148,8 @@ __device__ __forceinline__ void sum_products(float (&sum)[kTilesM][kTilesN][4], 
     input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + lane / 16);
     weight_at[k] = swizzled<T>(warp_col + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2);
   }
-  const bool has_work = warp_tile(tile, output.K - first_k).has_work;
+  const bool has_work = warp_row < tile.num_pixels && first_k + warp_col < output.K;
+  float sum[kTilesM][kTilesN][4] = {};
 
   const auto multiply = [&](int stage) {
     const T* input_tile = stages + stage * kStage;
@@ -195,6 +193,20 @@ __device__ __forceinline__ void sum_products(float (&sum)[kTilesM][kTilesN][4], 
     ptx::cp_async_commit_group();
     if (has_work) multiply(step % kStages);
   }
+
+  static_assert(kBlockM * kBlockN * sizeof(float) <= kConvSmem, "the sums lie over the stages");
+  float* sums = shared_memory<float>();
+  __syncthreads();  // all are done with the stages
+#pragma unroll
+  for (int i = 0; i < kTilesM * 2; ++i) {
+#pragma unroll
+    for (int j = 0; j < kTilesN; ++j) {
+      const float pair[2] = {sum[i / 2][j][i % 2 * 2], sum[i / 2][j][i % 2 * 2 + 1]};
+      store(sums + sum_at(warp_row + i * 8 + lane / 4, warp_col + j * 8 + lane % 4 * 2), pair);
+    }
+  }
+  __syncthreads();
+  return sums;
 }
 
 }  // namespace deeplab_fast::cuda
