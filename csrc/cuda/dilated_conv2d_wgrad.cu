@@ -7,11 +7,7 @@
 // a split sum go to partial_sums, which a second kernel adds in a fixed order. Both operands lie
 // pixel by pixel, which is the transpose of what mma takes: ldmatrix turns 16-bit elements around.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
-#include <cstring>
 
 #include "../api.h"
 #include "../common/zones.h"
@@ -188,12 +184,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     float* partial = partial_sums + (static_cast<int64_t>(item.slot) * kBlockM + row) * kBlockN;
 #pragma unroll
     for (int j = 0; j < kTilesN; ++j) {
-      const float2 value = make_float2(sum[i / 2][j][i % 2 * 2], sum[i / 2][j][i % 2 * 2 + 1]);
+      const float value[2] = {sum[i / 2][j][i % 2 * 2], sum[i / 2][j][i % 2 * 2 + 1]};
       if (first_c + col + j * 8 >= shape.C) continue;
       if (item.slot < 0) {
-        store_pair(grad_weight + col + j * 8, value);
+        store(grad_weight + col + j * 8, value);
       } else {
-        store_pair(partial + col + j * 8, value);
+        store(partial + col + j * 8, value);
       }
     }
   }
@@ -216,16 +212,17 @@ __global__ void __launch_bounds__(kReduceThreads)
   const int c = reduction.block % blocks_n * kBlockN + col;
   if (k >= branch.K || c >= shape.C) return;
 
-  float2 sum = make_float2(0.0f, 0.0f);
+  float sum[2] = {};
   for (int i = 0; i < reduction.num_slots; ++i) {
     const int64_t slot = reduction.first_slot + i;
-    const auto* p = partial_sums + (slot * kBlockM + row) * kBlockN + col;
-    const float2 piece = *reinterpret_cast<const float2*>(p);
-    sum = make_float2(sum.x + piece.x, sum.y + piece.y);
+    float piece[2];
+    load(piece, partial_sums + (slot * kBlockM + row) * kBlockN + col);
+    sum[0] += piece[0];
+    sum[1] += piece[1];
   }
-  store_pair(static_cast<T*>(branch.grad_weight) +
-                 (static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + c,
-             sum);
+  store(static_cast<T*>(branch.grad_weight) +
+            (static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + c,
+        sum);
 }
 
 // A block sums kBiasCols chunks of channels over one part of the pixels.
@@ -241,11 +238,10 @@ __global__ void __launch_bounds__(kBiasThreads)
   float sum[kChunk<T>] = {};
   if (k < K) {
     for (int64_t pixel = begin + row; pixel < end; pixel += kBiasRows) {
-      const uint4 bits = *reinterpret_cast<const uint4*>(grad_output + pixel * K + k);
-      T values[kChunk<T>];
-      memcpy(values, &bits, sizeof(values));
+      float values[kChunk<T>];
+      load(values, grad_output + pixel * K + k);
 #pragma unroll
-      for (int i = 0; i < kChunk<T>; ++i) sum[i] += load(values + i);
+      for (int i = 0; i < kChunk<T>; ++i) sum[i] += values[i];
     }
   }
 
@@ -271,7 +267,7 @@ __global__ void __launch_bounds__(kReduceThreads)
   if (k >= K) return;
   float sum = 0.0f;
   for (int64_t part = 0; part < num_parts; ++part) sum += partial_sums[part * K + k];
-  store(grad_bias + k, sum);
+  round_to(grad_bias[k], sum);
 }
 
 template <typename T>
