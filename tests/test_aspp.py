@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import deeplab_fast
-from deeplab_fast import aspp, emulated
+from deeplab_fast import _emulated, _native, aspp, emulated
 
 from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
 from .refusals import skip_if_refused, skip_without
@@ -125,6 +125,27 @@ def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_workers):
     if dtype == torch.float32:  # rounded to 11 bits before they are multiplied, fp16's
         peer = definition(*convert(arguments, Tensor.half)).float()
     assert_as_accurate_as(outputs[0], peer, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("H", "W"), [(1, 1), (11, 7), (20, 10), (33, 35)])
+def test_emulated_image_bias(dtype, H, W):
+    """Every pixel once, in runs of unequal length; channels that fill no warp."""
+    N, C, P, K = 3, 264, 136, 21
+    x = torch.randn(N, C, H, W) + 1
+    weights = torch.randn(P, C, 1, 1) / C**0.5, torch.randn(P), torch.randn(K, 24 + P, 1, 1) / 12
+    tensors = [t.to(dtype) for t in (x, *weights, torch.randn(K))]
+    tensors[0] = with_layout(tensors[0], "channels_last")
+    tensors[3] = tensors[3][:, 24:]  # the columns of the pooled channels
+
+    def definition(x, pool_weight, pool_bias, project_weight, project_bias):
+        pooled = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), pool_weight, pool_bias))
+        return F.conv2d(pooled, project_weight, project_bias)[:, :, 0, 0]
+
+    kernels = _native.Kernels(_emulated.cuda, 0, 8)
+    image_bias = _native.aspp_image_bias(kernels, *tensors)
+    exact = definition(*(t.double() for t in tensors))
+    assert_as_accurate_as(image_bias, definition(*(t.float() for t in tensors)), exact)
 
 
 def test_emulated_forms_no_map_of_pooled_channels():
