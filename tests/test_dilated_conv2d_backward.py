@@ -72,7 +72,7 @@ def emulated_gradients(*args, seed=0, device="sm_80") -> list[Tensor]:
 @pytest.mark.parametrize("num_workers", [1, 24])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("shape", "kernels", "rates"), CASES)
-def test_gradients_on_seeds(monkeypatch, shape, kernels, rates, dtype, num_workers):
+def test_emulated_gradients_on_seeds(monkeypatch, shape, kernels, rates, dtype, num_workers):
     monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
     input, weights, grad_output = tensors_of(shape, kernels, dtype)
     results = [
@@ -95,7 +95,7 @@ def to_tf32(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("num_workers", [1, 24])
 @pytest.mark.parametrize(("shape", "kernels", "rates"), CASES)
-def test_tf32_gradients_on_seeds(monkeypatch, tf32, shape, kernels, rates, num_workers):
+def test_emulated_tf32_gradients_on_seeds(monkeypatch, tf32, shape, kernels, rates, num_workers):
     monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
     input, weights, grad_output = tensors_of(shape, kernels, torch.float32)
     results = [
@@ -122,14 +122,14 @@ def test_sums_are_split():
     assert slots[0] == 0 and slots[1] > 2 * 9
 
 
-def test_pipeline_on_more_seeds():
+def test_emulated_gradients_on_every_seed():
     """Blocks through several rounds of their pipeline."""
     arguments = tensors_of((2, 8, 12, 13), [(8, 3, 3)], torch.bfloat16)
     results = [emulated_gradients(*arguments, [1], seed=seed) for seed in range(6)]
     assert all(all(map(torch.equal, result, results[0])) for result in results[1:])
 
 
-def test_a_bias_gradient_in_several_parts():
+def test_emulated_bias_gradient_in_several_parts():
     """300 pixels more than two parts have; sums of small integers are exact."""
     kernels = _native.Kernels(_emulated.cuda, 0, num_workers=5)
     grad_output = torch.randint(-3, 4, (2, 72, 29, 31)).bfloat16()
@@ -149,7 +149,7 @@ def test_taps_that_are_never_inside_have_gradient_zero():
     assert (weight.grad[:, :, 1, 1] != 0).any()
 
 
-def test_padding_is_not_seen():
+def test_emulated_padding_is_not_seen():
     """Inf reaches the weights that multiply it, and no other."""
     input, weight, _ = operands(Conv(1, 8, 8, 9, 10, (3, 3), 4), torch.bfloat16, "cpu")
     input[0, 3, 0, 0] = math.inf
@@ -162,7 +162,7 @@ def test_padding_is_not_seen():
 
 
 @pytest.mark.parametrize("layout", ["expanded", "sliced", "contiguous", "channels_last", "offset"])
-def test_layouts_of_the_incoming_gradient(layout):
+def test_emulated_layouts_of_the_incoming_gradient(layout):
     input, weights, grad_output = tensors_of((2, 16, 6, 5), [(16, 3, 3), (8, 1, 1)], torch.bfloat16)
     if layout == "expanded":
         grad_output = torch.tensor(0.5).bfloat16().expand(grad_output.shape)
