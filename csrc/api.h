@@ -22,8 +22,9 @@ struct UpsampleShape {
   bool align_corners;
 };
 
-// Rows of the work list of a dilated convolution: common/zones.h.
+// Rows of the work lists of a dilated convolution: common/zones.h.
 struct Tap;
+struct TapRectangle;
 struct Tile;
 struct WorkItem;
 struct Reduction;
@@ -68,6 +69,26 @@ struct ConvShape {
 struct ConvEpilogue {
   const void* residual;  // in the layout of the output, which it may be; nullptr for zeros
   float low, high;
+};
+
+// Of the weight gradient: one job per rectangle, of ceil(N * h * w / step) steps of
+// kConvStepBytes / sizeof(dtype) pixels, and ceil(K / kConvTile) * ceil(C / kConvTile) blocks,
+// those of the same output channels next to each other. On the GPU; partial sums as for ConvWork.
+struct ConvWgradWork {
+  const TapRectangle* rectangles;
+  const WorkItem* items;
+  const Reduction* reductions;
+  int32_t num_items, num_reductions;
+};
+
+struct ConvWgradBranch {
+  void* grad_weight;  // [K, R, S, C]
+  int32_t K, num_taps, first_channel;
+};
+
+// Of an input [N, H, W, C] and the gradient [N, H, W, out_channels] of the output.
+struct ConvWgradShape {
+  int32_t N, H, W, C, out_channels;
 };
 
 // The image-pooling branch of an ASPP over [N, num_pixels, C]: P pooled channels, K projected. The
@@ -170,6 +191,18 @@ Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           const std::vector<ConvSource>& sources, const ConvWork& work,
                           const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
                           void* stream);
+
+// The gradients of all branches' weights, kFloat16 | kBFloat16 | kFloat32 (tf32 products) as input
+// and grad_output, which are aligned to 16 bytes, as are C, K, first_channel and out_channels.
+Status dilated_conv2d_wgrad(float* partial_sums, const void* grad_output, const void* input,
+                            const std::vector<ConvWgradBranch>& branches, const ConvWgradWork& work,
+                            const ConvWgradShape& shape, DType dtype, void* stream);
+
+// grad_bias [K]: sums of grad_output [num_pixels, K], both aligned to 16 bytes.
+// partial_sums [num_parts, K]: the pixels are summed in so many parts.
+Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void* grad_output,
+                                int64_t num_pixels, int32_t K, int32_t num_parts, DType dtype,
+                                void* stream);
 
 // What the pooled channels add to the projection: image_bias [N, K], by way of sums [N, num_runs,
 // C] and pooled [N, P]. dtypes as above; C, P and project_stride are multiples of 16 bytes, input

@@ -60,6 +60,29 @@ void bind_cuda(py::module_ m) {
                                    pointer(input), outputs, sources, work, epilogue, shape, dtype,
                                    pointer(stream)));
   });
+  m.def(
+      "dilated_conv2d_wgrad",
+      [](uintptr_t partial_sums, uintptr_t grad_output, uintptr_t input,
+         const std::vector<std::tuple<uintptr_t, int32_t, int32_t>>& rows,
+         const ConvWgradWork& work, const ConvWgradShape& shape, DType dtype, uintptr_t stream) {
+        std::vector<ConvWgradBranch> branches;
+        int32_t first_channel = 0;
+        for (const auto& [grad_weight, K, num_taps] : rows) {
+          branches.push_back({pointer(grad_weight), K, num_taps, first_channel});
+          first_channel += K;
+        }
+        check(cuda::dilated_conv2d_wgrad(static_cast<float*>(pointer(partial_sums)),
+                                         pointer(grad_output), pointer(input), branches, work,
+                                         shape, dtype, pointer(stream)));
+      },
+      "Branches are (gradient of the weight, K, number of taps).");
+  m.def("dilated_conv2d_bias_grad",
+        [](uintptr_t grad_bias, uintptr_t partial_sums, uintptr_t grad_output, int64_t num_pixels,
+           int32_t K, int32_t num_parts, DType dtype, uintptr_t stream) {
+          check(cuda::dilated_conv2d_bias_grad(
+              pointer(grad_bias), static_cast<float*>(pointer(partial_sums)), pointer(grad_output),
+              num_pixels, K, num_parts, dtype, pointer(stream)));
+        });
   m.def("aspp_image_bias_fwd",
         [](uintptr_t image_bias, uintptr_t pooled, uintptr_t sums, uintptr_t input,
            const AsppWeights& weights, const AsppShape& shape, DType dtype, uintptr_t stream) {
@@ -164,6 +187,21 @@ void bind_shapes(py::module_& m) {
              return ConvEpilogue{pointer(residual), low, high};
            }),
            py::arg("residual"), py::arg("low"), py::arg("high"));
+  py::class_<ConvWgradWork>(m, "ConvWgradWork")
+      .def(py::init([](uintptr_t rectangles, uintptr_t items, uintptr_t reductions,
+                       int32_t num_items, int32_t num_reductions) {
+             return ConvWgradWork{static_cast<const TapRectangle*>(pointer(rectangles)),
+                                  static_cast<const WorkItem*>(pointer(items)),
+                                  static_cast<const Reduction*>(pointer(reductions)), num_items,
+                                  num_reductions};
+           }),
+           py::arg("rectangles"), py::arg("items"), py::arg("reductions"), py::arg("num_items"),
+           py::arg("num_reductions"));
+  py::class_<ConvWgradShape>(m, "ConvWgradShape")
+      .def(py::init([](int32_t N, int32_t H, int32_t W, int32_t C, int32_t out_channels) {
+             return ConvWgradShape{N, H, W, C, out_channels};
+           }),
+           py::arg("N"), py::arg("H"), py::arg("W"), py::arg("C"), py::arg("out_channels"));
   m.attr("CONV_TILE") = kConvTile;
   m.attr("CONV_STEP_BYTES") = kConvStepBytes;
   m.attr("MAX_CONV_BRANCHES") = kMaxConvBranches;
@@ -277,6 +315,24 @@ void bind_zones(py::module_ m) {
         return int32_rows(list_tap_rectangles(to_branches(rows), size[0], size[1]));
       },
       "size"_a, "branches"_a, "(H, W), branches -> tap rectangles of the weight gradient.");
+  m.def(
+      "rectangle_walk",
+      [](std::array<int32_t, 2> size, std::array<int32_t, 4> rectangle, int32_t first, int32_t step,
+         int32_t num_steps) {
+        const auto [H, W] = size;
+        const auto [y, x, h, w] = rectangle;
+        const TapRectangle of = {{}, y, x, h, w};
+        RectanglePixel pixel = rectangle_pixel(of, H, W, first);
+        std::vector<int32_t> pixels;
+        for (int32_t i = 0; i < num_steps; ++i) {
+          pixels.push_back(pixel.index);
+          advance(pixel, rectangle_step(of, H, W, step));
+        }
+        return int32_rows(pixels);
+      },
+      "size"_a, "rectangle"_a, "first"_a, "step"_a, "num_steps"_a,
+      "(H, W), (y, x, h, w) -> the pixels first, first + step, ... of the rectangle in all "
+      "images.");
   m.def(
       "schedule",
       [](const std::vector<std::array<int32_t, 2>>& rows, int32_t num_workers,

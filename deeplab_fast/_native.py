@@ -75,7 +75,7 @@ class ConvWorkList(NamedTuple):
     num_slots: int
 
 
-_SPLIT_STEPS = 8  # a partial sum, 64 KiB in and out, moves as many bytes as eight steps
+SPLIT_STEPS = 8  # a partial sum, 64 KiB in and out, moves as many bytes as eight steps
 
 
 # Never dropped: a captured CUDA graph holds the addresses.
@@ -96,20 +96,20 @@ def conv_work_list(
     each output, and ``num_workers`` is how many thread blocks run at once.
     """
     rows = list_tiles(plane, branches, _C.CONV_TILE)
-    pixels, taps, tiles = (_int32(buffer) for buffer in rows)
+    pixels, taps, tiles = (int32_tensor(buffer) for buffer in rows)
     jobs = [
         (num_taps * steps_per_tap, -(-out_channels[output] // _C.CONV_TILE))
         for output, _, _, _, num_taps in tiles.view(-1, 5).tolist()
     ]
-    schedule = _C.zones.schedule(jobs, num_workers, _SPLIT_STEPS)
-    items, reductions = (_int32(schedule[name]) for name in ("items", "reductions"))
+    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS)
+    items, reductions = (int32_tensor(schedule[name]) for name in ("items", "reductions"))
     tensors = tuple(t.to(device) for t in (pixels, taps, tiles, items, reductions))
     addresses = [t.data_ptr() for t in tensors]
     work = _C.ConvWork(*addresses, items.numel() // 6, reductions.numel() // 4)
     return ConvWorkList(work, tensors, schedule["num_slots"])
 
 
-def _int32(buffer: bytearray) -> Tensor:
+def int32_tensor(buffer: bytearray) -> Tensor:
     return torch.frombuffer(buffer, dtype=torch.int32) if buffer else torch.empty(0).int()
 
 
@@ -118,7 +118,7 @@ def steps_per_tap(channels: int, dtype: torch.dtype) -> int:
     return -(-channels * dtype.itemsize // _C.CONV_STEP_BYTES)
 
 
-_MAX_TAPS = 1024  # the search of a work list's order slows down with their square
+MAX_TAPS = 1024  # the search of a work list's order slows down with their square
 
 
 def dilated_conv2d_refuses(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None:
@@ -137,8 +137,8 @@ def dilated_conv2d_refuses(input: Tensor, weights: Sequence[Tensor], groups: int
         return "the input or a weight is empty"
     if len(weights) > _C.MAX_CONV_BRANCHES:
         return f"the kernel takes at most {_C.MAX_CONV_BRANCHES} branches, got {len(weights)}"
-    if any(weight.size(2) * weight.size(3) > _MAX_TAPS for weight in weights):
-        return f"the kernel takes at most {_MAX_TAPS} taps"
+    if any(weight.size(2) * weight.size(3) > MAX_TAPS for weight in weights):
+        return f"the kernel takes at most {MAX_TAPS} taps"
     if len(weights) * input.numel() // input.size(1) >= 2**31:
         return "the work list holds fewer than 2^31 pixels, those of all branches together"
     return None
@@ -194,11 +194,7 @@ def convolve(
     """
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
-    # A rate beyond the map does what the map's size does, and that fits the work list's int32.
-    branches = tuple(
-        (*weight.shape[2:], min(vertical, H), min(horizontal, W))
-        for weight, (vertical, horizontal) in zip(weights, dilations)
-    )
+    branches = conv_branches(input, weights, dilations)
     input, *weights = aligned_nhwc(input), *map(_aligned_rows, weights)
     biases = [None if bias is None else bias.contiguous() for bias in biases]
     outputs = [
@@ -228,6 +224,20 @@ def convolve(
             kernels.num_workers,
         ),
         _C.ConvEpilogue(0 if residual is None else residual.data_ptr(), *CLAMPS[activation]),
+    )
+
+
+def conv_branches(
+    input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[int]]
+) -> tuple[tuple[int, int, int, int], ...]:
+    """(kernel_H, kernel_W, dilation_H, dilation_W) of each branch of a work list.
+
+    A rate beyond the map does what the map's size does, and that fits the work list's int32.
+    """
+    H, W = input.shape[2:]
+    return tuple(
+        (weight.size(2), weight.size(3), min(vertical, H), min(horizontal, W))
+        for weight, (vertical, horizontal) in zip(weights, dilations)
     )
 
 

@@ -1,6 +1,7 @@
 """The ops that the CUDA kernels implement, for each module compiled from them.
 
-``_native`` has those of dense convolutions and of upsampling, ``_depthwise`` the others.
+``_native`` runs upsampling and dense convolutions, ``_native_backward`` the gradients of these,
+``_depthwise`` depthwise convolutions in both directions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _depthwise, _native
+from . import _depthwise, _native, _native_backward
 from ._native import Kernels
 from .backends import implements
 
@@ -64,9 +65,9 @@ def _dilated_conv2d(
 def _dilated_conv2d_backward_refuses(
     grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Any, groups: int, mask: Any
 ) -> str | None:
-    if not _depthwise.is_depthwise(input, weight, groups):
-        return f"the kernels are for depthwise convolution, got {groups} groups"
-    return _depthwise.refuses(input, weight)
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.refuses(input, weight)
+    return _native_backward.refuses(input, [weight], groups)
 
 
 def _dilated_conv2d_backward(
@@ -78,7 +79,13 @@ def _dilated_conv2d_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _depthwise.backward(kernels, grad_output, input, weight, dilation, output_mask)
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.backward(kernels, grad_output, input, weight, dilation, output_mask)
+    grad_input, grad_weights, grad_biases = _native_backward.gradients(
+        kernels, grad_output, input, [weight], [dilation], output_mask
+    )
+    empty = [input.new_empty(0)]
+    return grad_input, (grad_weights or empty)[0], (grad_biases or empty)[0]
 
 
 def _parallel_refuses(input: Tensor, weights: Sequence[Tensor], *args: Any) -> str | None:
@@ -94,6 +101,24 @@ def _parallel_dilated_conv2d(
 ) -> Tensor:
     rates = [(rate, rate) for rate in dilations]
     return _native.dilated_conv2d(kernels, input, weights, biases or [None] * len(weights), rates)
+
+
+def _parallel_backward_refuses(
+    grad_output: Tensor, input: Tensor, weights: Sequence[Tensor], *args: Any
+) -> str | None:
+    return _native_backward.refuses(input, weights, groups=1)
+
+
+def _parallel_dilated_conv2d_backward(
+    kernels: Kernels,
+    grad_output: Tensor,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    rates = [(rate, rate) for rate in dilations]
+    return _native_backward.gradients(kernels, grad_output, input, weights, rates, output_mask)
 
 
 def _fused_conv2d_refuses(
@@ -176,6 +201,10 @@ _CONVOLUTIONS: dict[str, tuple[Callable[..., Any], Callable[..., str | None]]] =
     "dilated_conv2d": (_dilated_conv2d, _dilated_conv2d_refuses),
     "dilated_conv2d_backward": (_dilated_conv2d_backward, _dilated_conv2d_backward_refuses),
     "parallel_dilated_conv2d": (_parallel_dilated_conv2d, _parallel_refuses),
+    "parallel_dilated_conv2d_backward": (
+        _parallel_dilated_conv2d_backward,
+        _parallel_backward_refuses,
+    ),
     "fused_conv2d": (_fused_conv2d, _fused_conv2d_refuses),
     "fused_conv2d_add_": (_fused_conv2d_add_, _fused_conv2d_add_refuses),
     "aspp": (_native.aspp, _native.aspp_refuses),

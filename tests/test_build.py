@@ -175,6 +175,30 @@ def test_dilated_conv2d_fits_twice_on_an_sm_of_sm_90(cuobjdump):
 
 
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
+def test_weight_gradient_is_tensor_core_code(cuobjdump, chip):
+    """As above, but the matrix loads transpose; no spills."""
+    kernels = functions(cuobjdump, chip, "dilated_conv2d_wgrad_kernel")
+    assert len(kernels) == 3
+    for name, (instructions, usage) in kernels.items():
+        halves = "16816.F32.BF16" if "bfloat16" in name else "16816.F32"
+        is_fp32 = "kernelIf" in name
+        assert instructions["HMMA." + ("1688.F32.TF32" if is_fp32 else halves)] == 64
+        assert instructions["LDSM.16.MT88.4"] == (0 if is_fp32 else 16)
+        assert instructions["LDGSTS.E.BYPASS.LTC128B.128"] == 4 * 8  # 3 stages ahead and the loop
+        # 224 to 228 in 16 bits, 204 to 208 in tf32
+        assert int(re.search(r"REG:(\d+)", usage)[1]) <= 65536 // (2 * 128) - 1
+    assert len(functions(cuobjdump, chip, "dilated_conv2d_wgrad_reduce_kernel")) == 3
+
+
+def test_bias_gradient_loads_vectors(cuobjdump):
+    kernels = functions(cuobjdump, "sm_80", "dilated_conv2d_bias_grad_kernel")
+    assert len(kernels) == 3
+    for instructions, _ in kernels.values():
+        assert instructions["LDG.E.128.CONSTANT"] >= 4  # several in flight
+    assert len(functions(cuobjdump, "sm_80", "dilated_conv2d_bias_grad_reduce_kernel")) == 3
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
 def test_aspp_loads_vectors_and_spills_nothing(cuobjdump, chip):
     kernels = functions(cuobjdump, chip, "aspp_fwd_")
     assert len(kernels) == 2 * 3
