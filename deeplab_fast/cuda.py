@@ -53,6 +53,20 @@ def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
         return _native.upsample_argmax(_C.cuda.upsample_argmax_fwd, stream, logits, *args)
 
 
+@implements("upsample_cross_entropy", "cuda")
+def upsample_cross_entropy(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.cuda.device(logits.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        return _native.upsample_cross_entropy(_C.cuda, stream, logits, *args)
+
+
+@implements("upsample_cross_entropy_backward", "cuda")
+def upsample_cross_entropy_backward(grad_loss: Tensor, *args: Any) -> Tensor:
+    with torch.cuda.device(grad_loss.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        return _native.upsample_cross_entropy_backward(_C.cuda, stream, grad_loss, *args)
+
+
 def _refuses(input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int) -> str | None:
     return _native.dilated_conv2d_refuses(input, [weight], groups)
 

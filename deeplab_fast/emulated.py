@@ -55,6 +55,16 @@ def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
     return _native.upsample_argmax(_emulated.cuda.upsample_argmax_fwd, _STREAM, logits, *args)
 
 
+@implements("upsample_cross_entropy", "emulated")
+def upsample_cross_entropy(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _native.upsample_cross_entropy(_emulated.cuda, _STREAM, *args)
+
+
+@implements("upsample_cross_entropy_backward", "emulated")
+def upsample_cross_entropy_backward(*args: Any) -> Tensor:
+    return _native.upsample_cross_entropy_backward(_emulated.cuda, _STREAM, *args)
+
+
 def _refuses(input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int) -> str | None:
     return _native.dilated_conv2d_refuses(input, [weight], groups)
 

@@ -270,26 +270,20 @@ def test_mean_of_empty_batch_is_nan(backend, device):
 
 @pytest.mark.parametrize("bad", [4, -1, 255, 2**62, -(2**62)])
 def test_target_that_is_no_class(backend, device, bad):
-    if device != "cpu":
-        pytest.skip("on a GPU the loss is NaN instead")
     logits, target, _ = problem((2, 4, 3, 5), (11, 13), device, ignored=-100)
     target[1, 10, 5] = bad
     target[1, 10, 12] = 77
     with deeplab_fast.backend(backend):
+        if device != "cpu" or backend == "emulated":  # where nothing waits for the answer
+            assert upsample_cross_entropy(logits, target).isnan()
+            assert upsample_cross_entropy(logits, target, reduction="sum").isnan()
+            losses = upsample_cross_entropy(logits, target, reduction="none")
+            assert losses.isnan().nonzero().tolist() == [[1, 10, 5], [1, 10, 12]]
+            return
         for reduction in REDUCTIONS:
             message = f"target: {bad} is not a class: expected 0 to 3, or ignore_index .-100"
             with pytest.raises(IndexError, match=message):
                 upsample_cross_entropy(logits, target, reduction=reduction)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_target_that_is_no_class_on_a_gpu():
-    logits, target, _ = problem((2, 4, 3, 5), (11, 13), "cuda", ignored=-100)
-    target[1, 10, 5] = 4
-    assert upsample_cross_entropy(logits, target).isnan()
-    assert upsample_cross_entropy(logits, target, reduction="sum").isnan()
-    losses = upsample_cross_entropy(logits, target, reduction="none")
-    assert losses.isnan().nonzero().tolist() == [[1, 10, 5]]
 
 
 def test_backward_op_checks_no_targets_but_stays_inside(backend, device):
