@@ -208,7 +208,8 @@ struct Frame {
   float2 maxima[kEdges];  // of the source pixels at the top and bottom
   float2 rows[kRows];     // weights h0, h1; those after the last row repeat it
 
-  __device__ void set_maxima(const Strip& strip, const float2* ranges, const UpsampleShape& shape) {
+  // Returns whether the block is wild: not tame.
+  __device__ bool set_maxima(const Strip& strip, const float2* ranges, const UpsampleShape& shape) {
     if (threadIdx.x == 0) wild = 0;
     __syncthreads();
     const int i = threadIdx.x;
@@ -219,6 +220,7 @@ struct Frame {
       if (!(fminf(top.y, bottom.y) >= kTame)) atomicMax(&wild, 1);
     }
     __syncthreads();
+    return wild != 0;
   }
 
   __device__ void set_rows(int32_t y, int32_t count, const UpsampleShape& shape) {
@@ -276,10 +278,13 @@ struct Edges {
                                            centre(load(bottom + offset), maxima[i].y));
     };
     if (stride_C < stride_W) {
+#pragma unroll 1
       for (int i = threadIdx.x / 32; i < num_edges; i += kWarps) {
+#pragma unroll 1
         for (int c = threadIdx.x % 32; c < count; c += 32) put(c, i);
       }
     } else {
+#pragma unroll 1
       for (int k = threadIdx.x; k < count * kEdges; k += kThreads) {
         if (k % kEdges < num_edges) put(k / kEdges, k % kEdges);
       }
@@ -326,26 +331,27 @@ __device__ __forceinline__ void for_each_exponential(float2 ends, const Frame& f
   }
 }
 
-// The softmax's denominators, sum over classes of 2^(logit - shift). shift is 0 in a tame block,
-// else the greatest logit.
+// Of a column's pixels, log2 of the softmax's denominator: the sum over classes of
+// 2^(logit - shift). shift is 0 in a tame block, else the greatest logit.
 struct Denominators {
-  float sum[kRows], shift[kRows];
+  float log_sum[kRows], shift[kRows];
 };
 
 // By all threads of the block. each_class(c, ends) and each_chunk() see every class once.
 template <typename Logit, typename EachClass, typename EachChunk>
 __device__ __forceinline__ void sum_exponentials(Denominators& d, Edges<Logit>& edges,
-                                                 const Frame& frame, const Column& column,
-                                                 int num_rows, EachClass each_class,
-                                                 EachChunk each_chunk) {
+                                                 const Frame& frame, bool wild,
+                                                 const Column& column, int num_rows,
+                                                 EachClass each_class, EachChunk each_chunk) {
   const float step = frame.step(num_rows);
+  float sum[kRows] = {};
   for (int r = 0; r < kRows; ++r) {
-    d.sum[r] = 0.0f;
-    d.shift[r] = frame.wild ? -INFINITY : 0.0f;
+    d.shift[r] = wild ? -INFINITY : 0.0f;
   }
-  if (frame.wild) {
+  if (wild) {
     for (int32_t first = 0; first < edges.C; first += edges.chunk) {
       edges.load_from(first);
+#pragma unroll 1
       for (int c = 0; c < edges.count; ++c) {
         const float2 ends = column.ends(edges.values + c * kEdges);
         for (int r = 0; r < kRows; ++r) {
@@ -357,23 +363,26 @@ __device__ __forceinline__ void sum_exponentials(Denominators& d, Edges<Logit>& 
   }
   for (int32_t first = 0; first < edges.C; first += edges.chunk) {
     edges.load_from(first);
-    if (frame.wild) {
+    if (wild) {
+#pragma unroll 1
       for (int c = 0; c < edges.count; ++c) {
         const float2 ends = column.ends(edges.values + c * kEdges);
         each_class(first + c, ends);
         for (int r = 0; r < kRows; ++r) {
-          d.sum[r] += ptx::ex2_approx(between(ends, frame.rows[r]) - d.shift[r]);
+          sum[r] += ptx::ex2_approx(between(ends, frame.rows[r]) - d.shift[r]);
         }
       }
     } else {
+#pragma unroll 1
       for (int c = 0; c < edges.count; ++c) {
         const float2 ends = column.ends(edges.values + c * kEdges);
         each_class(first + c, ends);
-        for_each_exponential(ends, frame, step, num_rows, [&](int r, float e) { d.sum[r] += e; });
+        for_each_exponential(ends, frame, step, num_rows, [&](int r, float e) { sum[r] += e; });
       }
     }
     each_chunk();
   }
+  for (int r = 0; r < kRows; ++r) d.log_sum[r] = log2f(sum[r]);
 }
 
 __device__ int32_t label_of(int64_t target, const CrossEntropyTerms& terms, int64_t C) {
@@ -397,7 +406,7 @@ __global__ void __launch_bounds__(kThreads) upsample_cross_entropy_fwd_kernel(
   ForwardTile& tile = *shared_memory<ForwardTile>();
   Frame& frame = tile.frame;
   const Strip strip(shape, layout);
-  frame.set_maxima(strip, workspace.ranges, shape);
+  const bool wild = frame.set_maxima(strip, workspace.ranges, shape);
   Edges<Logit> edges(reinterpret_cast<float2*>(&tile + 1), frame, logits, strip, shape,
                      layout.chunk);
 
@@ -405,6 +414,7 @@ __global__ void __launch_bounds__(kThreads) upsample_cross_entropy_fwd_kernel(
   const float smooth_part = terms.label_smoothing / static_cast<float>(shape.C);
   const bool smooths = smooth_part > 0.0f;
   const float total_class_weight = *workspace.total_class_weight;
+  const auto out_W = static_cast<int32_t>(shape.out_W);
   Sums sums{0.0, 0.0};
   const int32_t y_end = workspace.row_begin[strip.row + 1];
   const int32_t x_begin = workspace.col_begin[strip.first];
@@ -419,15 +429,14 @@ __global__ void __launch_bounds__(kThreads) upsample_cross_entropy_fwd_kernel(
       const Column column(my_x, strip, shape);
       int32_t label[kRows];
       for (int r = 0; r < kRows; ++r) {
-        label[r] =
-            r < num_rows ? label_of(target[pixel + r * shape.out_W], terms, shape.C) : kIgnored;
+        label[r] = r < num_rows ? label_of(target[pixel + r * out_W], terms, shape.C) : kIgnored;
       }
 
       Denominators d;
       float logit_of_label[kRows] = {};
       float2 weighted = make_float2(0.0f, 0.0f);
       sum_exponentials(
-          d, edges, frame, column, num_rows,
+          d, edges, frame, wild, column, num_rows,
           [&](int32_t c, float2 ends) {
             if (!smooths) return;
             weighted.x = fma_rn(class_weight(terms, c), ends.x, weighted.x);
@@ -445,7 +454,7 @@ __global__ void __launch_bounds__(kThreads) upsample_cross_entropy_fwd_kernel(
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         if (r >= num_rows) break;
-        const float log_sum = log2f(d.sum[r]);
+        const float log_sum = d.log_sum[r];
         float loss = 0.0f;
         if (label[r] >= 0) {
           const float weight = class_weight(terms, label[r]);
@@ -461,8 +470,8 @@ __global__ void __launch_bounds__(kThreads) upsample_cross_entropy_fwd_kernel(
         }
         loss_sum += loss;
         if (x + static_cast<int32_t>(threadIdx.x) < x_end) {
-          log_sum_exp[pixel + r * shape.out_W] = (d.shift[r] + log_sum) * kLn2;
-          if (pixel_losses) pixel_losses[pixel + r * shape.out_W] = loss;
+          log_sum_exp[pixel + r * out_W] = (d.shift[r] + log_sum) * kLn2;
+          if (pixel_losses) pixel_losses[pixel + r * out_W] = loss;
         }
       }
       if (x + static_cast<int32_t>(threadIdx.x) < x_end) {
@@ -532,15 +541,23 @@ struct Gradient {
   const float* divisor;  // or nullptr
 };
 
+// What the first pixel of a column reads.
+struct PixelInputs {
+  const float* grad_loss;
+  int64_t grad_stride_H;
+  float grad_scale;
+  const float* log_sum_exp;
+  const int64_t* target;
+};
+
 // Fills this thread's column of the tile.
 __device__ void set_column(BackwardTile& tile, const Column& column, const Denominators& d,
-                           int num_rows, const float* log_sum_exp, const int64_t* target,
-                           const float* grad_loss, int64_t grad_stride_H, float grad_scale,
-                           float total_class_weight, const UpsampleShape& shape,
-                           const CrossEntropyTerms& terms) {
+                           bool wild, int num_rows, PixelInputs pixel, float total_class_weight,
+                           const UpsampleShape& shape, const CrossEntropyTerms& terms) {
   const int i = threadIdx.x;
   const float target_part = 1.0f - terms.label_smoothing;
   const float smooth_part = terms.label_smoothing / static_cast<float>(shape.C);
+  const auto out_W = static_cast<int32_t>(shape.out_W);
   float2 smooth = make_float2(0.0f, 0.0f), hit = smooth;
   int32_t hit_class = kIgnored, num_hits = 0;
   const auto end_run = [&] {
@@ -553,10 +570,10 @@ __device__ void set_column(BackwardTile& tile, const Column& column, const Denom
     const float2 h = tile.frame.rows[r];
     float scale = 0.0f;
     const int32_t label =
-        r < num_rows ? label_of(target[r * shape.out_W], terms, shape.C) : kIgnored;
+        r < num_rows ? label_of(pixel.target[r * out_W], terms, shape.C) : kIgnored;
     if (label == kBad) scale = NAN;
     if (label >= 0) {
-      const float g = grad_loss[r * grad_stride_H] * grad_scale;
+      const float g = *pixel.grad_loss * pixel.grad_scale;
       const float taken = target_part * class_weight(terms, label) * g;
       const float smoothed = smooth_part * g;
       if (label != hit_class) {
@@ -567,13 +584,12 @@ __device__ void set_column(BackwardTile& tile, const Column& column, const Denom
       hit = make_float2(fma_rn(taken, h.x, hit.x), fma_rn(taken, h.y, hit.y));
       smooth = make_float2(fma_rn(smoothed, h.x, smooth.x), fma_rn(smoothed, h.y, smooth.y));
       // Beside a large shift log_sum_exp has lost the logarithm.
-      const float inverse = tile.frame.wild
-                                ? 1.0f / d.sum[r]
-                                : ptx::ex2_approx(-log_sum_exp[r * shape.out_W] * kLog2E);
-      scale = (taken + smoothed * total_class_weight) * inverse;
+      const float log_sum = wild ? d.log_sum[r] : pixel.log_sum_exp[r * out_W] * kLog2E;
+      scale = (taken + smoothed * total_class_weight) * ptx::ex2_approx(-log_sum);
     }
     tile.softmax[i][r] = make_float2(scale * h.x, scale * h.y);
-    if (tile.frame.wild) tile.shift[r][i] = d.shift[r];
+    if (wild) tile.shift[r][i] = d.shift[r];
+    pixel.grad_loss += pixel.grad_stride_H;
   }
   end_run();
   tile.weights[i] = column.w;
@@ -584,12 +600,14 @@ __device__ void set_column(BackwardTile& tile, const Column& column, const Denom
 // Adds to the gradients of a cell's corners, a b / c d, those of columns [begin, end) in class c.
 __device__ __forceinline__ float4 add_columns(float4 corners, const BackwardTile& tile, float2 left,
                                               float2 right, int begin, int end, int num_rows,
-                                              int32_t c, float weight) {
+                                              bool wild, int32_t c, float weight) {
   const Frame& frame = tile.frame;
   const float step = frame.step(num_rows);
+#pragma unroll 1
   for (int i = begin; i < end; ++i) {
     const float2 w = tile.weights[i];
     float top = -weight * tile.smooth[i].x, bottom = -weight * tile.smooth[i].y;
+#pragma unroll 1
     for (int k = 0; k < tile.num_hits[i]; ++k) {
       const bool mine = tile.hit_class[k][i] == c;
       top -= mine ? tile.hits[k][i].x : 0.0f;
@@ -602,7 +620,8 @@ __device__ __forceinline__ float4 add_columns(float4 corners, const BackwardTile
       top = fma_rn(softmax.x, e, top);
       bottom = fma_rn(softmax.y, e, bottom);
     };
-    if (frame.wild) {
+    if (wild) {
+#pragma unroll 1
       for (int r = 0; r < num_rows; ++r) {
         add(r, ptx::ex2_approx(between(ends, frame.rows[r]) - tile.shift[r][i]));
       }
@@ -628,7 +647,7 @@ __global__ void __launch_bounds__(kThreads)
   BackwardTile& tile = *shared_memory<BackwardTile>();
   Frame& frame = tile.frame;
   const Strip strip(shape, layout);
-  frame.set_maxima(strip, workspace.ranges, shape);
+  const bool wild = frame.set_maxima(strip, workspace.ranges, shape);
   auto* corners = reinterpret_cast<float4*>(&tile + 1);  // [kCells, chunk]
   Edges<Logit> edges(reinterpret_cast<float2*>(corners + kCells * layout.chunk), frame, logits,
                      strip, shape, layout.chunk);
@@ -652,14 +671,14 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t my_x = min(x + static_cast<int32_t>(threadIdx.x), x_end - 1);
       const Column column(my_x, strip, shape);
       Denominators d;
-      if (frame.wild) {
-        sum_exponentials(d, edges, frame, column, num_rows, [](int32_t, float2) {}, [] {});
+      if (wild) {
+        sum_exponentials(d, edges, frame, true, column, num_rows, [](int32_t, float2) {}, [] {});
       }
       const int64_t pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;
-      const float* grad_loss =
-          grad.loss + strip.n * grad.stride_N + y * grad.stride_H + my_x * grad.stride_W;
-      set_column(tile, column, d, num_rows, log_sum_exp + pixel, target + pixel, grad_loss,
-                 grad.stride_H, grad_scale, total_class_weight, shape, terms);
+      const PixelInputs inputs{
+          grad.loss + strip.n * grad.stride_N + y * grad.stride_H + my_x * grad.stride_W,
+          grad.stride_H, grad_scale, log_sum_exp + pixel, target + pixel};
+      set_column(tile, column, d, wild, num_rows, inputs, total_class_weight, shape, terms);
       edges.load_from(first_class);
       __syncthreads();
 
@@ -669,8 +688,8 @@ __global__ void __launch_bounds__(kThreads)
         const int begin = max(col_begin[cell], x) - x;
         const int end = min(col_begin[cell + 1], x + kThreads) - x;
         corners[i] = add_columns(corners[i], tile, values[strip.left(cell)],
-                                 values[strip.right(cell)], begin, end, num_rows, first_class + c,
-                                 class_weight(terms, first_class + c));
+                                 values[strip.right(cell)], begin, end, num_rows, wild,
+                                 first_class + c, class_weight(terms, first_class + c));
       }
       __syncthreads();
     }
@@ -681,6 +700,7 @@ __global__ void __launch_bounds__(kThreads)
   const int columns = min(layout.strip_cells, strip.W - strip.first);
   const int64_t plane = shape.C * shape.W;
   float* edge_grads = workspace.edge_grads + (strip.n * (shape.H + 1) + strip.row) * 2 * plane;
+#pragma unroll 1
   for (int i = threadIdx.x; i < columns * num_classes; i += kThreads) {
     const int k = channels_last ? i / num_classes : i % columns;
     const int c = channels_last ? i % num_classes : i / columns;
@@ -719,10 +739,10 @@ __global__ void __launch_bounds__(kThreads)
 
 Status check_limits(const char* kernel, const UpsampleShape& shape, const Layout& layout) {
   const int64_t source = shape.N * shape.H * shape.W;
-  if (std::max({shape.C, shape.H, shape.W, shape.out_H, shape.out_W}) >= INT32_MAX - kThreads ||
+  if (std::max({shape.C, shape.H, shape.W, shape.out_H, shape.out_W}) >= INT32_MAX / kRows ||
       source * shape.C / kThreads >= INT32_MAX || source * kLanesPerPixel / kThreads >= INT32_MAX ||
       num_blocks(shape, layout) >= INT32_MAX || layout.num_chunks >= 1 << 16) {
-    return {kernel, "sizes are beyond 2^31"};
+    return {kernel, "a size is too large"};
   }
   return {};
 }
