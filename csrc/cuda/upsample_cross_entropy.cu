@@ -24,6 +24,7 @@ namespace deeplab_fast::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kBlocksPerSM = 6;
 constexpr int kWarps = kThreads / 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kRows = 8;     // output rows of a cell at a time
@@ -396,7 +397,7 @@ struct ForwardTile {
 };
 
 template <typename Logit>
-__global__ void __launch_bounds__(kThreads) upsample_cross_entropy_fwd_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM) upsample_cross_entropy_fwd_kernel(
     float* __restrict__ pixel_losses,  // [N, out_H, out_W] or null
     float* __restrict__ log_sum_exp,   // [N, out_H, out_W]
     const Workspace workspace,
@@ -450,31 +451,26 @@ __global__ void __launch_bounds__(kThreads) upsample_cross_entropy_fwd_kernel(
             }
           });
 
+      const bool active = x + static_cast<int32_t>(threadIdx.x) < x_end;
       float loss_sum = 0.0f, weight_sum = 0.0f;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        if (r >= num_rows) break;
-        const float log_sum = d.log_sum[r];
-        float loss = 0.0f;
+        const float log_sum = d.shift[r] + d.log_sum[r];
+        float loss = label[r] == kBad ? NAN : 0.0f;
         if (label[r] >= 0) {
           const float weight = class_weight(terms, label[r]);
-          loss = target_part * weight * (d.shift[r] - logit_of_label[r] + log_sum);
-          if (smooths) {
-            loss += smooth_part * (total_class_weight * (d.shift[r] + log_sum) -
-                                   between(weighted, frame.rows[r]));
-          }
-          loss *= kLn2;
+          const float hit = d.shift[r] - logit_of_label[r] + d.log_sum[r];
+          const float smooth = total_class_weight * log_sum - between(weighted, frame.rows[r]);
+          loss = (target_part * weight * hit + smooth_part * smooth) * kLn2;
           weight_sum += weight;
-        } else if (label[r] == kBad) {
-          loss = NAN;
         }
         loss_sum += loss;
-        if (x + static_cast<int32_t>(threadIdx.x) < x_end) {
-          log_sum_exp[pixel + r * out_W] = (d.shift[r] + log_sum) * kLn2;
+        if (active && r < num_rows) {
+          log_sum_exp[pixel + r * out_W] = log_sum * kLn2;
           if (pixel_losses) pixel_losses[pixel + r * out_W] = loss;
         }
       }
-      if (x + static_cast<int32_t>(threadIdx.x) < x_end) {
+      if (active) {
         sums.loss += loss_sum;
         sums.weight += weight_sum;
       }
@@ -637,7 +633,7 @@ __device__ __forceinline__ float4 add_columns(float4 corners, const BackwardTile
 }
 
 template <typename Logit>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     upsample_cross_entropy_bwd_kernel(const Workspace workspace, const Gradient grad,
                                       const float* __restrict__ log_sum_exp,  // [N, out_H, out_W]
                                       const Logit* __restrict__ logits,       // [N, C, H, W]
