@@ -203,6 +203,13 @@ struct Strip {
   __device__ int right(int cell) const { return high_source(first + cell, W) - origin; }
 };
 
+// How logits grow down a column: from each kRestart-th row's weights on by even steps.
+struct Progression {
+  float2 starts[kRows / kRestart];
+  float step;
+  int num_rows;
+};
+
 // In shared memory: what both directions need of a strip and of the output rows at hand.
 struct Frame {
   int32_t wild;
@@ -235,8 +242,12 @@ struct Frame {
     __syncthreads();
   }
 
-  __device__ float step(int count) const {
-    return count > 1 ? (rows[count - 1].y - rows[0].y) / static_cast<float>(count - 1) : 0.0f;
+  __device__ Progression progression(int num_rows) const {
+    Progression p{{}, 0.0f, num_rows};
+    for (int i = 0; i < kRows / kRestart; ++i) p.starts[i] = rows[i * kRestart];
+    if (num_rows > 1)
+      p.step = (rows[num_rows - 1].y - rows[0].y) / static_cast<float>(num_rows - 1);
+    return p;
   }
 };
 
@@ -266,6 +277,8 @@ struct Edges {
     top = origin + strip.top * shape.stride_H;
     bottom = origin + strip.bottom * shape.stride_H;
   }
+
+  __device__ const float2* end() const { return values + count * kEdges; }
 
   // By all threads of the block.
   __device__ void load_from(int32_t first_class) {
@@ -317,15 +330,15 @@ __device__ float between(float2 ends, float2 h) { return interpolate(ends.x, end
 
 // Calls visit(row, exponential) for the rows of a column. Rows past the last have finite ones.
 template <typename Visit>
-__device__ __forceinline__ void for_each_exponential(float2 ends, const Frame& frame, float step,
-                                                     int num_rows, Visit visit) {
-  const float ratio = ptx::ex2_approx(mul_rn(ends.y - ends.x, step));
+__device__ __forceinline__ void for_each_exponential(float2 ends, const Progression& progression,
+                                                     Visit visit) {
+  const float ratio = ptx::ex2_approx(mul_rn(ends.y - ends.x, progression.step));
 #pragma unroll
-  for (int begin = 0; begin < kRows; begin += kRestart) {
-    if (begin >= num_rows) break;
-    float e = ptx::ex2_approx(between(ends, frame.rows[begin]));
+  for (int i = 0; i < kRows / kRestart; ++i) {
+    if (i > 0 && i * kRestart >= progression.num_rows) break;
+    float e = ptx::ex2_approx(between(ends, progression.starts[i]));
 #pragma unroll
-    for (int r = begin; r < begin + kRestart; ++r) {
+    for (int r = i * kRestart; r < (i + 1) * kRestart; ++r) {
       visit(r, e);
       e = mul_rn(e, ratio);
     }
@@ -344,17 +357,15 @@ __device__ __forceinline__ void sum_exponentials(Denominators& d, Edges<Logit>& 
                                                  const Frame& frame, bool wild,
                                                  const Column& column, int num_rows,
                                                  EachClass each_class, EachChunk each_chunk) {
-  const float step = frame.step(num_rows);
+  const Progression progression = frame.progression(num_rows);
   float sum[kRows] = {};
-  for (int r = 0; r < kRows; ++r) {
-    d.shift[r] = wild ? -INFINITY : 0.0f;
-  }
+  for (float& shift : d.shift) shift = wild ? -INFINITY : 0.0f;
   if (wild) {
     for (int32_t first = 0; first < edges.C; first += edges.chunk) {
       edges.load_from(first);
 #pragma unroll 1
-      for (int c = 0; c < edges.count; ++c) {
-        const float2 ends = column.ends(edges.values + c * kEdges);
+      for (const float2* values = edges.values; values < edges.end(); values += kEdges) {
+        const float2 ends = column.ends(values);
         for (int r = 0; r < kRows; ++r) {
           const float z = between(ends, frame.rows[r]);
           d.shift[r] = z > d.shift[r] ? z : d.shift[r];
@@ -364,21 +375,22 @@ __device__ __forceinline__ void sum_exponentials(Denominators& d, Edges<Logit>& 
   }
   for (int32_t first = 0; first < edges.C; first += edges.chunk) {
     edges.load_from(first);
+    int32_t c = first;
     if (wild) {
 #pragma unroll 1
-      for (int c = 0; c < edges.count; ++c) {
-        const float2 ends = column.ends(edges.values + c * kEdges);
-        each_class(first + c, ends);
+      for (const float2* values = edges.values; values < edges.end(); values += kEdges) {
+        const float2 ends = column.ends(values);
+        each_class(c++, ends);
         for (int r = 0; r < kRows; ++r) {
           sum[r] += ptx::ex2_approx(between(ends, frame.rows[r]) - d.shift[r]);
         }
       }
     } else {
 #pragma unroll 1
-      for (int c = 0; c < edges.count; ++c) {
-        const float2 ends = column.ends(edges.values + c * kEdges);
-        each_class(first + c, ends);
-        for_each_exponential(ends, frame, step, num_rows, [&](int r, float e) { sum[r] += e; });
+      for (const float2* values = edges.values; values < edges.end(); values += kEdges) {
+        const float2 ends = column.ends(values);
+        each_class(c++, ends);
+        for_each_exponential(ends, progression, [&](int r, float e) { sum[r] += e; });
       }
     }
     each_chunk();
@@ -518,15 +530,19 @@ __global__ void __launch_bounds__(kReduceThreads)
   if (loss) *loss = static_cast<float>(mean ? sums.loss / sums.weight : sums.loss);
 }
 
+// Pixels of one target below each other, and what they take from its class.
+struct alignas(16) Run {
+  int32_t label;
+  float top, bottom;
+  int32_t count;  // of the column's runs, in its first
+};
+
 // Gradients of the pixels of kThreads columns and kRows rows, in shared memory. Of a pixel, its
 // share of the cell's top and of its bottom is a pair.
 struct alignas(16) BackwardTile {
   float2 softmax[kThreads][kRows + 2];  // what its exponentials are multiplied by; no conflicts
-  float2 weights[kThreads];             // w0, w1
-  float2 smooth[kThreads];              // what smoothing takes from each class, times its weight
-  int32_t num_hits[kThreads];           // runs of one target in a column:
-  int32_t hit_class[kRows][kThreads];
-  float2 hits[kRows][kThreads];  // what they take from their class
+  float4 columns[kThreads];             // w0, w1, and what smoothing takes per class weight
+  Run runs[kRows][kThreads];
   float shift[kRows][kThreads];  // in wild blocks
   Frame frame;
 };
@@ -547,67 +563,72 @@ struct PixelInputs {
 };
 
 // Fills this thread's column of the tile.
-__device__ void set_column(BackwardTile& tile, const Column& column, const Denominators& d,
-                           bool wild, int num_rows, PixelInputs pixel, float total_class_weight,
+__device__ void set_column(BackwardTile& tile, const Column& column, Denominators& d, bool wild,
+                           int num_rows, PixelInputs pixel, float total_class_weight,
                            const UpsampleShape& shape, const CrossEntropyTerms& terms) {
   const int i = threadIdx.x;
   const float target_part = 1.0f - terms.label_smoothing;
   const float smooth_part = terms.label_smoothing / static_cast<float>(shape.C);
-  const auto out_W = static_cast<int32_t>(shape.out_W);
-  float2 smooth = make_float2(0.0f, 0.0f), hit = smooth;
-  int32_t hit_class = kIgnored, num_hits = 0;
-  const auto end_run = [&] {
-    if (hit_class == kIgnored) return;
-    tile.hit_class[num_hits][i] = hit_class;
-    tile.hits[num_hits++][i] = hit;
-  };
+  int32_t label[kRows];
+  float grad[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    label[r] = r < num_rows ? label_of(*pixel.target, terms, shape.C) : kIgnored;
+    grad[r] = *pixel.grad_loss * pixel.grad_scale;
+    // Beside a large shift log_sum_exp has lost the logarithm.
+    if (!wild) d.log_sum[r] = *pixel.log_sum_exp * kLog2E;
+    if (r + 1 < num_rows) {
+      pixel.target += shape.out_W;
+      pixel.log_sum_exp += shape.out_W;
+      pixel.grad_loss += pixel.grad_stride_H;
+    }
+  }
+
+  float2 smooth = make_float2(0.0f, 0.0f);
+  Run run{kIgnored, 0.0f, 0.0f, 0};
+  int num_runs = 0;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const float2 h = tile.frame.rows[r];
-    float scale = 0.0f;
-    const int32_t label =
-        r < num_rows ? label_of(pixel.target[r * out_W], terms, shape.C) : kIgnored;
-    if (label == kBad) scale = NAN;
-    if (label >= 0) {
-      const float g = *pixel.grad_loss * pixel.grad_scale;
-      const float taken = target_part * class_weight(terms, label) * g;
-      const float smoothed = smooth_part * g;
-      if (label != hit_class) {
-        end_run();
-        hit_class = label;
-        hit = make_float2(0.0f, 0.0f);
+    float scale = label[r] == kBad ? NAN : 0.0f;
+    if (label[r] >= 0) {
+      const float taken = target_part * class_weight(terms, label[r]) * grad[r];
+      const float smoothed = smooth_part * grad[r];
+      if (label[r] != run.label) {
+        if (run.label != kIgnored) tile.runs[num_runs++][i] = run;
+        run = {label[r], 0.0f, 0.0f, 0};
       }
-      hit = make_float2(fma_rn(taken, h.x, hit.x), fma_rn(taken, h.y, hit.y));
+      run.top = fma_rn(taken, h.x, run.top);
+      run.bottom = fma_rn(taken, h.y, run.bottom);
       smooth = make_float2(fma_rn(smoothed, h.x, smooth.x), fma_rn(smoothed, h.y, smooth.y));
-      // Beside a large shift log_sum_exp has lost the logarithm.
-      const float log_sum = wild ? d.log_sum[r] : pixel.log_sum_exp[r * out_W] * kLog2E;
-      scale = (taken + smoothed * total_class_weight) * ptx::ex2_approx(-log_sum);
+      scale = (taken + smoothed * total_class_weight) * ptx::ex2_approx(-d.log_sum[r]);
     }
     tile.softmax[i][r] = make_float2(scale * h.x, scale * h.y);
     if (wild) tile.shift[r][i] = d.shift[r];
-    pixel.grad_loss += pixel.grad_stride_H;
   }
-  end_run();
-  tile.weights[i] = column.w;
-  tile.smooth[i] = smooth;
-  tile.num_hits[i] = num_hits;
+  tile.columns[i] = make_float4(column.w.x, column.w.y, smooth.x, smooth.y);
+  tile.runs[num_runs][i] = run;
+  tile.runs[0][i].count = num_runs + 1;
 }
 
 // Adds to the gradients of a cell's corners, a b / c d, those of columns [begin, end) in class c.
 __device__ __forceinline__ float4 add_columns(float4 corners, const BackwardTile& tile, float2 left,
-                                              float2 right, int begin, int end, int num_rows,
-                                              bool wild, int32_t c, float weight) {
-  const Frame& frame = tile.frame;
-  const float step = frame.step(num_rows);
+                                              float2 right, int begin, int end,
+                                              const Progression& progression, bool wild, int32_t c,
+                                              float weight) {
 #pragma unroll 1
   for (int i = begin; i < end; ++i) {
-    const float2 w = tile.weights[i];
-    float top = -weight * tile.smooth[i].x, bottom = -weight * tile.smooth[i].y;
+    const float4 column = tile.columns[i];
+    const float2 w = make_float2(column.x, column.y);
+    float top = -weight * column.z, bottom = -weight * column.w;
+    Run run = tile.runs[0][i];
+    top -= run.label == c ? run.top : 0.0f;
+    bottom -= run.label == c ? run.bottom : 0.0f;
 #pragma unroll 1
-    for (int k = 0; k < tile.num_hits[i]; ++k) {
-      const bool mine = tile.hit_class[k][i] == c;
-      top -= mine ? tile.hits[k][i].x : 0.0f;
-      bottom -= mine ? tile.hits[k][i].y : 0.0f;
+    for (int k = 1; k < tile.runs[0][i].count; ++k) {
+      run = tile.runs[k][i];
+      top -= run.label == c ? run.top : 0.0f;
+      bottom -= run.label == c ? run.bottom : 0.0f;
     }
     const float2 ends =
         make_float2(interpolate(left.x, right.x, w.x, w.y), interpolate(left.y, right.y, w.x, w.y));
@@ -618,11 +639,11 @@ __device__ __forceinline__ float4 add_columns(float4 corners, const BackwardTile
     };
     if (wild) {
 #pragma unroll 1
-      for (int r = 0; r < num_rows; ++r) {
-        add(r, ptx::ex2_approx(between(ends, frame.rows[r]) - tile.shift[r][i]));
+      for (int r = 0; r < progression.num_rows; ++r) {
+        add(r, ptx::ex2_approx(between(ends, tile.frame.rows[r]) - tile.shift[r][i]));
       }
     } else {
-      for_each_exponential(ends, frame, step, num_rows, add);
+      for_each_exponential(ends, progression, add);
     }
     corners.x = fma_rn(top, w.x, corners.x);
     corners.y = fma_rn(top, w.y, corners.y);
@@ -662,6 +683,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   for (int32_t y = workspace.row_begin[strip.row]; y < y_end; y += kRows) {
     const int num_rows = min(kRows, y_end - y);
     frame.set_rows(y, num_rows, shape);
+    const Progression progression = frame.progression(num_rows);
     for (int32_t x = col_begin[0]; x < x_end; x += kThreads) {
       // Threads without a column repeat the last, in a place that nobody reads.
       const int64_t my_x = min(x + static_cast<int32_t>(threadIdx.x), x_end - 1);
@@ -684,7 +706,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
         const int begin = max(col_begin[cell], x) - x;
         const int end = min(col_begin[cell + 1], x + kThreads) - x;
         corners[i] = add_columns(corners[i], tile, values[strip.left(cell)],
-                                 values[strip.right(cell)], begin, end, num_rows, wild,
+                                 values[strip.right(cell)], begin, end, progression, wild,
                                  first_class + c, class_weight(terms, first_class + c));
       }
       __syncthreads();
