@@ -209,4 +209,8 @@ _CONVOLUTIONS: dict[str, tuple[Callable[..., Any], Callable[..., str | None]]] =
     "fused_conv2d_add_": (_fused_conv2d_add_, _fused_conv2d_add_refuses),
     "aspp": (_native.aspp, _native.aspp_refuses),
 }
-_UPSAMPLING: dict[str, Callable[..., Any]] = {"upsample_argmax": _native.upsample_argmax}
+_UPSAMPLING: dict[str, Callable[..., Any]] = {
+    "upsample_argmax": _native.upsample_argmax,
+    "upsample_cross_entropy": _native.upsample_cross_entropy,
+    "upsample_cross_entropy_backward": _native.upsample_cross_entropy_backward,
+}
