@@ -104,12 +104,6 @@ struct AsppWeights {
   const void *project, *project_bias;  // [K, P], project_stride from row to row, and [K]
 };
 
-// What the sums become: clamp(sum + biases + residual, low, high), NaN staying NaN.
-struct ConvEpilogue {
-  const void* residual;  // in the layout of the output, which it may be; nullptr for zeros
-  float low, high;
-};
-
 // Depthwise: input and output [N, H, W, C], weight [C, R, S]. Rates are at most H and W.
 struct DepthwiseShape {
   int32_t N, H, W, C, R, S, rate_H, rate_W;
