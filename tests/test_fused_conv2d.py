@@ -135,13 +135,12 @@ def test_emulated_keeps_nan(with_residual):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"stride": (2, 2)}, r"has stride 1, got \(2, 2\)"),
-        ({"padding": (2, 1)}, "the padding that keeps the size"),
-        ({"groups": 3, "weight": torch.zeros(6, 2, 3, 3)}, "is for depthwise convolution, got 3"),
-        ({"weight": torch.zeros(6, 1, 2, 3)}, "an odd size"),
+        ({"stride": (2, 2)}, r"has stride \(1, 1\), not \(2, 2\)"),
+        ({"padding": (2, 1)}, r"pads to the same size, not a \(3, 3\) weight by \(2, 1\)"),
+        ({"weight": torch.zeros(6, 1, 2, 3)}, r"not a \(2, 3\) weight"),
     ],
 )
-def test_emulated_refuses(change, reason):
+def test_emulated_depthwise_refuses(change, reason):
     input, weight, bias, _, *geometry = operands("depthwise", False, torch.float32, "cpu")
     named = dict(zip(("weight", "stride", "padding", "dilation", "groups"), (weight, *geometry)))
     named.update(change)
