@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -63,18 +64,22 @@ def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> s
     return _native.dilated_conv2d_refuses(input, weights, groups=1)
 
 
-def _convolve(input: Tensor, *args: Any) -> Tensor:
+@contextlib.contextmanager
+def _kernels(input: Tensor) -> Iterator[_native.Kernels]:
     with torch.cuda.device(input.device):
         stream = torch.cuda.current_stream().cuda_stream
         processors = torch.cuda.get_device_properties(input.device).multi_processor_count
-        num_workers = _BLOCKS_PER_PROCESSOR * processors
-        return _native.dilated_conv2d(_C.cuda.dilated_conv2d_fwd, stream, num_workers, input, *args)
+        yield _native.Kernels(_C.cuda, stream, _BLOCKS_PER_PROCESSOR * processors)
+
+
+def _convolve(input: Tensor, *args: Any) -> Tensor:
+    with _kernels(input) as kernels:
+        return _native.dilated_conv2d(kernels, input, *args)
 
 
 def _convolve_depthwise(input: Tensor, *args: Any) -> Tensor:
-    with torch.cuda.device(input.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        return _depthwise.forward(_C.cuda.depthwise_conv2d_fwd, stream, input, *args)
+    with _kernels(input) as kernels:
+        return _depthwise.forward(kernels, input, *args)
 
 
 # Not automatic: it has to be measured against cuDNN first.
@@ -105,17 +110,14 @@ def dilated_conv2d_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.cuda.device(input.device):
-        return _depthwise.backward(
-            _C.cuda.depthwise_conv2d_fwd,
-            _C.cuda.depthwise_conv2d_wgrad,
-            torch.cuda.current_stream().cuda_stream,
-            grad_output,
-            input,
-            weight,
-            dilation,
-            output_mask,
-        )
+    with _kernels(input) as kernels:
+        return _depthwise.backward(kernels, grad_output, input, weight, dilation, output_mask)
+
+
+@implements("aspp", "cuda", _native.aspp_refuses, automatic=False)
+def aspp(input: Tensor, *args: Any) -> Tensor:
+    with _kernels(input) as kernels:
+        return _native.aspp(kernels, input, *args)
 
 
 @implements("fused_conv2d", "cuda", _depthwise.fused_refuses, automatic=False)
@@ -129,7 +131,9 @@ def fused_conv2d(
     groups: int,
     activation: str,
 ) -> Tensor:
-    return _convolve_depthwise(input, weight, bias, dilation, None, activation)
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _convolve_depthwise(input, weight, bias, dilation, activation)
+    return _convolve(input, [weight], [bias], [dilation], activation)
 
 
 @implements("fused_conv2d_add_", "cuda", _depthwise.add_refuses, automatic=False)
@@ -144,6 +148,9 @@ def fused_conv2d_add_(
     groups: int,
     activation: str,
 ) -> None:
-    output = _convolve_depthwise(input, weight, bias, dilation, residual, activation)
-    if output.data_ptr() != residual.data_ptr():
-        residual.copy_(output)
+    operands = residual, input, weight, bias, dilation, activation
+    with _kernels(input) as kernels:
+        if _depthwise.is_depthwise(input, weight, groups):
+            _depthwise.add_(kernels, *operands)
+        else:
+            _native.dilated_conv2d_add_(kernels, *operands)

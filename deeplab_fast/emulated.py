@@ -65,14 +65,16 @@ def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> s
     return _native.dilated_conv2d_refuses(input, weights, groups=1)
 
 
+def _kernels() -> _native.Kernels:
+    return _native.Kernels(_emulated.cuda, _STREAM, _NUM_WORKERS)
+
+
 def _convolve(input: Tensor, *args: Any) -> Tensor:
-    return _native.dilated_conv2d(
-        _emulated.cuda.dilated_conv2d_fwd, _STREAM, _NUM_WORKERS, input, *args
-    )
+    return _native.dilated_conv2d(_kernels(), input, *args)
 
 
 def _convolve_depthwise(input: Tensor, *args: Any) -> Tensor:
-    return _depthwise.forward(_emulated.cuda.depthwise_conv2d_fwd, _STREAM, input, *args)
+    return _depthwise.forward(_kernels(), input, *args)
 
 
 @implements("dilated_conv2d", "emulated", _refuses)
@@ -102,16 +104,12 @@ def dilated_conv2d_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _depthwise.backward(
-        _emulated.cuda.depthwise_conv2d_fwd,
-        _emulated.cuda.depthwise_conv2d_wgrad,
-        _STREAM,
-        grad_output,
-        input,
-        weight,
-        dilation,
-        output_mask,
-    )
+    return _depthwise.backward(_kernels(), grad_output, input, weight, dilation, output_mask)
+
+
+@implements("aspp", "emulated", _native.aspp_refuses)
+def aspp(input: Tensor, *args: Any) -> Tensor:
+    return _native.aspp(_kernels(), input, *args)
 
 
 @implements("fused_conv2d", "emulated", _depthwise.fused_refuses)
@@ -125,7 +123,9 @@ def fused_conv2d(
     groups: int,
     activation: str,
 ) -> Tensor:
-    return _convolve_depthwise(input, weight, bias, dilation, None, activation)
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _convolve_depthwise(input, weight, bias, dilation, activation)
+    return _convolve(input, [weight], [bias], [dilation], activation)
 
 
 @implements("fused_conv2d_add_", "emulated", _depthwise.add_refuses)
@@ -140,6 +140,8 @@ def fused_conv2d_add_(
     groups: int,
     activation: str,
 ) -> None:
-    output = _convolve_depthwise(input, weight, bias, dilation, residual, activation)
-    if output.data_ptr() != residual.data_ptr():
-        residual.copy_(output)
+    operands = residual, input, weight, bias, dilation, activation
+    if _depthwise.is_depthwise(input, weight, groups):
+        _depthwise.add_(_kernels(), *operands)
+    else:
+        _native.dilated_conv2d_add_(_kernels(), *operands)

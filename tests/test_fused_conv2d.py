@@ -19,12 +19,16 @@ GEOMETRIES = {  # input, weight, (stride, padding, dilation, groups)
     "stem": ((2, 3, 17, 19), (8, 3, 7, 7), ((2, 2), (3, 3), (1, 1), 1)),
     "pointwise": ((2, 8, 9, 7), (16, 8, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
     "atrous": ((1, 8, 13, 13), (8, 8, 3, 3), ((1, 1), (4, 4), (4, 4), 1)),
+    "blocks": ((2, 136, 7, 5), (133, 136, 3, 3), ((1, 1), (2, 3), (2, 3), 1)),
     "depthwise": ((2, 6, 12, 10), (6, 1, 3, 3), ((1, 1), (2, 2), (2, 2), 6)),
     "vectors": ((1, 16, 9, 11), (16, 1, 5, 5), ((1, 1), (2, 6), (1, 3), 16)),
     "strided": ((1, 4, 11, 11), (4, 4, 3, 3), ((2, 2), (1, 1), (1, 1), 1)),
     "wide": ((1, 1030, 7, 9), (6, 1030, 3, 3), ((1, 1), (3, 3), (3, 3), 1)),
     "pixel": ((1, 1, 1, 1), (1, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
 }
+
+
+CLOSE = {torch.float32: {}, torch.bfloat16: {"rtol": 2e-2, "atol": 5e-2}}
 
 
 def definition(input, weight, bias, residual, stride, padding, dilation, groups, activation):
@@ -37,6 +41,13 @@ def fused(input, weight, bias, residual, *others):
     if residual is None:
         return fused_conv2d(input, weight, bias, *others)
     return fused_conv2d_add_(residual, input, weight, bias, *others)
+
+
+def call(arguments: list, activation: str) -> tuple:
+    """The name of the op and its arguments."""
+    input, weight, bias, residual, *geometry = arguments
+    rest = input, weight, bias, *geometry, activation
+    return ("fused_conv2d", *rest) if residual is None else ("fused_conv2d_add_", residual, *rest)
 
 
 def operands(name: str, with_residual: bool, dtype, device, layout="channels_last"):
@@ -54,15 +65,16 @@ def operands(name: str, with_residual: bool, dtype, device, layout="channels_las
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["stem", "atrous", "depthwise", "vectors", "wide", "pixel"])
+@pytest.mark.parametrize(
+    "name", ["stem", "pointwise", "atrous", "blocks", "depthwise", "vectors", "wide", "pixel"]
+)
 def test_forward(backend, device, ran, name, dtype, with_residual, activation, layout):
     arguments = operands(name, with_residual, dtype, device, layout)
     exact = definition(*tree_map_only(Tensor, Tensor.double, arguments), activation)
     peer = definition(*arguments, activation)
-    input, weight, bias, residual, *geometry = arguments
-    skip_if_refused(backend, OP, input, weight, bias, *geometry, activation)
     channels_last = [with_layout(arguments[0], "channels_last"), *arguments[1:]]
     other_peer = definition(*channels_last, activation)
+    skip_if_refused(backend, *call(arguments, activation))
     with deeplab_fast.backend(backend):
         output = fused(*arguments, activation)
     assert ran == [("fused_conv2d_add_" if with_residual else OP, backend)]
@@ -73,19 +85,16 @@ def test_forward(backend, device, ran, name, dtype, with_residual, activation, l
 @pytest.mark.parametrize("name", ["pointwise", "depthwise", "strided"])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_opcheck_and_compile(backend, device, name, with_residual):
-    arguments = operands(name, with_residual, torch.float32, device)
-    input, weight, bias, residual, *geometry = arguments
-    skip_if_refused(backend, OP, input, weight, bias, *geometry, "relu")
-    ops, rest = torch.ops.deeplab_fast, (input, weight, bias, *geometry, "relu")
-    if with_residual:
-        torch.library.opcheck(ops.fused_conv2d_add_, (residual, *rest), {"backend": backend})
-    else:
-        torch.library.opcheck(ops.fused_conv2d, rest, {"backend": backend})
+    dtype = torch.bfloat16 if backend in ("cuda", "emulated") else torch.float32
+    arguments = operands(name, with_residual, dtype, device)
+    op, *rest = call(arguments, "relu")
+    skip_if_refused(backend, op, *rest)
+    torch.library.opcheck(getattr(torch.ops.deeplab_fast, op), tuple(rest), {"backend": backend})
     expected = definition(*arguments, "relu")
     torch._dynamo.reset()
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     with deeplab_fast.backend(backend):
-        torch.testing.assert_close(compiled(*arguments, "relu"), expected)
+        torch.testing.assert_close(compiled(*arguments, "relu"), expected, **CLOSE[dtype])
 
 
 def test_only_the_residual_is_written():
@@ -117,13 +126,12 @@ def test_emulated_keeps_nan(with_residual):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"stride": (2, 2)}, r"has stride 1, got \(2, 2\)"),
-        ({"padding": (2, 1)}, "the padding that keeps the size"),
-        ({"groups": 3, "weight": torch.zeros(6, 2, 3, 3)}, "is for depthwise convolution, got 3"),
-        ({"weight": torch.zeros(6, 1, 2, 3)}, "an odd size"),
+        ({"stride": (2, 2)}, r"has stride \(1, 1\), not \(2, 2\)"),
+        ({"padding": (2, 1)}, r"pads to the same size, not a \(3, 3\) weight by \(2, 1\)"),
+        ({"weight": torch.zeros(6, 1, 2, 3)}, r"not a \(2, 3\) weight"),
     ],
 )
-def test_emulated_refuses(change, reason):
+def test_emulated_depthwise_refuses(change, reason):
     input, weight, bias, _, *geometry = operands("depthwise", False, torch.float32, "cpu")
     named = dict(zip(("weight", "stride", "padding", "dilation", "groups"), (weight, *geometry)))
     named.update(change)
