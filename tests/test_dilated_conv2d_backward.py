@@ -122,7 +122,7 @@ def test_sums_are_split():
     assert slots[0] == 0 and slots[1] > 2 * 9
 
 
-def test_emulated_gradients_on_every_seed():
+def test_emulated_pipeline_of_gradients_on_more_seeds():
     """Blocks through several rounds of their pipeline."""
     arguments = tensors_of((2, 8, 12, 13), [(8, 3, 3)], torch.bfloat16)
     results = [emulated_gradients(*arguments, [1], seed=seed) for seed in range(6)]
