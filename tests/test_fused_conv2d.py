@@ -96,6 +96,15 @@ def test_opcheck_and_compile(backend, device, name, with_residual):
         torch.testing.assert_close(compiled(*arguments, "relu"), expected, **CLOSE[dtype])
 
 
+def test_the_residual_may_be_the_input(backend, device):
+    input, weight, bias, _, *geometry = operands("atrous", False, torch.bfloat16, device)
+    expected = definition(input, weight, bias, input, *geometry, "relu")
+    with deeplab_fast.backend(backend):
+        output = fused_conv2d_add_(input, input, weight, bias, *geometry, "relu")
+    assert output is input
+    torch.testing.assert_close(output, expected, **CLOSE[torch.bfloat16])
+
+
 def test_only_the_residual_is_written():
     arguments = operands("atrous", True, torch.float32, "cpu")
     before = tree_map_only(Tensor, Tensor.clone, arguments)
