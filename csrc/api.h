@@ -104,6 +104,17 @@ struct AsppWeights {
   const void *project, *project_bias;  // [K, P], project_stride from row to row, and [K]
 };
 
+// Depthwise: input and output [N, H, W, C], weight [C, R, S]. Rates are at most H and W.
+struct DepthwiseShape {
+  int32_t N, H, W, C, R, S, rate_H, rate_W;
+  int32_t strip_rows;  // that one thread computes
+  bool mirrored;       // taps, as in the gradient of the input
+};
+
+// N * H * W is below 2^28. R * S times the channels of 128 bytes fit shared memory as floats:
+// at most kMaxDepthwiseTaps.
+constexpr int kMaxDepthwiseTaps = 361;
+
 struct CrossEntropyTerms {
   const float* weight;  // [C], or nullptr for ones
   int64_t ignore_index;
@@ -193,6 +204,19 @@ Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void
 Status aspp_image_bias_fwd(float* image_bias, float* pooled, float* sums, const void* input,
                            const AsppWeights& weights, const AsppShape& shape, DType dtype,
                            void* stream);
+
+// kFloat32 | kFloat16 | kBFloat16, summed in float32. bias [C] or nullptr. All but bias are aligned
+// to 16 bytes.
+Status depthwise_conv2d_fwd(void* output, const void* input, const void* weight, const void* bias,
+                            const ConvEpilogue& epilogue, const DepthwiseShape& shape, DType dtype,
+                            void* stream);
+
+// grad_weight [C, R, S] and grad_bias [C], each or nullptr, of the same dtypes and alignment.
+// partial_sums [num_parts, R * S + 1, C]: the pixels are summed in so many parts.
+Status depthwise_conv2d_wgrad(void* grad_weight, void* grad_bias, float* partial_sums,
+                              const void* grad_output, const void* input,
+                              const DepthwiseShape& shape, int num_parts, DType dtype,
+                              void* stream);
 
 }  // namespace cuda
 #endif

@@ -91,6 +91,20 @@ void bind_cuda(py::module_ m) {
                                           static_cast<float*>(pointer(sums)), pointer(input),
                                           weights, shape, dtype, pointer(stream)));
         });
+  m.def("depthwise_conv2d_fwd", [](uintptr_t output, uintptr_t input, uintptr_t weight,
+                                   uintptr_t bias, const ConvEpilogue& epilogue,
+                                   const DepthwiseShape& shape, DType dtype, uintptr_t stream) {
+    check(cuda::depthwise_conv2d_fwd(pointer(output), pointer(input), pointer(weight),
+                                     pointer(bias), epilogue, shape, dtype, pointer(stream)));
+  });
+  m.def("depthwise_conv2d_wgrad",
+        [](uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t partial_sums,
+           uintptr_t grad_output, uintptr_t input, const DepthwiseShape& shape, int num_parts,
+           DType dtype, uintptr_t stream) {
+          check(cuda::depthwise_conv2d_wgrad(
+              pointer(grad_weight), pointer(grad_bias), static_cast<float*>(pointer(partial_sums)),
+              pointer(grad_output), pointer(input), shape, num_parts, dtype, pointer(stream)));
+        });
 }
 #endif
 
@@ -204,6 +218,15 @@ void bind_shapes(py::module_& m) {
                                     pointer(project_bias)};
                }),
            py::arg("pool"), py::arg("pool_bias"), py::arg("project"), py::arg("project_bias"));
+  py::class_<DepthwiseShape>(m, "DepthwiseShape")
+      .def(py::init([](std::array<int32_t, 4> size, std::array<int32_t, 2> kernel,
+                       std::array<int32_t, 2> rates, int32_t strip_rows, bool mirrored) {
+             return DepthwiseShape{size[0],   size[1],  size[2],  size[3],    kernel[0],
+                                   kernel[1], rates[0], rates[1], strip_rows, mirrored};
+           }),
+           py::arg("size"), py::arg("kernel"), py::arg("rates"), py::arg("strip_rows"),
+           py::arg("mirrored"), "size: (N, H, W, C).");
+  m.attr("MAX_DEPTHWISE_TAPS") = kMaxDepthwiseTaps;
   py::class_<CrossEntropyTerms>(m, "CrossEntropyTerms")
       .def(py::init([](uintptr_t weight, int64_t ignore_index, float label_smoothing) {
              return CrossEntropyTerms{static_cast<const float*>(pointer(weight)), ignore_index,

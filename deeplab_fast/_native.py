@@ -205,6 +205,18 @@ def fused_conv2d_refuses(
     groups: int,
     activation: str,
 ) -> str | None:
+    if refusal := geometry_refused(weight, stride, padding, dilation):
+        return refusal
+    if refusal := dilated_conv2d_refuses(input, [weight], groups):
+        return refusal
+    if weight.size(1) != input.size(1) or bias.shape != weight.shape[:1]:
+        return "the shapes of weight and bias do not fit"
+    return None
+
+
+def geometry_refused(
+    weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> str | None:
     kernel = tuple(weight.shape[2:])
     if tuple(stride) != (1, 1):
         return f"the kernel has stride (1, 1), not {tuple(stride)}"
@@ -212,10 +224,6 @@ def fused_conv2d_refuses(
         size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)
     ):
         return f"the kernel pads to the same size, not a {kernel} weight by {tuple(padding)}"
-    if refusal := dilated_conv2d_refuses(input, [weight], groups):
-        return refusal
-    if weight.size(1) != input.size(1) or bias.shape != weight.shape[:1]:
-        return "the shapes of weight and bias do not fit"
     return None
 
 
@@ -227,7 +235,7 @@ def fused_conv2d_add_refuses(residual: Tensor, input: Tensor, weight: Tensor, *a
     return None
 
 
-_CLAMPS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+CLAMPS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
 def convolve(
@@ -278,7 +286,7 @@ def convolve(
             input.device,
             kernels.num_workers,
         ),
-        _C.ConvEpilogue(0 if residual is None else residual.data_ptr(), *_CLAMPS[activation]),
+        _C.ConvEpilogue(0 if residual is None else residual.data_ptr(), *CLAMPS[activation]),
     )
 
 

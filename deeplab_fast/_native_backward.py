@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _C, _native
+from . import _C, _depthwise, _native
 from ._native import DTYPES, Kernels
 from .ops._library import in_format_of
 
@@ -27,7 +27,9 @@ def refuses(
     groups: int,
     output_mask: Sequence[bool],
 ) -> str | None:
-    """Why the kernels cannot compute ``dilated_conv2d_backward``, or None."""
+    """Why no kernel, depthwise or dense, can compute ``dilated_conv2d_backward``, or None."""
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.refuses(input, weight)
     return _refuses(input, [weight], groups)
 
 
@@ -60,6 +62,8 @@ def dilated_conv2d_backward(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias; empty where not asked for."""
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.backward(kernels, grad_output, input, weight, dilation, output_mask)
     grad_input, grad_weights, grad_biases = _gradients(
         kernels, grad_output, input, [weight], [dilation], output_mask
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, _native, _native_backward
+from . import _C, _depthwise, _native, _native_backward
 from .backends import availability, implements
 
 _OLDEST_CAPABILITY = (8, 0)
@@ -55,6 +55,8 @@ def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
 
 
 def _refuses(input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int) -> str | None:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.refuses(input, weight)
     return _native.dilated_conv2d_refuses(input, [weight], groups)
 
 
@@ -75,11 +77,18 @@ def _convolve(input: Tensor, *args: Any) -> Tensor:
         return _native.dilated_conv2d(kernels, input, *args)
 
 
+def _convolve_depthwise(input: Tensor, *args: Any) -> Tensor:
+    with _kernels(input) as kernels:
+        return _depthwise.forward(kernels, input, *args)
+
+
 # Not automatic: it has to be measured against cuDNN first.
 @implements("dilated_conv2d", "cuda", _refuses, automatic=False)
 def dilated_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
 ) -> Tensor:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _convolve_depthwise(input, weight, bias, dilation)
     return _convolve(input, [weight], [bias], [dilation])
 
 
@@ -114,7 +123,7 @@ def aspp(input: Tensor, *args: Any) -> Tensor:
         return _native.aspp(kernels, input, *args)
 
 
-@implements("fused_conv2d", "cuda", _native.fused_conv2d_refuses, automatic=False)
+@implements("fused_conv2d", "cuda", _depthwise.fused_refuses, automatic=False)
 def fused_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -125,10 +134,12 @@ def fused_conv2d(
     groups: int,
     activation: str,
 ) -> Tensor:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _convolve_depthwise(input, weight, bias, dilation, activation)
     return _convolve(input, [weight], [bias], [dilation], activation)
 
 
-@implements("fused_conv2d_add_", "cuda", _native.fused_conv2d_add_refuses, automatic=False)
+@implements("fused_conv2d_add_", "cuda", _depthwise.add_refuses, automatic=False)
 def fused_conv2d_add_(
     residual: Tensor,
     input: Tensor,
@@ -140,5 +151,9 @@ def fused_conv2d_add_(
     groups: int,
     activation: str,
 ) -> None:
+    operands = residual, input, weight, bias, dilation, activation
     with _kernels(input) as kernels:
-        _native.dilated_conv2d_add_(kernels, residual, input, weight, bias, dilation, activation)
+        if _depthwise.is_depthwise(input, weight, groups):
+            _depthwise.add_(kernels, *operands)
+        else:
+            _native.dilated_conv2d_add_(kernels, *operands)

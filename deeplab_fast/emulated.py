@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _emulated, _native, _native_backward
+from . import _depthwise, _emulated, _native, _native_backward
 from .backends import availability, implements
 
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}
@@ -56,6 +56,8 @@ def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
 
 
 def _refuses(input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int) -> str | None:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.refuses(input, weight)
     return _native.dilated_conv2d_refuses(input, [weight], groups)
 
 
@@ -71,10 +73,16 @@ def _convolve(input: Tensor, *args: Any) -> Tensor:
     return _native.dilated_conv2d(_kernels(), input, *args)
 
 
+def _convolve_depthwise(input: Tensor, *args: Any) -> Tensor:
+    return _depthwise.forward(_kernels(), input, *args)
+
+
 @implements("dilated_conv2d", "emulated", _refuses)
 def dilated_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
 ) -> Tensor:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _convolve_depthwise(input, weight, bias, dilation)
     return _convolve(input, [weight], [bias], [dilation])
 
 
@@ -104,7 +112,7 @@ def aspp(input: Tensor, *args: Any) -> Tensor:
     return _native.aspp(_kernels(), input, *args)
 
 
-@implements("fused_conv2d", "emulated", _native.fused_conv2d_refuses)
+@implements("fused_conv2d", "emulated", _depthwise.fused_refuses)
 def fused_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -115,10 +123,12 @@ def fused_conv2d(
     groups: int,
     activation: str,
 ) -> Tensor:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _convolve_depthwise(input, weight, bias, dilation, activation)
     return _convolve(input, [weight], [bias], [dilation], activation)
 
 
-@implements("fused_conv2d_add_", "emulated", _native.fused_conv2d_add_refuses)
+@implements("fused_conv2d_add_", "emulated", _depthwise.add_refuses)
 def fused_conv2d_add_(
     residual: Tensor,
     input: Tensor,
@@ -130,4 +140,8 @@ def fused_conv2d_add_(
     groups: int,
     activation: str,
 ) -> None:
-    _native.dilated_conv2d_add_(_kernels(), residual, input, weight, bias, dilation, activation)
+    operands = residual, input, weight, bias, dilation, activation
+    if _depthwise.is_depthwise(input, weight, groups):
+        _depthwise.add_(_kernels(), *operands)
+    else:
+        _native.dilated_conv2d_add_(_kernels(), *operands)

@@ -207,6 +207,29 @@ def test_aspp_loads_vectors_and_spills_nothing(cuobjdump, chip):
         assert int(re.search(r"REG:(\d+)", usage)[1]) <= 40
 
 
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
+def test_depthwise_conv2d_moves_vectors_and_spills_nothing(cuobjdump, chip):
+    """And as many blocks fit an SM as the kernels say: three for 3x3, two for 5x5."""
+    if chip not in run(cuobjdump, "--list-elf", MODULE):
+        pytest.skip(f"not built for {chip}")
+    usage = run(cuobjdump, "--dump-resource-usage", "-arch", chip, MODULE)
+    usages = dict(re.findall(r"Function (\S*depthwise_conv2d\S*):\n(.*)", usage))
+    assert len(usages) == 3 * (2 + 2 + 4 + 1)  # kernels of each dtype
+    sass = re.split(r"Function : (\S+)", run(cuobjdump, "--dump-sass", "-arch", chip, MODULE))
+    code = dict(zip(sass[1::2], sass[2::2]))
+    for name, line in usages.items():
+        numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
+        assert numbers["STACK"] == numbers["LOCAL"] == 0, line
+        vector, *kernel = [int(n) for n in re.findall(r"Li(\d+)", name)] or [0]
+        blocks = {(3, 3): 3, (5, 5): 2}.get(tuple(kernel), 4)
+        assert numbers["REG"] <= 65536 // (blocks * 128) // 8 * 8, line
+        bits = vector * (32 if "IfLi" in name else 16)
+        if bits >= 64:
+            assert re.search(rf"LDG\.E\.{bits}", code[name])
+            assert "wgrad" in name or re.search(rf"STG\.E\.{bits}", code[name])
+            assert bits == 128 or kernel == [5, 5]  # whose weights need the registers
+
+
 @pytest.fixture
 def configure(tmp_path):
     """Lets CMake decide about CUDA; compiles none of the sources."""
