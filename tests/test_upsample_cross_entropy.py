@@ -330,7 +330,7 @@ def test_bitwise_repeatable_whatever_the_number_of_threads(scale):
 
 @pytest.mark.parametrize("scale", [1, 100])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_emulated_gives_the_same_bits_on_every_seed(layout, scale):
+def test_emulated_gives_the_same_bits_on_seeds(layout, scale):
     """Cells of more than eight rows, columns of more than one block, and small devices."""
     logits, target, weight = problem((2, 5, 3, 18), (28, 75), "cpu")
     logits = with_layout(logits * scale, layout)
