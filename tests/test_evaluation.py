@@ -205,8 +205,12 @@ def test_evaluate_compares_whole_images(shapes):
         """Knows the colours."""
 
         def logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
-            red, _, blue = (images * torch.tensor(self.preprocessing.std).view(3, 1, 1))[0]
-            nothing = torch.full_like(red, 0.15)
+            std, mean = (
+                torch.tensor(x).view(3, 1, 1)
+                for x in (self.preprocessing.std, self.preprocessing.mean)
+            )
+            red, _, blue = (images * std + mean)[0]
+            nothing = torch.full_like(red, 0.3)
             return OrderedDict(out=torch.stack([nothing, red - blue, blue - red])[None])
 
     model = Oracle()
