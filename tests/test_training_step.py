@@ -190,8 +190,7 @@ def small_network() -> SegmentationModel:
     return SegmentationModel(Features(), head, aux, False, Preprocessing(), None)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_whole_step_compiles_to_one_graph(dtype):
+def test_whole_step_compiles_to_one_graph():
     """Autocast, model, loss of both heads and their gradients, with a GradScaler."""
     torch.manual_seed(1)
     images, target = torch.randn(2, 3, 33, 49), torch.randint(3, (2, 33, 49))
@@ -202,7 +201,7 @@ def test_whole_step_compiles_to_one_graph(dtype):
         objective = Objective(model, Recipe(class_weights=(1.0, 2.0, 0.5)))
 
         def step(images, target, objective=objective):
-            with torch.autocast("cpu", dtype):
+            with torch.autocast("cpu", torch.bfloat16):
                 return objective(images, target, objective.weight_of(target))
 
         if compiled:

@@ -200,7 +200,6 @@ def _pretrained(arguments: argparse.Namespace, num_classes: int, aux_loss: bool)
         for head in heads:
             if head is not None:
                 head[-1] = nn.Conv2d(head[-1].in_channels, num_classes, 1)
-    model.config |= {"num_classes": num_classes, "aux_loss": model.aux_classifier is not None}
     return model
 
 

@@ -110,7 +110,11 @@ class _Run:
         self.best_miou: float | None = None
         self.log: Log | None = None
         self.settings = {
-            "architecture": model.config,
+            "architecture": {
+                **model.config,
+                "num_classes": model.classifier[-1].out_channels,
+                "aux_loss": model.aux_classifier is not None,
+            },
             "classes": list(train_data.classes),
             "recipe": json.loads(json.dumps(asdict(recipe))),
             "images": len(train_data),
@@ -174,11 +178,9 @@ class _Run:
                 f"freeze_batch_norm), got {alone}"
             )
         weights, classes = recipe.class_weights, len(self.train_data.classes)
-        if model.config["num_classes"] != classes:
-            raise TrainingError(
-                f"model: expected {classes} classes as in the data, got "
-                f"{model.config['num_classes']}"
-            )
+        outputs = model.classifier[-1].out_channels
+        if outputs != classes:
+            raise TrainingError(f"model: expected {classes} classes as in the data, got {outputs}")
         if weights is not None and len(weights) != classes:
             raise TrainingError(f"class_weights: expected {classes} numbers, got {len(weights)}")
         if self.val_data is not None and self.val_data.classes != self.train_data.classes:
