@@ -313,9 +313,10 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(shapes, tmp_pa
 
 
 @pytest.mark.parametrize("fault", ["image", "label"])
-def test_a_bad_file_during_training_is_named(fault, tmp_path, capsys):
+def test_a_bad_file_during_training_is_named_and_nothing_lost(fault, tmp_path, capsys):
     shapes = write_shapes(tmp_path / "shapes")
     bad = shapes / f"{fault}s/train/3.png"
+    good = bad.read_bytes()
     if fault == "image":
         bad.write_bytes(bad.read_bytes()[:200])
     else:
@@ -324,6 +325,13 @@ def test_a_bad_file_during_training_is_named(fault, tmp_path, capsys):
     assert main(["train", str(shapes), *SMALL, *arguments]) == 2
     (*_, line) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"deeplab-fast: {bad}: ") and "(expected" in line
+    # Put right, it goes on with the update that failed, not with an epoch that was done in part.
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    losses = curve(tmp_path / "run") if (tmp_path / "run/log.jsonl").exists() else {}
+    assert list(losses) == list(range(1, state["step"] + 1))
+    bad.write_bytes(good)
+    assert main(["train", str(shapes), *SMALL, *arguments, "--resume"]) == 0
+    assert list(curve(tmp_path / "run")) == list(range(1, STEPS + 1))
 
 
 def test_class_weights_hard_pixels_and_frozen_batch_norm(shapes, tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -223,7 +224,7 @@ class _Run:
         self._train_mode()
         clock, logged = time.perf_counter(), self.step
         while self.step < self.steps:
-            loss = self._update([next(loader) for _ in range(self.recipe.accumulate)])
+            loss = self._update(self._next_parts(loader))
             self.step += 1
             bar.update()
             pause = self.step % (self.steps_per_epoch * self.evaluate_every) == 0
@@ -248,6 +249,14 @@ class _Run:
                     f"interrupted after update {self.step} of {self.steps}, saved {self.path} "
                     "(resume goes on from there)"
                 )
+
+    def _next_parts(self, loader: Any) -> list[tuple[Tensor, Tensor]]:
+        try:
+            return [next(loader) for _ in range(self.recipe.accumulate)]
+        except TrainingError:  # a file: once it is put right the run goes on from here
+            if self.processes == 1:  # others would wait for a batch, not to save
+                self._save()
+            raise
 
     def _update(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         """One step of the optimizer; this process's share of the loss."""
@@ -355,7 +364,7 @@ class _Run:
         path = self.output / name
         try:
             self._result().save_pretrained(path)
-        except Exception as error:  # safetensors has an error of its own for a full disk
+        except (OSError, SafetensorError) as error:
             raise checkpoint.cannot_write(path, error) from error
 
     def _save(self) -> None:
