@@ -99,8 +99,12 @@ def step(path: Path) -> None:
             parallel = DistributedDataParallel(objective)
     weight = objective.weight_of(target) / processes
     device_check = mock.patch.object(torch._C, "_get_privateuse1_backend_name", lambda: "cpu")
-    with mock.patch.multiple(torch, **KERNELS), device_check:
+    gather = mock.patch.object(dist, "all_gather", wraps=dist.all_gather)
+    with mock.patch.multiple(torch, **KERNELS), device_check, gather as gathered:
         parallel(images[rank::processes], target[rank::processes], weight).backward()
+    if processes > 1:  # the three branches of ASPP share one
+        norms = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
+        assert gathered.call_count == len(norms) - 2, (gathered.call_count, len(norms))
     if rank == 0:
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         torch.save((gradients, dict(model.named_buffers())), path)
@@ -114,7 +118,7 @@ def main() -> None:
     step(output / "step.pt")
     recipe = Recipe(
         epochs=2, batch_size=4, crop=(32, 32), freeze_batch_norm=True, accumulate=2,
-        learning_rate=1.0, class_weights=(0.5, 2.0, 2.0),
+        learning_rate=0.05, class_weights=(0.5, 2.0, 2.0),
     )  # fmt: skip
     train(
         network(rates=()), folder(data, "train"), folder(data, "val"), recipe, output / "run",
