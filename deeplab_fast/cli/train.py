@@ -145,7 +145,8 @@ def run_training(arguments: argparse.Namespace) -> int:
     except TrainingError as error:
         raise UserError(str(error)) from error
     except Interrupted as error:
-        print(f"deeplab-fast: {error}", file=sys.stderr)
+        if distributed.rank() == 0:
+            print(f"deeplab-fast: {error}", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
