@@ -421,7 +421,7 @@ REPORTS = {
         "wait": "out[threadIdx.x] = tile[kThreads - 1 - threadIdx.x];",
         "refill": "sum += stages[step % 2 * kThreads + kThreads - 1 - threadIdx.x];",
         "warp_sync": "out[threadIdx.x ^ 1] = tile[threadIdx.x ^ 1];",
-        "overlapping_blocks": "if (kFault || threadIdx.x % 2 == 0) out[i] = in[kThreads - 1 - i];",
+        "overlapping_blocks": "if (kFault || threadIdx.x % 2 == 0) out[i] = *on_stack;",
         "deadlock": None,
         "producer": None,
         "never_waited": None,

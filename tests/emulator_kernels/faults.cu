@@ -93,11 +93,15 @@ __global__ void out_of_bounds_copy_kernel(float* out, const float* in) {
   out[threadIdx.x] = tile[kThreads - 1 - threadIdx.x];
 }
 
-// Two blocks write the same elements; the correct one has each write its half.
+// Two blocks write the same elements; the correct one has each write its half. A value goes through
+// the stack, which in the emulator blocks use one after another.
 template <bool kFault>
 __global__ void overlapping_blocks_kernel(float* out, const float* in) {
   const int i = kFault ? threadIdx.x : threadIdx.x / 2 + blockIdx.x * kThreads / 2;
-  if (kFault || threadIdx.x % 2 == 0) out[i] = in[kThreads - 1 - i];
+  float value;
+  float* volatile on_stack = &value;
+  *on_stack = in[kThreads - 1 - i];
+  if (kFault || threadIdx.x % 2 == 0) out[i] = *on_stack;
 }
 
 template <bool kFault>
