@@ -104,6 +104,19 @@ __global__ void overlapping_blocks_kernel(float* out, const float* in) {
   if (kFault || threadIdx.x % 2 == 0) out[i] = *on_stack;
 }
 
+// Pairs of outputs as vectors; the fault starts them at odd elements.
+template <bool kFault>
+__global__ void misaligned_kernel(float* out, const float* in) {
+  if (kFault && threadIdx.x == kThreads - 1) {
+    out[0] = in[kThreads - 1];
+    out[kThreads - 1] = in[0];
+  }
+  const int i = 2 * threadIdx.x + (kFault ? 1 : 0);
+  if (i + 1 >= kThreads) return;
+  const float2 pair = make_float2(in[kThreads - 1 - i], in[kThreads - 2 - i]);
+  *reinterpret_cast<float2*>(out + i) = pair;
+}
+
 template <bool kFault>
 __global__ void divergent_barrier_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
@@ -221,6 +234,7 @@ const Case kCases[] = {
     {"out_of_bounds_copy", out_of_bounds_copy_kernel<false>, out_of_bounds_copy_kernel<true>},
     {"out_of_bounds_global", out_of_bounds_global_kernel<false>, out_of_bounds_global_kernel<true>},
     {"overlapping_blocks", overlapping_blocks_kernel<false>, overlapping_blocks_kernel<true>, 2},
+    {"misaligned", misaligned_kernel<false>, misaligned_kernel<true>},
     {"divergent_barrier", divergent_barrier_kernel<false>, divergent_barrier_kernel<true>},
     {"divergent_shuffle", divergent_shuffle_kernel<false>, divergent_shuffle_kernel<true>},
     {"early_exit", early_exit_kernel<false>, early_exit_kernel<true>},
