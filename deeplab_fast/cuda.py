@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _C, _native
-from .backends import availability, implements
+from .backends import Remediable, availability, implements
 
 _OLDEST_CAPABILITY = (8, 0)
 _BLOCKS_PER_PROCESSOR = 2  # of dilated_conv2d, by its registers and shared memory on sm_80
@@ -30,7 +30,7 @@ def _problem() -> str | None:
         return "there is no GPU that torch can use"
     info = _C.cuda.device_info()
     if info["driver_version"] < info["runtime_version"]:
-        return (
+        return Remediable(
             f"built with CUDA {_version(info['runtime_version'])}, which this machine's driver "
             f"(for CUDA {_version(info['driver_version'])}) is too old for"
         )

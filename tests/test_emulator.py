@@ -340,6 +340,20 @@ def test_instruction(instructions, name):
     np.testing.assert_array_equal(emulate(instructions, name), INSTRUCTIONS[name]()[1])
 
 
+def test_every_instruction_has_a_conformance_kernel():
+    """Whoever adds a function to ptx.cuh shows in instructions.cu what it does."""
+    functions = re.findall(
+        r"__device__ __forceinline__ \w+ (\w+)\(.*?\n}",
+        (ROOT / "csrc/cuda/ptx.cuh").read_text(),
+        re.S,
+    )
+    kernels = (KERNELS / "instructions.cu").read_text()
+    functions.remove("shared_address")  # of an operand, no instruction
+    assert "mma_m16n8k16" in functions
+    assert [name for name in functions if not re.search(rf"ptx::{name}\b", kernels)] == []
+    assert re.findall(r'{"(\w+)", \w+_kernel', kernels) == list(INSTRUCTIONS)
+
+
 @pytest.mark.skipif(not NVCC, reason="needs nvcc")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
 def test_instructions_compile_for_gpus(tmp_path, architecture):
