@@ -76,8 +76,9 @@ class Scratch:
     def failing_test(self, tests: str) -> str | None:
         """The first test of this selection that fails, or None."""
         script = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
-        path, _, selected = tests.partition(" ")
-        options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", str(ROOT / path)]
+        files = [str(ROOT / word) for word in tests.split() if word.endswith(".py")]
+        selected = " ".join(word for word in tests.split() if not word.endswith(".py"))
+        options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *files]
         if selected:
             options += ["-k", selected]
         try:

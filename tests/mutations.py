@@ -17,7 +17,7 @@ class Fault(NamedTuple):
     name: str
     sound: str  # occurs once in the file
     faulty: str
-    tests: str  # a file, and what -k selects in it
+    tests: str  # files, and what -k selects in them
     module: str = "_emulated"  # the one to compile; the work lists are made by _C
 
 
