@@ -94,7 +94,6 @@ FAULTS = [
     ),
     of_argmax("no wait for the bounds", "__syncwarp();\n  int count = 0;", "int count = 0;"),
     of_argmax("no wait for the list", "__syncwarp();\n  return count;", "return count;"),
-    of_argmax("classes past the last can win", "bool can_win = c < C;", "bool can_win = true;"),
     of_argmax(
         "one corner's bound is enough",
         "x.x > bound.x || x.y > bound.y || x.z > bound.z || x.w > bound.w",
