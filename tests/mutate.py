@@ -3,7 +3,7 @@
     python tests/mutate.py                    all faults of mutations.py
     python tests/mutate.py --report FILE      and a table of them, as docs/mutations.md
     python tests/mutate.py --few 3            as many, others for every commit
-    python tests/mutate.py barrier tie        those with one of these words in their names
+    python tests/mutate.py barrier cells.cuh  those with one of these in their name or file
 
 Works on a copy of csrc in a temporary folder, compiles what a fault touches, and runs the tests of
 that file on the result until one fails. Ends with 1 where a fault was not caught.
@@ -115,7 +115,7 @@ class Scratch:
 
 
 def chosen(few: int | None, words: list[str]) -> list[Fault]:
-    faults = [f for f in FAULTS if not words or any(word in f.name for word in words)]
+    faults = [f for f in FAULTS if not words or any(word in f.path + f.name for word in words)]
     if few is None:
         return faults
     commit = subprocess.run(
@@ -146,7 +146,7 @@ def report(verdicts: list[Verdict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("words", nargs="*", help="parts of the names of faults")
+    parser.add_argument("words", nargs="*", help="parts of the names or files of faults")
     parser.add_argument("--few", type=int, help="only so many, chosen by the commit")
     parser.add_argument("--report", type=Path, help="a Markdown file to write")
     arguments = parser.parse_args()
