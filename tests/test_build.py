@@ -192,3 +192,19 @@ def test_a_cuda_compiler_that_was_named_must_work(configure):
     done = configure("ON", "/nowhere/nvcc")
     assert done.returncode != 0
     assert "/nowhere/nvcc" in done.stderr
+
+
+def test_a_folder_without_the_compiled_modules_says_what_to_do(tmp_path):
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "deeplab_fast", tmp_path / "deeplab_fast", ignore=ignored)
+    # Without the import hook of an editable installation, which would find the modules.
+    code = (
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ditable' not in str(f)]; "
+        "import deeplab_fast"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    last_line = result.stderr.strip().splitlines()[-1]
+    assert last_line.startswith(f"ImportError: {tmp_path / 'deeplab_fast'} has no compiled kernels")
+    assert last_line.endswith("pip install --editable .")

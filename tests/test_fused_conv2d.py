@@ -20,6 +20,7 @@ GEOMETRIES = {  # input, weight, (stride, padding, dilation, groups)
     "atrous": ((1, 8, 13, 13), (8, 8, 3, 3), ((1, 1), (4, 4), (4, 4), 1)),
     "depthwise": ((2, 6, 12, 10), (6, 1, 3, 3), ((1, 1), (2, 2), (2, 2), 6)),
     "strided": ((1, 4, 11, 11), (4, 4, 3, 3), ((2, 2), (1, 1), (1, 1), 1)),
+    "wide": ((1, 1030, 7, 9), (6, 1030, 3, 3), ((1, 1), (3, 3), (3, 3), 1)),
     "pixel": ((1, 1, 1, 1), (1, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
 }
 
@@ -51,18 +52,20 @@ def operands(name: str, with_residual: bool, dtype, device, layout="channels_las
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["stem", "atrous", "depthwise", "pixel"])
+@pytest.mark.parametrize("name", ["stem", "atrous", "depthwise", "wide", "pixel"])
 def test_forward(backend, device, ran, name, dtype, with_residual, activation, layout):
     arguments = operands(name, with_residual, dtype, device, layout)
     exact = definition(*tree_map_only(Tensor, Tensor.double, arguments), activation)
     peer = definition(*arguments, activation)
+    channels_last = [with_layout(arguments[0], "channels_last"), *arguments[1:]]
+    other_peer = definition(*channels_last, activation)
     if why := deeplab_fast.backends.why_not(OP, backend, device, *arguments):
         pytest.skip(why)
     with deeplab_fast.backend(backend):
         output = fused(*arguments, activation)
     assert ran == [("fused_conv2d_add_" if with_residual else OP, backend)]
     assert not with_residual or output is arguments[3]
-    assert_as_accurate_as(output, peer, exact)
+    assert_as_accurate_as(output, peer, exact, other_peer)
 
 
 @pytest.mark.parametrize("name", ["pointwise", "strided"])
