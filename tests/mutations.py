@@ -8,7 +8,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 
 ARGMAX = "tests/test_upsample_argmax.py emulated"
-CONV = "tests/test_dilated_conv2d.py emulated"
+CONV = (
+    "tests/test_convolution_kernel.py tests/test_dilated_conv2d.py convolution_kernel or emulated_"
+)
+ASPP = "tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or emulated"
 ZONES = "tests/test_zones.py"
 
 
@@ -38,6 +41,18 @@ def of_cells(name: str, sound: str, faulty: str) -> Fault:
 
 def of_argmax(name: str, sound: str, faulty: str) -> Fault:
     return Fault("csrc/cuda/upsample_argmax.cu", name, sound, faulty, ARGMAX)
+
+
+def of_gemm(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/implicit_gemm.cuh", name, sound, faulty, CONV)
+
+
+def of_conv(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/dilated_conv2d.cu", name, sound, faulty, CONV)
+
+
+def of_aspp(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/aspp.cu", name, sound, faulty, ASPP)
 
 
 def of_zones(name: str, sound: str, faulty: str) -> Fault:
@@ -181,4 +196,179 @@ FAULTS = [
         "static_cast<uint32_t>(tap.dy) <= static_cast<uint32_t>(H)",
         CONV,
     ),
+    of_gemm(
+        "tap sign of rows",
+        "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
+        "(-static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
+    ),
+    of_gemm(
+        "tap sign of columns",
+        "* shape.W + tap.dx) * shape.in_channels",
+        "* shape.W - tap.dx) * shape.in_channels",
+    ),
+    of_gemm(
+        "weights of the tap before",
+        "static_cast<int64_t>(tap.index) * source.C",
+        "static_cast<int64_t>(tap.index - 1) * source.C",
+    ),
+    of_gemm(
+        "padding not zero-filled",
+        "const bool has_input = has_channels && is_inside(tap, y[i], x[i], shape.H, shape.W);",
+        "const bool has_input = has_channels && y[i] >= 0;",
+    ),
+    of_gemm(
+        "channels past the last copied",
+        "const bool has_channels = next_c + chunk * kChunk<T> < source.C;",
+        "const bool has_channels = true;",
+    ),
+    of_gemm(
+        "rows and columns of a pixel swapped", "x[i] = pixel % shape.W;", "x[i] = pixel % shape.H;"
+    ),
+    of_gemm(
+        "image of a pixel not left out",
+        "pixel / shape.W % shape.H : INT_MIN",
+        "pixel / shape.W : INT_MIN",
+    ),
+    of_gemm(
+        "a split sum starts at its first tap",
+        "int next_tap = item.first_step % tile.num_taps;",
+        "int next_tap = 0;",
+    ),
+    of_gemm(
+        "a split sum starts at its first channel",
+        "int next_c = item.first_step / tile.num_taps * kBlockK<T>;",
+        "int next_c = 0;",
+    ),
+    of_gemm("channels do not advance", "next_c += kBlockK<T>;", ""),
+    of_gemm(
+        "waits for a stage too few",
+        "ptx::cp_async_wait_group<kStages - 2>();",
+        "ptx::cp_async_wait_group<kStages - 1>();",
+    ),
+    of_gemm("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
+    of_gemm(
+        "no barrier between steps",
+        "__syncthreads();  // the stage is here, and all are done with the one before",
+        "",
+    ),
+    of_gemm("no barrier before the sums", "__syncthreads();  // all are done with the stages", ""),
+    of_gemm("no barrier after the sums", "__syncthreads();\n  return sums;", "return sums;"),
+    of_gemm(
+        "refills the stage in use",
+        "copy_next_step(ahead % kStages);",
+        "copy_next_step(step % kStages);",
+    ),
+    of_gemm(
+        "no group for a step without copies",
+        "copy_next_step(ahead % kStages);\n    ptx::cp_async_commit_group();",
+        "{\n copy_next_step(ahead % kStages);\n ptx::cp_async_commit_group();\n }",
+    ),
+    of_gemm(
+        "prologue one step short",
+        "for (int step = 0; step < kStages - 1; ++step) {",
+        "for (int step = 1; step < kStages - 1; ++step) {",
+    ),
+    of_gemm(
+        "the last step missing",
+        "for (int step = 0; step < item.num_steps; ++step) {",
+        "for (int step = 0; step + 1 < item.num_steps; ++step) {",
+    ),
+    of_gemm(
+        "chunks of reader and writer differ",
+        "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + lane / 16);",
+        "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + 1 - lane / 16);",
+    ),
+    of_gemm(
+        "matrices of b swapped",
+        "b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]",
+        "b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]",
+    ),
+    of_gemm(
+        "tf32 cut off instead of rounded",
+        "for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));",
+        "",
+    ),
+    of_gemm(
+        "a warp idles early",
+        "const bool has_work = warp_row < tile.num_pixels &&",
+        "const bool has_work = warp_row + 1 < tile.num_pixels &&",
+    ),
+    of_conv("bias not added", "value[i] += bias[i] + residual[i];", "value[i] += residual[i];"),
+    of_conv("residual not added", "value[i] += bias[i] + residual[i];", "value[i] += bias[i];"),
+    of_conv(
+        "bias of the first image for all",
+        "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
+        "k",
+    ),
+    of_conv(
+        "NaN becomes the bound",
+        "if (value[i] < terms.low) value[i] = terms.low;",
+        "if (!(value[i] >= terms.low)) value[i] = terms.low;",
+    ),
+    of_conv("no upper bound", "if (value[i] > terms.high) value[i] = terms.high;", ""),
+    of_conv(
+        "vectors at odd channels",
+        "count == 4 && (shape.out_channels | output.first_channel) % 4 == 0",
+        "count == 4",
+    ),
+    of_conv(
+        "channels past the branch's last written",
+        "if (i < count) round_to(p[i], value[i]);",
+        "round_to(p[i], value[i]);",
+    ),
+    of_conv(
+        "first channel of a branch forgotten",
+        "* shape.out_channels + output.first_channel + k",
+        "* shape.out_channels + k",
+    ),
+    of_conv("a partial sum stored as if whole", "if (item.slot >= 0) {", "if (item.slot > 0) {"),
+    of_conv(
+        "a piece left out of the reduction",
+        "for (int i = 0; i < reduction.num_slots; ++i) {",
+        "for (int i = 1; i < reduction.num_slots; ++i) {",
+    ),
+    of_conv(
+        "bias not added to split sums",
+        "  epilogue.finish(pixel, sum);\n  epilogue.write(pixel, sum);",
+        "  epilogue.write(pixel, sum);",
+    ),
+    of_conv(
+        "reduction of the rows above",
+        "const int row = blockIdx.x % kReduceBlocks * kReduceRows + threadIdx.x / 32;",
+        "const int row = blockIdx.x % kReduceBlocks * kReduceRows;",
+    ),
+    of_conv(
+        "no split reduced",
+        "if (!status.ok() || work.num_reductions == 0) return status;",
+        "return status;",
+    ),
+    of_aspp(
+        "the last run of pixels is short",
+        "const int64_t end = (i_run + 1) * shape.num_pixels / shape.num_runs;",
+        "const int64_t end = (i_run + 1) * (shape.num_pixels - 1) / shape.num_runs;",
+    ),
+    of_aspp(
+        "one warp's sum missing",
+        "for (int w = 0; w < kWarps; ++w) total",
+        "for (int w = 1; w < kWarps; ++w) total",
+    ),
+    of_aspp(
+        "no barrier before warps are added",
+        "__syncthreads();\n  const int c = threadIdx.x;",
+        "const int c = threadIdx.x;",
+    ),
+    of_aspp(
+        "no barrier before the vector is read",
+        "__syncthreads();\n\n  constexpr int kSize",
+        "constexpr int kSize",
+    ),
+    of_aspp("mean without its divisor", "vector[c] = sum * scale;", "vector[c] = sum;"),
+    of_aspp(
+        "only the first run",
+        "for (int run = 0; run < num_runs; ++run) sum",
+        "for (int run = 0; run < 1; ++run) sum",
+    ),
+    of_aspp("half a warp's sums", "for (int distance = 16;", "for (int distance = 8;"),
+    of_aspp("linear without bias", "sum += to_float(bias[k]);", ""),
+    of_aspp("pooled branch without ReLU", "relu && sum < 0.0f ? 0.0f : sum;", "sum;"),
 ]

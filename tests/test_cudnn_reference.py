@@ -77,12 +77,6 @@ def needs_its_device(request):
             pytest.skip(f"{place.backend}: {reason}")
 
 
-@pytest.fixture(autouse=True)
-def full_fp32(monkeypatch):
-    """fp32 is fp32: torch lets convolutions round it to tf32, unlike matrix products."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 def on_backend(place: Place, function: Callable, *arguments: Any) -> Any:
     """Skips where a forced backend does not take this call."""
     if not place.backend:
