@@ -187,7 +187,11 @@ FAULTS = [
     ),
     of_zones("rectangle on the wrong side", "std::max(0, -tap.dy)", "std::max(0, tap.dy)"),
     of_zones("pixels of another image", "(n * H + y) * W + x);", "(n * W + y) * W + x);"),
-    of_zones("far taps not clipped", "std::clamp<int64_t>(mirrored", "std::max<int64_t>(mirrored"),
+    of_zones(
+        "far taps not clipped",
+        "std::clamp<int64_t>(mirrored ? -forward : forward, -size, size)",
+        "mirrored ? -forward : forward",
+    ),
     of_zones("rows backwards", "if (i % 2 == 1) std::reverse", "if (i % 2 == 2) std::reverse"),
     Fault(
         "csrc/common/zones.h",
