@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 # These enter themselves into the backends table.
-from . import cpu, cuda, emulated, reference  # noqa: F401
+from . import cpu, cuda, emulated, reference, triton  # noqa: F401
 from .backends import available_backends, backend
 from .models import DeepLabV3
 from .nn import ASPP

@@ -1,0 +1,84 @@
+"""The ``triton`` backend: kernels that Triton compiles on the machine, for NVIDIA and AMD GPUs.
+
+Triton is imported when the first kernel runs. Under its interpreter (TRITON_INTERPRET=1 in the
+environment before Python starts) the kernels take CPU tensors instead, very slowly: for tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from .backends import availability, implements
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_OLDEST_CAPABILITY = (8, 0)
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@availability("triton")
+def _unavailable(device_type: str) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if device_type == "cpu":
+        return None if _INTERPRETED else "the tensors are on cpu and Triton's interpreter is off"
+    if device_type != "cuda":
+        return f"the tensors are on {device_type}"
+    return _problem()
+
+
+@functools.cache
+def _problem() -> str | None:
+    """Why Triton cannot compile for this machine's GPUs; None if it can."""
+    if _INTERPRETED:
+        return "TRITON_INTERPRET is set: Triton's interpreter takes CPU tensors"
+    if not torch.cuda.is_available():
+        return "there is no GPU that torch can use"
+    if torch.version.hip:
+        return None
+    oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    if oldest < _OLDEST_CAPABILITY:
+        return "needs compute capability {}.{}, a GPU here has {}.{}".format(
+            *_OLDEST_CAPABILITY, *oldest
+        )
+    return None
+
+
+def _widened(*args: Any) -> Any:
+    """bf16 tensors in fp32 for the interpreter, which truncates where it should round to bf16."""
+    if not _INTERPRETED:
+        return args
+    return tree_map_only(
+        Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, args
+    )
+
+
+_MAX_INDEX = 2**31 - 1024  # indices of pixels and classes are int32, and the last block runs over
+
+
+def _refuses_upsampling(logits: Tensor, out_pixels: int) -> str | None:
+    if max(*logits.shape[1:], out_pixels) > _MAX_INDEX:
+        return "the kernel takes fewer than 2^31 classes, rows, columns and pixels of an image"
+    return None
+
+
+def _refuses_argmax(logits: Tensor, size: Sequence[int], *args: Any) -> str | None:
+    return _refuses_upsampling(logits, size[0] * size[1])
+
+
+@implements("upsample_argmax", "triton", _refuses_argmax)
+def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
+    from .triton_kernels.upsample_argmax import upsample_argmax
+
+    if logits.dtype not in _DTYPES:
+        logits = logits.float()
+    (logits,) = _widened(logits)
+    with torch.cuda.device_of(logits):
+        return upsample_argmax(logits, *args)

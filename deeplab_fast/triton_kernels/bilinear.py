@@ -1,0 +1,66 @@
+"""The arithmetic of csrc/common/bilinear.h in Triton, bit for bit, compiled and interpreted."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _fma_kernel(p_out, a, c):
+    tl.store(p_out, tl.fma(a, a, c))
+
+
+def _fma_rounds_twice() -> bool:
+    """Whether this is an interpreter whose fma is a product and a sum; older ones are."""
+    out = torch.empty(1)
+    _fma_kernel[(1,)](out, 1 + 2**-12, -1 - 2**-11)
+    return out.item() != 2**-24
+
+
+_EMULATE_FMA = tl.constexpr(INTERPRETED and _fma_rounds_twice())
+
+
+@triton.jit
+def fma(a, b, c):
+    """a * b + c in fp32, rounded once.
+
+    Emulated by way of float64, where the product is exact and the sum is rounded to odd (Boldo and
+    Melquiond, "Emulation of a FMA and correctly rounded sums", 2008).
+    """
+    if _EMULATE_FMA:
+        product = a.to(tl.float64) * b.to(tl.float64)
+        addend = c.to(tl.float64)
+        total = product + addend
+        virtual = total - product
+        error = (product - (total - virtual)) + (addend - virtual)
+        bits = total.to(tl.int64, bitcast=True)
+        towards_error = tl.where((error > 0) == (total > 0), 1, -1)
+        inexact = (error != 0) & (bits % 2 == 0) & (tl.abs(total) < float("inf"))
+        odd = (bits + towards_error).to(tl.float64, bitcast=True)
+        return tl.where(inexact, odd, total).to(tl.float32)
+    else:
+        return tl.fma(a, b, c)
+
+
+@triton.jit
+def source_pair(o_dst, size, scale, ALIGN_CORNERS: tl.constexpr):
+    """lo, hi, w0, w1 of output coordinates: their source pixels and weights."""
+    b_dst = o_dst.to(tl.float32)
+    if ALIGN_CORNERS:
+        b_src = b_dst * scale
+    else:
+        b_half = tl.full(b_dst.shape, 0.5, tl.float32)
+        b_src = fma(b_half * 0 + scale, b_dst + b_half, -b_half)
+        b_src = tl.where(b_src < 0, 0.0, b_src)
+    o_lo = tl.minimum(b_src.to(tl.int32), size - 1)
+    b_w1 = b_src - o_lo.to(tl.float32)
+    return o_lo, tl.minimum(o_lo + 1, size - 1), 1.0 - b_w1, b_w1
+
+
+@triton.jit
+def interpolate(b_a, b_b, b_w0, b_w1):
+    return fma(b_a, b_w0, b_b * b_w1)
