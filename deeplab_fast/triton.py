@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .backends import availability, implements
+from .ops._library import in_format_of
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _OLDEST_CAPABILITY = (8, 0)
@@ -82,3 +83,56 @@ def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
     (logits,) = _widened(logits)
     with torch.cuda.device_of(logits):
         return upsample_argmax(logits, *args)
+
+
+_MAX_TAPS = 1024  # the search of a work list's order slows down with their square
+
+
+def _refuses_convolution(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None:
+    """Why the kernel cannot compute these branches, or None."""
+    if input.dtype not in _DTYPES:
+        return f"the kernel takes float32, float16 and bfloat16, not {input.dtype}"
+    if groups != 1:
+        return f"the kernel has no groups, got {groups}"
+    if input.numel() == 0 or any(weight.numel() == 0 for weight in weights):
+        return "the input or a weight is empty"
+    if sum(weight.size(2) * weight.size(3) for weight in weights) > _MAX_TAPS:
+        return f"the kernel takes at most {_MAX_TAPS} taps"
+    if len(weights) * input.numel() // input.size(1) >= 2**31:
+        return "the work list holds fewer than 2^31 pixels, those of all branches together"
+    return None
+
+
+def _convolve(input: Tensor, *args: Any) -> Tensor:
+    from .triton_kernels.dilated_conv2d import dilated_conv2d
+
+    with torch.cuda.device_of(input):
+        output = dilated_conv2d(*_widened(input, *args))
+    return in_format_of(output.to(input.dtype), input)
+
+
+def _refuses_one(
+    input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int
+) -> str | None:
+    return _refuses_convolution(input, [weight], groups)
+
+
+def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> str | None:
+    return _refuses_convolution(input, weights, groups=1)
+
+
+# Not automatic: it has to be measured against cuDNN first.
+@implements("dilated_conv2d", "triton", _refuses_one, automatic=False)
+def dilated_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
+) -> Tensor:
+    return _convolve(input, [weight], [bias], [dilation])
+
+
+@implements("parallel_dilated_conv2d", "triton", _refuses_parallel, automatic=False)
+def parallel_dilated_conv2d(
+    input: Tensor, weights: list[Tensor], biases: list[Tensor], dilations: list[int]
+) -> Tensor:
+    return _convolve(
+        input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
+    )

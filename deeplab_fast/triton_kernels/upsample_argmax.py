@@ -231,14 +231,14 @@ def upsample_argmax(
         return labels
     geometry = C, H, W, *logits.stride()
     # The interpreter pays for operations, a GPU for elements.
-    block_c = min(triton.next_power_of_2(C), 64) if INTERPRETED else 1
+    block_c = min(triton.next_power_of_2(C), 32) if INTERPRETED else 1
 
     pruned = C > 1 and scale_h <= MAX_CELL_SCALE and scale_w <= MAX_CELL_SCALE
     num_cells = N * H * W if pruned else 0
     counts = logits.new_empty(num_cells, dtype=torch.int32)
     candidates = logits.new_empty(num_cells * MAX_CANDIDATES, dtype=torch.int32)
     if pruned:
-        block_s = 256 if INTERPRETED else 8
+        block_s = 1024 if INTERPRETED else 8
         upsample_argmax_candidates_kernel[(triton.cdiv(num_cells, block_s),)](
             candidates,
             counts,
@@ -250,7 +250,7 @@ def upsample_argmax(
             num_warps=4,
             enable_fp_fusion=False,
         )
-    block_p = 1024 if INTERPRETED else 256
+    block_p = 4096 if INTERPRETED else 256
     upsample_argmax_fwd_kernel[(N * triton.cdiv(out_H * out_W, block_p),)](
         labels,
         logits,
