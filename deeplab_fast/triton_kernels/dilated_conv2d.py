@@ -34,6 +34,12 @@ def _pointer_of(pointers, i_branch):
 
 
 @triton.jit
+def _tap(p_tap):
+    """dy, dx, branch and index."""
+    return tl.load(p_tap), tl.load(p_tap + 1), tl.load(p_tap + 2), tl.load(p_tap + 3)
+
+
+@triton.jit
 def _store_output(
     b_sum, p_output, p_bias, p_residual, o_pixel, m_pixel, o_channel, m_channel, out_channels,
     pixels_per_image, stride_bias, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
@@ -107,15 +113,13 @@ def dilated_conv2d_kernel(
         num_taps = tl.load(p_branches + i_branch * 3 + 2)
         p_weight = _pointer_of(weights, i_branch)
 
+    # A step's tap is loaded one step ahead: copies whose addresses wait for a load of the same step
+    # would use up the stages of the pipeline.
+    i_dy, i_dx, i_branch, i_tap = _tap(p_tile_taps + i_first_step % num_tile_taps * 4)
     b_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for i_step in range(i_first_step, i_first_step + num_steps):
-        p_tap = p_tile_taps + i_step % num_tile_taps * 4
-        i_dy = tl.load(p_tap)
-        i_dx = tl.load(p_tap + 1)
-        i_tap = tl.load(p_tap + 3)
         o_c = i_step // num_tile_taps * BLOCK_K + o_k
         if MIRRORED:
-            i_branch = tl.load(p_tap + 2)
             m_k = o_c < tl.load(p_branches + i_branch * 3)
             i_first_input = tl.load(p_branches + i_branch * 3 + 1)
             num_taps = tl.load(p_branches + i_branch * 3 + 2)
@@ -133,6 +137,7 @@ def dilated_conv2d_kernel(
             other=0.0,
         )
         b_weight = tl.load(p_weight + o_weight, mask=m_k[:, None] & m_n[None, :], other=0.0)
+        i_dy, i_dx, i_branch, i_tap = _tap(p_tile_taps + (i_step + 1) % num_tile_taps * 4)
         b_sum = tl.dot(b_input, b_weight, b_sum, input_precision=PRECISION)
 
     if i_slot < 0:
@@ -215,9 +220,9 @@ _SMALLEST = 16  # that tensor cores multiply
 
 def blocks_for(dtype: torch.dtype, tf32: bool, columns: int, depth: int) -> Blocks:
     """For sums over ``depth`` channels that make ``columns`` channels."""
-    largest = Blocks(128, 128, 64, 8, 3)
+    largest = Blocks(128, 128, 64, 8, 4)
     if dtype == torch.float32:
-        largest = Blocks(128, 128, 32, 8, 3) if tf32 else Blocks(64, 64, 16, 4, 2)
+        largest = Blocks(128, 128, 32, 8, 4) if tf32 else Blocks(64, 64, 16, 4, 2)
 
     def fitting(size: int, limit: int) -> int:
         return max(_SMALLEST, min(triton.next_power_of_2(size), limit))
