@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from . import reference
 from .backends import availability, implements
 from .ops._library import in_format_of
 
@@ -83,6 +84,43 @@ def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
     (logits,) = _widened(logits)
     with torch.cuda.device_of(logits):
         return upsample_argmax(logits, *args)
+
+
+def _refuses_loss(logits: Tensor, target: Tensor, *args: Any) -> str | None:
+    return _refuses_upsampling(logits, target.size(1) * target.size(2))
+
+
+def _refuses_loss_gradient(grad_loss: Tensor, *args: Any) -> str | None:
+    return _refuses_loss(*args)
+
+
+@implements("upsample_cross_entropy", "triton", _refuses_loss)
+def upsample_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    from .triton_kernels.upsample_cross_entropy import upsample_cross_entropy
+
+    classes = logits.size(1)
+    if logits.device.type == "cpu":
+        unknown = (target != ignore_index) & ((target < 0) | (target >= classes))
+        if unknown.any():
+            raise reference.bad_target(int(target[unknown][0]), classes, ignore_index)
+    if logits.dtype not in _DTYPES:
+        logits = logits.float()
+    with torch.cuda.device_of(logits):
+        return upsample_cross_entropy(
+            *_widened(logits, target, weight), ignore_index, *options
+        )
+
+
+@implements("upsample_cross_entropy_backward", "triton", _refuses_loss_gradient)
+def upsample_cross_entropy_backward(grad_loss: Tensor, logits: Tensor, *args: Any) -> Tensor:
+    from .triton_kernels.upsample_cross_entropy import upsample_cross_entropy_backward
+
+    narrow = logits if logits.dtype in _DTYPES else logits.float()
+    with torch.cuda.device_of(logits):
+        grad = upsample_cross_entropy_backward(*_widened(grad_loss, narrow, *args))
+    return in_format_of(grad.to(logits.dtype), logits)
 
 
 _MAX_TAPS = 1024  # the search of a work list's order slows down with their square
