@@ -174,3 +174,70 @@ def parallel_dilated_conv2d(
     return _convolve(
         input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
     )
+
+
+def _refuses_one_backward(
+    grad_output: Any, input: Tensor, weight: Tensor, dilation: Any, groups: int, mask: Any
+) -> str | None:
+    return _refuses_convolution(input, [weight], groups)
+
+
+def _refuses_parallel_backward(
+    grad_output: Any, input: Tensor, weights: Sequence[Tensor], *args: Any
+) -> str | None:
+    return _refuses_convolution(input, weights, groups=1)
+
+
+def _differentiate(
+    grad_output: Tensor,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[Sequence[int]],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    from .triton_kernels.dilated_conv2d import input_gradient, weight_gradients
+
+    args = _widened(grad_output, input, list(weights), dilations)
+    grad_input, grad_weights, grad_biases = input.new_empty(0), [], []
+    with torch.cuda.device_of(input):
+        if output_mask[0]:
+            grad = input_gradient(args[0], *args[2:]).to(input.dtype)
+            grad_input = in_format_of(grad, input)
+        if output_mask[1]:
+            grad_weights = [
+                in_format_of(grad.to(weight.dtype), weight)
+                for grad, weight in zip(weight_gradients(*args), weights)
+            ]
+        if output_mask[2]:
+            channels = [weight.size(0) for weight in weights]
+            sums = grad_output.sum((0, 2, 3), dtype=torch.float32).to(input.dtype)
+            grad_biases = [grad.clone() for grad in sums.split(channels)]
+    return grad_input, grad_weights, grad_biases
+
+
+@implements("dilated_conv2d_backward", "triton", _refuses_one_backward, automatic=False)
+def dilated_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_input, *grads = _differentiate(grad_output, input, [weight], [dilation], output_mask)
+    grad_weight, grad_bias = (grad[0] if grad else input.new_empty(0) for grad in grads)
+    return grad_input, grad_weight, grad_bias
+
+
+@implements(
+    "parallel_dilated_conv2d_backward", "triton", _refuses_parallel_backward, automatic=False
+)
+def parallel_dilated_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    pairs = [(rate, rate) for rate in dilations]
+    return _differentiate(grad_output, input, weights, pairs, output_mask)

@@ -56,16 +56,16 @@ def facts(kernel: Any) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = subprocess.run(
-            [CUOBJDUMP, "--dump-resource-usage", file.name],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        usage, sass = (
+            subprocess.run(
+                [CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
     ptx = kernel.asm["ptx"]
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
-        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),  # type: ignore[index]
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
         "shared": kernel.metadata.shared,
         "instructions": sorted(
             set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync|fma\.rn\.f32)\b", ptx))
@@ -74,18 +74,35 @@ def facts(kernel: Any) -> dict[str, Any]:
 
 
 def launch_all() -> None:
-    from deeplab_fast.triton_kernels.dilated_conv2d import dilated_conv2d
+    from deeplab_fast.triton_kernels.dilated_conv2d import (
+        dilated_conv2d,
+        input_gradient,
+        weight_gradients,
+    )
     from deeplab_fast.triton_kernels.upsample_argmax import upsample_argmax
+    from deeplab_fast.triton_kernels.upsample_cross_entropy import (
+        upsample_cross_entropy,
+        upsample_cross_entropy_backward,
+    )
 
     for shape, size in (((1, 21, 65, 65), (513, 513)), ((1, 21, 65, 65), (129, 129))):
         for layout in (torch.contiguous_format, torch.channels_last):
             logits = torch.zeros(shape, dtype=torch.bfloat16).contiguous(memory_format=layout)
             upsample_argmax(logits, size, None, False, torch.int64)
 
+    logits = torch.zeros(1, 21, 65, 65, dtype=torch.bfloat16)
+    target = torch.zeros(1, 513, 513, dtype=torch.int64)
+    options = (255, "mean", 0.1, False)
+    loss, *saved = upsample_cross_entropy(logits, target, None, *options)
+    upsample_cross_entropy_backward(loss, logits, target, None, *saved, *options)
+
     for dtype in (torch.bfloat16, torch.float32):
         x = torch.zeros(1, 2048, 33, 33, dtype=dtype)
         weights = [torch.zeros(256, 2048, k, k, dtype=dtype) for k in (1, 3, 3, 3)]
-        dilated_conv2d(x, weights, [None] * 4, [(1, 1), (6, 6), (12, 12), (18, 18)])
+        rates = [(1, 1), (6, 6), (12, 12), (18, 18)]
+        grad = dilated_conv2d(x, weights, [None] * 4, rates)
+        input_gradient(grad, weights, rates)
+        weight_gradients(grad, x, weights, rates)
 
 
 if __name__ == "__main__":

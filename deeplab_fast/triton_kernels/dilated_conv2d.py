@@ -40,6 +40,13 @@ def _tap(p_tap):
 
 
 @triton.jit
+def _branch(p_branches, i_branch):
+    """K, the first of these channels and the number of taps."""
+    p_branch = p_branches + i_branch * 3
+    return tl.load(p_branch), tl.load(p_branch + 1), tl.load(p_branch + 2)
+
+
+@triton.jit
 def _store_output(
     b_sum, p_output, p_bias, p_residual, o_pixel, m_pixel, o_channel, m_channel, out_channels,
     pixels_per_image, stride_bias, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
@@ -93,7 +100,6 @@ def dilated_conv2d_kernel(
     i_first_step = tl.load(p_item + 2)
     num_steps = tl.load(p_item + 3)
     i_slot = tl.load(p_item + 4)
-    i_branch = tl.load(p_tile)
     p_tile_taps = p_taps + tl.load(p_tile + 3) * 4
     num_tile_taps = tl.load(p_tile + 4)
 
@@ -104,46 +110,43 @@ def dilated_conv2d_kernel(
     o_y = o_pixel // W % H
     o_n = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
     o_k = tl.arange(0, BLOCK_K)
-    if MIRRORED:
-        m_n = o_n < C
-        i_first_channel = 0
-    else:
-        m_n = o_n < tl.load(p_branches + i_branch * 3)
-        i_first_channel = tl.load(p_branches + i_branch * 3 + 1)
-        num_taps = tl.load(p_branches + i_branch * 3 + 2)
-        p_weight = _pointer_of(weights, i_branch)
-
-    # A step's tap is loaded one step ahead: copies whose addresses wait for a load of the same step
-    # would use up the stages of the pipeline.
     i_dy, i_dx, i_branch, i_tap = _tap(p_tile_taps + i_first_step % num_tile_taps * 4)
+    num_channels, i_first_channel, num_taps = _branch(p_branches, i_branch)
+    p_weight = _pointer_of(weights, i_branch)
+    m_n = o_n < (C if MIRRORED else num_channels)
+
+    # The next step's tap is loaded here: copies whose addresses wait for a load of the same step
+    # would use up the stages of the pipeline.
     b_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for i_step in range(i_first_step, i_first_step + num_steps):
         o_c = i_step // num_tile_taps * BLOCK_K + o_k
         if MIRRORED:
-            m_k = o_c < tl.load(p_branches + i_branch * 3)
-            i_first_input = tl.load(p_branches + i_branch * 3 + 1)
-            num_taps = tl.load(p_branches + i_branch * 3 + 2)
-            p_weight = _pointer_of(weights, i_branch)
+            m_k = o_c < num_channels
             o_weight = (o_c.to(tl.int64) * num_taps + i_tap)[:, None] * C + o_n[None, :]
+            p_source = p_input + i_first_channel
         else:
             m_k = o_c < C
-            i_first_input = 0
             o_weight = (o_n.to(tl.int64) * num_taps + i_tap)[None, :] * C + o_c[:, None]
+            p_source = p_input
         m_inside = (o_y + i_dy >= 0) & (o_y + i_dy < H) & (o_x + i_dx >= 0) & (o_x + i_dx < W)
         o_input = (o_pixel + i_dy * W + i_dx).to(tl.int64)[:, None] * in_channels
         b_input = tl.load(
-            p_input + i_first_input + o_input + o_c[None, :],
+            p_source + o_input + o_c[None, :],
             mask=(m_inside & m_pixel)[:, None] & m_k[None, :],
             other=0.0,
         )
         b_weight = tl.load(p_weight + o_weight, mask=m_k[:, None] & m_n[None, :], other=0.0)
         i_dy, i_dx, i_branch, i_tap = _tap(p_tile_taps + (i_step + 1) % num_tile_taps * 4)
+        if MIRRORED:
+            num_channels, i_first_channel, num_taps = _branch(p_branches, i_branch)
+            p_weight = _pointer_of(weights, i_branch)
         b_sum = tl.dot(b_input, b_weight, b_sum, input_precision=PRECISION)
 
     if i_slot < 0:
         _store_output(
-            b_sum, p_output, p_bias, p_residual, o_pixel, m_pixel, i_first_channel + o_n, m_n,
-            out_channels, H * W, stride_bias, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
+            b_sum, p_output, p_bias, p_residual, o_pixel, m_pixel,
+            o_n if MIRRORED else i_first_channel + o_n, m_n, out_channels, H * W,
+            stride_bias, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
         )  # fmt: skip
     else:
         o_partial = (i_slot.to(tl.int64) * BLOCK_M + o_m)[:, None] * BLOCK_N
@@ -190,19 +193,103 @@ def dilated_conv2d_reduce_kernel(
     m_pixel = o_m < tl.load(p_tile + 2)
     o_pixel = tl.load(p_pixels + tl.load(p_tile + 1) + o_m, mask=m_pixel, other=0)
     o_n = tl.load(p_reduction + 1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    if MIRRORED:
-        m_n = o_n < C
-        i_first_channel = 0
-    else:
-        m_n = o_n < tl.load(p_branches + i_branch * 3)
-        i_first_channel = tl.load(p_branches + i_branch * 3 + 1)
+    num_channels, i_first_channel, _ = _branch(p_branches, i_branch)
     b_sum = _add_slots(
         p_partial, tl.load(p_reduction + 2), tl.load(p_reduction + 3), o_m, BLOCK_M, BLOCK_N
     )
     _store_output(
-        b_sum, p_output, p_bias, p_residual, o_pixel, m_pixel, i_first_channel + o_n, m_n,
+        b_sum, p_output, p_bias, p_residual, o_pixel, m_pixel,
+        o_n if MIRRORED else i_first_channel + o_n, o_n < (C if MIRRORED else num_channels),
         out_channels, H * W, stride_bias, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
     )  # fmt: skip
+
+
+@triton.jit
+def dilated_conv2d_wgrad_kernel(
+    grad_weights,  # of each branch [K, R, S, C]
+    p_partial,  # [slots, BLOCK_M, BLOCK_N] fp32
+    p_grad_output,  # [N, H, W, out_channels]
+    p_input,  # [N, H, W, C]
+    p_rectangles,  # rows of zones.h
+    p_items,
+    p_branches,
+    H,
+    W,
+    N,
+    C,
+    out_channels,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """BLOCK_M output channels times BLOCK_N input channels, in steps of BLOCK_K pixels."""
+    p_item = p_items + tl.program_id(0) * 6
+    p_rectangle = p_rectangles + tl.load(p_item) * 8
+    i_block = tl.load(p_item + 1)
+    i_first_step = tl.load(p_item + 2)
+    num_steps = tl.load(p_item + 3)
+    i_slot = tl.load(p_item + 4)
+    i_dy, i_dx, i_branch, i_tap = _tap(p_rectangle)
+    i_y, i_x = tl.load(p_rectangle + 4), tl.load(p_rectangle + 5)
+    height, width = tl.load(p_rectangle + 6), tl.load(p_rectangle + 7)
+    K, i_first_channel, _ = _branch(p_branches, i_branch)
+
+    num_column_blocks = tl.cdiv(C, BLOCK_N)
+    o_m = i_block // num_column_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = i_block % num_column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_m, m_n = o_m < K, o_n < C
+    b_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for i_step in range(i_first_step, i_first_step + num_steps):
+        o_listed = i_step * BLOCK_K + tl.arange(0, BLOCK_K)
+        m_pixel = o_listed < N * height * width
+        o_row = o_listed // width
+        o_pixel = (o_row // height * H + i_y + o_row % height) * W + i_x + o_listed % width
+        o_grad = o_pixel.to(tl.int64)[None, :] * out_channels + (i_first_channel + o_m)[:, None]
+        o_input = (o_pixel + i_dy * W + i_dx).to(tl.int64)[:, None] * C + o_n[None, :]
+        b_grad = tl.load(p_grad_output + o_grad, mask=m_m[:, None] & m_pixel[None, :], other=0.0)
+        b_input = tl.load(p_input + o_input, mask=m_pixel[:, None] & m_n[None, :], other=0.0)
+        b_sum = tl.dot(b_grad, b_input, b_sum, input_precision=PRECISION)
+
+    if i_slot < 0:
+        _store_weight(b_sum, grad_weights, p_branches, i_branch, i_tap, o_m, o_n, C)
+    else:
+        o_partial = (i_slot.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None] * BLOCK_N
+        tl.store(p_partial + o_partial + tl.arange(0, BLOCK_N)[None, :], b_sum)
+
+
+@triton.jit
+def _store_weight(b_sum, weights, p_branches, i_branch, i_tap, o_m, o_n, C):
+    p_weight = _pointer_of(weights, i_branch)
+    K, _, num_taps = _branch(p_branches, i_branch)
+    o_weight = (o_m.to(tl.int64) * num_taps + i_tap)[:, None] * C + o_n[None, :]
+    b_weight = b_sum.to(p_weight.dtype.element_ty)
+    tl.store(p_weight + o_weight, b_weight, mask=(o_m < K)[:, None] & (o_n < C)[None, :])
+
+
+@triton.jit
+def dilated_conv2d_wgrad_reduce_kernel(
+    grad_weights,
+    p_partial,
+    p_rectangles,
+    p_reductions,
+    p_branches,
+    C,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    p_reduction = p_reductions + tl.program_id(0) // (BLOCK_M // BLOCK_R) * 4
+    o_row = tl.program_id(0) % (BLOCK_M // BLOCK_R) * BLOCK_R + tl.arange(0, BLOCK_R)
+    _, _, i_branch, i_tap = _tap(p_rectangles + tl.load(p_reduction) * 8)
+    i_block = tl.load(p_reduction + 1)
+    num_column_blocks = tl.cdiv(C, BLOCK_N)
+    o_m = i_block // num_column_blocks * BLOCK_M + o_row
+    o_n = i_block % num_column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    b_sum = _add_slots(
+        p_partial, tl.load(p_reduction + 2), tl.load(p_reduction + 3), o_row, BLOCK_M, BLOCK_N
+    )
+    _store_weight(b_sum, grad_weights, p_branches, i_branch, i_tap, o_m, o_n, C)
 
 
 class Blocks(NamedTuple):
@@ -236,6 +323,9 @@ def uses_tf32() -> bool:
     if hasattr(conv, "fp32_precision"):
         return conv.fp32_precision == "tf32"
     return torch.backends.cudnn.allow_tf32
+
+
+_REDUCED_ROWS = 128 if INTERPRETED else 16  # of a block, by a program that adds pieces of sums
 
 
 class WorkList(NamedTuple):
@@ -310,6 +400,40 @@ def work_list(
     return WorkList(
         pixels.to(device), taps.to(device), tiles.to(device), items, reductions, rows, num_slots
     )
+
+
+class WeightWorkList(NamedTuple):
+    """As WorkList, for the gradients of weights."""
+
+    rectangles: Tensor
+    items: Tensor
+    reductions: Tensor
+    branches: Tensor
+    num_slots: int
+
+
+@functools.cache
+def weight_work_list(
+    plane: tuple[int, int, int],
+    branches: tuple[tuple[int, int, int, int], ...],
+    in_channels: int,
+    out_channels: tuple[int, ...],
+    blocks: Blocks,
+    device: torch.device,
+    num_workers: int,
+) -> WeightWorkList:
+    N, H, W = plane
+    rectangles = _int32(_C.zones.tap_rectangles((H, W), branches), torch.device("cpu"))
+    jobs = [
+        (
+            triton.cdiv(N * height * width, blocks.k),
+            triton.cdiv(out_channels[branch], blocks.m) * triton.cdiv(in_channels, blocks.n),
+        )
+        for _, _, branch, _, _, _, height, width in rectangles.view(-1, 8).tolist()
+    ]
+    items, reductions, num_slots = _scheduled(jobs, device, num_workers)
+    rows = _branch_rows(branches, out_channels, device)
+    return WeightWorkList(rectangles.to(device), items, reductions, rows, num_slots)
 
 
 def _num_workers(device: torch.device) -> int:
@@ -390,7 +514,7 @@ def _sum_taps(
         **epilogue,
     )
     if work.reductions.numel():
-        rows = blocks.m if INTERPRETED else 16
+        rows = min(blocks.m, _REDUCED_ROWS)
         dilated_conv2d_reduce_kernel[(work.reductions.numel() // 4 * (blocks.m // rows),)](
             output,
             partial,
@@ -439,3 +563,75 @@ def dilated_conv2d(
         output, _channels_last(input), weights, dilations, False, bias, residual, activation
     )
     return output
+
+
+def input_gradient(
+    grad_output: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[Sequence[int]],
+) -> Tensor:
+    """Of all branches in one launch, channels_last."""
+    N, _, H, W = grad_output.shape
+    grad_input = torch.empty(
+        (N, weights[0].size(1), H, W),
+        dtype=grad_output.dtype,
+        device=grad_output.device,
+        memory_format=torch.channels_last,
+    )
+    _sum_taps(grad_input, _channels_last(grad_output), weights, dilations, True)
+    return grad_input
+
+
+def weight_gradients(
+    grad_output: Tensor,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[Sequence[int]],
+) -> list[Tensor]:
+    """Of all branches in one launch, channels_last."""
+    N, C, H, W = input.shape
+    channels = tuple(weight.size(0) for weight in weights)
+    tf32 = uses_tf32()
+    blocks = blocks_for(input.dtype, tf32, C, N * H * W)
+    num_workers = _num_workers(input.device)
+    branches = _geometry((N, H, W), weights, dilations)
+    work = weight_work_list((N, H, W), branches, C, channels, blocks, input.device, num_workers)
+    grads = [torch.empty_like(w, memory_format=torch.channels_last) for w in weights]
+    partial = input.new_empty(work.num_slots * blocks.m * blocks.n, dtype=torch.float32)
+    dilated_conv2d_wgrad_kernel[(work.items.numel() // 6,)](
+        tuple(grads),
+        partial,
+        _channels_last(grad_output),
+        _channels_last(input),
+        work.rectangles,
+        work.items,
+        work.branches,
+        H,
+        W,
+        N,
+        C,
+        sum(channels),
+        PRECISION="tf32" if tf32 else "ieee",
+        BLOCK_M=blocks.m,
+        BLOCK_N=blocks.n,
+        BLOCK_K=blocks.k,
+        num_warps=blocks.num_warps,
+        num_stages=blocks.num_stages,
+        enable_fp_fusion=True,
+    )
+    if work.reductions.numel():
+        rows = min(blocks.m, _REDUCED_ROWS)
+        dilated_conv2d_wgrad_reduce_kernel[(work.reductions.numel() // 4 * (blocks.m // rows),)](
+            tuple(grads),
+            partial,
+            work.rectangles,
+            work.reductions,
+            work.branches,
+            C,
+            BLOCK_M=blocks.m,
+            BLOCK_N=blocks.n,
+            BLOCK_R=rows,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+    return grads
