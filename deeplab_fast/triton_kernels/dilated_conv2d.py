@@ -11,6 +11,7 @@ fixed order.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,10 +41,12 @@ def _tap(p_tap):
 
 
 @triton.jit
-def _branch(p_branches, i_branch):
+def _branch(p_branches, i_branch, ALIGNMENT: tl.constexpr):
     """K, the first of these channels and the number of taps."""
     p_branch = p_branches + i_branch * 3
-    return tl.load(p_branch), tl.load(p_branch + 1), tl.load(p_branch + 2)
+    num_channels = tl.multiple_of(tl.load(p_branch), ALIGNMENT)
+    i_first_channel = tl.multiple_of(tl.load(p_branch + 1), ALIGNMENT)
+    return num_channels, i_first_channel, tl.load(p_branch + 2)
 
 
 @triton.jit
@@ -90,6 +93,7 @@ def dilated_conv2d_kernel(
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -111,7 +115,7 @@ def dilated_conv2d_kernel(
     o_n = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
     o_k = tl.arange(0, BLOCK_K)
     i_dy, i_dx, i_branch, i_tap = _tap(p_tile_taps + i_first_step % num_tile_taps * 4)
-    num_channels, i_first_channel, num_taps = _branch(p_branches, i_branch)
+    num_channels, i_first_channel, num_taps = _branch(p_branches, i_branch, ALIGNMENT)
     p_weight = _pointer_of(weights, i_branch)
     m_n = o_n < (C if MIRRORED else num_channels)
 
@@ -138,7 +142,7 @@ def dilated_conv2d_kernel(
         b_weight = tl.load(p_weight + o_weight, mask=m_k[:, None] & m_n[None, :], other=0.0)
         i_dy, i_dx, i_branch, i_tap = _tap(p_tile_taps + (i_step + 1) % num_tile_taps * 4)
         if MIRRORED:
-            num_channels, i_first_channel, num_taps = _branch(p_branches, i_branch)
+            num_channels, i_first_channel, num_taps = _branch(p_branches, i_branch, ALIGNMENT)
             p_weight = _pointer_of(weights, i_branch)
         b_sum = tl.dot(b_input, b_weight, b_sum, input_precision=PRECISION)
 
@@ -182,6 +186,7 @@ def dilated_conv2d_reduce_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -193,7 +198,7 @@ def dilated_conv2d_reduce_kernel(
     m_pixel = o_m < tl.load(p_tile + 2)
     o_pixel = tl.load(p_pixels + tl.load(p_tile + 1) + o_m, mask=m_pixel, other=0)
     o_n = tl.load(p_reduction + 1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    num_channels, i_first_channel, _ = _branch(p_branches, i_branch)
+    num_channels, i_first_channel, _ = _branch(p_branches, i_branch, ALIGNMENT)
     b_sum = _add_slots(
         p_partial, tl.load(p_reduction + 2), tl.load(p_reduction + 3), o_m, BLOCK_M, BLOCK_N
     )
@@ -219,6 +224,7 @@ def dilated_conv2d_wgrad_kernel(
     C,
     out_channels,
     PRECISION: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -233,7 +239,7 @@ def dilated_conv2d_wgrad_kernel(
     i_dy, i_dx, i_branch, i_tap = _tap(p_rectangle)
     i_y, i_x = tl.load(p_rectangle + 4), tl.load(p_rectangle + 5)
     height, width = tl.load(p_rectangle + 6), tl.load(p_rectangle + 7)
-    K, i_first_channel, _ = _branch(p_branches, i_branch)
+    K, i_first_channel, _ = _branch(p_branches, i_branch, ALIGNMENT)
 
     num_column_blocks = tl.cdiv(C, BLOCK_N)
     o_m = i_block // num_column_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -252,16 +258,18 @@ def dilated_conv2d_wgrad_kernel(
         b_sum = tl.dot(b_grad, b_input, b_sum, input_precision=PRECISION)
 
     if i_slot < 0:
-        _store_weight(b_sum, grad_weights, p_branches, i_branch, i_tap, o_m, o_n, C)
+        _store_weight(b_sum, grad_weights, p_branches, i_branch, i_tap, o_m, o_n, C, ALIGNMENT)
     else:
         o_partial = (i_slot.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None] * BLOCK_N
         tl.store(p_partial + o_partial + tl.arange(0, BLOCK_N)[None, :], b_sum)
 
 
 @triton.jit
-def _store_weight(b_sum, weights, p_branches, i_branch, i_tap, o_m, o_n, C):
+def _store_weight(
+    b_sum, weights, p_branches, i_branch, i_tap, o_m, o_n, C, ALIGNMENT: tl.constexpr
+):
     p_weight = _pointer_of(weights, i_branch)
-    K, _, num_taps = _branch(p_branches, i_branch)
+    K, _, num_taps = _branch(p_branches, i_branch, ALIGNMENT)
     o_weight = (o_m.to(tl.int64) * num_taps + i_tap)[:, None] * C + o_n[None, :]
     b_weight = b_sum.to(p_weight.dtype.element_ty)
     tl.store(p_weight + o_weight, b_weight, mask=(o_m < K)[:, None] & (o_n < C)[None, :])
@@ -275,6 +283,7 @@ def dilated_conv2d_wgrad_reduce_kernel(
     p_reductions,
     p_branches,
     C,
+    ALIGNMENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -289,7 +298,7 @@ def dilated_conv2d_wgrad_reduce_kernel(
     b_sum = _add_slots(
         p_partial, tl.load(p_reduction + 2), tl.load(p_reduction + 3), o_row, BLOCK_M, BLOCK_N
     )
-    _store_weight(b_sum, grad_weights, p_branches, i_branch, i_tap, o_m, o_n, C)
+    _store_weight(b_sum, grad_weights, p_branches, i_branch, i_tap, o_m, o_n, C, ALIGNMENT)
 
 
 class Blocks(NamedTuple):
@@ -436,6 +445,11 @@ def weight_work_list(
     return WeightWorkList(rectangles.to(device), items, reductions, rows, num_slots)
 
 
+def _alignment(channels: tuple[int, ...]) -> int:
+    """What the branches' numbers of channels, and so where they begin, are multiples of."""
+    return math.gcd(16, *channels)
+
+
 def _num_workers(device: torch.device) -> int:
     if device.type == "cpu":
         return 8  # makes sums of test size both split and not
@@ -482,6 +496,7 @@ def _sum_taps(
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         ACTIVATION=activation,
+        ALIGNMENT=_alignment(channels),
         BLOCK_M=blocks.m,
         BLOCK_N=blocks.n,
         enable_fp_fusion=True,
@@ -612,6 +627,7 @@ def weight_gradients(
         C,
         sum(channels),
         PRECISION="tf32" if tf32 else "ieee",
+        ALIGNMENT=_alignment(channels),
         BLOCK_M=blocks.m,
         BLOCK_N=blocks.n,
         BLOCK_K=blocks.k,
@@ -628,7 +644,8 @@ def weight_gradients(
             work.reductions,
             work.branches,
             C,
-            BLOCK_M=blocks.m,
+            ALIGNMENT=_alignment(channels),
+        BLOCK_M=blocks.m,
             BLOCK_N=blocks.n,
             BLOCK_R=rows,
             num_warps=4,
