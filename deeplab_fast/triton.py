@@ -57,9 +57,7 @@ def _widened(*args: Any) -> Any:
     """bf16 tensors in fp32 for the interpreter, which truncates where it should round to bf16."""
     if not _INTERPRETED:
         return args
-    return tree_map_only(
-        Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, args
-    )
+    return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, args)
 
 
 _MAX_INDEX = 2**31 - 1024  # indices of pixels and classes are int32, and the last block runs over
@@ -108,9 +106,7 @@ def upsample_cross_entropy(
     if logits.dtype not in _DTYPES:
         logits = logits.float()
     with torch.cuda.device_of(logits):
-        return upsample_cross_entropy(
-            *_widened(logits, target, weight), ignore_index, *options
-        )
+        return upsample_cross_entropy(*_widened(logits, target, weight), ignore_index, *options)
 
 
 @implements("upsample_cross_entropy_backward", "triton", _refuses_loss_gradient)
@@ -126,27 +122,23 @@ def upsample_cross_entropy_backward(grad_loss: Tensor, logits: Tensor, *args: An
 _MAX_TAPS = 1024  # the search of a work list's order slows down with their square
 
 
-def _refuses_convolution(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None:
-    """Why the kernel cannot compute these branches, or None."""
+def _is_depthwise(input: Tensor, weight: Tensor, groups: int) -> bool:
+    return groups == input.size(1) > 1 and weight.size(1) == 1
+
+
+def _refuses_convolution(input: Tensor, weights: Sequence[Tensor], groups: int = 1) -> str | None:
+    """Why the kernels cannot compute these branches, or None."""
     if input.dtype not in _DTYPES:
         return f"the kernel takes float32, float16 and bfloat16, not {input.dtype}"
-    if groups != 1:
-        return f"the kernel has no groups, got {groups}"
+    if groups != 1 and not _is_depthwise(input, weights[0], groups):
+        return f"the kernels take one group or one for each input channel, got {groups}"
     if input.numel() == 0 or any(weight.numel() == 0 for weight in weights):
         return "the input or a weight is empty"
     if sum(weight.size(2) * weight.size(3) for weight in weights) > _MAX_TAPS:
         return f"the kernel takes at most {_MAX_TAPS} taps"
-    if len(weights) * input.numel() // input.size(1) >= 2**31:
+    if len(weights) * input.numel() // input.size(1) > _MAX_INDEX:
         return "the work list holds fewer than 2^31 pixels, those of all branches together"
     return None
-
-
-def _convolve(input: Tensor, *args: Any) -> Tensor:
-    from .triton_kernels.dilated_conv2d import dilated_conv2d
-
-    with torch.cuda.device_of(input):
-        output = dilated_conv2d(*_widened(input, *args))
-    return in_format_of(output.to(input.dtype), input)
 
 
 def _refuses_one(
@@ -155,64 +147,51 @@ def _refuses_one(
     return _refuses_convolution(input, [weight], groups)
 
 
-def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> str | None:
-    return _refuses_convolution(input, weights, groups=1)
-
-
-# Not automatic: it has to be measured against cuDNN first.
-@implements("dilated_conv2d", "triton", _refuses_one, automatic=False)
-def dilated_conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
-) -> Tensor:
-    return _convolve(input, [weight], [bias], [dilation])
-
-
-@implements("parallel_dilated_conv2d", "triton", _refuses_parallel, automatic=False)
-def parallel_dilated_conv2d(
-    input: Tensor, weights: list[Tensor], biases: list[Tensor], dilations: list[int]
-) -> Tensor:
-    return _convolve(
-        input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
-    )
-
-
 def _refuses_one_backward(
     grad_output: Any, input: Tensor, weight: Tensor, dilation: Any, groups: int, mask: Any
 ) -> str | None:
     return _refuses_convolution(input, [weight], groups)
 
 
+def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> str | None:
+    return _refuses_convolution(input, weights)
+
+
 def _refuses_parallel_backward(
     grad_output: Any, input: Tensor, weights: Sequence[Tensor], *args: Any
 ) -> str | None:
-    return _refuses_convolution(input, weights, groups=1)
+    return _refuses_convolution(input, weights)
 
 
-def _differentiate(
-    grad_output: Tensor,
+def _pairs(dilations: Sequence[int]) -> list[tuple[int, int]]:
+    return [(rate, rate) for rate in dilations]
+
+
+def _convolve(
     input: Tensor,
-    weights: Sequence[Tensor],
-    dilations: Sequence[Sequence[int]],
-    output_mask: Sequence[bool],
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    from .triton_kernels.dilated_conv2d import input_gradient, weight_gradients
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: Sequence[int],
+    groups: int,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """In channels_last; ``residual``, in channels_last, is written over and returned."""
+    from .triton_kernels import depthwise_conv2d, dilated_conv2d
 
-    args = _widened(grad_output, input, list(weights), dilations)
-    grad_input, grad_weights, grad_biases = input.new_empty(0), [], []
+    if groups > 1:
+        return depthwise_conv2d.depthwise_conv2d(
+            input, weight, bias, dilation, residual, activation
+        )
+    return dilated_conv2d.dilated_conv2d(input, [weight], [bias], [dilation], residual, activation)
+
+
+# Convolutions are not automatic: they have to be measured against cuDNN first.
+@implements("dilated_conv2d", "triton", _refuses_one, automatic=False)
+def dilated_conv2d(input: Tensor, *args: Any) -> Tensor:
     with torch.cuda.device_of(input):
-        if output_mask[0]:
-            grad = input_gradient(args[0], *args[2:]).to(input.dtype)
-            grad_input = in_format_of(grad, input)
-        if output_mask[1]:
-            grad_weights = [
-                in_format_of(grad.to(weight.dtype), weight)
-                for grad, weight in zip(weight_gradients(*args), weights)
-            ]
-        if output_mask[2]:
-            channels = [weight.size(0) for weight in weights]
-            sums = grad_output.sum((0, 2, 3), dtype=torch.float32).to(input.dtype)
-            grad_biases = [grad.clone() for grad in sums.split(channels)]
-    return grad_input, grad_weights, grad_biases
+        output = _convolve(*_widened(input, *args))
+    return in_format_of(output.to(input.dtype), input)
 
 
 @implements("dilated_conv2d_backward", "triton", _refuses_one_backward, automatic=False)
@@ -224,9 +203,38 @@ def dilated_conv2d_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_input, *grads = _differentiate(grad_output, input, [weight], [dilation], output_mask)
-    grad_weight, grad_bias = (grad[0] if grad else input.new_empty(0) for grad in grads)
+    from .triton_kernels import depthwise_conv2d
+
+    if groups == 1:
+        grad_input, *grads = _parallel_backward(
+            grad_output, input, [weight], [dilation], output_mask
+        )
+        grad_weight, grad_bias = (grad[0] if grad else input.new_empty(0) for grad in grads)
+        return grad_input, grad_weight, grad_bias
+    grad_input = grad_weight = grad_bias = input.new_empty(0)
+    grad, x, w = _widened(grad_output, input, weight)
+    with torch.cuda.device_of(input):
+        if output_mask[0]:
+            grad_input = depthwise_conv2d.depthwise_input_gradient(grad, w, dilation, x.size(1))
+            grad_input = in_format_of(grad_input.to(input.dtype), input)
+        if output_mask[1]:
+            grad_weight = depthwise_conv2d.depthwise_weight_gradient(grad, x, w, dilation)
+            grad_weight = in_format_of(grad_weight.to(weight.dtype), weight)
+        if output_mask[2]:
+            grad_bias = _bias_gradient(grad_output)
     return grad_input, grad_weight, grad_bias
+
+
+@implements("parallel_dilated_conv2d", "triton", _refuses_parallel, automatic=False)
+def parallel_dilated_conv2d(
+    input: Tensor, weights: list[Tensor], biases: list[Tensor], dilations: list[int]
+) -> Tensor:
+    from .triton_kernels.dilated_conv2d import dilated_conv2d
+
+    args = _widened(input, list(weights), list(biases))
+    with torch.cuda.device_of(input):
+        output = dilated_conv2d(*args, _pairs(dilations))
+    return in_format_of(output.to(input.dtype), input)
 
 
 @implements(
@@ -235,9 +243,110 @@ def dilated_conv2d_backward(
 def parallel_dilated_conv2d_backward(
     grad_output: Tensor,
     input: Tensor,
+    weights: list[Tensor],
+    dilations: list[int],
+    output_mask: list[bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return _parallel_backward(grad_output, input, weights, _pairs(dilations), output_mask)
+
+
+def _parallel_backward(
+    grad_output: Tensor,
+    input: Tensor,
     weights: Sequence[Tensor],
-    dilations: Sequence[int],
+    dilations: Sequence[Sequence[int]],
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    pairs = [(rate, rate) for rate in dilations]
-    return _differentiate(grad_output, input, weights, pairs, output_mask)
+    from .triton_kernels.dilated_conv2d import input_gradient, weight_gradients
+
+    grad, x, ws = _widened(grad_output, input, list(weights))
+    grad_input, grad_weights, grad_biases = input.new_empty(0), [], []
+    with torch.cuda.device_of(input):
+        if output_mask[0]:
+            grad_input = input_gradient(grad, ws, dilations).to(input.dtype)
+            grad_input = in_format_of(grad_input, input)
+        if output_mask[1]:
+            grads = weight_gradients(grad, x, ws, dilations)
+            grad_weights = [in_format_of(g.to(w.dtype), w) for g, w in zip(grads, weights)]
+        if output_mask[2]:
+            channels = [weight.size(0) for weight in weights]
+            grad_biases = [g.clone() for g in _bias_gradient(grad_output).split(channels)]
+    return grad_input, grad_weights, grad_biases
+
+
+def _bias_gradient(grad_output: Tensor) -> Tensor:
+    return grad_output.sum((0, 2, 3), dtype=torch.float32).to(grad_output.dtype)
+
+
+def _refuses_fused(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: Any,
+) -> str | None:
+    kernel = weight.shape[2:]
+    same = all(2 * p == d * (k - 1) for p, d, k in zip(padding, dilation, kernel))
+    if tuple(stride) != (1, 1) or not same or not all(k % 2 for k in kernel):
+        return "the kernel has stride 1, odd sizes and the padding that keeps the size"
+    return _refuses_convolution(input, [weight], groups)
+
+
+@implements("fused_conv2d", "triton", _refuses_fused, automatic=False)
+def fused_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Any,
+    padding: Any,
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    args = _widened(input, weight, bias, dilation, groups, None, activation)
+    with torch.cuda.device_of(input):
+        output = _convolve(*args)
+    return in_format_of(output.to(input.dtype), input)
+
+
+@implements(
+    "fused_conv2d_add_",
+    "triton",
+    refuses=lambda residual, *args: _refuses_fused(*args),
+    automatic=False,
+)
+def fused_conv2d_add_(
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Any,
+    padding: Any,
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None:
+    sums = residual.contiguous(memory_format=torch.channels_last)
+    args = _widened(input, weight, bias, dilation, groups, sums, activation)
+    with torch.cuda.device_of(input):
+        output = _convolve(*args)
+    if output is not residual:
+        residual.copy_(output)
+
+
+def _refuses_aspp(
+    input: Tensor, weights: Sequence[Tensor], biases: Any, dilations: Any, pool: Tensor, *args: Any
+) -> str | None:
+    return _refuses_convolution(input, [*weights, pool, args[1]])
+
+
+@implements("aspp", "triton", _refuses_aspp, automatic=False)
+def aspp(input: Tensor, *args: Any) -> Tensor:
+    from .triton_kernels.aspp import aspp
+
+    with torch.cuda.device_of(input):
+        output = aspp(*_widened(input, *args))
+    return in_format_of(output.to(input.dtype), input)

@@ -12,6 +12,7 @@ import deeplab_fast
 from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
 from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
+from .refusals import skip_if_refused
 
 OP = "fused_conv2d"
 GEOMETRIES = {  # input, weight, (stride, padding, dilation, groups)
@@ -56,8 +57,8 @@ def test_forward(backend, device, ran, name, dtype, with_residual, activation, l
     arguments = operands(name, with_residual, dtype, device, layout)
     exact = definition(*tree_map_only(Tensor, Tensor.double, arguments), activation)
     peer = definition(*arguments, activation)
-    if why := deeplab_fast.backends.why_not(OP, backend, device, *arguments):
-        pytest.skip(why)
+    input, weight, bias, _, *geometry = arguments
+    skip_if_refused(backend, OP, input, weight, bias, *geometry, activation)
     with deeplab_fast.backend(backend):
         output = fused(*arguments, activation)
     assert ran == [("fused_conv2d_add_" if with_residual else OP, backend)]
@@ -70,6 +71,7 @@ def test_forward(backend, device, ran, name, dtype, with_residual, activation, l
 def test_opcheck_and_compile(backend, device, name, with_residual):
     arguments = operands(name, with_residual, torch.float32, device)
     input, weight, bias, residual, *geometry = arguments
+    skip_if_refused(backend, OP, input, weight, bias, *geometry, "relu")
     ops, rest = torch.ops.deeplab_fast, (input, weight, bias, *geometry, "relu")
     if with_residual:
         torch.library.opcheck(ops.fused_conv2d_add_, (residual, *rest), {"backend": backend})

@@ -50,7 +50,7 @@ def _branch(p_branches, i_branch, ALIGNMENT: tl.constexpr):
 
 
 @triton.jit
-def _store_output(
+def store_output(
     b_sum, p_output, p_bias, p_residual, o_pixel, m_pixel, o_channel, m_channel, out_channels,
     pixels_per_image, stride_bias, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -147,7 +147,7 @@ def dilated_conv2d_kernel(
         b_sum = tl.dot(b_input, b_weight, b_sum, input_precision=PRECISION)
 
     if i_slot < 0:
-        _store_output(
+        store_output(
             b_sum, p_output, p_bias, p_residual, o_pixel, m_pixel,
             o_n if MIRRORED else i_first_channel + o_n, m_n, out_channels, H * W,
             stride_bias, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
@@ -202,7 +202,7 @@ def dilated_conv2d_reduce_kernel(
     b_sum = _add_slots(
         p_partial, tl.load(p_reduction + 2), tl.load(p_reduction + 3), o_m, BLOCK_M, BLOCK_N
     )
-    _store_output(
+    store_output(
         b_sum, p_output, p_bias, p_residual, o_pixel, m_pixel,
         o_n if MIRRORED else i_first_channel + o_n, o_n < (C if MIRRORED else num_channels),
         out_channels, H * W, stride_bias, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
@@ -574,9 +574,7 @@ def dilated_conv2d(
         )
     given = [bias for bias in biases if bias is not None]
     bias = given[0].contiguous() if len(given) == 1 else torch.cat(given) if given else None
-    _sum_taps(
-        output, _channels_last(input), weights, dilations, False, bias, residual, activation
-    )
+    _sum_taps(output, _channels_last(input), weights, dilations, False, bias, residual, activation)
     return output
 
 
@@ -645,7 +643,7 @@ def weight_gradients(
             work.branches,
             C,
             ALIGNMENT=_alignment(channels),
-        BLOCK_M=blocks.m,
+            BLOCK_M=blocks.m,
             BLOCK_N=blocks.n,
             BLOCK_R=rows,
             num_warps=4,

@@ -21,7 +21,7 @@ from .bilinear import INTERPRETED, interpolate, source_pair
 MAX_CANDIDATES = 32  # listed for a cell; with more, its pixels walk all classes
 MAX_CELL_SCALE = 0.3  # source pixels per output pixel from which on lists do not pay
 
-# Ordered as torch.argmax has it: the first NaN wins, else the greatest value, else the lowest class.
+# As torch.argmax orders: the first NaN wins, else the greatest value, else the lowest class.
 _NAN_KEY = tl.constexpr(0x7FFFFFFF)
 _NO_KEY = tl.constexpr(-(2**63))
 _MAX_CANDIDATES = tl.constexpr(MAX_CANDIDATES)
