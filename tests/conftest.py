@@ -34,6 +34,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", names)
 
 
+# Triton's interpreter takes long. bf16 and fp32 run the same code there, and convolutions bring every
+# layout into one before their kernels: each dtype gets one layout.
+INTERPRETED_LAYOUTS = {
+    torch.float32: "contiguous",
+    torch.bfloat16: "sliced",
+    torch.float16: "channels_last",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        if values.get("backend") != "triton" or device_of("triton") != "cpu":
+            continue
+        layout = INTERPRETED_LAYOUTS.get(values.get("dtype"))
+        if layout and values.get("layout", layout) != layout:
+            reason = f"Triton's interpreter: {values['dtype']} is tested in {layout}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture
 def device(backend: str) -> str:
     return device_of(backend)

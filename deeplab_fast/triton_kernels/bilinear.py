@@ -25,25 +25,21 @@ _EMULATE_FMA = tl.constexpr(INTERPRETED and _fma_rounds_twice())
 
 
 @triton.jit
-def fma(a, b, c):
-    """a * b + c in fp32, rounded once.
+def _emulated_fma(a, b, c):
+    """By way of float64, where the product is exact and the sum is rounded to odd.
 
-    Emulated by way of float64, where the product is exact and the sum is rounded to odd (Boldo and
-    Melquiond, "Emulation of a FMA and correctly rounded sums", 2008).
+    Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008.
     """
-    if _EMULATE_FMA:
-        product = a.to(tl.float64) * b.to(tl.float64)
-        addend = c.to(tl.float64)
-        total = product + addend
-        virtual = total - product
-        error = (product - (total - virtual)) + (addend - virtual)
-        bits = total.to(tl.int64, bitcast=True)
-        towards_error = tl.where((error > 0) == (total > 0), 1, -1)
-        inexact = (error != 0) & (bits % 2 == 0) & (tl.abs(total) < float("inf"))
-        odd = (bits + towards_error).to(tl.float64, bitcast=True)
-        return tl.where(inexact, odd, total).to(tl.float32)
-    else:
-        return tl.fma(a, b, c)
+    product = a.to(tl.float64) * b.to(tl.float64)
+    addend = c.to(tl.float64)
+    total = product + addend
+    virtual = total - product
+    error = (product - (total - virtual)) + (addend - virtual)
+    bits = total.to(tl.int64, bitcast=True)
+    towards_error = tl.where((error > 0) == (total > 0), 1, -1)
+    inexact = (error != 0) & (bits % 2 == 0) & (tl.abs(total) < float("inf"))
+    odd = (bits + towards_error).to(tl.float64, bitcast=True)
+    return tl.where(inexact, odd, total).to(tl.float32)
 
 
 @triton.jit
@@ -54,7 +50,11 @@ def source_pair(o_dst, size, scale, ALIGN_CORNERS: tl.constexpr):
         b_src = b_dst * scale
     else:
         b_half = tl.full(b_dst.shape, 0.5, tl.float32)
-        b_src = fma(b_half * 0 + scale, b_dst + b_half, -b_half)
+        b_scale = b_half * 0 + scale
+        if _EMULATE_FMA:
+            b_src = _emulated_fma(b_scale, b_dst + b_half, -b_half)
+        else:
+            b_src = tl.fma(b_scale, b_dst + b_half, -b_half)
         b_src = tl.where(b_src < 0, 0.0, b_src)
     o_lo = tl.minimum(b_src.to(tl.int32), size - 1)
     b_w1 = b_src - o_lo.to(tl.float32)
@@ -63,4 +63,8 @@ def source_pair(o_dst, size, scale, ALIGN_CORNERS: tl.constexpr):
 
 @triton.jit
 def interpolate(b_a, b_b, b_w0, b_w1):
-    return fma(b_a, b_w0, b_b * b_w1)
+    """a * w0 + b * w1, the first product not rounded."""
+    if _EMULATE_FMA:
+        return _emulated_fma(b_a, b_w0, b_b * b_w1)
+    else:
+        return tl.fma(b_a, b_w0, b_b * b_w1)
