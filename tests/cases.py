@@ -46,6 +46,7 @@ CONVS = (
     Conv(1, 8, 8, 65, 65, (3, 3), 24),
     Conv(2, 40, 21, 9, 13, (3, 3), (3, 2)),  # channels that fill no tile of a kernel
     Conv(1, 72, 133, 12, 11, (3, 3), 5),  # and that need a second one
+    Conv(1, 1030, 6, 7, 9, (3, 3), 3),  # more channels than oneDNN is given at a time
 )
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -147,6 +148,13 @@ def test_saving_replaces_the_file_or_leaves_it(saved, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_saved_files_have_the_mode_of_any_new_file(saved):
+    path = saved[1]
+    other = path.with_name("other")
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_saving_under_another_suffix(saved):
     with pytest.raises(ValueError, match="model.pth: expected a name that ends in .safetensors"):
         saved[0].save_pretrained("model.pth")
@@ -186,6 +194,9 @@ def test_other_networks(tmp_path, torchvision_state):
         torch.save(content, path)
         with pytest.raises(ValueError, match="other.pth: expected the state dict of torchvision's"):
             DeepLabV3.from_pretrained(path)
+    torch.save(dict(torchvision_state) | {"classifier.4.weight": 21}, path)
+    with pytest.raises(ValueError, match="other.pth: malformed: AttributeError"):
+        DeepLabV3.from_pretrained(path)
     state = dict(torchvision_state)
     del state["classifier.1.weight"]
     torch.save(state, path)
@@ -197,6 +208,31 @@ def test_other_networks(tmp_path, torchvision_state):
     (tmp_path / "other.txt").write_text("text")
     with pytest.raises(ValueError, match="other.txt: expected a torchvision checkpoint"):
         DeepLabV3.from_pretrained(tmp_path / "other.txt")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("no JSON", "malformed: JSONDecodeError"),
+        ([], "malformed: TypeError"),
+        ({"preprocessing": None}, "malformed: AttributeError"),
+        ({"preprocessing": {"resize": "big"}}, "resize: expected a positive int or None"),
+        ({"preprocessing": {"crop": [1]}}, "crop: expected two positive ints or None"),
+        ({"preprocessing": {"mean": [0, 0]}}, "mean: expected three finite numbers"),
+        ({"config": 3}, "malformed: TypeError"),
+        ({"categories": 3}, "malformed: TypeError"),
+        ({"categories": ["sky"]}, "expected as many categories as classes, got 1 for 3"),
+    ],
+)
+def test_malformed_descriptions(saved, change, message):
+    path = saved[1]
+    with safe_open(path, framework="pt") as file:
+        description = json.loads(file.metadata()["deeplab_fast"])
+    text = json.dumps(description | change if isinstance(change, dict) else change)
+    text = change if isinstance(change, str) else text
+    save_file(load_file(path), path, metadata={"deeplab_fast": text})
+    with pytest.raises(ValueError, match=rf"model.safetensors: .*{message}"):
+        DeepLabV3.from_pretrained(path)
 
 
 def test_unknown_override(saved):
@@ -346,8 +382,15 @@ def test_what_comes_with_transformers_weights(folder):
         ("preprocessor_config", {"do_normalize": False}, "expected do_normalize True"),
         ("preprocessor_config", {"rescale_factor": 1.0}, "expected rescale_factor 1/255"),
         ("preprocessor_config", {"resample": 3}, "expected resample 2, got 3"),
-        ("preprocessor_config", {"size": {"height": 9, "width": 9}}, "size with shortest_edge"),
-        ("preprocessor_config", {"crop_size": {}}, "expected crop_size with height and width"),
+        ("preprocessor_config", {"size": {"height": 9, "width": 9}}, "KeyError: 'shortest_edge'"),
+        ("preprocessor_config", {"size": 65}, "json: malformed: TypeError"),
+        ("preprocessor_config", {"size": {"shortest_edge": -1}}, "resize: expected a positive int"),
+        ("preprocessor_config", {"crop_size": {}}, "malformed: KeyError: 'height'"),
+        ("preprocessor_config", {"image_mean": 0.5}, "malformed: TypeError"),
+        ("preprocessor_config", {"image_std": [1, 0, 1]}, "std: expected positive numbers"),
+        ("config", {"id2label": {"1": "a", "2": "b", "3": "c"}}, "config.json: malformed: KeyErr"),
+        ("config", {"layer_norm_eps": "small"}, "'<' not supported"),
+        ("config", {"layer_norm_eps": -1}, "norm_eps: expected a positive number, got -1"),
     ],
 )
 def test_other_transformers_configurations(folder, name, changes, message):

@@ -13,6 +13,7 @@
 #include <cfloat>
 #include <cmath>
 #include <exception>
+#include <memory>
 #include <vector>
 
 #include "../api.h"
@@ -102,39 +103,62 @@ struct Plan {
         label_pitch(s.out_W + kTilePitch) {}
 };
 
+// Uninitialised: setting large buffers to zero would take a tenth of the time of a small call.
+template <typename T>
+struct Buffer {
+  explicit Buffer(int64_t size) : values(new T[size]) {}
+  T* data() const { return values.get(); }
+  T& operator[](int64_t i) const { return values[i]; }
+  std::unique_ptr<T[]> values;
+};
+
 struct SourceRow {
-  int64_t index = -1;           // n * H + y
-  std::vector<float> logits;    // [C, pitch]
-  std::vector<int32_t> winner;  // [pitch] the class with the greatest logit
-  std::vector<int32_t> sure;    // [pitch] the same where it wins safely, else a mark
+  explicit SourceRow(const Plan& plan)
+      : logits(plan.shape.C * plan.pitch), winner(plan.pitch), sure(plan.pitch) {}
+  int64_t index = -1;      // n * H + y
+  Buffer<float> logits;    // [C, pitch]
+  Buffer<int32_t> winner;  // [pitch] the class with the greatest logit
+  Buffer<int32_t> sure;    // [pitch] the same where it wins safely, else a mark
 };
 
 // What one thread needs.
 struct Scratch {
-  SourceRow rows[2];
-  std::vector<float> best, second;  // [pitch] of the row being loaded
-  std::vector<uint32_t> magnitude;  // [pitch] the bits of the greatest |logit|
-  std::vector<float> bounds;        // [2, pitch] losing bounds along a tile's two source rows
-  std::vector<int32_t> candidates;  // [C + kUnroll]
-  std::vector<int32_t> labels;      // [kTileRows, label_pitch] of a band
-  alignas(64) float top[kTileClasses][kTilePitch] = {};
-  alignas(64) float bottom[kTileClasses][kTilePitch] = {};
-  alignas(64) float value[kTileRows][kTileColumns];
-
   explicit Scratch(const Plan& plan)
-      : best(plan.pitch),
+      : rows{SourceRow(plan), SourceRow(plan)},
+        best(plan.pitch),
         second(plan.pitch),
         magnitude(plan.pitch),
         bounds(2 * plan.pitch),
         candidates(plan.shape.C + kUnroll),
-        labels(kTileRows * plan.label_pitch) {
-    for (SourceRow& row : rows) {
-      row.logits.resize(plan.shape.C * plan.pitch);
-      row.winner.resize(plan.pitch);
-      row.sure.resize(plan.pitch);
+        labels(kTileRows * plan.label_pitch) {}
+  SourceRow rows[2];
+  Buffer<float> best, second;  // [pitch] of the row being loaded
+  Buffer<uint32_t> magnitude;  // [pitch] the bits of the greatest |logit|
+  Buffer<float> bounds;        // [2, pitch] losing bounds along a tile's two source rows
+  Buffer<int32_t> candidates;  // [C + kUnroll]
+  Buffer<int32_t> labels;      // [kTileRows, label_pitch] of a band
+  // A tile's candidates along x in its two source rows, and the greatest value so far. Set to zero
+  // because whole vectors are computed: denormal leftovers would be slow.
+  alignas(64) float top[kTileClasses][kTilePitch] = {};
+  alignas(64) float bottom[kTileClasses][kTilePitch] = {};
+  alignas(64) float value[kTileRows][kTileColumns];
+};
+
+// Reads pixels from column `x` on, kPixels at a time, whose classes lie side by side.
+template <int kPixels, typename Logit>
+ALWAYS_INLINE int64_t transpose_from(int64_t x, float* __restrict__ dst,
+                                     const Logit* __restrict__ src, const Plan& plan) {
+  for (; x + kPixels <= plan.width; x += kPixels) {
+    const Logit* pixels[kPixels];
+    for (int i = 0; i < kPixels; ++i) {
+      pixels[i] = src + plan.source_columns[x + i] * plan.shape.stride_W;
+    }
+    for (int64_t c = 0; c < plan.shape.C; ++c) {
+      for (int i = 0; i < kPixels; ++i) dst[c * plan.pitch + x + i] = to_float(pixels[i][c]);
     }
   }
-};
+  return x;
+}
 
 template <typename Logit>
 ALWAYS_INLINE void convert_row(float* __restrict__ dst, const Logit* __restrict__ src,
@@ -143,10 +167,8 @@ ALWAYS_INLINE void convert_row(float* __restrict__ dst, const Logit* __restrict_
   const int64_t stride_C = plan.shape.stride_C, stride_W = plan.shape.stride_W;
   const int64_t* columns = plan.source_columns.data();
   if (stride_C == 1) {
-    for (int64_t x = 0; x < width; ++x) {
-      const Logit* pixel = src + columns[x] * stride_W;
-      for (int64_t c = 0; c < C; ++c) dst[c * pitch + x] = to_float(pixel[c]);
-    }
+    const int64_t rest = transpose_from<4>(0, dst, src, plan);
+    transpose_from<1>(rest, dst, src, plan);
   } else if (stride_W == 1 && width == plan.shape.W) {
     for (int64_t c = 0; c < C; ++c) {
       for (int64_t x = 0; x < width; ++x) dst[c * pitch + x] = to_float(src[c * stride_C + x]);
@@ -286,13 +308,13 @@ ALWAYS_INLINE int64_t drop_beaten(Scratch& scratch, int64_t count, const Tile& t
   int64_t kept = 0;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t c = candidates[i];
-    int32_t beaten = 1;
+    int32_t stays = 0;
     for (int64_t x = 0; x < padded; ++x) {
-      beaten &= top[c * pitch + x] <= top_bound[x];
-      beaten &= bottom[c * pitch + x] <= bottom_bound[x];
+      stays |= top[c * pitch + x] > top_bound[x];
+      stays |= bottom[c * pitch + x] > bottom_bound[x];
     }
     candidates[kept] = static_cast<int32_t>(c);
-    kept += !beaten;
+    kept += stays;
   }
   return kept;
 }

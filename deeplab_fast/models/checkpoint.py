@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +41,10 @@ def write_own(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     state = {key: tensor.contiguous() for key, tensor in checkpoint.state.items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as the umask wants it; safetensors writes for its user only
         save_file(state, partial, metadata={_KEY: json.dumps(description)})
+        partial.chmod(mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -52,18 +57,28 @@ def read_own(path: Path) -> Checkpoint:
             f"{path}: expected a file written by save_pretrained, which this is not (no {_KEY!r} "
             "in its metadata). To load a Hugging Face model name its folder"
         )
-    description = json.loads(metadata[_KEY])
-    preprocessing: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in description["preprocessing"].items()
-    }
-    categories = description["categories"]
-    return Checkpoint(
-        description["config"],
-        state,
-        Preprocessing(**preprocessing),
-        None if categories is None else tuple(categories),
-    )
+    with well_formed(path):
+        description = json.loads(metadata[_KEY])
+        preprocessing: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in description["preprocessing"].items()
+        }
+        categories = description["categories"]
+        return Checkpoint(
+            dict(description["config"]),
+            state,
+            Preprocessing(**preprocessing),
+            None if categories is None else tuple(map(str, categories)),
+        )
+
+
+@contextlib.contextmanager
+def well_formed(source: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what JSON of unexpected types raises in the block into a ValueError with its source."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source}: malformed: {type(error).__name__}: {error}") from error
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

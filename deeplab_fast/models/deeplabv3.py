@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import textwrap
 from collections.abc import Sequence
@@ -90,6 +91,8 @@ class DeepLabV3(SegmentationModel):
                 raise ValueError(f"multi_grid: only resnets have one, not {backbone}")
             if len(multi_grid) != 3 or any(unit < 1 for unit in multi_grid):
                 raise ValueError(f"multi_grid: expected 3 positive ints, got {multi_grid}")
+        if not 0 < norm_eps < math.inf:
+            raise ValueError(f"norm_eps: expected a positive number, got {norm_eps!r}")
         if tf_padding and backbone != "mobilenet_v2":
             raise ValueError(f"tf_padding: only mobilenet_v2 has it, not {backbone}")
 
@@ -170,7 +173,8 @@ class DeepLabV3(SegmentationModel):
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write weights, configuration, preprocessing and categories to one .safetensors file.
 
-        The file appears complete or not at all.
+        The file appears complete or not at all. Categories are left out where a new classifier has
+        another number of classes.
 
         Raises:
             ValueError: ``path`` does not end in .safetensors.
@@ -182,7 +186,9 @@ class DeepLabV3(SegmentationModel):
             "aux_loss": self.aux_classifier is not None,
             "align_corners": self.align_corners,
         }
-        write_own(path, Checkpoint(config, self.state_dict(), self.preprocessing, self.categories))
+        fit = self.categories is not None and len(self.categories) == config["num_classes"]
+        categories = self.categories if fit else None
+        write_own(path, Checkpoint(config, self.state_dict(), self.preprocessing, categories))
 
     def prepare_for_inference(self, dtype: torch.dtype | None = None) -> InferenceModel:
         """A new model that gives the same labels faster; this one stays as it is.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, read_safetensors
+from .checkpoint import Checkpoint, read_safetensors, well_formed
 from .preprocessing import Preprocessing
 
 _ARCHITECTURE = "MobileNetV2ForSemanticSegmentation"
@@ -41,6 +41,8 @@ def read_folder(folder: Path) -> Checkpoint:
     state = _renamed(tensors, weights)
     num_classes = state["classifier.1.weight"].size(0)
     labels = config.get("id2label") or {}
+    with well_formed(folder / "config.json"):
+        categories = tuple(labels[str(i)] for i in range(num_classes)) if labels else None
     return Checkpoint(
         {
             "backbone": "mobilenet_v2",
@@ -54,7 +56,7 @@ def read_folder(folder: Path) -> Checkpoint:
         },
         state,
         _preprocessing(folder / "preprocessor_config.json"),
-        tuple(labels[str(i)] for i in range(num_classes)) if len(labels) == num_classes else None,
+        categories,
     )
 
 
@@ -106,21 +108,18 @@ def _preprocessing(path: Path) -> Preprocessing:
         return Preprocessing((0.5,) * 3, (0.5,) * 3)
     config = _read_json(path)
     _require(config, {"do_rescale": True, "do_normalize": True}, path)
-    if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-        raise ValueError(f"{path}: expected rescale_factor 1/255, got {config['rescale_factor']}")
-    resize = crop = None
     if config.get("do_resize", True):
         _require(config, {"resample": 2}, path)  # Pillow's bilinear
-        resize = config.get("size", {}).get("shortest_edge")
-        if resize is None:
-            raise ValueError(f"{path}: expected size with shortest_edge, got {config.get('size')}")
-    if config.get("do_center_crop", True):
-        crop_size = config.get("crop_size", {})
-        if not crop_size.keys() >= {"height", "width"}:
-            raise ValueError(f"{path}: expected crop_size with height and width, got {crop_size}")
-        crop = (crop_size["height"], crop_size["width"])
-    mean, std = config.get("image_mean", (0.5,) * 3), config.get("image_std", (0.5,) * 3)
-    return Preprocessing(tuple(mean), tuple(std), resize, crop)
+    with well_formed(path):
+        if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+            raise ValueError(f"expected rescale_factor 1/255, got {config['rescale_factor']}")
+        resize = crop = None
+        if config.get("do_resize", True):
+            resize = config["size"]["shortest_edge"]
+        if config.get("do_center_crop", True):
+            crop = (config["crop_size"]["height"], config["crop_size"]["width"])
+        mean, std = config.get("image_mean", (0.5,) * 3), config.get("image_std", (0.5,) * 3)
+        return Preprocessing(tuple(mean), tuple(std), resize, crop)
 
 
 def _require(config: dict[str, Any], required: dict[str, Any], path: Path) -> None:

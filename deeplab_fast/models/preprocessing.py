@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +20,13 @@ class Preprocessing:
     ``dataclasses.replace(model.preprocessing, crop=None)``.
 
     Attributes:
-        mean, std: RGB, of values in [0, 1].
+        mean, std: RGB, of values in [0, 1]; std is positive.
         resize: pixels of the shorter side, or None. Bilinear with antialiasing, the longer side
             rounded down, as torchvision's ``resize``.
         crop: (height, width) cut from the centre after that, or None; beyond the image it is black.
+
+    Raises:
+        ValueError: an attribute is not what is said above, naming it.
 
     >>> images = Preprocessing(resize=520)(Image.open("photo.jpg"))[None]
     """
@@ -30,6 +35,19 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     resize: int | None = None
     crop: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name}: expected three finite numbers, got {values!r}")
+        if any(value <= 0 for value in self.std):
+            raise ValueError(f"std: expected positive numbers, got {self.std!r}")
+        if self.resize is not None and not _is_positive_int(self.resize):
+            raise ValueError(f"resize: expected a positive int or None, got {self.resize!r}")
+        if self.crop is not None and (
+            len(self.crop) != 2 or not all(_is_positive_int(side) for side in self.crop)
+        ):
+            raise ValueError(f"crop: expected two positive ints or None, got {self.crop!r}")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """``image`` as float32 [3, H, W]; other modes than RGB are converted."""
@@ -45,3 +63,7 @@ class Preprocessing:
         pixels = np.asarray(image, dtype=np.float32) / 255
         pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def _is_positive_int(value: Any) -> bool:
+    return isinstance(value, int) and value > 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoint, read_own
+from .checkpoint import Checkpoint, read_own, well_formed
 from .huggingface import read_folder
 from .preprocessing import Preprocessing
 
@@ -26,6 +26,17 @@ _TORCHVISION = Preprocessing(resize=520)  # its references/segmentation evaluate
 
 def read_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
     """See ``DeepLabV3.from_pretrained``."""
+    checkpoint = _read(path_or_name)
+    classes, categories = checkpoint.config.get("num_classes"), checkpoint.categories
+    if categories is not None and len(categories) != classes:
+        raise ValueError(
+            f"{path_or_name}: expected as many categories as classes, got {len(categories)} for "
+            f"{classes} classes"
+        )
+    return checkpoint
+
+
+def _read(path_or_name: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path_or_name)
     if path.is_dir():
         return read_folder(path)
@@ -87,9 +98,11 @@ def _torchvision_checkpoint(
             f"{source}: expected the state dict of torchvision's deeplabv3_resnet50 or "
             f"deeplabv3_resnet101, got {_summary(state)}"
         )
+    with well_formed(source):
+        num_classes = state["classifier.4.weight"].size(0)
     config = {
         "backbone": backbone,
-        "num_classes": state["classifier.4.weight"].size(0),
+        "num_classes": num_classes,
         "output_stride": 8,
         "aux_loss": any(key.startswith("aux_classifier.") for key in keys),
     }
