@@ -19,6 +19,24 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from deeplab_fast.triton_kernels.depthwise_conv2d import (
+    depthwise_conv2d,
+    depthwise_weight_gradient,
+)
+from deeplab_fast.triton_kernels.dilated_conv2d import (
+    dilated_conv2d,
+    input_gradient,
+    weight_gradients,
+)
+from deeplab_fast.triton_kernels.upsample_argmax import upsample_argmax
+from deeplab_fast.triton_kernels.upsample_cross_entropy import (
+    upsample_cross_entropy,
+    upsample_cross_entropy_backward,
+)
+
+INSTRUCTIONS = (
+    "wgmma.mma_async", "mma.sync", "cp.async.cg.shared.global", "fma.rn.f32", "mul.f32"
+)  # fmt: skip
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -45,6 +63,7 @@ def record_launches() -> dict[str, Any]:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
+        kernel.precision = options.get("PRECISION")
         compiled.setdefault(self.__name__, []).append(kernel)
         return kernel
 
@@ -68,23 +87,14 @@ def facts(kernel: Any) -> dict[str, Any]:
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
         "shared": kernel.metadata.shared,
         "instructions": sorted(
-            set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync|fma\.rn\.f32)\b", ptx))
+            set(re.findall(rf"\b(?:{'|'.join(map(re.escape, INSTRUCTIONS))})\b", ptx))
         ),
+        "products_in_sass": len(re.findall(r"\bFMUL\b", sass)),
+        "precision": kernel.precision,
     }
 
 
 def launch_all() -> None:
-    from deeplab_fast.triton_kernels.dilated_conv2d import (
-        dilated_conv2d,
-        input_gradient,
-        weight_gradients,
-    )
-    from deeplab_fast.triton_kernels.upsample_argmax import upsample_argmax
-    from deeplab_fast.triton_kernels.upsample_cross_entropy import (
-        upsample_cross_entropy,
-        upsample_cross_entropy_backward,
-    )
-
     for shape, size in (((1, 21, 65, 65), (513, 513)), ((1, 21, 65, 65), (129, 129))):
         for layout in (torch.contiguous_format, torch.channels_last):
             logits = torch.zeros(shape, dtype=torch.bfloat16).contiguous(memory_format=layout)
@@ -96,13 +106,19 @@ def launch_all() -> None:
     loss, *saved = upsample_cross_entropy(logits, target, None, *options)
     upsample_cross_entropy_backward(loss, logits, target, None, *saved, *options)
 
-    for dtype in (torch.bfloat16, torch.float32):
-        x = torch.zeros(1, 2048, 33, 33, dtype=dtype)
+    for dtype, tf32 in ((torch.bfloat16, True), (torch.float32, True), (torch.float32, False)):
+        torch.backends.cudnn.allow_tf32 = tf32
+        x = torch.zeros(1, 2048, 17, 17, dtype=dtype)
         weights = [torch.zeros(256, 2048, k, k, dtype=dtype) for k in (1, 3, 3, 3)]
         rates = [(1, 1), (6, 6), (12, 12), (18, 18)]
-        grad = dilated_conv2d(x, weights, [None] * 4, rates)
+        grad = dilated_conv2d(x, weights, [None] * 4, rates, activation="relu")
         input_gradient(grad, weights, rates)
         weight_gradients(grad, x, weights, rates)
+
+    x = torch.zeros(1, 256, 33, 33, dtype=torch.bfloat16)
+    weight = torch.zeros(256, 1, 3, 3, dtype=torch.bfloat16)
+    depthwise_conv2d(x, weight, None, (12, 12))
+    depthwise_weight_gradient(x, x, weight, (12, 12))
 
 
 if __name__ == "__main__":

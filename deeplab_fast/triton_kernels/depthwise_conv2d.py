@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._native import nhwc_output
 from .bilinear import INTERPRETED
 from .dilated_conv2d import store_output
 
@@ -126,15 +127,6 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def _empty(input: Tensor, channels: int) -> Tensor:
-    return torch.empty(
-        (input.size(0), channels, *input.shape[2:]),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=torch.channels_last,
-    )
-
-
 def _launch(
     output: Tensor,
     input: Tensor,
@@ -184,7 +176,7 @@ def depthwise_conv2d(
     activation: str = "none",
 ) -> Tensor:
     """The output, channels_last; ``residual`` is written over and returned."""
-    output = _empty(input, weight.size(0)) if residual is None else residual
+    output = nhwc_output(input, weight.size(0)) if residual is None else residual
     _launch(output, input, weight, dilation, False, bias, residual, activation)
     return output
 
@@ -192,7 +184,7 @@ def depthwise_conv2d(
 def depthwise_input_gradient(
     grad_output: Tensor, weight: Tensor, dilation: Sequence[int], channels: int
 ) -> Tensor:
-    grad_input = _empty(grad_output, channels)
+    grad_input = nhwc_output(grad_output, channels)
     _launch(grad_input, grad_output, weight, dilation, True)
     return grad_input
 
@@ -205,7 +197,7 @@ def depthwise_weight_gradient(
     block_p, block_c = _blocks(K)
     block_p = min(block_p, _RUN)
     runs = triton.cdiv(N * H * W, _RUN)
-    partial = input.new_empty((runs, R, S, K), dtype=torch.float32)
+    partial = input.newnhwc_output((runs, R, S, K), dtype=torch.float32)
     depthwise_conv2d_wgrad_kernel[(runs * R * S, triton.cdiv(K, block_c))](
         partial,
         _channels_last(grad_output),

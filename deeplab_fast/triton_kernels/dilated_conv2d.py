@@ -10,6 +10,7 @@ fixed order.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _C
+from .._native import nhwc_output, tf32_is_allowed
 from .bilinear import INTERPRETED
 
 # What a program writes into or a step reads from one of several branches.
@@ -314,24 +316,51 @@ class Blocks(NamedTuple):
 _SMALLEST = 16  # that tensor cores multiply
 
 
+_CANDIDATES = (
+    Blocks(128, 128, 64, 8, 4),
+    Blocks(128, 128, 64, 8, 3),
+    Blocks(128, 128, 32, 8, 4),
+    Blocks(128, 64, 64, 4, 4),
+    Blocks(64, 128, 64, 4, 4),
+    Blocks(64, 64, 32, 4, 4),
+)
+_tuned: dict[tuple[Any, ...], Blocks] = {}
+
+
 def blocks_for(dtype: torch.dtype, tf32: bool, columns: int, depth: int) -> Blocks:
     """For sums over ``depth`` channels that make ``columns`` channels."""
     largest = Blocks(128, 128, 64, 8, 4)
     if dtype == torch.float32:
         largest = Blocks(128, 128, 32, 8, 4) if tf32 else Blocks(64, 64, 16, 4, 2)
+    if torch.version.hip:
+        largest = largest._replace(num_stages=2)  # 64 KiB of shared memory
 
     def fitting(size: int, limit: int) -> int:
         return max(_SMALLEST, min(triton.next_power_of_2(size), limit))
 
-    return largest._replace(n=fitting(columns, largest.n), k=fitting(depth, largest.k))
+    blocks = largest._replace(n=fitting(columns, largest.n), k=fitting(depth, largest.k))
+    return _tuned.get((dtype, tf32, blocks.n, blocks.k), blocks)
 
 
-def uses_tf32() -> bool:
-    """torch's switch for convolutions in fp32."""
-    conv = getattr(torch.backends.cudnn, "conv", None)
-    if hasattr(conv, "fp32_precision"):
-        return conv.fp32_precision == "tf32"
-    return torch.backends.cudnn.allow_tf32
+def tune(input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[int]]) -> Blocks:
+    """Time the forward pass with several sizes of blocks, and use the fastest from now on.
+
+    For all convolutions of the class of shapes that this one belongs to, in this process. Those
+    that the GPU has no room for are left out.
+    """
+    columns, depth = max(weight.size(0) for weight in weights), input.size(1)
+    tf32 = tf32_is_allowed()
+    blocks = blocks_for(input.dtype, tf32, columns, depth)
+    key = input.dtype, tf32, blocks.n, blocks.k
+    times = {}
+    for candidate in dict.fromkeys([blocks, *_CANDIDATES]):
+        _tuned[key] = candidate
+        with contextlib.suppress(triton.runtime.OutOfResources):
+            times[candidate] = triton.testing.do_bench(
+                lambda: dilated_conv2d(input, weights, [None] * len(weights), dilations)
+            )
+    _tuned[key] = min(times, key=times.__getitem__)
+    return _tuned[key]
 
 
 _REDUCED_ROWS = 128 if INTERPRETED else 16  # of a block, by a program that adds pieces of sums
@@ -484,7 +513,7 @@ def _sum_taps(
     N, _, H, W = input.shape
     C, channels = weights[0].size(1), tuple(weight.size(0) for weight in weights)
     branches = _geometry((N, H, W), weights, dilations)
-    tf32 = uses_tf32()
+    tf32 = tf32_is_allowed()
     columns, depth = (C, max(channels)) if mirrored else (max(channels), C)
     blocks = blocks_for(input.dtype, tf32, columns, depth)
     work = work_list(
@@ -562,16 +591,9 @@ def dilated_conv2d(
 
     Biases are [K] each, or one [N, K] of images and channels.
     """
-    N, _, H, W = input.shape
-    out_channels = sum(weight.size(0) for weight in weights)
     output = residual
     if output is None:
-        output = torch.empty(
-            (N, out_channels, H, W),
-            dtype=input.dtype,
-            device=input.device,
-            memory_format=torch.channels_last,
-        )
+        output = nhwc_output(input, sum(weight.size(0) for weight in weights))
     given = [bias for bias in biases if bias is not None]
     bias = given[0].contiguous() if len(given) == 1 else torch.cat(given) if given else None
     _sum_taps(output, _channels_last(input), weights, dilations, False, bias, residual, activation)
@@ -584,13 +606,7 @@ def input_gradient(
     dilations: Sequence[Sequence[int]],
 ) -> Tensor:
     """Of all branches in one launch, channels_last."""
-    N, _, H, W = grad_output.shape
-    grad_input = torch.empty(
-        (N, weights[0].size(1), H, W),
-        dtype=grad_output.dtype,
-        device=grad_output.device,
-        memory_format=torch.channels_last,
-    )
+    grad_input = nhwc_output(grad_output, weights[0].size(1))
     _sum_taps(grad_input, _channels_last(grad_output), weights, dilations, True)
     return grad_input
 
@@ -604,7 +620,7 @@ def weight_gradients(
     """Of all branches in one launch, channels_last."""
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
-    tf32 = uses_tf32()
+    tf32 = tf32_is_allowed()
     blocks = blocks_for(input.dtype, tf32, C, N * H * W)
     num_workers = _num_workers(input.device)
     branches = _geometry((N, H, W), weights, dilations)

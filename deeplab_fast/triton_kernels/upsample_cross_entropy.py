@@ -341,7 +341,7 @@ def upsample_cross_entropy(
     out_H, out_W = target.shape[1:]
     log_sum_exp = logits.new_empty(target.shape, dtype=torch.float32)
     losses = torch.empty_like(log_sum_exp) if reduction == "none" else None
-    block_p = 2048 if INTERPRETED else 256
+    block_p = 4096 if INTERPRETED else 256
     block_c = min(triton.next_power_of_2(C), 64) if INTERPRETED else 1
     num_blocks = N * triton.cdiv(out_H * out_W, block_p)
     sums = logits.new_empty((num_blocks, 2), dtype=torch.float32)
@@ -416,7 +416,7 @@ def upsample_cross_entropy_backward(
     corners = logits.new_empty(4 * logits.numel(), dtype=torch.float32)
     widest = triton.next_power_of_2(triton.cdiv(out_W, W))
     block_x = min(widest, 16 if INTERPRETED else 8)
-    block_s = 256 // block_x if INTERPRETED else 32 // block_x
+    block_s = 1024 // block_x if INTERPRETED else 32 // block_x
     block_c = min(triton.next_power_of_2(C), 64 if INTERPRETED else 32)
     grid = triton.cdiv(num_cells, block_s), triton.cdiv(C, block_c)
     upsample_cross_entropy_bwd_kernel[grid](
