@@ -22,6 +22,8 @@ TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 2e-2}
 # cuDNN takes an algorithm from its heuristics, the fastest of a search, or a deterministic one.
 CUDNN = {"": {}, ", benchmark": {"benchmark": True}, ", deterministic": {"deterministic": True}}
 
+_BACKWARD = backends.implementations("dilated_conv2d_backward")
+
 
 def convolutions(report: harness.Report, shape: Shape, dtype: str, batch: int) -> None:
     """One case for each convolution of the pyramid, forward and both gradients."""
@@ -47,7 +49,7 @@ def convolutions(report: harness.Report, shape: Shape, dtype: str, batch: int) -
                 ours={
                     name: deeplab_fast(direction, rate, *layouts["channels_last"], backend)
                     for name, backend in ours.items()
-                    if not backend or direction == "forward"
+                    if direction == "forward" or backend in ("", *_BACKWARD)
                 },
                 baselines={
                     f"PyTorch {layout}{setting}": with_cudnn(pytorch(direction, rate, *args), flags)
@@ -105,13 +107,16 @@ def branches(report: harness.Report, shape: Shape, dtype: str, batch: int) -> No
 
 
 def ours_by_name(dtype: str, op: str, x: Tensor, *arguments: object) -> dict[str, str]:
-    """The backends to measure: the automatic choice, and the CUDA kernel that may not be it."""
-    with harness.tf32(dtype == "tf32"):
-        reason = backends.why_not(op, "cuda", x.device.type, x, *arguments)
-    if reason is None:
-        return {"deeplab_fast": "", "deeplab_fast on cuda": "cuda"}
-    print(f"{op}, {dtype}: deeplab_fast on cuda is skipped: {reason}")
-    return {"deeplab_fast": ""}
+    """The backends to measure: the automatic choice, and kernels that may not be it."""
+    names = {"deeplab_fast": ""}
+    for backend in ("cuda", "triton") if x.device.type == "cuda" else ("cuda",):
+        with harness.tf32(dtype == "tf32"):
+            reason = backends.why_not(op, backend, x.device.type, x, *arguments)
+        if reason is None:
+            names[f"deeplab_fast on {backend}"] = backend
+        else:
+            print(f"{op}, {dtype}: deeplab_fast on {backend} is skipped: {reason}")
+    return names
 
 
 def pytorch(direction: str, rate: int, x: Tensor, weight: Tensor, grad: Tensor) -> Run:
@@ -133,7 +138,8 @@ def deeplab_fast(
     if direction == "forward":
         return lambda: _dilated_conv2d(x, weight, None, [rate, rate], 1, backend=backend)
     mask = [direction == "dgrad", direction == "wgrad", False]
-    return lambda: _first(_dilated_conv2d_backward(grad, x, weight, [rate, rate], 1, mask), mask)
+    arguments = grad, x, weight, [rate, rate], 1, mask
+    return lambda: _first(_dilated_conv2d_backward(*arguments, backend=backend), mask)
 
 
 def _first(grads: tuple[Tensor, ...], mask: list[bool]) -> Tensor:

@@ -105,8 +105,9 @@ def upsample_cross_entropy(
             raise reference.bad_target(int(target[unknown][0]), classes, ignore_index)
     if logits.dtype not in _DTYPES:
         logits = logits.float()
+    logits, target, weight = _widened(logits, target, weight)
     with torch.cuda.device_of(logits):
-        return upsample_cross_entropy(*_widened(logits, target, weight), ignore_index, *options)
+        return upsample_cross_entropy(logits, target, weight, ignore_index, *options)
 
 
 @implements("upsample_cross_entropy_backward", "triton", _refuses_loss_gradient)
@@ -231,9 +232,9 @@ def parallel_dilated_conv2d(
 ) -> Tensor:
     from .triton_kernels.dilated_conv2d import dilated_conv2d
 
-    args = _widened(input, list(weights), list(biases))
+    args = _widened(input, list(weights), list(biases), _pairs(dilations))
     with torch.cuda.device_of(input):
-        output = dilated_conv2d(*args, _pairs(dilations))
+        output = dilated_conv2d(*args)
     return in_format_of(output.to(input.dtype), input)
 
 

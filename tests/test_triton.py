@@ -85,21 +85,22 @@ def test_convolutions_are_pipelined_tensor_core_code(compiled, capability):
     kernels = compiled(capability)
     for name in ("dilated_conv2d_kernel", "dilated_conv2d_wgrad_kernel"):
         for facts in kernels[name]:
-            if facts["precision"] == "ieee":
+            options = facts["options"]
+            if options["PRECISION"] == "ieee":
                 assert "fma.rn.f32" in facts["instructions"]
                 continue
             assert TENSOR_CORES[capability] in facts["instructions"]
-            # Two stages and more of both operands, 32 KiB each, are on their way.
-            assert facts["shared"] >= 3 * 32 * 1024, facts
-            assert "cp.async.cg.shared.global" in facts["instructions"]
+            # Three stages of both operands.
+            stage = (options["BLOCK_M"] + options["BLOCK_N"]) * options["BLOCK_K"] * 2
+            assert facts["shared"] >= 3 * stage
+            assert any(name.startswith("cp.async") for name in facts["instructions"])
 
 
 @pytest.mark.parametrize("capability", TENSOR_CORES)
 def test_interpolation_is_not_fused_further(compiled, capability):
     """Three fused multiply-adds a value, and the products beside them stay products."""
     for facts in compiled(capability)["upsample_argmax_fwd_kernel"]:
-        assert {"fma.rn.f32", "mul.f32"} <= set(facts["instructions"])
-        assert facts["products_in_sass"]
+        assert facts["instructions"] == ["fma.rn.f32", "mul.rn.f32"]
 
 
 def test_importing_the_package_imports_no_triton():

@@ -197,7 +197,7 @@ def depthwise_weight_gradient(
     block_p, block_c = _blocks(K)
     block_p = min(block_p, _RUN)
     runs = triton.cdiv(N * H * W, _RUN)
-    partial = input.newnhwc_output((runs, R, S, K), dtype=torch.float32)
+    partial = input.new_empty((runs, R, S, K), dtype=torch.float32)
     depthwise_conv2d_wgrad_kernel[(runs * R * S, triton.cdiv(K, block_c))](
         partial,
         _channels_last(grad_output),

@@ -331,7 +331,7 @@ def blocks_for(dtype: torch.dtype, tf32: bool, columns: int, depth: int) -> Bloc
     """For sums over ``depth`` channels that make ``columns`` channels."""
     largest = Blocks(128, 128, 64, 8, 4)
     if dtype == torch.float32:
-        largest = Blocks(128, 128, 32, 8, 4) if tf32 else Blocks(64, 64, 16, 4, 2)
+        largest = Blocks(128, 128, 32, 8, 4) if tf32 else Blocks(64, 64, 16, 4, 3)
     if torch.version.hip:
         largest = largest._replace(num_stages=2)  # 64 KiB of shared memory
 
