@@ -10,21 +10,6 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _fma_kernel(p_out, a, c):
-    tl.store(p_out, tl.fma(a, a, c))
-
-
-def _fma_rounds_twice() -> bool:
-    """Whether this is an interpreter whose fma is a product and a sum; older ones are."""
-    out = torch.empty(1)
-    _fma_kernel[(1,)](out, 1 + 2**-12, -1 - 2**-11)
-    return out.item() != 2**-24
-
-
-_EMULATE_FMA = tl.constexpr(INTERPRETED and _fma_rounds_twice())
-
-
-@triton.jit
 def _emulated_fma(a, b, c):
     """By way of float64, where the product is exact and the sum is rounded to odd.
 
@@ -40,6 +25,27 @@ def _emulated_fma(a, b, c):
     inexact = (error != 0) & (bits % 2 == 0) & (tl.abs(total) < float("inf"))
     odd = (bits + towards_error).to(tl.float64, bitcast=True)
     return tl.where(inexact, odd, total).to(tl.float32)
+
+
+@triton.jit
+def fma_kernel(p_out, p_a, p_b, p_c, EMULATE: tl.constexpr, BLOCK: tl.constexpr):
+    o = tl.arange(0, BLOCK)
+    b_a, b_b, b_c = tl.load(p_a + o), tl.load(p_b + o), tl.load(p_c + o)
+    if EMULATE:
+        b_out = _emulated_fma(b_a, b_b, b_c)
+    else:
+        b_out = tl.fma(b_a, b_b, b_c)
+    tl.store(p_out + o, b_out)
+
+
+def fma_rounds_twice() -> bool:
+    """Whether this is an interpreter whose fma is a product and a sum; older ones are."""
+    a, c, out = torch.tensor([1 + 2**-12]), torch.tensor([-1 - 2**-11]), torch.empty(1)
+    fma_kernel[(1,)](out, a, a, c, EMULATE=False, BLOCK=1)
+    return out.item() != 2**-24
+
+
+_EMULATE_FMA = tl.constexpr(INTERPRETED and fma_rounds_twice())
 
 
 @triton.jit
