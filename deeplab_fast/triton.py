@@ -6,9 +6,11 @@ environment before Python starts) the kernels take CPU tensors instead, very slo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,19 +23,33 @@ from .backends import availability, implements
 from .ops._library import in_format_of
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_OLDEST_TRITON = (3, 6)
 _OLDEST_CAPABILITY = (8, 0)
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 @availability("triton")
 def _unavailable(device_type: str) -> str | None:
-    if find_spec("triton") is None:
-        return "Triton is not installed"
+    if reason := _installation_problem():
+        return reason
     if device_type == "cpu":
         return None if _INTERPRETED else "the tensors are on cpu and Triton's interpreter is off"
     if device_type != "cuda":
         return f"the tensors are on {device_type}"
     return _problem()
+
+
+@functools.cache
+def _installation_problem() -> str | None:
+    """Without importing Triton, which takes long."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
+        with contextlib.suppress(PackageNotFoundError):
+            found = version(name)
+            if tuple(map(int, found.split(".")[:2])) < _OLDEST_TRITON:
+                return "needs Triton {}.{}, {} is installed".format(*_OLDEST_TRITON, found)
+    return None
 
 
 @functools.cache
@@ -60,7 +76,7 @@ def _widened(*args: Any) -> Any:
     return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, args)
 
 
-_MAX_INDEX = 2**31 - 1024  # indices of pixels and classes are int32, and the last block runs over
+_MAX_INDEX = 2**31 - 4096  # indices of pixels and classes are int32, and the last block runs over
 
 
 def _refuses_upsampling(logits: Tensor, out_pixels: int) -> str | None:

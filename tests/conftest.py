@@ -25,7 +25,7 @@ def device_of(backend: str) -> str:
 
 def is_interpreted(backend: str) -> bool:
     """Whether kernels of this backend run in Triton's interpreter, for which tests do less."""
-    return backend == "triton" and device_of(backend) == "cpu"
+    return backend == "triton" and backends.unavailable("triton", "cpu") is None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -19,7 +19,7 @@ from . import bilinear_oracle
 from .cases import Conv, assert_as_accurate_as, operands
 from .conftest import is_interpreted
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.6")
 
 HERE = Path(__file__).resolve().parent
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async"}
@@ -116,6 +116,17 @@ def test_without_triton_the_reason_is_said():
         "print(deeplab_fast.upsample_argmax(torch.ones(1, 2, 3, 3), 5).sum().item())"
     )
     assert run_python("-I", "-c", code).split("\n")[:2] == ["Triton is not installed", "0"]
+
+
+def test_an_old_triton_is_refused(monkeypatch):
+    from deeplab_fast import triton
+
+    monkeypatch.setattr(triton, "version", lambda name: "3.5.1")
+    triton._installation_problem.cache_clear()
+    try:
+        assert backends.unavailable("triton", "cpu") == "needs Triton 3.6, 3.5.1 is installed"
+    finally:
+        triton._installation_problem.cache_clear()
 
 
 def test_without_the_interpreter_it_takes_no_cpu_tensors():
