@@ -25,11 +25,10 @@ from .. import _C
 from .._native import nhwc_output, tf32_is_allowed
 from .bilinear import INTERPRETED
 
-# What a program writes into or a step reads from one of several branches.
-
 
 @triton.jit
 def _pointer_of(pointers, i_branch):
+    """That of one of several branches."""
     p_chosen = pointers[0]
     for i in tl.static_range(1, len(pointers)):
         p_chosen = tl.where(i_branch == i, pointers[i], p_chosen)
@@ -324,11 +323,16 @@ _CANDIDATES = (
     Blocks(64, 128, 64, 4, 4),
     Blocks(64, 64, 32, 4, 4),
 )
-_tuned: dict[tuple[Any, ...], Blocks] = {}
+_tuned: dict[tuple[torch.dtype, Blocks], Blocks] = {}  # by what is pinned
 
 
 def blocks_for(dtype: torch.dtype, tf32: bool, columns: int, depth: int) -> Blocks:
     """For sums over ``depth`` channels that make ``columns`` channels."""
+    pinned = _pinned(dtype, tf32, columns, depth)
+    return _tuned.get((dtype, pinned), pinned)
+
+
+def _pinned(dtype: torch.dtype, tf32: bool, columns: int, depth: int) -> Blocks:
     largest = Blocks(128, 128, 64, 8, 4)
     if dtype == torch.float32:
         largest = Blocks(128, 128, 32, 8, 4) if tf32 else Blocks(64, 64, 16, 4, 3)
@@ -338,8 +342,7 @@ def blocks_for(dtype: torch.dtype, tf32: bool, columns: int, depth: int) -> Bloc
     def fitting(size: int, limit: int) -> int:
         return max(_SMALLEST, min(triton.next_power_of_2(size), limit))
 
-    blocks = largest._replace(n=fitting(columns, largest.n), k=fitting(depth, largest.k))
-    return _tuned.get((dtype, tf32, blocks.n, blocks.k), blocks)
+    return largest._replace(n=fitting(columns, largest.n), k=fitting(depth, largest.k))
 
 
 def tune(input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[int]]) -> Blocks:
@@ -348,12 +351,10 @@ def tune(input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[
     For all convolutions of the class of shapes that this one belongs to, in this process. Those
     that the GPU has no room for are left out.
     """
-    columns, depth = max(weight.size(0) for weight in weights), input.size(1)
-    tf32 = tf32_is_allowed()
-    blocks = blocks_for(input.dtype, tf32, columns, depth)
-    key = input.dtype, tf32, blocks.n, blocks.k
-    times = {}
-    for candidate in dict.fromkeys([blocks, *_CANDIDATES]):
+    columns = max(weight.size(0) for weight in weights)
+    pinned = _pinned(input.dtype, tf32_is_allowed(), columns, input.size(1))
+    key, times = (input.dtype, pinned), {}
+    for candidate in dict.fromkeys([pinned, *_CANDIDATES]):
         _tuned[key] = candidate
         with contextlib.suppress(triton.runtime.OutOfResources):
             times[candidate] = triton.testing.do_bench(
