@@ -347,6 +347,8 @@ def fused_conv2d_add_(
     activation: str,
 ) -> None:
     sums = residual.contiguous(memory_format=torch.channels_last)
+    if input.untyped_storage().data_ptr() == sums.untyped_storage().data_ptr():
+        input = input.clone()  # which is read while the residual is written
     args = _widened(input, weight, bias, dilation, groups, sums, activation)
     with torch.cuda.device_of(input):
         output = _convolve(*args)
