@@ -329,12 +329,13 @@ def fused_conv2d(
     return in_format_of(output.to(input.dtype), input)
 
 
-@implements(
-    "fused_conv2d_add_",
-    "triton",
-    refuses=lambda residual, *args: _refuses_fused(*args),
-    automatic=False,
-)
+def _refuses_fused_add(residual: Tensor, input: Tensor, weight: Tensor, *args: Any) -> str | None:
+    if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):
+        return "the residual has not the shape of the output"
+    return _refuses_fused(input, weight, *args)
+
+
+@implements("fused_conv2d_add_", "triton", _refuses_fused_add, automatic=False)
 def fused_conv2d_add_(
     residual: Tensor,
     input: Tensor,
