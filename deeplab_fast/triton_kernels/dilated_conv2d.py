@@ -514,7 +514,7 @@ def _sum_taps(
     N, _, H, W = input.shape
     C, channels = weights[0].size(1), tuple(weight.size(0) for weight in weights)
     branches = _geometry((N, H, W), weights, dilations)
-    tf32 = tf32_is_allowed()
+    tf32 = input.dtype != torch.float32 or tf32_is_allowed()
     columns, depth = (C, max(channels)) if mirrored else (max(channels), C)
     blocks = blocks_for(input.dtype, tf32, columns, depth)
     work = work_list(
@@ -621,7 +621,7 @@ def weight_gradients(
     """Of all branches in one launch, channels_last."""
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
-    tf32 = tf32_is_allowed()
+    tf32 = input.dtype != torch.float32 or tf32_is_allowed()
     blocks = blocks_for(input.dtype, tf32, C, N * H * W)
     num_workers = _num_workers(input.device)
     branches = _geometry((N, H, W), weights, dilations)
