@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import json
 import os
@@ -78,7 +79,9 @@ def run(shapes: Path, output: Path, recipe: Recipe = RECIPE, **options) -> DeepL
 
 def curve(folder: Path, name: str = "loss") -> dict[int, float]:
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return {row["step"]: row[name] for row in rows if name in row}
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    assert len(points) == len(dict(points))  # no update is there twice
+    return dict(points)
 
 
 def stop_in(patch: pytest.MonkeyPatch, update: int, number: signal.Signals) -> None:
@@ -223,6 +226,14 @@ def test_ctrl_c_saves_and_a_killed_run_goes_on_exactly(shapes, tmp_path, capsys)
     assert len(curve(whole)) == saved + 4
     one, other = (torch.load(p / "last.pt", weights_only=True) for p in (stopped, whole))
     torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
+
+
+def test_what_was_logged_beyond_the_saved_state_is_dropped(tmp_path):
+    rows = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
+    (tmp_path / "log.jsonl").write_text("\n".join(rows) + '\n{"step": 6, "lo')  # killed
+    with contextlib.closing(log.Log(tmp_path, 3)) as lines:
+        lines.scalars(4, loss=2.0)
+    assert curve(tmp_path) == {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0}
 
 
 def test_a_full_disk(shapes, tmp_path, monkeypatch, capsys):
