@@ -123,6 +123,21 @@ def test_what_a_run_leaves(whole_run, shapes):
     assert state["best_miou"] == pytest.approx(max(miou.values()))
 
 
+def test_the_best_model_is_kept(shapes, tmp_path, monkeypatch):
+    mious, kept = iter((0.2, 0.6, 0.4)), []
+
+    def pretend(model, data, **options):
+        kept.append({name: value.clone() for name, value in model.state_dict().items()})
+        right = round(1e4 * next(mious))
+        return Scores(np.array([[right, 10**4 - right], [0, 0]]), ("a", "b"))
+
+    monkeypatch.setattr(loop, "evaluate", pretend)
+    run(shapes, tmp_path)
+    best = DeepLabV3.from_pretrained(tmp_path / "best.safetensors").state_dict()
+    torch.testing.assert_close(best, kept[1], rtol=0, atol=0)
+    assert not torch.equal(kept[1]["classifier.1.bias"], kept[2]["classifier.1.bias"])
+
+
 def test_it_learns(shapes, tmp_path):
     recipe = Recipe(epochs=25, batch_size=6, crop=(56, 72), scale=(1, 1), learning_rate=0.1)
     losses = curve(run(shapes, tmp_path, recipe, evaluate_every=25) and tmp_path)
