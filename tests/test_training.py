@@ -25,6 +25,7 @@ from deeplab_fast.training import (
     Interrupted,
     Objective,
     Recipe,
+    Scores,
     TrainingError,
     checkpoint,
     log,
