@@ -176,6 +176,25 @@ DeviceInfo device_info();
 Status upsample_argmax_fwd(void* labels, const void* logits, const UpsampleShape& shape,
                            DType label_dtype, DType logit_dtype, void* stream);
 
+// Bytes of the workspace of upsample_cross_entropy_fwd or _bwd, aligned to 16.
+int64_t upsample_cross_entropy_workspace(const UpsampleShape& shape, bool backward);
+
+// loss, one number, or nullptr; pixel_losses [N, out_H, out_W] or nullptr; log_sum_exp and target
+// as on the CPU. A target that is no class makes its loss NaN.
+Status upsample_cross_entropy_fwd(float* loss, float* pixel_losses, float* log_sum_exp,
+                                  float* total_weight, void* workspace, const void* logits,
+                                  const int64_t* target, bool mean, const UpsampleShape& shape,
+                                  const CrossEntropyTerms& terms, DType dtype, void* stream);
+
+// grad_logits [N, C, H, W] in the logits' dtype, contiguous or channels_last. grad_loss as on the
+// CPU, to be divided by total_weight unless that is nullptr.
+Status upsample_cross_entropy_bwd(void* grad_logits, void* workspace, const float* grad_loss,
+                                  const std::array<int64_t, 3>& grad_loss_strides,
+                                  const float* total_weight, const float* log_sum_exp,
+                                  const void* logits, const int64_t* target, bool channels_last,
+                                  const UpsampleShape& shape, const CrossEntropyTerms& terms,
+                                  DType dtype, void* stream);
+
 // All outputs in one launch. kFloat16 | kBFloat16 | kFloat32, multiplied as tf32, of input, output,
 // residual, weights and biases. in_channels, and all of a ConvSource and of weight_stride, are
 // multiples of 16 bytes; the tensors and the work list are aligned to 16 bytes, the biases need not

@@ -51,6 +51,31 @@ void bind_cuda(py::module_ m) {
     check(cuda::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
                                     logit_dtype, pointer(stream)));
   });
+  m.def("upsample_cross_entropy_workspace", &cuda::upsample_cross_entropy_workspace);
+  m.def("upsample_cross_entropy_fwd",
+        [](uintptr_t loss, uintptr_t pixel_losses, uintptr_t log_sum_exp, uintptr_t total_weight,
+           uintptr_t workspace, uintptr_t logits, uintptr_t target, bool mean,
+           const UpsampleShape& shape, const CrossEntropyTerms& terms, DType dtype,
+           uintptr_t stream) {
+          check(cuda::upsample_cross_entropy_fwd(
+              static_cast<float*>(pointer(loss)), static_cast<float*>(pointer(pixel_losses)),
+              static_cast<float*>(pointer(log_sum_exp)), static_cast<float*>(pointer(total_weight)),
+              pointer(workspace), pointer(logits), static_cast<const int64_t*>(pointer(target)),
+              mean, shape, terms, dtype, pointer(stream)));
+        });
+  m.def(
+      "upsample_cross_entropy_bwd",
+      [](uintptr_t grad_logits, uintptr_t workspace, uintptr_t grad_loss,
+         std::array<int64_t, 3> grad_loss_strides, uintptr_t total_weight, uintptr_t log_sum_exp,
+         uintptr_t logits, uintptr_t target, bool channels_last, const UpsampleShape& shape,
+         const CrossEntropyTerms& terms, DType dtype, uintptr_t stream) {
+        check(cuda::upsample_cross_entropy_bwd(
+            pointer(grad_logits), pointer(workspace), static_cast<const float*>(pointer(grad_loss)),
+            grad_loss_strides, static_cast<const float*>(pointer(total_weight)),
+            static_cast<const float*>(pointer(log_sum_exp)), pointer(logits),
+            static_cast<const int64_t*>(pointer(target)), channels_last, shape, terms, dtype,
+            pointer(stream)));
+      });
   m.def("dilated_conv2d_fwd", [](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
                                  const std::vector<ConvOutput>& outputs,
                                  const std::vector<ConvSource>& sources, const ConvWork& work,
@@ -91,12 +116,13 @@ void bind_cuda(py::module_ m) {
                                           static_cast<float*>(pointer(sums)), pointer(input),
                                           weights, shape, dtype, pointer(stream)));
         });
-  m.def("depthwise_conv2d_fwd", [](uintptr_t output, uintptr_t input, uintptr_t weight,
-                                   uintptr_t bias, const ConvEpilogue& epilogue,
-                                   const DepthwiseShape& shape, DType dtype, uintptr_t stream) {
-    check(cuda::depthwise_conv2d_fwd(pointer(output), pointer(input), pointer(weight),
-                                     pointer(bias), epilogue, shape, dtype, pointer(stream)));
-  });
+  m.def("depthwise_conv2d_fwd",
+        [](uintptr_t output, uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t residual,
+           std::array<float, 2> range, const DepthwiseShape& shape, DType dtype, uintptr_t stream) {
+          const ConvEpilogue epilogue{pointer(residual), range[0], range[1]};
+          check(cuda::depthwise_conv2d_fwd(pointer(output), pointer(input), pointer(weight),
+                                           pointer(bias), epilogue, shape, dtype, pointer(stream)));
+        });
   m.def("depthwise_conv2d_wgrad",
         [](uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t partial_sums,
            uintptr_t grad_output, uintptr_t input, const DepthwiseShape& shape, int num_parts,

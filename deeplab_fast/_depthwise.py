@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, _native
-from ._native import CLAMPS, DTYPES, Kernels, aligned_nhwc
+from . import _C
+from ._native import CLAMPS, DTYPES, Kernels
 from .ops._library import empty_like_format, in_format_of
 
 _MAX_PIXELS = 2**28
@@ -42,38 +42,6 @@ def refuses(input: Tensor, weight: Tensor) -> str | None:
     return None
 
 
-def fused_refuses(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> str | None:
-    """Why no kernel, depthwise or dense, can compute this ``fused_conv2d``, or None."""
-    geometry = stride, padding, dilation
-    if not is_depthwise(input, weight, groups):
-        return _native.fused_conv2d_refuses(input, weight, bias, *geometry, groups, activation)
-    if refusal := _native.geometry_refused(weight, *geometry):
-        return refusal
-    if weight.size(1) != 1 or bias.shape != weight.shape[:1]:
-        return "the shapes of weight and bias do not fit"
-    return refuses(input, weight)
-
-
-def add_refuses(residual: Tensor, input: Tensor, weight: Tensor, *args: Any) -> str | None:
-    """Why no kernel, depthwise or dense, can compute this ``fused_conv2d_add_``, or None."""
-    if not is_depthwise(input, weight, args[-2]):
-        return _native.fused_conv2d_add_refuses(residual, input, weight, *args)
-    if residual.shape != input.shape:
-        return "the residual has not the shape of the output"
-    if residual.untyped_storage().data_ptr() == input.untyped_storage().data_ptr():
-        return "the kernel cannot write over its input"
-    return fused_refuses(input, weight, *args)
-
-
 def _shape(input: Tensor, weight: Tensor, dilation: Sequence[int], mirrored: bool) -> Any:
     N, C, H, W = input.shape
     # A rate beyond the map does what the map's size does.
@@ -91,28 +59,13 @@ def forward(
     weight: Tensor,
     bias: Tensor | None,
     dilation: Sequence[int],
+    residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """``activation(conv2d(input, weight, bias))``."""
-    shape = _shape(input, weight, dilation, mirrored=False)
-    output = _convolve(kernels, input, weight, bias, shape, activation=activation)
-    return in_format_of(output, input)
-
-
-def add_(
-    kernels: Kernels,
-    residual: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    dilation: Sequence[int],
-    activation: str,
-) -> None:
-    """``activation(conv2d(input, weight, bias) + residual)``, written over ``residual``."""
+    """``activation(conv2d(input, weight, bias) + residual)``, over ``residual`` where it can be."""
     shape = _shape(input, weight, dilation, mirrored=False)
     output = _convolve(kernels, input, weight, bias, shape, residual, activation)
-    if output.data_ptr() != residual.data_ptr():
-        residual.copy_(output)
+    return output if residual is not None else in_format_of(output, input)
 
 
 def backward(
@@ -124,11 +77,12 @@ def backward(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias; empty where ``output_mask`` is False."""
-    nhwc_grad = aligned_nhwc(grad_output)
+    nhwc_grad = _aligned(grad_output, torch.channels_last)
     grad_input = grad_weight = grad_bias = input.new_empty(0)
     if output_mask[0]:
         mirrored = _shape(input, weight, dilation, mirrored=True)
-        grad_input = in_format_of(_convolve(kernels, nhwc_grad, weight, None, mirrored), input)
+        grad_input = _convolve(kernels, nhwc_grad, weight, None, mirrored, None, "none")
+        grad_input = in_format_of(grad_input, input)
     if output_mask[1]:
         grad_weight = empty_like_format(weight, tuple(weight.shape))
     if output_mask[2]:
@@ -139,7 +93,7 @@ def backward(
         num_parts = min(input.numel() // _ELEMENTS_PER_PART, -(-_MAX_PARTIAL_SUMS // channels))
         num_parts = max(num_parts, 1)
         partial_sums = input.new_empty(num_parts * (taps + 1) * channels, dtype=torch.float32)
-        nhwc = aligned_nhwc(input)
+        nhwc = _aligned(input, torch.channels_last)
         kernels.module.depthwise_conv2d_wgrad(
             grad_weight.data_ptr(),
             grad_bias.data_ptr(),
@@ -160,25 +114,31 @@ def _convolve(
     weight: Tensor,
     bias: Tensor | None,
     shape: Any,
-    residual: Tensor | None = None,
-    activation: str = "none",
+    residual: Tensor | None,
+    activation: str,
 ) -> Tensor:
-    """In channels_last memory, that of ``residual`` where it can be."""
-    nhwc, weight = aligned_nhwc(input), weight.contiguous()
-    weight = weight if weight.data_ptr() % 16 == 0 else weight.clone()
+    """In channels_last memory."""
+    nhwc, weight = _aligned(input, torch.channels_last), _aligned(weight, torch.contiguous_format)
     bias = None if bias is None else bias.contiguous()
     if residual is None:
         output = torch.empty_like(nhwc, memory_format=torch.channels_last)
     else:
-        output = aligned_nhwc(residual)
+        output = _aligned(residual, torch.channels_last)
     kernels.module.depthwise_conv2d_fwd(
         output.data_ptr(),
         nhwc.data_ptr(),
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
-        _C.ConvEpilogue(0 if residual is None else output.data_ptr(), *CLAMPS[activation]),
+        0 if residual is None else output.data_ptr(),
+        CLAMPS[activation],
         shape,
         DTYPES[input.dtype],
         kernels.stream,
     )
     return output
+
+
+def _aligned(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """In memory that vectors of 16 bytes can be read from."""
+    tensor = tensor.contiguous(memory_format=memory_format)
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()

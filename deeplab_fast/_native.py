@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _C
 from .ops._bilinear import source_scale
-from .ops._library import in_format_of
+from .ops._library import empty_like_format, in_format_of
 
 DTYPES = {
     torch.float32: _C.DType.float32,
@@ -22,6 +22,14 @@ DTYPES = {
     torch.int32: _C.DType.int32,
     torch.uint8: _C.DType.uint8,
 }
+
+
+class Kernels(NamedTuple):
+    """Compiled CUDA kernels and where they are to run."""
+
+    module: Any  # _C.cuda or _emulated.cuda
+    stream: int
+    num_workers: int  # blocks of dilated_conv2d that run at once
 
 
 def upsample_shape(
@@ -38,35 +46,115 @@ def upsample_shape(
 
 
 def upsample_argmax(
-    launcher: Callable[..., None],
-    stream: int,
+    kernels: Kernels,
     logits: Tensor,
     size: Sequence[int],
     scale_factors: Sequence[float] | None,
     align_corners: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The op through ``upsample_argmax_fwd`` of a module compiled from the CUDA kernels."""
     if logits.dtype not in DTYPES:
         logits = logits.float()
     labels = logits.new_empty((logits.size(0), *size), dtype=dtype)
-    launcher(
+    kernels.module.upsample_argmax_fwd(
         labels.data_ptr(),
         logits.data_ptr(),
         upsample_shape(logits, size, scale_factors, align_corners),
         DTYPES[dtype],
         DTYPES[logits.dtype],
-        stream,
+        kernels.stream,
     )
     return labels
 
 
-class Kernels(NamedTuple):
-    """Compiled CUDA kernels and where they are to run."""
+def _cross_entropy_terms(
+    weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> _C.CrossEntropyTerms:
+    return _C.CrossEntropyTerms(
+        0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
+    )
 
-    module: Any  # _C.cuda or _emulated.cuda
-    stream: int
-    num_workers: int  # blocks of dilated_conv2d that run at once
+
+def upsample_cross_entropy(
+    kernels: Kernels,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if logits.dtype not in DTYPES:
+        logits = logits.float()
+    target = target.contiguous()
+    weight = None if weight is None else weight.float().contiguous()
+    shape = upsample_shape(logits, target.shape[1:], None, align_corners)
+    per_pixel = reduction == "none"
+    loss = logits.new_empty(target.shape if per_pixel else (), dtype=torch.float32)
+    log_sum_exp = logits.new_empty(target.shape, dtype=torch.float32)
+    total_weight = logits.new_empty((), dtype=torch.float32)
+    workspace = _cross_entropy_workspace(kernels, logits, shape, backward=False)
+    kernels.module.upsample_cross_entropy_fwd(
+        0 if per_pixel else loss.data_ptr(),
+        loss.data_ptr() if per_pixel else 0,
+        log_sum_exp.data_ptr(),
+        total_weight.data_ptr(),
+        workspace.data_ptr(),
+        logits.data_ptr(),
+        target.data_ptr(),
+        reduction == "mean",
+        shape,
+        _cross_entropy_terms(weight, ignore_index, label_smoothing),
+        DTYPES[logits.dtype],
+        kernels.stream,
+    )
+    return loss, log_sum_exp, total_weight
+
+
+def upsample_cross_entropy_backward(
+    kernels: Kernels,
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    log_sum_exp: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+) -> Tensor:
+    typed = logits if logits.dtype in DTYPES else logits.float()
+    grad_logits = empty_like_format(typed, tuple(typed.shape))
+    grad_loss = grad_loss.expand(target.shape)
+    target, log_sum_exp = target.contiguous(), log_sum_exp.contiguous()
+    weight = None if weight is None else weight.float().contiguous()
+    shape = upsample_shape(typed, target.shape[1:], None, align_corners)
+    workspace = _cross_entropy_workspace(kernels, typed, shape, backward=True)
+    kernels.module.upsample_cross_entropy_bwd(
+        grad_logits.data_ptr(),
+        workspace.data_ptr(),
+        grad_loss.data_ptr(),
+        grad_loss.stride(),
+        total_weight.data_ptr() if reduction == "mean" else 0,
+        log_sum_exp.data_ptr(),
+        typed.data_ptr(),
+        target.data_ptr(),
+        not grad_logits.is_contiguous(),
+        shape,
+        _cross_entropy_terms(weight, ignore_index, label_smoothing),
+        DTYPES[typed.dtype],
+        kernels.stream,
+    )
+    return in_format_of(grad_logits.to(logits.dtype), logits)
+
+
+def _cross_entropy_workspace(
+    kernels: Kernels, logits: Tensor, shape: _C.UpsampleShape, backward: bool
+) -> Tensor:
+    nbytes = kernels.module.upsample_cross_entropy_workspace(shape, backward)
+    return logits.new_empty(nbytes, dtype=torch.uint8)
 
 
 class ConvWorkList(NamedTuple):
@@ -172,67 +260,6 @@ def dilated_conv2d(
     output = nhwc_output(input, sum(weight.size(0) for weight in weights))
     convolve(kernels, output, input, weights, biases, dilations, activation=activation)
     return in_format_of(output, input)
-
-
-def dilated_conv2d_add_(
-    kernels: Kernels,
-    residual: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: Sequence[int],
-    activation: str,
-) -> None:
-    """``activation(convolution + residual)``, written over ``residual``."""
-    output = aligned_nhwc(residual)
-    if input.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
-        input = input.clone()
-    convolve(
-        kernels, output, input, [weight], [bias], [dilation], activation=activation,
-        residual=output,
-    )  # fmt: skip
-    if output is not residual:
-        residual.copy_(output)
-
-
-def fused_conv2d_refuses(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> str | None:
-    if refusal := geometry_refused(weight, stride, padding, dilation):
-        return refusal
-    if refusal := dilated_conv2d_refuses(input, [weight], groups):
-        return refusal
-    if weight.size(1) != input.size(1) or bias.shape != weight.shape[:1]:
-        return "the shapes of weight and bias do not fit"
-    return None
-
-
-def geometry_refused(
-    weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> str | None:
-    kernel = tuple(weight.shape[2:])
-    if tuple(stride) != (1, 1):
-        return f"the kernel has stride (1, 1), not {tuple(stride)}"
-    if any(
-        size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)
-    ):
-        return f"the kernel pads to the same size, not a {kernel} weight by {tuple(padding)}"
-    return None
-
-
-def fused_conv2d_add_refuses(residual: Tensor, input: Tensor, weight: Tensor, *args: Any) -> Any:
-    if refusal := fused_conv2d_refuses(input, weight, *args):
-        return refusal
-    if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):
-        return "the residual has not the shape of the output"
-    return None
 
 
 CLAMPS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}

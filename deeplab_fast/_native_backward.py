@@ -12,39 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _C, _depthwise, _native
+from . import _C, _native
 from ._native import DTYPES, Kernels
 from .ops._library import in_format_of
 
 Branches = tuple[tuple[int, int, int, int], ...]  # of _native.conv_branches
 
 
-def refuses(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    dilation: Sequence[int],
-    groups: int,
-    output_mask: Sequence[bool],
-) -> str | None:
-    """Why no kernel, depthwise or dense, can compute ``dilated_conv2d_backward``, or None."""
-    if _depthwise.is_depthwise(input, weight, groups):
-        return _depthwise.refuses(input, weight)
-    return _refuses(input, [weight], groups)
-
-
-def parallel_refuses(
-    grad_output: Tensor,
-    input: Tensor,
-    weights: Sequence[Tensor],
-    dilations: Sequence[int],
-    output_mask: Sequence[bool],
-) -> str | None:
-    """Why the kernels cannot compute ``parallel_dilated_conv2d_backward``, or None."""
-    return _refuses(input, weights, groups=1)
-
-
-def _refuses(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None:
+def refuses(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None:
+    """Why the kernels cannot compute the gradients of these branches, or None."""
     if refusal := _native.dilated_conv2d_refuses(input, weights, groups):
         return refusal
     if sum(weight.size(2) * weight.size(3) for weight in weights) > _native.MAX_TAPS:
@@ -52,39 +28,7 @@ def _refuses(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | Non
     return None
 
 
-def dilated_conv2d_backward(
-    kernels: Kernels,
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    dilation: Sequence[int],
-    groups: int,
-    output_mask: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias; empty where not asked for."""
-    if _depthwise.is_depthwise(input, weight, groups):
-        return _depthwise.backward(kernels, grad_output, input, weight, dilation, output_mask)
-    grad_input, grad_weights, grad_biases = _gradients(
-        kernels, grad_output, input, [weight], [dilation], output_mask
-    )
-    empty = [input.new_empty(0)]
-    return grad_input, (grad_weights or empty)[0], (grad_biases or empty)[0]
-
-
-def parallel_dilated_conv2d_backward(
-    kernels: Kernels,
-    grad_output: Tensor,
-    input: Tensor,
-    weights: Sequence[Tensor],
-    dilations: Sequence[int],
-    output_mask: Sequence[bool],
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of input, weights and biases; empty where not asked for."""
-    rates = [(rate, rate) for rate in dilations]
-    return _gradients(kernels, grad_output, input, weights, rates, output_mask)
-
-
-def _gradients(
+def gradients(
     kernels: Kernels,
     grad_output: Tensor,
     input: Tensor,
@@ -92,13 +36,14 @@ def _gradients(
     dilations: Sequence[Sequence[int]],
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Gradients of input, weights and biases of parallel branches; empty where not asked for."""
     channels = [weight.size(0) for weight in weights]
     added = [-k % (16 // input.element_size()) for k in channels]  # copies are of 16 bytes
     if any(added):
         grad_parts = zip(grad_output.split(channels, dim=1), added)
         grad_output = torch.cat([F.pad(g, (0, 0, 0, 0, 0, more)) for g, more in grad_parts], dim=1)
         padded = [F.pad(w, (0, 0, 0, 0, 0, 0, 0, more)) for w, more in zip(weights, added)]
-        grad_input, grad_weights, grad_biases = _gradients(
+        grad_input, grad_weights, grad_biases = gradients(
             kernels, grad_output, input, padded, dilations, output_mask
         )
         return (

@@ -230,6 +230,27 @@ def test_depthwise_conv2d_moves_vectors_and_spills_nothing(cuobjdump, chip):
             assert bits == 128 or kernel == [5, 5]  # whose weights need the registers
 
 
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
+def test_upsample_cross_entropy_takes_hardware_exponentials(cuobjdump, chip):
+    """Six blocks an SM, no spills, and only the log2 of a pixel in software."""
+    if chip not in run(cuobjdump, "--list-elf", MODULE):
+        pytest.skip(f"not built for {chip}")
+    resources = run(cuobjdump, "--dump-resource-usage", "-arch", chip, MODULE)
+    usage = re.findall(r"Function \S*upsample_cross_entropy_(\w+?)_kernel\S*:\n(.*)", resources)
+    assert Counter(kernel for kernel, _ in usage) == {
+        "prepare": 3, "fwd": 3, "reduce": 1, "bwd": 3, "gather": 3
+    }  # fmt: skip
+    for _, line in usage:
+        numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
+        assert numbers["STACK"] == numbers["LOCAL"] == 0, line
+        assert numbers["REG"] <= 80, line
+    code = run(cuobjdump, "--dump-sass", "-arch", chip, MODULE)
+    bodies = dict(re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", code, re.S))
+    for name, body in bodies.items():
+        if re.search("upsample_cross_entropy_(fwd|bwd)_kernel", name):
+            assert "MUFU.EX2" in body and not re.search(r"\b(LDL|STL)\b", body)
+
+
 @pytest.fixture
 def configure(tmp_path):
     """Lets CMake decide about CUDA; compiles none of the sources."""

@@ -78,8 +78,8 @@ def test_backward(backend, device, ran, case: Conv, dtype, layout):
     input, weight, bias = operands(case, dtype, device)
     input = with_layout(input, layout)
     grad_output = torch.randn(case.N, case.K, case.H, case.W).to(device, dtype)
-    call = (grad_output, input, weight, case.dilation, case.groups, [True] * 3)
-    skip_if_refused(backend, BACKWARD, *call)
+    arguments = case.dilation, case.groups, [True] * 3
+    skip_if_refused(backend, BACKWARD, grad_output, input, weight, *arguments)
 
     def ours(input, weight, bias):
         return dilated_conv2d(input, weight, bias, case.dilation, case.groups)

@@ -193,8 +193,8 @@ class Recorder:
 def test_only_what_is_asked_for_is_launched(mask):
     input, weights, grad_output = tensors_of((1, 8, 4, 5), [(8, 3, 3), (8, 1, 1)], torch.float16)
     recorder = Recorder()
-    grad_input, grad_weights, grad_biases = _native_backward.parallel_dilated_conv2d_backward(
-        _native.Kernels(recorder, 0, 8), grad_output, input, weights, [1, 1], mask
+    grad_input, grad_weights, grad_biases = _native_backward.gradients(
+        _native.Kernels(recorder, 0, 8), grad_output, input, weights, [(1, 1), (1, 1)], mask
     )
     launchers = ("dilated_conv2d_fwd", "dilated_conv2d_wgrad", "dilated_conv2d_bias_grad")
     assert recorder.names == [name for name, needed in zip(launchers, mask) if needed]
