@@ -212,8 +212,8 @@ def test_sums_split_and_not(monkeypatch, num_workers):
             kernels, name, lambda *a, make=make: slots.append(make(*a).num_slots) or make(*a)
         )
     monkeypatch.setattr(kernels, "_num_workers", lambda device: num_workers)
-    x = torch.randn(1, 20, 25, 25)
-    weights = [torch.randn(k, 20, r, r) / 15 for k, r in ((5, 3), (3, 1), (21, 3))]
+    x = torch.randn(1, 70, 25, 25)
+    weights = [torch.randn(k, 70, r, r) / 25 for k, r in ((5, 3), (3, 1), (21, 3))]
     grad, rates = torch.randn(1, 29, 25, 25), [2, 1, 4]
 
     def theirs(x, *weights):
