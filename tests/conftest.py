@@ -15,6 +15,11 @@ if not torch.cuda.is_available():
 import deeplab_fast  # noqa: E402
 from deeplab_fast import backends  # noqa: E402
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # they share the cores
+    torch.set_num_threads(
+        max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    )
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

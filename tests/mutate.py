@@ -79,7 +79,7 @@ class Scratch:
         script = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
         files = [str(ROOT / word) for word in tests.split() if word.endswith(".py")]
         selected = " ".join(word for word in tests.split() if not word.endswith(".py"))
-        options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *files]
+        options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *files]
         if selected:
             options += ["-k", selected]
         try:

@@ -583,6 +583,7 @@ def test_kernels_under_a_sanitizer(tmp_path, sanitizer):
     environment["ASAN_OPTIONS"] = "detect_leaks=0"
     options = [
         "-q",
+        "-n0",
         "-k",
         UNDER_SANITIZER[sanitizer],
         "-p",
