@@ -1,5 +1,5 @@
 // One PTX instruction per function, sm_90a; PTX ISA 9.7 defines each. The emulator says in C++ what
-// they mean. Kernels that call these are empty where __CUDA_ARCH_FEAT_SM90_ALL is not defined.
+// they mean.
 #pragma once
 
 #include "ptx.cuh"
@@ -14,6 +14,13 @@
 #include <type_traits>
 
 namespace deeplab_fast::ptx {
+
+// Whether code is being made that can use these; kernels of sm_90a are empty where it is not.
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kIsSm90a = false;
+#else
+constexpr bool kIsSm90a = true;
+#endif
 
 // The block's rank in its cluster.
 __device__ __forceinline__ int cluster_ctarank() {

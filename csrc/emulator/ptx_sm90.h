@@ -204,6 +204,8 @@ inline void finish(WarpState& warp, int groups_left, int* finished) {
 
 namespace deeplab_fast::ptx {
 
+constexpr bool kIsSm90a = true;
+
 inline uint32_t shared_address(const void* p) {
   const auto* start = static_cast<const unsigned char*>(emulator::shared_memory());
   return emulator::kSharedBase +
