@@ -12,9 +12,11 @@ import harness
 import peers
 import torch
 from cases import Shape
-from convolutions import convolutions
+from convolutions import branches, convolutions, ours_by_name
+from harness import Run
 from torch import nn
 
+import deeplab_fast
 from deeplab_fast.models.inference import FoldedASPP
 from deeplab_fast.nn import ASPP
 
@@ -32,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
                 torch.manual_seed(0)
                 inference(report, shape, dtype, batch, compile=more)
                 if more or args.tiny:
+                    branches(report, shape, dtype, batch)
                     convolutions(report, shape, dtype, batch)
     report.finish()
 
@@ -49,6 +52,13 @@ def inference(report: harness.Report, shape: Shape, dtype: str, batch: int, comp
         f"{peer_name} NCHW": peers.applied(peer, nchw),
         f"{peer_name} channels_last": peers.applied(peer, last),
     }
+    folded = FoldedASPP(module).to(last.dtype)
+    ours = {
+        f"{name}, folded": forced(peers.applied(folded, last), backend)
+        for name, backend in ours_by_name(dtype, "aspp", last, *folded.operands()).items()
+    }
+    ours["deeplab_fast.ASPP channels_last"] = peers.applied(module, last)
+    ours["deeplab_fast.ASPP NCHW"] = peers.applied(module, nchw)
     if compile:
         baselines[f"{peer_name} compiled"] = peers.applied(peer, last, compile=True)
     report.case(
@@ -56,15 +66,21 @@ def inference(report: harness.Report, shape: Shape, dtype: str, batch: int, comp
         batch=batch,
         dtype=dtype,
         reference=lambda: peers.PlainASPP(module)(nchw.float()),
-        ours={
-            "deeplab_fast.aspp, folded": peers.applied(FoldedASPP(module), last),
-            "deeplab_fast.ASPP channels_last": peers.applied(module, last),
-            "deeplab_fast.ASPP NCHW": peers.applied(module, nchw),
-        },
+        ours=ours,
         baselines=baselines,
         tolerance=TOLERANCE[dtype],
         flops=cases.aspp_flops(shape, batch),
     )
+
+
+def forced(run: Run, backend: str) -> Run:
+    """``run`` on a backend, "" for the automatic choice."""
+
+    def on_backend() -> object:
+        with deeplab_fast.backend(backend):
+            return run()
+
+    return on_backend if backend else run
 
 
 def randomize_norms(module: nn.Module) -> None:

@@ -10,7 +10,11 @@ from harness import Run
 from torch import Tensor
 
 from deeplab_fast import backends
-from deeplab_fast.ops.dilated_conv2d import _dilated_conv2d, _dilated_conv2d_backward
+from deeplab_fast.ops.dilated_conv2d import (
+    _dilated_conv2d,
+    _dilated_conv2d_backward,
+    _parallel_dilated_conv2d,
+)
 
 # Of harness.relative_error against fp32; a wrong kernel is off by about 1.
 TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 2e-2}
@@ -32,10 +36,8 @@ def convolutions(report: harness.Report, shape: Shape, dtype: str, batch: int) -
             "NCHW": tensors,
             "channels_last": [t.contiguous(memory_format=torch.channels_last) for t in tensors],
         }
-        ours = {"deeplab_fast": ""}
         arguments = x, weight.to(x), None, [rate, rate], 1
-        if backends.why_not("dilated_conv2d", "cuda", report.device.type, *arguments) is None:
-            ours["deeplab_fast on cuda"] = "cuda"
+        ours = ours_by_name(dtype, "dilated_conv2d", *arguments)
         for direction in ("forward", "dgrad", "wgrad"):
             report.case(
                 f"{shape.name}, {kernel}x{kernel} rate {rate}, {direction}",
@@ -57,6 +59,59 @@ def convolutions(report: harness.Report, shape: Shape, dtype: str, batch: int) -
                     batch, shape.in_channels, shape.channels, shape.feature, rate, kernel
                 ),
             )
+
+
+def branches(report: harness.Report, shape: Shape, dtype: str, batch: int) -> None:
+    """All convolutions of the pyramid: in one launch, against one call after the other.
+
+    The outputs of the calls are not joined, which would take them longer.
+    """
+    x = cases.features(shape, batch, harness.DTYPES[dtype], report.device)
+    layers = [(1, 1), *((3, rate) for rate in shape.rates)]
+    weights = [
+        (torch.randn(shape.channels, shape.in_channels, k, k) / k / shape.in_channels**0.5).to(x)
+        for k, _ in layers
+    ]
+    rates = [rate for _, rate in layers]
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, *weights)]
+    ours = ours_by_name(dtype, "parallel_dilated_conv2d", x, weights, [], rates)
+
+    def one_launch(backend: str) -> Run:
+        return lambda: _parallel_dilated_conv2d(
+            last[0], last[1:], [], rates, backend=backend
+        ).split(shape.channels, dim=1)
+
+    def one_by_one(x: Tensor, weights: list[Tensor]) -> Run:
+        runs = [pytorch("forward", rate, x, w, x) for w, rate in zip(weights, rates, strict=True)]
+        return lambda: [run() for run in runs]
+
+    report.case(
+        f"{shape.name}, {len(layers)} branches, forward",
+        batch=batch,
+        dtype=dtype,
+        reference=one_by_one(x.float(), [weight.float() for weight in weights]),
+        ours={name: one_launch(backend) for name, backend in ours.items()},
+        baselines={
+            f"PyTorch {layout}{setting}": with_cudnn(one_by_one(*args), flags)
+            for layout, args in {"NCHW": (x, weights), "channels_last": (last[0], last[1:])}.items()
+            for setting, flags in (CUDNN if report.device.type == "cuda" else {"": {}}).items()
+        },
+        tolerance=TOLERANCE[dtype],
+        flops=sum(
+            cases.conv_flops(batch, shape.in_channels, shape.channels, shape.feature, rate, kernel)
+            for kernel, rate in layers
+        ),
+    )
+
+
+def ours_by_name(dtype: str, op: str, x: Tensor, *arguments: object) -> dict[str, str]:
+    """The backends to measure: the automatic choice, and the CUDA kernel that may not be it."""
+    with harness.tf32(dtype == "tf32"):
+        reason = backends.why_not(op, "cuda", x.device.type, x, *arguments)
+    if reason is None:
+        return {"deeplab_fast": "", "deeplab_fast on cuda": "cuda"}
+    print(f"{op}, {dtype}: no row of deeplab_fast on cuda: {reason}")
+    return {"deeplab_fast": ""}
 
 
 def pytorch(direction: str, rate: int, x: Tensor, weight: Tensor, grad: Tensor) -> Run:

@@ -29,8 +29,9 @@ struct WorkItem;
 struct Reduction;
 
 // What the work list of the CUDA kernel is made for: tiles of kConvTile pixels, in jobs of
-// num_taps * ceil(C / kConvStep) steps and one block per kConvTile output channels.
-constexpr int kConvTile = 128, kConvStep = 32, kMaxConvBranches = 8;
+// num_taps * ceil(C / step) steps and one block per kConvTile output channels. A step is
+// kConvStepBytes of one tap's input channels, the most that any source of the tile has.
+constexpr int kConvTile = 128, kConvStepBytes = 64, kMaxConvBranches = 8;
 
 // On the GPU; partial sums take kConvTile * kConvTile floats per slot of the schedule.
 struct ConvWork {
@@ -42,15 +43,44 @@ struct ConvWork {
   int32_t num_items, num_reductions;
 };
 
-struct ConvBranch {
-  const void* weight;  // [K, R, S, C]
-  const void* bias;    // [K], or nullptr for zeros
-  int32_t K, num_taps, first_channel;
+// What the taps of one branch (Tap::branch) multiply: C channels of the input from first_channel
+// on, and from first_weight on [num_taps, C] of a weight's row. A forward convolution reads the
+// same channels in all branches; the gradient of its input reads those of one output each.
+struct ConvSource {
+  int32_t first_channel, C, first_weight;
 };
 
-// Of an input [N, H, W, C] and an output [N, H, W, out_channels].
+// K channels of the output from first_channel on (Tile::output).
+struct ConvOutput {
+  const void* weight;       // [K, weight_stride], [C] of every tap in a row
+  const void* bias;         // [K], or nullptr for zeros
+  const float* image_bias;  // [N, K], or nullptr for zeros
+  int32_t K, first_channel;
+  int64_t weight_stride;
+};
+
+// Of an input [N, H, W, in_channels] and an output [N, H, W, out_channels].
 struct ConvShape {
-  int32_t H, W, C, out_channels;
+  int32_t H, W, in_channels, out_channels;
+};
+
+// What the sums become: clamp(sum + biases + residual, low, high), NaN staying NaN.
+struct ConvEpilogue {
+  const void* residual;  // in the layout of the output, which it may be; nullptr for zeros
+  float low, high;
+};
+
+// The image-pooling branch of an ASPP over [N, num_pixels, C]: P pooled channels, K projected. The
+// pixels are summed in num_runs runs of equal length.
+struct AsppShape {
+  int64_t N, num_pixels;
+  int32_t C, P, K, num_runs;
+  int64_t project_stride;
+};
+
+struct AsppWeights {
+  const void *pool, *pool_bias;        // [P, C] and [P]
+  const void *project, *project_bias;  // [K, P], project_stride from row to row, and [K]
 };
 
 struct CrossEntropyTerms {
@@ -114,11 +144,22 @@ DeviceInfo device_info();
 Status upsample_argmax_fwd(void* labels, const void* logits, const UpsampleShape& shape,
                            DType label_dtype, DType logit_dtype, void* stream);
 
-// All branches into one output, kFloat16 | kBFloat16 as input, weights and biases. C is a multiple
-// of 8; all but partial_sums, output and biases are aligned to 16 bytes.
+// All outputs in one launch. kFloat16 | kBFloat16 | kFloat32, multiplied as tf32, of input, output,
+// residual, weights and biases. in_channels, and all of a ConvSource and of weight_stride, are
+// multiples of 16 bytes; the tensors and the work list are aligned to 16 bytes, the biases need not
+// be.
 Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
-                          const std::vector<ConvBranch>& branches, const ConvWork& work,
-                          const ConvShape& shape, DType dtype, void* stream);
+                          const std::vector<ConvOutput>& outputs,
+                          const std::vector<ConvSource>& sources, const ConvWork& work,
+                          const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
+                          void* stream);
+
+// What the pooled channels add to the projection: image_bias [N, K], by way of sums [N, num_runs,
+// C] and pooled [N, P]. dtypes as above; C, P and project_stride are multiples of 16 bytes, input
+// and weights aligned to 16 bytes.
+Status aspp_image_bias_fwd(float* image_bias, float* pooled, float* sums, const void* input,
+                           const AsppWeights& weights, const AsppShape& shape, DType dtype,
+                           void* stream);
 
 }  // namespace cuda
 #endif

@@ -51,22 +51,23 @@ void bind_cuda(py::module_ m) {
     check(cuda::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
                                     logit_dtype, pointer(stream)));
   });
-  m.def(
-      "dilated_conv2d_fwd",
-      [](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
-         const std::vector<std::tuple<uintptr_t, uintptr_t, int32_t, int32_t>>& rows,
-         const ConvWork& work, const ConvShape& shape, DType dtype, uintptr_t stream) {
-        std::vector<ConvBranch> branches;
-        int32_t first_channel = 0;
-        for (const auto& [weight, bias, K, num_taps] : rows) {
-          branches.push_back({pointer(weight), pointer(bias), K, num_taps, first_channel});
-          first_channel += K;
-        }
-        check(cuda::dilated_conv2d_fwd(pointer(output), static_cast<float*>(pointer(partial_sums)),
-                                       pointer(input), branches, work, shape, dtype,
-                                       pointer(stream)));
-      },
-      "Branches are (weight, bias or 0, K, number of taps).");
+  m.def("dilated_conv2d_fwd", [](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
+                                 const std::vector<ConvOutput>& outputs,
+                                 const std::vector<ConvSource>& sources, const ConvWork& work,
+                                 const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
+                                 uintptr_t stream) {
+    check(cuda::dilated_conv2d_fwd(pointer(output), static_cast<float*>(pointer(partial_sums)),
+                                   pointer(input), outputs, sources, work, epilogue, shape, dtype,
+                                   pointer(stream)));
+  });
+  m.def("aspp_image_bias_fwd",
+        [](uintptr_t image_bias, uintptr_t pooled, uintptr_t sums, uintptr_t input,
+           const AsppWeights& weights, const AsppShape& shape, DType dtype, uintptr_t stream) {
+          check(cuda::aspp_image_bias_fwd(static_cast<float*>(pointer(image_bias)),
+                                          static_cast<float*>(pointer(pooled)),
+                                          static_cast<float*>(pointer(sums)), pointer(input),
+                                          weights, shape, dtype, pointer(stream)));
+        });
 }
 #endif
 
@@ -124,14 +125,47 @@ void bind_shapes(py::module_& m) {
            }),
            py::arg("pixels"), py::arg("taps"), py::arg("tiles"), py::arg("items"),
            py::arg("reductions"), py::arg("num_items"), py::arg("num_reductions"));
-  py::class_<ConvShape>(m, "ConvShape")
-      .def(py::init([](int32_t H, int32_t W, int32_t C, int32_t out_channels) {
-             return ConvShape{H, W, C, out_channels};
+  py::class_<ConvSource>(m, "ConvSource")
+      .def(py::init([](int32_t first_channel, int32_t C, int32_t first_weight) {
+             return ConvSource{first_channel, C, first_weight};
            }),
-           py::arg("H"), py::arg("W"), py::arg("C"), py::arg("out_channels"));
+           py::arg("first_channel"), py::arg("C"), py::arg("first_weight"));
+  py::class_<ConvOutput>(m, "ConvOutput")
+      .def(py::init([](uintptr_t weight, uintptr_t bias, uintptr_t image_bias, int32_t K,
+                       int32_t first_channel, int64_t weight_stride) {
+             return ConvOutput{
+                 pointer(weight), pointer(bias), static_cast<const float*>(pointer(image_bias)), K,
+                 first_channel,   weight_stride};
+           }),
+           py::arg("weight"), py::arg("bias"), py::arg("image_bias"), py::arg("K"),
+           py::arg("first_channel"), py::arg("weight_stride"));
+  py::class_<ConvShape>(m, "ConvShape")
+      .def(py::init([](int32_t H, int32_t W, int32_t in_channels, int32_t out_channels) {
+             return ConvShape{H, W, in_channels, out_channels};
+           }),
+           py::arg("H"), py::arg("W"), py::arg("in_channels"), py::arg("out_channels"));
+  py::class_<ConvEpilogue>(m, "ConvEpilogue")
+      .def(py::init([](uintptr_t residual, float low, float high) {
+             return ConvEpilogue{pointer(residual), low, high};
+           }),
+           py::arg("residual"), py::arg("low"), py::arg("high"));
   m.attr("CONV_TILE") = kConvTile;
-  m.attr("CONV_STEP") = kConvStep;
+  m.attr("CONV_STEP_BYTES") = kConvStepBytes;
   m.attr("MAX_CONV_BRANCHES") = kMaxConvBranches;
+  py::class_<AsppShape>(m, "AsppShape")
+      .def(py::init([](int64_t N, int64_t num_pixels, int32_t C, int32_t P, int32_t K,
+                       int32_t num_runs, int64_t project_stride) {
+             return AsppShape{N, num_pixels, C, P, K, num_runs, project_stride};
+           }),
+           py::arg("N"), py::arg("num_pixels"), py::arg("C"), py::arg("P"), py::arg("K"),
+           py::arg("num_runs"), py::arg("project_stride"));
+  py::class_<AsppWeights>(m, "AsppWeights")
+      .def(py::init(
+               [](uintptr_t pool, uintptr_t pool_bias, uintptr_t project, uintptr_t project_bias) {
+                 return AsppWeights{pointer(pool), pointer(pool_bias), pointer(project),
+                                    pointer(project_bias)};
+               }),
+           py::arg("pool"), py::arg("pool_bias"), py::arg("project"), py::arg("project_bias"));
   py::class_<CrossEntropyTerms>(m, "CrossEntropyTerms")
       .def(py::init([](uintptr_t weight, int64_t ignore_index, float label_smoothing) {
              return CrossEntropyTerms{static_cast<const float*>(pointer(weight)), ignore_index,

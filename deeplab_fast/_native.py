@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +61,14 @@ def upsample_argmax(
     return labels
 
 
+class Kernels(NamedTuple):
+    """Compiled CUDA kernels and where they are to run."""
+
+    module: Any  # _C.cuda or _emulated.cuda
+    stream: int
+    num_workers: int  # blocks of dilated_conv2d that run at once
+
+
 class ConvWorkList(NamedTuple):
     """What the kernel of dilated convolution is to do; ``tensors`` hold what ``work`` points to."""
 
@@ -74,23 +83,25 @@ _SPLIT_STEPS = 8  # a partial sum, 64 KiB in and out, moves as many bytes as eig
 # Never dropped: a captured CUDA graph holds the addresses.
 @functools.cache
 def conv_work_list(
+    list_tiles: Callable[..., tuple[bytearray, bytearray, bytearray]],
     plane: tuple[int, int, int],
     branches: tuple[tuple[int, int, int, int], ...],
-    channels: int,
+    steps_per_tap: int,
     out_channels: tuple[int, ...],
     device: torch.device,
     num_workers: int,
 ) -> ConvWorkList:
-    """The work list (csrc/common/zones.h) of a forward pass, on ``device``.
+    """The work list (csrc/common/zones.h) of a launch, on ``device``.
 
-    ``plane`` is (N, H, W), ``branches`` are (kernel_H, kernel_W, dilation_H, dilation_W), and
-    ``num_workers`` is how many thread blocks run at once.
+    ``list_tiles`` is ``_C.zones.forward_tiles`` or ``input_grad_tiles``, ``plane`` is (N, H, W),
+    ``branches`` are (kernel_H, kernel_W, dilation_H, dilation_W), ``out_channels`` are those of
+    each output, and ``num_workers`` is how many thread blocks run at once.
     """
-    rows = _C.zones.forward_tiles(plane, branches, _C.CONV_TILE)
+    rows = list_tiles(plane, branches, _C.CONV_TILE)
     pixels, taps, tiles = (_int32(buffer) for buffer in rows)
     jobs = [
-        (num_taps * -(-channels // _C.CONV_STEP), -(-out_channels[branch] // _C.CONV_TILE))
-        for branch, _, _, _, num_taps in tiles.view(-1, 5).tolist()
+        (num_taps * steps_per_tap, -(-out_channels[output] // _C.CONV_TILE))
+        for output, _, _, _, num_taps in tiles.view(-1, 5).tolist()
     ]
     schedule = _C.zones.schedule(jobs, num_workers, _SPLIT_STEPS)
     items, reductions = (_int32(schedule[name]) for name in ("items", "reductions"))
@@ -104,17 +115,26 @@ def _int32(buffer: bytearray) -> Tensor:
     return torch.frombuffer(buffer, dtype=torch.int32) if buffer else torch.empty(0).int()
 
 
+def steps_per_tap(channels: int, dtype: torch.dtype) -> int:
+    """Steps that the kernel takes for ``channels`` input channels of one tap."""
+    return -(-channels * dtype.itemsize // _C.CONV_STEP_BYTES)
+
+
 _MAX_TAPS = 1024  # the search of a work list's order slows down with their square
 
 
 def dilated_conv2d_refuses(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None:
     """Why the kernel cannot compute these branches, or None."""
-    if input.dtype not in (torch.float16, torch.bfloat16):
-        return f"the kernel takes float16 and bfloat16, not {input.dtype}"
+    if input.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernel takes float32, float16 and bfloat16, not {input.dtype}"
+    if input.dtype == torch.float32 and not tf32_is_allowed():
+        return "the kernel computes float32 as tf32, which torch.backends.cudnn does not allow"
     if groups != 1:
         return f"the kernel has no groups, got {groups}"
-    if input.size(1) % 8:
-        return f"the kernel takes a multiple of 8 input channels, got {input.size(1)}"
+    if refusal := channels_refused(input, input.size(1), "input channels"):
+        return refusal
+    if any(weight.dtype != input.dtype or weight.device != input.device for weight in weights):
+        return "the input and a weight differ in dtype or device"
     if input.numel() == 0 or any(weight.numel() == 0 for weight in weights):
         return "the input or a weight is empty"
     if len(weights) > _C.MAX_CONV_BRANCHES:
@@ -126,16 +146,107 @@ def dilated_conv2d_refuses(input: Tensor, weights: Sequence[Tensor], groups: int
     return None
 
 
+def tf32_is_allowed() -> bool:
+    """Torch's switch for convolutions. ``allow_tf32`` raises once the newer one was used."""
+    conv = getattr(torch.backends.cudnn, "conv", None)
+    return torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
+
+
+def channels_refused(input: Tensor, channels: int, what: str) -> str | None:
+    """Asynchronous copies are of 16 bytes."""
+    multiple = 16 // input.element_size()
+    if channels % multiple:
+        return f"the kernel takes a multiple of {multiple} {what}, got {channels}"
+    return None
+
+
 def dilated_conv2d(
-    launcher: Callable[..., None],
-    stream: int,
-    num_workers: int,
+    kernels: Kernels,
     input: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     dilations: Sequence[Sequence[int]],
+    activation: str = "none",
 ) -> Tensor:
-    """Parallel branches through ``dilated_conv2d_fwd`` of a module compiled from the kernels."""
+    """Parallel branches over ``input``, in its memory format."""
+    output = nhwc_output(input, sum(weight.size(0) for weight in weights))
+    convolve(kernels, output, input, weights, biases, dilations, activation=activation)
+    return in_format_of(output, input)
+
+
+def dilated_conv2d_add_(
+    kernels: Kernels,
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: Sequence[int],
+    activation: str,
+) -> None:
+    """``activation(convolution + residual)``, written over ``residual``."""
+    output = aligned_nhwc(residual)
+    if input.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
+        input = input.clone()
+    convolve(
+        kernels, output, input, [weight], [bias], [dilation], activation=activation,
+        residual=output,
+    )  # fmt: skip
+    if output is not residual:
+        residual.copy_(output)
+
+
+def fused_conv2d_refuses(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> str | None:
+    kernel = tuple(weight.shape[2:])
+    if tuple(stride) != (1, 1):
+        return f"the kernel has stride (1, 1), not {tuple(stride)}"
+    if any(
+        size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)
+    ):
+        return f"the kernel pads to the same size, not a {kernel} weight by {tuple(padding)}"
+    if refusal := dilated_conv2d_refuses(input, [weight], groups):
+        return refusal
+    if weight.size(1) != input.size(1) or bias.shape != weight.shape[:1]:
+        return "the shapes of weight and bias do not fit"
+    return None
+
+
+def fused_conv2d_add_refuses(residual: Tensor, input: Tensor, weight: Tensor, *args: Any) -> Any:
+    if refusal := fused_conv2d_refuses(input, weight, *args):
+        return refusal
+    if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):
+        return "the residual has not the shape of the output"
+    return None
+
+
+_CLAMPS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+
+
+def convolve(
+    kernels: Kernels,
+    output: Tensor,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    dilations: Sequence[Sequence[int]],
+    *,
+    activation: str,
+    residual: Tensor | None = None,
+    image_bias: Tensor | None = None,
+) -> None:
+    """Parallel branches over ``input`` into consecutive channels of ``output``.
+
+    ``output``, and ``residual`` if there is one, are aligned and channels_last. ``image_bias`` is
+    fp32 [N, K], for a single branch.
+    """
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
     # A rate beyond the map does what the map's size does, and that fits the work list's int32.
@@ -143,40 +254,175 @@ def dilated_conv2d(
         (*weight.shape[2:], min(vertical, H), min(horizontal, W))
         for weight, (vertical, horizontal) in zip(weights, dilations)
     )
-    work_list = conv_work_list((N, H, W), branches, C, channels, input.device, num_workers)
-    nhwc, *weights = (_aligned_nhwc(t) for t in (input, *weights))
+    input, *weights = aligned_nhwc(input), *map(_aligned_rows, weights)
     biases = [None if bias is None else bias.contiguous() for bias in biases]
-    output = torch.empty(
-        (N, sum(channels), H, W),
+    outputs = [
+        _C.ConvOutput(
+            weight.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            0 if image_bias is None else image_bias.data_ptr(),
+            weight.size(0),
+            sum(channels[:i]),
+            weight.stride(0),
+        )
+        for i, (weight, bias) in enumerate(zip(weights, biases))
+    ]
+    launch(
+        kernels,
+        output,
+        input,
+        outputs,
+        [_C.ConvSource(0, C, 0)] * len(weights),
+        conv_work_list(
+            _C.zones.forward_tiles,
+            (N, H, W),
+            branches,
+            steps_per_tap(C, input.dtype),
+            channels,
+            input.device,
+            kernels.num_workers,
+        ),
+        _C.ConvEpilogue(0 if residual is None else residual.data_ptr(), *_CLAMPS[activation]),
+    )
+
+
+def launch(
+    kernels: Kernels,
+    output: Tensor,
+    input: Tensor,
+    outputs: Sequence[_C.ConvOutput],
+    sources: Sequence[_C.ConvSource],
+    work_list: ConvWorkList,
+    epilogue: _C.ConvEpilogue,
+) -> None:
+    """``dilated_conv2d_fwd`` from ``input`` to ``output``, both aligned and channels_last."""
+    partial_sums = input.new_empty(
+        work_list.num_slots * _C.CONV_TILE * _C.CONV_TILE, dtype=torch.float32
+    )
+    kernels.module.dilated_conv2d_fwd(
+        output.data_ptr(),
+        partial_sums.data_ptr(),
+        input.data_ptr(),
+        outputs,
+        sources,
+        work_list.work,
+        epilogue,
+        _C.ConvShape(*input.shape[2:], input.size(1), output.size(1)),
+        DTYPES[input.dtype],
+        kernels.stream,
+    )
+
+
+def nhwc_output(input: Tensor, channels: int) -> Tensor:
+    """Uninitialised channels_last [N, channels, H, W]."""
+    return torch.empty(
+        (input.size(0), channels, *input.shape[2:]),
         dtype=input.dtype,
         device=input.device,
         memory_format=torch.channels_last,
     )
-    partial_sums = input.new_empty(
-        work_list.num_slots * _C.CONV_TILE * _C.CONV_TILE, dtype=torch.float32
-    )
-    launcher(
-        output.data_ptr(),
-        partial_sums.data_ptr(),
-        nhwc.data_ptr(),
-        [
-            (
-                weight.data_ptr(),
-                0 if bias is None else bias.data_ptr(),
-                weight.size(0),
-                weight.size(2) * weight.size(3),
-            )
-            for weight, bias in zip(weights, biases)
-        ],
-        work_list.work,
-        _C.ConvShape(H, W, C, sum(channels)),
-        DTYPES[input.dtype],
-        stream,
-    )
-    return in_format_of(output, input)
 
 
-def _aligned_nhwc(tensor: Tensor) -> Tensor:
+def aligned_nhwc(tensor: Tensor) -> Tensor:
     """In channels_last memory that asynchronous copies of 16 bytes can read."""
     tensor = tensor.contiguous(memory_format=torch.channels_last)
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def _aligned_rows(weight: Tensor) -> Tensor:
+    """The same, but the rows of a 1x1 weight [K, C, 1, 1] may be parts of longer ones."""
+    row_bytes = weight.stride(0) * weight.element_size()
+    is_aligned = weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0
+    is_row = weight.shape[2:] == (1, 1) and weight.stride(1) == 1
+    return weight if is_row and is_aligned else aligned_nhwc(weight)
+
+
+_MAX_POOL_CHANNELS = 16384  # their means are in shared memory
+_MAX_RUNS, _RUN_PIXELS = 16, 64  # of pixels summed by one block; enough blocks for small images
+
+
+def aspp_refuses(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dilations: Sequence[int],
+    pool_weight: Tensor,
+    pool_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+) -> str | None:
+    channels = sum(weight.size(0) for weight in weights)
+    if max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS:
+        return f"the kernel takes at most {_MAX_POOL_CHANNELS} channels to the pooled branch"
+    return (
+        dilated_conv2d_refuses(input, [*weights, pool_weight, project_weight], groups=1)
+        or channels_refused(input, channels, "channels of all convolutions together")
+        or channels_refused(input, pool_weight.size(0), "pooled channels")
+    )
+
+
+def aspp(
+    kernels: Kernels,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dilations: Sequence[int],
+    pool_weight: Tensor,
+    pool_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+) -> Tensor:
+    """The op in five launches, and one more for each of the two convolutions that splits its sums.
+
+    The pooled branch is never as large as the map: what it adds to the projection is the same at
+    every pixel of an image, a bias.
+    """
+    nhwc = aligned_nhwc(input)
+    pairs = [(rate, rate) for rate in dilations]
+    branches = nhwc_output(input, sum(weight.size(0) for weight in weights))
+    output = nhwc_output(input, project_weight.size(0))
+    project_weight = _aligned_rows(project_weight)
+    project, project_pooled = project_weight.tensor_split([branches.size(1)], dim=1)
+    image_bias = aspp_image_bias(
+        kernels, nhwc, pool_weight, pool_bias, project_pooled, project_bias
+    )
+    convolve(kernels, branches, nhwc, weights, biases, pairs, activation="relu")
+    convolve(
+        kernels, output, branches, [project], [None], [(1, 1)], activation="relu",
+        image_bias=image_bias,
+    )  # fmt: skip
+    return in_format_of(output, input)
+
+
+def aspp_image_bias(
+    kernels: Kernels,
+    input: Tensor,
+    pool_weight: Tensor,
+    pool_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+) -> Tensor:
+    """fp32 [N, K] that the pooled channels and the bias add to the projection, in three launches.
+
+    ``input`` is aligned and channels_last, ``project_weight`` has the columns of the pooled
+    channels.
+    """
+    (N, C, H, W), P, K = input.shape, pool_weight.size(0), project_weight.size(0)
+    num_runs = max(1, min(_MAX_RUNS, H * W // _RUN_PIXELS))
+    image_bias, pooled, sums = (
+        input.new_empty(shape, dtype=torch.float32) for shape in ((N, K), (N, P), (N, num_runs, C))
+    )
+    pool_weight = aligned_nhwc(pool_weight)
+    pool_bias, project_bias = pool_bias.contiguous(), project_bias.contiguous()
+    tensors = pool_weight, pool_bias, project_weight, project_bias
+    kernels.module.aspp_image_bias_fwd(
+        image_bias.data_ptr(),
+        pooled.data_ptr(),
+        sums.data_ptr(),
+        input.data_ptr(),
+        _C.AsppWeights(*(t.data_ptr() for t in tensors)),
+        _C.AsppShape(N, H * W, C, P, K, num_runs, project_weight.stride(0)),
+        DTYPES[input.dtype],
+        kernels.stream,
+    )
+    return image_bias

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,12 +62,17 @@ def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> s
     return _native.dilated_conv2d_refuses(input, weights, groups=1)
 
 
-def _convolve(input: Tensor, *args: Any) -> Tensor:
+@contextlib.contextmanager
+def _kernels(input: Tensor) -> Iterator[_native.Kernels]:
     with torch.cuda.device(input.device):
         stream = torch.cuda.current_stream().cuda_stream
         processors = torch.cuda.get_device_properties(input.device).multi_processor_count
-        num_workers = _BLOCKS_PER_PROCESSOR * processors
-        return _native.dilated_conv2d(_C.cuda.dilated_conv2d_fwd, stream, num_workers, input, *args)
+        yield _native.Kernels(_C.cuda, stream, _BLOCKS_PER_PROCESSOR * processors)
+
+
+def _convolve(input: Tensor, *args: Any) -> Tensor:
+    with _kernels(input) as kernels:
+        return _native.dilated_conv2d(kernels, input, *args)
 
 
 # Not automatic: it has to be measured against cuDNN first.
@@ -84,3 +90,39 @@ def parallel_dilated_conv2d(
     return _convolve(
         input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
     )
+
+
+@implements("aspp", "cuda", _native.aspp_refuses, automatic=False)
+def aspp(input: Tensor, *args: Any) -> Tensor:
+    with _kernels(input) as kernels:
+        return _native.aspp(kernels, input, *args)
+
+
+@implements("fused_conv2d", "cuda", _native.fused_conv2d_refuses, automatic=False)
+def fused_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    return _convolve(input, [weight], [bias], [dilation], activation)
+
+
+@implements("fused_conv2d_add_", "cuda", _native.fused_conv2d_add_refuses, automatic=False)
+def fused_conv2d_add_(
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None:
+    with _kernels(input) as kernels:
+        _native.dilated_conv2d_add_(kernels, residual, input, weight, bias, dilation, activation)

@@ -63,10 +63,12 @@ def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> s
     return _native.dilated_conv2d_refuses(input, weights, groups=1)
 
 
+def _kernels() -> _native.Kernels:
+    return _native.Kernels(_emulated.cuda, _STREAM, _NUM_WORKERS)
+
+
 def _convolve(input: Tensor, *args: Any) -> Tensor:
-    return _native.dilated_conv2d(
-        _emulated.cuda.dilated_conv2d_fwd, _STREAM, _NUM_WORKERS, input, *args
-    )
+    return _native.dilated_conv2d(_kernels(), input, *args)
 
 
 @implements("dilated_conv2d", "emulated", _refuses)
@@ -83,3 +85,37 @@ def parallel_dilated_conv2d(
     return _convolve(
         input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
     )
+
+
+@implements("aspp", "emulated", _native.aspp_refuses)
+def aspp(input: Tensor, *args: Any) -> Tensor:
+    return _native.aspp(_kernels(), input, *args)
+
+
+@implements("fused_conv2d", "emulated", _native.fused_conv2d_refuses)
+def fused_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    return _convolve(input, [weight], [bias], [dilation], activation)
+
+
+@implements("fused_conv2d_add_", "emulated", _native.fused_conv2d_add_refuses)
+def fused_conv2d_add_(
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None:
+    _native.dilated_conv2d_add_(_kernels(), residual, input, weight, bias, dilation, activation)

@@ -44,6 +44,17 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def full_fp32(monkeypatch):
+    """fp32 is fp32: torch allows convolutions to round it to tf32 unless told otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def tf32(monkeypatch, full_fp32):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder of real weights and images that is not part of the project."""

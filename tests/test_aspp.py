@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import deeplab_fast
-from deeplab_fast import aspp
+from deeplab_fast import _emulated, _native, aspp, emulated
 
 from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
+from .refusals import skip_if_refused, skip_without
 
 OP = "aspp"
 SHAPES = (
@@ -20,17 +22,21 @@ SHAPES = (
     (2, 6, 5, 7),  # every 3x3 branch wider than the map
     (2, 16, 33, 33),
     (1, 8, 65, 65),
+    (3, 264, 9, 5),  # channels that fill no block of a kernel
 )
 
 
 def operands(shape: tuple[int, ...], dtype=torch.float32, device="cpu", rates=(6, 12, 18)):
-    """Arguments of ``aspp`` with 5 channels in each 3x3 branch and others elsewhere."""
-    channels = shape[1]
-    weights = [torch.randn(3, channels, 1, 1) / channels**0.5]
-    weights += [torch.randn(5, channels, 3, 3) / (9 * channels) ** 0.5 for _ in rates]
+    """Arguments of ``aspp``, each branch with another number of channels.
+
+    All odd, or all multiples of 8, as kernels like them, where those of the input are.
+    """
+    channels, unit = shape[1], 8 if shape[1] % 8 == 0 else 1
+    weights = [torch.randn(3 * unit, channels, 1, 1) / channels**0.5]
+    weights += [torch.randn(5 * unit, channels, 3, 3) / (9 * channels) ** 0.5 for _ in rates]
     biases = [torch.randn(w.size(0)) for w in weights]
-    pool = [torch.randn(4, channels, 1, 1) / channels**0.5, torch.randn(4)]
-    concat = 3 + 5 * len(rates) + 4
+    pool = [torch.randn(4 * unit, channels, 1, 1) / channels**0.5, torch.randn(4 * unit)]
+    concat = (3 + 5 * len(rates) + 4) * unit
     project = [torch.randn(7, concat, 1, 1) / concat**0.5, torch.randn(7)]
 
     def to(tensors):
@@ -38,6 +44,19 @@ def operands(shape: tuple[int, ...], dtype=torch.float32, device="cpu", rates=(6
 
     input = torch.randn(shape).to(device, dtype)
     return [input, to(weights), to(biases), [1, *rates], *to(pool), *to(project)]
+
+
+@pytest.fixture
+def dtype(backend: str, device: str) -> torch.dtype:
+    """float32, or the first dtype that the backend's kernel takes."""
+    for dtype in DTYPES:
+        arguments = operands((1, 8, 3, 3), dtype, device)
+        if deeplab_fast.backends.why_not(OP, backend, device, *arguments) is None:
+            return dtype
+    raise AssertionError(f"{backend} takes none of {DTYPES}")
+
+
+CLOSE = {torch.float32: {}, torch.bfloat16: {"rtol": 2e-2, "atol": 5e-2}}
 
 
 def definition(input, weights, biases, dilations, pool_weight, pool_bias, project_weight, bias):
@@ -65,8 +84,7 @@ def tensors_of(arguments: list) -> list[Tensor]:
 def test_forward(backend, device, ran, shape, dtype, layout):
     arguments = operands(shape, dtype, device)
     arguments[0] = with_layout(arguments[0], layout)
-    if why := deeplab_fast.backends.why_not(OP, backend, device, *arguments):
-        pytest.skip(why)
+    skip_if_refused(backend, OP, *arguments)
     with deeplab_fast.backend(backend):
         output = aspp(*arguments)
     assert ran == [(OP, backend)]
@@ -77,13 +95,99 @@ def test_forward(backend, device, ran, shape, dtype, layout):
 
 
 @pytest.mark.parametrize("rates", [(), (2,), (1, 2, 3, 4)], ids=str)
-def test_any_number_of_branches(backend, device, rates):
-    arguments = operands((2, 6, 9, 11), device=device, rates=rates)
+def test_any_number_of_branches(backend, device, dtype, rates):
+    arguments = operands((2, 8, 9, 11), dtype, device, rates)
     with deeplab_fast.backend(backend):
-        torch.testing.assert_close(aspp(*arguments), definition(*arguments))
+        torch.testing.assert_close(aspp(*arguments), definition(*arguments), **CLOSE[dtype])
+
+
+def test_bitwise_repeatable(backend, device, dtype):
+    arguments = operands((2, 72, 17, 13), dtype, device)
+    with deeplab_fast.backend(backend):
+        first = aspp(*arguments)
+        assert all(torch.equal(aspp(*arguments), first) for _ in range(2))
+
+
+@pytest.mark.parametrize("num_workers", [1, 24])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_workers):
+    """Three images, each with a bias of its own, of sums that are split or not."""
+    monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
+    arguments = operands((3, 40, 11, 7), dtype, rates=(2, 5))
+    arguments[0][1] *= 3
+    outputs = []
+    for seed in (0, 1, 2):
+        with deeplab_fast.backend("emulated"), emulated.machine(seed, "sm_86"):
+            outputs.append(aspp(*arguments))
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    exact = definition(*convert(arguments, Tensor.double))
+    peer = definition(*arguments)
+    if dtype == torch.float32:  # rounded to 11 bits before they are multiplied, fp16's
+        peer = definition(*convert(arguments, Tensor.half)).float()
+    assert_as_accurate_as(outputs[0], peer, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("H", "W"), [(1, 1), (11, 7), (20, 10), (33, 35)])
+def test_emulated_image_bias(dtype, H, W):
+    """Every pixel once, in runs of unequal length; channels that fill no warp."""
+    N, C, P, K = 3, 264, 136, 21
+    x = torch.randn(N, C, H, W) + 1
+    weights = torch.randn(P, C, 1, 1) / C**0.5, torch.randn(P), torch.randn(K, 24 + P, 1, 1) / 12
+    tensors = [t.to(dtype) for t in (x, *weights, torch.randn(K))]
+    tensors[0] = with_layout(tensors[0], "channels_last")
+    tensors[3] = tensors[3][:, 24:]  # the columns of the pooled channels
+
+    def definition(x, pool_weight, pool_bias, project_weight, project_bias):
+        pooled = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), pool_weight, pool_bias))
+        return F.conv2d(pooled, project_weight, project_bias)[:, :, 0, 0]
+
+    kernels = _native.Kernels(_emulated.cuda, 0, 8)
+    image_bias = _native.aspp_image_bias(kernels, *tensors)
+    exact = definition(*(t.double() for t in tensors))
+    assert_as_accurate_as(image_bias, definition(*(t.float() for t in tensors)), exact)
+
+
+def test_emulated_forms_no_map_of_pooled_channels():
+    """Nothing as large as a map but the branches together and the output."""
+    arguments = operands((2, 8, 9, 11), torch.bfloat16)
+    arguments[0] = with_layout(arguments[0], "channels_last")
+    maps: list[int] = []
+
+    class Maps(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **kwargs or {})
+            if isinstance(result, Tensor) and result.shape[2:] == (9, 11):
+                maps.append(result.size(1))
+            return result
+
+    with Maps():
+        emulated.aspp(*arguments)
+    assert set(maps) == {7, 8 * (3 + 3 * 5)}
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "reason"),
+    [
+        (0, torch.zeros(1, 8, 3, 3), "computes float32 as tf32"),
+        (1, [torch.zeros(9, 8, 1, 1)], "a multiple of 8 channels of all convolutions together"),
+        (4, torch.zeros(4, 8, 1, 1), "a multiple of 8 pooled channels, got 4"),
+    ],
+)
+def test_emulated_refuses(position, value, reason):
+    arguments = operands((1, 8, 3, 3), torch.bfloat16, rates=())
+    arguments[position] = value if position == 0 else convert([value], Tensor.bfloat16)[0]
+    assert reason in deeplab_fast.backends.why_not(OP, "emulated", "cpu", *arguments)
+
+
+def test_the_cuda_kernels_run_only_where_forced():
+    for op in (OP, "fused_conv2d", "fused_conv2d_add_"):
+        assert deeplab_fast.backends.is_forced_only(op, "cuda")
 
 
 def test_backward(backend, device, ran):
+    skip_without(backend, "dilated_conv2d_backward")
+    skip_if_refused(backend, OP, *operands((2, 6, 9, 11), device=device))
     arguments = convert(operands((2, 6, 9, 11), device=device), Tensor.requires_grad_)
     grad_output = torch.randn(2, 7, 9, 11, device=device)
     with deeplab_fast.backend(backend):
@@ -104,15 +208,16 @@ def test_double_backward_is_an_error():
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck(backend, device, layout):
-    arguments = operands((2, 6, 9, 11), device=device)
+def test_opcheck(backend, device, dtype, layout):
+    arguments = operands((2, 8, 9, 11), dtype, device)
     arguments[0] = with_layout(arguments[0], layout)
-    arguments = convert(arguments, lambda t: t.detach().requires_grad_())
+    has_backward = backend in deeplab_fast.backends.implementations("dilated_conv2d_backward")
+    arguments = convert(arguments, lambda t: t.detach().requires_grad_(has_backward))
     torch.library.opcheck(torch.ops.deeplab_fast.aspp, tuple(arguments), {"backend": backend})
 
 
-def test_compile_and_export(backend, device, ran):
-    arguments = operands((2, 6, 9, 11), device=device)
+def test_compile_and_export(backend, device, dtype, ran):
+    arguments = operands((2, 8, 9, 11), dtype, device)
 
     class Head(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -122,14 +227,14 @@ def test_compile_and_export(backend, device, ran):
     torch._dynamo.reset()
     with deeplab_fast.backend(backend):
         compiled = torch.compile(Head(), fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(arguments[0]), expected)
+        torch.testing.assert_close(compiled(arguments[0]), expected, **CLOSE[dtype])
         program = torch.export.export(Head(), (arguments[0],), strict=False)
-    torch.testing.assert_close(program.module()(arguments[0]), expected)
+    torch.testing.assert_close(program.module()(arguments[0]), expected, **CLOSE[dtype])
     assert ran == [(OP, backend)] * 2
 
 
 def test_autocast(backend, device):
-    arguments = operands((2, 6, 9, 11), device=device)
+    arguments = operands((2, 8, 9, 11), device=device)
     with deeplab_fast.backend(backend), torch.autocast(device, torch.bfloat16):
         output = aspp(*arguments)
     peer = definition(*convert(arguments, Tensor.bfloat16))

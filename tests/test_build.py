@@ -132,25 +132,55 @@ def test_upsample_argmax_stores_vectors_and_spills_nothing(cuobjdump, chip):
     assert all(re.search(r"STG\.E\.(EF\.)?128", code) for code in pruned)
 
 
+def functions(cuobjdump: str, chip: str, part_of_name: str) -> dict[str, tuple[Counter[str], str]]:
+    """Instructions and resources of each kernel of that name; a kernel of registers that spill or
+    of a stack fails."""
+    if chip not in run(cuobjdump, "--list-elf", MODULE):
+        pytest.skip(f"not built for {chip}")
+    code = run(cuobjdump, "--dump-sass", "--gpu-architecture", chip, MODULE)
+    resources = run(cuobjdump, "--dump-resource-usage", "--gpu-architecture", chip, MODULE)
+    usage = dict(re.findall(r"Function (\S+):\s+(.*)", resources))
+    result = {}
+    for name, body in re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", code, re.S):
+        if part_of_name in name:
+            instructions = Counter(re.findall(r"\b[A-Z][A-Z0-9_.]+", body))
+            assert not instructions.keys() & {"LDL", "STL"}
+            assert "STACK:0" in usage[name] and "LOCAL:0" in usage[name]
+            result[name] = instructions, usage[name]
+    return result
+
+
 def test_dilated_conv2d_is_tensor_core_code(cuobjdump):
     """Asynchronous copies of 16 bytes, matrix loads and products; no spills, two blocks an SM."""
-    if not any(a.startswith("80") for a in _C.build_info()["architectures"]):
-        pytest.skip("not built for sm_80")
-    code = run(cuobjdump, "--dump-sass", "--gpu-architecture", "sm_80", MODULE)
-    bodies = dict(re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", code, re.S))
-    resources = run(cuobjdump, "--dump-resource-usage", "--gpu-architecture", "sm_80", MODULE)
-    usage = dict(re.findall(r"Function (\S+):\s+(.*)", resources))
-    kernels = [name for name in bodies if "dilated_conv2d_fwd_kernel" in name]
-    assert len(kernels) == 2
-    for name in kernels:
-        product = "HMMA.16816.F32" + (".BF16" if "bfloat16" in name else "")
-        instructions = Counter(re.findall(r"\b[A-Z][A-Z0-9_.]+", bodies[name]))
-        assert instructions[product] == 64  # 4 x 8 tiles, 2 steps of 16 channels
+    kernels = functions(cuobjdump, "sm_80", "dilated_conv2d_fwd_kernel")
+    assert len(kernels) == 3
+    for name, (instructions, usage) in kernels.items():
+        halves = "16816.F32.BF16" if "bfloat16" in name else "16816.F32"
+        is_fp32 = "kernelIf" in name
+        product = "1688.F32.TF32" if is_fp32 else halves
+        assert instructions["HMMA." + product] == 64  # 4 x 8 tiles, 2 steps of 32 bytes
         assert instructions["LDSM.16.M88.4"] == 16
         assert instructions["LDGSTS.E.BYPASS.LTC128B.128"] == 4 * 8  # 3 stages ahead and the loop
-        assert not instructions.keys() & {"LDL", "STL"}
-        registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage[name])[0]
-        assert int(registers) <= 65536 // (2 * 128) - 1 and stack == "0"
+        assert instructions["STG.E.128" if is_fp32 else "STG.E.64"] >= 4  # 4 rows at once
+        # 238 in 16 bits, 224 in tf32
+        assert int(re.search(r"REG:(\d+)", usage)[1]) <= 65536 // (2 * 128) - 1
+    assert len(functions(cuobjdump, "sm_80", "dilated_conv2d_fwd_reduce_kernel")) == 3
+
+
+def test_dilated_conv2d_fits_twice_on_an_sm_of_sm_90(cuobjdump):
+    kernels = functions(cuobjdump, "sm_90a", "dilated_conv2d_fwd_kernel")
+    assert len(kernels) == 3
+    for _, usage in kernels.values():
+        assert int(re.search(r"REG:(\d+)", usage)[1]) <= 65536 // (2 * 128) - 1
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
+def test_aspp_loads_vectors_and_spills_nothing(cuobjdump, chip):
+    kernels = functions(cuobjdump, chip, "aspp_fwd_")
+    assert len(kernels) == 2 * 3
+    for instructions, usage in kernels.values():
+        assert instructions["LDG.E.128.CONSTANT"] >= 4  # several in flight
+        assert int(re.search(r"REG:(\d+)", usage)[1]) <= 40
 
 
 @pytest.fixture

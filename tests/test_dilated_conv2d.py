@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 import deeplab_fast
-from deeplab_fast import _native, backends, dilated_conv2d, emulated, parallel_dilated_conv2d
+from deeplab_fast import _C, _native, backends, dilated_conv2d, emulated, parallel_dilated_conv2d
 from deeplab_fast.emulated import machine
 
 from .cases import CONVS, DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
@@ -412,7 +412,13 @@ def test_emulated_splits_sums():
     (N, C, H, W), [(K, R, S)], [rate] = SEEDED[0]
     plan = [
         _native.conv_work_list(
-            (N, H, W), ((R, S, rate, rate),), C, (K,), torch.device("cpu"), num_workers
+            _C.zones.forward_tiles,
+            (N, H, W),
+            ((R, S, rate, rate),),
+            _native.steps_per_tap(C, torch.bfloat16),
+            (K,),
+            torch.device("cpu"),
+            num_workers,
         ).num_slots
         for num_workers in (1, 24)
     ]
@@ -455,7 +461,12 @@ def test_emulated_takes_any_rate():
 @pytest.mark.parametrize(
     ("case", "dtype", "reason"),
     [
-        (Conv(1, 8, 8, 5, 5), torch.float32, "takes float16 and bfloat16, not torch.float32"),
+        (Conv(1, 8, 8, 5, 5), torch.float64, "float32, float16 and bfloat16, not torch.float64"),
+        (
+            Conv(1, 8, 8, 5, 5),
+            torch.float32,
+            "computes float32 as tf32, which torch.*does not allow",
+        ),
         (Conv(1, 16, 16, 5, 5, groups=2), torch.bfloat16, "no groups, got 2"),
         (Conv(1, 12, 8, 5, 5), torch.bfloat16, "a multiple of 8 input channels, got 12"),
         (Conv(0, 8, 8, 5, 5), torch.bfloat16, "the input or a weight is empty"),

@@ -12,17 +12,22 @@ import deeplab_fast
 from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
 from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
+from .refusals import skip_if_refused
 
 OP = "fused_conv2d"
 GEOMETRIES = {  # input, weight, (stride, padding, dilation, groups)
     "stem": ((2, 3, 17, 19), (8, 3, 7, 7), ((2, 2), (3, 3), (1, 1), 1)),
     "pointwise": ((2, 8, 9, 7), (16, 8, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
     "atrous": ((1, 8, 13, 13), (8, 8, 3, 3), ((1, 1), (4, 4), (4, 4), 1)),
+    "wide": ((2, 136, 7, 5), (133, 136, 3, 3), ((1, 1), (2, 3), (2, 3), 1)),
     "depthwise": ((2, 6, 12, 10), (6, 1, 3, 3), ((1, 1), (2, 2), (2, 2), 6)),
     "strided": ((1, 4, 11, 11), (4, 4, 3, 3), ((2, 2), (1, 1), (1, 1), 1)),
-    "wide": ((1, 1030, 7, 9), (6, 1030, 3, 3), ((1, 1), (3, 3), (3, 3), 1)),
+    "deep": ((1, 1030, 7, 9), (6, 1030, 3, 3), ((1, 1), (3, 3), (3, 3), 1)),
     "pixel": ((1, 1, 1, 1), (1, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
 }
+
+
+CLOSE = {torch.float32: {}, torch.bfloat16: {"rtol": 2e-2, "atol": 5e-2}}
 
 
 def definition(input, weight, bias, residual, stride, padding, dilation, groups, activation):
@@ -35,6 +40,13 @@ def fused(input, weight, bias, residual, *others):
     if residual is None:
         return fused_conv2d(input, weight, bias, *others)
     return fused_conv2d_add_(residual, input, weight, bias, *others)
+
+
+def call(arguments: list, activation: str) -> tuple:
+    """The name of the op and its arguments."""
+    input, weight, bias, residual, *geometry = arguments
+    rest = input, weight, bias, *geometry, activation
+    return ("fused_conv2d", *rest) if residual is None else ("fused_conv2d_add_", residual, *rest)
 
 
 def operands(name: str, with_residual: bool, dtype, device, layout="channels_last"):
@@ -52,15 +64,16 @@ def operands(name: str, with_residual: bool, dtype, device, layout="channels_las
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["stem", "atrous", "depthwise", "wide", "pixel"])
+@pytest.mark.parametrize(
+    "name", ["stem", "pointwise", "atrous", "wide", "deep", "depthwise", "pixel"]
+)
 def test_forward(backend, device, ran, name, dtype, with_residual, activation, layout):
     arguments = operands(name, with_residual, dtype, device, layout)
     exact = definition(*tree_map_only(Tensor, Tensor.double, arguments), activation)
     peer = definition(*arguments, activation)
     channels_last = [with_layout(arguments[0], "channels_last"), *arguments[1:]]
     other_peer = definition(*channels_last, activation)
-    if why := deeplab_fast.backends.why_not(OP, backend, device, *arguments):
-        pytest.skip(why)
+    skip_if_refused(backend, *call(arguments, activation))
     with deeplab_fast.backend(backend):
         output = fused(*arguments, activation)
     assert ran == [("fused_conv2d_add_" if with_residual else OP, backend)]
@@ -71,18 +84,16 @@ def test_forward(backend, device, ran, name, dtype, with_residual, activation, l
 @pytest.mark.parametrize("name", ["pointwise", "strided"])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_opcheck_and_compile(backend, device, name, with_residual):
-    arguments = operands(name, with_residual, torch.float32, device)
-    input, weight, bias, residual, *geometry = arguments
-    ops, rest = torch.ops.deeplab_fast, (input, weight, bias, *geometry, "relu")
-    if with_residual:
-        torch.library.opcheck(ops.fused_conv2d_add_, (residual, *rest), {"backend": backend})
-    else:
-        torch.library.opcheck(ops.fused_conv2d, rest, {"backend": backend})
+    dtype = torch.bfloat16 if backend in ("cuda", "emulated") else torch.float32
+    arguments = operands(name, with_residual, dtype, device)
+    op, *rest = call(arguments, "relu")
+    skip_if_refused(backend, op, *rest)
+    torch.library.opcheck(getattr(torch.ops.deeplab_fast, op), tuple(rest), {"backend": backend})
     expected = definition(*arguments, "relu")
     torch._dynamo.reset()
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     with deeplab_fast.backend(backend):
-        torch.testing.assert_close(compiled(*arguments, "relu"), expected)
+        torch.testing.assert_close(compiled(*arguments, "relu"), expected, **CLOSE[dtype])
 
 
 def test_only_the_residual_is_written():

@@ -78,9 +78,9 @@ class FoldedASPP(nn.Module):
         self.pool_weight, self.pool_bias = _frozen(pool_weight), _frozen(pool_bias)
         self.project_weight, self.project_bias = _frozen(project_weight), _frozen(project_bias)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return aspp(
-            input,
+    def operands(self) -> tuple[Any, ...]:
+        """The arguments of the op that follow the input."""
+        return (
             list(self.weights),
             list(self.biases),
             self.dilations,
@@ -89,6 +89,9 @@ class FoldedASPP(nn.Module):
             self.project_weight,
             self.project_bias,
         )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return aspp(input, *self.operands())
 
 
 class FusedBottleneck(nn.Module):

@@ -25,7 +25,8 @@ def dilated_conv2d(
     Equals ``F.conv2d(input, weight, bias, padding="same", dilation=dilation, groups=groups)``,
     except that kernels which skip the taps that fall on padding do not see ``0 * inf``: with Inf or
     NaN weights a dense convolution gives NaN there. Chen et al., "Rethinking Atrous Convolution for
-    Semantic Image Segmentation" (2017), section 3.1.
+    Semantic Image Segmentation" (2017), section 3.1. On a GPU fp32 may be multiplied as tf32 where
+    ``torch.backends.cudnn`` allows it, as in F.conv2d.
 
     Args:
         input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
