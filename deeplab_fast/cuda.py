@@ -14,6 +14,8 @@ from . import _C, _native
 from .backends import availability, implements
 
 _OLDEST_CAPABILITY = (8, 0)
+# Elsewhere than in code for sm_90a, the kernels for compute capability 9.0 are empty.
+_HAS_SM90 = any(name.startswith("90a") for name in _C.build_info()["architectures"])
 _BLOCKS_PER_PROCESSOR = 2  # of dilated_conv2d, by its registers and shared memory on sm_80
 
 
@@ -66,8 +68,10 @@ def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> s
 def _kernels(input: Tensor) -> Iterator[_native.Kernels]:
     with torch.cuda.device(input.device):
         stream = torch.cuda.current_stream().cuda_stream
-        processors = torch.cuda.get_device_properties(input.device).multi_processor_count
-        yield _native.Kernels(_C.cuda, stream, _BLOCKS_PER_PROCESSOR * processors)
+        properties = torch.cuda.get_device_properties(input.device)
+        num_workers = _BLOCKS_PER_PROCESSOR * properties.multi_processor_count
+        is_sm90 = _HAS_SM90 and (properties.major, properties.minor) == (9, 0)
+        yield _native.Kernels(_C.cuda, stream, num_workers, is_sm90)
 
 
 def _convolve(input: Tensor, *args: Any) -> Tensor:
