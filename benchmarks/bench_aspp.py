@@ -54,7 +54,7 @@ def inference(report: harness.Report, shape: Shape, dtype: str, batch: int, comp
     }
     folded = FoldedASPP(module).to(last.dtype)
     ours = {
-        f"{name}, folded": forced(peers.applied(folded, last), backend)
+        f"{name.replace('fast', 'fast.aspp')}, folded": forced(peers.applied(folded, last), backend)
         for name, backend in ours_by_name(dtype, "aspp", last, *folded.operands()).items()
     }
     ours["deeplab_fast.ASPP channels_last"] = peers.applied(module, last)

@@ -110,7 +110,7 @@ def ours_by_name(dtype: str, op: str, x: Tensor, *arguments: object) -> dict[str
         reason = backends.why_not(op, "cuda", x.device.type, x, *arguments)
     if reason is None:
         return {"deeplab_fast": "", "deeplab_fast on cuda": "cuda"}
-    print(f"{op}, {dtype}: no row of deeplab_fast on cuda: {reason}")
+    print(f"{op}, {dtype}: deeplab_fast on cuda is skipped: {reason}")
     return {"deeplab_fast": ""}
 
 

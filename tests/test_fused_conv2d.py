@@ -19,10 +19,10 @@ GEOMETRIES = {  # input, weight, (stride, padding, dilation, groups)
     "stem": ((2, 3, 17, 19), (8, 3, 7, 7), ((2, 2), (3, 3), (1, 1), 1)),
     "pointwise": ((2, 8, 9, 7), (16, 8, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
     "atrous": ((1, 8, 13, 13), (8, 8, 3, 3), ((1, 1), (4, 4), (4, 4), 1)),
-    "wide": ((2, 136, 7, 5), (133, 136, 3, 3), ((1, 1), (2, 3), (2, 3), 1)),
+    "blocks": ((2, 136, 7, 5), (133, 136, 3, 3), ((1, 1), (2, 3), (2, 3), 1)),
     "depthwise": ((2, 6, 12, 10), (6, 1, 3, 3), ((1, 1), (2, 2), (2, 2), 6)),
     "strided": ((1, 4, 11, 11), (4, 4, 3, 3), ((2, 2), (1, 1), (1, 1), 1)),
-    "deep": ((1, 1030, 7, 9), (6, 1030, 3, 3), ((1, 1), (3, 3), (3, 3), 1)),
+    "wide": ((1, 1030, 7, 9), (6, 1030, 3, 3), ((1, 1), (3, 3), (3, 3), 1)),
     "pixel": ((1, 1, 1, 1), (1, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
 }
 
@@ -65,7 +65,7 @@ def operands(name: str, with_residual: bool, dtype, device, layout="channels_las
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "name", ["stem", "pointwise", "atrous", "wide", "deep", "depthwise", "pixel"]
+    "name", ["stem", "pointwise", "atrous", "blocks", "depthwise", "wide", "pixel"]
 )
 def test_forward(backend, device, ran, name, dtype, with_residual, activation, layout):
     arguments = operands(name, with_residual, dtype, device, layout)
