@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from deeplab_fast.emulated import machine
 
 from .cases import CONVS, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
 from .test_dilated_conv2d import PARALLEL, SEEDED, parallel_conv2d, parallel_operands, same_conv2d
+from .test_emulator import NVCC, ROOT
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 # One cluster computes whole sums, six split them and leave the parts to a second kernel.
@@ -214,6 +216,18 @@ def test_workers_share_the_items():
     for begin, end in first_items.unfold(0, 2, 1).tolist():
         steps = items[begin:end, 3]
         assert len(steps) > 0 and torch.equal(steps, steps.sort(descending=True).values)
+
+
+@pytest.mark.skipif(not NVCC, reason="needs nvcc")
+@pytest.mark.parametrize("architecture", ["80", "90a"])
+def test_the_compiler_has_nothing_to_say(tmp_path, architecture):
+    """Such as C7508, setmaxnreg is ignored, or C7510, products wait for each other."""
+    source = ROOT / "csrc" / "cuda" / "dilated_conv2d_sm90.cu"
+    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    options = ["-std=c++17", "-cubin", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
+    command = [NVCC, *options, target, "--fmad=false", source, "-o", tmp_path / "cubin"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout + done.stderr == "", done.stderr
 
 
 def test_fp32_stays_with_the_other_kernel():
