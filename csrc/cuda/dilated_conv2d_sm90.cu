@@ -166,17 +166,19 @@ __device__ int staged_at(int row, int col) {
   return row * kStagedCols + (col / 4 ^ row % 8 * 2) * 4 + col % 4;
 }
 
-// Stores the sums of a warp, 16 pixels from first_row of the tile on; all its channels.
+// Stores the sums of a warp, of 16 pixels from first_row of the tile on; a lane has the pixel of
+// row lane % 16, or -1 past the end.
 template <typename T>
-__device__ void store_sums(const float (&sum)[kBlockN / 2], T* tensor, float* partial_sums,
-                           const ConvOperands& operands, const ConvWork& work,
-                           const ConvEpilogue& terms, const ConvShape& shape, const WorkItem& item,
-                           const Tile& tile, int first_row, float* staged) {
-  const int lane = threadIdx.x % 32;
-  constexpr int kLanes = kStagedCols / 4;  // of a row
-  const int32_t* pixels = work.pixels + tile.first_pixel;
+__device__ void store_sums(const float (&sum)[kBlockN / 2], int pixel_of_lane, T* tensor,
+                           float* partial_sums, const ConvEpilogue& terms, const ConvShape& shape,
+                           const WorkItem& item, const ConvOutput& output, int first_row,
+                           float* staged) {
+  constexpr int kRowLanes = kStagedCols / 4;
+  const int lane = threadIdx.x % 32, col = lane % kRowLanes * 4;
 #pragma unroll
   for (int part = 0; part < kBlockN / kStagedCols; ++part) {
+    const int tile_col = part * kStagedCols + col;
+    const Epilogue<T> epilogue(tensor, terms, shape, output, item.block * kBlockN + tile_col);
     __syncwarp();  // what was staged before has been read
 #pragma unroll
     for (int j = 0; j < kStagedCols / 8; ++j) {
@@ -188,21 +190,17 @@ __device__ void store_sums(const float (&sum)[kBlockN / 2], T* tensor, float* pa
       }
     }
     __syncwarp();
-    const int col = lane % kLanes * 4, tile_col = part * kStagedCols + col;
-    const int k = item.block * kBlockN + tile_col;
-    const Epilogue<T> epilogue(tensor, terms, shape, operands.outputs[tile.output], k);
-    if (epilogue.count <= 0) continue;
-#pragma unroll 4
-    for (int row = lane / kLanes; row < 16; row += 32 / kLanes) {
-      const int tile_row = first_row + row;
-      if (tile_row >= tile.num_pixels) break;
+#pragma unroll 2  // more is more code than there is cache for
+    for (int row = lane / kRowLanes; row < 16; row += 32 / kRowLanes) {
+      const int pixel = __shfl_sync(0xffffffffu, pixel_of_lane, row);
+      if (pixel < 0 || epilogue.count <= 0) continue;
       float value[4];
       load(value, staged + staged_at(row, col));
       if (item.slot < 0) {
-        epilogue.finish(pixels[tile_row], value);
-        epilogue.write(pixels[tile_row], value);
+        epilogue.finish(pixel, value);
+        epilogue.write(pixel, value);
       } else {
-        const int64_t slot_row = static_cast<int64_t>(item.slot) * kConvTileSm90 + tile_row;
+        const int64_t slot_row = static_cast<int64_t>(item.slot) * kConvTileSm90 + first_row + row;
         store(partial_sums + slot_row * kConvTileSm90 + tile_col, value);
       }
     }
@@ -229,6 +227,9 @@ __device__ void consume(T* tensor, float* partial_sums, const ConvOperands& oper
   for (int i = first_item; i < end_item; ++i) {
     const WorkItem item = work.items[i];
     const Tile tile = work.tiles[item.job];
+    const int first_row = rank * kBlockM + warp * 16;
+    const int row = first_row + lane % 16;
+    const int pixel = row < tile.num_pixels ? work.pixels[tile.first_pixel + row] : -1;
 #pragma unroll
     for (float& value : sum) value = 0.0f;
     int previous = -1;
@@ -249,8 +250,8 @@ __device__ void consume(T* tensor, float* partial_sums, const ConvOperands& oper
     }
     ptx::wgmma_wait_group<0>();
     if (previous >= 0) release(previous);
-    store_sums(sum, tensor, partial_sums, operands, work, terms, shape, item, tile,
-               rank * kBlockM + warp * 16, staged);
+    store_sums(sum, pixel, tensor, partial_sums, terms, shape, item, operands.outputs[tile.output],
+               first_row, staged);
   }
 }
 
