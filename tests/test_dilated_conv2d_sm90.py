@@ -11,10 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import deeplab_fast
-from deeplab_fast import _C, _emulated, _native, dilated_conv2d, emulated, parallel_dilated_conv2d
+from deeplab_fast import (
+    _C,
+    _emulated,
+    _native,
+    aspp,
+    dilated_conv2d,
+    emulated,
+    parallel_dilated_conv2d,
+)
 from deeplab_fast.emulated import machine
 
 from .cases import CONVS, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
+from .test_aspp import convert
+from .test_aspp import definition as aspp_definition
+from .test_aspp import operands as aspp_operands
 from .test_dilated_conv2d import PARALLEL, SEEDED, parallel_conv2d, parallel_operands, same_conv2d
 from .test_emulator import NVCC, ROOT
 
@@ -133,6 +144,16 @@ def test_epilogue(dtype, num_workers):
     )  # fmt: skip
     exact = definition(*(t.double() for t in tensors))
     assert_as_accurate_as(output, definition(*tensors), exact)
+
+
+@ON_SM90
+@DTYPES
+def test_aspp(dtype):
+    """Branches and projection, whose weight is some columns of a longer one."""
+    arguments = aspp_operands((2, 72, 7, 6), dtype)
+    output = aspp(*arguments)
+    peer, exact = aspp_definition(*arguments), aspp_definition(*convert(arguments, Tensor.double))
+    assert_as_accurate_as(output, peer, exact)
 
 
 def launch(

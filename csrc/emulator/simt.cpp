@@ -466,6 +466,7 @@ void run_cluster(size_t shared_bytes) {
   }
   for (int b = 0; b < machine.num_blocks; ++b) {
     machine.blocks[b].extension.reset();
+    machine.blocks[b].shared.reset();
     for (int i = 0; i < machine.num_threads; ++i) machine.blocks[b].threads[i]->fiber.forget();
   }
 }
