@@ -25,8 +25,10 @@ TOLERANCE = {"fp32": 1e-5, "tf32": 1e-5, "fp16": 1e-3, "bf16": 8e-3}
 def main(argv: list[str] | None = None) -> None:
     args = harness.arguments(__doc__, argv)
     report = harness.Report("upsample_cross_entropy", args)
-    more = args.full or args.device.type == "cuda"
-    for shape in cases.select(args, [cases.VOC_OS8, cases.ADE_OS8]):
+    gpu = args.device.type == "cuda"
+    more = args.full or gpu
+    default = [cases.VOC_OS8, cases.ADE_OS8] + [cases.CITYSCAPES_OS8] * gpu
+    for shape in cases.select(args, default):
         for dtype in args.dtype:
             for batch in args.batch:
                 torch.manual_seed(0)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import cases
 import harness
 import torch
 from cases import Shape
 from harness import Run
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from deeplab_fast import backends
 from deeplab_fast.ops.dilated_conv2d import (
     _dilated_conv2d,
     _dilated_conv2d_backward,
     _parallel_dilated_conv2d,
+    _parallel_dilated_conv2d_backward,
 )
+
+DIRECTIONS = ("forward", "dgrad", "wgrad")
 
 # Of harness.relative_error against fp32; a wrong kernel is off by about 1.
 TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 2e-2}
@@ -36,9 +44,12 @@ def convolutions(report: harness.Report, shape: Shape, dtype: str, batch: int) -
             "NCHW": tensors,
             "channels_last": [t.contiguous(memory_format=torch.channels_last) for t in tensors],
         }
-        arguments = x, weight.to(x), None, [rate, rate], 1
-        ours = ours_by_name(dtype, "dilated_conv2d", *arguments)
-        for direction in ("forward", "dgrad", "wgrad"):
+        for direction in DIRECTIONS:
+            op = "dilated_conv2d"
+            arguments = x, weight.to(x), None, [rate, rate], 1
+            if direction != "forward":
+                op += "_backward"
+                arguments = grad.to(x), x, weight.to(x), [rate, rate], 1, mask(direction)
             report.case(
                 f"{shape.name}, {kernel}x{kernel} rate {rate}, {direction}",
                 batch=batch,
@@ -46,8 +57,7 @@ def convolutions(report: harness.Report, shape: Shape, dtype: str, batch: int) -
                 reference=pytorch(direction, rate, *(t.float() for t in tensors)),
                 ours={
                     name: deeplab_fast(direction, rate, *layouts["channels_last"], backend)
-                    for name, backend in ours.items()
-                    if not backend or direction == "forward"
+                    for name, backend in ours_by_name(dtype, op, *arguments).items()
                 },
                 baselines={
                     f"PyTorch {layout}{setting}": with_cudnn(pytorch(direction, rate, *args), flags)
@@ -64,7 +74,8 @@ def convolutions(report: harness.Report, shape: Shape, dtype: str, batch: int) -
 def branches(report: harness.Report, shape: Shape, dtype: str, batch: int) -> None:
     """All convolutions of the pyramid: in one launch, against one call after the other.
 
-    The outputs of the calls are not joined, which would take them longer.
+    The outputs of the calls are not joined, which would take them longer; the gradients of the
+    input are added.
     """
     x = cases.features(shape, batch, harness.DTYPES[dtype], report.device)
     layers = [(1, 1), *((3, rate) for rate in shape.rates)]
@@ -72,36 +83,65 @@ def branches(report: harness.Report, shape: Shape, dtype: str, batch: int) -> No
         (torch.randn(shape.channels, shape.in_channels, k, k) / k / shape.in_channels**0.5).to(x)
         for k, _ in layers
     ]
+    grads = [torch.randn(batch, shape.channels, *shape.feature).to(x) for _ in layers]
     rates = [rate for _, rate in layers]
-    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, *weights)]
-    ours = ours_by_name(dtype, "parallel_dilated_conv2d", x, weights, [], rates)
+    nchw = x, weights, grads
+    last = tree_map(lambda t: t.contiguous(memory_format=torch.channels_last), nchw)
+    joined = torch.cat(last[2], dim=1)
 
-    def one_launch(backend: str) -> Run:
-        return lambda: _parallel_dilated_conv2d(
-            last[0], last[1:], [], rates, backend=backend
-        ).split(shape.channels, dim=1)
+    def one_launch(direction: str, backend: str) -> Run:
+        x, weights, _ = last
+        if direction == "forward":
+            return lambda: _parallel_dilated_conv2d(x, weights, [], rates, backend=backend).split(
+                shape.channels, dim=1
+            )
+        return lambda: _first(
+            _parallel_dilated_conv2d_backward(
+                joined, x, weights, rates, mask(direction), backend=backend
+            ),
+            mask(direction),
+        )
 
-    def one_by_one(x: Tensor, weights: list[Tensor]) -> Run:
-        runs = [pytorch("forward", rate, x, w, x) for w, rate in zip(weights, rates, strict=True)]
+    def one_by_one(
+        direction: str, x: Tensor, weights: list[Tensor], grads: list[Tensor]
+    ) -> Callable[[], Any]:
+        runs = [pytorch(direction, rate, x, w, g) for w, g, rate in zip(weights, grads, rates)]
+        if direction == "dgrad":
+            return lambda: functools.reduce(torch.add, (run() for run in runs))
         return lambda: [run() for run in runs]
 
-    report.case(
-        f"{shape.name}, {len(layers)} branches, forward",
-        batch=batch,
-        dtype=dtype,
-        reference=one_by_one(x.float(), [weight.float() for weight in weights]),
-        ours={name: one_launch(backend) for name, backend in ours.items()},
-        baselines={
-            f"PyTorch {layout}{setting}": with_cudnn(one_by_one(*args), flags)
-            for layout, args in {"NCHW": (x, weights), "channels_last": (last[0], last[1:])}.items()
-            for setting, flags in (CUDNN if report.device.type == "cuda" else {"": {}}).items()
-        },
-        tolerance=TOLERANCE[dtype],
-        flops=sum(
-            cases.conv_flops(batch, shape.in_channels, shape.channels, shape.feature, rate, kernel)
-            for kernel, rate in layers
-        ),
-    )
+    for direction in DIRECTIONS:
+        op = "parallel_dilated_conv2d"
+        arguments = x, weights, [], rates
+        if direction != "forward":
+            op, arguments = op + "_backward", (joined, x, weights, rates, mask(direction))
+        report.case(
+            f"{shape.name}, {len(layers)} branches, {direction}",
+            batch=batch,
+            dtype=dtype,
+            reference=one_by_one(direction, *tree_map(Tensor.float, nchw)),
+            ours={
+                name: one_launch(direction, backend)
+                for name, backend in ours_by_name(dtype, op, *arguments).items()
+            },
+            baselines={
+                f"PyTorch {layout}{setting}": with_cudnn(one_by_one(direction, *args), flags)
+                for layout, args in {"NCHW": nchw, "channels_last": last}.items()
+                for setting, flags in (CUDNN if report.device.type == "cuda" else {"": {}}).items()
+            },
+            tolerance=TOLERANCE[dtype],
+            flops=sum(
+                cases.conv_flops(
+                    batch, shape.in_channels, shape.channels, shape.feature, rate, kernel
+                )
+                for kernel, rate in layers
+            ),
+        )
+
+
+def mask(direction: str) -> list[bool]:
+    """Which of the gradients of input, weight and bias are asked for."""
+    return [direction == "dgrad", direction == "wgrad", False]
 
 
 def ours_by_name(dtype: str, op: str, x: Tensor, *arguments: object) -> dict[str, str]:
@@ -120,9 +160,9 @@ def pytorch(direction: str, rate: int, x: Tensor, weight: Tensor, grad: Tensor) 
     geometry = ([1, 1], [padding, padding], [rate, rate], False, [0, 0], 1)
     if direction == "forward":
         return lambda: torch.ops.aten.convolution(x, weight, None, *geometry)
-    mask = [direction == "dgrad", direction == "wgrad", False]
+    asked = mask(direction)
     return lambda: _first(
-        torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, mask), mask
+        torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, asked), asked
     )
 
 
@@ -132,11 +172,13 @@ def deeplab_fast(
     """The op, "" for its automatic backend, without the autograd that would need both gradients."""
     if direction == "forward":
         return lambda: _dilated_conv2d(x, weight, None, [rate, rate], 1, backend=backend)
-    mask = [direction == "dgrad", direction == "wgrad", False]
-    return lambda: _first(_dilated_conv2d_backward(grad, x, weight, [rate, rate], 1, mask), mask)
+    asked = mask(direction)
+    return lambda: _first(
+        _dilated_conv2d_backward(grad, x, weight, [rate, rate], 1, asked, backend=backend), asked
+    )
 
 
-def _first(grads: tuple[Tensor, ...], mask: list[bool]) -> Tensor:
+def _first(grads: tuple[Any, ...], mask: list[bool]) -> Any:
     return grads[mask.index(True)]
 
 

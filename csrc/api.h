@@ -22,8 +22,9 @@ struct UpsampleShape {
   bool align_corners;
 };
 
-// Rows of the work list of a dilated convolution: common/zones.h.
+// Rows of the work lists of a dilated convolution: common/zones.h.
 struct Tap;
+struct TapRectangle;
 struct Tile;
 struct WorkItem;
 struct Reduction;
@@ -76,6 +77,26 @@ struct ConvEpilogue {
   float low, high;
 };
 
+// Of the weight gradient: one job per rectangle, of ceil(N * h * w / step) steps of
+// kConvStepBytes / sizeof(dtype) pixels, and ceil(K / kConvTile) * ceil(C / kConvTile) blocks,
+// those of the same output channels next to each other. On the GPU; partial sums as for ConvWork.
+struct ConvWgradWork {
+  const TapRectangle* rectangles;
+  const WorkItem* items;
+  const Reduction* reductions;
+  int32_t num_items, num_reductions;
+};
+
+struct ConvWgradBranch {
+  void* grad_weight;  // [K, R, S, C]
+  int32_t K, num_taps, first_channel;
+};
+
+// Of an input [N, H, W, C] and the gradient [N, H, W, out_channels] of the output.
+struct ConvWgradShape {
+  int32_t N, H, W, C, out_channels;
+};
+
 // The image-pooling branch of an ASPP over [N, num_pixels, C]: P pooled channels, K projected. The
 // pixels are summed in num_runs runs of equal length.
 struct AsppShape {
@@ -88,6 +109,17 @@ struct AsppWeights {
   const void *pool, *pool_bias;        // [P, C] and [P]
   const void *project, *project_bias;  // [K, P], project_stride from row to row, and [K]
 };
+
+// Depthwise: input and output [N, H, W, C], weight [C, R, S]. Rates are at most H and W.
+struct DepthwiseShape {
+  int32_t N, H, W, C, R, S, rate_H, rate_W;
+  int32_t strip_rows;  // that one thread computes
+  bool mirrored;       // taps, as in the gradient of the input
+};
+
+// N * H * W is below 2^28. R * S times the channels of 128 bytes fit shared memory as floats:
+// at most kMaxDepthwiseTaps.
+constexpr int kMaxDepthwiseTaps = 361;
 
 struct CrossEntropyTerms {
   const float* weight;  // [C], or nullptr for ones
@@ -150,6 +182,25 @@ DeviceInfo device_info();
 Status upsample_argmax_fwd(void* labels, const void* logits, const UpsampleShape& shape,
                            DType label_dtype, DType logit_dtype, void* stream);
 
+// Bytes of the workspace of upsample_cross_entropy_fwd or _bwd, aligned to 16.
+int64_t upsample_cross_entropy_workspace(const UpsampleShape& shape, bool backward);
+
+// loss, one number, or nullptr; pixel_losses [N, out_H, out_W] or nullptr; log_sum_exp and target
+// as on the CPU. A target that is no class makes its loss NaN.
+Status upsample_cross_entropy_fwd(float* loss, float* pixel_losses, float* log_sum_exp,
+                                  float* total_weight, void* workspace, const void* logits,
+                                  const int64_t* target, bool mean, const UpsampleShape& shape,
+                                  const CrossEntropyTerms& terms, DType dtype, void* stream);
+
+// grad_logits [N, C, H, W] in the logits' dtype, contiguous or channels_last. grad_loss as on the
+// CPU, to be divided by total_weight unless that is nullptr.
+Status upsample_cross_entropy_bwd(void* grad_logits, void* workspace, const float* grad_loss,
+                                  const std::array<int64_t, 3>& grad_loss_strides,
+                                  const float* total_weight, const float* log_sum_exp,
+                                  const void* logits, const int64_t* target, bool channels_last,
+                                  const UpsampleShape& shape, const CrossEntropyTerms& terms,
+                                  DType dtype, void* stream);
+
 // All outputs in one launch. kFloat16 | kBFloat16 | kFloat32, multiplied as tf32, of input, output,
 // residual, weights and biases. in_channels, and all of a ConvSource and of weight_stride, are
 // multiples of 16 bytes; the tensors and the work list are aligned to 16 bytes, the biases need not
@@ -168,12 +219,37 @@ Status dilated_conv2d_fwd_sm90(void* output, float* partial_sums, const void* in
                                const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
                                void* stream);
 
+// The gradients of all branches' weights, kFloat16 | kBFloat16 | kFloat32 (tf32 products) as input
+// and grad_output, which are aligned to 16 bytes, as are C, K, first_channel and out_channels.
+Status dilated_conv2d_wgrad(float* partial_sums, const void* grad_output, const void* input,
+                            const std::vector<ConvWgradBranch>& branches, const ConvWgradWork& work,
+                            const ConvWgradShape& shape, DType dtype, void* stream);
+
+// grad_bias [K]: sums of grad_output [num_pixels, K], both aligned to 16 bytes.
+// partial_sums [num_parts, K]: the pixels are summed in so many parts.
+Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void* grad_output,
+                                int64_t num_pixels, int32_t K, int32_t num_parts, DType dtype,
+                                void* stream);
+
 // What the pooled channels add to the projection: image_bias [N, K], by way of sums [N, num_runs,
 // C] and pooled [N, P]. dtypes as above; C, P and project_stride are multiples of 16 bytes, input
 // and weights aligned to 16 bytes.
 Status aspp_image_bias_fwd(float* image_bias, float* pooled, float* sums, const void* input,
                            const AsppWeights& weights, const AsppShape& shape, DType dtype,
                            void* stream);
+
+// kFloat32 | kFloat16 | kBFloat16, summed in float32. bias [C] or nullptr. All but bias are aligned
+// to 16 bytes.
+Status depthwise_conv2d_fwd(void* output, const void* input, const void* weight, const void* bias,
+                            const ConvEpilogue& epilogue, const DepthwiseShape& shape, DType dtype,
+                            void* stream);
+
+// grad_weight [C, R, S] and grad_bias [C], each or nullptr, of the same dtypes and alignment.
+// partial_sums [num_parts, R * S + 1, C]: the pixels are summed in so many parts.
+Status depthwise_conv2d_wgrad(void* grad_weight, void* grad_bias, float* partial_sums,
+                              const void* grad_output, const void* input,
+                              const DepthwiseShape& shape, int num_parts, DType dtype,
+                              void* stream);
 
 }  // namespace cuda
 #endif

@@ -51,6 +51,31 @@ void bind_cuda(py::module_ m) {
     check(cuda::upsample_argmax_fwd(pointer(labels), pointer(logits), shape, label_dtype,
                                     logit_dtype, pointer(stream)));
   });
+  m.def("upsample_cross_entropy_workspace", &cuda::upsample_cross_entropy_workspace);
+  m.def("upsample_cross_entropy_fwd",
+        [](uintptr_t loss, uintptr_t pixel_losses, uintptr_t log_sum_exp, uintptr_t total_weight,
+           uintptr_t workspace, uintptr_t logits, uintptr_t target, bool mean,
+           const UpsampleShape& shape, const CrossEntropyTerms& terms, DType dtype,
+           uintptr_t stream) {
+          check(cuda::upsample_cross_entropy_fwd(
+              static_cast<float*>(pointer(loss)), static_cast<float*>(pointer(pixel_losses)),
+              static_cast<float*>(pointer(log_sum_exp)), static_cast<float*>(pointer(total_weight)),
+              pointer(workspace), pointer(logits), static_cast<const int64_t*>(pointer(target)),
+              mean, shape, terms, dtype, pointer(stream)));
+        });
+  m.def(
+      "upsample_cross_entropy_bwd",
+      [](uintptr_t grad_logits, uintptr_t workspace, uintptr_t grad_loss,
+         std::array<int64_t, 3> grad_loss_strides, uintptr_t total_weight, uintptr_t log_sum_exp,
+         uintptr_t logits, uintptr_t target, bool channels_last, const UpsampleShape& shape,
+         const CrossEntropyTerms& terms, DType dtype, uintptr_t stream) {
+        check(cuda::upsample_cross_entropy_bwd(
+            pointer(grad_logits), pointer(workspace), static_cast<const float*>(pointer(grad_loss)),
+            grad_loss_strides, static_cast<const float*>(pointer(total_weight)),
+            static_cast<const float*>(pointer(log_sum_exp)), pointer(logits),
+            static_cast<const int64_t*>(pointer(target)), channels_last, shape, terms, dtype,
+            pointer(stream)));
+      });
   const auto def_convolution = [&](const char* name, auto launcher) {
     m.def(name, [launcher](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
                            const std::vector<ConvOutput>& outputs,
@@ -63,6 +88,29 @@ void bind_cuda(py::module_ m) {
   };
   def_convolution("dilated_conv2d_fwd", cuda::dilated_conv2d_fwd);
   def_convolution("dilated_conv2d_fwd_sm90", cuda::dilated_conv2d_fwd_sm90);
+  m.def(
+      "dilated_conv2d_wgrad",
+      [](uintptr_t partial_sums, uintptr_t grad_output, uintptr_t input,
+         const std::vector<std::tuple<uintptr_t, int32_t, int32_t>>& rows,
+         const ConvWgradWork& work, const ConvWgradShape& shape, DType dtype, uintptr_t stream) {
+        std::vector<ConvWgradBranch> branches;
+        int32_t first_channel = 0;
+        for (const auto& [grad_weight, K, num_taps] : rows) {
+          branches.push_back({pointer(grad_weight), K, num_taps, first_channel});
+          first_channel += K;
+        }
+        check(cuda::dilated_conv2d_wgrad(static_cast<float*>(pointer(partial_sums)),
+                                         pointer(grad_output), pointer(input), branches, work,
+                                         shape, dtype, pointer(stream)));
+      },
+      "Branches are (gradient of the weight, K, number of taps).");
+  m.def("dilated_conv2d_bias_grad",
+        [](uintptr_t grad_bias, uintptr_t partial_sums, uintptr_t grad_output, int64_t num_pixels,
+           int32_t K, int32_t num_parts, DType dtype, uintptr_t stream) {
+          check(cuda::dilated_conv2d_bias_grad(
+              pointer(grad_bias), static_cast<float*>(pointer(partial_sums)), pointer(grad_output),
+              num_pixels, K, num_parts, dtype, pointer(stream)));
+        });
   m.def("aspp_image_bias_fwd",
         [](uintptr_t image_bias, uintptr_t pooled, uintptr_t sums, uintptr_t input,
            const AsppWeights& weights, const AsppShape& shape, DType dtype, uintptr_t stream) {
@@ -70,6 +118,21 @@ void bind_cuda(py::module_ m) {
                                           static_cast<float*>(pointer(pooled)),
                                           static_cast<float*>(pointer(sums)), pointer(input),
                                           weights, shape, dtype, pointer(stream)));
+        });
+  m.def("depthwise_conv2d_fwd",
+        [](uintptr_t output, uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t residual,
+           std::array<float, 2> range, const DepthwiseShape& shape, DType dtype, uintptr_t stream) {
+          const ConvEpilogue epilogue{pointer(residual), range[0], range[1]};
+          check(cuda::depthwise_conv2d_fwd(pointer(output), pointer(input), pointer(weight),
+                                           pointer(bias), epilogue, shape, dtype, pointer(stream)));
+        });
+  m.def("depthwise_conv2d_wgrad",
+        [](uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t partial_sums,
+           uintptr_t grad_output, uintptr_t input, const DepthwiseShape& shape, int num_parts,
+           DType dtype, uintptr_t stream) {
+          check(cuda::depthwise_conv2d_wgrad(
+              pointer(grad_weight), pointer(grad_bias), static_cast<float*>(pointer(partial_sums)),
+              pointer(grad_output), pointer(input), shape, num_parts, dtype, pointer(stream)));
         });
 }
 #endif
@@ -157,6 +220,21 @@ void bind_shapes(py::module_& m) {
              return ConvEpilogue{pointer(residual), low, high};
            }),
            py::arg("residual"), py::arg("low"), py::arg("high"));
+  py::class_<ConvWgradWork>(m, "ConvWgradWork")
+      .def(py::init([](uintptr_t rectangles, uintptr_t items, uintptr_t reductions,
+                       int32_t num_items, int32_t num_reductions) {
+             return ConvWgradWork{static_cast<const TapRectangle*>(pointer(rectangles)),
+                                  static_cast<const WorkItem*>(pointer(items)),
+                                  static_cast<const Reduction*>(pointer(reductions)), num_items,
+                                  num_reductions};
+           }),
+           py::arg("rectangles"), py::arg("items"), py::arg("reductions"), py::arg("num_items"),
+           py::arg("num_reductions"));
+  py::class_<ConvWgradShape>(m, "ConvWgradShape")
+      .def(py::init([](int32_t N, int32_t H, int32_t W, int32_t C, int32_t out_channels) {
+             return ConvWgradShape{N, H, W, C, out_channels};
+           }),
+           py::arg("N"), py::arg("H"), py::arg("W"), py::arg("C"), py::arg("out_channels"));
   m.attr("CONV_TILE") = kConvTile;
   m.attr("CONV_STEP_BYTES") = kConvStepBytes;
   m.attr("CONV_TILE_SM90") = kConvTileSm90;
@@ -176,6 +254,15 @@ void bind_shapes(py::module_& m) {
                                     pointer(project_bias)};
                }),
            py::arg("pool"), py::arg("pool_bias"), py::arg("project"), py::arg("project_bias"));
+  py::class_<DepthwiseShape>(m, "DepthwiseShape")
+      .def(py::init([](std::array<int32_t, 4> size, std::array<int32_t, 2> kernel,
+                       std::array<int32_t, 2> rates, int32_t strip_rows, bool mirrored) {
+             return DepthwiseShape{size[0],   size[1],  size[2],  size[3],    kernel[0],
+                                   kernel[1], rates[0], rates[1], strip_rows, mirrored};
+           }),
+           py::arg("size"), py::arg("kernel"), py::arg("rates"), py::arg("strip_rows"),
+           py::arg("mirrored"), "size: (N, H, W, C).");
+  m.attr("MAX_DEPTHWISE_TAPS") = kMaxDepthwiseTaps;
   py::class_<CrossEntropyTerms>(m, "CrossEntropyTerms")
       .def(py::init([](uintptr_t weight, int64_t ignore_index, float label_smoothing) {
              return CrossEntropyTerms{static_cast<const float*>(pointer(weight)), ignore_index,
@@ -263,6 +350,24 @@ void bind_zones(py::module_ m) {
         return int32_rows(list_tap_rectangles(to_branches(rows), size[0], size[1]));
       },
       "size"_a, "branches"_a, "(H, W), branches -> tap rectangles of the weight gradient.");
+  m.def(
+      "rectangle_walk",
+      [](std::array<int32_t, 2> size, std::array<int32_t, 4> rectangle, int32_t first, int32_t step,
+         int32_t num_steps) {
+        const auto [H, W] = size;
+        const auto [y, x, h, w] = rectangle;
+        const TapRectangle of = {{}, y, x, h, w};
+        RectanglePixel pixel = rectangle_pixel(of, H, W, first);
+        std::vector<int32_t> pixels;
+        for (int32_t i = 0; i < num_steps; ++i) {
+          pixels.push_back(pixel.index);
+          advance(pixel, rectangle_step(of, H, W, step));
+        }
+        return int32_rows(pixels);
+      },
+      "size"_a, "rectangle"_a, "first"_a, "step"_a, "num_steps"_a,
+      "(H, W), (y, x, h, w) -> the pixels first, first + step, ... of the rectangle in all "
+      "images.");
   m.def(
       "schedule",
       [](const std::vector<std::array<int32_t, 2>>& rows, int32_t num_workers,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _C
 from .ops._bilinear import source_scale
-from .ops._library import in_format_of
+from .ops._library import empty_like_format, in_format_of
 
 DTYPES = {
     torch.float32: _C.DType.float32,
@@ -22,6 +22,15 @@ DTYPES = {
     torch.int32: _C.DType.int32,
     torch.uint8: _C.DType.uint8,
 }
+
+
+class Kernels(NamedTuple):
+    """Compiled CUDA kernels and where they are to run."""
+
+    module: Any  # _C.cuda or _emulated.cuda
+    stream: int
+    num_workers: int  # blocks of dilated_conv2d that run at once, were they CONV_SM80's
+    is_sm90: bool = False  # the kernels for compute capability 9.0 can run too
 
 
 def upsample_shape(
@@ -38,36 +47,115 @@ def upsample_shape(
 
 
 def upsample_argmax(
-    launcher: Callable[..., None],
-    stream: int,
+    kernels: Kernels,
     logits: Tensor,
     size: Sequence[int],
     scale_factors: Sequence[float] | None,
     align_corners: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The op through ``upsample_argmax_fwd`` of a module compiled from the CUDA kernels."""
     if logits.dtype not in DTYPES:
         logits = logits.float()
     labels = logits.new_empty((logits.size(0), *size), dtype=dtype)
-    launcher(
+    kernels.module.upsample_argmax_fwd(
         labels.data_ptr(),
         logits.data_ptr(),
         upsample_shape(logits, size, scale_factors, align_corners),
         DTYPES[dtype],
         DTYPES[logits.dtype],
-        stream,
+        kernels.stream,
     )
     return labels
 
 
-class Kernels(NamedTuple):
-    """Compiled CUDA kernels and where they are to run."""
+def _cross_entropy_terms(
+    weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> _C.CrossEntropyTerms:
+    return _C.CrossEntropyTerms(
+        0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
+    )
 
-    module: Any  # _C.cuda or _emulated.cuda
-    stream: int
-    num_workers: int  # blocks of dilated_conv2d that run at once, were they CONV_SM80's
-    is_sm90: bool = False  # the kernels for compute capability 9.0 can run too
+
+def upsample_cross_entropy(
+    kernels: Kernels,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if logits.dtype not in DTYPES:
+        logits = logits.float()
+    target = target.contiguous()
+    weight = None if weight is None else weight.float().contiguous()
+    shape = upsample_shape(logits, target.shape[1:], None, align_corners)
+    per_pixel = reduction == "none"
+    loss = logits.new_empty(target.shape if per_pixel else (), dtype=torch.float32)
+    log_sum_exp = logits.new_empty(target.shape, dtype=torch.float32)
+    total_weight = logits.new_empty((), dtype=torch.float32)
+    workspace = _cross_entropy_workspace(kernels, logits, shape, backward=False)
+    kernels.module.upsample_cross_entropy_fwd(
+        0 if per_pixel else loss.data_ptr(),
+        loss.data_ptr() if per_pixel else 0,
+        log_sum_exp.data_ptr(),
+        total_weight.data_ptr(),
+        workspace.data_ptr(),
+        logits.data_ptr(),
+        target.data_ptr(),
+        reduction == "mean",
+        shape,
+        _cross_entropy_terms(weight, ignore_index, label_smoothing),
+        DTYPES[logits.dtype],
+        kernels.stream,
+    )
+    return loss, log_sum_exp, total_weight
+
+
+def upsample_cross_entropy_backward(
+    kernels: Kernels,
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    log_sum_exp: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+) -> Tensor:
+    typed = logits if logits.dtype in DTYPES else logits.float()
+    grad_logits = empty_like_format(typed, tuple(typed.shape))
+    grad_loss = grad_loss.expand(target.shape)
+    target, log_sum_exp = target.contiguous(), log_sum_exp.contiguous()
+    weight = None if weight is None else weight.float().contiguous()
+    shape = upsample_shape(typed, target.shape[1:], None, align_corners)
+    workspace = _cross_entropy_workspace(kernels, typed, shape, backward=True)
+    kernels.module.upsample_cross_entropy_bwd(
+        grad_logits.data_ptr(),
+        workspace.data_ptr(),
+        grad_loss.data_ptr(),
+        grad_loss.stride(),
+        total_weight.data_ptr() if reduction == "mean" else 0,
+        log_sum_exp.data_ptr(),
+        typed.data_ptr(),
+        target.data_ptr(),
+        not grad_logits.is_contiguous(),
+        shape,
+        _cross_entropy_terms(weight, ignore_index, label_smoothing),
+        DTYPES[typed.dtype],
+        kernels.stream,
+    )
+    return in_format_of(grad_logits.to(logits.dtype), logits)
+
+
+def _cross_entropy_workspace(
+    kernels: Kernels, logits: Tensor, shape: _C.UpsampleShape, backward: bool
+) -> Tensor:
+    nbytes = kernels.module.upsample_cross_entropy_workspace(shape, backward)
+    return logits.new_empty(nbytes, dtype=torch.uint8)
 
 
 class ConvKernel(NamedTuple):
@@ -77,11 +165,10 @@ class ConvKernel(NamedTuple):
     tile: int  # pixels, and output channels, of an item
     step_bytes: int  # of input channels of one tap
     blocks_per_worker: int  # of CONV_SM80 in the place that a worker takes
-    split_steps: int  # that move as many bytes as a partial sum, out and in
 
 
-CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1, 8)
-CONV_SM90 = ConvKernel("dilated_conv2d_fwd_sm90", _C.CONV_TILE_SM90, _C.CONV_STEP_BYTES_SM90, 4, 8)
+CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
+CONV_SM90 = ConvKernel("dilated_conv2d_fwd_sm90", _C.CONV_TILE_SM90, _C.CONV_STEP_BYTES_SM90, 4)
 
 
 def conv_kernel(kernels: Kernels, dtype: torch.dtype) -> ConvKernel:
@@ -96,6 +183,10 @@ class ConvWorkList(NamedTuple):
     work: _C.ConvWork
     tensors: tuple[Tensor, ...]
     num_slots: int
+
+
+# A partial sum, out and in, moves as many bytes as eight steps of its kernel.
+SPLIT_STEPS = 8
 
 
 # Never dropped: a captured CUDA graph holds the addresses.
@@ -118,14 +209,14 @@ def conv_work_list(
     """
     num_workers = max(1, num_workers // kernel.blocks_per_worker)
     rows = list_tiles(plane, branches, kernel.tile)
-    pixels, taps, tiles = (_int32(buffer) for buffer in rows)
+    pixels, taps, tiles = (int32_tensor(buffer) for buffer in rows)
     jobs = [
         (num_taps * steps_per_tap, -(-out_channels[output] // kernel.tile))
         for output, _, _, _, num_taps in tiles.view(-1, 5).tolist()
     ]
-    schedule = _C.zones.schedule(jobs, num_workers, kernel.split_steps)
+    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS)
     items, workers, reductions = (
-        _int32(schedule[name]) for name in ("items", "workers", "reductions")
+        int32_tensor(schedule[name]) for name in ("items", "workers", "reductions")
     )
     if kernel is CONV_SM90:
         items = items.view(-1, 6)[workers.argsort(stable=True)].flatten()
@@ -139,7 +230,7 @@ def conv_work_list(
     return ConvWorkList(kernel, work, tensors, schedule["num_slots"])
 
 
-def _int32(buffer: bytearray) -> Tensor:
+def int32_tensor(buffer: bytearray) -> Tensor:
     return torch.frombuffer(buffer, dtype=torch.int32) if buffer else torch.empty(0).int()
 
 
@@ -148,7 +239,7 @@ def steps_per_tap(channels: int, dtype: torch.dtype, kernel: ConvKernel = CONV_S
     return -(-channels * dtype.itemsize // kernel.step_bytes)
 
 
-_MAX_TAPS = 1024  # the search of a work list's order slows down with their square
+MAX_TAPS = 1024  # the search of a work list's order slows down with their square
 
 
 def dilated_conv2d_refuses(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None:
@@ -167,8 +258,8 @@ def dilated_conv2d_refuses(input: Tensor, weights: Sequence[Tensor], groups: int
         return "the input or a weight is empty"
     if len(weights) > _C.MAX_CONV_BRANCHES:
         return f"the kernel takes at most {_C.MAX_CONV_BRANCHES} branches, got {len(weights)}"
-    if any(weight.size(2) * weight.size(3) > _MAX_TAPS for weight in weights):
-        return f"the kernel takes at most {_MAX_TAPS} taps"
+    if any(weight.size(2) * weight.size(3) > MAX_TAPS for weight in weights):
+        return f"the kernel takes at most {MAX_TAPS} taps"
     if len(weights) * input.numel() // input.size(1) >= 2**31:
         return "the work list holds fewer than 2^31 pixels, those of all branches together"
     return None
@@ -202,60 +293,7 @@ def dilated_conv2d(
     return in_format_of(output, input)
 
 
-def dilated_conv2d_add_(
-    kernels: Kernels,
-    residual: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: Sequence[int],
-    activation: str,
-) -> None:
-    """``activation(convolution + residual)``, written over ``residual``."""
-    output = aligned_nhwc(residual)
-    if input.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
-        input = input.clone()
-    convolve(
-        kernels, output, input, [weight], [bias], [dilation], activation=activation,
-        residual=output,
-    )  # fmt: skip
-    if output is not residual:
-        residual.copy_(output)
-
-
-def fused_conv2d_refuses(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> str | None:
-    kernel = tuple(weight.shape[2:])
-    if tuple(stride) != (1, 1):
-        return f"the kernel has stride (1, 1), not {tuple(stride)}"
-    if any(
-        size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)
-    ):
-        return f"the kernel pads to the same size, not a {kernel} weight by {tuple(padding)}"
-    if refusal := dilated_conv2d_refuses(input, [weight], groups):
-        return refusal
-    if weight.size(1) != input.size(1) or bias.shape != weight.shape[:1]:
-        return "the shapes of weight and bias do not fit"
-    return None
-
-
-def fused_conv2d_add_refuses(residual: Tensor, input: Tensor, weight: Tensor, *args: Any) -> Any:
-    if refusal := fused_conv2d_refuses(input, weight, *args):
-        return refusal
-    if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):
-        return "the residual has not the shape of the output"
-    return None
-
-
-_CLAMPS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+CLAMPS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
 def convolve(
@@ -277,11 +315,7 @@ def convolve(
     """
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
-    # A rate beyond the map does what the map's size does, and that fits the work list's int32.
-    branches = tuple(
-        (*weight.shape[2:], min(vertical, H), min(horizontal, W))
-        for weight, (vertical, horizontal) in zip(weights, dilations)
-    )
+    branches = conv_branches(input, weights, dilations)
     input, *weights = aligned_nhwc(input), *map(_aligned_rows, weights)
     biases = [None if bias is None else bias.contiguous() for bias in biases]
     outputs = [
@@ -312,7 +346,21 @@ def convolve(
             kernels.num_workers,
             kernel,
         ),
-        _C.ConvEpilogue(0 if residual is None else residual.data_ptr(), *_CLAMPS[activation]),
+        _C.ConvEpilogue(0 if residual is None else residual.data_ptr(), *CLAMPS[activation]),
+    )
+
+
+def conv_branches(
+    input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[int]]
+) -> tuple[tuple[int, int, int, int], ...]:
+    """(kernel_H, kernel_W, dilation_H, dilation_W) of each branch of a work list.
+
+    A rate beyond the map does what the map's size does, and that fits the work list's int32.
+    """
+    H, W = input.shape[2:]
+    return tuple(
+        (weight.size(2), weight.size(3), min(vertical, H), min(horizontal, W))
+        for weight, (vertical, horizontal) in zip(weights, dilations)
     )
 
 

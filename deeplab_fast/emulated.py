@@ -9,13 +9,14 @@ where each warp waits.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor
 
-from . import _emulated, _native
-from .backends import availability, implements
+from . import _emulated
+from ._native import Kernels
+from ._native_ops import implement
+from .backends import availability
 
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}
 """Bytes of shared memory that a block can have, CUDA C++ Programming Guide, compute capabilities"""
@@ -54,72 +55,10 @@ def _unavailable(device_type: str) -> str | None:
     return None if device_type == "cpu" else f"the tensors are on {device_type}"
 
 
-@implements("upsample_argmax", "emulated")
-def upsample_argmax(logits: Tensor, *args: Any) -> Tensor:
-    return _native.upsample_argmax(_emulated.cuda.upsample_argmax_fwd, _STREAM, logits, *args)
-
-
-def _refuses(input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int) -> str | None:
-    return _native.dilated_conv2d_refuses(input, [weight], groups)
-
-
-def _refuses_parallel(input: Tensor, weights: Sequence[Tensor], *args: Any) -> str | None:
-    return _native.dilated_conv2d_refuses(input, weights, groups=1)
-
-
-def _kernels() -> _native.Kernels:
-    return _native.Kernels(_emulated.cuda, _STREAM, _NUM_WORKERS, _device == "sm_90")
-
-
-def _convolve(input: Tensor, *args: Any) -> Tensor:
-    return _native.dilated_conv2d(_kernels(), input, *args)
-
-
-@implements("dilated_conv2d", "emulated", _refuses)
-def dilated_conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
-) -> Tensor:
-    return _convolve(input, [weight], [bias], [dilation])
-
-
-@implements("parallel_dilated_conv2d", "emulated", _refuses_parallel)
-def parallel_dilated_conv2d(
-    input: Tensor, weights: list[Tensor], biases: list[Tensor], dilations: list[int]
-) -> Tensor:
-    return _convolve(
-        input, weights, biases or [None] * len(weights), [(rate, rate) for rate in dilations]
+def _kernels(tensor: Tensor) -> contextlib.AbstractContextManager[Kernels]:
+    return contextlib.nullcontext(
+        Kernels(_emulated.cuda, _STREAM, _NUM_WORKERS, _device == "sm_90")
     )
 
 
-@implements("aspp", "emulated", _native.aspp_refuses)
-def aspp(input: Tensor, *args: Any) -> Tensor:
-    return _native.aspp(_kernels(), input, *args)
-
-
-@implements("fused_conv2d", "emulated", _native.fused_conv2d_refuses)
-def fused_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> Tensor:
-    return _convolve(input, [weight], [bias], [dilation], activation)
-
-
-@implements("fused_conv2d_add_", "emulated", _native.fused_conv2d_add_refuses)
-def fused_conv2d_add_(
-    residual: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> None:
-    _native.dilated_conv2d_add_(_kernels(), residual, input, weight, bias, dilation, activation)
+implement("emulated", _kernels, measured=True)

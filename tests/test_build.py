@@ -193,12 +193,80 @@ def test_dilated_conv2d_sm90_is_warpgroup_code(cuobjdump):
 
 
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
+def test_weight_gradient_is_tensor_core_code(cuobjdump, chip):
+    """As above, but the matrix loads transpose; no spills."""
+    kernels = functions(cuobjdump, chip, "dilated_conv2d_wgrad_kernel")
+    assert len(kernels) == 3
+    for name, (instructions, usage) in kernels.items():
+        halves = "16816.F32.BF16" if "bfloat16" in name else "16816.F32"
+        is_fp32 = "kernelIf" in name
+        assert instructions["HMMA." + ("1688.F32.TF32" if is_fp32 else halves)] == 64
+        assert instructions["LDSM.16.MT88.4"] == (0 if is_fp32 else 16)
+        assert instructions["LDGSTS.E.BYPASS.LTC128B.128"] == 4 * 8  # 3 stages ahead and the loop
+        # 224 to 228 in 16 bits, 204 to 208 in tf32
+        assert int(re.search(r"REG:(\d+)", usage)[1]) <= 65536 // (2 * 128) - 1
+    assert len(functions(cuobjdump, chip, "dilated_conv2d_wgrad_reduce_kernel")) == 3
+
+
+def test_bias_gradient_loads_vectors(cuobjdump):
+    kernels = functions(cuobjdump, "sm_80", "dilated_conv2d_bias_grad_kernel")
+    assert len(kernels) == 3
+    for instructions, _ in kernels.values():
+        assert instructions["LDG.E.128.CONSTANT"] >= 4  # several in flight
+    assert len(functions(cuobjdump, "sm_80", "dilated_conv2d_bias_grad_reduce_kernel")) == 3
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
 def test_aspp_loads_vectors_and_spills_nothing(cuobjdump, chip):
     kernels = functions(cuobjdump, chip, "aspp_fwd_")
     assert len(kernels) == 2 * 3
     for instructions, usage in kernels.values():
         assert instructions["LDG.E.128.CONSTANT"] >= 4  # several in flight
         assert int(re.search(r"REG:(\d+)", usage)[1]) <= 40
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
+def test_depthwise_conv2d_moves_vectors_and_spills_nothing(cuobjdump, chip):
+    """And as many blocks fit an SM as the kernels say: three for 3x3, two for 5x5."""
+    if chip not in run(cuobjdump, "--list-elf", MODULE):
+        pytest.skip(f"not built for {chip}")
+    usage = run(cuobjdump, "--dump-resource-usage", "-arch", chip, MODULE)
+    usages = dict(re.findall(r"Function (\S*depthwise_conv2d\S*):\n(.*)", usage))
+    assert len(usages) == 3 * (2 + 2 + 4 + 1)  # kernels of each dtype
+    sass = re.split(r"Function : (\S+)", run(cuobjdump, "--dump-sass", "-arch", chip, MODULE))
+    code = dict(zip(sass[1::2], sass[2::2]))
+    for name, line in usages.items():
+        numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
+        assert numbers["STACK"] == numbers["LOCAL"] == 0, line
+        vector, *kernel = [int(n) for n in re.findall(r"Li(\d+)", name)] or [0]
+        blocks = {(3, 3): 3, (5, 5): 2}.get(tuple(kernel), 4)
+        assert numbers["REG"] <= 65536 // (blocks * 128) // 8 * 8, line
+        bits = vector * (32 if "IfLi" in name else 16)
+        if bits >= 64:
+            assert re.search(rf"LDG\.E\.{bits}", code[name])
+            assert "wgrad" in name or re.search(rf"STG\.E\.{bits}", code[name])
+            assert bits == 128 or kernel == [5, 5]  # whose weights need the registers
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
+def test_upsample_cross_entropy_takes_hardware_exponentials(cuobjdump, chip):
+    """Six blocks an SM, no spills, and only the log2 of a pixel in software."""
+    if chip not in run(cuobjdump, "--list-elf", MODULE):
+        pytest.skip(f"not built for {chip}")
+    resources = run(cuobjdump, "--dump-resource-usage", "-arch", chip, MODULE)
+    usage = re.findall(r"Function \S*upsample_cross_entropy_(\w+?)_kernel\S*:\n(.*)", resources)
+    assert Counter(kernel for kernel, _ in usage) == {
+        "prepare": 3, "fwd": 3, "reduce": 1, "bwd": 3, "gather": 3
+    }  # fmt: skip
+    for _, line in usage:
+        numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
+        assert numbers["STACK"] == numbers["LOCAL"] == 0, line
+        assert numbers["REG"] <= 80, line
+    code = run(cuobjdump, "--dump-sass", "-arch", chip, MODULE)
+    bodies = dict(re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", code, re.S))
+    for name, body in bodies.items():
+        if re.search("upsample_cross_entropy_(fwd|bwd)_kernel", name):
+            assert "MUFU.EX2" in body and not re.search(r"\b(LDL|STL)\b", body)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,15 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 import deeplab_fast
-from deeplab_fast import _C, _native, backends, dilated_conv2d, emulated, parallel_dilated_conv2d
+from deeplab_fast import (
+    _C,
+    _depthwise,
+    _native,
+    backends,
+    dilated_conv2d,
+    emulated,
+    parallel_dilated_conv2d,
+)
 from deeplab_fast.emulated import machine
 
 from .cases import CONVS, DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
@@ -65,10 +75,11 @@ def test_forward(backend, device, ran, case: Conv, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CONVS, ids=str)
 def test_backward(backend, device, ran, case: Conv, dtype, layout):
-    skip_without(backend, BACKWARD)
     input, weight, bias = operands(case, dtype, device)
     input = with_layout(input, layout)
     grad_output = torch.randn(case.N, case.K, case.H, case.W).to(device, dtype)
+    arguments = case.dilation, case.groups, [True] * 3
+    skip_if_refused(backend, BACKWARD, grad_output, input, weight, *arguments)
 
     def ours(input, weight, bias):
         return dilated_conv2d(input, weight, bias, case.dilation, case.groups)
@@ -89,13 +100,13 @@ def test_backward(backend, device, ran, case: Conv, dtype, layout):
 
 
 def parallel_operands(
-    device: str, dtype: torch.dtype, channels: int
+    device: str, dtype: torch.dtype, channels: int, out_channels: Sequence[int] = (3, 4, 5, 6)
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     input = torch.randn(2, channels, 9, 13).to(device, dtype)
     kernels, _ = PARALLEL
     weights = [
-        torch.randn(3 + i, channels, *kernel).to(device, dtype) / channels
-        for i, kernel in enumerate(kernels)
+        torch.randn(k, channels, *kernel).to(device, dtype) / channels
+        for k, kernel in zip(out_channels, kernels)
     ]
     return input, weights, [torch.randn(w.size(0)).to(device, dtype) for w in weights]
 
@@ -122,13 +133,16 @@ def test_parallel(backend, device, ran, dtype, layout, channels):
     assert_as_accurate_as(output, peer, parallel_conv2d(input, rest[:4], rest[4:]))
 
 
+@pytest.mark.parametrize("channels", [(6, (3, 4, 5, 6)), (40, (24, 8, 16, 136))])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_parallel_backward(backend, device, ran, dtype, layout):
+def test_parallel_backward(backend, device, ran, dtype, layout, channels):
     skip_without(backend, "parallel_" + BACKWARD)
-    input, weights, biases = parallel_operands(device, dtype, 6)
+    input, weights, biases = parallel_operands(device, dtype, *channels)
     input = with_layout(input, layout)
-    grad_output = torch.randn(2, sum(w.size(0) for w in weights), 9, 13).to(device, dtype)
+    grad_output = torch.randn(2, sum(channels[1]), 9, 13).to(device, dtype)
+    arguments = PARALLEL[1], [True] * 3
+    skip_if_refused(backend, "parallel_" + BACKWARD, grad_output, input, weights, *arguments)
     tensors = [input, *weights, *biases]
 
     def ours(input, *rest):
@@ -157,7 +171,7 @@ def test_parallel_without_biases(backend, device, dtype):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_memory_format_is_kept(backend, device, dtype, layout):
-    input, weight, _ = operands(Conv(2, 8, 6, 9, 7), dtype, device)
+    input, weight, _ = operands(Conv(2, 8, 16, 9, 7), dtype, device)
     x = with_layout(input, layout).detach().requires_grad_()
     with deeplab_fast.backend(backend):
         y = dilated_conv2d(x, weight)
@@ -177,8 +191,8 @@ def test_strides_are_those_that_compiled_graphs_rely_on(
     backend, device, dtype, layout, grad_layout
 ):
     """Every output of every op has the strides that the fake promised."""
-    input, weight, bias = operands(Conv(2, 8, 6, 7, 5), dtype, device)
-    grad = with_layout(torch.randn(2, 6, 7, 5).to(device, dtype), grad_layout)
+    input, weight, bias = operands(Conv(2, 8, 16, 7, 5), dtype, device)
+    grad = with_layout(torch.randn(2, 16, 7, 5).to(device, dtype), grad_layout)
     input = with_layout(input, layout)
     ops, mask = torch.ops.deeplab_fast, [True, True, True]
     calls = [
@@ -194,9 +208,9 @@ def test_strides_are_those_that_compiled_graphs_rely_on(
         assert [t.stride() for t in actual] == [t.stride() for t in promised]
 
 
-def test_only_needed_gradients_are_computed(backend, device):
+def test_only_needed_gradients_are_computed(backend, device, dtype):
     skip_without(backend, BACKWARD)
-    input, weight, bias = operands(Conv(1, 4, 4, 6, 6), torch.float32, device)
+    input, weight, bias = operands(Conv(1, 8, 8, 6, 6), dtype, device)
     with deeplab_fast.backend(backend):
         weight.requires_grad_()
         dilated_conv2d(input, weight, bias).sum().backward()
@@ -226,9 +240,9 @@ def test_bitwise_repeatable(backend, device, dtype):
                 assert torch.equal(a, b)
 
 
-def test_double_backward_is_an_error(backend, device):
+def test_double_backward_is_an_error(backend, device, dtype):
     skip_without(backend, BACKWARD)
-    input, weight, bias = operands(Conv(1, 4, 4, 6, 6), torch.float32, device)
+    input, weight, bias = operands(Conv(1, 8, 8, 6, 6), dtype, device)
     input.requires_grad_()
     with deeplab_fast.backend(backend):
         for y in (dilated_conv2d(input, weight), parallel_dilated_conv2d(input, [weight], [1])):
@@ -253,7 +267,7 @@ def test_gradcheck():
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck(backend, device, dtype, layout):
-    input, weight, bias = operands(Conv(2, 8, 6, 7, 5), dtype, device)
+    input, weight, bias = operands(Conv(2, 8, 16, 7, 5), dtype, device)
     input = with_layout(input, layout)
     for t in (input, weight, bias):
         t.requires_grad_(has_backward(backend))
@@ -266,10 +280,18 @@ def test_opcheck(backend, device, dtype, layout):
         (input, [weight, weight], [bias, bias], [1, 2]),
         {"backend": backend},
     )
+    # A gradient is not differentiable, so that the tests of autograd do not apply.
+    grad_output = torch.randn(2, 32, 7, 5).to(device, dtype)
+    if has_backward(backend):
+        torch.library.opcheck(
+            ops.parallel_dilated_conv2d_backward,
+            (grad_output, input.detach(), [weight.detach()] * 2, [1, 2], [True] * 3),
+            {"backend": backend},
+        )
 
 
 def test_compile_fullgraph(backend, device, dtype, ran):
-    input, weight, bias = operands(Conv(2, 8, 6, 7, 5), dtype, device)
+    input, weight, bias = operands(Conv(2, 8, 16, 7, 5), dtype, device)
     input.requires_grad_(has_backward(backend))
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {}
 
@@ -314,7 +336,7 @@ def test_export(backend, device, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(backend, device, dtype):
-    input, weight, bias = operands(Conv(2, 8, 6, 7, 5), torch.float32, device)
+    input, weight, bias = operands(Conv(2, 8, 16, 7, 5), torch.float32, device)
     weight.requires_grad_(has_backward(backend))
     with deeplab_fast.backend(backend), torch.autocast(device, dtype):
         output = dilated_conv2d(input, weight, bias, 2)
@@ -350,12 +372,14 @@ def test_the_cuda_kernel_runs_only_where_forced(monkeypatch, ran):
 
 def test_an_automatic_backward_needs_no_kernel_of_the_forward(monkeypatch, ran):
     monkeypatch.setitem(backends._AUTOMATIC, "cpu", ("emulated", "cpu"))
+    monkeypatch.delitem(backends._table[BACKWARD], "emulated")
     x = torch.randn(1, 8, 5, 5).bfloat16().requires_grad_()
     dilated_conv2d(x, torch.ones(4, 8, 3, 3).bfloat16()).sum().backward()
     assert ran == [(OP, "emulated"), (BACKWARD, "cpu")]
 
 
-def test_a_forced_backward_without_a_kernel_says_so():
+def test_a_forced_backward_without_a_kernel_says_so(monkeypatch):
+    monkeypatch.delitem(backends._table[BACKWARD], "emulated")
     x = torch.randn(1, 8, 5, 5).bfloat16().requires_grad_()
     message = "backend 'emulated' cannot run dilated_conv2d_backward on this input: it has no"
     with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=message):
@@ -471,6 +495,10 @@ def test_emulated_takes_any_rate():
         (Conv(1, 12, 8, 5, 5), torch.bfloat16, "a multiple of 8 input channels, got 12"),
         (Conv(0, 8, 8, 5, 5), torch.bfloat16, "the input or a weight is empty"),
         (Conv(1, 8, 1, 5, 5, (33, 33)), torch.bfloat16, "at most 1024 taps"),
+        (Conv(1, 8, 16, 5, 5, groups=8), torch.float32, "for each of input, got 16 for 8"),
+        (Conv(1, 8, 8, 5, 5, (19, 21), groups=8), torch.float32, "at most 361 taps"),
+        (Conv(0, 8, 8, 5, 5, groups=8), torch.float32, "the input or a weight is empty"),
+        (Conv(1, 8, 8, 5, 5, groups=8), torch.float64, "float16 and bfloat16, not torch.float64"),
     ],
     ids=str,
 )
@@ -487,6 +515,127 @@ def test_emulated_refuses_many_branches():
         assert parallel_dilated_conv2d(x, [w] * 8, [1] * 8).shape == (1, 64, 5, 5)
         with pytest.raises(RuntimeError, match="at most 8 branches, got 9"):
             parallel_dilated_conv2d(x, [w] * 9, [1] * 9)
+
+
+# The depthwise CUDA kernels, in the emulator.
+
+DEPTHWISE = [
+    Conv(2, 16, 16, 35, 6, (3, 3), (2, 1), 16),
+    Conv(1, 136, 136, 9, 5, (3, 3), (1, 2), 136),
+    Conv(1, 8, 8, 37, 9, (5, 5), (7, 3), 8),
+    Conv(1, 13, 13, 19, 7, (5, 5), (3, 2), 13),
+    Conv(1, 24, 24, 19, 7, (7, 3), (3, 2), 24),
+    Conv(1, 8, 8, 5, 5, (19, 19), 1, 8),
+]
+
+
+def set_strip_rows(monkeypatch, rows: int) -> None:
+    monkeypatch.setattr(_depthwise, "_STRIP_ROWS", (rows,))
+    monkeypatch.setattr(_depthwise, "_ELEMENTS_PER_ROW", 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+def test_emulated_depthwise_agrees_on_seeds_and_strips(monkeypatch, case, dtype):
+    input, weight, bias = operands(case, dtype, "cpu")
+    outputs = []
+    for seed, rows in enumerate((4, 8, 16)):
+        set_strip_rows(monkeypatch, rows)
+        with deeplab_fast.backend("emulated"), machine(seed, "sm_86"):
+            outputs.append(dilated_conv2d(input, weight, bias, case.dilation, case.groups))
+    peer = same_conv2d(input, weight, bias, case.dilation, case.groups)
+    exact = same_conv2d(*(t.double() for t in (input, weight, bias)), case.dilation, case.groups)
+    assert_as_accurate_as(outputs[0], peer, exact)
+    for output in outputs[1:]:
+        assert torch.equal(output, outputs[0])
+
+
+@pytest.mark.parametrize("num_parts", [1, 3, 50])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", DEPTHWISE[:5], ids=str)
+def test_emulated_depthwise_gradients_in_parts(monkeypatch, case, dtype, num_parts):
+    """Parts with much, little and nothing to add."""
+    tensors = operands(case, dtype, "cpu")
+    elements = tensors[0].numel()
+    monkeypatch.setattr(_depthwise, "_ELEMENTS_PER_PART", elements // num_parts)
+    grad_output = torch.randn(case.N, case.K, case.H, case.W).to(dtype)
+
+    def ours(*tensors):
+        return dilated_conv2d(*tensors, case.dilation, case.groups)
+
+    def theirs(*tensors):
+        return same_conv2d(*tensors, case.dilation, case.groups)
+
+    results = []
+    for seed in (0, 1, 2):
+        with deeplab_fast.backend("emulated"), machine(seed, "sm_86"):
+            results.append(gradients(ours, tensors, grad_output))
+    exact = gradients(theirs, [t.double() for t in tensors], grad_output.double())
+    for a, p, e in zip(results[0], gradients(theirs, tensors, grad_output), exact, strict=True):
+        assert_as_accurate_as(a, p, e)
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(others, results[0], strict=True))
+
+
+def test_emulated_depthwise_computes_only_needed_gradients(ran):
+    tensors = operands(Conv(2, 8, 8, 7, 5, (3, 3), 2, 8), torch.float32, "cpu")
+    full = None
+    for mask in ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        leaves = [t.clone().requires_grad_(bool(m)) for t, m in zip(tensors, mask)]
+        with deeplab_fast.backend("emulated"):
+            dilated_conv2d(*leaves, 2, 8).sum().backward()  # an expanded gradient
+        grads = [leaf.grad for leaf in leaves]
+        full = full or grads
+        for grad, other, needed in zip(grads, full, mask):
+            assert torch.equal(grad, other) if needed else grad is None
+    assert ran == [(OP, "emulated"), (BACKWARD, "emulated")] * 4
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
+def test_emulated_depthwise_gradients_see_no_padding(kernel):
+    """An infinite input reaches the taps that meet it, and no other."""
+    input, weight, bias = operands(Conv(1, 8, 8, 19, 9, kernel, 2, 8), torch.float32, "cpu")
+    input[0, 3, 0, 0] = float("inf")
+    input[0, 4, 18, 8] = float("nan")
+    weight.requires_grad_()
+    with deeplab_fast.backend("emulated"):
+        dilated_conv2d(input, weight, bias, 2, 8).sum().backward()
+    (expected,) = torch.autograd.grad(same_conv2d(input, weight, bias, 2, 8).sum(), weight)
+    assert torch.equal(weight.grad.isfinite(), expected.isfinite())
+    assert 0 < expected[3:5].isfinite().sum() < expected[3:5].numel()
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
+@pytest.mark.parametrize("offset", [1, 4])
+def test_emulated_depthwise_takes_unaligned_storage(kernel, offset):
+    def shifted(tensor: Tensor) -> Tensor:
+        buffer = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)[offset:]
+        return buffer.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+    input, weight, bias = operands(Conv(2, 16, 16, 7, 5, kernel, 2, 16), torch.bfloat16, "cpu")
+    input = with_layout(input, "channels_last")
+    with deeplab_fast.backend("emulated"):
+        expected = dilated_conv2d(input, weight, bias, 2, 16)
+        actual = dilated_conv2d(shifted(input), shifted(weight), shifted(bias), 2, 16)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
+def test_emulated_depthwise_sees_no_padding_and_no_other_channel(kernel):
+    input, weight, _ = operands(Conv(2, 16, 16, 15, 17, kernel, 6, 16), torch.bfloat16, "cpu")
+    input[0, 3, 0, 0] = float("nan")
+    input[1, 7, 14, 8] = float("inf")
+    with deeplab_fast.backend("emulated"):
+        output = dilated_conv2d(input, weight, dilation=6, groups=16)
+    expected = same_conv2d(input.float(), weight.float(), None, 6, 16)
+    assert torch.equal(output.isfinite(), expected.isfinite())
+
+
+def test_emulated_depthwise_takes_any_rate():
+    input, weight, bias = operands(Conv(1, 8, 8, 6, 7, groups=8), torch.float32, "cpu")
+    with deeplab_fast.backend("emulated"):
+        expected = dilated_conv2d(input, weight[:, :, 1:2, 1:2], bias, groups=8)
+        assert torch.equal(dilated_conv2d(input, weight, bias, 2**40, 8), expected)
 
 
 X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 4, 3, 3)

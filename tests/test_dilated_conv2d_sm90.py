@@ -26,7 +26,14 @@ from .cases import CONVS, LAYOUTS, Conv, assert_as_accurate_as, operands, with_l
 from .test_aspp import convert
 from .test_aspp import definition as aspp_definition
 from .test_aspp import operands as aspp_operands
-from .test_dilated_conv2d import PARALLEL, SEEDED, parallel_conv2d, parallel_operands, same_conv2d
+from .test_dilated_conv2d import (
+    PARALLEL,
+    SEEDED,
+    gradients,
+    parallel_conv2d,
+    parallel_operands,
+    same_conv2d,
+)
 from .test_emulator import NVCC, ROOT
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -144,6 +151,26 @@ def test_epilogue(dtype, num_workers):
     )  # fmt: skip
     exact = definition(*(t.double() for t in tensors))
     assert_as_accurate_as(output, definition(*tensors), exact)
+
+
+@ON_SM90
+@DTYPES
+def test_backward(dtype):
+    """The gradient of the input too comes from this kernel."""
+    input, weights, biases = parallel_operands("cpu", dtype, 40)
+    grad_output = torch.randn(2, sum(w.size(0) for w in weights), 9, 13).to(dtype)
+
+    def ours(input, *rest):
+        return parallel_dilated_conv2d(input, rest[:4], PARALLEL[1], rest[4:])
+
+    def theirs(input, *rest):
+        return parallel_conv2d(input, rest[:4], rest[4:])
+
+    tensors = [input, *weights, *biases]
+    actual = gradients(ours, tensors, grad_output)
+    exact = gradients(theirs, [t.double() for t in tensors], grad_output.double())
+    for a, p, e in zip(actual, gradients(theirs, tensors, grad_output), exact, strict=True):
+        assert_as_accurate_as(a, p, e)
 
 
 @ON_SM90

@@ -6,6 +6,7 @@ The kernels in emulator_kernels are no part of the package: compiled here, and c
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import shutil
@@ -338,6 +339,46 @@ def emulate(library: ctypes.CDLL, name: str) -> np.ndarray:
 @pytest.mark.parametrize("name", INSTRUCTIONS)
 def test_instruction(instructions, name):
     np.testing.assert_array_equal(emulate(instructions, name), INSTRUCTIONS[name]()[1])
+
+
+EXPONENTS = [0.0, -0.0, -1.0, -126.5, -1e9, -np.inf, 5.0, 128.0, np.inf, np.nan, 1e-40]
+
+
+def exponents() -> np.ndarray:
+    return np.concatenate([EXPONENTS, random(9).uniform(-125, 127, 1024 - len(EXPONENTS))]).astype(
+        np.float32
+    )
+
+
+def assert_is_ex2(x: np.ndarray, result: np.ndarray) -> None:
+    """2^x within 2 ulp, denormal results flushed, 2^0 exact: the softmax of one class is 1."""
+    with np.errstate(over="ignore"):
+        exact = np.exp2(x.astype(np.float64))
+    exact[exact < 2.0**-126] = 0.0
+    exact[exact >= 2.0**128] = np.inf
+    special = ~np.isfinite(exact) | (exact == 0) | (np.abs(x) < 2.0**-126)
+    np.testing.assert_array_equal(result[special], exact[special])
+    ulp = np.exp2(np.floor(np.log2(exact[~special])) - 23)
+    error = np.abs(result[~special] - exact[~special]) / ulp
+    assert error.max() <= 2
+
+
+def test_ex2_approx(instructions):
+    x, output = aligned(exponents()), aligned(np.full(1024, np.nan, np.float32))
+    assert instructions.run_instruction(b"ex2", output.ctypes.data, x.ctypes.data) is None
+    assert_is_ex2(x, output)
+    finite = x[len(EXPONENTS) :]
+    off = np.mean(output[len(EXPONENTS) :] != np.exp2(finite.astype(np.float64)).astype(np.float32))
+    assert off > 0.5, "an approximation that is never off hides what relies on that"
+
+
+def test_ex2_approx_on_a_gpu(gpu_instructions):
+    x = torch.from_numpy(exponents()).cuda()
+    output = torch.full_like(x, math.nan)
+    torch.cuda.synchronize()
+    assert gpu_instructions.run_instruction(b"ex2", output.data_ptr(), x.data_ptr()) is None
+    torch.cuda.synchronize()
+    assert_is_ex2(x.cpu().numpy(), output.cpu().numpy())
 
 
 @pytest.mark.skipif(not NVCC, reason="needs nvcc")

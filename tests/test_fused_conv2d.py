@@ -21,6 +21,7 @@ GEOMETRIES = {  # input, weight, (stride, padding, dilation, groups)
     "atrous": ((1, 8, 13, 13), (8, 8, 3, 3), ((1, 1), (4, 4), (4, 4), 1)),
     "blocks": ((2, 136, 7, 5), (133, 136, 3, 3), ((1, 1), (2, 3), (2, 3), 1)),
     "depthwise": ((2, 6, 12, 10), (6, 1, 3, 3), ((1, 1), (2, 2), (2, 2), 6)),
+    "vectors": ((1, 16, 9, 11), (16, 1, 5, 5), ((1, 1), (2, 6), (1, 3), 16)),
     "strided": ((1, 4, 11, 11), (4, 4, 3, 3), ((2, 2), (1, 1), (1, 1), 1)),
     "wide": ((1, 1030, 7, 9), (6, 1030, 3, 3), ((1, 1), (3, 3), (3, 3), 1)),
     "pixel": ((1, 1, 1, 1), (1, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
@@ -65,7 +66,7 @@ def operands(name: str, with_residual: bool, dtype, device, layout="channels_las
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "name", ["stem", "pointwise", "atrous", "blocks", "depthwise", "wide", "pixel"]
+    "name", ["stem", "pointwise", "atrous", "blocks", "depthwise", "vectors", "wide", "pixel"]
 )
 def test_forward(backend, device, ran, name, dtype, with_residual, activation, layout):
     arguments = operands(name, with_residual, dtype, device, layout)
@@ -81,7 +82,7 @@ def test_forward(backend, device, ran, name, dtype, with_residual, activation, l
     assert_as_accurate_as(output, peer, exact, other_peer)
 
 
-@pytest.mark.parametrize("name", ["pointwise", "strided"])
+@pytest.mark.parametrize("name", ["pointwise", "depthwise", "strided"])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_opcheck_and_compile(backend, device, name, with_residual):
     dtype = torch.bfloat16 if backend in ("cuda", "emulated") else torch.float32
@@ -94,6 +95,15 @@ def test_opcheck_and_compile(backend, device, name, with_residual):
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     with deeplab_fast.backend(backend):
         torch.testing.assert_close(compiled(*arguments, "relu"), expected, **CLOSE[dtype])
+
+
+def test_the_residual_may_be_the_input(backend, device):
+    input, weight, bias, _, *geometry = operands("atrous", False, torch.bfloat16, device)
+    expected = definition(input, weight, bias, input, *geometry, "relu")
+    with deeplab_fast.backend(backend):
+        output = fused_conv2d_add_(input, input, weight, bias, *geometry, "relu")
+    assert output is input
+    torch.testing.assert_close(output, expected, **CLOSE[torch.bfloat16])
 
 
 def test_only_the_residual_is_written():
@@ -110,3 +120,36 @@ def test_gradient_is_an_error():
     arguments[0].requires_grad_()
     with pytest.raises(NotImplementedError, match="it is for inference"):
         fused(*arguments, "relu").sum().backward()
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_emulated_keeps_nan(with_residual):
+    arguments = operands("depthwise", with_residual, torch.float32, "cpu")
+    arguments[0][0, 2, 5, 5] = float("nan")
+    with deeplab_fast.backend("emulated"):
+        output = fused(*arguments, "relu6")
+    expected = definition(*arguments[:3], None, *arguments[4:], "relu6")
+    assert torch.equal(output.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"stride": (2, 2)}, r"has stride \(1, 1\), not \(2, 2\)"),
+        ({"padding": (2, 1)}, r"pads to the same size, not a \(3, 3\) weight by \(2, 1\)"),
+        ({"weight": torch.zeros(6, 1, 2, 3)}, r"not a \(2, 3\) weight"),
+    ],
+)
+def test_emulated_depthwise_refuses(change, reason):
+    input, weight, bias, _, *geometry = operands("depthwise", False, torch.float32, "cpu")
+    named = dict(zip(("weight", "stride", "padding", "dilation", "groups"), (weight, *geometry)))
+    named.update(change)
+    weight, *geometry = named.values()
+    with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=reason):
+        fused_conv2d(input, weight, bias, *geometry, "none")
+
+
+def test_emulated_does_not_write_over_its_input():
+    input, weight, bias, _, *geometry = operands("depthwise", False, torch.float32, "cpu")
+    with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match="over its input"):
+        fused_conv2d_add_(input, input, weight, bias, *geometry, "none")

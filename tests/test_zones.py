@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deeplab_fast import _C
+from deeplab_fast import _C, _native_backward
 
 Branch = tuple[int, int, int, int]  # kernel_H, kernel_W, dilation_H, dilation_W
 
@@ -204,6 +204,59 @@ def test_tap_rectangles_include_the_empty_ones():
                 assert (h, w) == (H - abs(dy), W - abs(dx))
                 assert (y, x) == (max(0, -dy), max(0, -dx))
                 assert (rectangle[:2] == (dy, dx)).all()
+
+
+def test_walks_visit_each_pixel_of_a_rectangle_once():
+    N = 3
+    for H, W, r in product((1, 2, 5, 8), (1, 3, 8), (1, 2, 4)):
+        everywhere = np.arange(N * H * W).reshape(N, H, W)
+        for *_, y, x, h, w in rows(_C.zones.tap_rectangles((H, W), square((3, r))), 8).tolist():
+            if h == 0:
+                continue
+            expected = everywhere[:, y : y + h, x : x + w].ravel()
+            for step in (1, 2, 7, 16, 32, 200):
+                for first in range(min(step, len(expected))):
+                    walk = _C.zones.rectangle_walk(
+                        (H, W), (y, x, h, w), first, step, -(-(len(expected) - first) // step)
+                    )
+                    assert (rows(walk, 1)[:, 0] == expected[first::step]).all()
+
+
+WGRAD_CASES = [*CASES, ((8, 65, 65), ASPP_OS8)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("num_workers", [1, 24, 264])
+@pytest.mark.parametrize("plane,branches", WGRAD_CASES)
+def test_weight_gradient_multiplies_each_tap_and_pixel_once(plane, branches, num_workers, dtype):
+    """Each block of each tap is the sum over the rectangle, as its pieces walk through it."""
+    (N, H, W), C, out_channels = plane, 264, [136 + 8 * b for b in range(len(branches))]
+    _, tensors, num_slots = _native_backward.wgrad_work_list(
+        plane, tuple(branches), C, tuple(out_channels), dtype, torch.device("cpu"), num_workers
+    )
+    rectangles, items, _ = (t.numpy().reshape(-1, f) for t, f in zip(tensors, (8, 6, 4)))
+    step = _C.CONV_STEP_BYTES // dtype.itemsize
+    assert (np.diff(items[:, 3]) <= 0).all()  # longest first
+
+    taps = branch_taps(branches, 1)
+    pieces: dict = {(j, b): [] for j, tap in enumerate(taps) for b in range(2 * 3)}
+    for job, block, first, steps, slot, _ in items.tolist():
+        pieces[job, block].append((first, steps, slot))
+    for (job, _), of_block in pieces.items():
+        dy, dx, _, _ = taps[job]
+        y, x, h, w = rectangles[job, 4:].tolist()
+        visited = np.zeros(N * H * W, int)
+        for first, steps, slot in of_block:
+            count = min(steps * step, N * h * w - first * step)
+            assert steps == -(-count // step)
+            if count:
+                walk = _C.zones.rectangle_walk((H, W), (y, x, h, w), first * step, 1, count)
+                visited[rows(walk, 1)[:, 0]] += 1
+            assert (slot < 0) == (len(of_block) == 1)
+        _, inside = source(np.arange(N * H * W), H, W, dy, dx)
+        assert (visited == inside).all()
+    slots = sorted(slot for ps in pieces.values() for _, _, slot in ps if slot >= 0)
+    assert slots == list(range(num_slots))
 
 
 def executed_over_dense(tiles: TileList, plane, branches, block_m=128) -> float:

@@ -148,6 +148,48 @@ inline std::vector<TapRectangle> list_tap_rectangles(const std::vector<Branch>& 
   return rectangles;
 }
 
+// Where a walk over the pixels of a rectangle is: row by row, then in the next image.
+struct RectanglePixel {
+  int32_t y, x;   // within the rectangle
+  int32_t index;  // on the plane
+};
+
+// How such a walk gets `step` pixels further without dividing: by dy rows and dx pixels, which is
+// less than a rectangle and less than a row, and by whole images.
+struct RectangleStep {
+  int32_t h, w, dy, dx, index;
+  int32_t row_gap, image_gap;  // pixels of the plane between two rows, two images of the rectangle
+};
+
+HOST_DEVICE RectanglePixel rectangle_pixel(const TapRectangle& rectangle, int32_t H, int32_t W,
+                                           int32_t i) {
+  const auto [tap, first_y, first_x, h, w] = rectangle;
+  const int32_t x = i % w, y = i / w % h, n = i / w / h;
+  return {y, x, (n * H + first_y + y) * W + first_x + x};
+}
+
+HOST_DEVICE RectangleStep rectangle_step(const TapRectangle& rectangle, int32_t H, int32_t W,
+                                         int32_t step) {
+  const int32_t h = rectangle.h, w = rectangle.w;
+  const int32_t dx = step % w, dy = step / w % h, n = step / w / h;
+  return {h, w, dy, dx, (n * H + dy) * W + dx, W - w, (H - h) * W};
+}
+
+HOST_DEVICE void advance(RectanglePixel& pixel, const RectangleStep& step) {
+  pixel.x += step.dx;
+  pixel.y += step.dy;
+  pixel.index += step.index;
+  if (pixel.x >= step.w) {
+    pixel.x -= step.w;
+    pixel.y += 1;
+    pixel.index += step.row_gap;
+  }
+  if (pixel.y >= step.h) {
+    pixel.y -= step.h;
+    pixel.index += step.image_gap;
+  }
+}
+
 namespace zones {
 
 using TapSet = std::vector<uint64_t>;  // a bit per tap

@@ -139,6 +139,13 @@ __device__ __forceinline__ uint32_t cvt_rna_tf32(float value) {
   return result;
 }
 
+// 2^x to within 2 ulp (CUDA Math API, exp2f); denormal x are 0, and so are denormal results.
+__device__ __forceinline__ float ex2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // Named barrier 1 to 15 of `threads` threads, whole warps: sync waits for all of them to arrive,
 // arrive only counts.
 __device__ __forceinline__ void bar_sync(int id, int threads) {

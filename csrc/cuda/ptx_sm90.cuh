@@ -55,9 +55,9 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
                : "memory");
 }
 
-// At the mbarrier in the same place of the block of this rank; mapa finds it. Orders accesses within
-// the block alone: release.cluster would cost a fence of the GPU's memory, which a thread that only
-// says that it has read does not need.
+// At the mbarrier in the same place of the block of this rank; mapa finds it. Orders accesses
+// within the block alone: release.cluster would cost a fence of the GPU's memory, which a thread
+// that only says that it has read does not need.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint64_t* barrier, int rank) {
   asm volatile(
       "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; "

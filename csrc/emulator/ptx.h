@@ -1,6 +1,7 @@
 // What each function of cuda/ptx.cuh means, after the PTX ISA's description of its instruction.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -164,6 +165,15 @@ inline uint32_t cvt_rna_tf32(float value) {
   const uint32_t bits = float_to_bits(value);
   if ((bits & 0x7f800000u) == 0x7f800000u) return value != value ? 0x7fffffffu : bits;
   return (bits + 0x1000u) & ~0x1fffu;
+}
+
+// The result is up to an ulp off either way, by the bits of x, unless it is a power of two.
+inline float ex2_approx(float x) {
+  const float result = std::fabs(x) < 0x1p-126f ? 1.0f : std::exp2(x);
+  if (result < 0x1p-126f) return 0.0f;
+  const uint32_t bits = float_to_bits(result);
+  const bool exact = (bits & 0x7fffffu) == 0 || !(result <= 0x1.fffffcp127f);
+  return exact ? result : bits_to_float(bits - 1u + (float_to_bits(x) * 0x9e3779b9u >> 16) % 3u);
 }
 
 inline void bar_sync(int id, int threads, Site site = Site::here()) {

@@ -50,7 +50,7 @@ def upsample_cross_entropy(
             a gradient.
         TypeError: logits or weight are not floating, or target is not int64.
         IndexError: on the CPU, a target is neither a class nor ignore_index. On other devices,
-            where nothing waits for the answer, the loss is NaN instead.
+            where nothing waits for the answer, and in the emulated kernels the loss is NaN instead.
 
     >>> logits = torch.randn(1, 21, 65, 65, requires_grad=True)
     >>> upsample_cross_entropy(logits, torch.randint(21, (1, 513, 513))).backward()

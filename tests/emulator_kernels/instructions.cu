@@ -178,6 +178,13 @@ __global__ void half_kernel(uint32_t* out, const uint32_t* in) {
   }
 }
 
+// in: 1024 floats.
+__global__ void ex2_kernel(uint32_t* out, const uint32_t* in) {
+  for (int i = threadIdx.x; i < 1024; i += 32) {
+    out[i] = __float_as_uint(ptx::ex2_approx(__uint_as_float(in[i])));
+  }
+}
+
 struct Case {
   const char* name;
   void (*kernel)(uint32_t*, const uint32_t*);
@@ -205,6 +212,7 @@ const Case kCases[] = {
     {"vote", vote_kernel},
     {"atomic", atomic_kernel},
     {"half", half_kernel},
+    {"ex2", ex2_kernel},
 };
 
 }  // namespace

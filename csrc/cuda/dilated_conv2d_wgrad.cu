@@ -1,0 +1,357 @@
+// grad_weight[k, tap, c] = sum over images and the output pixels p at which the tap is inside of
+// grad_output[p, k] input[p + tap, c], for branches that read one input [N, H, W, C] and wrote the
+// channels of one output next to each other. Those pixels are a rectangle for each tap
+// (common/zones.h), so nothing is multiplied by padding. Implicit GEMM over one work list: 128
+// output channels times 128 input channels of a tap, summed in steps of 32 pixels (16 of float).
+// One thread block per work item. Blocks start in order, so the longest start first. The pieces of
+// a split sum go to partial_sums, which a second kernel adds in a fixed order. Both operands lie
+// pixel by pixel, which is the transpose of what mma takes: ldmatrix turns 16-bit elements around.
+
+#include <algorithm>
+
+#include "../api.h"
+#include "../common/zones.h"
+#include "elements.cuh"
+#include "launch.cuh"
+#include "ptx.cuh"
+
+namespace deeplab_fast::cuda {
+namespace {
+
+constexpr int kBlockM = 128, kBlockN = 128;  // output and input channels
+constexpr int kWarpM = 64, kWarpN = 64;
+constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8;
+constexpr int kStages = 4;
+constexpr int kThreads = 32 * (kBlockM / kWarpM) * (kBlockN / kWarpN);
+constexpr int kBlocksPerSM = 2;
+
+// Elements from one pixel of a stage to the next: 4 banks (8 of float) further, so that the rows of
+// 8 pixels that ldmatrix reads, and the 4 pixels times 8 channels of a tf32 fragment, are in
+// different banks.
+constexpr int kPitch = kBlockM + 8;
+
+constexpr int kReduceThreads = 256;
+constexpr int kReduceRows = kReduceThreads / (kBlockN / 2);
+constexpr int kReduceBlocks = kBlockM / kReduceRows;  // for one block of sums
+
+constexpr int kBiasThreads = 256, kBiasCols = 8;  // chunks of 16 bytes that a block sums
+constexpr int kBiasRows = kBiasThreads / kBiasCols;
+
+template <typename T>
+constexpr int kBlockK = kConvStepBytes / sizeof(T);  // pixels
+template <typename T>
+constexpr int kChunk = 16 / sizeof(T);  // elements of a copy
+
+struct Branches {
+  ConvWgradBranch of[kMaxConvBranches];
+};
+
+// What a warp multiplies of a stage: sum[m, n] += rows[pixel, m] cols[pixel, n].
+template <typename T>
+__device__ void multiply_stage(float (&sum)[kTilesM][kTilesN][4], const T* rows, const T* cols) {
+  const int lane = threadIdx.x % 32;
+  const int row_at = (lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 8;
+  const int col_at = lane % 16 * kPitch + lane / 16 * 8;
+#pragma unroll
+  for (int k = 0; k < kBlockK<T>; k += 16) {
+    uint32_t a[kTilesM][4], b[kTilesN / 2][4];
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i)
+      ptx::ldmatrix_trans(a[i], rows + row_at + k * kPitch + i * 16);
+#pragma unroll
+    for (int j = 0; j < kTilesN / 2; ++j)
+      ptx::ldmatrix_trans(b[j], cols + col_at + k * kPitch + j * 16);
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j) {
+        const uint32_t pair[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
+        ptx::mma_m16n8k16<T>(sum[i][j], a[i], pair);
+      }
+    }
+  }
+}
+
+template <>
+__device__ void multiply_stage(float (&sum)[kTilesM][kTilesN][4], const float* rows,
+                               const float* cols) {
+  const int lane = threadIdx.x % 32, at = lane % 4 * kPitch + lane / 4;
+#pragma unroll
+  for (int k = 0; k < kBlockK<float>; k += 8) {
+    uint32_t a[kTilesM][4], b[kTilesN][2];
+#pragma unroll
+    for (int i = 0; i < kTilesM * 4; ++i)
+      a[i / 4][i % 4] =
+          ptx::cvt_rna_tf32(rows[at + (k + i % 4 / 2 * 4) * kPitch + i / 4 * 16 + i % 2 * 8]);
+#pragma unroll
+    for (int j = 0; j < kTilesN * 2; ++j)
+      b[j / 2][j % 2] = ptx::cvt_rna_tf32(cols[at + (k + j % 2 * 4) * kPitch + j / 2 * 8]);
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j) ptx::mma_m16n8k8_tf32(sum[i][j], a[i], b[j]);
+    }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    dilated_conv2d_wgrad_kernel(float* __restrict__ partial_sums,   // [slots, kBlockM, kBlockN]
+                                const T* __restrict__ grad_output,  // [N, H, W, out_channels]
+                                const T* __restrict__ input,        // [N, H, W, C]
+                                const __grid_constant__ Branches branches,
+                                const __grid_constant__ ConvWgradWork work,
+                                const __grid_constant__ ConvWgradShape shape) {
+  const WorkItem item = work.items[blockIdx.x];
+  const TapRectangle rectangle = work.rectangles[item.job];
+  const Tap tap = rectangle.tap;
+  const ConvWgradBranch& branch = branches.of[tap.branch];
+  const int blocks_n = (shape.C + kBlockN - 1) / kBlockN;
+  const int first_k = item.block / blocks_n * kBlockM, first_c = item.block % blocks_n * kBlockN;
+
+  // Of each stage, this thread copies one chunk of channels of kCopies pixels.
+  constexpr int kChunks = kBlockM / kChunk<T>, kCopyRows = kThreads / kChunks;
+  constexpr int kCopies = kBlockK<T> / kCopyRows, kOperand = kBlockK<T> * kPitch;
+  static_assert(kBlockM == kBlockN, "one chunk index for both operands");
+  static_assert(kPitch % kChunk<T> == 0, "chunks are aligned");
+  T* stages = shared_memory<T>();
+  const int chunk = threadIdx.x % kChunks * kChunk<T>, first_row = threadIdx.x / kChunks;
+  const bool has_k = first_k + chunk < branch.K, has_c = first_c + chunk < shape.C;
+  const T* grad_chunk = grad_output + branch.first_channel + first_k + chunk;
+  const T* input_chunk = input + first_c + chunk;
+  const int tap_offset = tap.dy * shape.W + tap.dx;
+  RectanglePixel pixels[kCopies] = {};
+  RectangleStep pixel_step = {};
+  int pixels_left = 0;  // from this thread's first on
+  if (item.num_steps > 0) {
+    const int first = item.first_step * kBlockK<T> + first_row;
+    pixel_step = rectangle_step(rectangle, shape.H, shape.W, kBlockK<T>);
+    pixels_left = shape.N * rectangle.h * rectangle.w - first;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i)
+      pixels[i] = rectangle_pixel(rectangle, shape.H, shape.W, first + i * kCopyRows);
+  }
+  const auto copy_next_step = [&](int stage) {
+    T* grad_tile = stages + stage * 2 * kOperand;
+    T* input_tile = grad_tile + kOperand;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int at = (first_row + i * kCopyRows) * kPitch + chunk;
+      const bool has_pixel = i * kCopyRows < pixels_left;
+      const int64_t pixel = pixels[i].index;
+      ptx::cp_async<16>(grad_tile + at,
+                        has_pixel && has_k ? grad_chunk + pixel * shape.out_channels : grad_output,
+                        has_pixel && has_k ? 16 : 0);
+      ptx::cp_async<16>(input_tile + at,
+                        has_pixel && has_c ? input_chunk + (pixel + tap_offset) * shape.C : input,
+                        has_pixel && has_c ? 16 : 0);
+      advance(pixels[i], pixel_step);
+    }
+    pixels_left -= kBlockK<T>;
+  };
+
+  // What this warp multiplies; nothing where its channels are all past the end.
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int warp_row = warp / (kBlockN / kWarpN) * kWarpM;
+  const int warp_col = warp % (kBlockN / kWarpN) * kWarpN;
+  const bool has_work = first_k + warp_row < branch.K && first_c + warp_col < shape.C;
+  float sum[kTilesM][kTilesN][4] = {};
+
+  // Copies run kStages - 1 steps ahead of the products.
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) {
+    if (step < item.num_steps) copy_next_step(step);
+    ptx::cp_async_commit_group();
+  }
+  for (int step = 0; step < item.num_steps; ++step) {
+    ptx::cp_async_wait_group<kStages - 2>();
+    __syncthreads();  // the stage is here, and all are done with the one before
+    const int ahead = step + kStages - 1;
+    if (ahead < item.num_steps) copy_next_step(ahead % kStages);
+    ptx::cp_async_commit_group();
+    const T* tile = stages + step % kStages * 2 * kOperand;
+    if (has_work) multiply_stage(sum, tile + warp_row, tile + kOperand + warp_col);
+  }
+  if (!has_work) return;
+
+  const int col = warp_col + lane % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < kTilesM * 2; ++i) {
+    const int row = warp_row + i * 8 + lane / 4, k = first_k + row;
+    if (k >= branch.K) continue;
+    T* grad_weight = static_cast<T*>(branch.grad_weight) +
+                     (static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + first_c;
+    float* partial = partial_sums + (static_cast<int64_t>(item.slot) * kBlockM + row) * kBlockN;
+#pragma unroll
+    for (int j = 0; j < kTilesN; ++j) {
+      const float value[2] = {sum[i / 2][j][i % 2 * 2], sum[i / 2][j][i % 2 * 2 + 1]};
+      if (first_c + col + j * 8 >= shape.C) continue;
+      if (item.slot < 0) {
+        store(grad_weight + col + j * 8, value);
+      } else {
+        store(partial + col + j * 8, value);
+      }
+    }
+  }
+}
+
+// A thread per output channel and two input channels.
+template <typename T>
+__global__ void __launch_bounds__(kReduceThreads)
+    dilated_conv2d_wgrad_reduce_kernel(const float* __restrict__ partial_sums,
+                                       const __grid_constant__ Branches branches,
+                                       const __grid_constant__ ConvWgradWork work,
+                                       const __grid_constant__ ConvWgradShape shape) {
+  const Reduction reduction = work.reductions[blockIdx.x / kReduceBlocks];
+  const Tap tap = work.rectangles[reduction.job].tap;
+  const ConvWgradBranch& branch = branches.of[tap.branch];
+  const int blocks_n = (shape.C + kBlockN - 1) / kBlockN;
+  const int row = blockIdx.x % kReduceBlocks * kReduceRows + threadIdx.x / (kBlockN / 2);
+  const int col = threadIdx.x % (kBlockN / 2) * 2;
+  const int k = reduction.block / blocks_n * kBlockM + row;
+  const int c = reduction.block % blocks_n * kBlockN + col;
+  if (k >= branch.K || c >= shape.C) return;
+
+  float sum[2] = {};
+  for (int i = 0; i < reduction.num_slots; ++i) {
+    const int64_t slot = reduction.first_slot + i;
+    float piece[2];
+    load(piece, partial_sums + (slot * kBlockM + row) * kBlockN + col);
+    sum[0] += piece[0];
+    sum[1] += piece[1];
+  }
+  store(static_cast<T*>(branch.grad_weight) +
+            (static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + c,
+        sum);
+}
+
+// A block sums kBiasCols chunks of channels over one part of the pixels.
+template <typename T>
+__global__ void __launch_bounds__(kBiasThreads)
+    dilated_conv2d_bias_grad_kernel(float* __restrict__ partial_sums,   // [num_parts, K]
+                                    const T* __restrict__ grad_output,  // [num_pixels, K]
+                                    int64_t num_pixels, int K) {
+  const int col = threadIdx.x % kBiasCols, row = threadIdx.x / kBiasCols;
+  const int first_k = blockIdx.x * kBiasCols * kChunk<T>, k = first_k + col * kChunk<T>;
+  const int64_t part = blockIdx.y, num_parts = gridDim.y;
+  const int64_t begin = num_pixels * part / num_parts, end = num_pixels * (part + 1) / num_parts;
+  float sum[kChunk<T>] = {};
+  if (k < K) {
+    for (int64_t pixel = begin + row; pixel < end; pixel += kBiasRows) {
+      float values[kChunk<T>];
+      load(values, grad_output + pixel * K + k);
+#pragma unroll
+      for (int i = 0; i < kChunk<T>; ++i) sum[i] += values[i];
+    }
+  }
+
+  float* sums = shared_memory<float>();  // [kBiasRows, kBiasCols * kChunk]
+#pragma unroll
+  for (int i = 0; i < kChunk<T>; ++i) sums[threadIdx.x * kChunk<T> + i] = sum[i];
+  __syncthreads();
+  constexpr int kWidth = kBiasCols * kChunk<T>;
+  const int i = threadIdx.x;
+  if (i >= kWidth || first_k + i >= K) return;
+  float total = 0.0f;
+  for (int r = 0; r < kBiasRows; ++r) total += sums[r * kWidth + i];
+  partial_sums[part * K + first_k + i] = total;
+}
+
+// A thread per channel.
+template <typename T>
+__global__ void __launch_bounds__(kReduceThreads)
+    dilated_conv2d_bias_grad_reduce_kernel(T* __restrict__ grad_bias,               // [K]
+                                           const float* __restrict__ partial_sums,  // [parts, K]
+                                           int num_parts, int K) {
+  const int k = blockIdx.x * kReduceThreads + threadIdx.x;
+  if (k >= K) return;
+  float sum = 0.0f;
+  for (int64_t part = 0; part < num_parts; ++part) sum += partial_sums[part * K + k];
+  round_to(grad_bias[k], sum);
+}
+
+template <typename T>
+Status launch_wgrad(float* partial_sums, const void* grad_output, const void* input,
+                    const Branches& branches, const ConvWgradWork& work,
+                    const ConvWgradShape& shape, void* stream) {
+  constexpr size_t kSmem = kStages * 2 * kBlockK<T> * kPitch * sizeof(T);
+  static_assert(kSmem <= 99 * 1024, "what a block can have on sm_86 and sm_89");
+  static_assert(kBlocksPerSM * (kSmem + 1024) <= 164 * 1024, "what an SM has on sm_80");
+  const Status status =
+      launch("dilated_conv2d_wgrad_kernel", dilated_conv2d_wgrad_kernel<T>, work.num_items,
+             kThreads, kSmem, stream, partial_sums, static_cast<const T*>(grad_output),
+             static_cast<const T*>(input), branches, work, shape);
+  if (!status.ok() || work.num_reductions == 0) return status;
+  return launch("dilated_conv2d_wgrad_reduce_kernel", dilated_conv2d_wgrad_reduce_kernel<T>,
+                work.num_reductions * kReduceBlocks, kReduceThreads, 0, stream, partial_sums,
+                branches, work, shape);
+}
+
+template <typename T>
+Status launch_bias_grad(void* grad_bias, float* partial_sums, const void* grad_output,
+                        int64_t num_pixels, int32_t K, int32_t num_parts, void* stream) {
+  constexpr int kWidth = kBiasCols * kChunk<T>;
+  static_assert(kWidth <= kBiasThreads, "a thread per channel");
+  const Status status = launch(
+      "dilated_conv2d_bias_grad_kernel", dilated_conv2d_bias_grad_kernel<T>,
+      dim3((K + kWidth - 1) / kWidth, num_parts), kBiasThreads, kBiasRows * kWidth * sizeof(float),
+      stream, partial_sums, static_cast<const T*>(grad_output), num_pixels, K);
+  if (!status.ok()) return status;
+  return launch("dilated_conv2d_bias_grad_reduce_kernel", dilated_conv2d_bias_grad_reduce_kernel<T>,
+                (K + kReduceThreads - 1) / kReduceThreads, kReduceThreads, 0, stream,
+                static_cast<T*>(grad_bias), partial_sums, num_parts, K);
+}
+
+}  // namespace
+
+Status dilated_conv2d_wgrad(float* partial_sums, const void* grad_output, const void* input,
+                            const std::vector<ConvWgradBranch>& branches, const ConvWgradWork& work,
+                            const ConvWgradShape& shape, DType dtype, void* stream) {
+  static_assert(kBlockM == kConvTile && kBlockN == kConvTile, "the work list is made for these");
+  const char* name = "dilated_conv2d_wgrad";
+  if (branches.size() > kMaxConvBranches) return {name, "too many branches"};
+  const int chunk = dtype == DType::kFloat32 ? kChunk<float> : kChunk<__half>;
+  bool aligned = (shape.C | shape.out_channels) % chunk == 0;
+  for (const auto& branch : branches) aligned &= (branch.K | branch.first_channel) % chunk == 0;
+  if (!aligned) return {name, "channels must be multiples of 16 bytes"};
+  if (work.num_items == 0) return {};
+  Branches of;
+  std::copy(branches.begin(), branches.end(), of.of);
+  const auto launch_as = [&](auto type) {
+    return launch_wgrad<decltype(type)>(partial_sums, grad_output, input, of, work, shape, stream);
+  };
+  switch (dtype) {
+    case DType::kFloat32:
+      return launch_as(float{});
+    case DType::kFloat16:
+      return launch_as(__half{});
+    case DType::kBFloat16:
+      return launch_as(__nv_bfloat16{});
+    default:
+      return {name, "input must be float32, float16 or bfloat16"};
+  }
+}
+
+Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void* grad_output,
+                                int64_t num_pixels, int32_t K, int32_t num_parts, DType dtype,
+                                void* stream) {
+  const char* name = "dilated_conv2d_bias_grad";
+  const int chunk = dtype == DType::kFloat32 ? kChunk<float> : kChunk<__half>;
+  if (K % chunk != 0) return {name, "channels must be a multiple of 16 bytes"};
+  const auto launch_as = [&](auto type) {
+    return launch_bias_grad<decltype(type)>(grad_bias, partial_sums, grad_output, num_pixels, K,
+                                            num_parts, stream);
+  };
+  switch (dtype) {
+    case DType::kFloat32:
+      return launch_as(float{});
+    case DType::kFloat16:
+      return launch_as(__half{});
+    case DType::kBFloat16:
+      return launch_as(__nv_bfloat16{});
+    default:
+      return {name, "grad_output must be float32, float16 or bfloat16"};
+  }
+}
+
+}  // namespace deeplab_fast::cuda

@@ -1,0 +1,144 @@
+"""Depthwise convolution through ``depthwise_conv2d`` of a module compiled from the CUDA kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _C
+from ._native import CLAMPS, DTYPES, Kernels
+from .ops._library import empty_like_format, in_format_of
+
+_MAX_PIXELS = 2**28
+_STRIP_ROWS = (16, 8)  # longer ones read fewer rows twice and load weights less often
+_ELEMENTS_PER_ROW = 2**18  # with fewer for a strip's row, few blocks are left: shorter strips
+_ELEMENTS_PER_PART = 2**15  # or more, of a sum over pixels
+_MAX_PARTIAL_SUMS = 2**16  # of one tap, in all channels
+
+
+def is_depthwise(input: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether a convolution is this file's, of one that is dense as well if it has one channel."""
+    return groups == input.size(1) and (groups > 1 or weight.size(0) == 1)
+
+
+def refuses(input: Tensor, weight: Tensor) -> str | None:
+    """Why the kernel cannot compute a depthwise convolution, or None."""
+    if input.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernel takes float32, float16 and bfloat16, not {input.dtype}"
+    if weight.size(0) != input.size(1):
+        return (
+            f"the depthwise kernel has one output channel for each of input, got {weight.size(0)} "
+            f"for {input.size(1)}"
+        )
+    if input.numel() == 0 or weight.numel() == 0:
+        return "the input or a weight is empty"
+    if weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS:
+        return f"the depthwise kernel takes at most {_C.MAX_DEPTHWISE_TAPS} taps"
+    if input.numel() // input.size(1) >= _MAX_PIXELS:
+        return f"the depthwise kernel takes fewer than {_MAX_PIXELS} pixels"
+    return None
+
+
+def _shape(input: Tensor, weight: Tensor, dilation: Sequence[int], mirrored: bool) -> Any:
+    N, C, H, W = input.shape
+    # A rate beyond the map does what the map's size does.
+    rates = min(dilation[0], H), min(dilation[1], W)
+    strip_rows = next(
+        (rows for rows in _STRIP_ROWS if input.numel() >= rows * _ELEMENTS_PER_ROW), 4
+    )
+    strip_rows = -(-H // -(-H // strip_rows))  # else the last strip may have one row
+    return _C.DepthwiseShape((N, H, W, C), weight.shape[2:], rates, strip_rows, mirrored)
+
+
+def forward(
+    kernels: Kernels,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: Sequence[int],
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """``activation(conv2d(input, weight, bias) + residual)``, over ``residual`` where it can be."""
+    shape = _shape(input, weight, dilation, mirrored=False)
+    output = _convolve(kernels, input, weight, bias, shape, residual, activation)
+    return output if residual is not None else in_format_of(output, input)
+
+
+def backward(
+    kernels: Kernels,
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation: Sequence[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias; empty where ``output_mask`` is False."""
+    nhwc_grad = _aligned(grad_output, torch.channels_last)
+    grad_input = grad_weight = grad_bias = input.new_empty(0)
+    if output_mask[0]:
+        mirrored = _shape(input, weight, dilation, mirrored=True)
+        grad_input = _convolve(kernels, nhwc_grad, weight, None, mirrored, None, "none")
+        grad_input = in_format_of(grad_input, input)
+    if output_mask[1]:
+        grad_weight = empty_like_format(weight, tuple(weight.shape))
+    if output_mask[2]:
+        grad_bias = input.new_empty(weight.size(0))
+    if output_mask[1] or output_mask[2]:
+        channels, taps = weight.size(0), weight.size(2) * weight.size(3)
+        # From the shape alone, so that every device adds in the same order.
+        num_parts = min(input.numel() // _ELEMENTS_PER_PART, -(-_MAX_PARTIAL_SUMS // channels))
+        num_parts = max(num_parts, 1)
+        partial_sums = input.new_empty(num_parts * (taps + 1) * channels, dtype=torch.float32)
+        nhwc = _aligned(input, torch.channels_last)
+        kernels.module.depthwise_conv2d_wgrad(
+            grad_weight.data_ptr(),
+            grad_bias.data_ptr(),
+            partial_sums.data_ptr(),
+            nhwc_grad.data_ptr(),
+            nhwc.data_ptr(),
+            _shape(input, weight, dilation, mirrored=False),
+            num_parts,
+            DTYPES[input.dtype],
+            kernels.stream,
+        )
+    return grad_input, grad_weight, grad_bias
+
+
+def _convolve(
+    kernels: Kernels,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    shape: Any,
+    residual: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """In channels_last memory."""
+    nhwc, weight = _aligned(input, torch.channels_last), _aligned(weight, torch.contiguous_format)
+    bias = None if bias is None else bias.contiguous()
+    if residual is None:
+        output = torch.empty_like(nhwc, memory_format=torch.channels_last)
+    else:
+        output = _aligned(residual, torch.channels_last)
+    kernels.module.depthwise_conv2d_fwd(
+        output.data_ptr(),
+        nhwc.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        0 if residual is None else output.data_ptr(),
+        CLAMPS[activation],
+        shape,
+        DTYPES[input.dtype],
+        kernels.stream,
+    )
+    return output
+
+
+def _aligned(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """In memory that vectors of 16 bytes can be read from."""
+    tensor = tensor.contiguous(memory_format=memory_format)
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()

@@ -1,0 +1,216 @@
+"""The ops that the CUDA kernels implement, for each module compiled from them.
+
+``_native`` runs upsampling and dense convolutions, ``_native_backward`` the gradients of these,
+``_depthwise`` depthwise convolutions in both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor
+
+from . import _depthwise, _native, _native_backward
+from ._native import Kernels
+from .backends import implements
+
+
+def implement(
+    name: str, kernels: Callable[[Tensor], AbstractContextManager[Kernels]], measured: bool
+) -> None:
+    """Enter the kernels into the table as backend ``name``.
+
+    Args:
+        kernels: gives those that can run on a tensor's device.
+        measured: whether convolutions are among the automatic choices. They have a rival in cuDNN,
+            the ops on upsampled logits do not.
+    """
+    for op, (run, refuses) in _CONVOLUTIONS.items():
+        implements(op, name, refuses, automatic=measured)(_bound(run, kernels))
+    for op, run in _UPSAMPLING.items():
+        implements(op, name)(_bound(run, kernels))
+
+
+def _bound(run: Callable[..., Any], kernels: Callable[..., Any]) -> Callable[..., Any]:
+    def bound(first: Tensor, *args: Any) -> Any:
+        with kernels(first) as found:
+            return run(found, first, *args)
+
+    return bound
+
+
+def _dilated_conv2d_refuses(
+    input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int
+) -> str | None:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.refuses(input, weight)
+    return _native.dilated_conv2d_refuses(input, [weight], groups)
+
+
+def _dilated_conv2d(
+    kernels: Kernels,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.forward(kernels, input, weight, bias, dilation)
+    return _native.dilated_conv2d(kernels, input, [weight], [bias], [dilation])
+
+
+def _dilated_conv2d_backward_refuses(
+    grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Any, groups: int, mask: Any
+) -> str | None:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.refuses(input, weight)
+    return _native_backward.refuses(input, [weight], groups)
+
+
+def _dilated_conv2d_backward(
+    kernels: Kernels,
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.backward(kernels, grad_output, input, weight, dilation, output_mask)
+    grad_input, grad_weights, grad_biases = _native_backward.gradients(
+        kernels, grad_output, input, [weight], [dilation], output_mask
+    )
+    empty = [input.new_empty(0)]
+    return grad_input, (grad_weights or empty)[0], (grad_biases or empty)[0]
+
+
+def _parallel_refuses(input: Tensor, weights: Sequence[Tensor], *args: Any) -> str | None:
+    return _native.dilated_conv2d_refuses(input, weights, groups=1)
+
+
+def _parallel_dilated_conv2d(
+    kernels: Kernels,
+    input: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    dilations: list[int],
+) -> Tensor:
+    rates = [(rate, rate) for rate in dilations]
+    return _native.dilated_conv2d(kernels, input, weights, biases or [None] * len(weights), rates)
+
+
+def _parallel_backward_refuses(
+    grad_output: Tensor, input: Tensor, weights: Sequence[Tensor], *args: Any
+) -> str | None:
+    return _native_backward.refuses(input, weights, groups=1)
+
+
+def _parallel_dilated_conv2d_backward(
+    kernels: Kernels,
+    grad_output: Tensor,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    rates = [(rate, rate) for rate in dilations]
+    return _native_backward.gradients(kernels, grad_output, input, weights, rates, output_mask)
+
+
+def _fused_conv2d_refuses(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> str | None:
+    kernel = tuple(weight.shape[2:])
+    if tuple(stride) != (1, 1):
+        return f"the kernel has stride (1, 1), not {tuple(stride)}"
+    if any(
+        size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)
+    ):
+        return f"the kernel pads to the same size, not a {kernel} weight by {tuple(padding)}"
+    if refusal := _dilated_conv2d_refuses(input, weight, bias, dilation, groups):
+        return refusal
+    if weight.size(1) * groups != input.size(1) or bias.shape != weight.shape[:1]:
+        return "the shapes of weight and bias do not fit"
+    return None
+
+
+def _fused_conv2d(
+    kernels: Kernels,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    if _depthwise.is_depthwise(input, weight, groups):
+        return _depthwise.forward(kernels, input, weight, bias, dilation, None, activation)
+    return _native.dilated_conv2d(kernels, input, [weight], [bias], [dilation], activation)
+
+
+def _fused_conv2d_add_refuses(
+    residual: Tensor, input: Tensor, weight: Tensor, *args: Any
+) -> str | None:
+    if refusal := _fused_conv2d_refuses(input, weight, *args):
+        return refusal
+    if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):
+        return "the residual has not the shape of the output"
+    return None
+
+
+def _fused_conv2d_add_(
+    kernels: Kernels,
+    residual: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None:
+    output = _native.aligned_nhwc(residual)
+    if input.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
+        input = input.clone()
+    if _depthwise.is_depthwise(input, weight, groups):
+        _depthwise.forward(kernels, input, weight, bias, dilation, output, activation)
+    else:
+        _native.convolve(
+            kernels, output, input, [weight], [bias], [dilation], activation=activation,
+            residual=output,
+        )  # fmt: skip
+    if output is not residual:
+        residual.copy_(output)
+
+
+_CONVOLUTIONS: dict[str, tuple[Callable[..., Any], Callable[..., str | None]]] = {
+    "dilated_conv2d": (_dilated_conv2d, _dilated_conv2d_refuses),
+    "dilated_conv2d_backward": (_dilated_conv2d_backward, _dilated_conv2d_backward_refuses),
+    "parallel_dilated_conv2d": (_parallel_dilated_conv2d, _parallel_refuses),
+    "parallel_dilated_conv2d_backward": (
+        _parallel_dilated_conv2d_backward,
+        _parallel_backward_refuses,
+    ),
+    "fused_conv2d": (_fused_conv2d, _fused_conv2d_refuses),
+    "fused_conv2d_add_": (_fused_conv2d_add_, _fused_conv2d_add_refuses),
+    "aspp": (_native.aspp, _native.aspp_refuses),
+}
+_UPSAMPLING: dict[str, Callable[..., Any]] = {
+    "upsample_argmax": _native.upsample_argmax,
+    "upsample_cross_entropy": _native.upsample_cross_entropy,
+    "upsample_cross_entropy_backward": _native.upsample_cross_entropy_backward,
+}
