@@ -22,7 +22,7 @@ from deeplab_fast import (
 )
 from deeplab_fast.emulated import machine
 
-from .cases import CONVS, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
+from .cases import CONVS, Conv, assert_as_accurate_as, operands
 from .test_aspp import convert
 from .test_aspp import definition as aspp_definition
 from .test_aspp import operands as aspp_operands
@@ -61,12 +61,10 @@ def supported(case: Conv) -> bool:
 
 
 @ON_SM90
-@pytest.mark.parametrize("layout", LAYOUTS)
 @DTYPES
 @pytest.mark.parametrize("case", list(filter(supported, CONVS)), ids=str)
-def test_forward(case: Conv, dtype, layout):
+def test_forward(case: Conv, dtype):
     input, weight, bias = operands(case, dtype, "cpu")
-    input = with_layout(input, layout)
     output = dilated_conv2d(input, weight, bias, case.dilation)
     exact = same_conv2d(input.double(), weight.double(), bias.double(), case.dilation)
     peer = same_conv2d(input, weight, bias, case.dilation)

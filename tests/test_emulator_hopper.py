@@ -69,6 +69,7 @@ MESSAGES = {
     "unaligned_copy": r"cp_async_bulk_tensor at .+: offset 16 in shared memory is no multiple of",
     "proxy_fence": r"wgmma at .+ was written since the last fence.proxy.async",
     "wgmma_fence": r"wgmma at .+: no wgmma.fence since the registers were last within reach",
+    "wgmma_written": r"wgmma at .+: sum 5 of lane 0 was written before the wait",
     "wgmma_never_waited": r"exited with 1 asynchronous operations never waited for",
     "descriptor": r"wgmma at .+: the matrix does not start at a multiple of 1024 bytes",
     "registers": r"block \(0, 0, 0\) waits for ever; warp 0: .*setmaxnreg_inc at",

@@ -6,6 +6,7 @@
 // some moment between issue and wait, and the sums are poison for as long.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -173,28 +174,30 @@ void read_matrix(const Matrix& matrix, int block, int first_mn, int num_mn, Site
   }
 }
 
-inline void finish(WarpState& warp, int groups_left, int* finished) {
-  *finished = 0;
-  while (!warp.products.empty() &&
-         warp.products.front().group + groups_left < warp.committed_groups) {
-    land(*warp.products.front().operation);
-    warp.products.pop_front();
-    ++*finished;
-  }
+// Where sum j of a lane is in [16, n], PTX ISA, "WGMMA .m64nNk16 register fragment layout for D".
+inline int sum_at(int lane, int j, int n) {
+  return (lane / 4 + j / 2 % 2 * 8) * n + j / 4 * 8 + lane % 4 * 2 + j % 2;
+}
+
+// Puts sums that no product under way will add to into their registers.
+inline void hand_back(WarpState& warp, Site site) {
   auto& all = warp.accumulators;
   for (size_t i = 0; i < all.size();) {
     const auto& sums = all[i].sums;
-    bool under_way = false;
-    for (const Product& product : warp.products) under_way |= product.sums == sums;
-    if (under_way) {
+    const auto adds = [&](const Product& product) { return product.sums == sums; };
+    if (std::any_of(warp.products.begin(), warp.products.end(), adds)) {
       ++i;
       continue;
     }
     const int n = static_cast<int>(sums->size() / 16);
-    for (int lane = 0; lane < 32; ++lane)
-      for (int j = 0; j < n / 2; ++j)
-        all[i].of_lane[lane][j] =
-            (*sums)[(lane / 4 + j / 2 % 2 * 8) * n + j / 4 * 8 + lane % 4 * 2 + j % 2];
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int j = 0; j < n / 2; ++j) {
+        float& sum = all[i].of_lane[lane][j];
+        if (float_to_bits(sum) != 0xffffffffu)
+          fail("wgmma", site, "sum %d of lane %d was written before the wait", j, lane);
+        sum = (*sums)[sum_at(lane, j, n)];
+      }
+    }
     all.erase(all.begin() + static_cast<std::ptrdiff_t>(i));
     warp.is_fenced = false;
   }
@@ -493,8 +496,7 @@ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate,
           mine.sums = std::make_shared<std::vector<float>>(16 * N);
           for (int lane = 0; lane < 32; ++lane) {
             for (int j = 0; j < N / 2; ++j)
-              (*mine.sums)[(lane / 4 + j / 2 % 2 * 8) * N + j / 4 * 8 + lane % 4 * 2 + j % 2] =
-                  mine.of_lane[lane][j];
+              (*mine.sums)[sum_at(lane, j, N)] = mine.of_lane[lane][j];
             memset(static_cast<void*>(mine.of_lane[lane]), 0xff, N / 2 * sizeof(float));
           }
           warp.accumulators.push_back(mine);
@@ -521,18 +523,30 @@ inline void wgmma_commit_group(Site site = Site::here()) {
       [](void* const*) { ++emulator::warp_state().committed_groups; }, false, site);
 }
 
+struct Wait {
+  Site site;
+  int finished;  // products
+};
+
 template <int kGroups>
 void wgmma_wait_group(Site site = Site::here()) {
-  int finished = 0;
+  Wait operands{site, 0};
   emulator::warp_collective(
-      "wgmma_wait_group", kFullWarp, &finished,
+      "wgmma_wait_group", kFullWarp, &operands,
       [](void* const* lanes) {
+        using namespace emulator;
+        WarpState& warp = warp_state();
         int finished = 0;
-        emulator::finish(emulator::warp_state(), kGroups, &finished);
-        for (int lane = 0; lane < 32; ++lane) *static_cast<int*>(lanes[lane]) = finished;
+        for (; !warp.products.empty(); ++finished, warp.products.pop_front()) {
+          const Product& oldest = warp.products.front();
+          if (oldest.group + kGroups >= warp.committed_groups) break;
+          land(*oldest.operation);
+        }
+        hand_back(warp, static_cast<Wait*>(lanes[0])->site);
+        for (int lane = 0; lane < 32; ++lane) static_cast<Wait*>(lanes[lane])->finished = finished;
       },
       false, site);
-  emulator::unwaited() -= finished;
+  emulator::unwaited() -= operands.finished;
 }
 
 }  // namespace deeplab_fast::ptx

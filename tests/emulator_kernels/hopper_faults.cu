@@ -317,6 +317,24 @@ __global__ void wgmma_wait_kernel(float* out, const float* in,
   ptx::wgmma_wait_group<0>();
 }
 
+// The fault: a sum is written while the product adds to it.
+template <bool kFault>
+__global__ void wgmma_written_kernel(float* out, const float* in,
+                                     const __grid_constant__ CUtensorMap) {
+  auto* a = shared_memory<__nv_bfloat16>();
+  store_a(a, in);
+  store_b();
+  ptx::fence_proxy_async();
+  __syncthreads();
+  float sum[kN / 2];
+  ptx::wgmma_fence();
+  multiply(sum, a, false);
+  ptx::wgmma_commit_group();
+  if (kFault) sum[5] = 0.0f;
+  ptx::wgmma_wait_group<0>();
+  write_column(out, sum);
+}
+
 template <bool kFault>
 __global__ void wgmma_never_waited_kernel(float* out, const float* in,
                                           const __grid_constant__ CUtensorMap) {
@@ -486,6 +504,7 @@ const Case kCases[] = {
     {"proxy_fence_order", proxy_fence_order_kernel<false>, proxy_fence_order_kernel<true>},
     {"wgmma_fence", wgmma_fence_kernel<false>, wgmma_fence_kernel<true>},
     {"wgmma_wait", wgmma_wait_kernel<false>, wgmma_wait_kernel<true>},
+    {"wgmma_written", wgmma_written_kernel<false>, wgmma_written_kernel<true>},
     {"wgmma_never_waited", wgmma_never_waited_kernel<false>, wgmma_never_waited_kernel<true>},
     {"sum_wgmma_refill", sum_wgmma_refill_kernel<false>, sum_wgmma_refill_kernel<true>},
     {"descriptor", descriptor_kernel<false>, descriptor_kernel<true>},
