@@ -8,6 +8,8 @@ the op, can run on this machine and accepts the arguments. ``reference`` accepts
 from __future__ import annotations
 
 import contextlib
+import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -31,6 +33,13 @@ class Implementation(NamedTuple):
     run: Callable[..., Any]
     refuses: Callable[..., str | None]
     automatic: bool
+
+
+class Remediable(str):
+    """Why a backend cannot run, where the user can do something about it.
+
+    Said once, as a warning, where the automatic choice passes over the backend.
+    """
 
 
 _table: dict[str, dict[str, Implementation]] = {}
@@ -164,7 +173,14 @@ def run(op: str, requested: str, *args: Any) -> Any:
             if _trace is not None:
                 _trace.append((op, name))
             return _table[op][name].run(*args)
+        if isinstance(reason, Remediable):
+            _warn_once(name, reason)
     raise RuntimeError(f"backend {name!r} cannot run {op} on this input: {reason}")
+
+
+@functools.cache
+def _warn_once(name: str, reason: str) -> None:
+    warnings.warn(f"deeplab_fast: another backend stands in for {name!r}: {reason}", stacklevel=2)
 
 
 @contextlib.contextmanager

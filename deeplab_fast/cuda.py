@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _C
 from ._native import Kernels
 from ._native_ops import implement
-from .backends import availability
+from .backends import Remediable, availability
 
 _OLDEST_CAPABILITY = (8, 0)
 # Elsewhere than in code for sm_90a, the kernels for compute capability 9.0 are empty.
@@ -34,7 +34,7 @@ def _problem() -> str | None:
         return "there is no GPU that torch can use"
     info = _C.cuda.device_info()
     if info["driver_version"] < info["runtime_version"]:
-        return (
+        return Remediable(
             f"built with CUDA {_version(info['runtime_version'])}, which this machine's driver "
             f"(for CUDA {_version(info['driver_version'])}) is too old for"
         )

@@ -24,7 +24,7 @@ class ASPP(nn.Module):
     pooled branch is constant over space, so its share of the projection is added as a bias per
     image and neither its broadcast nor the concatenation with it exists. Where somebody hooked or
     replaced a module inside, all of them are called one by one instead; a batch norm replaced by
-    another normalisation, SyncBatchNorm for one, only keeps the norms apart.
+    another normalisation than SyncBatchNorm only keeps the norms apart.
 
     Args:
         in_channels: channels of the input.
@@ -133,8 +133,9 @@ def _is_hooked(module: nn.Module) -> bool:
 def _are_alike(norms: Sequence[Any]) -> bool:
     """Whether these are batch norms that :func:`_batch_norm` can run as one."""
     first = norms[0]
-    return all(
-        type(norm) is nn.BatchNorm2d
+    return type(first) in (nn.BatchNorm2d, nn.SyncBatchNorm) and all(
+        type(norm) is type(first)
+        and getattr(norm, "process_group", None) is getattr(first, "process_group", None)
         and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
@@ -150,7 +151,14 @@ def _batch_norm(input: Tensor, norms: Sequence[Any]) -> Tensor:
     var = torch.cat([norm.running_var for norm in norms])
     weight = torch.cat([norm.weight for norm in norms])
     bias = torch.cat([norm.bias for norm in norms])
-    output = F.batch_norm(input, mean, var, weight, bias, first.training, first.momentum, first.eps)
+    if isinstance(first, nn.SyncBatchNorm):  # has no function, only a module
+        merged = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
+        merged["num_batches_tracked"] = input.new_zeros((), dtype=torch.int64)  # counted below
+        output = torch.func.functional_call(first, merged, (input,))
+    else:
+        output = F.batch_norm(
+            input, mean, var, weight, bias, first.training, first.momentum, first.eps
+        )
     if first.training:
         sizes = [norm.num_features for norm in norms]
         for norm, new_mean, new_var in zip(norms, mean.split(sizes), var.split(sizes)):

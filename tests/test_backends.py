@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import deeplab_fast
-from deeplab_fast import backends, dilated_conv2d
+from deeplab_fast import _C, backends, cuda, dilated_conv2d
 
 X, W = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
 
@@ -53,6 +55,44 @@ def test_a_refusal_falls_through_only_when_automatic(monkeypatch, ran):
     dilated_conv2d(X, W)
     assert ran == [("dilated_conv2d", "reference")]
     with deeplab_fast.backend("cpu"), pytest.raises(RuntimeError, match="odd shape"):
+        dilated_conv2d(X, W)
+
+
+@pytest.fixture
+def old_driver(monkeypatch):
+    """A GPU whose driver is for CUDA 12.8, and kernels built with CUDA 13.0."""
+    versions = {"driver_version": 12080, "runtime_version": 13000}
+    fake = SimpleNamespace(device_info=lambda: versions)
+    monkeypatch.setattr(_C, "cuda", fake, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for cached in (cuda._problem, backends._warn_once):
+        cached.cache_clear()
+    yield
+    cuda._problem.cache_clear()
+    backends._warn_once.cache_clear()
+
+
+def test_a_driver_too_old_is_said_once(old_driver, monkeypatch):
+    ours = {name: backends.Implementation(lambda x: "ran", backends._accepts_all, True)
+            for name in ("cuda", "reference")}  # fmt: skip
+    monkeypatch.setitem(backends._table, "an_op", ours)
+    tensor = SimpleNamespace(device=torch.device("cuda"))
+    with backends.trace() as ran, pytest.warns(UserWarning) as said:
+        for _ in range(3):
+            assert backends.run("an_op", "", tensor) == "ran"
+    assert ran == [("an_op", "reference")] * 3
+    (warning,) = said
+    assert (
+        "for 'cuda': built with CUDA 13.0, which this machine's driver (for CUDA 12.8) is"
+        in str(warning.message)
+    )
+    with pytest.raises(RuntimeError, match="backend 'cuda' cannot run an_op.*driver"):
+        backends.run("an_op", "cuda", tensor)
+
+
+def test_nothing_is_said_where_no_gpu_is_used():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         dilated_conv2d(X, W)
 
 

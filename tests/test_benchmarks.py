@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import importlib
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import deeplab_fast
 from deeplab_fast import backends
@@ -238,3 +240,28 @@ def test_compiled_peer_gives_the_same():
     x = torch.randn(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         torch.testing.assert_close(peers.applied(module, x, compile=True)(), module(x))
+
+
+def test_training_on_camvid_beside_torchvision(tmp_path, monkeypatch, capsys):
+    """The whole comparison, on two made-up frames and at a toy size."""
+    pytest.importorskip("torchvision")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # slow to import
+    for split, count in (("train", 2), ("test", 1)):
+        for kind, mode in (("images", "RGB"), ("labels", "L")):
+            (tmp_path / kind / split).mkdir(parents=True)
+            for index in range(count):
+                picture = Image.effect_noise((48, 36), 60).point(lambda value: value % 12)
+                picture.convert(mode).save(tmp_path / kind / split / f"{index}.png")
+    script = importlib.import_module("train_camvid")
+    output = tmp_path / "results"
+    options = ["--tiny", "--device", "cpu", "--workers", "0", "--output", str(output)]
+    script.main([str(tmp_path), *options])
+    comments, rows = read_csv(output)
+    assert any(line.startswith("# recipe: Recipe(epochs=1, batch_size=2") for line in comments)
+    assert [row["variant"] for row in rows] == ["deeplab_fast", "torchvision"]
+    (curves,) = (json.loads(path.read_text()) for path in output.glob("*.json"))
+    ours, theirs = curves.values()
+    # One update from the same weights on the same batch with the same dropout.
+    assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == 1
+    assert list(output.glob("*.png"))
+    assert "deeplab_fast: mean test mIoU 0." in capsys.readouterr().out

@@ -23,9 +23,9 @@ import deeplab_fast
 from deeplab_fast import _C, backends
 from deeplab_fast.cli import images as cli_images
 from deeplab_fast.cli import main
-from deeplab_fast.cli.palette import label_image, overlay, voc_palette
-from deeplab_fast.cli.segment import network_size
 from deeplab_fast.models import DeepLabV3, Preprocessing
+from deeplab_fast.models.preprocessing import network_size
+from deeplab_fast.palette import label_image, overlay, voc_palette
 
 CLASSES = 5
 

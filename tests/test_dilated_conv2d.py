@@ -431,6 +431,16 @@ def test_emulated_pipeline_on_more_seeds():
     assert all(torch.equal(output, outputs[0]) for output in outputs[1:])
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 13)], ids=str)
+def test_emulated_last_row_of_a_warp(size):
+    """The only pixel of the first warp of a tile, and of the second, which has the next 64."""
+    input, weight, bias = operands(Conv(1, 8, 8, *size), torch.bfloat16, "cpu")
+    with deeplab_fast.backend("emulated"):
+        output = dilated_conv2d(input, weight, bias)
+    exact = same_conv2d(input.double(), weight.double(), bias.double(), 1)
+    assert_as_accurate_as(output, same_conv2d(input, weight, bias, 1), exact)
+
+
 def test_emulated_splits_sums():
     """Else the tests above would leave out the kernel that adds partial sums."""
     (N, C, H, W), [(K, R, S)], [rate] = SEEDED[0]

@@ -360,6 +360,19 @@ def test_scale_factor_is_the_scale(backend, device, scale_factor):
         )
 
 
+def test_source_index_that_rounds_past_the_end(backend, device):
+    """2^24 + 3 is no float: the last pixel's index becomes 2^24 + 4, one past the map."""
+    if backend == "reference":
+        pytest.skip("PyTorch has an order of operations of its own")
+    width = 2**24 + 4
+    buffer = torch.zeros(1, 2, 1, width + 1, dtype=torch.float16, device=device)
+    buffer[:, 1, :, width - 1] = 1
+    buffer[:, 0, :, width] = 2  # what lies past the end
+    with deeplab_fast.backend(backend):
+        labels = upsample_argmax(buffer[..., :width], (1, 3), align_corners=True)
+    assert labels.tolist() == [[[0, 0, 1]]]
+
+
 def test_float64_logits(backend, device):
     logits = torch.randn(1, 4, 5, 6, dtype=torch.float64, device=device)
     with deeplab_fast.backend(backend):

@@ -63,10 +63,13 @@ constexpr unsigned kMaxThreads = 1024;   // of a block
 constexpr unsigned kMaxClusterSize = 8;  // that is portable
 constexpr int kWarpSize = 32;
 constexpr int kNamedBarriers = 16;
-constexpr int kPoison = 0xff;  // NaN in every float type, -1 in every integer
 constexpr size_t kGuardBytes = 4096;
 constexpr size_t kSharedAlignment = 1024;
 constexpr int64_t kMaxIdleYields = int64_t{1} << 24;
+
+// Even seeds: NaN in every float type, -1 in every integer. Odd seeds: small and positive in all of
+// them, for kernels to which NaN or -1 means "not known".
+unsigned char poison() { return options.seed % 2 == 0 ? 0xff : 0x3c; }
 
 struct Copy {
   void* dst;
@@ -119,7 +122,7 @@ struct Random {
 class SharedMemory {
  public:
   explicit SharedMemory(size_t bytes) : bytes_(bytes) {
-    allocation_.resize(bytes + 2 * kGuardBytes + kSharedAlignment, kPoison);
+    allocation_.resize(bytes + 2 * kGuardBytes + kSharedAlignment, poison());
     const auto start = reinterpret_cast<uintptr_t>(allocation_.data()) + kGuardBytes;
     data_ = allocation_.data() + kGuardBytes + (-start & (kSharedAlignment - 1));
     if (__asan_poison_memory_region) {
@@ -136,7 +139,7 @@ class SharedMemory {
 
   bool guards_are_intact() const {
     open_guards();
-    const auto poisoned = [](unsigned char byte) { return byte == kPoison; };
+    const auto poisoned = [](unsigned char byte) { return byte == poison(); };
     return std::all_of(data_ - kGuardBytes, data_, poisoned) &&
            std::all_of(data_ + bytes_, data_ + bytes_ + kGuardBytes, poisoned);
   }
@@ -744,7 +747,7 @@ void copy_async(void* dst, const void* src, size_t bytes, size_t src_bytes) {
   if (options.seed == 0) {
     land(copy);
   } else {
-    memset(dst, kPoison, bytes);  // neither the old contents nor the new may be relied on
+    memset(dst, poison(), bytes);  // neither the old contents nor the new may be relied on
   }
   {
     const IgnoreAccesses ignore;

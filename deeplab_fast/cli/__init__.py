@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import info, segment
+from . import evaluate, info, segment, train
 from .errors import UserError
 
-COMMANDS = (segment, info)
+COMMANDS = (segment, train, evaluate, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

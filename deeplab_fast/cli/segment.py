@@ -15,9 +15,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..models import DeepLabV3, InferenceModel
+from ..models.preprocessing import network_size
+from ..palette import label_image, overlay
+from .device import find_device, is_out_of_memory
 from .errors import UserError, reason
 from .images import find_images, read_image, result_names, write_png
-from .palette import label_image, overlay
 
 _WEIGHTS = """\
   deeplabv3_resnet50, deeplabv3_resnet101   torchvision's, downloaded once through torch.hub
@@ -25,9 +27,6 @@ _WEIGHTS = """\
   FOLDER                                    a Hugging Face MobileNetV2ForSemanticSegmentation:
                                             config.json, model.safetensors
   FILE.safetensors                          written by DeepLabV3.save_pretrained"""
-
-# A panorama is seen at a smaller scale, or it would need memory without bound.
-_MAX_ASPECT = 4
 
 
 def add_parser(subparsers: Any) -> None:
@@ -63,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.weights is None:
         raise UserError(f"segment needs --weights, one of\n{_WEIGHTS}")
-    device = _device(arguments.device)
+    device = find_device(arguments.device)
     output = Path(os.path.abspath(arguments.output))
     images, failures = _find(arguments.images, output)
     if not images:
@@ -85,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         except UserError as error:
             failures += _complain(f"{os.path.relpath(image)}: {error}")
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             failures += _complain(
                 f"{os.path.relpath(image)}: not enough memory (expected a smaller image)"
@@ -131,22 +130,6 @@ class Segmenter:
         return self.model.categories[label] if self.model.categories else f"class {label}"
 
 
-def network_size(size: tuple[int, int], resize: int | None, align_corners: bool) -> tuple[int, int]:
-    """The size at which the network sees a whole image of ``size``, (width, height).
-
-    The shorter side becomes ``resize`` as in training, or less if the longer one would be over 4
-    times that. With ``align_corners`` sides are 16 k + 1: only there the corners of the logits are
-    those of the image, and TensorFlow's padding is symmetric.
-    """
-    width, height = size
-    if resize is not None:
-        seen = max(min(size), -(-max(size) // _MAX_ASPECT))
-        width, height = (max(1, side * resize // seen) for side in size)
-    if align_corners:
-        width, height = ((side + 7) // 16 * 16 + 1 for side in (width, height))
-    return width, height
-
-
 def _segment_file(segment: Segmenter, path: Path, label_path: Path, overlay_path: Path) -> None:
     photo = read_image(path)
     labels = segment(photo)
@@ -179,20 +162,6 @@ def _find(arguments: list[str], output: Path) -> tuple[list[Path], int]:
     return list(images), failures
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        expected = ", ".join(["cpu", *gpus])
-        why = reason(error).split(". ")[0]
-        raise UserError(f"--device {name}: {why} (expected one of {expected})") from error
-    return device
-
-
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,12 +169,6 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"--output {folder}: {reason(error)} (expected a folder)") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--output {folder}: not writable (expected a folder to write to)")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # PyTorch's allocator for the CPU has no exception of its own.
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _complain(message: str) -> int:

@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+# A panorama is seen at a smaller scale, or it would need memory without bound.
+_MAX_ASPECT = 4
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -63,6 +66,22 @@ class Preprocessing:
         pixels = np.asarray(image, dtype=np.float32) / 255
         pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def network_size(size: tuple[int, int], resize: int | None, align_corners: bool) -> tuple[int, int]:
+    """The size at which the network sees a whole image of ``size``, (width, height).
+
+    The shorter side becomes ``resize`` as in training, or less if the longer one would be over 4
+    times that. With ``align_corners`` sides are 16 k + 1: only there the corners of the logits are
+    those of the image, and TensorFlow's padding is symmetric.
+    """
+    width, height = size
+    if resize is not None:
+        seen = max(min(size), -(-max(size) // _MAX_ASPECT))
+        width, height = (max(1, side * resize // seen) for side in size)
+    if align_corners:
+        width, height = ((side + 7) // 16 * 16 + 1 for side in (width, height))
+    return width, height
 
 
 def _is_positive_int(value: Any) -> bool:

@@ -93,11 +93,28 @@ __global__ void out_of_bounds_copy_kernel(float* out, const float* in) {
   out[threadIdx.x] = tile[kThreads - 1 - threadIdx.x];
 }
 
-// Two blocks write the same elements; the correct one has each write its half.
+// Two blocks write the same elements; the correct one has each write its half. A value goes through
+// the stack, which in the emulator blocks use one after another.
 template <bool kFault>
 __global__ void overlapping_blocks_kernel(float* out, const float* in) {
   const int i = kFault ? threadIdx.x : threadIdx.x / 2 + blockIdx.x * kThreads / 2;
-  if (kFault || threadIdx.x % 2 == 0) out[i] = in[kThreads - 1 - i];
+  float value;
+  float* volatile on_stack = &value;
+  *on_stack = in[kThreads - 1 - i];
+  if (kFault || threadIdx.x % 2 == 0) out[i] = *on_stack;
+}
+
+// Pairs of outputs as vectors; the fault starts them at odd elements.
+template <bool kFault>
+__global__ void misaligned_kernel(float* out, const float* in) {
+  if (kFault && threadIdx.x == kThreads - 1) {
+    out[0] = in[kThreads - 1];
+    out[kThreads - 1] = in[0];
+  }
+  const int i = 2 * threadIdx.x + (kFault ? 1 : 0);
+  if (i + 1 >= kThreads) return;
+  const float2 pair = make_float2(in[kThreads - 1 - i], in[kThreads - 2 - i]);
+  *reinterpret_cast<float2*>(out + i) = pair;
 }
 
 template <bool kFault>
@@ -217,6 +234,7 @@ const Case kCases[] = {
     {"out_of_bounds_copy", out_of_bounds_copy_kernel<false>, out_of_bounds_copy_kernel<true>},
     {"out_of_bounds_global", out_of_bounds_global_kernel<false>, out_of_bounds_global_kernel<true>},
     {"overlapping_blocks", overlapping_blocks_kernel<false>, overlapping_blocks_kernel<true>, 2},
+    {"misaligned", misaligned_kernel<false>, misaligned_kernel<true>},
     {"divergent_barrier", divergent_barrier_kernel<false>, divergent_barrier_kernel<true>},
     {"divergent_shuffle", divergent_shuffle_kernel<false>, divergent_shuffle_kernel<true>},
     {"early_exit", early_exit_kernel<false>, early_exit_kernel<true>},

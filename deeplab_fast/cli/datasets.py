@@ -1,0 +1,63 @@
+"""The arguments that say which images to train and evaluate on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from ..training import SegmentationData, cityscapes, folder, voc
+
+LAYOUTS = """\
+  folder      images/SPLIT/NAME.jpg, labels/SPLIT/NAME.png, and the names of the classes in
+              classes.txt or --classes
+  voc         PASCAL VOC 2012: JPEGImages, SegmentationClass, ImageSets/Segmentation/SPLIT.txt;
+              with SBD's labels: SegmentationClassAug and the split trainaug
+  cityscapes  leftImg8bit/SPLIT/CITY/*_leftImg8bit.png, gtFine/SPLIT/CITY/*_gtFine_labelIds.png"""
+
+
+def add_arguments(parser: Any) -> None:
+    parser.add_argument("data", type=Path, metavar="DATA", help="the folder of the data set")
+    parser.add_argument(
+        "--layout",
+        choices=("folder", "voc", "cityscapes"),
+        default="folder",
+        help="how its files are laid out, see below (default: folder)",
+    )
+    parser.add_argument(
+        "--classes", metavar="NAME,NAME,...", help="of the layout folder, class 0 first"
+    )
+    parser.add_argument(
+        "--ignore",
+        type=int,
+        nargs="+",
+        default=(),
+        metavar="LABEL",
+        help="values in its label files that do not count, besides 255",
+    )
+
+
+def add_workers(parser: Any) -> None:
+    default = min(4, len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=default,
+        metavar="N",
+        help=f"processes that read images, for each one that computes (default here: {default})",
+    )
+
+
+def open_split(arguments: argparse.Namespace, split: str) -> SegmentationData:
+    """The images of one split.
+
+    Raises:
+        TrainingError: they are not there.
+    """
+    if arguments.layout == "voc":
+        return voc(arguments.data, split)
+    if arguments.layout == "cityscapes":
+        return cityscapes(arguments.data, split)
+    classes = arguments.classes and arguments.classes.split(",")
+    return folder(arguments.data, split, classes, arguments.ignore)

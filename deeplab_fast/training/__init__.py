@@ -1,0 +1,27 @@
+"""Training and evaluation in plain PyTorch."""
+
+from .data import IGNORE, SegmentationData, cityscapes, folder, voc
+from .errors import Interrupted, TrainingError
+from .evaluation import evaluate
+from .inference import predict_labels
+from .loop import train
+from .metrics import Scores, confusion_matrix
+from .objective import Objective
+from .recipe import Recipe
+
+__all__ = [
+    "IGNORE",
+    "Interrupted",
+    "Objective",
+    "Recipe",
+    "Scores",
+    "SegmentationData",
+    "TrainingError",
+    "cityscapes",
+    "confusion_matrix",
+    "evaluate",
+    "folder",
+    "predict_labels",
+    "train",
+    "voc",
+]

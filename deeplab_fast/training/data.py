@@ -1,0 +1,231 @@
+"""Images with labels on disk: what a data set is, and where the common ones keep their files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .errors import TrainingError
+
+IGNORE = 255  # the class of pixels that count neither in training nor in evaluation
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+
+# labelId -> trainId of the classes that are evaluated (cityscapesscripts/helpers/labels.py).
+_CITYSCAPES = {
+    7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole",
+    19: "traffic light", 20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky",
+    24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle",
+    33: "bicycle",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """Pairs of an image and its labels, read when they are asked for.
+
+    Args:
+        pairs: (image, labels) paths. An image is anything Pillow reads; labels are an 8-bit grey or
+            palette image of the same size, usually PNG.
+        classes: their names, class 0 first.
+        label_ids: value in a label file -> class, or 255 for pixels that do not count. By default
+            value i is class i. 255 never counts.
+
+    >>> data = SegmentationData([("a.jpg", "a.png")], ("road", "other"), {0: 255, 1: 0, 2: 1})
+    >>> image, labels = data.read(0)
+    """
+
+    pairs: Sequence[tuple[str | Path, str | Path]]
+    classes: tuple[str, ...]
+    label_ids: Mapping[int, int] | None = None
+    _table: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.classes) <= IGNORE:
+            raise TrainingError(f"classes: expected 1 to {IGNORE}, got {len(self.classes)}")
+        ids = (
+            dict(enumerate(range(len(self.classes)))) if self.label_ids is None else self.label_ids
+        )
+        table = np.full(256, -1, dtype=np.int16)
+        for value, label in {IGNORE: IGNORE, **ids}.items():
+            if not 0 <= value < 256 or label not in (*range(len(self.classes)), IGNORE):
+                raise TrainingError(
+                    f"label_ids: expected values of 0 to 255 for classes of 0 to "
+                    f"{len(self.classes) - 1} or {IGNORE}, got {value}: {label}"
+                )
+            table[value] = label
+        object.__setattr__(self, "_table", table)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """The RGB image of pair ``index`` and its classes, uint8 [H, W].
+
+        Pixels are taken as they are stored: no EXIF orientation is applied.
+
+        Raises:
+            TrainingError: a file is missing or damaged, the sizes differ, or a label is none of the
+                classes; names the file.
+        """
+        image_path, label_path = self.pairs[index]
+        image = _load(image_path).convert("RGB")
+        labels = _load(label_path)
+        if labels.mode not in ("L", "P"):
+            raise TrainingError(
+                f"{label_path}: mode {labels.mode} (expected class numbers in an 8-bit grey or "
+                "palette image)"
+            )
+        if labels.size != image.size:
+            raise TrainingError(
+                f"{label_path}: {labels.width}x{labels.height} pixels (expected "
+                f"{image.width}x{image.height}, the size of {image_path})"
+            )
+        classes = self._table[np.asarray(labels)]
+        if classes.min() < 0:
+            wrong = sorted(set(np.asarray(labels)[classes < 0].tolist()))
+            known = sorted({*np.flatnonzero(self._table >= 0).tolist()} - {IGNORE})
+            raise TrainingError(
+                f"{label_path}: label {', '.join(map(str, wrong[:5]))} is no class (expected "
+                f"{_ranges(known)}, or {IGNORE} for pixels to ignore)"
+            )
+        return image, classes.astype(np.uint8)
+
+
+def _load(path: str | Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow decodes what it can, or raises
+            with Image.open(path) as image:
+                image.load()
+                return image.copy()
+    except MemoryError:
+        raise
+    except OSError as error:
+        why = error.strerror or str(error).replace(f" {str(path)!r}", "")
+        raise TrainingError(f"{path}: {why} (expected a readable image)") from error
+    except Exception as error:  # a damaged file raises anything from struct.error to SyntaxError
+        raise TrainingError(f"{path}: damaged: {error} (expected a complete image)") from error
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """
+    >>> _ranges([0, 1, 2, 7])
+    '0-2, 7'
+    """
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def folder(
+    root: str | Path,
+    split: str,
+    classes: Sequence[str] | None = None,
+    ignore: Sequence[int] = (),
+) -> SegmentationData:
+    """``images/SPLIT/NAME.jpg`` with ``labels/SPLIT/NAME.png``, in subfolders too.
+
+    Args:
+        root: where ``images`` and ``labels`` are.
+        split: "train", "val", ...
+        classes: names; by default the lines of ``classes.txt`` in ``root``.
+        ignore: values in label files, besides 255, that do not count.
+
+    >>> data = folder("camvid", "train", classes=[f"class {i}" for i in range(11)], ignore=[11])
+    """
+    root = Path(root)
+    names = _lines(root / "classes.txt") if classes is None else list(classes)
+    images = root / "images" / split
+    if not images.is_dir():
+        raise TrainingError(f"{images}: no such folder (expected images of the split {split!r})")
+    pairs = []
+    for image in sorted(images.rglob("*")):
+        if image.suffix.lower() in _IMAGES and not image.name.startswith("."):
+            label = (root / "labels" / split / image.relative_to(images)).with_suffix(".png")
+            pairs.append((image, label))
+    ids = {label: label for label in range(len(names))} | {value: IGNORE for value in ignore}
+    return _checked(SegmentationData(pairs, tuple(names), ids), images)
+
+
+def voc(root: str | Path, split: str) -> SegmentationData:
+    """PASCAL VOC 2012: ``root`` has JPEGImages, SegmentationClass and ImageSets/Segmentation.
+
+    Args:
+        root: usually VOCdevkit/VOC2012.
+        split: names the list ImageSets/Segmentation/SPLIT.txt. A line is the name of an image, or
+            the paths of image and labels below ``root``, as in the "trainaug" lists of the 10582
+            images with SBD's labels. These are in SegmentationClassAug, which a name is looked up
+            in first if the folder is there and the split is not one of VOC's own.
+
+    >>> data = voc("VOCdevkit/VOC2012", "trainaug")
+    """
+    root = Path(root)
+    list_path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    labels = root / "SegmentationClass"
+    if split not in ("train", "val", "trainval", "test") and (root / f"{labels.name}Aug").is_dir():
+        labels = root / f"{labels.name}Aug"
+    pairs = []
+    for line in _lines(list_path):
+        match line.split():
+            case [name]:
+                pairs.append((root / "JPEGImages" / f"{name}.jpg", labels / f"{name}.png"))
+            case [image, label]:
+                pairs.append((root / image.lstrip("/"), root / label.lstrip("/")))
+            case _:
+                raise TrainingError(
+                    f"{list_path}: {line!r} (expected an image's name, or two paths)"
+                )
+    return _checked(SegmentationData(pairs, VOC_CLASSES), list_path)
+
+
+def cityscapes(root: str | Path, split: str) -> SegmentationData:
+    """Cityscapes: ``root`` has leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY.
+
+    Labels are the ``*_gtFine_labelIds.png`` files, of which 19 classes count.
+
+    >>> data = cityscapes("cityscapes", "val")
+    """
+    root = Path(root)
+    images = root / "leftImg8bit" / split
+    suffix = "_leftImg8bit.png"
+    pairs = []
+    for image in sorted(images.glob(f"*/*{suffix}")):
+        name = image.name.removesuffix(suffix) + "_gtFine_labelIds.png"
+        pairs.append((image, root / "gtFine" / split / image.parent.name / name))
+    ids = dict.fromkeys(range(34), IGNORE) | {id: i for i, id in enumerate(_CITYSCAPES)}
+    return _checked(SegmentationData(pairs, tuple(_CITYSCAPES.values()), ids), images)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise TrainingError(f"{path}: {why} (expected a text file, one name a line)") from error
+
+
+def _checked(data: SegmentationData, where: Path) -> SegmentationData:
+    """``data``, if it has images and all its files are there: known before the training starts."""
+    if not data.pairs:
+        raise TrainingError(f"{where}: names no image")
+    for pair in data.pairs:
+        for path in pair:
+            if not Path(path).is_file():
+                raise TrainingError(f"{path}: no such file (expected every image and its labels)")
+    return data

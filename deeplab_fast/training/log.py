@@ -1,0 +1,66 @@
+"""What a run tells while it goes: a file of numbers, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from .checkpoint import cannot_write, write
+
+NO_TENSORBOARD = (
+    "TensorBoard is not installed, so it gets no curves and pictures of this run: "
+    'pip install "deeplab-fast[train]"'
+)
+
+
+class Log:
+    """``log.jsonl``, one JSON object a line with its ``step``, and TensorBoard's event files.
+
+    Args:
+        folder: where they are.
+        step: where the run goes on; what an earlier one wrote beyond is dropped.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / "log.jsonl"
+        lines = []
+        if step and self.path.exists():
+            for line in self.path.read_bytes().splitlines(keepends=True):
+                if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                    lines.append(line)
+        write(self.path, b"".join(lines))
+        self.file = open(self.path, "a")
+        self.writer: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            tqdm.write(NO_TENSORBOARD, file=sys.stderr)
+        else:
+            self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def scalars(self, step: int, **values: float | None) -> None:
+        try:
+            print(json.dumps({"step": step, **values}), file=self.file, flush=True)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        if self.writer is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self.writer.add_scalar(name.replace("val_", "val/"), value, step)
+
+    def picture(self, step: int, name: str, images: list[Image.Image]) -> None:
+        """Images of one size, side by side."""
+        if self.writer is not None:
+            row = np.concatenate([np.asarray(image) for image in images], axis=1)
+            self.writer.add_image(name, row, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.file.close()
+        if self.writer is not None:
+            self.writer.close()

@@ -1,0 +1,113 @@
+"""What a segmentation is worth: everything follows from the confusion matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def confusion_matrix(target: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
+    """How often class i was predicted as class j: int64 [num_classes, num_classes], [i, j].
+
+    Pixels whose target is none of the classes, such as 255, do not count.
+
+    Args:
+        target, prediction: integer tensors of one shape.
+    """
+    counts = target < num_classes
+    pairs = target[counts].long() * num_classes + prediction[counts].long()
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The measures of Long et al. 2015 (section 5), as fractions.
+
+    A class that is neither in the labels nor in the predictions has no IoU (NaN) and is left out of
+    the mean; so is, from the mean accuracy, a class that is not in the labels.
+
+    Args:
+        confusion: int64 [C, C], rows are labels and columns predictions.
+        classes: names of the C classes.
+    """
+
+    confusion: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def iou(self) -> np.ndarray:
+        """Intersection over union of each class, float64 [C]."""
+        hits = np.diag(self.confusion)
+        return _divide(hits, self.confusion.sum(0) + self.confusion.sum(1) - hits)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """The part of each class that was found, float64 [C]."""
+        return _divide(np.diag(self.confusion), self.confusion.sum(1))
+
+    @property
+    def miou(self) -> float:
+        return _mean(self.iou)
+
+    @property
+    def mean_accuracy(self) -> float:
+        return _mean(self.accuracy)
+
+    @property
+    def pixel_accuracy(self) -> float:
+        return float(_divide(np.diag(self.confusion).sum(), self.confusion.sum()))
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        frequency = _divide(self.confusion.sum(1), self.confusion.sum())
+        return float(np.where(frequency == 0, 0, frequency * self.iou).sum())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, which has no NaN: None instead."""
+        return {
+            "miou": _number(self.miou),
+            "pixel_accuracy": _number(self.pixel_accuracy),
+            "mean_accuracy": _number(self.mean_accuracy),
+            "frequency_weighted_iou": _number(self.frequency_weighted_iou),
+            "iou": {name: _number(value) for name, value in zip(self.classes, self.iou)},
+            "accuracy": {name: _number(value) for name, value in zip(self.classes, self.accuracy)},
+            "confusion": self.confusion.tolist(),
+        }
+
+    def table(self) -> str:
+        """One line per class and per measure, in percent."""
+        width = max(map(len, (*self.classes, "frequency-weighted IoU")))
+        lines = [f"{'class':<{width}}  {'IoU':>6}  {'found':>6}"]
+        for name, iou, accuracy in zip(self.classes, self.iou, self.accuracy):
+            lines.append(f"{name:<{width}}  {_percent(iou)}  {_percent(accuracy)}")
+        lines.append("")
+        for name, value in (
+            ("mean IoU", self.miou),
+            ("pixel accuracy", self.pixel_accuracy),
+            ("mean accuracy", self.mean_accuracy),
+            ("frequency-weighted IoU", self.frequency_weighted_iou),
+        ):
+            lines.append(f"{name:<{width}}  {_percent(value)}")
+        return "\n".join(lines)
+
+
+def _divide(part: Any, whole: Any) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(part, np.float64) / np.asarray(whole, np.float64)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _percent(value: float) -> str:
+    return "     -" if np.isnan(value) else f"{100 * value:6.2f}"

@@ -1,0 +1,177 @@
+"""Breaks the kernels on purpose, one fault at a time, and says which test notices.
+
+    python tests/mutate.py                    all faults of mutations.py
+    python tests/mutate.py --report FILE      and a table of them, as docs/mutations.md
+    python tests/mutate.py --few 3            as many, others for every commit
+    python tests/mutate.py barrier cells.cuh  those with one of these in their name or file
+
+Works on a copy of csrc in a temporary folder, compiles what a fault touches, and runs the tests of
+that file on the result until one fails. Ends with 1 where a fault was not caught.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pybind11
+
+import deeplab_fast
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mutations import FAULTS, Fault, checked  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = 600  # seconds; the emulator ends what waits or spins for ever
+
+
+class Verdict(NamedTuple):
+    fault: Fault
+    caught_by: str | None
+    seconds: float
+
+
+class Scratch:
+    """A copy of the sources, its build folder, and the package with the modules built there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source, self.build, self.site = (folder / name for name in ("source", "build", "site"))
+        self.source.mkdir()
+        shutil.copytree(ROOT / "csrc", self.source / "csrc")
+        shutil.copy(ROOT / "CMakeLists.txt", self.source)
+        options = [
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            "-DDEEPLAB_FAST_CUDA=OFF",
+            "-DCMAKE_BUILD_TYPE=None",
+            # A GPU does not forgive a misaligned vector: signal 4.
+            "-DCMAKE_CXX_FLAGS=-O1 -fsanitize=alignment -fsanitize-undefined-trap-on-error",
+            f"-DDEEPLAB_FAST_VERSION={deeplab_fast.__version__}",
+        ]
+        self._run("cmake", "-S", self.source, "-B", self.build, "-G", "Ninja", *options)
+        package = self.site / "deeplab_fast"
+        package.mkdir(parents=True)
+        for path in Path(deeplab_fast.__file__).parent.iterdir():
+            if path.suffix != ".so":
+                (package / path.name).symlink_to(path)
+        for module in ("_C", "_emulated"):
+            (package / f"{module}.so").symlink_to(self.build / f"{module}.so")
+
+    @staticmethod
+    def _run(*command: str | Path) -> None:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
+
+    def compile(self, *targets: str) -> None:
+        self._run("cmake", "--build", self.build, "--target", *targets)
+
+    def failing_test(self, tests: str) -> str | None:
+        """The first test of this selection that fails, or None."""
+        script = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+        files = [str(ROOT / word) for word in tests.split() if word.endswith(".py")]
+        selected = " ".join(word for word in tests.split() if not word.endswith(".py"))
+        options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *files]
+        if selected:
+            options += ["-k", selected]
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", script, *options],
+                env=os.environ | {"PYTHONPATH": str(self.site)},
+                cwd=self.site,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+            )
+        except subprocess.TimeoutExpired:
+            return f"no end within {TIMEOUT} s"
+        if done.returncode == 0:
+            return None
+        if done.returncode < 0:
+            return f"a crash, signal {-done.returncode}"
+        failed = re.search(r"^FAILED \S*?(\w+\.py::.+?)(?: - .*)?$", done.stdout, re.M)
+        if done.returncode != 1 or not failed:
+            sys.exit(f"pytest {tests} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return failed[1]
+
+    def verdict(self, fault: Fault) -> Verdict:
+        start = time.monotonic()
+        file = self.source / fault.path
+        sound = file.read_text()
+        file.write_text(sound.replace(fault.sound, fault.faulty))
+        try:
+            self.compile(fault.module)
+            caught_by = self.failing_test(fault.tests)
+        finally:
+            file.write_text(sound)
+        return Verdict(fault, caught_by, time.monotonic() - start)
+
+
+def chosen(few: int | None, words: list[str]) -> list[Fault]:
+    faults = [f for f in FAULTS if not words or any(word in f.path + f.name for word in words)]
+    if few is None:
+        return faults
+    commit = subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    print(f"the faults of commit {commit}")
+    start = int(commit, 16) % len(faults)
+    stride = max(1, len(faults) // few)  # of different files: they are listed file by file
+    return [faults[(start + i * stride) % len(faults)] for i in range(min(few, len(faults)))]
+
+
+def report(verdicts: list[Verdict]) -> str:
+    lines = [
+        "# Mutation check",
+        "",
+        "Written by `python tests/mutate.py --report docs/mutations.md`: each fault was put into",
+        "the sources, compiled, and the tests of that file run until one failed.",
+        "",
+        "| file | fault | caught by |",
+        "|---|---|---|",
+    ]
+    for fault, caught_by, _ in verdicts:
+        test = f"`{caught_by}`".replace("|", "\\|") if caught_by else "**nothing**"
+        lines.append(f"| {Path(fault.path).name} | {fault.name} | {test} |")
+    caught = sum(v.caught_by is not None for v in verdicts)
+    return "\n".join([*lines, "", f"{caught} of {len(verdicts)} faults caught.", ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("words", nargs="*", help="parts of the names or files of faults")
+    parser.add_argument("--few", type=int, help="only so many, chosen by the commit")
+    parser.add_argument("--report", type=Path, help="a Markdown file to write")
+    arguments = parser.parse_args()
+    faults = chosen(arguments.few, arguments.words)
+    for fault in FAULTS:
+        checked(fault)
+
+    verdicts = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Scratch(Path(folder))
+        scratch.compile("_C", "_emulated")
+        for tests in dict.fromkeys(fault.tests for fault in faults):
+            if failing := scratch.failing_test(tests):
+                sys.exit(f"without any fault {failing} fails")
+        for fault in faults:
+            verdicts.append(scratch.verdict(fault))
+            _, caught_by, seconds = verdicts[-1]
+            print(f"{fault.name}: {caught_by or 'NOT CAUGHT'}, {seconds:.0f} s", flush=True)
+    text = report(verdicts)
+    if arguments.report:
+        arguments.report.write_text(text)
+    print(text.splitlines()[-1])
+    return any(v.caught_by is None for v in verdicts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

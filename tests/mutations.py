@@ -1,0 +1,378 @@
+"""Faults to put into the kernels, for mutate.py. The tests must catch every one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ARGMAX = "tests/test_upsample_argmax.py emulated"
+CONV = (
+    "tests/test_convolution_kernel.py tests/test_dilated_conv2d.py convolution_kernel or emulated_"
+)
+ASPP = "tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or emulated"
+ZONES = "tests/test_zones.py"
+
+
+class Fault(NamedTuple):
+    path: str
+    name: str
+    sound: str  # occurs once in the file
+    faulty: str
+    tests: str  # files, and what -k selects in them
+    module: str = "_emulated"  # the one to compile; the work lists are made by _C
+
+
+def checked(fault: Fault) -> Fault:
+    count = (ROOT / fault.path).read_text().count(fault.sound)
+    assert count == 1, f"{fault.name}: {fault.sound!r} is {count} times in {fault.path}, not once"
+    assert fault.sound != fault.faulty, fault.name
+    return fault
+
+
+def of_bilinear(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/common/bilinear.h", name, sound, faulty, ARGMAX)
+
+
+def of_cells(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/cells.cuh", name, sound, faulty, ARGMAX)
+
+
+def of_argmax(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/upsample_argmax.cu", name, sound, faulty, ARGMAX)
+
+
+def of_gemm(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/implicit_gemm.cuh", name, sound, faulty, CONV)
+
+
+def of_conv(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/dilated_conv2d.cu", name, sound, faulty, CONV)
+
+
+def of_aspp(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/aspp.cu", name, sound, faulty, ASPP)
+
+
+def of_zones(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/common/zones.h", name, sound, faulty, ZONES, "_C")
+
+
+FAULTS = [
+    of_bilinear("ties to the highest class", "value > best ||", "value >= best ||"),
+    of_bilinear("the last NaN wins", "(value != value && best == best)", "(value != value)"),
+    of_bilinear(
+        "no margin for rounding",
+        "return x - fma_rn(0x1p-18f, x < 0.0f ? -x : x, 0x1p-118f);",
+        "return x;",
+    ),
+    of_bilinear("no margin for denormals", "0x1p-118f);", "0.0f);"),
+    of_bilinear("source index not clamped at 0", "src = src < 0.0f ? 0.0f : src;", ""),
+    of_bilinear("source index not clamped at the end", "if (pair.lo > size - 1)", "if (false)"),
+    of_bilinear(
+        "another order of operations",
+        "return fma_rn(a, w0, mul_rn(b, w1));",
+        "return fma_rn(b, w1, mul_rn(a, w0));",
+    ),
+    of_bilinear(
+        "pixel centres off by half", "static_cast<float>(dst) + 0.5f", "static_cast<float>(dst)"
+    ),
+    of_cells("first pixel of a cell off by one", "begin[mine] = i;", "begin[mine] = i + 1;"),
+    of_cells("weights swapped", "make_float2(pair.w0, pair.w1)", "make_float2(pair.w1, pair.w0)"),
+    of_cells(
+        "last cell of a tile one pixel short",
+        "begin[mine + 1] = count = n;",
+        "begin[mine + 1] = n - 1;\n      count = n;",
+    ),
+    of_cells(
+        "past the last row",
+        "y + 1 < shape.H ? shape.stride_H : 0",
+        "shape.stride_H",
+    ),
+    of_cells(
+        "past the last column",
+        "x + 1 < shape.W ? shape.stride_W : 0",
+        "shape.stride_W",
+    ),
+    of_argmax("infinity counts as finite", "finite &= fabsf(value) < 0x1p126f;", ""),
+    of_argmax(
+        "ties between lanes not seen",
+        "second = fmaxf(fmaxf(second, other_second), fminf(best, other));",
+        "second = fmaxf(second, other_second);",
+    ),
+    of_argmax("second best forgotten", "second = fmaxf(second, fminf(value, best));", ""),
+    of_argmax(
+        "every winner is safe",
+        "return second <= losing_bound(best) ? winner : kUnsure - winner;",
+        "return winner;",
+    ),
+    of_argmax("no wait for the bounds", "__syncwarp();\n  int count = 0;", "int count = 0;"),
+    of_argmax("no wait for the list", "__syncwarp();\n  return count;", "return count;"),
+    of_argmax(
+        "one corner's bound is enough",
+        "x.x > bound.x || x.y > bound.y || x.z > bound.z || x.w > bound.w",
+        "x.x > bound.x || x.y > bound.y || x.z > bound.z",
+    ),
+    of_argmax(
+        "one more candidate than fits",
+        "if (count <= kMaxCandidates) {",
+        "if (count <= kMaxCandidates + 1) {",
+    ),
+    of_argmax("lower corners not looked at", "(i + lane / 2 % 2) * (tile", "i * (tile"),
+    of_argmax("rows below the cell written", "if (y + r * kCellLanesH < y_end) tile", "tile"),
+    of_argmax("bytes of a vector overlap", "<< byte % 4 * 8;", "<< byte % 4 * 4;"),
+    of_argmax(
+        "a cell inside a vector skipped",
+        "for (int c = first_cell; c < last_cell; ++c)",
+        "for (int c = first_cell + 1; c < last_cell; ++c)",
+    ),
+    of_argmax("a vector of one pixel's label", "tile.label[y][x + e];", "tile.label[y][x];"),
+    of_argmax("columns past the tile stored", "if (x >= tile.cols.count) return;", ""),
+    of_argmax("no barrier before the ranks", "__syncthreads();\n\n  // Ranks", "\n  // Ranks"),
+    of_argmax("no barrier after the ranks", "__syncthreads();\n\n  // Labels", "\n  // Labels"),
+    of_argmax(
+        "no barrier before contested cells",
+        "__syncthreads();\n\n  for (int i = warp;",
+        "\n  for (int i = warp;",
+    ),
+    of_argmax(
+        "no barrier before the stores",
+        "__syncthreads();\n\n  constexpr int kVector",
+        "\n  constexpr int kVector",
+    ),
+    of_argmax(
+        "three corners agree",
+        "&& below[0] == rank[0] && below[1] == rank[0];",
+        "&& below[0] == rank[0];",
+    ),
+    of_argmax("unsure winners agree", "rank[0] >= 0 && rank[1]", "rank[1]"),
+    of_argmax(
+        "images over one another",
+        "labels += (blockIdx.z * shape.out_H + y)",
+        "labels += y",
+    ),
+    of_argmax(
+        "lanes leave before a shuffle",
+        "i - lane < pixels * kLanesPerPixel",
+        "i < pixels * kLanesPerPixel",
+    ),
+    of_argmax("stale contested count", "if (threadIdx.x == 0) tile.num_contested = 0;", ""),
+    of_zones("zone edge off by one", "d < 0 ? -d : size - d", "d < 0 ? -d : size - d - 1"),
+    of_zones("zone edge of negative taps off by one", "d < 0 ? -d :", "d < 0 ? 1 - d :"),
+    of_zones("input gradient with the forward's signs", "mirrored ? -forward : forward", "forward"),
+    of_zones(
+        "rates swapped",
+        "offset(r, kernel_H, dilation_H, H), offset(s, kernel_W, dilation_W, W)",
+        "offset(r, kernel_H, dilation_W, H), offset(s, kernel_W, dilation_H, W)",
+    ),
+    of_zones("tap index by columns", "r * kernel_W + s}", "r * kernel_H + s}"),
+    of_zones("a tile's taps not united", "open[i] |= zone.taps[i];", "open[i] = zone.taps[i];"),
+    of_zones("last partial tile lost", "if (fill > 0) emit(", "if (false) emit("),
+    of_zones(
+        "a piece of a split sum skipped",
+        "for (int64_t p = 0; p < pieces; ++p)",
+        "for (int64_t p = 1; p < pieces; ++p)",
+    ),
+    of_zones(
+        "a slot of a split sum not added",
+        "first_slot, static_cast<int32_t>(pieces)}",
+        "first_slot, static_cast<int32_t>(pieces - 1)}",
+    ),
+    of_zones("pieces overlap", "begin = steps * p / pieces", "begin = steps * p / (pieces + 1)"),
+    of_zones(
+        "shortest items first",
+        "return a.num_steps > b.num_steps;",
+        "return a.num_steps < b.num_steps;",
+    ),
+    of_zones("rectangle on the wrong side", "std::max(0, -tap.dy)", "std::max(0, tap.dy)"),
+    of_zones("pixels of another image", "(n * H + y) * W + x);", "(n * W + y) * W + x);"),
+    of_zones(
+        "far taps not clipped",
+        "std::clamp<int64_t>(mirrored ? -forward : forward, -size, size)",
+        "mirrored ? -forward : forward",
+    ),
+    of_zones("rows backwards", "if (i % 2 == 1) std::reverse", "if (i % 2 == 2) std::reverse"),
+    Fault(
+        "csrc/common/zones.h",
+        "the row below the map is inside",
+        "static_cast<uint32_t>(tap.dy) < static_cast<uint32_t>(H)",
+        "static_cast<uint32_t>(tap.dy) <= static_cast<uint32_t>(H)",
+        CONV,
+    ),
+    of_gemm(
+        "tap sign of rows",
+        "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
+        "(-static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
+    ),
+    of_gemm(
+        "tap sign of columns",
+        "* shape.W + tap.dx) * shape.in_channels",
+        "* shape.W - tap.dx) * shape.in_channels",
+    ),
+    of_gemm(
+        "weights of the tap before",
+        "static_cast<int64_t>(tap.index) * source.C",
+        "static_cast<int64_t>(tap.index - 1) * source.C",
+    ),
+    of_gemm(
+        "padding not zero-filled",
+        "const bool has_input = has_channels && is_inside(tap, y[i], x[i], shape.H, shape.W);",
+        "const bool has_input = has_channels && y[i] >= 0;",
+    ),
+    of_gemm(
+        "channels past the last copied",
+        "const bool has_channels = next_c + chunk * kChunk<T> < source.C;",
+        "const bool has_channels = true;",
+    ),
+    of_gemm(
+        "rows and columns of a pixel swapped", "x[i] = pixel % shape.W;", "x[i] = pixel % shape.H;"
+    ),
+    of_gemm(
+        "image of a pixel not left out",
+        "pixel / shape.W % shape.H : INT_MIN",
+        "pixel / shape.W : INT_MIN",
+    ),
+    of_gemm(
+        "a split sum starts at its first tap",
+        "int next_tap = item.first_step % tile.num_taps;",
+        "int next_tap = 0;",
+    ),
+    of_gemm(
+        "a split sum starts at its first channel",
+        "int next_c = item.first_step / tile.num_taps * kBlockK<T>;",
+        "int next_c = 0;",
+    ),
+    of_gemm("channels do not advance", "next_c += kBlockK<T>;", ""),
+    of_gemm(
+        "waits for a stage too few",
+        "ptx::cp_async_wait_group<kStages - 2>();",
+        "ptx::cp_async_wait_group<kStages - 1>();",
+    ),
+    of_gemm("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
+    of_gemm(
+        "no barrier between steps",
+        "__syncthreads();  // the stage is here, and all are done with the one before",
+        "",
+    ),
+    of_gemm("no barrier before the sums", "__syncthreads();  // all are done with the stages", ""),
+    of_gemm("no barrier after the sums", "__syncthreads();\n  return sums;", "return sums;"),
+    of_gemm(
+        "refills the stage in use",
+        "copy_next_step(ahead % kStages);",
+        "copy_next_step(step % kStages);",
+    ),
+    of_gemm(
+        "no group for a step without copies",
+        "copy_next_step(ahead % kStages);\n    ptx::cp_async_commit_group();",
+        "{\n copy_next_step(ahead % kStages);\n ptx::cp_async_commit_group();\n }",
+    ),
+    of_gemm(
+        "prologue one step short",
+        "for (int step = 0; step < kStages - 1; ++step) {",
+        "for (int step = 1; step < kStages - 1; ++step) {",
+    ),
+    of_gemm(
+        "the last step missing",
+        "for (int step = 0; step < item.num_steps; ++step) {",
+        "for (int step = 0; step + 1 < item.num_steps; ++step) {",
+    ),
+    of_gemm(
+        "chunks of reader and writer differ",
+        "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + lane / 16);",
+        "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + 1 - lane / 16);",
+    ),
+    of_gemm(
+        "matrices of b swapped",
+        "b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]",
+        "b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]",
+    ),
+    of_gemm(
+        "tf32 cut off instead of rounded",
+        "for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));",
+        "",
+    ),
+    of_gemm(
+        "a warp idles early",
+        "const bool has_work = warp_row < tile.num_pixels &&",
+        "const bool has_work = warp_row + 1 < tile.num_pixels &&",
+    ),
+    of_conv("bias not added", "value[i] += bias[i] + residual[i];", "value[i] += residual[i];"),
+    of_conv("residual not added", "value[i] += bias[i] + residual[i];", "value[i] += bias[i];"),
+    of_conv(
+        "bias of the first image for all",
+        "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
+        "k",
+    ),
+    of_conv(
+        "NaN becomes the bound",
+        "if (value[i] < terms.low) value[i] = terms.low;",
+        "if (!(value[i] >= terms.low)) value[i] = terms.low;",
+    ),
+    of_conv("no upper bound", "if (value[i] > terms.high) value[i] = terms.high;", ""),
+    of_conv(
+        "vectors at odd channels",
+        "count == 4 && (shape.out_channels | output.first_channel) % 4 == 0",
+        "count == 4",
+    ),
+    of_conv(
+        "channels past the branch's last written",
+        "if (i < count) round_to(p[i], value[i]);",
+        "round_to(p[i], value[i]);",
+    ),
+    of_conv(
+        "first channel of a branch forgotten",
+        "* shape.out_channels + output.first_channel + k",
+        "* shape.out_channels + k",
+    ),
+    of_conv("a partial sum stored as if whole", "if (item.slot >= 0) {", "if (item.slot > 0) {"),
+    of_conv(
+        "a piece left out of the reduction",
+        "for (int i = 0; i < reduction.num_slots; ++i) {",
+        "for (int i = 1; i < reduction.num_slots; ++i) {",
+    ),
+    of_conv(
+        "bias not added to split sums",
+        "  epilogue.finish(pixel, sum);\n  epilogue.write(pixel, sum);",
+        "  epilogue.write(pixel, sum);",
+    ),
+    of_conv(
+        "reduction of the rows above",
+        "const int row = blockIdx.x % kReduceBlocks * kReduceRows + threadIdx.x / 32;",
+        "const int row = blockIdx.x % kReduceBlocks * kReduceRows;",
+    ),
+    of_conv(
+        "no split reduced",
+        "if (!status.ok() || work.num_reductions == 0) return status;",
+        "return status;",
+    ),
+    of_aspp(
+        "the last run of pixels is short",
+        "const int64_t end = (i_run + 1) * shape.num_pixels / shape.num_runs;",
+        "const int64_t end = (i_run + 1) * (shape.num_pixels - 1) / shape.num_runs;",
+    ),
+    of_aspp(
+        "one warp's sum missing",
+        "for (int w = 0; w < kWarps; ++w) total",
+        "for (int w = 1; w < kWarps; ++w) total",
+    ),
+    of_aspp(
+        "no barrier before warps are added",
+        "__syncthreads();\n  const int c = threadIdx.x;",
+        "const int c = threadIdx.x;",
+    ),
+    of_aspp(
+        "no barrier before the vector is read",
+        "__syncthreads();\n\n  constexpr int kSize",
+        "constexpr int kSize",
+    ),
+    of_aspp("mean without its divisor", "vector[c] = sum * scale;", "vector[c] = sum;"),
+    of_aspp(
+        "only the first run",
+        "for (int run = 0; run < num_runs; ++run) sum",
+        "for (int run = 0; run < 1; ++run) sum",
+    ),
+    of_aspp("half a warp's sums", "for (int distance = 16;", "for (int distance = 8;"),
+    of_aspp("linear without bias", "sum += to_float(bias[k]);", ""),
+    of_aspp("pooled branch without ReLU", "relu && sum < 0.0f ? 0.0f : sum;", "sum;"),
+]

@@ -1,0 +1,470 @@
+"""Runs: that they learn, stop, go on exactly, and lose nothing."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deeplab_fast.cli import main
+from deeplab_fast.models import DeepLabV3
+from deeplab_fast.training import (
+    Interrupted,
+    Objective,
+    Recipe,
+    TrainingError,
+    checkpoint,
+    log,
+    loop,
+    train,
+)
+
+from .shapes import CLASSES, read_shapes, write_shapes
+
+RECIPE = Recipe(epochs=3, batch_size=2, crop=(32, 32), learning_rate=0.05, ema=0.9)
+STEPS = 9  # of that, with 6 images
+SMALL = ["--backbone", "mobilenet_v2", "--output-stride", "16", "--device", "cpu"]
+SMALL += ["--epochs", "3", "--batch-size", "2", "--crop", "32", "32", "--log-every", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The networks here are so small that a second thread only costs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def no_tensorboard(request, monkeypatch):
+    """It takes seconds to import; tests that want it say so."""
+    if "tensorboard" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+
+
+@pytest.fixture
+def tensorboard():
+    return pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+def network(**options) -> DeepLabV3:
+    torch.manual_seed(0)
+    options = {"num_classes": 3, "output_stride": 16, "rates": (), "head_conv": False} | options
+    return DeepLabV3("mobilenet_v2", **options)
+
+
+def run(shapes: Path, output: Path, recipe: Recipe = RECIPE, **options) -> DeepLabV3:
+    data = read_shapes(shapes)
+    return train(network(), *data, recipe, output, **{"workers": 0, "log_every": 1} | options)
+
+
+def curve(folder: Path, name: str = "loss") -> dict[int, float]:
+    rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return {row["step"]: row[name] for row in rows if name in row}
+
+
+def stop_in(patch: pytest.MonkeyPatch, update: int, number: signal.Signals) -> None:
+    """A real signal comes while that update, from 1 on, is computed."""
+    original = loop._Run._update
+
+    def interrupted(self, parts):
+        if self.step + 1 == update:
+            signal.raise_signal(number)
+        return original(self, parts)
+
+    patch.setattr(loop._Run, "_update", interrupted)
+
+
+@pytest.fixture(scope="module")
+def whole_run(shapes, tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        folder = tmp_path_factory.mktemp("run") / "whole"
+        run(shapes, folder)
+    return folder
+
+
+def test_what_a_run_leaves(whole_run, shapes):
+    assert sorted(path.name for path in whole_run.iterdir()) == [
+        "best.safetensors", "config.json", "last.pt", "last.safetensors", "log.jsonl",
+    ]  # fmt: skip
+    losses = curve(whole_run)
+    assert list(losses) == list(range(1, STEPS + 1))
+    rates = curve(whole_run, "learning_rate")
+    assert list(rates.values()) == pytest.approx([0.05 * (1 - i / 9) ** 0.9 for i in range(9)])
+    miou = curve(whole_run, "val_miou")
+    assert list(miou) == [3, 6, 9]
+    config = json.loads((whole_run / "config.json").read_text())
+    assert config["recipe"]["crop"] == [32, 32] and config["architecture"]["num_classes"] == 3
+    model = DeepLabV3.from_pretrained(whole_run / "last.safetensors")
+    assert model.categories == CLASSES
+    state = torch.load(whole_run / "last.pt", weights_only=True)
+    assert state["best_miou"] == pytest.approx(max(miou.values()))
+
+
+def test_it_learns(shapes, tmp_path):
+    recipe = Recipe(epochs=25, batch_size=6, crop=(56, 72), scale=(1, 1), learning_rate=0.1)
+    losses = curve(run(shapes, tmp_path, recipe, evaluate_every=25) and tmp_path)
+    assert losses[25] < 0.3 * losses[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_stopped_run_goes_on_bit_for_bit(dtype, whole_run, shapes, tmp_path, monkeypatch):
+    """Including weights, average, optimizer and loss scale."""
+    if dtype == "float32":
+        recipe, expected = RECIPE, whole_run
+    else:
+        recipe, expected = (
+            Recipe(**vars(RECIPE) | {"dtype": dtype, "epochs": 2}),
+            tmp_path / "whole",
+        )
+        run(shapes, expected, recipe)
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        stop_in(patch, 5, signal.SIGINT)
+        with pytest.raises(Interrupted, match="after update 5 of [69], saved .*last.pt"):
+            run(shapes, stopped, recipe)
+    np.random.random(), torch.rand(1)
+    run(shapes, stopped, recipe, resume=True)
+    assert curve(stopped) == curve(expected)
+    assert curve(stopped, "val_miou") == curve(expected, "val_miou")
+    assert_same_state(expected, stopped)
+
+
+def assert_same_state(*folders: Path) -> None:
+    one, other = (torch.load(path / "last.pt", weights_only=True) for path in folders)
+    for part in ("model", "average", "random", "scaler", "step", "best_miou"):
+        torch.testing.assert_close(one[part], other[part], rtol=0, atol=0)
+    torch.testing.assert_close(
+        one["optimizer"]["state"], other["optimizer"]["state"], rtol=0, atol=0
+    )
+
+
+def command(shapes: Path, output: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", "import sys; from deeplab_fast.cli import main; "
+         "sys.modules['torch.utils.tensorboard'] = None; sys.exit(main(sys.argv[1:]))",
+         "train", str(shapes), *SMALL, "--workers", "1", "--output", str(output), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.01)
+    raise AssertionError(process.communicate()[1])
+
+
+def test_ctrl_c_saves_and_a_killed_run_goes_on_exactly(shapes, tmp_path, capsys):
+    """A real process, interrupted with its workers as a terminal does, then one that is killed."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    epochs = ["--epochs", "60"]
+
+    def logged(step: int) -> bool:
+        path = stopped / "log.jsonl"
+        return path.exists() and len(path.read_text().splitlines()) >= step
+
+    process = command(shapes, stopped, *epochs)
+    wait_for(lambda: logged(4), process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    (line,) = [line for line in err.splitlines() if line.startswith("deeplab-fast: ")]
+    match = re.match(r"deeplab-fast: interrupted after update (\d+) of 180, saved .*last.pt", line)
+    assert match and "Traceback" not in err
+    step = int(match[1])
+    assert torch.load(stopped / "last.pt", weights_only=True)["step"] == step
+
+    process = command(shapes, stopped, *epochs, "--resume")
+    rows = len((stopped / "log.jsonl").read_text().splitlines())
+    wait_for(lambda: logged(rows + 6), process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    saved = torch.load(stopped / "last.pt", weights_only=True)["step"]
+    assert saved >= step
+
+    # Both go on to the same few updates more.
+    def limited(folder: Path, *arguments: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            stop_in(patch, saved + 4, signal.SIGTERM)
+            arguments = [*SMALL, *epochs, "--workers", "0", "--output", str(folder), *arguments]
+            assert main(["train", str(shapes), *arguments]) == 130
+
+    limited(stopped, "--resume")
+    limited(whole)
+    assert curve(stopped) == curve(whole)
+    assert len(curve(whole)) == saved + 4
+    one, other = (torch.load(p / "last.pt", weights_only=True) for p in (stopped, whole))
+    torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
+
+
+def test_a_full_disk(shapes, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "run"
+    assert main(["train", str(shapes), *SMALL, "--epochs", "1", "--output", str(output)]) == 0
+    (output / "last.pt").rename(tmp_path / "keep")
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    real = builtins.open
+
+    def open_full(path, mode="r", *arguments, **options):
+        file = real(path, mode, *arguments, **options)
+        if "last.pt" in str(path) and "w" in mode:
+            file.close()
+            file = real("/dev/full", mode, *arguments, **options)
+        return file
+
+    monkeypatch.setattr(builtins, "open", open_full)
+    capsys.readouterr()
+    assert main(["train", str(shapes), *SMALL, "--epochs", "1", "--output", str(output)]) == 2
+    (*_, line) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"deeplab-fast: {output}/last.pt: cannot write: No space left on device. "
+        "What was written before is whole"
+    )
+    assert {path.name for path in output.iterdir()} == set(before)
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
+def test_a_write_that_fails_leaves_the_one_before(name, whole_run, tmp_path, monkeypatch):
+    path = tmp_path / name
+    path.write_bytes(b"before")
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(TrainingError, match=f"{name}: cannot write: No space left on device"):
+        checkpoint.save(path, {"a": 1})
+    assert os.listdir(tmp_path) == [name] and path.read_bytes() == b"before"
+
+
+def test_a_folder_with_a_run_is_not_started_over(whole_run, shapes):
+    before = (whole_run / "last.pt").read_bytes()
+    with pytest.raises(TrainingError, match="last.pt: there is a run in that folder"):
+        run(shapes, whole_run)
+    assert (whole_run / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "model, recipe, message",
+    [
+        ({"head_conv": True}, {}, r"another architecture: head_conv, False \(expected True"),
+        ({"aux_loss": True}, {}, r"another architecture: aux_loss, False \(expected True"),
+        ({}, {"learning_rate": 0.1}, r"another recipe: learning_rate, 0.05 \(expected 0.1"),
+        ({}, {"crop": (32, 48)}, r"another recipe: crop, \[32, 32\] \(expected \[32, 48\]"),
+    ],
+)
+def test_a_run_of_another_kind(model, recipe, message, whole_run, shapes):
+    data = read_shapes(shapes)
+    recipe = Recipe(**vars(RECIPE) | recipe)
+    with pytest.raises(TrainingError, match=rf"^{whole_run}/last.pt: saved with {message}"):
+        train(network(**model), *data, recipe, whole_run, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", "half", "other"])
+def test_a_state_that_is_none(content, whole_run, shapes, tmp_path):
+    path = tmp_path / "last.pt"
+    if content == "other":
+        torch.save({"weight": torch.ones(2)}, path)
+    else:
+        whole = (whole_run / "last.pt").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    with pytest.raises(TrainingError, match=rf"^{path}: (damaged|not a checkpoint)"):
+        run(shapes, tmp_path, resume=True)
+
+
+def test_resume_of_nothing_starts_and_of_a_finished_run_ends(shapes, tmp_path):
+    recipe = Recipe(**vars(RECIPE) | {"epochs": 1})
+    first = run(shapes, tmp_path, recipe, resume=True)
+    again = run(shapes, tmp_path, recipe, resume=True)
+    torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(shapes, tmp_path):
+    recipe = Recipe(**vars(RECIPE) | {"learning_rate": 1e18, "ema": None})
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at update \d"):
+        run(shapes, tmp_path, recipe)
+    if (tmp_path / "last.pt").exists():
+        state = torch.load(tmp_path / "last.pt", weights_only=True)
+        assert all(value.isfinite().all() for value in state["model"].values())
+
+
+@pytest.mark.parametrize("fault", ["image", "label"])
+def test_a_bad_file_during_training_is_named_and_nothing_lost(fault, tmp_path, capsys):
+    shapes = write_shapes(tmp_path / "shapes")
+    bad = shapes / f"{fault}s/train/3.png"
+    good = bad.read_bytes()
+    if fault == "image":
+        bad.write_bytes(bad.read_bytes()[:200])
+    else:
+        Image.fromarray(np.full((56, 72), 9, np.uint8)).save(bad)
+    arguments = ["--workers", "1", "--output", str(tmp_path / "run")]
+    assert main(["train", str(shapes), *SMALL, *arguments]) == 2
+    (*_, line) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"deeplab-fast: {bad}: ") and "(expected" in line
+    # Put right, it goes on with the update that failed, not with an epoch that was done in part.
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    losses = curve(tmp_path / "run") if (tmp_path / "run/log.jsonl").exists() else {}
+    assert list(losses) == list(range(1, state["step"] + 1))
+    bad.write_bytes(good)
+    assert main(["train", str(shapes), *SMALL, *arguments, "--resume"]) == 0
+    assert list(curve(tmp_path / "run")) == list(range(1, STEPS + 1))
+
+
+def test_class_weights_hard_pixels_and_frozen_batch_norm(shapes, tmp_path):
+    options = {
+        "class_weights": (1.0, 3.0, 2.0), "hard_pixels": 0.3, "freeze_batch_norm": True,
+        "epochs": 1, "label_smoothing": 0.1, "head_learning_rate": 0.1, "warmup": 2,
+        "accumulate": 2,
+    }  # fmt: skip
+    before = network().state_dict()
+    model = run(shapes, tmp_path, Recipe(**vars(RECIPE) | options | {"ema": None}))
+    norms = re.compile("running_|num_batches")
+    for name, value in model.state_dict().items():
+        frozen = bool(norms.search(name)) or before[name].dim() == 1 and "classifier.1" not in name
+        assert torch.equal(value, before[name]) == frozen, name
+
+
+def test_gradient_of_the_parts_is_that_of_the_whole():
+    """Images with unlike numbers of ignored pixels, class weights, batch norm frozen."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 32, 32)
+    target = torch.randint(3, (4, 32, 32))
+    target[0, :30] = target[1, 4:] = target[2] = 255
+    model = network(aux_loss=True).eval()
+    gradients = []
+    for part in (4, 1):
+        objective = Objective(model, Recipe(class_weights=(1.0, 4.0, 0.5)))
+        weight = objective.weight_of(target)
+        objective.zero_grad()
+        for x, y in zip(images.split(part), target.split(part)):
+            objective(x, y, weight).backward()
+        gradients.append({name: p.grad.clone() for name, p in objective.named_parameters()})
+    torch.testing.assert_close(gradients[0], gradients[1])
+    loss = objective(images, target, weight)
+    full = {
+        name: torch.nn.functional.cross_entropy(
+            logits, target, torch.tensor([1.0, 4.0, 0.5]), ignore_index=255
+        )
+        for name, logits in model(images).items()
+    }
+    torch.testing.assert_close(loss, full["out"] + 0.5 * full["aux"])
+
+
+def test_hard_pixels_are_those_of_largest_loss():
+    torch.manual_seed(0)
+    model, images = network().eval(), torch.randn(2, 3, 32, 32)
+    target = torch.randint(3, (2, 32, 32))
+    objective = Objective(model, Recipe(hard_pixels=0.25))
+    losses = torch.nn.functional.cross_entropy(model(images)["out"], target, reduction="none")
+    expected = losses.flatten().sort(descending=True).values[:512].mean()
+    torch.testing.assert_close(objective(images, target, objective.weight_of(target)), expected)
+
+
+def test_nothing_but_ignored_pixels_changes_nothing():
+    objective = Objective(network(), Recipe())
+    target = torch.full((2, 32, 32), 255)
+    loss = objective(torch.randn(2, 3, 32, 32), target, objective.weight_of(target))
+    loss.backward()
+    assert loss == 0
+    assert all((p.grad == 0).all() for p in objective.parameters())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"accumulate": 4}, r"batch_size: expected a multiple of 4 \(1 processes, 4 accum"),
+        ({"accumulate": 2}, r"batch_size: expected at least 2 images at a time .* got 1"),
+        ({"class_weights": (1.0,)}, "class_weights: expected 3 numbers, got 1"),
+    ],
+)
+def test_recipes_that_do_not_fit(options, message, shapes, tmp_path):
+    with pytest.raises(TrainingError, match=message):
+        run(shapes, tmp_path, Recipe(**vars(RECIPE) | options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_curves_and_pictures_in_tensorboard(tensorboard, shapes, tmp_path):
+    run(shapes, tmp_path, Recipe(**vars(RECIPE) | {"epochs": 1}))
+    events = tensorboard.EventAccumulator(str(tmp_path)).Reload()
+    assert {"loss", "learning_rate", "val/miou", "val/iou/red"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(
+        list(curve(tmp_path).values())
+    )
+    assert len(events.Tags()["images"]) == 2
+    picture = events.Images(events.Tags()["images"][0])[0]
+    assert (picture.width, picture.height) == (3 * 72, 56)
+
+
+def test_without_tensorboard_a_line_says_so(shapes, tmp_path, capsys):
+    run(shapes, tmp_path, Recipe(**vars(RECIPE) | {"epochs": 1}))
+    assert capsys.readouterr().err.splitlines() == [log.NO_TENSORBOARD]
+
+
+def test_a_progress_bar_with_loss_speed_and_time_left(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    run(shapes, tmp_path, Recipe(**vars(RECIPE) | {"epochs": 1}))
+    err = capsys.readouterr().err
+    assert re.search(r"training: .*3/3 \[\d\d:\d\d<\d\d:\d\d.*loss \d\.\d+, [\d.]+ images/s", err)
+
+
+def test_fine_tuning_from_weights_with_other_classes(shapes, tmp_path, capsys):
+    weights = tmp_path / "voc.safetensors"
+    network(num_classes=21).save_pretrained(weights)
+    one = ["--epochs", "1", "--learning-rate", "1e-9", "--output", str(tmp_path / "run")]
+    assert main(["train", str(shapes), *SMALL, *one, "--weights", str(weights)]) == 0
+    model = DeepLabV3.from_pretrained(tmp_path / "run/last.safetensors")
+    before, after = DeepLabV3.from_pretrained(weights).state_dict(), model.state_dict()
+    assert model.config["num_classes"] == 3 and not model.config["head_conv"]
+    torch.testing.assert_close(
+        after["backbone.features.0.0.weight"], before["backbone.features.0.0.weight"]
+    )
+    assert after["classifier.1.weight"].shape[0] == 3
+    arguments = [*SMALL, "--backbone", "resnet50", "--weights", str(weights)]
+    assert main(["train", str(shapes), *arguments]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"deeplab-fast: --weights: {weights} has the backbone mobilenet_v2 (expected resnet50, as "
+        "--backbone says)"
+    )
+
+
+def test_backbone_weights(shapes, tmp_path, capsys):
+    models = pytest.importorskip("torchvision.models")
+    torch.save(models.mobilenet_v2().state_dict(), tmp_path / "imagenet.pth")
+    torch.save(models.resnet18().state_dict(), tmp_path / "other.pth")
+    arguments = [*SMALL, "--epochs", "1", "--backbone-weights"]
+    imagenet = str(tmp_path / "imagenet.pth")
+    output = ["--output", str(tmp_path / "run")]
+    assert main(["train", str(shapes), *arguments, imagenet, *output]) == 0
+    for name, message in (("other", "is missing"), ("none", "No such file")):
+        path = tmp_path / f"{name}.pth"
+        assert main(["train", str(shapes), *arguments, str(path)]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"deeplab-fast: --backbone-weights: {path}: ") and message in line

@@ -1,0 +1,132 @@
+"""What torchrun starts in test_training_step.py: a step and a run with two gloo processes.
+
+python two_processes.py FOLDER DATA. Run by one process it writes what two have to agree with.
+
+torch.nn.SyncBatchNorm has kernels for GPUs only. Here its five ATen functions are written in
+PyTorch and the two checks of the device are passed by, so that its own autograd function and
+collectives, which gloo has, run on a CPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deeplab_fast import DeepLabV3
+from deeplab_fast.training import Objective, Recipe, distributed, folder, train
+
+DIMS = (0, 2, 3)
+
+
+def channels(x):
+    return x[:, None, None]
+
+
+def batch_norm_stats(input, eps):
+    variance, mean = torch.var_mean(input, DIMS, correction=0)
+    return mean, (variance + eps).rsqrt()
+
+
+def batch_norm_gather_stats_with_counts(
+    input, means, invstds, running_mean, running_var, momentum, eps, counts
+):
+    total = counts.sum()
+    mean = (means * counts[:, None]).sum(0) / total
+    squares = invstds**-2 - eps + (means - mean) ** 2
+    variance = (squares * counts[:, None]).sum(0) / total
+    running_mean.lerp_(mean, momentum)
+    running_var.lerp_(variance * total / (total - 1), momentum)
+    return mean, (variance + eps).rsqrt()
+
+
+def batch_norm_elemt(input, weight, bias, mean, invstd, eps):
+    return (input - channels(mean)) * channels(invstd * weight) + channels(bias)
+
+
+def batch_norm_backward_reduce(grad, input, mean, invstd, weight, *needs):
+    sum_dy = grad.sum(DIMS)
+    sum_dy_xmu = (grad * (input - channels(mean))).sum(DIMS)
+    return sum_dy, sum_dy_xmu, sum_dy_xmu * invstd, sum_dy
+
+
+def batch_norm_backward_elemt(grad, input, mean, invstd, weight, sum_dy, sum_dy_xmu, counts):
+    total = counts.sum()
+    centred = (input - channels(mean)) * channels(invstd**2 * sum_dy_xmu / total)
+    return (grad - channels(sum_dy / total) - centred) * channels(invstd * weight)
+
+
+KERNELS = {
+    kernel.__name__: kernel
+    for kernel in (
+        batch_norm_stats,
+        batch_norm_gather_stats_with_counts,
+        batch_norm_elemt,
+        batch_norm_backward_reduce,
+        batch_norm_backward_elemt,
+    )
+}
+
+
+def network(**options) -> DeepLabV3:
+    torch.manual_seed(0)
+    model = DeepLabV3("mobilenet_v2", 3, 16, aux_loss=True, head_conv=False, **options)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # each process draws its own
+    return model
+
+
+def step(path: Path) -> None:
+    """Gradients and running statistics of one step on four images, all branches of ASPP in it."""
+    rank, processes = distributed.rank(), distributed.world_size()
+    torch.manual_seed(1)
+    images = torch.randn(4, 3, 33, 49, dtype=torch.float64)
+    target = torch.randint(3, (4, 33, 49))
+    target[0, :30] = 255  # the processes have unlike numbers of labelled pixels
+    model = network(rates=(1, 2)).double()
+    if processes > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    objective = Objective(model, Recipe())
+    parallel = objective
+    if processes > 1:
+        with mock.patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle"):
+            parallel = DistributedDataParallel(objective)
+    weight = objective.weight_of(target) / processes
+    device_check = mock.patch.object(torch._C, "_get_privateuse1_backend_name", lambda: "cpu")
+    gather = mock.patch.object(dist, "all_gather", wraps=dist.all_gather)
+    with mock.patch.multiple(torch, **KERNELS), device_check, gather as gathered:
+        parallel(images[rank::processes], target[rank::processes], weight).backward()
+    if processes > 1:  # the three branches of ASPP share one
+        norms = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
+        assert gathered.call_count == len(norms) - 2, (gathered.call_count, len(norms))
+    if rank == 0:
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        torch.save((gradients, dict(model.named_buffers())), path)
+
+
+def main() -> None:
+    output, data = Path(sys.argv[1]), Path(sys.argv[2])
+    sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # slow to import
+    torch.set_num_threads(1)
+    distributed.start(torch.device("cpu"))
+    step(output / "step.pt")
+    recipe = Recipe(
+        epochs=2, batch_size=4, crop=(32, 32), freeze_batch_norm=True, accumulate=2,
+        learning_rate=0.05, class_weights=(0.5, 2.0, 2.0),
+    )  # fmt: skip
+    train(
+        network(rates=()), folder(data, "train"), folder(data, "val"), recipe, output / "run",
+        workers=0, log_every=1,
+    )  # fmt: skip
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
