@@ -138,7 +138,7 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
 #pragma unroll
       for (int j = 0; j < kCopies; ++j) {
         const bool has_input = c < source.C && is_inside(tap, y[j], x[j], shape.H, shape.W);
-        const T* p = input + static_cast<int64_t>(pixel[j] + shift) * shape.in_channels +
+        const T* p = input + (static_cast<int64_t>(pixel[j]) + shift) * shape.in_channels +
                      source.first_channel + c;
         ptx::cp_async<16>(first_copy + place.stage * kStageBytes + j * kCopyRows * kRowBytes,
                           has_input ? p : input, has_input ? 16 : 0);
