@@ -48,7 +48,7 @@ constexpr int kStagedCols = 64;
 constexpr int kStagedSums = 16 * kStagedCols;
 
 // 65536 are what an SM has, 168 a thread what the kernel starts with.
-constexpr int kProducerRegisters = 72, kConsumerRegisters = 216;
+constexpr int kProducerRegisters = 88, kConsumerRegisters = 208;
 static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536);
 static_assert(kBlockM == kConsumers * 64, "a warpgroup multiplies 64 rows");
 static_assert(kBlocks * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
@@ -134,12 +134,12 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
       }
       const ConvSource& source = operands.sources[tap.branch];
       const int c = next_c + chunk * kChunk;
-      const int shift = tap.dy * shape.W + tap.dx;
+      const auto shift = static_cast<uint32_t>(tap.dy * shape.W + tap.dx);
 #pragma unroll
       for (int j = 0; j < kCopies; ++j) {
         const bool has_input = c < source.C && is_inside(tap, y[j], x[j], shape.H, shape.W);
-        const T* p = input + (static_cast<int64_t>(pixel[j]) + shift) * shape.in_channels +
-                     source.first_channel + c;
+        const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;  // below 2^31, if inside
+        const T* p = input + neighbour * shape.in_channels + source.first_channel + c;
         ptx::cp_async<16>(first_copy + place.stage * kStageBytes + j * kCopyRows * kRowBytes,
                           has_input ? p : input, has_input ? 16 : 0);
       }
