@@ -13,10 +13,8 @@ import peers
 import torch
 from cases import Shape
 from convolutions import branches, convolutions, ours_by_name
-from harness import Run
 from torch import nn
 
-import deeplab_fast
 from deeplab_fast.models.inference import FoldedASPP
 from deeplab_fast.nn import ASPP
 
@@ -54,7 +52,9 @@ def inference(report: harness.Report, shape: Shape, dtype: str, batch: int, comp
     }
     folded = FoldedASPP(module).to(last.dtype)
     ours = {
-        f"{name.replace('fast', 'fast.aspp')}, folded": forced(peers.applied(folded, last), backend)
+        f"{name.replace('fast', 'fast.aspp')}, folded": harness.forced(
+            peers.applied(folded, last), backend
+        )
         for name, backend in ours_by_name(dtype, "aspp", last, *folded.operands()).items()
     }
     ours["deeplab_fast.ASPP channels_last"] = peers.applied(module, last)
@@ -71,16 +71,6 @@ def inference(report: harness.Report, shape: Shape, dtype: str, batch: int, comp
         tolerance=TOLERANCE[dtype],
         flops=cases.aspp_flops(shape, batch),
     )
-
-
-def forced(run: Run, backend: str) -> Run:
-    """``run`` on a backend, "" for the automatic choice."""
-
-    def on_backend() -> object:
-        with deeplab_fast.backend(backend):
-            return run()
-
-    return on_backend if backend else run
 
 
 def randomize_norms(module: nn.Module) -> None:

@@ -54,8 +54,10 @@ def layer(
         ],
     }
     ours = {"deeplab_fast": ""}
-    if backends.unavailable("cuda", report.device.type) is None:
-        ours["deeplab_fast on cuda"] = "cuda"
+    if report.device.type == "cuda":
+        for backend in ("cuda", "triton"):
+            if backends.unavailable(backend, "cuda") is None:
+                ours[f"deeplab_fast on {backend}"] = backend
     settings = CUDNN if report.device.type == "cuda" else {"": {}}
     for direction in DIRECTIONS:
         report.case(

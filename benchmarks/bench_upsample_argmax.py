@@ -79,11 +79,14 @@ def measure(report: harness.Report, shape: Shape, dtype: str, kind: str, logits:
         batch=len(nchw),
         dtype=dtype,
         reference=lambda: F.interpolate(nchw.float(), shape.image, mode="bilinear"),
-        ours={
-            "deeplab_fast NCHW": lambda: ours(nchw),
-            "deeplab_fast channels_last": lambda: ours(last),
-            "deeplab_fast uint8 labels": lambda: ours(last, torch.uint8),
-        },
+        ours=harness.with_triton(
+            {
+                "deeplab_fast NCHW": lambda: ours(nchw),
+                "deeplab_fast channels_last": lambda: ours(last),
+                "deeplab_fast uint8 labels": lambda: ours(last, torch.uint8),
+            },
+            report.device,
+        ),
         baselines=baselines,
         error=regret,
         tolerance=TOLERANCE[dtype],

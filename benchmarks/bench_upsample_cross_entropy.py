@@ -61,10 +61,13 @@ def step(report: harness.Report, shape: Shape, dtype: str, batch: int, compile: 
         batch=batch,
         dtype=dtype,
         reference=trained(theirs, nchw.float()),
-        ours={
-            "deeplab_fast NCHW": trained(ours, nchw),
-            "deeplab_fast channels_last": trained(ours, last),
-        },
+        ours=harness.with_triton(
+            {
+                "deeplab_fast NCHW": trained(ours, nchw),
+                "deeplab_fast channels_last": trained(ours, last),
+            },
+            report.device,
+        ),
         baselines=baselines,
         tolerance=TOLERANCE[dtype],
         bytes=2 * nchw.nbytes + target.nbytes,

@@ -145,13 +145,16 @@ def mask(direction: str) -> list[bool]:
 
 
 def ours_by_name(dtype: str, op: str, x: Tensor, *arguments: object) -> dict[str, str]:
-    """The backends to measure: the automatic choice, and the CUDA kernel that may not be it."""
-    with harness.tf32(dtype == "tf32"):
-        reason = backends.why_not(op, "cuda", x.device.type, x, *arguments)
-    if reason is None:
-        return {"deeplab_fast": "", "deeplab_fast on cuda": "cuda"}
-    print(f"{op}, {dtype}: deeplab_fast on cuda is skipped: {reason}")
-    return {"deeplab_fast": ""}
+    """The backends to measure: the automatic choice, and kernels that may not be it."""
+    names = {"deeplab_fast": ""}
+    for backend in ("cuda", "triton") if x.device.type == "cuda" else ("cuda",):
+        with harness.tf32(dtype == "tf32"):
+            reason = backends.why_not(op, backend, x.device.type, x, *arguments)
+        if reason is None:
+            names[f"deeplab_fast on {backend}"] = backend
+        else:
+            print(f"{op}, {dtype}: deeplab_fast on {backend} is skipped: {reason}")
+    return names
 
 
 def pytorch(direction: str, rate: int, x: Tensor, weight: Tensor, grad: Tensor) -> Run:

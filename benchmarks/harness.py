@@ -335,6 +335,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
+def forced(run: Run, backend: str) -> Run:
+    """``run`` on a backend, "" for the automatic choice."""
+
+    def on_backend() -> object:
+        with deeplab_fast.backend(backend):
+            return run()
+
+    return on_backend if backend else run
+
+
+def with_triton(ours: dict[str, Run], device: torch.device) -> dict[str, Run]:
+    """And the first of them on the Triton kernels, where those are compiled."""
+    if device.type != "cuda" or "triton" not in deeplab_fast.available_backends(device):
+        return ours
+    return {**ours, "deeplab_fast on triton": forced(next(iter(ours.values())), "triton")}
+
+
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -12,7 +12,7 @@ except ImportError as error:
     ) from error
 
 # These enter themselves into the backends table.
-from . import cpu, cuda, emulated, reference  # noqa: F401
+from . import cpu, cuda, emulated, reference, triton  # noqa: F401
 from .backends import available_backends, backend
 from .models import DeepLabV3
 from .nn import ASPP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import json
 import os
@@ -24,6 +25,7 @@ from deeplab_fast.training import (
     Interrupted,
     Objective,
     Recipe,
+    Scores,
     TrainingError,
     checkpoint,
     log,
@@ -78,7 +80,9 @@ def run(shapes: Path, output: Path, recipe: Recipe = RECIPE, **options) -> DeepL
 
 def curve(folder: Path, name: str = "loss") -> dict[int, float]:
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return {row["step"]: row[name] for row in rows if name in row}
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    assert len(points) == len(dict(points))  # no update is there twice
+    return dict(points)
 
 
 def stop_in(patch: pytest.MonkeyPatch, update: int, number: signal.Signals) -> None:
@@ -118,6 +122,21 @@ def test_what_a_run_leaves(whole_run, shapes):
     assert model.categories == CLASSES
     state = torch.load(whole_run / "last.pt", weights_only=True)
     assert state["best_miou"] == pytest.approx(max(miou.values()))
+
+
+def test_the_best_model_is_kept(shapes, tmp_path, monkeypatch):
+    mious, kept = iter((0.2, 0.6, 0.4)), []
+
+    def pretend(model, data, **options):
+        kept.append({name: value.clone() for name, value in model.state_dict().items()})
+        right = round(1e4 * next(mious))
+        return Scores(np.array([[right, 10**4 - right], [0, 0]]), ("a", "b"))
+
+    monkeypatch.setattr(loop, "evaluate", pretend)
+    run(shapes, tmp_path)
+    best = DeepLabV3.from_pretrained(tmp_path / "best.safetensors").state_dict()
+    torch.testing.assert_close(best, kept[1], rtol=0, atol=0)
+    assert not torch.equal(kept[1]["classifier.1.bias"], kept[2]["classifier.1.bias"])
 
 
 def test_it_learns(shapes, tmp_path):
@@ -223,6 +242,14 @@ def test_ctrl_c_saves_and_a_killed_run_goes_on_exactly(shapes, tmp_path, capsys)
     assert len(curve(whole)) == saved + 4
     one, other = (torch.load(p / "last.pt", weights_only=True) for p in (stopped, whole))
     torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
+
+
+def test_what_was_logged_beyond_the_saved_state_is_dropped(tmp_path):
+    rows = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
+    (tmp_path / "log.jsonl").write_text("\n".join(rows) + '\n{"step": 6, "lo')  # killed
+    with contextlib.closing(log.Log(tmp_path, 3)) as lines:
+        lines.scalars(4, loss=2.0)
+    assert curve(tmp_path) == {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0}
 
 
 def test_a_full_disk(shapes, tmp_path, monkeypatch, capsys):

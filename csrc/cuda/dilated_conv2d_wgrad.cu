@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     if (k >= branch.K) continue;
     T* grad_weight = static_cast<T*>(branch.grad_weight) +
                      (static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + first_c;
-    float* partial = partial_sums + (static_cast<int64_t>(item.slot) * kBlockM + row) * kBlockN;
+    const int64_t partial = (static_cast<int64_t>(item.slot) * kBlockM + row) * kBlockN;
 #pragma unroll
     for (int j = 0; j < kTilesN; ++j) {
       const float value[2] = {sum[i / 2][j][i % 2 * 2], sum[i / 2][j][i % 2 * 2 + 1]};
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
       if (item.slot < 0) {
         store(grad_weight + col + j * 8, value);
       } else {
-        store(partial + col + j * 8, value);
+        store(partial_sums + partial + col + j * 8, value);
       }
     }
   }

@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     for device_type in ("cpu", "cuda"):
         print()
         print("\n".join(_backends(device_type)))
+    print('\nAnother one runs inside: with deeplab_fast.backend("triton"): ...')
     return 0
 
 

@@ -1,0 +1,123 @@
+"""Compiles what the launchers of the Triton kernels launch, for a GPU that need not be there.
+
+Run as ``python triton_ahead_of_time.py 80``: prints a JSON object of each kernel launched, by name.
+A process of its own, because Triton's interpreter, which other tests use, cannot compile.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from deeplab_fast.triton_kernels import dilated_conv2d
+from deeplab_fast.triton_kernels.depthwise_conv2d import (
+    depthwise_conv2d,
+    depthwise_weight_gradient,
+)
+from deeplab_fast.triton_kernels.upsample_argmax import upsample_argmax
+from deeplab_fast.triton_kernels.upsample_cross_entropy import (
+    upsample_cross_entropy,
+    upsample_cross_entropy_backward,
+)
+
+INSTRUCTIONS = r"\b(?:wgmma\.mma_async|mma\.sync|cp\.async\.c[ag]|fma\.rn\.f32|mul(?:\.rn)?\.f32)\b"
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class Driver:
+    """As much of Triton's driver as compiling asks for."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def record_launches() -> dict[str, Any]:
+    """From now on launches compile only; returns the dict of kernels that they fill."""
+    compiled: dict[str, Any] = {}
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        kernel.options = options
+        compiled.setdefault(self.__name__, []).append(kernel)
+        return kernel
+
+    JITFunction.run = compile_only
+    return compiled
+
+
+def facts(kernel: Any) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage, sass = (
+            subprocess.run(
+                [CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
+        "shared": kernel.metadata.shared,
+        "instructions": sorted(set(re.findall(INSTRUCTIONS, kernel.asm["ptx"]))),
+        "options": kernel.options,
+    }
+
+
+def launch_all() -> None:
+    dilated_conv2d._num_workers = lambda device: 132
+    for shape, size in (((1, 21, 65, 65), (513, 513)), ((1, 21, 65, 65), (129, 129))):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            logits = torch.zeros(shape, dtype=torch.bfloat16).contiguous(memory_format=layout)
+            upsample_argmax(logits, size, None, False, torch.int64)
+
+    logits = torch.zeros(1, 21, 65, 65, dtype=torch.bfloat16)
+    target = torch.zeros(1, 513, 513, dtype=torch.int64)
+    options = (255, "mean", 0.1, False)
+    loss, *saved = upsample_cross_entropy(logits, target, None, *options)
+    upsample_cross_entropy_backward(loss, logits, target, None, *saved, *options)
+
+    for dtype, tf32 in ((torch.bfloat16, True), (torch.float32, True), (torch.float32, False)):
+        torch.backends.cudnn.allow_tf32 = tf32
+        x = torch.zeros(1, 2048, 17, 17, dtype=dtype)
+        weights = [torch.zeros(256, 2048, k, k, dtype=dtype) for k in (1, 3, 3, 3)]
+        rates = [(1, 1), (6, 6), (12, 12), (18, 18)]
+        grad = dilated_conv2d.dilated_conv2d(x, weights, [None] * 4, rates, activation="relu")
+        dilated_conv2d.input_gradient(grad, weights, rates)
+        dilated_conv2d.weight_gradients(grad, x, weights, rates)
+
+    x = torch.zeros(1, 64, 33, 33, dtype=torch.bfloat16)
+    weight = torch.zeros(64, 64, 3, 3, dtype=torch.bfloat16)
+    dilated_conv2d.weight_gradients(x, x, [weight], [(12, 12)])  # split sums
+
+    x = torch.zeros(1, 256, 33, 33, dtype=torch.bfloat16)
+    weight = torch.zeros(256, 1, 3, 3, dtype=torch.bfloat16)
+    depthwise_conv2d(x, weight, None, (12, 12))
+    depthwise_weight_gradient(x, x, weight, (12, 12))
+
+
+if __name__ == "__main__":
+    triton.runtime.driver.set_active(Driver(int(sys.argv[1])))
+    compiled = record_launches()
+    launch_all()
+    print(json.dumps({name: [*map(facts, kernels)] for name, kernels in compiled.items()}))
