@@ -34,6 +34,10 @@ struct Reduction;
 // kConvStepBytes of one tap's input channels, the most that any source of the tile has.
 constexpr int kConvTile = 128, kConvStepBytes = 64, kMaxConvBranches = 8;
 
+// The same for the kernel of compute capability 9.0; its items are those of one worker, a cluster
+// of thread blocks, after those of another.
+constexpr int kConvTileSm90 = 256, kConvStepBytesSm90 = 128;
+
 // On the GPU; partial sums take kConvTile * kConvTile floats per slot of the schedule.
 struct ConvWork {
   const int32_t* pixels;
@@ -42,6 +46,8 @@ struct ConvWork {
   const WorkItem* items;
   const Reduction* reductions;
   int32_t num_items, num_reductions;
+  const int32_t* first_items;  // [num_workers + 1]: where a worker's items begin
+  int32_t num_workers;
 };
 
 // What the taps of one branch (Tap::branch) multiply: C channels of the input from first_channel
@@ -204,6 +210,14 @@ Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           const std::vector<ConvSource>& sources, const ConvWork& work,
                           const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
                           void* stream);
+
+// The same for compute capability 9.0, in kFloat16 | kBFloat16. A source is that of the output of
+// the same number, or of the only one.
+Status dilated_conv2d_fwd_sm90(void* output, float* partial_sums, const void* input,
+                               const std::vector<ConvOutput>& outputs,
+                               const std::vector<ConvSource>& sources, const ConvWork& work,
+                               const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
+                               void* stream);
 
 // The gradients of all branches' weights, kFloat16 | kBFloat16 | kFloat32 (tf32 products) as input
 // and grad_output, which are aligned to 16 bytes, as are C, K, first_channel and out_channels.

@@ -76,15 +76,18 @@ void bind_cuda(py::module_ m) {
             static_cast<const int64_t*>(pointer(target)), channels_last, shape, terms, dtype,
             pointer(stream)));
       });
-  m.def("dilated_conv2d_fwd", [](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
-                                 const std::vector<ConvOutput>& outputs,
-                                 const std::vector<ConvSource>& sources, const ConvWork& work,
-                                 const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
-                                 uintptr_t stream) {
-    check(cuda::dilated_conv2d_fwd(pointer(output), static_cast<float*>(pointer(partial_sums)),
-                                   pointer(input), outputs, sources, work, epilogue, shape, dtype,
-                                   pointer(stream)));
-  });
+  const auto def_convolution = [&](const char* name, auto launcher) {
+    m.def(name, [launcher](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
+                           const std::vector<ConvOutput>& outputs,
+                           const std::vector<ConvSource>& sources, const ConvWork& work,
+                           const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
+                           uintptr_t stream) {
+      check(launcher(pointer(output), static_cast<float*>(pointer(partial_sums)), pointer(input),
+                     outputs, sources, work, epilogue, shape, dtype, pointer(stream)));
+    });
+  };
+  def_convolution("dilated_conv2d_fwd", cuda::dilated_conv2d_fwd);
+  def_convolution("dilated_conv2d_fwd_sm90", cuda::dilated_conv2d_fwd_sm90);
   m.def(
       "dilated_conv2d_wgrad",
       [](uintptr_t partial_sums, uintptr_t grad_output, uintptr_t input,
@@ -144,6 +147,7 @@ void bind_emulator(py::module_& m) {
       "set_shared_memory_limit",
       [](size_t bytes) { return std::exchange(emulator::options.shared_memory_limit, bytes); },
       "Bytes that a block can have from now on; returns the limit until now.");
+  m.def("launch_counts", &emulator::launch_counts, "How often each kernel was launched.");
 }
 
 }  // namespace
@@ -177,17 +181,21 @@ void bind_shapes(py::module_& m) {
            py::arg("align_corners"));
   py::class_<ConvWork>(m, "ConvWork")
       .def(py::init([](uintptr_t pixels, uintptr_t taps, uintptr_t tiles, uintptr_t items,
-                       uintptr_t reductions, int32_t num_items, int32_t num_reductions) {
+                       uintptr_t reductions, int32_t num_items, int32_t num_reductions,
+                       uintptr_t first_items, int32_t num_workers) {
              return ConvWork{static_cast<const int32_t*>(pointer(pixels)),
                              static_cast<const Tap*>(pointer(taps)),
                              static_cast<const Tile*>(pointer(tiles)),
                              static_cast<const WorkItem*>(pointer(items)),
                              static_cast<const Reduction*>(pointer(reductions)),
                              num_items,
-                             num_reductions};
+                             num_reductions,
+                             static_cast<const int32_t*>(pointer(first_items)),
+                             num_workers};
            }),
            py::arg("pixels"), py::arg("taps"), py::arg("tiles"), py::arg("items"),
-           py::arg("reductions"), py::arg("num_items"), py::arg("num_reductions"));
+           py::arg("reductions"), py::arg("num_items"), py::arg("num_reductions"),
+           py::arg("first_items"), py::arg("num_workers"));
   py::class_<ConvSource>(m, "ConvSource")
       .def(py::init([](int32_t first_channel, int32_t C, int32_t first_weight) {
              return ConvSource{first_channel, C, first_weight};
@@ -229,6 +237,8 @@ void bind_shapes(py::module_& m) {
            py::arg("N"), py::arg("H"), py::arg("W"), py::arg("C"), py::arg("out_channels"));
   m.attr("CONV_TILE") = kConvTile;
   m.attr("CONV_STEP_BYTES") = kConvStepBytes;
+  m.attr("CONV_TILE_SM90") = kConvTileSm90;
+  m.attr("CONV_STEP_BYTES_SM90") = kConvStepBytesSm90;
   m.attr("MAX_CONV_BRANCHES") = kMaxConvBranches;
   py::class_<AsppShape>(m, "AsppShape")
       .def(py::init([](int64_t N, int64_t num_pixels, int32_t C, int32_t P, int32_t K,
@@ -366,11 +376,13 @@ void bind_zones(py::module_ m) {
         for (const auto& row : rows) jobs.push_back({row[0], row[1]});
         const Schedule schedule = make_schedule(jobs, num_workers, split_overhead);
         return py::dict("items"_a = int32_rows(schedule.items),
+                        "workers"_a = int32_rows(schedule.workers),
                         "reductions"_a = int32_rows(schedule.reductions),
                         "num_slots"_a = schedule.num_slots, "makespan"_a = schedule.makespan);
       },
       "jobs"_a, "num_workers"_a, "split_overhead"_a,
-      "[(steps, blocks)] -> items longest first, reductions, number of slots and makespan.");
+      "[(steps, blocks)] -> items longest first and their workers, reductions, number of slots and "
+      "makespan.");
 }
 
 py::dict build_info() {

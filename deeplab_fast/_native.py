@@ -29,7 +29,8 @@ class Kernels(NamedTuple):
 
     module: Any  # _C.cuda or _emulated.cuda
     stream: int
-    num_workers: int  # blocks of dilated_conv2d that run at once
+    num_workers: int  # blocks of dilated_conv2d that run at once, were they CONV_SM80's
+    is_sm90: bool = False  # the kernels for compute capability 9.0 can run too
 
 
 def upsample_shape(
@@ -157,15 +158,35 @@ def _cross_entropy_workspace(
     return logits.new_empty(nbytes, dtype=torch.uint8)
 
 
-class ConvWorkList(NamedTuple):
-    """What the kernel of dilated convolution is to do; ``tensors`` hold what ``work`` points to."""
+class ConvKernel(NamedTuple):
+    """A kernel of dilated convolution and the work list that it is made for."""
 
+    launcher: str
+    tile: int  # pixels, and output channels, of an item
+    step_bytes: int  # of input channels of one tap
+    blocks_per_worker: int  # of CONV_SM80 in the place that a worker takes
+
+
+CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
+CONV_SM90 = ConvKernel("dilated_conv2d_fwd_sm90", _C.CONV_TILE_SM90, _C.CONV_STEP_BYTES_SM90, 4)
+
+
+def conv_kernel(kernels: Kernels, dtype: torch.dtype) -> ConvKernel:
+    """tf32 stays with the kernel that rounds to it: wgmma would cut fp32 off."""
+    return CONV_SM90 if kernels.is_sm90 and dtype != torch.float32 else CONV_SM80
+
+
+class ConvWorkList(NamedTuple):
+    """What a kernel of dilated convolution is to do; ``tensors`` hold what ``work`` points to."""
+
+    kernel: ConvKernel
     work: _C.ConvWork
     tensors: tuple[Tensor, ...]
     num_slots: int
 
 
-SPLIT_STEPS = 8  # a partial sum, 64 KiB in and out, moves as many bytes as eight steps
+# A partial sum, out and in, moves as many bytes as eight steps of its kernel.
+SPLIT_STEPS = 8
 
 
 # Never dropped: a captured CUDA graph holds the addresses.
@@ -178,34 +199,44 @@ def conv_work_list(
     out_channels: tuple[int, ...],
     device: torch.device,
     num_workers: int,
+    kernel: ConvKernel = CONV_SM80,
 ) -> ConvWorkList:
     """The work list (csrc/common/zones.h) of a launch, on ``device``.
 
     ``list_tiles`` is ``_C.zones.forward_tiles`` or ``input_grad_tiles``, ``plane`` is (N, H, W),
     ``branches`` are (kernel_H, kernel_W, dilation_H, dilation_W), ``out_channels`` are those of
-    each output, and ``num_workers`` is how many thread blocks run at once.
+    each output, and ``num_workers`` is how many thread blocks of ``CONV_SM80`` run at once.
     """
-    rows = list_tiles(plane, branches, _C.CONV_TILE)
+    num_workers = max(1, num_workers // kernel.blocks_per_worker)
+    rows = list_tiles(plane, branches, kernel.tile)
     pixels, taps, tiles = (int32_tensor(buffer) for buffer in rows)
     jobs = [
-        (num_taps * steps_per_tap, -(-out_channels[output] // _C.CONV_TILE))
+        (num_taps * steps_per_tap, -(-out_channels[output] // kernel.tile))
         for output, _, _, _, num_taps in tiles.view(-1, 5).tolist()
     ]
     schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS)
-    items, reductions = (int32_tensor(schedule[name]) for name in ("items", "reductions"))
-    tensors = tuple(t.to(device) for t in (pixels, taps, tiles, items, reductions))
-    addresses = [t.data_ptr() for t in tensors]
-    work = _C.ConvWork(*addresses, items.numel() // 6, reductions.numel() // 4)
-    return ConvWorkList(work, tensors, schedule["num_slots"])
+    items, workers, reductions = (
+        int32_tensor(schedule[name]) for name in ("items", "workers", "reductions")
+    )
+    if kernel is CONV_SM90:
+        items = items.view(-1, 6)[workers.argsort(stable=True)].flatten()
+    first_items = workers.bincount(minlength=num_workers).cumsum(0)
+    first_items = torch.cat([first_items.new_zeros(1), first_items]).int()
+    lists = (pixels, taps, tiles, items, reductions, first_items)
+    tensors = tuple(t.to(device) for t in lists)
+    *addresses, first_item = (t.data_ptr() for t in tensors)
+    counts = items.numel() // 6, reductions.numel() // 4
+    work = _C.ConvWork(*addresses, *counts, first_item, num_workers)
+    return ConvWorkList(kernel, work, tensors, schedule["num_slots"])
 
 
 def int32_tensor(buffer: bytearray) -> Tensor:
     return torch.frombuffer(buffer, dtype=torch.int32) if buffer else torch.empty(0).int()
 
 
-def steps_per_tap(channels: int, dtype: torch.dtype) -> int:
+def steps_per_tap(channels: int, dtype: torch.dtype, kernel: ConvKernel = CONV_SM80) -> int:
     """Steps that the kernel takes for ``channels`` input channels of one tap."""
-    return -(-channels * dtype.itemsize // _C.CONV_STEP_BYTES)
+    return -(-channels * dtype.itemsize // kernel.step_bytes)
 
 
 MAX_TAPS = 1024  # the search of a work list's order slows down with their square
@@ -298,6 +329,7 @@ def convolve(
         )
         for i, (weight, bias) in enumerate(zip(weights, biases))
     ]
+    kernel = conv_kernel(kernels, input.dtype)
     launch(
         kernels,
         output,
@@ -308,10 +340,11 @@ def convolve(
             _C.zones.forward_tiles,
             (N, H, W),
             branches,
-            steps_per_tap(C, input.dtype),
+            steps_per_tap(C, input.dtype, kernel),
             channels,
             input.device,
             kernels.num_workers,
+            kernel,
         ),
         _C.ConvEpilogue(0 if residual is None else residual.data_ptr(), *CLAMPS[activation]),
     )
@@ -340,11 +373,11 @@ def launch(
     work_list: ConvWorkList,
     epilogue: _C.ConvEpilogue,
 ) -> None:
-    """``dilated_conv2d_fwd`` from ``input`` to ``output``, both aligned and channels_last."""
+    """The kernel of ``work_list`` from ``input`` to ``output``, both aligned and channels_last."""
     partial_sums = input.new_empty(
-        work_list.num_slots * _C.CONV_TILE * _C.CONV_TILE, dtype=torch.float32
+        work_list.num_slots * work_list.kernel.tile**2, dtype=torch.float32
     )
-    kernels.module.dilated_conv2d_fwd(
+    getattr(kernels.module, work_list.kernel.launcher)(
         output.data_ptr(),
         partial_sums.data_ptr(),
         input.data_ptr(),

@@ -82,6 +82,7 @@ def input_gradient(
         part.unflatten(1, (R, S, K)).copy_(weight.permute(1, 2, 3, 0))
     sources = zip(accumulate(channels, initial=0), channels, accumulate(sizes, initial=0))
     grad_input = _native.nhwc_output(input, C)
+    kernel = _native.conv_kernel(kernels, input.dtype)
     _native.launch(
         kernels,
         grad_input,
@@ -92,10 +93,11 @@ def input_gradient(
             _C.zones.input_grad_tiles,
             (N, H, W),
             branches,
-            _native.steps_per_tap(max(channels), input.dtype),
+            _native.steps_per_tap(max(channels), input.dtype, kernel),
             (C,),
             input.device,
             kernels.num_workers,
+            kernel,
         ),
         _C.ConvEpilogue(0, -math.inf, math.inf),
     )

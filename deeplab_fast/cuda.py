@@ -15,6 +15,8 @@ from ._native_ops import implement
 from .backends import Remediable, availability
 
 _OLDEST_CAPABILITY = (8, 0)
+# Elsewhere than in code for sm_90a, the kernels for compute capability 9.0 are empty.
+_HAS_SM90 = any(name.startswith("90a") for name in _C.build_info()["architectures"])
 _BLOCKS_PER_PROCESSOR = 2  # of dilated_conv2d, by its registers and shared memory on sm_80
 
 
@@ -52,8 +54,10 @@ def _version(number: int) -> str:
 def _kernels(tensor: Tensor) -> Iterator[Kernels]:
     with torch.cuda.device(tensor.device):
         stream = torch.cuda.current_stream().cuda_stream
-        processors = torch.cuda.get_device_properties(tensor.device).multi_processor_count
-        yield Kernels(_C.cuda, stream, _BLOCKS_PER_PROCESSOR * processors)
+        properties = torch.cuda.get_device_properties(tensor.device)
+        num_workers = _BLOCKS_PER_PROCESSOR * properties.multi_processor_count
+        is_sm90 = _HAS_SM90 and (properties.major, properties.minor) == (9, 0)
+        yield Kernels(_C.cuda, stream, num_workers, is_sm90)
 
 
 implement("cuda", _kernels, measured=False)

@@ -22,21 +22,24 @@ SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}
 """Bytes of shared memory that a block can have, CUDA C++ Programming Guide, compute capabilities"""
 
 _STREAM = 0  # launches return when they are done
+_device = "sm_80"
 _NUM_WORKERS = 8  # as few as make convolutions of test size both split sums and not
 
 
 @contextlib.contextmanager
 def machine(seed: int = 0, device: str = "sm_80") -> Iterator[None]:
-    """Run the block's launches with another seed, or the shared memory of another device.
+    """Run the block's launches with another seed, or on another device.
 
     Args:
         seed: 0 lands every asynchronous copy when it is issued, 1 as late as its wait allows,
             the others at random moments between. Each seed has its own order of threads.
-        device: "sm_80", "sm_86" (and 89) or "sm_90".
+        device: "sm_80", "sm_86" (and 89) or "sm_90", which has kernels of its own.
 
     >>> with backend("emulated"), machine(seed=1):
     ...     labels = upsample_argmax(logits, size=(33, 33))
     """
+    global _device
+    outer_device, _device = _device, device
     outer_limit = _emulated.set_shared_memory_limit(SHARED_MEMORY[device])
     outer_seed = _emulated.set_seed(seed)
     try:
@@ -44,6 +47,7 @@ def machine(seed: int = 0, device: str = "sm_80") -> Iterator[None]:
     finally:
         _emulated.set_seed(outer_seed)
         _emulated.set_shared_memory_limit(outer_limit)
+        _device = outer_device
 
 
 @availability("emulated")
@@ -52,7 +56,9 @@ def _unavailable(device_type: str) -> str | None:
 
 
 def _kernels(tensor: Tensor) -> contextlib.AbstractContextManager[Kernels]:
-    return contextlib.nullcontext(Kernels(_emulated.cuda, _STREAM, _NUM_WORKERS))
+    return contextlib.nullcontext(
+        Kernels(_emulated.cuda, _STREAM, _NUM_WORKERS, _device == "sm_90")
+    )
 
 
 implement("emulated", _kernels, measured=True)

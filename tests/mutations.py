@@ -11,6 +11,7 @@ ARGMAX = "tests/test_upsample_argmax.py emulated"
 CONV = (
     "tests/test_convolution_kernel.py tests/test_dilated_conv2d.py convolution_kernel or emulated_"
 )
+SM90 = "tests/test_dilated_conv2d_sm90.py seeds_agree or pipeline or epilogue"
 ASPP = "tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or emulated"
 ZONES = "tests/test_zones.py"
 
@@ -49,6 +50,14 @@ def of_gemm(name: str, sound: str, faulty: str) -> Fault:
 
 def of_conv(name: str, sound: str, faulty: str) -> Fault:
     return Fault("csrc/cuda/dilated_conv2d.cu", name, sound, faulty, CONV)
+
+
+def of_epilogue(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/conv_epilogue.cuh", name, sound, faulty, CONV)
+
+
+def of_sm90(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/dilated_conv2d_sm90.cu", name, sound, faulty, SM90)
 
 
 def of_aspp(name: str, sound: str, faulty: str) -> Fault:
@@ -297,55 +306,116 @@ FAULTS = [
         "const bool has_work = warp_row < tile.num_pixels &&",
         "const bool has_work = warp_row + 1 < tile.num_pixels &&",
     ),
-    of_conv("bias not added", "value[i] += bias[i] + residual[i];", "value[i] += residual[i];"),
-    of_conv("residual not added", "value[i] += bias[i] + residual[i];", "value[i] += bias[i];"),
-    of_conv(
+    of_epilogue("bias not added", "value[i] += bias[i] + residual[i];", "value[i] += residual[i];"),
+    of_epilogue("residual not added", "value[i] += bias[i] + residual[i];", "value[i] += bias[i];"),
+    of_epilogue(
         "bias of the first image for all",
         "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
         "k",
     ),
-    of_conv(
+    of_epilogue(
         "NaN becomes the bound",
         "if (value[i] < terms.low) value[i] = terms.low;",
         "if (!(value[i] >= terms.low)) value[i] = terms.low;",
     ),
-    of_conv("no upper bound", "if (value[i] > terms.high) value[i] = terms.high;", ""),
-    of_conv(
+    of_epilogue("no upper bound", "if (value[i] > terms.high) value[i] = terms.high;", ""),
+    of_epilogue(
         "vectors at odd channels",
         "count == 4 && (shape.out_channels | output.first_channel) % 4 == 0",
         "count == 4",
     ),
-    of_conv(
+    of_epilogue(
         "channels past the branch's last written",
         "if (i < count) round_to(p[i], value[i]);",
         "round_to(p[i], value[i]);",
     ),
-    of_conv(
+    of_epilogue(
         "first channel of a branch forgotten",
         "* shape.out_channels + output.first_channel + k",
         "* shape.out_channels + k",
     ),
     of_conv("a partial sum stored as if whole", "if (item.slot >= 0) {", "if (item.slot > 0) {"),
-    of_conv(
+    of_epilogue(
         "a piece left out of the reduction",
         "for (int i = 0; i < reduction.num_slots; ++i) {",
         "for (int i = 1; i < reduction.num_slots; ++i) {",
     ),
-    of_conv(
+    of_epilogue(
         "bias not added to split sums",
         "  epilogue.finish(pixel, sum);\n  epilogue.write(pixel, sum);",
         "  epilogue.write(pixel, sum);",
     ),
-    of_conv(
+    of_epilogue(
         "reduction of the rows above",
-        "const int row = blockIdx.x % kReduceBlocks * kReduceRows + threadIdx.x / 32;",
-        "const int row = blockIdx.x % kReduceBlocks * kReduceRows;",
+        "const int row = blockIdx.x % kBlocks * kRows + threadIdx.x / kRowThreads;",
+        "const int row = blockIdx.x % kBlocks * kRows;",
     ),
-    of_conv(
+    of_epilogue(
         "no split reduced",
-        "if (!status.ok() || work.num_reductions == 0) return status;",
-        "return status;",
+        "if (work.num_reductions == 0) return {};",
+        "return {};",
     ),
+    of_sm90("no fence between the proxies", "    ptx::fence_proxy_async();\n", ""),
+    of_sm90(
+        "fence before the copies are waited for",
+        "        ptx::cp_async_wait_group<kLag>();\n        announce();",
+        "        announce();\n        ptx::cp_async_wait_group<kLag>();",
+    ),
+    of_sm90(
+        "one group of copies not waited for",
+        "ptx::cp_async_wait_group<kLag>();",
+        "ptx::cp_async_wait_group<kLag + 1>();",
+    ),
+    of_sm90(
+        "a stage filled while it is read",
+        "      wait(&barriers.empty[place.stage], place.parity ^ 1);\n",
+        "",
+    ),
+    of_sm90(
+        "a stage is empty when its own block has read it",
+        "kBlocks * kConsumers * 4);",
+        "kConsumers * 4);",
+    ),
+    of_sm90(
+        "a stage released while products read it",
+        "if (previous >= 0) release(previous);\n      previous",
+        "release(place.stage);\n      previous",
+    ),
+    of_sm90(
+        "a stage released a product too early",
+        "ptx::wgmma_wait_group<1>();",
+        "ptx::wgmma_wait_group<2>();",
+    ),
+    of_sm90(
+        "sums stored before they are there",
+        "    ptx::wgmma_wait_group<0>();\n",
+        "",
+    ),
+    of_sm90(
+        "a block leaves before the other",
+        "    ptx::cluster_arrive();  // the other block may still have something for this one\n"
+        "    ptx::cluster_wait();\n",
+        "",
+    ),
+    of_sm90(
+        "barriers of the other block used before they are there",
+        "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n    const int worker",
+        "    __syncthreads();\n    const int worker",
+    ),
+    of_sm90("barriers not shown to copies", "      ptx::fence_mbarrier_init();\n", ""),
+    of_sm90("pixels not swizzled", "(chunk ^ first_row % 8) * 16", "chunk * 16"),
+    of_sm90("weights for one block only", "(1 << kBlocks) - 1);", "1 << rank);"),
+    of_sm90(
+        "staged sums read too early",
+        "    __syncwarp();\n#pragma unroll 2",
+        "#pragma unroll 2",
+    ),
+    of_sm90(
+        "staged sums overwritten too early",
+        "    __syncwarp();  // what was staged before has been read\n",
+        "",
+    ),
+    of_sm90("last stages not announced", "  while (under_way > 0) announce();\n", ""),
     of_aspp(
         "the last run of pixels is short",
         "const int64_t end = (i_run + 1) * shape.num_pixels / shape.num_runs;",

@@ -143,7 +143,7 @@ def functions(cuobjdump: str, chip: str, part_of_name: str) -> dict[str, tuple[C
     result = {}
     for name, body in re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", code, re.S):
         if part_of_name in name:
-            instructions = Counter(re.findall(r"\b[A-Z][A-Z0-9_.]+", body))
+            instructions = Counter(re.findall(r"\b[A-Z][A-Z0-9_.x]+", body))
             assert not instructions.keys() & {"LDL", "STL"}
             assert "STACK:0" in usage[name] and "LOCAL:0" in usage[name]
             result[name] = instructions, usage[name]
@@ -164,7 +164,8 @@ def test_dilated_conv2d_is_tensor_core_code(cuobjdump):
         assert instructions["STG.E.128" if is_fp32 else "STG.E.64"] >= 4  # 4 rows at once
         # 238 in 16 bits, 224 in tf32
         assert int(re.search(r"REG:(\d+)", usage)[1]) <= 65536 // (2 * 128) - 1
-    assert len(functions(cuobjdump, "sm_80", "dilated_conv2d_fwd_reduce_kernel")) == 3
+    # Of 128 x 128 sums in three dtypes, of sm_90's 256 x 256 in two.
+    assert len(functions(cuobjdump, "sm_80", "dilated_conv2d_fwd_reduce_kernel")) == 3 + 2
 
 
 def test_dilated_conv2d_fits_twice_on_an_sm_of_sm_90(cuobjdump):
@@ -172,6 +173,23 @@ def test_dilated_conv2d_fits_twice_on_an_sm_of_sm_90(cuobjdump):
     assert len(kernels) == 3
     for _, usage in kernels.values():
         assert int(re.search(r"REG:(\d+)", usage)[1]) <= 65536 // (2 * 128) - 1
+
+
+def test_dilated_conv2d_sm90_is_warpgroup_code(cuobjdump):
+    """wgmma, weights by bulk copy to both blocks, pixels by asynchronous copies of 16 bytes."""
+    kernels = functions(cuobjdump, "sm_90a", "dilated_conv2d_fwd_sm90_kernel")
+    assert len(kernels) == 2
+    for name, (instructions, usage) in kernels.items():
+        dtype = ".BF16" if "bfloat16" in name else ""
+        assert instructions[f"HGMMA.64x256x16.F32{dtype}"] == 4  # 64 channels of a stage
+        assert instructions["UTMALDG.3D.MULTICAST"] == 1
+        assert instructions["LDGSTS.E.BYPASS.LTC128B.128"] == 8  # 128 rows, 16 at once
+        assert instructions["STG.E.64"] >= 4 * 2  # four parts of the sums, two pixels at once
+        assert instructions["MEMBAR.ALL.GPU"] == 2  # at the barriers of the cluster, not in loops
+        # 88 for the producers, 208 for the consumers, of 168 to begin with
+        assert instructions["USETMAXREG.DEALLOC.CTAPOOL"] == 1
+        assert instructions["USETMAXREG.TRY_ALLOC.CTAPOOL"] == 1
+        assert int(re.search(r"REG:(\d+)", usage)[1]) == 168
 
 
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])

@@ -28,6 +28,7 @@
 #include <queue>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "host_device.h"
@@ -91,7 +92,8 @@ struct Reduction {
 };
 
 struct Schedule {
-  std::vector<WorkItem> items;  // longest first
+  std::vector<WorkItem> items;   // longest first
+  std::vector<int32_t> workers;  // that take the items, each the next one when it is free
   std::vector<Reduction> reductions;
   int64_t num_slots = 0;
   int64_t makespan = 0;  // steps until the last of the workers is done, each taking the next item
@@ -439,12 +441,15 @@ inline Schedule split(const std::vector<Job>& jobs, int64_t limit) {
 inline void order_items(Schedule& schedule, int32_t num_workers, int32_t split_overhead) {
   std::stable_sort(schedule.items.begin(), schedule.items.end(),
                    [](const WorkItem& a, const WorkItem& b) { return a.num_steps > b.num_steps; });
-  std::priority_queue<int64_t, std::vector<int64_t>, std::greater<int64_t>> loads;
-  for (int32_t w = 0; w < num_workers; ++w) loads.push(0);
+  using Load = std::pair<int64_t, int32_t>;  // with its worker
+  std::priority_queue<Load, std::vector<Load>, std::greater<Load>> loads;
+  for (int32_t w = 0; w < num_workers; ++w) loads.push({0, w});
   for (const WorkItem& item : schedule.items) {
-    const int64_t end = loads.top() + item.num_steps + (item.slot < 0 ? 0 : split_overhead);
+    const auto [begin, worker] = loads.top();
+    const int64_t end = begin + item.num_steps + (item.slot < 0 ? 0 : split_overhead);
     loads.pop();
-    loads.push(end);
+    loads.push({end, worker});
+    schedule.workers.push_back(worker);
     schedule.makespan = std::max(schedule.makespan, end);
   }
 }

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "../api.h"
+#include "conv_epilogue.cuh"
 #include "elements.cuh"
 #include "implicit_gemm.cuh"
 #include "launch.cuh"
@@ -16,78 +17,6 @@ namespace deeplab_fast::cuda {
 namespace {
 
 constexpr int kWarps = kConvThreads / 32;
-constexpr int kReduceThreads = 256;
-constexpr int kReduceRows = kReduceThreads / 32;
-constexpr int kReduceBlocks = kBlockM / kReduceRows;  // for one block of sums
-
-// Of four output channels from k on. A residual that is the output itself is read and written by
-// the same thread.
-template <typename T>
-struct Epilogue {
-  T* tensor;
-  const ConvEpilogue& terms;
-  const ConvShape& shape;
-  const ConvOutput output;
-  const int k, count;  // 1 to 4 channels, or none
-  float bias[4] = {};
-  bool is_vector;
-
-  __device__ Epilogue(T* tensor, const ConvEpilogue& terms, const ConvShape& shape,
-                      const ConvOutput& output, int k)
-      : tensor(tensor),
-        terms(terms),
-        shape(shape),
-        output(output),
-        k(k),
-        count(min(output.K - k, 4)),
-        is_vector(count == 4 && (shape.out_channels | output.first_channel) % 4 == 0) {
-    if (output.bias == nullptr) return;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (i < count) bias[i] = to_float(static_cast<const T*>(output.bias)[k + i]);
-  }
-
-  __device__ int64_t at(int pixel) const {
-    return static_cast<int64_t>(pixel) * shape.out_channels + output.first_channel + k;
-  }
-
-  // From sums to what is stored.
-  __device__ void finish(int pixel, float (&value)[4]) const {
-    float residual[4] = {};
-    if (terms.residual != nullptr) {
-      const T* p = static_cast<const T*>(terms.residual) + at(pixel);
-      if (is_vector) {
-        load(residual, p);
-      } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          if (i < count) residual[i] = to_float(p[i]);
-      }
-    }
-    const float* image_bias = nullptr;
-    if (output.image_bias != nullptr)
-      image_bias = output.image_bias + int64_t{pixel / (shape.H * shape.W)} * output.K + k;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      value[i] += bias[i] + residual[i];
-      if (image_bias != nullptr && i < count) value[i] += image_bias[i];
-      // NaN is neither below nor above.
-      if (value[i] < terms.low) value[i] = terms.low;
-      if (value[i] > terms.high) value[i] = terms.high;
-    }
-  }
-
-  __device__ void write(int pixel, const float (&value)[4]) const {
-    T* p = tensor + at(pixel);
-    if (is_vector) {
-      store(p, value);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (i < count) round_to(p[i], value[i]);
-    }
-  }
-};
 
 template <typename T>
 __global__ void __launch_bounds__(kConvThreads, kBlocksPerSM)
@@ -136,35 +65,6 @@ __global__ void __launch_bounds__(kConvThreads, kBlocksPerSM)
   }
 }
 
-// A thread per pixel and four channels.
-template <typename T>
-__global__ void __launch_bounds__(kReduceThreads)
-    dilated_conv2d_fwd_reduce_kernel(T* tensor,  // [N, H, W, out_channels]
-                                     const float* __restrict__ partial_sums,
-                                     const __grid_constant__ ConvOperands operands,
-                                     const __grid_constant__ ConvWork work,
-                                     const __grid_constant__ ConvEpilogue terms,
-                                     const __grid_constant__ ConvShape shape) {
-  const Reduction reduction = work.reductions[blockIdx.x / kReduceBlocks];
-  const Tile tile = work.tiles[reduction.job];
-  const int row = blockIdx.x % kReduceBlocks * kReduceRows + threadIdx.x / 32;
-  const int col = threadIdx.x % 32 * 4, k = reduction.block * kBlockN + col;
-  const Epilogue<T> epilogue(tensor, terms, shape, operands.outputs[tile.output], k);
-  if (row >= tile.num_pixels || epilogue.count <= 0) return;
-
-  float sum[4] = {};
-  for (int i = 0; i < reduction.num_slots; ++i) {
-    const int64_t slot = reduction.first_slot + i;
-    float piece[4];
-    load(piece, partial_sums + (slot * kBlockM + row) * kBlockN + col);
-#pragma unroll
-    for (int c = 0; c < 4; ++c) sum[c] += piece[c];
-  }
-  const int pixel = work.pixels[tile.first_pixel + row];
-  epilogue.finish(pixel, sum);
-  epilogue.write(pixel, sum);
-}
-
 template <typename T>
 Status launch_typed(void* output, float* partial_sums, const void* input,
                     const ConvOperands& operands, const ConvWork& work,
@@ -183,10 +83,9 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
       launch("dilated_conv2d_fwd_kernel", dilated_conv2d_fwd_kernel<T>, work.num_items,
              kConvThreads, kConvSmem, stream, tensor, partial_sums, static_cast<const T*>(input),
              operands, work, epilogue, shape);
-  if (!status.ok() || work.num_reductions == 0) return status;
-  return launch("dilated_conv2d_fwd_reduce_kernel", dilated_conv2d_fwd_reduce_kernel<T>,
-                work.num_reductions * kReduceBlocks, kReduceThreads, 0, stream, tensor,
-                partial_sums, operands, work, epilogue, shape);
+  if (!status.ok()) return status;
+  return launch_reduce<kBlockM, kBlockN>(tensor, partial_sums, operands, work, epilogue, shape,
+                                         stream);
 }
 
 }  // namespace

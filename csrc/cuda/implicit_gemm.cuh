@@ -12,6 +12,7 @@
 
 #include "../api.h"
 #include "../common/zones.h"
+#include "conv_epilogue.cuh"
 #include "elements.cuh"
 #include "launch.cuh"
 #include "ptx.cuh"
@@ -35,11 +36,6 @@ template <typename T>
 constexpr int kChunk = 16 / sizeof(T);  // elements of a copy
 template <typename T>
 constexpr int kBlockK = kChunks * kChunk<T>;
-
-struct ConvOperands {
-  ConvOutput outputs[kMaxConvBranches];
-  ConvSource sources[kMaxConvBranches];
-};
 
 // Where a chunk of a row of 64 bytes lies in its operand's part of a stage: permuted so that the
 // same chunk of 8 rows, as ldmatrix reads, and all chunks of 2 rows, as cp.async writes, are in

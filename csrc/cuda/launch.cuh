@@ -18,18 +18,43 @@ __device__ __forceinline__ T* shared_memory() {
   return reinterpret_cast<T*>(memory);
 }
 
+template <typename... Params>
+cudaError_t allow_shared_memory(void (*kernel)(Params...), size_t smem) {
+  constexpr size_t kSmemWithoutOptIn = 48 * 1024;
+  if (smem <= kSmemWithoutOptIn) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(smem));
+}
+
 // name: the kernel's, for the Status. stream: a cudaStream_t. smem: bytes of dynamic shared memory.
 template <typename... Params, typename... Args>
 Status launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem,
               void* stream, const Args&... args) {
-  constexpr size_t kSmemWithoutOptIn = 48 * 1024;
-  if (smem > kSmemWithoutOptIn) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
-    if (error != cudaSuccess) return {name, cudaGetErrorString(error)};
-  }
+  const cudaError_t allowed = allow_shared_memory(kernel, smem);
+  if (allowed != cudaSuccess) return {name, cudaGetErrorString(allowed)};
   kernel<<<grid, block, smem, static_cast<cudaStream_t>(stream)>>>(args...);
   const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) return {name, cudaGetErrorString(error)};
+  return {};
+}
+
+// The same in clusters of cluster_size blocks along x; compute capability 9.0.
+template <typename... Params, typename... Args>
+Status launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
+                       unsigned cluster_size, size_t smem, void* stream, const Args&... args) {
+  const cudaError_t allowed = allow_shared_memory(kernel, smem);
+  if (allowed != cudaSuccess) return {name, cudaGetErrorString(allowed)};
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {cluster_size, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = smem;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
   if (error != cudaSuccess) return {name, cudaGetErrorString(error)};
   return {};
 }
@@ -44,7 +69,13 @@ T* shared_memory() {
 template <typename... Params, typename... Args>
 Status launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem,
               void*, const Args&... args) {
-  return emulator::launch(name, kernel, grid, block, smem, args...);
+  return emulator::launch(name, kernel, grid, block, 1, smem, args...);
+}
+
+template <typename... Params, typename... Args>
+Status launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
+                       unsigned cluster_size, size_t smem, void*, const Args&... args) {
+  return emulator::launch(name, kernel, grid, block, cluster_size, smem, args...);
 }
 
 #endif

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cuda.h"
 #include "simt.h"
 
 #define __host__
@@ -271,3 +272,18 @@ inline cudaError_t cudaRuntimeGetVersion(int* version) {
 inline cudaError_t cudaGetDeviceCount(int*) { return cudaErrorNoDevice; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp*, int) { return cudaErrorNoDevice; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+enum cudaDriverEntryPointQueryResult {
+  cudaDriverEntryPointSuccess = 0,
+  cudaDriverEntryPointSymbolNotFound = 1
+};
+constexpr unsigned long long cudaEnableDefault = 0;
+
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned,
+                                                    unsigned long long,
+                                                    cudaDriverEntryPointQueryResult* result) {
+  const bool found = strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
+  *result = found ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  if (found) *function = reinterpret_cast<void*>(&deeplab_fast::emulator::encode_tiled);
+  return cudaSuccess;
+}

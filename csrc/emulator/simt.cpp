@@ -8,6 +8,7 @@
 #include <mutex>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fiber.h"
@@ -58,7 +59,8 @@ Options options;
 
 namespace {
 
-constexpr unsigned kMaxThreads = 1024;
+constexpr unsigned kMaxThreads = 1024;   // of a block
+constexpr unsigned kMaxClusterSize = 8;  // that is portable
 constexpr int kWarpSize = 32;
 constexpr int kNamedBarriers = 16;
 constexpr size_t kGuardBytes = 4096;
@@ -79,8 +81,11 @@ struct Copy {
 
 enum class State { kReady, kWaiting, kExited };
 
+struct Block;
+
 struct Thread {
   Fiber fiber;
+  Block* block;
   int number;  // in the block
   uint3 index;
   State state;
@@ -89,9 +94,12 @@ struct Thread {
   Site site;
   uint32_t mask;
   void* operands;
+  const void* awaited;
   // Asynchronous copies that no wait has covered yet.
   std::vector<Copy> copies;
   int64_t committed_groups;
+  int unwaited;             // operations of other kinds
+  int64_t cluster_barrier;  // the one that it has arrived at and not waited for, or -1
 };
 
 struct Barrier {
@@ -147,52 +155,53 @@ class SharedMemory {
   size_t bytes_;
 };
 
-// ThreadSanitizer ignores what the running thread does to memory while one of these lives.
-struct IgnoreAccesses {
-  IgnoreAccesses() {
-    if (AnnotateIgnoreReadsBegin) AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
-    if (AnnotateIgnoreWritesBegin) AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+struct Block {
+  Block() {
+    block_barrier.waiting.reserve(kMaxThreads);  // once and for all: no thread's memory access
+    for (Barrier& barrier : named_barriers) barrier.waiting.reserve(kMaxThreads);
   }
-  ~IgnoreAccesses() {
-    if (AnnotateIgnoreWritesEnd) AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
-    if (AnnotateIgnoreReadsEnd) AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
-  }
+
+  uint3 index;
+  int rank;  // in the cluster
+  std::unique_ptr<SharedMemory> shared;
+  std::shared_ptr<void> extension;
+  std::vector<std::unique_ptr<Thread>> threads;
+  Barrier block_barrier;
+  Barrier named_barriers[kNamedBarriers];
+  char warp_synced[kMaxThreads / kWarpSize];  // what the sanitizer orders memory accesses by
 };
 
 // The launch in progress; there is one at a time.
 struct Machine {
   Machine() {
-    ready.reserve(kMaxThreads);  // once and for all, here: no thread's memory access
-    block_barrier.waiting.reserve(kMaxThreads);
-    for (Barrier& barrier : named_barriers) barrier.waiting.reserve(kMaxThreads);
+    ready.reserve(kMaxClusterSize * kMaxThreads);
+    cluster_barrier.waiting.reserve(kMaxClusterSize * kMaxThreads);
   }
 
   std::mutex mutex;
   Fiber scheduler;
-  std::vector<std::unique_ptr<Thread>> threads;
+  Block blocks[kMaxClusterSize];
   std::string error;
+  std::map<std::string, int64_t> launch_counts;
 
   const std::function<void()>* body;
   Random random;
-  SharedMemory* shared;
-  int num_threads, num_exited;
+  int num_blocks, num_threads;  // in a cluster, in a block
+  int num_exited;
   int64_t idle_yields;
+  uint64_t favoured;  // block, modulo their number
+  bool landing;       // an operation, whose failure is an exception
   Thread* running;
   std::vector<Thread*> ready;
-  Barrier block_barrier;
-  Barrier named_barriers[kNamedBarriers];
+  std::vector<std::shared_ptr<Operation>> operations;  // that have not landed
+  Barrier cluster_barrier;
+  int64_t cluster_barriers_completed;
   // What the sanitizer orders memory accesses by; its address is all that matters.
-  char launch_started, block_exited, warp_synced[kMaxThreads / kWarpSize];
+  char launch_started, block_exited;
 };
 Machine machine;
 
-void release(void* address) {
-  if (__tsan_release) __tsan_release(address);
-}
-
-void acquire(void* address) {
-  if (__tsan_acquire) __tsan_acquire(address);
-}
+Block& this_block() { return *machine.running->block; }
 
 // On behalf of a thread that is waiting.
 void acquire_as(const Thread& thread, void* address) {
@@ -231,14 +240,14 @@ std::string describe(const Thread& thread) {
 }
 
 // "; warp 0: lanes 0-15 in __syncthreads at a.cu:3, lanes 16-31 exited; warp 1: ..."
-std::string describe_warps() {
+std::string describe_warps(const Block& block) {
   std::string result;
   for (int first = 0; first < machine.num_threads; first += kWarpSize) {
     result += text("; warp %d:", first / kWarpSize);
     const int end = std::min(first + kWarpSize, machine.num_threads);
     for (int begin = first, i = first; i < end; ++i) {
-      const std::string place = describe(*machine.threads[i]);
-      if (i + 1 < end && describe(*machine.threads[i + 1]) == place) continue;
+      const std::string place = describe(*block.threads[i]);
+      if (i + 1 < end && describe(*block.threads[i + 1]) == place) continue;
       result += text("%s lanes %d-%d ", begin > first ? "," : "", begin - first, i - first) + place;
       begin = i + 1;
     }
@@ -253,7 +262,8 @@ bool same(Site a, Site b) { return a.line == b.line && same(a.file, b.file); }
 [[noreturn]] void abandon(const std::string& error) {
   {
     const IgnoreAccesses ignore;
-    machine.error = error;
+    if (machine.landing) throw error;
+    if (machine.error.empty()) machine.error = error;
   }
   machine.running->fiber.switch_to(machine.scheduler, /*dies=*/true);
   __builtin_unreachable();
@@ -266,10 +276,18 @@ void land(Copy& copy) {
   copy.landed = true;
 }
 
+// There must be one under way.
+void land_any_operation() {
+  const std::shared_ptr<Operation> operation =
+      machine.operations[machine.random(machine.operations.size())];
+  land(*operation);
+}
+
 void land_some(Thread& thread) {
   if (options.seed < 2) return;
   for (Copy& copy : thread.copies)
     if (!copy.landed && machine.random(4) == 0) land(copy);
+  if (!machine.operations.empty() && machine.random(4) == 0) land_any_operation();
 }
 
 // Lets others run until this thread is ready and its turn comes.
@@ -286,6 +304,7 @@ Thread& begin_wait(const char* function, Site site) {
   thread.function = function;
   thread.site = site;
   thread.mask = 0;
+  thread.awaited = nullptr;
   return thread;
 }
 
@@ -322,7 +341,7 @@ void arrive(const char* function, Barrier& barrier, int id, int threads, Site si
 
 Barrier& named_barrier(const char* function, int id, Site site) {
   if (id < 1 || id >= kNamedBarriers) fail(function, site, "barrier %d is not 1 to 15", id);
-  return machine.named_barriers[id];
+  return this_block().named_barriers[id];
 }
 
 void thread_main() {
@@ -334,79 +353,138 @@ void thread_main() {
     abandon(describe("thread", threadIdx) + describe(" of block", blockIdx) +
             text(" exited with %zu asynchronous copies never waited for", thread.copies.size()));
   }
+  if (thread.unwaited > 0) {
+    abandon(describe("thread", threadIdx) + describe(" of block", blockIdx) +
+            text(" exited with %d asynchronous operations never waited for", thread.unwaited));
+  }
   thread.state = State::kExited;
   ++machine.num_exited;
   machine.idle_yields = 0;
   thread.fiber.switch_to(machine.scheduler, /*dies=*/true);
 }
 
-void start_threads() {
-  machine.ready.clear();
-  machine.num_exited = 0;
-  reset(machine.block_barrier);
-  for (Barrier& barrier : machine.named_barriers) reset(barrier);
+void start_threads(Block& block) {
+  reset(block.block_barrier);
+  for (Barrier& barrier : block.named_barriers) reset(barrier);
   for (int i = 0; i < machine.num_threads; ++i) {
-    if (static_cast<int>(machine.threads.size()) == i)
-      machine.threads.push_back(std::make_unique<Thread>());
-    Thread& thread = *machine.threads[i];
+    if (static_cast<int>(block.threads.size()) == i)
+      block.threads.push_back(std::make_unique<Thread>());
+    Thread& thread = *block.threads[i];
     const auto number = static_cast<unsigned>(i);
+    thread.block = &block;
     thread.number = i;
     thread.index = {number % blockDim.x, number / blockDim.x % blockDim.y,
                     number / blockDim.x / blockDim.y};
     thread.copies.clear();
     thread.committed_groups = 0;
+    thread.unwaited = 0;
+    thread.cluster_barrier = -1;
     thread.fiber.start(&thread_main);
     make_ready(thread);
   }
 }
 
-// Runs a block until all its threads have exited, or machine.error says why they cannot.
-void run_block(size_t shared_bytes) {
-  auto shared = std::make_unique<SharedMemory>(shared_bytes);
-  machine.shared = shared.get();
-  release(&machine.launch_started);
-  start_threads();
-  while (machine.error.empty() && !machine.ready.empty()) {
-    std::swap(machine.ready[machine.random(machine.ready.size())], machine.ready.back());
-    machine.running = machine.ready.back();
-    machine.ready.pop_back();
-    threadIdx = machine.running->index;
-    machine.scheduler.switch_to(machine.running->fiber);
+// Any of those that can run, but one block of a cluster runs ahead for a while, then another.
+Thread* next_thread() {
+  auto& ready = machine.ready;
+  size_t i = machine.random(ready.size());
+  if (machine.num_blocks > 1) {
+    if (machine.random(1024) == 0) machine.favoured = machine.random(kMaxClusterSize);
+    const Block* favoured = &machine.blocks[machine.favoured % machine.num_blocks];
+    for (int trials = 8; trials > 0 && ready[i]->block != favoured; --trials)
+      i = machine.random(ready.size());
   }
-  if (machine.error.empty()) {
-    if (machine.num_exited < machine.num_threads) {
-      machine.error = describe("block", blockIdx) + " waits for ever" + describe_warps();
-    } else if (!shared->guards_are_intact()) {
-      machine.error = describe("block", blockIdx) +
-                      text(" wrote outside its %zu bytes of shared memory", shared->bytes());
+  std::swap(ready[i], ready.back());
+  Thread* thread = ready.back();
+  ready.pop_back();
+  return thread;
+}
+
+std::string describe(const Block& block) { return describe("block", block.index); }
+
+// What is wrong after all threads have exited or none can go on.
+std::string describe_end() {
+  std::string waiting;
+  for (int i = 0; i < machine.num_blocks; ++i)
+    waiting += (i > 0 ? "; " : "") + describe(machine.blocks[i]) + " waits for ever" +
+               describe_warps(machine.blocks[i]);
+  if (machine.num_exited < machine.num_blocks * machine.num_threads) return waiting;
+  for (int i = 0; i < machine.num_blocks; ++i) {
+    const SharedMemory& shared = *machine.blocks[i].shared;
+    if (shared.guards_are_intact()) continue;
+    return describe(machine.blocks[i]) +
+           text(" wrote outside its %zu bytes of shared memory", shared.bytes());
+  }
+  if (machine.operations.empty()) return {};
+  return describe(machine.blocks[0]) +
+         text(" exited with %zu asynchronous operations under way", machine.operations.size());
+}
+
+// Runs the blocks of a cluster until all their threads have exited, or machine.error says why they
+// cannot.
+void run_cluster(size_t shared_bytes) {
+  machine.ready.clear();
+  machine.operations.clear();
+  machine.num_exited = 0;
+  machine.landing = false;
+  machine.cluster_barriers_completed = 0;
+  reset(machine.cluster_barrier);
+  for (int i = 0; i < machine.num_blocks; ++i)
+    machine.blocks[i].shared = std::make_unique<SharedMemory>(shared_bytes);
+  release(&machine.launch_started);
+  for (int i = 0; i < machine.num_blocks; ++i) start_threads(machine.blocks[i]);
+  const int num_threads = machine.num_blocks * machine.num_threads;
+  while (machine.error.empty() && machine.num_exited < num_threads) {
+    if (!machine.ready.empty()) {
+      machine.running = next_thread();
+      threadIdx = machine.running->index;
+      blockIdx = this_block().index;
+      machine.scheduler.switch_to(machine.running->fiber);
+    } else if (!machine.operations.empty()) {
+      land_any_operation();
+    } else {
+      break;
     }
   }
+  if (machine.error.empty()) machine.error = describe_end();
+  machine.operations.clear();
   if (__tsan_switch_to_fiber) {
-    for (int i = 0; i < machine.num_threads; ++i) {
-      if (machine.threads[i]->state == State::kExited) continue;
-      __tsan_switch_to_fiber(machine.threads[i]->fiber.tsan(), kTsanNoSync);
-      release(&machine.block_exited);
+    for (int b = 0; b < machine.num_blocks; ++b) {
+      for (int i = 0; i < machine.num_threads; ++i) {
+        const Thread& thread = *machine.blocks[b].threads[i];
+        if (thread.state == State::kExited) continue;
+        __tsan_switch_to_fiber(thread.fiber.tsan(), kTsanNoSync);
+        release(&machine.block_exited);
+      }
     }
     // Freed as a fiber that comes after this block: the scheduler, which later blocks come after,
     // must not, or accesses of two blocks to the same memory would seem to be in order.
     void* after = __tsan_create_fiber(0);
     __tsan_switch_to_fiber(after, kTsanNoSync);
     acquire(&machine.block_exited);
-    shared.reset();
+    for (Block& block : machine.blocks) block.shared.reset();
     release(&machine.block_exited);
     __tsan_switch_to_fiber(machine.scheduler.tsan(), kTsanNoSync);
     __tsan_destroy_fiber(after);
   }
-  for (int i = 0; i < machine.num_threads; ++i) machine.threads[i]->fiber.forget();
+  for (int b = 0; b < machine.num_blocks; ++b) {
+    machine.blocks[b].extension.reset();
+    machine.blocks[b].shared.reset();
+    for (int i = 0; i < machine.num_threads; ++i) machine.blocks[b].threads[i]->fiber.forget();
+  }
 }
 
-std::string invalid_configuration(dim3 grid, dim3 block, size_t shared_bytes) {
+std::string invalid_configuration(dim3 grid, dim3 block, unsigned cluster_size,
+                                  size_t shared_bytes) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads || block.z > 64)
     return text("block (%u, %u, %u) is not 1 to 1024 threads", block.x, block.y, block.z);
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > INT32_MAX || grid.y > UINT16_MAX ||
       grid.z > UINT16_MAX)
     return text("grid (%u, %u, %u) is empty or too large", grid.x, grid.y, grid.z);
+  if (cluster_size < 1 || cluster_size > kMaxClusterSize || grid.x % cluster_size != 0)
+    return text("grid (%u, %u, %u) is not clusters of 1 to 8: %u", grid.x, grid.y, grid.z,
+                cluster_size);
   if (shared_bytes > options.shared_memory_limit) {
     return text("needs %zu bytes of shared memory, the device has %zu", shared_bytes,
                 options.shared_memory_limit);
@@ -416,40 +494,120 @@ std::string invalid_configuration(dim3 grid, dim3 block, size_t shared_bytes) {
 
 }  // namespace
 
-Status run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+IgnoreAccesses::IgnoreAccesses() {
+  if (AnnotateIgnoreReadsBegin) AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+  if (AnnotateIgnoreWritesBegin) AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+}
+
+IgnoreAccesses::~IgnoreAccesses() {
+  if (AnnotateIgnoreWritesEnd) AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+  if (AnnotateIgnoreReadsEnd) AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+}
+
+Status run(const char* kernel, dim3 grid, dim3 block, unsigned cluster_size, size_t shared_bytes,
            const std::function<void()>& thread) {
   const std::lock_guard<std::mutex> lock(machine.mutex);
-  machine.error = invalid_configuration(grid, block, shared_bytes);
+  machine.error = invalid_configuration(grid, block, cluster_size, shared_bytes);
   if (!machine.error.empty()) return {kernel, machine.error.c_str()};
 
+  ++machine.launch_counts[kernel];
   gridDim = grid;
   blockDim = block;
   machine.body = &thread;
   machine.random = {options.seed};
+  machine.favoured = options.seed;
+  machine.num_blocks = static_cast<int>(cluster_size);
   machine.num_threads = static_cast<int>(block.x * block.y * block.z);
   machine.scheduler.adopt_current_thread();
-  std::vector<uint64_t> blocks(uint64_t{grid.x} * grid.y * grid.z);
-  std::iota(blocks.begin(), blocks.end(), uint64_t{0});
-  for (; !blocks.empty() && machine.error.empty(); blocks.pop_back()) {
-    std::swap(blocks[machine.random(blocks.size())], blocks.back());
-    const uint64_t i = blocks.back();
-    blockIdx = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
-                static_cast<unsigned>(i / grid.x / grid.y)};
-    run_block(shared_bytes);
+  const unsigned clusters_x = grid.x / cluster_size;
+  std::vector<uint64_t> clusters(uint64_t{clusters_x} * grid.y * grid.z);
+  std::iota(clusters.begin(), clusters.end(), uint64_t{0});
+  for (; !clusters.empty() && machine.error.empty(); clusters.pop_back()) {
+    std::swap(clusters[machine.random(clusters.size())], clusters.back());
+    const uint64_t i = clusters.back();
+    for (unsigned rank = 0; rank < cluster_size; ++rank) {
+      machine.blocks[rank].rank = static_cast<int>(rank);
+      machine.blocks[rank].index = {static_cast<unsigned>(i % clusters_x * cluster_size + rank),
+                                    static_cast<unsigned>(i / clusters_x % grid.y),
+                                    static_cast<unsigned>(i / clusters_x / grid.y)};
+    }
+    run_cluster(shared_bytes);
   }
   acquire(&machine.block_exited);
   if (!machine.error.empty()) return {kernel, machine.error.c_str()};
   return {};
 }
 
+const std::map<std::string, int64_t>& launch_counts() { return machine.launch_counts; }
+
 int lane() { return machine.running->number % kWarpSize; }
 
-void* shared_memory() { return machine.shared->data(); }
+int thread_number() { return machine.running->number; }
+
+void* shared_memory() { return this_block().shared->data(); }
+
+size_t shared_bytes() { return this_block().shared->bytes(); }
+
+int cluster_rank() { return this_block().rank; }
+
+int cluster_size() { return machine.num_blocks; }
+
+void* in_block(int rank, const void* p) {
+  const auto offset = static_cast<const unsigned char*>(p) - this_block().shared->data();
+  return machine.blocks[rank].shared->data() + offset;
+}
+
+bool has_exited(int rank) {
+  const auto& threads = machine.blocks[rank].threads;
+  return std::all_of(threads.begin(), threads.begin() + machine.num_threads,
+                     [](const auto& thread) { return thread->state == State::kExited; });
+}
+
+std::shared_ptr<void>& block_extension(int rank) { return machine.blocks[rank].extension; }
+
+uint64_t random(uint64_t n) { return machine.random(n); }
+
+void release(void* address) {
+  if (__tsan_release) __tsan_release(address);
+}
+
+void acquire(void* address) {
+  if (__tsan_acquire) __tsan_acquire(address);
+}
+
+void start(const std::shared_ptr<Operation>& operation) {
+  if (options.seed == 0) {
+    land(*operation);
+    return;
+  }
+  const IgnoreAccesses ignore;
+  machine.operations.push_back(operation);
+}
+
+void land(Operation& operation) {
+  if (operation.landed) return;
+  operation.landed = true;
+  const IgnoreAccesses ignore;
+  auto& all = machine.operations;
+  all.erase(std::remove_if(all.begin(), all.end(),
+                           [&](const auto& other) { return other.get() == &operation; }),
+            all.end());
+  const std::function<void()> effect = std::exchange(operation.effect, nullptr);
+  const bool outer = std::exchange(machine.landing, true);
+  try {
+    effect();
+  } catch (const std::string& error) {
+    if (machine.error.empty()) machine.error = error;
+  }
+  machine.landing = outer;
+}
+
+int& unwaited() { return machine.running->unwaited; }
 
 void check_shared(const char* function, const void* address, size_t bytes, Site site) {
   const auto offset =
-      reinterpret_cast<intptr_t>(address) - reinterpret_cast<intptr_t>(machine.shared->data());
-  const auto end = static_cast<intptr_t>(machine.shared->bytes());
+      reinterpret_cast<intptr_t>(address) - reinterpret_cast<intptr_t>(shared_memory());
+  const auto end = static_cast<intptr_t>(shared_bytes());
   const auto size = static_cast<intptr_t>(bytes);
   if (offset < 0 || offset + size > end)
     fail(function, site, "offset %td is not in the %td bytes of shared memory", offset, end);
@@ -473,7 +631,7 @@ void yield(const char* function, Site site) {
 }
 
 void block_barrier(const char* function, Site site) {
-  Barrier& barrier = machine.block_barrier;
+  Barrier& barrier = this_block().block_barrier;
   release(&barrier);
   Thread& thread = begin_wait(function, site);
   barrier.waiting.push_back(&thread);
@@ -504,10 +662,51 @@ void named_barrier_arrive(const char* function, int id, int threads, Site site) 
   if (barrier.arrived == threads) complete(barrier);
 }
 
+void cluster_barrier_arrive(const char* function, Site site) {
+  Barrier& barrier = machine.cluster_barrier;
+  int64_t& arrived_at = machine.running->cluster_barrier;
+  if (arrived_at >= 0) fail(function, site, "this thread has arrived before and not waited");
+  arrived_at = machine.cluster_barriers_completed;
+  release(&barrier);
+  if (++barrier.arrived < machine.num_blocks * machine.num_threads) return;
+  ++machine.cluster_barriers_completed;
+  complete(barrier);
+}
+
+void cluster_barrier_wait(const char* function, Site site) {
+  Barrier& barrier = machine.cluster_barrier;
+  const int64_t arrived_at = std::exchange(machine.running->cluster_barrier, -1);
+  if (arrived_at < 0) fail(function, site, "this thread has not arrived");
+  if (arrived_at < machine.cluster_barriers_completed) {
+    acquire(&barrier);
+    return;
+  }
+  Thread& thread = begin_wait(function, site);
+  barrier.waiting.push_back(&thread);
+  suspend(thread);
+}
+
+void wait_on(const void* address, const char* function, Site site) {
+  Thread& thread = begin_wait(function, site);
+  thread.awaited = address;
+  suspend(thread);
+}
+
+void wake(const void* address) {
+  for (int b = 0; b < machine.num_blocks; ++b) {
+    for (int i = 0; i < machine.num_threads; ++i) {
+      Thread& thread = *machine.blocks[b].threads[i];
+      if (thread.state != State::kWaiting || thread.awaited != address) continue;
+      thread.awaited = nullptr;
+      make_ready(thread);
+    }
+  }
+}
+
 void warp_collective(const char* function, uint32_t mask, void* operands, Evaluate evaluate,
                      bool orders_memory, Site site) {
   const int warp = machine.running->number / kWarpSize;
-  char* synced = &machine.warp_synced[warp];
+  char* synced = &this_block().warp_synced[warp];
   if ((mask >> lane() & 1) == 0)
     fail(function, site, "lane %d is not in its mask %08x", lane(), mask);
   if (orders_memory) release(synced);
@@ -523,7 +722,7 @@ void warp_collective(const char* function, uint32_t mask, void* operands, Evalua
     const int number = warp * kWarpSize + i;
     if (number >= machine.num_threads)
       fail(function, site, "mask %08x names lane %d, which does not exist", mask, i);
-    lanes[i] = machine.threads[number].get();
+    lanes[i] = this_block().threads[number].get();
     all_operands[i] = lanes[i]->operands;
     all_here = lanes[i]->state == State::kWaiting && lanes[i]->mask == mask &&
                same(lanes[i]->site, site) && same(lanes[i]->function, function);

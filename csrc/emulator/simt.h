@@ -8,6 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <memory>
+#include <string>
 
 #include "../api.h"
 
@@ -42,24 +45,48 @@ struct Site {
   }
 };
 
-// Calls thread once for each thread of the grid. The message of a failed Status lives until the
+// Calls thread once for each thread of the grid, whose blocks in x come in clusters of
+// cluster_size: the blocks of a cluster run at once. The message of a failed Status lives until the
 // next launch.
-Status run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+Status run(const char* kernel, dim3 grid, dim3 block, unsigned cluster_size, size_t shared_bytes,
            const std::function<void()>& thread);
 
 template <typename... Params, typename... Args>
 Status launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
-              size_t shared_bytes, const Args&... args) {
-  return run(name, grid, block, shared_bytes, [&] { kernel(args...); });
+              unsigned cluster_size, size_t shared_bytes, const Args&... args) {
+  return run(name, grid, block, cluster_size, shared_bytes, [&] { kernel(args...); });
 }
+
+// How often each kernel was launched in this process.
+const std::map<std::string, int64_t>& launch_counts();
 
 // The rest is for the threads of a running kernel. function: the name for messages.
 
-// This thread's place in its warp.
+// This thread's place in its warp and in its block.
 int lane();
+int thread_number();
 
 // The block's shared memory, aligned to 1024 bytes.
 void* shared_memory();
+size_t shared_bytes();
+
+// The block's place in its cluster, and the place of p, in this block's shared memory, in that of
+// another block of the cluster.
+int cluster_rank();
+int cluster_size();
+void* in_block(int rank, const void* p);
+
+// Whether all threads of another block of the cluster have exited: its shared memory is no more.
+bool has_exited(int rank);
+
+// ThreadSanitizer ignores what the running thread does to memory while one of these lives.
+struct IgnoreAccesses {
+  IgnoreAccesses();
+  ~IgnoreAccesses();
+};
+
+// What a layer above keeps for a block, null when the block starts.
+std::shared_ptr<void>& block_extension(int rank);
 
 // Fails the launch unless [address, address + bytes) is in shared memory and aligned to its size.
 void check_shared(const char* function, const void* address, size_t bytes, Site site);
@@ -67,6 +94,29 @@ void check_shared(const char* function, const void* address, size_t bytes, Site 
 // Abandons the launch with this message, formatted as by printf.
 [[noreturn]] __attribute__((format(printf, 3, 4))) void fail(const char* function, Site site,
                                                              const char* format, ...);
+
+// Below n.
+uint64_t random(uint64_t n);
+
+// Suspends the thread until another calls wake with the same address.
+void wait_on(const void* address, const char* function, Site site);
+void wake(const void* address);
+
+// Orders what the thread did before release before what others do after acquire.
+void release(void* address);
+void acquire(void* address);
+
+// Something that goes on beside the threads. It lands when it is started for seed 0, when no thread
+// can go on otherwise for seed 1, and at a random moment for others, or when somebody calls land.
+struct Operation {
+  std::function<void()> effect;
+  bool landed = false;
+};
+void start(const std::shared_ptr<Operation>& operation);
+void land(Operation& operation);
+
+// How many operations this thread has started that only it can wait for; an error when it exits.
+int& unwaited();
 
 // Lets other threads run.
 void yield(const char* function, Site site);
@@ -77,6 +127,10 @@ void block_barrier(const char* function, Site site);
 // Barrier 1 to 15 completes when `threads` threads have arrived; only sync waits for that.
 void named_barrier_sync(const char* function, int id, int threads, Site site);
 void named_barrier_arrive(const char* function, int id, int threads, Site site);
+
+// Every thread of the cluster arrives, then waits.
+void cluster_barrier_arrive(const char* function, Site site);
+void cluster_barrier_wait(const char* function, Site site);
 
 // Returns once every lane of mask is here, at the same line and with the same mask. By then
 // evaluate has run, once, on the lanes' operands (null for lanes not in mask). orders_memory: the

@@ -1,0 +1,281 @@
+"""The convolution kernel for compute capability 9.0, in the emulator of such a device."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import deeplab_fast
+from deeplab_fast import (
+    _C,
+    _emulated,
+    _native,
+    aspp,
+    dilated_conv2d,
+    emulated,
+    parallel_dilated_conv2d,
+)
+from deeplab_fast.emulated import machine
+
+from .cases import CONVS, Conv, assert_as_accurate_as, operands
+from .test_aspp import convert
+from .test_aspp import definition as aspp_definition
+from .test_aspp import operands as aspp_operands
+from .test_dilated_conv2d import (
+    PARALLEL,
+    SEEDED,
+    gradients,
+    parallel_conv2d,
+    parallel_operands,
+    same_conv2d,
+)
+from .test_emulator import NVCC, ROOT
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+# One cluster computes whole sums, six split them and leave the parts to a second kernel.
+WORKERS = pytest.mark.parametrize("num_workers", [1, 24])
+ON_SM90 = pytest.mark.usefixtures("on_sm90")
+
+
+@pytest.fixture
+def on_sm90() -> Iterator[None]:
+    """The test has to launch this kernel, and must not launch the one for other devices."""
+
+    def launches(kernel: str) -> int:
+        return _emulated.launch_counts().get(kernel, 0)
+
+    names = "dilated_conv2d_fwd_sm90_kernel", "dilated_conv2d_fwd_kernel"
+    before = [launches(name) for name in names]
+    with deeplab_fast.backend("emulated"), machine(1, "sm_90"):
+        yield
+    assert launches(names[0]) > before[0] and launches(names[1]) == before[1]
+
+
+def supported(case: Conv) -> bool:
+    return case.groups == 1 and case.C % 8 == 0 and case.N > 0
+
+
+@ON_SM90
+@DTYPES
+@pytest.mark.parametrize("case", list(filter(supported, CONVS)), ids=str)
+def test_forward(case: Conv, dtype):
+    input, weight, bias = operands(case, dtype, "cpu")
+    output = dilated_conv2d(input, weight, bias, case.dilation)
+    exact = same_conv2d(input.double(), weight.double(), bias.double(), case.dilation)
+    peer = same_conv2d(input, weight, bias, case.dilation)
+    assert_as_accurate_as(output, peer, exact)
+
+
+@ON_SM90
+@DTYPES
+def test_parallel(dtype):
+    input, weights, biases = parallel_operands("cpu", dtype, 40)
+    output = parallel_dilated_conv2d(input, weights, PARALLEL[1], biases)
+    peer = parallel_conv2d(input, weights, biases)
+    input, *rest = (t.double() for t in (input, *weights, *biases))
+    assert_as_accurate_as(output, peer, parallel_conv2d(input, rest[:4], rest[4:]))
+
+
+@ON_SM90
+@WORKERS
+@DTYPES
+@pytest.mark.parametrize(("shape", "kernels", "rates"), SEEDED)
+def test_seeds_agree(monkeypatch, shape, kernels, rates, dtype, num_workers):
+    """Split sums, several images in a tile, branches at odd channels: bit for bit on every seed."""
+    monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
+    input = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    scale = (9 * shape[1]) ** -0.5
+    weights = [(torch.randn(k, shape[1], r, s) * scale).to(dtype) for k, r, s in kernels]
+    biases = [torch.randn(k).to(dtype) for k, _, _ in kernels]
+    outputs = []
+    for seed in range(4):
+        with machine(seed, "sm_90"):
+            outputs.append(parallel_dilated_conv2d(input, weights, rates, biases))
+
+    def definition(input, weights, biases):
+        outputs = [same_conv2d(input, *args) for args in zip(weights, biases, rates, strict=True)]
+        return torch.cat(outputs, dim=1)
+
+    exact = definition(input.double(), [w.double() for w in weights], [b.double() for b in biases])
+    assert_as_accurate_as(outputs[0], definition(input, weights, biases), exact)
+    for output in outputs[1:]:
+        assert torch.equal(output, outputs[0])
+
+
+@ON_SM90
+def test_pipeline_on_more_seeds():
+    """Several items of one cluster, each of several rounds of the pipeline."""
+    input, weight, bias = operands(Conv(2, 72, 264, 12, 13, (3, 3), 2), torch.bfloat16, "cpu")
+    outputs = []
+    for seed in range(8):
+        with machine(seed, "sm_90"):
+            outputs.append(dilated_conv2d(input, weight, bias, 2))
+    assert all(torch.equal(output, outputs[0]) for output in outputs[1:])
+    torch.testing.assert_close(outputs[0], same_conv2d(input, weight, bias, 2))
+
+
+def kernels(num_workers: int) -> _native.Kernels:
+    return _native.Kernels(_emulated.cuda, 0, num_workers, is_sm90=True)
+
+
+def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@ON_SM90
+@WORKERS
+@DTYPES
+def test_epilogue(dtype, num_workers):
+    """Bias, bias of an image, residual in place and ReLU, with channels that fill no vector."""
+    N, C, K, H, W = 3, 72, 21, 5, 7
+    input, residual = nhwc(N, C, H, W, dtype=dtype), nhwc(N, K, H, W, dtype=dtype)
+    weight = (5 * torch.randn(K, C, 3, 3) / (9 * C) ** 0.5).to(dtype)
+    bias, image_bias = torch.randn(K).to(dtype), torch.randn(N, K)
+
+    def definition(input, weight, bias, residual, image_bias):
+        sums = F.conv2d(input, weight, bias, padding=2, dilation=2) + residual
+        return F.relu(sums + image_bias[:, :, None, None].to(sums))
+
+    tensors = input, weight, bias, residual, image_bias
+    output = residual.clone(memory_format=torch.preserve_format)
+    _native.convolve(
+        kernels(num_workers), output, input, [weight], [bias], [(2, 2)],
+        activation="relu", residual=output, image_bias=image_bias,
+    )  # fmt: skip
+    exact = definition(*(t.double() for t in tensors))
+    assert_as_accurate_as(output, definition(*tensors), exact)
+
+
+@ON_SM90
+@DTYPES
+def test_backward(dtype):
+    """The gradient of the input too comes from this kernel."""
+    input, weights, biases = parallel_operands("cpu", dtype, 40)
+    grad_output = torch.randn(2, sum(w.size(0) for w in weights), 9, 13).to(dtype)
+
+    def ours(input, *rest):
+        return parallel_dilated_conv2d(input, rest[:4], PARALLEL[1], rest[4:])
+
+    def theirs(input, *rest):
+        return parallel_conv2d(input, rest[:4], rest[4:])
+
+    tensors = [input, *weights, *biases]
+    actual = gradients(ours, tensors, grad_output)
+    exact = gradients(theirs, [t.double() for t in tensors], grad_output.double())
+    for a, p, e in zip(actual, gradients(theirs, tensors, grad_output), exact, strict=True):
+        assert_as_accurate_as(a, p, e)
+
+
+@ON_SM90
+@DTYPES
+def test_aspp(dtype):
+    """Branches and projection, whose weight is some columns of a longer one."""
+    arguments = aspp_operands((2, 72, 7, 6), dtype)
+    output = aspp(*arguments)
+    peer, exact = aspp_definition(*arguments), aspp_definition(*convert(arguments, Tensor.double))
+    assert_as_accurate_as(output, peer, exact)
+
+
+def launch(
+    num_workers: int, tiles, plane, branches, channels: int, output, input, weight, sources
+) -> None:
+    """One output, the first of ``output``'s channels."""
+    steps = _native.steps_per_tap(channels, input.dtype, _native.CONV_SM90)
+    K = weight.size(0)
+    work_list = _native.conv_work_list(
+        tiles, plane, branches, steps, (K,), torch.device("cpu"), num_workers, _native.CONV_SM90
+    )
+    row = _C.ConvOutput(weight.data_ptr(), 0, 0, K, 0, weight.stride(0))
+    no_clamp = _C.ConvEpilogue(0, -float("inf"), float("inf"))
+    _native.launch(kernels(num_workers), output, input, [row], sources, work_list, no_clamp)
+
+
+@ON_SM90
+@WORKERS
+def test_slices_of_larger_buffers(num_workers):
+    """Input channels, columns of a 1x1 weight and output channels of longer rows."""
+    buffer, output = (
+        nhwc(2, 104, 6, 5, dtype=torch.bfloat16),
+        nhwc(2, 40, 6, 5, dtype=torch.bfloat16),
+    )
+    before = output.clone()
+    weight = (torch.randn(24, 100, 1, 1) / 8).bfloat16()
+    weight = torch.cat([weight, torch.full((24, 4, 1, 1), float("nan")).bfloat16()], dim=1)
+    source = _C.ConvSource(24, 72, 8)
+    launch(
+        num_workers, _C.zones.forward_tiles, (2, 6, 5), ((1, 1, 1, 1),), 72, output, buffer,
+        weight, [source],
+    )  # fmt: skip
+    expected = F.conv2d(buffer[:, 24:96], weight[:, 8:80])
+    torch.testing.assert_close(output[:, :24], expected)
+    assert torch.equal(output[:, 24:], before[:, 24:])
+
+
+@ON_SM90
+@WORKERS
+@DTYPES
+def test_taps_of_several_sources(dtype, num_workers):
+    """Gradient of the input of parallel branches: one sum over the channels of every branch."""
+    kernel_sizes, rates, channels = [(1, 1), (3, 3), (3, 5)], [1, 3, 2], [16, 72, 8]
+    N, C, H, W = 2, 24, 7, 9
+    weights = [
+        (torch.randn(k, C, *size) / (k * size[0]) ** 0.5).to(dtype)
+        for k, size in zip(channels, kernel_sizes, strict=True)
+    ]
+    grad = nhwc(N, sum(channels), H, W, dtype=dtype)
+    rows = [w.permute(1, 2, 3, 0).reshape(C, -1) for w in weights]
+    sources = [
+        _C.ConvSource(sum(channels[:i]), k, sum(row.size(1) for row in rows[:i]))
+        for i, k in enumerate(channels)
+    ]
+    branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
+    grad_input = _native.nhwc_output(grad, C)
+    launch(
+        num_workers, _C.zones.input_grad_tiles, (N, H, W), branches, 72, grad_input, grad,
+        torch.cat(rows, dim=1), sources,
+    )  # fmt: skip
+
+    def definition(grad, *weights):
+        x = torch.zeros(N, C, H, W, dtype=grad.dtype, requires_grad=True)
+        branches = zip(weights, rates, strict=True)
+        y = torch.cat([F.conv2d(x, w, padding="same", dilation=r) for w, r in branches], dim=1)
+        return torch.autograd.grad(y, x, grad)[0]
+
+    exact = definition(grad.double(), *(w.double() for w in weights))
+    assert_as_accurate_as(grad_input, definition(grad, *weights), exact)
+
+
+def test_workers_share_the_items():
+    """Every item is in one worker's list, whose longest come first."""
+    work_list = _native.conv_work_list(
+        _C.zones.forward_tiles, (2, 33, 33), ((3, 3, 12, 12),), 4, (256,), torch.device("cpu"), 24,
+        _native.CONV_SM90,
+    )  # fmt: skip
+    *_, items, _, first_items = work_list.tensors
+    items = items.view(-1, 6)
+    assert first_items[0] == 0 and first_items[-1] == len(items) and len(first_items) == 24 // 4 + 1
+    for begin, end in first_items.unfold(0, 2, 1).tolist():
+        steps = items[begin:end, 3]
+        assert len(steps) > 0 and torch.equal(steps, steps.sort(descending=True).values)
+
+
+@pytest.mark.skipif(not NVCC, reason="needs nvcc")
+@pytest.mark.parametrize("architecture", ["80", "90a"])
+def test_the_compiler_has_nothing_to_say(tmp_path, architecture):
+    """Such as C7508, setmaxnreg is ignored, or C7510, products wait for each other."""
+    source = ROOT / "csrc" / "cuda" / "dilated_conv2d_sm90.cu"
+    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    options = ["-std=c++17", "-cubin", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
+    command = [NVCC, *options, target, "--fmad=false", source, "-o", tmp_path / "cubin"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout + done.stderr == "", done.stderr
+
+
+def test_fp32_stays_with_the_other_kernel():
+    assert _native.conv_kernel(kernels(1), torch.float32) is _native.CONV_SM80
+    assert _native.conv_kernel(kernels(1), torch.float16) is _native.CONV_SM90
