@@ -13,6 +13,9 @@ CONV = (
 )
 SM90 = "tests/test_dilated_conv2d_sm90.py seeds_agree or pipeline or epilogue"
 ASPP = "tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or emulated"
+DEPTHWISE = "tests/test_dilated_conv2d.py tests/test_fused_conv2d.py emulated and depthwise"
+ENTROPY = "tests/test_upsample_cross_entropy.py emulated and not (compile or export or opcheck)"
+WGRAD = "tests/test_dilated_conv2d_backward.py"
 ZONES = "tests/test_zones.py"
 
 
@@ -62,6 +65,26 @@ def of_sm90(name: str, sound: str, faulty: str) -> Fault:
 
 def of_aspp(name: str, sound: str, faulty: str) -> Fault:
     return Fault("csrc/cuda/aspp.cu", name, sound, faulty, ASPP)
+
+
+def of_depthwise(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/depthwise_conv2d.cu", name, sound, faulty, DEPTHWISE)
+
+
+def of_depthwise_shared(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/depthwise.cuh", name, sound, faulty, DEPTHWISE)
+
+
+def of_depthwise_wgrad(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/depthwise_conv2d_wgrad.cu", name, sound, faulty, DEPTHWISE)
+
+
+def of_entropy(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/upsample_cross_entropy.cu", name, sound, faulty, ENTROPY)
+
+
+def of_wgrad(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/dilated_conv2d_wgrad.cu", name, sound, faulty, WGRAD)
 
 
 def of_zones(name: str, sound: str, faulty: str) -> Fault:
@@ -445,4 +468,234 @@ FAULTS = [
     of_aspp("half a warp's sums", "for (int distance = 16;", "for (int distance = 8;"),
     of_aspp("linear without bias", "sum += to_float(bias[k]);", ""),
     of_aspp("pooled branch without ReLU", "relu && sum < 0.0f ? 0.0f : sum;", "sum;"),
+    of_depthwise(
+        "pixels left of the map",
+        "has_column[s] = x >= 0 && x < shape.W;",
+        "has_column[s] = x < shape.W;",
+    ),
+    of_depthwise(
+        "pixels right of the map",
+        "has_column[s] = x >= 0 && x < shape.W;",
+        "has_column[s] = x >= 0;",
+    ),
+    of_depthwise(
+        "rows below the map",
+        "const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;",
+        "const bool has_next = j + 1 < rows && y >= 0;",
+    ),
+    of_depthwise(
+        "weights transposed",
+        "taps[at % kTaps][at / kTaps] = part[j];",
+        "taps[at / kVector][at % kVector] = part[j];",
+    ),
+    of_depthwise(
+        "columns not mirrored",
+        "const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
+        "const int step_W = shape.rate_W;",
+    ),
+    of_depthwise(
+        "rates swapped",
+        "const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
+        "const int step_W = shape.mirrored ? -shape.rate_H : shape.rate_H;",
+    ),
+    of_depthwise(
+        "sums start without bias",
+        "for (int e = 0; e < kVector; ++e) sum[0][e] = start[e];",
+        "for (int e = 0; e < kVector; ++e) sum[0][e] = 0.0f;",
+    ),
+    of_depthwise("output a row off", "at - (kR / 2 + 1) * stride", "at - kR / 2 * stride"),
+    of_depthwise(
+        "no barrier before the weights",
+        "  __syncthreads();\n\n  const int vector",
+        "  const int vector",
+    ),
+    of_depthwise(
+        "any kernel: rows not mirrored",
+        "const int64_t step_H = shape.mirrored ? -shape.rate_H : shape.rate_H;",
+        "const int64_t step_H = shape.rate_H;",
+    ),
+    of_depthwise(
+        "any kernel: below the map",
+        "if (tap_y < 0 || tap_y >= shape.H) continue;",
+        "if (tap_y < 0 || tap_y > shape.H) continue;",
+    ),
+    of_depthwise("residual not added", "value[e] += residual[e];", ""),
+    of_depthwise_shared(
+        "a residue has one pixel too few",
+        "const int in_longer = num_longer * (shorter + 1);",
+        "const int in_longer = num_longer * shorter;",
+    ),
+    of_depthwise_shared(
+        "a run one row short",
+        "(shape.H - 1 - y) / shape.rate_H + 1);",
+        "max(1, (shape.H - 1 - y) / shape.rate_H));",
+    ),
+    of_depthwise_shared(
+        "strips overlap",
+        "min(begin + shape.strip_rows, shape.H)}",
+        "min(begin + shape.strip_rows - 1, shape.H)}",
+    ),
+    of_depthwise_wgrad(
+        "no barrier before the sums", "__syncthreads();\n  const int num_taps", "const int num_taps"
+    ),
+    of_depthwise_wgrad(
+        "one column not added",
+        "for (int column = 0; column < split.columns; ++column) total",
+        "for (int column = 1; column < split.columns; ++column) total",
+    ),
+    of_depthwise_wgrad(
+        "one part not added",
+        "for (int part = 0; part < num_parts; ++part) sum",
+        "for (int part = 1; part < num_parts; ++part) sum",
+    ),
+    of_depthwise_wgrad(
+        "taps by channel", "grad_weight + c * num_taps + tap", "grad_weight + tap * C + c"
+    ),
+    of_depthwise_wgrad(
+        "bias gradient of inputs", "grad_sum[e] += grads[0][e];", "grad_sum[e] += grads[kR - 1][e];"
+    ),
+    of_depthwise_wgrad(
+        "zeros around a run multiplied",
+        "add_products([&](int i) { return i <= j && j - i < run.count; });",
+        "add_products([](int) { return true; });",
+    ),
+    of_entropy(
+        "first row of a cell off",
+        "cell_of(middle, size, scale, align_corners) >= cell",
+        "cell_of(middle, size, scale, align_corners) > cell",
+    ),
+    of_entropy(
+        "clamped pixels in the first cell",
+        "pair.lo == 0 && pair.w1 == 0.0f ? 0 : pair.lo + 1",
+        "pair.lo + 1",
+    ),
+    of_entropy(
+        "one maximum for both rows",
+        "maxima[i] = make_float2(top.x, bottom.x);",
+        "maxima[i] = make_float2(top.x, top.x);",
+    ),
+    of_entropy(
+        "wild blocks not seen", "if (!(fminf(top.y, bottom.y) >= kTame)) atomicMax(&wild, 1);", ""
+    ),
+    of_entropy(
+        "no barrier after the maxima",
+        "atomicMax(&wild, 1);\n    }\n    __syncthreads();",
+        "atomicMax(&wild, 1);\n    }",
+    ),
+    of_entropy(
+        "rows replaced while read", "__syncthreads();  // the rows before are no longer read", ""
+    ),
+    of_entropy(
+        "classes replaced while read",
+        "__syncthreads();  // the classes before are no longer read",
+        "",
+    ),
+    of_entropy("exponentials not stepped", "e = mul_rn(e, ratio);", ""),
+    of_entropy("ignored pixels count", "if (target == terms.ignore_index) return kIgnored;", ""),
+    of_entropy(
+        "a target past the last class",
+        "target < 0 || target >= C ? kBad",
+        "target < 0 || target > C ? kBad",
+    ),
+    of_entropy(
+        "no smoothing term",
+        "loss = (target_part * weight * hit + smooth_part * smooth) * kLn2;",
+        "loss = target_part * weight * hit * kLn2;",
+    ),
+    of_entropy(
+        "idle threads add their loss", "if (active) {\n        sums.loss", "{\n        sums.loss"
+    ),
+    of_entropy("rows past the cell stored", "if (active && r < num_rows) {", "if (active) {"),
+    of_entropy(
+        "no barrier before warps are added",
+        "if (threadIdx.x % 32 == 0) tile.warps[threadIdx.x / 32] = sums;\n  __syncthreads();",
+        "if (threadIdx.x % 32 == 0) tile.warps[threadIdx.x / 32] = sums;",
+    ),
+    of_entropy(
+        "mean over all pixels' weights", "mean ? sums.loss / sums.weight : sums.loss", "sums.loss"
+    ),
+    of_entropy(
+        "gradient: smoothing left out",
+        "scale = (taken + smoothed * total_class_weight)",
+        "scale = (taken + smoothed)",
+    ),
+    of_entropy(
+        "gradient: columns of the next cell",
+        "const int end = min(col_begin[cell + 1], x + kThreads) - x;",
+        "const int end = min(col_begin[cell + 1] + 1, x + kThreads) - x;",
+    ),
+    of_entropy("gradient: last column's right side", "if (x == strip.W - 1) {", "if (false) {"),
+    of_entropy(
+        "gradient: top row's upper cell",
+        "float sum = (y > 0 ? *bottoms : *tops) + tops[2 * plane];",
+        "float sum = *bottoms + tops[2 * plane];",
+    ),
+    of_entropy(
+        "gradient: bottom row's lower cell", "if (y == shape.H - 1) sum += bottoms[2 * plane];", ""
+    ),
+    of_wgrad(
+        "sign of the tap",
+        "const int tap_offset = tap.dy * shape.W + tap.dx;",
+        "const int tap_offset = -tap.dy * shape.W - tap.dx;",
+    ),
+    of_wgrad(
+        "pixels past the rectangle",
+        "const bool has_pixel = i * kCopyRows < pixels_left;",
+        "const bool has_pixel = true;",
+    ),
+    of_wgrad(
+        "output channels past the branch's last",
+        "const bool has_k = first_k + chunk < branch.K,",
+        "const bool has_k = true,",
+    ),
+    of_wgrad(
+        "first channel of a branch forgotten",
+        "grad_output + branch.first_channel + first_k + chunk",
+        "grad_output + first_k + chunk",
+    ),
+    of_wgrad(
+        "a split sum starts at the first pixel",
+        "const int first = item.first_step * kBlockK<T> + first_row;",
+        "const int first = first_row;",
+    ),
+    of_wgrad(
+        "waits for a stage too few",
+        "ptx::cp_async_wait_group<kStages - 2>();",
+        "ptx::cp_async_wait_group<kStages - 1>();",
+    ),
+    of_wgrad(
+        "no barrier between steps",
+        "__syncthreads();  // the stage is here, and all are done with the one before",
+        "",
+    ),
+    of_wgrad(
+        "refills the stage in use",
+        "copy_next_step(ahead % kStages);",
+        "copy_next_step(step % kStages);",
+    ),
+    of_wgrad(
+        "gradient at another tap",
+        "(static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + first_c;",
+        "(static_cast<int64_t>(k) * branch.num_taps) * shape.C + first_c;",
+    ),
+    of_wgrad(
+        "a piece left out of the reduction",
+        "for (int i = 0; i < reduction.num_slots; ++i) {",
+        "for (int i = 1; i < reduction.num_slots; ++i) {",
+    ),
+    of_wgrad(
+        "one part of the bias gradient missing",
+        "for (int64_t part = 0; part < num_parts; ++part) sum",
+        "for (int64_t part = 1; part < num_parts; ++part) sum",
+    ),
+    of_wgrad(
+        "one row of the bias gradient missing",
+        "for (int r = 0; r < kBiasRows; ++r) total",
+        "for (int r = 1; r < kBiasRows; ++r) total",
+    ),
+    of_wgrad(
+        "no barrier in the bias gradient",
+        "__syncthreads();\n  constexpr int kWidth",
+        "constexpr int kWidth",
+    ),
 ]
