@@ -79,15 +79,27 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+def set_tf32(allowed: bool) -> bool:
+    """Sets what torch.backends.cudnn.allow_tf32 shows; returns what it was.
+
+    The attribute itself cannot be set once opcheck of torch 2.6 was imported.
+    """
+    before = torch._C._get_cudnn_allow_tf32()
+    torch._C._set_cudnn_allow_tf32(allowed)
+    return before
+
+
 @pytest.fixture(autouse=True)
-def full_fp32(monkeypatch):
+def full_fp32():
     """fp32 is fp32: torch allows convolutions to round it to tf32 unless told otherwise."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    before = set_tf32(False)
+    yield
+    set_tf32(before)
 
 
 @pytest.fixture
-def tf32(monkeypatch, full_fp32):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+def tf32(full_fp32):
+    set_tf32(True)
 
 
 @pytest.fixture

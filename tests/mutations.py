@@ -519,7 +519,7 @@ FAULTS = [
         "if (tap_y < 0 || tap_y >= shape.H) continue;",
         "if (tap_y < 0 || tap_y > shape.H) continue;",
     ),
-    of_depthwise("residual not added", "value[e] += residual[e];", ""),
+    of_depthwise("residual not added", "value[e] += residual[e];", ";"),
     of_depthwise_shared(
         "a residue has one pixel too few",
         "const int in_longer = num_longer * (shorter + 1);",
