@@ -509,26 +509,11 @@ FAULTS = [
         "  __syncthreads();\n\n  const int vector",
         "  const int vector",
     ),
-    of_depthwise(
-        "any kernel: rows not mirrored",
-        "const int64_t step_H = shape.mirrored ? -shape.rate_H : shape.rate_H;",
-        "const int64_t step_H = shape.rate_H;",
-    ),
-    of_depthwise(
-        "any kernel: below the map",
-        "if (tap_y < 0 || tap_y >= shape.H) continue;",
-        "if (tap_y < 0 || tap_y > shape.H) continue;",
-    ),
     of_depthwise("residual not added", "value[e] += residual[e];", ";"),
     of_depthwise_shared(
         "a residue has one pixel too few",
         "const int in_longer = num_longer * (shorter + 1);",
         "const int in_longer = num_longer * shorter;",
-    ),
-    of_depthwise_shared(
-        "a run one row short",
-        "(shape.H - 1 - y) / shape.rate_H + 1);",
-        "max(1, (shape.H - 1 - y) / shape.rate_H));",
     ),
     of_depthwise_shared(
         "strips overlap",
@@ -550,9 +535,6 @@ FAULTS = [
     ),
     of_depthwise_wgrad(
         "taps by channel", "grad_weight + c * num_taps + tap", "grad_weight + tap * C + c"
-    ),
-    of_depthwise_wgrad(
-        "bias gradient of inputs", "grad_sum[e] += grads[0][e];", "grad_sum[e] += grads[kR - 1][e];"
     ),
     of_depthwise_wgrad(
         "zeros around a run multiplied",
@@ -614,25 +596,6 @@ FAULTS = [
     of_entropy(
         "mean over all pixels' weights", "mean ? sums.loss / sums.weight : sums.loss", "sums.loss"
     ),
-    of_entropy(
-        "gradient: smoothing left out",
-        "scale = (taken + smoothed * total_class_weight)",
-        "scale = (taken + smoothed)",
-    ),
-    of_entropy(
-        "gradient: columns of the next cell",
-        "const int end = min(col_begin[cell + 1], x + kThreads) - x;",
-        "const int end = min(col_begin[cell + 1] + 1, x + kThreads) - x;",
-    ),
-    of_entropy("gradient: last column's right side", "if (x == strip.W - 1) {", "if (false) {"),
-    of_entropy(
-        "gradient: top row's upper cell",
-        "float sum = (y > 0 ? *bottoms : *tops) + tops[2 * plane];",
-        "float sum = *bottoms + tops[2 * plane];",
-    ),
-    of_entropy(
-        "gradient: bottom row's lower cell", "if (y == shape.H - 1) sum += bottoms[2 * plane];", ""
-    ),
     of_wgrad(
         "sign of the tap",
         "const int tap_offset = tap.dy * shape.W + tap.dx;",
@@ -642,60 +605,5 @@ FAULTS = [
         "pixels past the rectangle",
         "const bool has_pixel = i * kCopyRows < pixels_left;",
         "const bool has_pixel = true;",
-    ),
-    of_wgrad(
-        "output channels past the branch's last",
-        "const bool has_k = first_k + chunk < branch.K,",
-        "const bool has_k = true,",
-    ),
-    of_wgrad(
-        "first channel of a branch forgotten",
-        "grad_output + branch.first_channel + first_k + chunk",
-        "grad_output + first_k + chunk",
-    ),
-    of_wgrad(
-        "a split sum starts at the first pixel",
-        "const int first = item.first_step * kBlockK<T> + first_row;",
-        "const int first = first_row;",
-    ),
-    of_wgrad(
-        "waits for a stage too few",
-        "ptx::cp_async_wait_group<kStages - 2>();",
-        "ptx::cp_async_wait_group<kStages - 1>();",
-    ),
-    of_wgrad(
-        "no barrier between steps",
-        "__syncthreads();  // the stage is here, and all are done with the one before",
-        "",
-    ),
-    of_wgrad(
-        "refills the stage in use",
-        "copy_next_step(ahead % kStages);",
-        "copy_next_step(step % kStages);",
-    ),
-    of_wgrad(
-        "gradient at another tap",
-        "(static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + first_c;",
-        "(static_cast<int64_t>(k) * branch.num_taps) * shape.C + first_c;",
-    ),
-    of_wgrad(
-        "a piece left out of the reduction",
-        "for (int i = 0; i < reduction.num_slots; ++i) {",
-        "for (int i = 1; i < reduction.num_slots; ++i) {",
-    ),
-    of_wgrad(
-        "one part of the bias gradient missing",
-        "for (int64_t part = 0; part < num_parts; ++part) sum",
-        "for (int64_t part = 1; part < num_parts; ++part) sum",
-    ),
-    of_wgrad(
-        "one row of the bias gradient missing",
-        "for (int r = 0; r < kBiasRows; ++r) total",
-        "for (int r = 1; r < kBiasRows; ++r) total",
-    ),
-    of_wgrad(
-        "no barrier in the bias gradient",
-        "__syncthreads();\n  constexpr int kWidth",
-        "constexpr int kWidth",
     ),
 ]
