@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _C
-from ._native import CLAMPS, DTYPES, Kernels
+from ._native import CLAMPS, DTYPES, Kernels, aligned, aligned_nhwc
 from .ops._library import empty_like_format, in_format_of
 
 _MAX_PIXELS = 2**28
@@ -77,7 +77,7 @@ def backward(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias; empty where ``output_mask`` is False."""
-    nhwc_grad = _aligned(grad_output, torch.channels_last)
+    nhwc_grad = aligned_nhwc(grad_output)
     grad_input = grad_weight = grad_bias = input.new_empty(0)
     if output_mask[0]:
         mirrored = _shape(input, weight, dilation, mirrored=True)
@@ -93,7 +93,7 @@ def backward(
         num_parts = min(input.numel() // _ELEMENTS_PER_PART, -(-_MAX_PARTIAL_SUMS // channels))
         num_parts = max(num_parts, 1)
         partial_sums = input.new_empty(num_parts * (taps + 1) * channels, dtype=torch.float32)
-        nhwc = _aligned(input, torch.channels_last)
+        nhwc = aligned_nhwc(input)
         kernels.module.depthwise_conv2d_wgrad(
             grad_weight.data_ptr(),
             grad_bias.data_ptr(),
@@ -118,12 +118,12 @@ def _convolve(
     activation: str,
 ) -> Tensor:
     """In channels_last memory."""
-    nhwc, weight = _aligned(input, torch.channels_last), _aligned(weight, torch.contiguous_format)
+    nhwc, weight = aligned_nhwc(input), aligned(weight, torch.contiguous_format)
     bias = None if bias is None else bias.contiguous()
     if residual is None:
         output = torch.empty_like(nhwc, memory_format=torch.channels_last)
     else:
-        output = _aligned(residual, torch.channels_last)
+        output = aligned_nhwc(residual)
     kernels.module.depthwise_conv2d_fwd(
         output.data_ptr(),
         nhwc.data_ptr(),
@@ -136,9 +136,3 @@ def _convolve(
         kernels.stream,
     )
     return output
-
-
-def _aligned(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """In memory that vectors of 16 bytes can be read from."""
-    tensor = tensor.contiguous(memory_format=memory_format)
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()

@@ -401,10 +401,14 @@ def nhwc_output(input: Tensor, channels: int) -> Tensor:
     )
 
 
-def aligned_nhwc(tensor: Tensor) -> Tensor:
-    """In channels_last memory that asynchronous copies of 16 bytes can read."""
-    tensor = tensor.contiguous(memory_format=torch.channels_last)
+def aligned(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """In memory of this format that vectors of 16 bytes can be read from."""
+    tensor = tensor.contiguous(memory_format=memory_format)
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def aligned_nhwc(tensor: Tensor) -> Tensor:
+    return aligned(tensor, torch.channels_last)
 
 
 def _aligned_rows(weight: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _depthwise, _native, _native_backward
 from ._native import Kernels
 from .backends import implements
+from .ops.fused_conv2d import geometry_refused
 
 
 def implement(
@@ -131,13 +132,8 @@ def _fused_conv2d_refuses(
     groups: int,
     activation: str,
 ) -> str | None:
-    kernel = tuple(weight.shape[2:])
-    if tuple(stride) != (1, 1):
-        return f"the kernel has stride (1, 1), not {tuple(stride)}"
-    if any(
-        size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)
-    ):
-        return f"the kernel pads to the same size, not a {kernel} weight by {tuple(padding)}"
+    if refusal := geometry_refused(weight, stride, padding, dilation):
+        return refusal
     if refusal := _dilated_conv2d_refuses(input, weight, bias, dilation, groups):
         return refusal
     if weight.size(1) * groups != input.size(1) or bias.shape != weight.shape[:1]:

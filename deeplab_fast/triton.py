@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from . import reference
+from ._native import MAX_TAPS
 from .backends import availability, implements
 from .ops._library import in_format_of
+from .ops.fused_conv2d import geometry_refused
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _OLDEST_TRITON = (3, 6)
@@ -136,9 +138,6 @@ def upsample_cross_entropy_backward(grad_loss: Tensor, logits: Tensor, *args: An
     return in_format_of(grad.to(logits.dtype), logits)
 
 
-_MAX_TAPS = 1024  # the search of a work list's order slows down with their square
-
-
 def _is_depthwise(input: Tensor, weight: Tensor, groups: int) -> bool:
     return groups == input.size(1) > 1 and weight.size(1) == 1
 
@@ -151,8 +150,8 @@ def _refuses_convolution(input: Tensor, weights: Sequence[Tensor], groups: int =
         return f"the kernels take one group or one for each input channel, got {groups}"
     if input.numel() == 0 or any(weight.numel() == 0 for weight in weights):
         return "the input or a weight is empty"
-    if sum(weight.size(2) * weight.size(3) for weight in weights) > _MAX_TAPS:
-        return f"the kernel takes at most {_MAX_TAPS} taps"
+    if sum(weight.size(2) * weight.size(3) for weight in weights) > MAX_TAPS:
+        return f"the kernel takes at most {MAX_TAPS} taps"
     if len(weights) * input.numel() // input.size(1) > _MAX_INDEX:
         return "the work list holds fewer than 2^31 pixels, those of all branches together"
     return None
@@ -305,11 +304,9 @@ def _refuses_fused(
     groups: int,
     activation: Any,
 ) -> str | None:
-    kernel = weight.shape[2:]
-    same = all(2 * p == d * (k - 1) for p, d, k in zip(padding, dilation, kernel))
-    if tuple(stride) != (1, 1) or not same or not all(k % 2 for k in kernel):
-        return "the kernel has stride 1, odd sizes and the padding that keeps the size"
-    return _refuses_convolution(input, [weight], groups)
+    return geometry_refused(weight, stride, padding, dilation) or _refuses_convolution(
+        input, [weight], groups
+    )
 
 
 @implements("fused_conv2d", "triton", _refuses_fused, automatic=False)

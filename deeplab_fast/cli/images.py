@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from .._files import replacing
 from .errors import UserError, reason
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
@@ -129,10 +130,5 @@ def _rgb(image: Image.Image) -> Image.Image:
 def write_png(image: Image.Image, path: Path) -> None:
     """Write a whole PNG or, whatever happens, leave what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.tmp")
-    try:
-        image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial:
+        image.save(partial, format="PNG")

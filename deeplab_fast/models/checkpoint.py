@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .._files import replacing
 from .preprocessing import Preprocessing
 
 _KEY = "deeplab_fast"  # of the JSON in the metadata
@@ -39,15 +40,11 @@ def write_own(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         "categories": checkpoint.categories,
     }
     state = {key: tensor.contiguous() for key, tensor in checkpoint.state.items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode  # as the umask wants it; safetensors writes for its user only
         save_file(state, partial, metadata={_KEY: json.dumps(description)})
         partial.chmod(mode)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_own(path: Path) -> Checkpoint:

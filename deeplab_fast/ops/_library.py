@@ -92,12 +92,18 @@ def empty_like_format(input: Tensor, shape: tuple[Any, ...]) -> Tensor:
 
     The fake and every implementation allocate through this, so that their strides agree.
     """
-    channels_last = input.dim() == 4 and input.stride(1) == 1 and input.size(1) > 1
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    memory_format = _format(input)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format)
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    channels_last = tensor.dim() == 4 and tensor.stride(1) == 1 and tensor.size(1) > 1
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def in_format_of(result: Tensor, input: Tensor) -> Tensor:
     """``result`` with the strides that :func:`empty_like_format` promises for ``input``."""
-    promised = empty_like_format(input, tuple(result.shape))
-    return result if result.stride() == promised.stride() else promised.copy_(result)
+    promised = torch.empty(result.shape, device="meta", memory_format=_format(input))
+    if result.stride() == promised.stride():
+        return result
+    return empty_like_format(input, tuple(result.shape)).copy_(result)

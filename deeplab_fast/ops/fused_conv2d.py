@@ -5,6 +5,7 @@ Internal; users call :meth:`deeplab_fast.DeepLabV3.prepare_for_inference`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -77,6 +78,20 @@ def _fake(
         for i in range(2)
     )
     return empty_like_format(input, (input.size(0), weight.size(0), height, width))
+
+
+def geometry_refused(
+    weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> str | None:
+    """Why a kernel of ``dilated_conv2d``, which keeps the size, cannot compute this; or None."""
+    kernel = tuple(weight.shape[2:])
+    if tuple(stride) != (1, 1):
+        return f"the kernel has stride (1, 1), not {tuple(stride)}"
+    if any(
+        size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)
+    ):
+        return f"the kernel pads to the same size, not a {kernel} weight by {tuple(padding)}"
+    return None
 
 
 _ARGUMENTS = (

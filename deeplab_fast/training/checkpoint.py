@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._files import replacing
 from .errors import TrainingError
 
 
@@ -21,29 +22,18 @@ def write(path: Path, data: bytes | memoryview) -> None:
     Raises:
         TrainingError: it cannot be written, naming it.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as file:
+        with replacing(path) as partial, open(partial, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # or a machine that stops could keep the name without the data
-        os.replace(partial, path)
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        _remove(partial)
 
 
 def cannot_write(path: Path, error: Exception) -> TrainingError:
     why = getattr(error, "strerror", None) or error
     return TrainingError(f"{path}: cannot write: {why}. What was written before is whole")
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        pass  # of a disk that is gone; the failure to write says so
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
