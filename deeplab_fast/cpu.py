@@ -29,7 +29,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-# Of half precision: with the 2048 of ASPP's input oneDNN 3 takes 3 to 6 times as long on AMX.
+# Of half precision: with the 2048 of ASPP's input at once oneDNN 3 takes far longer on AMX.
 _MAX_CHANNELS = 512
 
 
