@@ -95,5 +95,5 @@ def _terms(
 
 
 def _workspace(kernels: Kernels, logits: Tensor, shape: _C.UpsampleShape, backward: bool) -> Tensor:
-    nbytes = kernels.module.upsample_workspace(shape, backward)
+    nbytes = kernels.module.upsample_cross_entropy_workspace(shape, backward)
     return logits.new_empty(nbytes, dtype=torch.uint8)
