@@ -17,11 +17,20 @@ from .. import backends
 lib = torch.library.Library("deeplab_fast", "DEF")
 
 
-def define(name: str, signature: str, fake: Callable[..., Any]) -> Any:
+def define(
+    name: str,
+    signature: str,
+    fake: Callable[..., Any],
+    shape_class: Callable[..., str] | None = None,
+) -> Any:
     """Define ``deeplab_fast::name`` with ``signature`` ("(args) -> returns") and return the op.
 
     ``fake(*args)`` allocates the outputs: shapes, dtypes and strides of what every backend returns.
+    ``shape_class(*args)`` names the class of shapes for which a kernel has to be measured faster
+    than a library's; None where no library has the op.
     """
+    if shape_class:
+        backends.shape_classes[name] = shape_class
     arguments, returns = signature.removeprefix("(").split(") -> ")
     lib.define(f"{name}({arguments}, *, str backend='') -> {returns}")
 

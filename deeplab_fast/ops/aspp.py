@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from ._convolution import shape_class
 from ._library import autocast, define, differentiable, empty_like_format
 from .dilated_conv2d import (
     _check,
@@ -145,5 +146,8 @@ _aspp = define(
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations, Tensor pool_weight, "
     "Tensor pool_bias, Tensor project_weight, Tensor project_bias) -> Tensor",
     _fake,
+    lambda input, weights, biases, dilations, *others: shape_class(
+        input, weights, [(rate, rate) for rate in dilations]
+    ),
 )
 differentiable("aspp", _backward, _setup)
