@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+_MAX_PIXELS = 2**16 - 1  # of a side, matplotlib's renderer
 _COLORS = {"ours": "#1b7837", "baseline": "#9e9e9e"}
 
 
@@ -37,7 +38,8 @@ def png(header: dict[str, str], rows: list[dict[str, Any]]) -> bytes:
         fontsize=8,
     )
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    dpi = min(120, _MAX_PIXELS // figure.get_figheight())
+    figure.savefig(content, format="png", dpi=dpi)
     return content.getvalue()
 
 

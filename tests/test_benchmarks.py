@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import deeplab_fast
-from deeplab_fast import backends
+from deeplab_fast import backends, measured
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("bench_*.py"))
@@ -108,6 +108,56 @@ def test_every_benchmark_runs(script, device, harness, tmp_path, capsys):
     files = {path.suffix: path for path in (tmp_path / "out").iterdir()}
     assert set(files) == {".csv", ".png"}
     assert files[".png"].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def choosing(monkeypatch):
+    """measure_choices, as if the CPU were a GPU with two backends."""
+    monkeypatch.setattr(measured, "KERNELS", ("cuda", "cpu", "emulated"))
+    monkeypatch.setattr(measured, "device_class", lambda device: "two kernels")
+    return importlib.import_module("measure_choices")
+
+
+def test_choices_need_a_gpu(choosing, tmp_path):
+    with pytest.raises(SystemExit, match="^measure_choices: needs a GPU; on a CPU nothing is"):
+        choosing.main(["--device", "cpu", "--table", str(tmp_path / "table.csv")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_choices_are_measured_on_the_calls_of_deeplab(choosing, report, tmp_path):
+    cases = importlib.import_module("cases")
+    calls = choosing.calls(cases.TINY, 2, "fp32", ["mobilenet_v2"])
+    assert {op for op, _ in calls} == set(backends.shape_classes)
+    assert len({(op, choosing.describe(call)) for op, call in calls}) == len(calls)
+    depthwise = next(
+        call for op, call in calls if "groups 384" in backends.shape_classes[op](*call)
+    )
+    table = tmp_path / "table.csv"
+    for op, call in [("fused_conv2d", depthwise), *dict(reversed(calls)).items()]:
+        assert all(tensor.is_meta for tensor in call if isinstance(tensor, torch.Tensor))
+        choosing.keep(table, choosing.measure(report, op, call, 2, "fp32"))
+    rows = measured.read(table)
+    assert {row.op for row in rows} == set(backends.shape_classes)
+    assert [row.shape_class for row in rows if row.kernel == "emulated"] == [
+        "fp32 channels_last 384->384 3x3 groups 384 inside 5/8 pixels 2^5"
+    ]
+    for row in rows:
+        assert row.device == "two kernels" and row.shape_class.startswith("fp32 channels_last ")
+        mine = [r for r in report.rows if r["case"] == f"{row.op} {row.shape}"]
+        by_variant = {r["variant"]: r["median_ms"] for r in mine}
+        assert row.median_ms == pytest.approx(by_variant[row.kernel], rel=1e-5)
+        fastest = min(by_variant["cuDNN"], by_variant["cuDNN, benchmark"])
+        assert row.cudnn_ms == pytest.approx(fastest, rel=1e-5)
+
+
+def test_choices_replace_what_is_measured_again(choosing, tmp_path):
+    table = tmp_path / "table.csv"
+    old = measured.Row("gpu", "aspp", "a class", "cuda", 1.0, 2.0, "1x2", "A GPU", "1", "c", "d")
+    choosing.keep(table, iter([old, old._replace(device="another")]))
+    choosing.keep(table, iter([old._replace(median_ms=3.0), old._replace(kernel="emulated")]))
+    assert [(row.device, row.kernel, row.median_ms) for row in measured.read(table)] == [
+        ("another", "cuda", 1.0), ("gpu", "cuda", 3.0), ("gpu", "emulated", 1.0)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["ours", "baselines"])
