@@ -145,27 +145,81 @@ def test_it_learns(shapes, tmp_path):
     assert losses[25] < 0.3 * losses[1]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_stopped_run_goes_on_bit_for_bit(dtype, whole_run, shapes, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "options, update, workers",
+    [
+        ({}, 5, 0),
+        ({"dtype": "float16", "epochs": 2}, 5, 0),
+        (
+            {
+                "dtype": "bfloat16", "epochs": 2, "batch_size": 4, "accumulate": 2, "warmup": 3,
+                "hard_pixels": 0.3, "class_weights": (1.0, 2.0, 3.0), "label_smoothing": 0.1,
+            },
+            3,
+            2,
+        ),
+    ],
+    ids=["", "float16", "everything"],
+)  # fmt: skip
+def test_a_stopped_run_goes_on_bit_for_bit(
+    options, update, workers, whole_run, shapes, tmp_path, monkeypatch
+):
     """Including weights, average, optimizer and loss scale."""
-    if dtype == "float32":
-        recipe, expected = RECIPE, whole_run
-    else:
-        recipe, expected = (
-            Recipe(**vars(RECIPE) | {"dtype": dtype, "epochs": 2}),
-            tmp_path / "whole",
-        )
+    recipe = Recipe(**vars(RECIPE) | options)
+    expected = whole_run
+    if options:
+        expected = tmp_path / "whole"
         run(shapes, expected, recipe)
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        stop_in(patch, 5, signal.SIGINT)
-        with pytest.raises(Interrupted, match="after update 5 of [69], saved .*last.pt"):
-            run(shapes, stopped, recipe)
+        stop_in(patch, update, signal.SIGINT)
+        with pytest.raises(Interrupted, match=rf"after update {update} of \d, saved .*last.pt"):
+            run(shapes, stopped, recipe, workers=workers)
     np.random.random(), torch.rand(1)
-    run(shapes, stopped, recipe, resume=True)
+    run(shapes, stopped, recipe, resume=True, workers=workers)
     assert curve(stopped) == curve(expected)
     assert curve(stopped, "val_miou") == curve(expected, "val_miou")
     assert_same_state(expected, stopped)
+
+
+def test_a_run_ended_while_it_is_evaluated_goes_on_bit_for_bit(
+    whole_run, shapes, tmp_path, monkeypatch
+):
+    """The evaluation is done anew, and is in the log once."""
+
+    def end(*arguments):
+        raise KeyboardInterrupt  # as the second Ctrl-C does
+
+    with monkeypatch.context() as patch:
+        stop_in(patch, 3, signal.SIGTERM)
+        with pytest.raises(Interrupted, match="after update 3"):  # before the first evaluation
+            run(shapes, tmp_path)
+    assert curve(tmp_path, "val_miou") == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_save_model", end)
+        with pytest.raises(KeyboardInterrupt):
+            run(shapes, tmp_path, resume=True)
+    assert list(curve(tmp_path, "val_miou")) == [3]
+    run(shapes, tmp_path, resume=True)
+    assert curve(tmp_path) == curve(whole_run)
+    assert curve(tmp_path, "val_miou") == curve(whole_run, "val_miou")
+    assert_same_state(whole_run, tmp_path)
+
+
+def test_what_may_change_while_a_run_rests(shapes, tmp_path):
+    """Folder, processes, parts of an update, and the end where the learning rate is constant."""
+    recipe = Recipe(**vars(RECIPE) | {"batch_size": 4, "power": 0, "epochs": 2})
+    run(shapes, tmp_path / "whole", recipe)
+    first = tmp_path / "first"
+    run(shapes, first, Recipe(**vars(recipe) | {"epochs": 1, "accumulate": 2}))
+    before = curve(first)
+    moved = first.rename(tmp_path / "moved")
+    state = torch.load(moved / "last.pt", weights_only=True)
+    torch.save({**state, "random": state["random"] * 2}, moved / "last.pt")
+    run(shapes, moved, recipe, resume=True, evaluate_every=2, log_every=2)
+    assert list(curve(moved)) == [1, 2, 4]
+    assert before.items() <= curve(moved).items()
+    assert list(curve(moved, "learning_rate").values()) == [0.05] * 3
 
 
 def assert_same_state(*folders: Path) -> None:
@@ -344,13 +398,18 @@ def test_resume_of_nothing_starts_and_of_a_finished_run_ends(shapes, tmp_path):
     torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(shapes, tmp_path):
-    recipe = Recipe(**vars(RECIPE) | {"learning_rate": 1e18, "ema": None})
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at update \d"):
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"learning_rate": 1e18}, r"the loss is (nan|inf) at update \d"),
+        ({"learning_rate": float("inf"), "batch_size": 6}, "a weight is not finite at update 1"),
+    ],
+)
+def test_a_run_that_diverges_ends_before_it_is_saved(options, message, shapes, tmp_path):
+    recipe = Recipe(**vars(RECIPE) | {"epochs": 1, "ema": None} | options)
+    with pytest.raises(TrainingError, match=message):
         run(shapes, tmp_path, recipe)
-    if (tmp_path / "last.pt").exists():
-        state = torch.load(tmp_path / "last.pt", weights_only=True)
-        assert all(value.isfinite().all() for value in state["model"].values())
+    assert not list(tmp_path.glob("*last*"))
 
 
 @pytest.mark.parametrize(

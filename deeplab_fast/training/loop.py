@@ -228,13 +228,10 @@ class _Run:
             )
             stack.callback(loader.close)
             self._loop(loader, bar, stopped)
+        self._save_model("last.safetensors")
         if self.rank == 0:
-            self._save_model("last.safetensors")
-            tqdm.write(
-                f"finished: models in {self.output}"
-                + (f", best mean IoU {100 * self.best_miou:.2f} %" if self.best_miou else "")
-            )
-        distributed.barrier()
+            best = "" if self.best_miou is None else f", best mean IoU {100 * self.best_miou:.2f} %"
+            tqdm.write(f"finished: models in {self.output}{best}")
         return self._result().eval()
 
     def _loop(self, loader: Any, bar: Any, stopped: threading.Event) -> None:
@@ -245,7 +242,7 @@ class _Run:
             # First, for a run that goes on may have been stopped before it was evaluated.
             if self._is_pause() and self.evaluated < self.step and not stop:
                 self._evaluate()
-                stop = self._is_to_stop(stopped, True)
+                stop = distributed.any_process(stopped.is_set())
                 clock = time.perf_counter()
             if self.step >= self.steps and self.evaluated == self.step:
                 return
@@ -258,7 +255,7 @@ class _Run:
             self.step += 1
             bar.update()
             log = self._is_pause() or self.step % self.log_every == 0
-            stop = self._is_to_stop(stopped, log)
+            stop = distributed.any_process(stopped.is_set())
             if log or stop:
                 self.loss = self._checked(loss)
                 seconds, updates = time.perf_counter() - clock, self.step - logged
@@ -276,12 +273,16 @@ class _Run:
         return self.step % every == 0 or self.step >= self.steps
 
     def _next_parts(self, loader: Any) -> list[tuple[Tensor, Tensor]]:
+        parts, error = [], None
         try:
-            return [next(loader) for _ in range(self.recipe.accumulate)]
-        except TrainingError:  # a file: once it is put right the run goes on from here
-            if self.step and self.processes == 1:  # others would wait for a batch, not to save
+            parts = [next(loader) for _ in range(self.recipe.accumulate)]
+        except TrainingError as caught:
+            error = caught
+        if distributed.any_process(error is not None):
+            if self.step:  # once the file is put right the run goes on from here
                 self._save()
-            raise
+            distributed.raise_together(error)
+        return parts
 
     def _update(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         """One step of the optimizer; this process's share of the loss."""
@@ -331,13 +332,6 @@ class _Run:
             f"longer warm-up). {self.output} keeps what was saved before"
         )
 
-    def _is_to_stop(self, stopped: threading.Event, ask: bool) -> bool:
-        """Whether any process was asked to stop; all have to agree, which is not free."""
-        if self.processes == 1 or not ask:
-            return self.processes == 1 and stopped.is_set()
-        flag = torch.tensor(float(stopped.is_set()), device=self.device)
-        return bool(distributed.sum_over_processes(flag))
-
     def _result(self) -> Any:
         return self.model if self.average is None else self.average.module
 
@@ -355,8 +349,7 @@ class _Run:
                 self._log_scores(scores)
             if self.best_miou is None or scores.miou > self.best_miou:
                 self.best_miou = scores.miou
-                if self.rank == 0:
-                    self._save_model("best.safetensors")
+                self._save_model("best.safetensors")
             self._save()
             line += (
                 f", mean IoU {100 * scores.miou:.2f} %, "
@@ -390,17 +383,20 @@ class _Run:
             return predict_labels(model, pixels, (image.height, image.width)).cpu().numpy()
 
     def _save_model(self, name: str) -> None:
-        path = self.output / name
-        try:
-            self._result().save_pretrained(path)
-        except (OSError, SafetensorError) as error:
-            raise checkpoint.cannot_write(path, error) from error
+        path, error = self.output / name, None
+        if self.rank == 0:
+            try:
+                self._result().save_pretrained(path)
+            except (OSError, SafetensorError) as caught:
+                error = checkpoint.cannot_write(path, caught)
+        distributed.raise_together(error)
 
     def _save(self) -> None:
         values = self.model.state_dict().values()
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise self._diverged("a weight is not finite")
         random = distributed.gather(checkpoint.random_state(self.device))
+        error = None
         if self.rank == 0:
             state = {
                 **self.settings,
@@ -414,8 +410,11 @@ class _Run:
                 "scaler": self.scaler.state_dict(),
                 "random": random,
             }
-            checkpoint.save(self.path, state)
-        distributed.barrier()
+            try:
+                checkpoint.save(self.path, state)
+            except TrainingError as caught:
+                error = caught
+        distributed.raise_together(error)
 
     def _restore(self) -> None:
         state = checkpoint.load(self.path, self.settings)
