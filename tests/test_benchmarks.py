@@ -312,6 +312,16 @@ def test_regret_tells_wrong_labels_from_ties():
     assert regret(torch.tensor([[[0, 0]]]), logits) == float("inf")
 
 
+def test_preferring_a_kernel_wherever_it_can(harness, ran):
+    x, weight = torch.randn(1, 8, 5, 5), torch.randn(8, 8, 3, 3)
+    run = harness.preferring(lambda: deeplab_fast.dilated_conv2d(x, weight), "emulated")
+    run()  # it has no true fp32
+    x, weight = x.bfloat16(), weight.bfloat16()
+    run()
+    deeplab_fast.dilated_conv2d(x, weight)
+    assert [name for _, name in ran] == ["cpu", "emulated", "cpu"]
+
+
 def test_baseline_that_cannot_run_is_named(report, tmp_path, capsys):
     def broken():
         raise RuntimeError("needs a bigger machine\nand more")
