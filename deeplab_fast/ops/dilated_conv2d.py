@@ -92,7 +92,7 @@ def _checked_branches(
     dilations: Sequence[int],
     biases: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Input, weights and biases as the op takes them: in one dtype, that of autocast if it is on."""
+    """Input, weights and biases as the op takes them: in one dtype, autocast's if that is on."""
     if not weights:
         raise ValueError("weights: expected at least one branch, got none")
     biases = [] if biases is None else list(biases)
