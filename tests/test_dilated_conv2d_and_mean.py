@@ -262,6 +262,7 @@ def test_emulated_on_seeds(monkeypatch, dtype, num_workers, device_name):
     """Sums that are split or not, tiles of several images, more channels than a tile has."""
     monkeypatch.setattr(deeplab_fast.emulated, "_NUM_WORKERS", num_workers)
     tensors, grads = operands(dtype, shape=(3, 136, 7, 5))
+    tensors[0] = with_layout(tensors[0], "channels_last")
     results = []
     for seed in range(3):
         with deeplab_fast.backend("emulated"), machine(seed, device_name):
