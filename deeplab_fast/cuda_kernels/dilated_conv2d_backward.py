@@ -96,7 +96,9 @@ def input_gradient(
         K, _, R, S = weight.shape
         part.unflatten(1, (R, S, K)).copy_(weight.permute(1, 2, 3, 0))
     sources = zip(accumulate(channels, initial=0), channels, accumulate(sizes, initial=0))
-    image_bias = None if grad_mean is None else share_of_pixel(grad_mean, input).contiguous()
+    image_bias = None
+    if grad_mean is not None:
+        image_bias = share_of_pixel(grad_mean, input).float().contiguous()
     bias_address = 0 if image_bias is None else image_bias.data_ptr()
     grad_input = nhwc_output(input, C)
     kernel = conv_kernel(kernels, input.dtype)
