@@ -80,8 +80,8 @@ struct ConvEpilogue {
 // Of the weight gradient: one job per rectangle, of ceil(N * h * w / step) steps of
 // kConvStepBytes / sizeof(dtype) pixels, and ceil(K / kConvTile) * ceil(C / kConvTile) blocks,
 // those of the same output channels next to each other. On the GPU; partial sums as for ConvWork.
-// For compute capability 9.0 with its tile and step, workers as for ConvWork, and pixels in boxes:
-// the steps are those of all boxes that cover the rectangle from its first pixel on, whole ones.
+// For compute capability 9.0: with its tile and step, items by workers as in ConvWork, and the
+// pixels of whole boxes that cover the rectangle from its first on, x fastest, then y, then images.
 struct ConvWgradWork {
   const TapRectangle* rectangles;
   const WorkItem* items;
@@ -89,7 +89,7 @@ struct ConvWgradWork {
   int32_t num_items, num_reductions;
   const int32_t* first_items;
   int32_t num_workers;
-  int32_t box_x, box_y, box_n;  // kWgradBoxSm90 pixels
+  int32_t box_x, box_y, box_n;  // kWgradBoxSm90 pixels; one for the other kernel
 };
 
 constexpr int kWgradBoxSm90 = 32;
