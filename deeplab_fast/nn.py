@@ -22,10 +22,10 @@ class ASPP(nn.Module):
 
     The branches run as one :func:`deeplab_fast.parallel_dilated_conv2d` and one batch norm. The
     pooled branch is constant over space, so its share of the projection is added as a bias per
-    image and neither its broadcast nor the concatenation with it exists; its share of the input's
-    gradient is one of the kernel that writes that of the branches. Where somebody hooked or
-    replaced a module inside, all of them are called one by one instead; a batch norm replaced by
-    another normalisation than SyncBatchNorm only keeps the norms apart.
+    image and neither its broadcast nor the concatenation with it exists; its gradient reaches the
+    input in the kernel that writes that of the branches. Where somebody hooked or replaced a module
+    inside, all of them are called one by one instead; a batch norm replaced by another
+    normalisation than SyncBatchNorm only keeps the norms apart.
 
     Args:
         in_channels: channels of the input.

@@ -101,7 +101,7 @@ def parallel_dilated_conv2d_backward(
     grad_inputs, grad_weights, grad_biases = zip(*grads)
     grad_input = sum(grad_inputs[1:], grad_inputs[0]) if output_mask[0] else input.new_empty(0)
     if output_mask[0] and grad_mean is not None:
-        grad_input += share_of_pixel(grad_mean, input)[:, :, None, None]  # rounds once
+        grad_input += share_of_pixel(grad_mean, input)[:, :, None, None]
     return (
         grad_input,
         list(grad_weights) if output_mask[1] else [],

@@ -87,7 +87,8 @@ def test_small_inputs(shape):
     torch.testing.assert_close(gradients(ours, tensors, grads), expected)
 
 
-def test_rounded_once(backend, device):
+@pytest.mark.parametrize("mean_dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_rounded_once(backend, device, mean_dtype):
     """The branches' gradient, 257, lies between two numbers of bf16: the mean's decides which."""
     if backend in ("cpu", "reference"):
         pytest.skip("the library's convolution rounds too")
@@ -95,7 +96,8 @@ def test_rounded_once(backend, device):
     weight[0], weight[1] = 256, 1
     tensors = torch.ones(2, 8, 4, 4), torch.zeros(2, 8, 4, 4), weight
     grad, input, weight = (t.to(device, torch.bfloat16) for t in tensors)
-    grad_mean = 16 * torch.tensor([[0.25], [-0.25]], device=device).expand(2, 8)
+    share = torch.tensor([[0.25], [-0.25]], device=device, dtype=mean_dtype)
+    grad_mean = 16 * share.expand(2, 8)
     arguments = grad, input, [weight], [1], [True, False, False], grad_mean
     grad_input, _, _ = getattr(torch.ops.deeplab_fast, OP)(*arguments, backend=backend)
     assert (grad_input[0] == 258).all() and (grad_input[1] == 256).all()

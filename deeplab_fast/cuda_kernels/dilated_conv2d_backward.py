@@ -22,6 +22,7 @@ from .work_lists import (
     conv_kernel,
     conv_work_list,
     steps_per_tap,
+    wgrad_kernel,
     wgrad_work_list,
 )
 
@@ -96,7 +97,9 @@ def input_gradient(
         K, _, R, S = weight.shape
         part.unflatten(1, (R, S, K)).copy_(weight.permute(1, 2, 3, 0))
     sources = zip(accumulate(channels, initial=0), channels, accumulate(sizes, initial=0))
-    image_bias = None if grad_mean is None else share_of_pixel(grad_mean, input).contiguous()
+    image_bias = None
+    if grad_mean is not None:
+        image_bias = share_of_pixel(grad_mean, input).float().contiguous()
     bias_address = 0 if image_bias is None else image_bias.data_ptr()
     grad_input = nhwc_output(input, C)
     kernel = conv_kernel(kernels, input.dtype)
@@ -131,15 +134,14 @@ def weight_gradients(
     """Those of all branches in one launch, and one that adds the sums it split."""
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
+    kernel = wgrad_kernel(kernels, input.dtype)
     work_list = wgrad_work_list(
-        (N, H, W), branches, C, channels, input.dtype, input.device, kernels.num_workers
+        (N, H, W), branches, C, channels, input.dtype, input.device, kernels.num_workers, kernel
     )
     nhwc = aligned_nhwc(input)
     grads = [torch.empty_like(w, memory_format=torch.channels_last) for w in weights]
-    partial_sums = input.new_empty(
-        work_list.num_slots * _C.CONV_TILE * _C.CONV_TILE, dtype=torch.float32
-    )
-    kernels.module.dilated_conv2d_wgrad(
+    partial_sums = input.new_empty(work_list.num_slots * kernel.tile**2, dtype=torch.float32)
+    getattr(kernels.module, kernel.launcher)(
         partial_sums.data_ptr(),
         grad_output.data_ptr(),
         nhwc.data_ptr(),
