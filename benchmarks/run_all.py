@@ -24,14 +24,16 @@ import harness
 import torch
 
 BENCHMARKS = Path(__file__).resolve().parent
-DTYPES = {  # on a GPU; fp32 elsewhere
-    "choices": ("bf16", "fp16", "tf32"),
+CHOICES = "choices"  # first, so that the benchmarks after it show what was chosen
+GPU_DTYPES = {
+    CHOICES: ("bf16", "fp16", "tf32"),
     "model": ("bf16",),
     "aspp": ("bf16", "fp16", "tf32"),
     "upsample_argmax": ("bf16",),
     "upsample_cross_entropy": ("bf16",),
     "depthwise": ("bf16", "fp16", "fp32"),
 }
+CPU_DTYPES = {name: ("fp32",) for name in GPU_DTYPES if name != CHOICES}
 CORRECTNESS = "correctness"
 
 
@@ -82,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
             lines = log.read_text().splitlines()
             if name == CORRECTNESS or any(line.startswith("WRONG") for line in lines):
                 raise SystemExit(f"{name} failed, nothing more is timed: {log}")
+    plot_what_ran_out_of_time(folder)
     print(f"results are in {folder}")
     if failed:
         raise SystemExit(f"not finished: {' '.join(failed)}")
@@ -89,26 +92,38 @@ def main(argv: list[str] | None = None) -> None:
 
 def pieces(device: torch.device, batches: list[int], tiny: bool) -> dict[str, list[str]]:
     """Commands by name, in the order in which they run."""
-    size = "--tiny" if tiny else "--full"
-    check = ["-m", "pytest", "-q", str(BENCHMARKS.parent / "tests" / "test_cudnn_reference.py")]
-    found = {CORRECTNESS: check, "ceilings": [str(BENCHMARKS / "bench_ceilings.py"), size]}
-    gpu = device.type == "cuda"
-    for dtype in ("bf16", "fp16", "tf32", "fp32") if gpu else ("fp32",):
-        for name, dtypes in DTYPES.items():
-            for batch in batches if dtype in (dtypes if gpu else ("fp32",)) else ():
-                script = f"bench_{name}.py"
-                if name == "choices":
-                    if not gpu:
-                        continue
-                    script = "measure_choices.py"
-                found[f"{name}-{dtype}-{batch}"] = [
-                    *(str(BENCHMARKS / script), size, "--dtype", dtype, "--batch", str(batch))
-                ]
-    return {name: [sys.executable, *command] for name, command in found.items()}
+
+    def script(name: str, *options: str) -> list[str]:
+        size = ["--tiny"] if tiny else [] if name == CHOICES else ["--full"]
+        file = "measure_choices.py" if name == CHOICES else f"bench_{name}.py"
+        return [sys.executable, str(BENCHMARKS / file), *size, *options]
+
+    tests = BENCHMARKS.parent / "tests" / "test_cudnn_reference.py"
+    found = {
+        CORRECTNESS: [sys.executable, "-m", "pytest", "-q", str(tests)],
+        "ceilings": script("ceilings"),
+    }
+    benchmarks = GPU_DTYPES if device.type == "cuda" else CPU_DTYPES
+    for dtype in ("bf16", "fp16", "tf32", "fp32"):
+        for name in (name for name, dtypes in benchmarks.items() if dtype in dtypes):
+            for batch in batches:
+                options = "--dtype", dtype, "--batch", str(batch)
+                found[f"{name}-{dtype}-{batch}"] = script(name, *options)
+    return found
 
 
 def output_of(name: str, folder: Path) -> list[str]:
     return [] if name == CORRECTNESS else ["--output", str(folder)]
+
+
+def plot_what_ran_out_of_time(folder: Path) -> None:
+    for file in folder.glob("*.csv"):
+        picture = file.with_suffix(".png")
+        if not picture.exists() and not file.name.startswith(CHOICES):
+            with contextlib.suppress(ImportError):  # of matplotlib, which the benchmarks name
+                import plot
+
+                harness.write_atomically(picture, plot.png(*plot.read(file)))
 
 
 def folder_name(device: torch.device) -> str:

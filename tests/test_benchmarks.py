@@ -196,15 +196,19 @@ def test_run_all_lists_its_pieces(harness, capsys):
     assert gpu["model-bf16-8"][2:] == ["--full", "--dtype", "bf16", "--batch", "8"]
     for command in gpu.values():
         assert any(Path(part).exists() for part in command[1:])
-    assert not any(name.startswith("choices") for name in names) or torch.cuda.is_available()
+    assert gpu["choices-bf16-8"][2:] == ["--dtype", "bf16", "--batch", "8"]
+    assert "choices-bf16-1" not in run_all.pieces(torch.device("cpu"), [1], tiny=True)
 
 
 def test_run_all_runs_a_piece(harness, tmp_path, capsys):
     run_all = importlib.import_module("run_all")
     run_all.main(["ceil", "--tiny", "--output", str(tmp_path / "new")])
     assert re.search(r"^ceilings: done in \d+ s$", capsys.readouterr().out, re.MULTILINE)
-    files = sorted(path.suffix for path in (tmp_path / "new").iterdir() if path.name[0] == "c")
-    assert files == [".csv", ".png", ".txt"]
+    files = {path.suffix: path for path in (tmp_path / "new").glob("c*")}
+    assert set(files) == {".csv", ".png", ".txt"}
+    files[".png"].unlink()
+    run_all.plot_what_ran_out_of_time(tmp_path / "new")
+    assert files[".png"].read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit):
         run_all.main(["asp", "lunch"])
     assert "no piece begins with 'lunch': --list names them" in capsys.readouterr().err
@@ -258,7 +262,7 @@ def test_table_of_results(harness, tmp_path):
         *("old,1,bf16,ours,deeplab_fast,2.345,1,,10", "old,1,bf16,ours,in uint8,1.5,1,,"),
         *("old,1,bf16,baseline,PyTorch NCHW,240,1,,", "old,1,bf16,baseline,torchvision,4.69,1,,20"),
         *("old,1,bf16,baseline,OpenVINO,3,1,,", "old,1,fp16,ours,half,1,1,,"),
-        *("old,16,bf16,ours,batch,1,1,,", '"3x3, rate 6, dgrad",1,bf16,ours,one,1,1,,'),
+        *("old,16,bf16,ours,batch,1,1,,", '"VOC, 3x3 rate 6, dgrad",1,bf16,ours,one,1,1,,'),
     )
     write(
         "gpu-2026-02-01/ceilings-20260201-100000.csv",
