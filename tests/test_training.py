@@ -394,8 +394,10 @@ def test_a_state_that_is_none(content, whole_run, shapes, tmp_path):
 def test_resume_of_nothing_starts_and_of_a_finished_run_ends(shapes, tmp_path):
     recipe = Recipe(**vars(RECIPE) | {"epochs": 1})
     first = run(shapes, tmp_path, recipe, resume=True)
+    (tmp_path / ".last.pt.1.partial").touch()  # of a run that was killed while it wrote
     again = run(shapes, tmp_path, recipe, resume=True)
     torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def train(
 
     A run that was stopped and goes on with ``resume`` computes what it would have computed: order,
     augmentation, dropout, optimizer, average and loss scale are those of an uninterrupted one. On
-    a GPU that is exact as far as the kernels are.
+    a GPU that is exact as far as the kernels are. Its recipe must be the same but for
+    ``accumulate`` and, where ``power`` is 0, ``epochs``; the number of processes may change, too.
 
     Where several processes run (torchrun), each computes its share of every batch, with
     DistributedDataParallel and, on GPUs, SyncBatchNorm: what comes out is what one would compute,
@@ -76,8 +77,10 @@ def train(
 
     Raises:
         TrainingError: a file cannot be used or written, ``output`` has another run, or the loss is
-            no longer a number. What was written before is whole.
-        Interrupted: SIGINT or SIGTERM came; the state was saved after the update it came in.
+            no longer a number. What was written before is whole, and after a file that cannot be
+            read the state is saved.
+        Interrupted: SIGINT or SIGTERM came; the state was saved after the update it came in. The
+            second one raises KeyboardInterrupt at once.
 
     >>> train(DeepLabV3("resnet50", 11), train_data, val_data, Recipe(epochs=100), "run")
     """
@@ -166,6 +169,10 @@ class _Run:
             )
         if saved:
             self._restore()
+        if len(set(distributed.gather(self.step))) > 1:
+            raise TrainingError(
+                f"{self.path}: not there for all processes (expected a folder that they share)"
+            )
 
     def _check(self, model: Any) -> None:
         for name, data in (("train_data", self.train_data), ("val_data", self.val_data)):
