@@ -26,6 +26,7 @@ from deeplab_fast.training import (
     Objective,
     Recipe,
     Scores,
+    SegmentationData,
     TrainingError,
     checkpoint,
     log,
@@ -518,6 +519,14 @@ def test_recipes_that_do_not_fit(options, message, shapes, tmp_path):
     with pytest.raises(TrainingError, match=message):
         run(shapes, tmp_path, Recipe(**vars(RECIPE) | options))
     assert not list(tmp_path.iterdir())
+
+
+def test_no_images(shapes, tmp_path):
+    none = SegmentationData([], CLASSES)
+    with pytest.raises(TrainingError, match="train_data: expected images, got none"):
+        train(network(), none, None, RECIPE, tmp_path)
+    with pytest.raises(TrainingError, match="val_data: expected images, got none"):
+        train(network(), read_shapes(shapes)[0], none, RECIPE, tmp_path)
 
 
 def test_curves_and_pictures_in_tensorboard(tensorboard, shapes, tmp_path):
