@@ -203,22 +203,24 @@ class _Run:
         if self.val_data is not None and self.val_data.classes != self.train_data.classes:
             raise TrainingError("val_data: expected the classes of train_data")
 
-    def go(self) -> Any:
-        if self.rank == 0:
-            try:
-                self.output.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                why = error.strerror
-                raise TrainingError(f"{self.output}: {why} (expected a folder)") from error
+    def _open(self) -> None:
+        """The folder and the log."""
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
             for partial in self.output.glob(".*.partial"):  # of a run that was killed as it wrote
-                partial.unlink(missing_ok=True)
-            config = {**self.settings, "recipe": asdict(self.recipe), "processes": self.processes}
-            text = json.dumps(config, indent=2).encode()
-            checkpoint.write(self.output / "config.json", text + b"\n")
+                partial.unlink()
+        except OSError as error:
+            raise TrainingError(f"{self.output}: {error.strerror} (expected a folder)") from error
+        config = {**self.settings, "recipe": asdict(self.recipe), "processes": self.processes}
+        text = json.dumps(config, indent=2)
+        checkpoint.write(self.output / "config.json", text.encode() + b"\n")
+        self.log = Log(self.output, self.step, self.evaluated)
+
+    def go(self) -> Any:
+        distributed.on_first(self._open)
         with contextlib.ExitStack() as stack:
-            if self.rank == 0:
-                log = Log(self.output, self.step, self.evaluated)
-                self.log = stack.enter_context(contextlib.closing(log))
+            if self.log is not None:
+                stack.callback(self.log.close)
             stopped = stack.enter_context(_signals())
             bar = stack.enter_context(
                 tqdm(
@@ -390,38 +392,33 @@ class _Run:
             return predict_labels(model, pixels, (image.height, image.width)).cpu().numpy()
 
     def _save_model(self, name: str) -> None:
-        path, error = self.output / name, None
-        if self.rank == 0:
+        path = self.output / name
+
+        def write() -> None:
             try:
                 self._result().save_pretrained(path)
-            except (OSError, SafetensorError) as caught:
-                error = checkpoint.cannot_write(path, caught)
-        distributed.raise_together(error)
+            except (OSError, SafetensorError) as error:
+                raise checkpoint.cannot_write(path, error) from error
+
+        distributed.on_first(write)
 
     def _save(self) -> None:
         values = self.model.state_dict().values()
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise self._diverged("a weight is not finite")
-        random = distributed.gather(checkpoint.random_state(self.device))
-        error = None
-        if self.rank == 0:
-            state = {
-                **self.settings,
-                "step": self.step,
-                "evaluated": self.evaluated,
-                "loss": self.loss,
-                "best_miou": self.best_miou,
-                "model": self.model.state_dict(),
-                "average": None if self.average is None else self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "random": random,
-            }
-            try:
-                checkpoint.save(self.path, state)
-            except TrainingError as caught:
-                error = caught
-        distributed.raise_together(error)
+        state = {
+            **self.settings,
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "loss": self.loss,
+            "best_miou": self.best_miou,
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": distributed.gather(checkpoint.random_state(self.device)),
+        }
+        distributed.on_first(lambda: checkpoint.save(self.path, state))
 
     def _restore(self) -> None:
         state = checkpoint.load(self.path, self.settings)
