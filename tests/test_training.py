@@ -357,11 +357,14 @@ def test_a_write_that_fails_leaves_the_one_before(name, whole_run, tmp_path, mon
     assert os.listdir(tmp_path) == [name] and path.read_bytes() == b"before"
 
 
-def test_a_folder_with_a_run_is_not_started_over(whole_run, shapes):
+def test_a_folder_with_a_run_is_not_started_over(whole_run, shapes, tmp_path):
     before = (whole_run / "last.pt").read_bytes()
     with pytest.raises(TrainingError, match=f"^{whole_run}: there is a run in that folder"):
         run(shapes, whole_run)
     assert (whole_run / "last.pt").read_bytes() == before
+    (tmp_path / "log.jsonl").write_text('{"step": 10, "loss": 1.0}\n')  # of one not saved yet
+    with pytest.raises(TrainingError, match=f"^{tmp_path}: there is a run in that folder"):
+        run(shapes, tmp_path)
 
 
 @pytest.mark.parametrize(
