@@ -1,50 +1,62 @@
-"""Backward of dilated convolution through the CUDA kernels, for ``cuda`` and ``emulated``."""
+"""Gradients of parallel dense branches of dilated convolution."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _C, _native
-from ._native import DTYPES, Kernels
-from .ops._library import in_format_of
-
-Branches = tuple[tuple[int, int, int, int], ...]  # of _native.conv_branches
+from .. import _C
+from ..ops._library import in_format_of
+from ..reference import share_of_pixel
+from .common import DTYPES, Kernels, aligned_nhwc, nhwc_output
+from .dilated_conv2d import MAX_TAPS, launch
+from .dilated_conv2d import refuses as convolution_refuses
+from .work_lists import (
+    Branches,
+    conv_branches,
+    conv_kernel,
+    conv_work_list,
+    steps_per_tap,
+    wgrad_kernel,
+    wgrad_work_list,
+)
 
 
 def refuses(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None:
     """Why the kernels cannot compute the gradients of these branches, or None."""
-    if refusal := _native.dilated_conv2d_refuses(input, weights, groups):
+    if refusal := convolution_refuses(input, weights, groups):
         return refusal
-    if sum(weight.size(2) * weight.size(3) for weight in weights) > _native.MAX_TAPS:
-        return f"the kernel takes at most {_native.MAX_TAPS} taps, those of all branches together"
+    if sum(weight.size(2) * weight.size(3) for weight in weights) > MAX_TAPS:
+        return f"the kernel takes at most {MAX_TAPS} taps, those of all branches together"
     return None
 
 
-def gradients(
+def backward(
     kernels: Kernels,
     grad_output: Tensor,
     input: Tensor,
     weights: Sequence[Tensor],
     dilations: Sequence[Sequence[int]],
     output_mask: Sequence[bool],
+    grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of input, weights and biases of parallel branches; empty where not asked for."""
+    """Gradients of input, weights and biases of parallel branches; empty where not asked for.
+
+    ``grad_mean`` [N, C], that of the input's mean over space, is part of the input's.
+    """
     channels = [weight.size(0) for weight in weights]
     added = [-k % (16 // input.element_size()) for k in channels]  # copies are of 16 bytes
     if any(added):
         grad_parts = zip(grad_output.split(channels, dim=1), added)
         grad_output = torch.cat([F.pad(g, (0, 0, 0, 0, 0, more)) for g, more in grad_parts], dim=1)
         padded = [F.pad(w, (0, 0, 0, 0, 0, 0, 0, more)) for w, more in zip(weights, added)]
-        grad_input, grad_weights, grad_biases = gradients(
-            kernels, grad_output, input, padded, dilations, output_mask
+        grad_input, grad_weights, grad_biases = backward(
+            kernels, grad_output, input, padded, dilations, output_mask, grad_mean
         )
         return (
             grad_input,
@@ -52,11 +64,11 @@ def gradients(
             [grad[:k] for grad, k in zip(grad_biases, channels)],
         )
 
-    branches = _native.conv_branches(input, weights, dilations)
-    grad_output = _native.aligned_nhwc(grad_output)
+    branches = conv_branches(input, weights, dilations)
+    grad_output = aligned_nhwc(grad_output)
     needs_input, needs_weights, needs_biases = output_mask
     return (
-        input_gradient(kernels, grad_output, input, weights, branches)
+        input_gradient(kernels, grad_output, input, weights, branches, grad_mean)
         if needs_input
         else input.new_empty(0),
         weight_gradients(kernels, grad_output, input, weights, branches) if needs_weights else [],
@@ -70,8 +82,12 @@ def input_gradient(
     input: Tensor,
     weights: Sequence[Tensor],
     branches: Branches,
+    grad_mean: Tensor | None,
 ) -> Tensor:
-    """A convolution of ``grad_output`` with the mirrored taps of all branches, written once."""
+    """A convolution of ``grad_output`` with the mirrored taps of all branches, written once.
+
+    What a pixel adds to the mean is the same for all of an image: a bias of that convolution.
+    """
     N, C, H, W = input.shape
     channels = [weight.size(0) for weight in weights]
     sizes = [weight.numel() // C for weight in weights]
@@ -81,19 +97,23 @@ def input_gradient(
         K, _, R, S = weight.shape
         part.unflatten(1, (R, S, K)).copy_(weight.permute(1, 2, 3, 0))
     sources = zip(accumulate(channels, initial=0), channels, accumulate(sizes, initial=0))
-    grad_input = _native.nhwc_output(input, C)
-    kernel = _native.conv_kernel(kernels, input.dtype)
-    _native.launch(
+    image_bias = None
+    if grad_mean is not None:
+        image_bias = share_of_pixel(grad_mean, input).float().contiguous()
+    bias_address = 0 if image_bias is None else image_bias.data_ptr()
+    grad_input = nhwc_output(input, C)
+    kernel = conv_kernel(kernels, input.dtype)
+    launch(
         kernels,
         grad_input,
         grad_output,
-        [_C.ConvOutput(transposed.data_ptr(), 0, 0, C, 0, transposed.size(1))],
+        [_C.ConvOutput(transposed.data_ptr(), 0, bias_address, C, 0, transposed.size(1))],
         [_C.ConvSource(*source) for source in sources],
-        _native.conv_work_list(
+        conv_work_list(
             _C.zones.input_grad_tiles,
             (N, H, W),
             branches,
-            _native.steps_per_tap(max(channels), input.dtype, kernel),
+            steps_per_tap(max(channels), input.dtype, kernel),
             (C,),
             input.device,
             kernels.num_workers,
@@ -102,45 +122,6 @@ def input_gradient(
         _C.ConvEpilogue(0, -math.inf, math.inf),
     )
     return in_format_of(grad_input, input)
-
-
-class WgradWorkList(NamedTuple):
-    """What the kernel of the weight gradient is to do; ``tensors`` hold what ``work`` points to."""
-
-    work: _C.ConvWgradWork
-    tensors: tuple[Tensor, ...]  # rectangles, items, reductions: rows of csrc/common/zones.h
-    num_slots: int
-
-
-# Never dropped: a captured CUDA graph holds the addresses.
-@functools.cache
-def wgrad_work_list(
-    plane: tuple[int, int, int],
-    branches: Branches,
-    channels: int,
-    out_channels: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-    num_workers: int,
-) -> WgradWorkList:
-    """The work list of the gradients of all branches' weights, on ``device``.
-
-    ``plane`` is (N, H, W), and ``num_workers`` is how many thread blocks run at once.
-    """
-    N, H, W = plane
-    rectangles = _native.int32_tensor(_C.zones.tap_rectangles((H, W), branches))
-    step = _C.CONV_STEP_BYTES // dtype.itemsize
-    blocks = [-(-k // _C.CONV_TILE) * -(-channels // _C.CONV_TILE) for k in out_channels]
-    jobs = [
-        (-(-N * h * w // step), blocks[branch])
-        for _, _, branch, _, _, _, h, w in rectangles.view(-1, 8).tolist()
-    ]
-    schedule = _C.zones.schedule(jobs, num_workers, _native.SPLIT_STEPS)
-    items, reductions = (_native.int32_tensor(schedule[name]) for name in ("items", "reductions"))
-    tensors = tuple(t.to(device) for t in (rectangles, items, reductions))
-    addresses = [t.data_ptr() for t in tensors]
-    work = _C.ConvWgradWork(*addresses, items.numel() // 6, reductions.numel() // 4)
-    return WgradWorkList(work, tensors, schedule["num_slots"])
 
 
 def weight_gradients(
@@ -153,15 +134,14 @@ def weight_gradients(
     """Those of all branches in one launch, and one that adds the sums it split."""
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
+    kernel = wgrad_kernel(kernels, input.dtype)
     work_list = wgrad_work_list(
-        (N, H, W), branches, C, channels, input.dtype, input.device, kernels.num_workers
+        (N, H, W), branches, C, channels, input.dtype, input.device, kernels.num_workers, kernel
     )
-    nhwc = _native.aligned_nhwc(input)
+    nhwc = aligned_nhwc(input)
     grads = [torch.empty_like(w, memory_format=torch.channels_last) for w in weights]
-    partial_sums = input.new_empty(
-        work_list.num_slots * _C.CONV_TILE * _C.CONV_TILE, dtype=torch.float32
-    )
-    kernels.module.dilated_conv2d_wgrad(
+    partial_sums = input.new_empty(work_list.num_slots * kernel.tile**2, dtype=torch.float32)
+    getattr(kernels.module, kernel.launcher)(
         partial_sums.data_ptr(),
         grad_output.data_ptr(),
         nhwc.data_ptr(),
