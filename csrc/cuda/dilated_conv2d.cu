@@ -97,6 +97,8 @@ Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           void* stream) {
   if (std::max(outputs.size(), sources.size()) > kMaxConvBranches)
     return {"dilated_conv2d_fwd", "too many branches"};
+  for (const ConvOutput& o : outputs)
+    if (o.pixel_sums != nullptr) return {"dilated_conv2d_fwd", "this kernel sums no pixels"};
   if (work.num_items == 0) return {};
   ConvOperands operands{};
   std::copy(outputs.begin(), outputs.end(), operands.outputs);

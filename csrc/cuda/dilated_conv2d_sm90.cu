@@ -6,7 +6,8 @@
 // and brings half of the weights, by bulk copy, to both blocks. Two warpgroups of consumers have 64
 // pixels each: wgmma, sums in registers. Four stages, for each an mbarrier that it is full and one
 // that both blocks have read it. Steps take all taps of 64 channels before the next 64, so that the
-// taps find in L2 what the first of them read.
+// taps find in L2 what the first of them read. A 1x1 convolution gathers each pixel once: there the
+// producers can add up the pixels of an image on the way.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -54,6 +55,8 @@ static_assert(kBlockM == kConsumers * 64, "a warpgroup multiplies 64 rows");
 static_assert(kBlocks * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
                   kRowBytes == kConvStepBytesSm90,
               "the work list is made for these");
+static_assert(kBlockM == kConvSumRun && kWarpgroup == kConvSumParts * 32,
+              "the rows of the sums of pixels");
 
 struct Barriers {
   uint64_t full[kStages], empty[kStages];
@@ -85,6 +88,34 @@ __device__ void wait(uint64_t* barrier, int parity) {
   }
 }
 
+// What a warp has gathered in a stage, added up into its row for each image of the block's pixels
+// first .. end. Rows of the stage past the end are zeros.
+template <typename T>
+__device__ void sum_pixels(float* sums, const unsigned char* first_copy, int first, int end, int c,
+                           int C, const ConvShape& shape) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int first_row = threadIdx.x / kChunks, plane = shape.H * shape.W;
+  for (int image = first / plane; image * plane < end; ++image) {
+    float sum[kChunk] = {};
+#pragma unroll
+    for (int j = 0; j < kCopies; ++j) {
+      const int pixel = first + first_row + j * kCopyRows - image * plane;
+      if (pixel < 0 || pixel >= plane) continue;
+      float value[kChunk];
+      load(value, reinterpret_cast<const T*>(first_copy + j * kCopyRows * kRowBytes));
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) sum[i] += value[i];
+    }
+#pragma unroll
+    for (int distance = kChunks; distance < 32; distance *= 2) {
+#pragma unroll
+      for (float& value : sum) value += __shfl_xor_sync(0xffffffffu, value, distance);
+    }
+    const int64_t row = int64_t{first / kBlockM + image} * kConvSumParts + warp;
+    if (lane < kChunks && c < C) store(sums + row * C + c, sum);
+  }
+}
+
 // For the first warpgroup: the stages of the worker's items.
 template <typename T>
 __device__ void produce(const T* input, const ConvOperands& operands, const TensorMaps& maps,
@@ -97,7 +128,7 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
 
   Place place, filled;  // where the next copies go, and those that have not been announced
   int under_way = 0;    // stages between the two
-  const auto announce = [&] {
+  const auto announce = [&] {  // the first, whose copies have arrived
     ptx::fence_proxy_async();
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&barriers.full[filled.stage]);
@@ -119,42 +150,59 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
       x[j] = pixel[j] % shape.W;
       y[j] = is_listed ? pixel[j] / shape.W % shape.H : INT_MIN;  // no tap gets inside from there
     }
+    float* sums = item.block == 0 ? operands.outputs[tile.output].pixel_sums : nullptr;
+    const int summed_pixel = work.pixels[tile.first_pixel] + rank * kBlockM;  // the first
     int next_tap = item.first_step % tile.num_taps;
     int next_c = item.first_step / tile.num_taps * kBlockK;
     Tap tap = taps[next_tap];
-    for (int step = 0; step < item.num_steps; ++step) {
-      uint64_t* full = &barriers.full[place.stage];
-      wait(&barriers.empty[place.stage], place.parity ^ 1);
-      if (warp == 0 && ptx::elect_sync()) {
-        constexpr int kHalf = kWeightBytes / kBlocks;
-        ptx::mbarrier_arrive_expect_tx(full, kWeightBytes);
-        ptx::cp_async_bulk_tensor_multicast(
-            stages + place.stage * kStageBytes + kInputBytes + rank * kHalf, &maps.of[tap.branch],
-            full, {next_c, tap.index, first_k}, (1 << kBlocks) - 1);
-      }
-      const ConvSource& source = operands.sources[tap.branch];
-      const int c = next_c + chunk * kChunk;
-      const auto shift = static_cast<uint32_t>(tap.dy * shape.W + tap.dx);
+    // Of pixels that are summed, none are left for the next item to announce.
+    const int num_rounds = item.num_steps + (sums != nullptr ? kLag : 0);
+    for (int round = 0; round < num_rounds; ++round) {
+      const bool fills = round < item.num_steps;
+      if (fills) {
+        uint64_t* full = &barriers.full[place.stage];
+        wait(&barriers.empty[place.stage], place.parity ^ 1);
+        if (warp == 0 && ptx::elect_sync()) {
+          constexpr int kHalf = kWeightBytes / kBlocks;
+          ptx::mbarrier_arrive_expect_tx(full, kWeightBytes);
+          ptx::cp_async_bulk_tensor_multicast(
+              stages + place.stage * kStageBytes + kInputBytes + rank * kHalf, &maps.of[tap.branch],
+              full, {next_c, tap.index, first_k}, (1 << kBlocks) - 1);
+        }
+        const ConvSource& source = operands.sources[tap.branch];
+        const int c = next_c + chunk * kChunk;
+        const auto shift = static_cast<uint32_t>(tap.dy * shape.W + tap.dx);
 #pragma unroll
-      for (int j = 0; j < kCopies; ++j) {
-        const bool has_input = c < source.C && is_inside(tap, y[j], x[j], shape.H, shape.W);
-        const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;  // below 2^31, if inside
-        const T* p = input + neighbour * shape.in_channels + source.first_channel + c;
-        ptx::cp_async<16>(first_copy + place.stage * kStageBytes + j * kCopyRows * kRowBytes,
-                          has_input ? p : input, has_input ? 16 : 0);
+        for (int j = 0; j < kCopies; ++j) {
+          const bool has_input = c < source.C && is_inside(tap, y[j], x[j], shape.H, shape.W);
+          const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;  // < 2^31, if inside
+          const T* p = input + neighbour * shape.in_channels + source.first_channel + c;
+          ptx::cp_async<16>(first_copy + place.stage * kStageBytes + j * kCopyRows * kRowBytes,
+                            has_input ? p : input, has_input ? 16 : 0);
+        }
+        ptx::cp_async_commit_group();
+        place.advance();
+        ++under_way;
+        if (++next_tap == tile.num_taps) {
+          next_tap = 0;
+          next_c += kBlockK;
+        }
+        tap = taps[next_tap];  // arrives while this thread waits
       }
-      ptx::cp_async_commit_group();
-      place.advance();
-      ++under_way;
-      if (under_way > kLag) {
+      if (under_way <= (fills ? kLag : 0)) continue;
+      if (fills) {
         ptx::cp_async_wait_group<kLag>();
-        announce();
+      } else {
+        ptx::cp_async_wait_all();
       }
-      if (++next_tap == tile.num_taps) {
-        next_tap = 0;
-        next_c += kBlockK;
+      const int arrived = min(round + 1, item.num_steps) - under_way;  // step, if of this item
+      if (sums != nullptr && arrived >= 0) {
+        sum_pixels<T>(sums, first_copy + filled.stage * kStageBytes, summed_pixel,
+                      summed_pixel + min(tile.num_pixels - rank * kBlockM, kBlockM),
+                      (item.first_step + arrived) * kBlockK + chunk * kChunk,
+                      operands.sources[tap.branch].C, shape);
       }
-      tap = taps[next_tap];  // arrives while this thread waits
+      announce();
     }
   }
   ptx::cp_async_wait_all();
