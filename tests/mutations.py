@@ -628,7 +628,7 @@ FAULTS = [
     of_sm90(
         "stages of the item before summed", "sums != nullptr && arrived >= 0", "sums != nullptr"
     ),
-    of_sm90("pixels of other images summed", "if (pixel < 0 || pixel >= plane) continue;", ""),
+    of_sm90("pixels of other images summed", "if (pixel >= 0 && pixel < plane)\n", ""),
     of_sm90(
         "a quarter of a warp's pixels not summed",
         "for (int distance = kChunks; distance < 32;",

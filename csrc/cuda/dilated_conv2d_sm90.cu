@@ -100,9 +100,9 @@ __device__ void sum_pixels(float* sums, const unsigned char* first_copy, int fir
 #pragma unroll
     for (int j = 0; j < kCopies; ++j) {
       const int pixel = first + first_row + j * kCopyRows - image * plane;
-      if (pixel < 0 || pixel >= plane) continue;
-      float value[kChunk];
-      load(value, reinterpret_cast<const T*>(first_copy + j * kCopyRows * kRowBytes));
+      float value[kChunk] = {};
+      if (pixel >= 0 && pixel < plane)
+        load(value, reinterpret_cast<const T*>(first_copy + j * kCopyRows * kRowBytes));
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) sum[i] += value[i];
     }
