@@ -212,10 +212,10 @@ Status upsample_cross_entropy_bwd(void* grad_logits, void* workspace, const floa
                                   const UpsampleShape& shape, const CrossEntropyTerms& terms,
                                   DType dtype, void* stream);
 
-// All outputs in one launch, none with pixel_sums. kFloat16 | kBFloat16 | kFloat32, multiplied as tf32, of input, output,
-// residual, weights and biases. in_channels, and all of a ConvSource and of weight_stride, are
-// multiples of 16 bytes; the tensors and the work list are aligned to 16 bytes, the biases need not
-// be.
+// All outputs in one launch, none with pixel_sums. kFloat16 | kBFloat16 | kFloat32, multiplied as
+// tf32, of input, output, residual, weights and biases. in_channels, and all of a ConvSource and of
+// weight_stride, are multiples of 16 bytes; the tensors and the work list are aligned to 16 bytes,
+// the biases need not be.
 Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           const std::vector<ConvOutput>& outputs,
                           const std::vector<ConvSource>& sources, const ConvWork& work,
@@ -247,15 +247,17 @@ Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void
 Status pixel_sums_fwd(float* sums, const void* input, const PixelRuns& runs, DType dtype,
                       void* stream);
 
-// means [N, C] of the pixels whose sums these are.
-Status pixel_means_fwd(float* means, const float* sums, const PixelRuns& runs, void* stream);
+// means [N, C] of the pixels whose sums these are. overlaps: the kernel may start while the one
+// before it in the stream runs; compute capability 9.0.
+Status pixel_means_fwd(float* means, const float* sums, const PixelRuns& runs, bool overlaps,
+                       void* stream);
 
 // What the pooled channels add to the projection: image_bias [N, K], from means [N, C] by way of
 // pooled [N, P]. dtypes, of the weights, as above; C, P and project_stride are multiples of 16
 // bytes, to which weights are aligned.
 Status aspp_image_bias_fwd(float* image_bias, float* pooled, const float* means,
                            const AsppWeights& weights, const AsppShape& shape, DType dtype,
-                           void* stream);
+                           bool overlaps, void* stream);
 
 // kFloat32 | kFloat16 | kBFloat16, summed in float32. bias [C] or nullptr. All but bias are aligned
 // to 16 bytes.

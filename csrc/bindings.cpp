@@ -111,24 +111,24 @@ void bind_cuda(py::module_ m) {
               pointer(grad_bias), static_cast<float*>(pointer(partial_sums)), pointer(grad_output),
               num_pixels, K, num_parts, dtype, pointer(stream)));
         });
-  m.def("pixel_sums_fwd", [](uintptr_t sums, uintptr_t input, const PixelRuns& runs, DType dtype,
-                             uintptr_t stream) {
-    check(cuda::pixel_sums_fwd(static_cast<float*>(pointer(sums)), pointer(input), runs, dtype,
-                               pointer(stream)));
-  });
-  m.def("pixel_means_fwd",
-        [](uintptr_t means, uintptr_t sums, const PixelRuns& runs, uintptr_t stream) {
-          check(cuda::pixel_means_fwd(static_cast<float*>(pointer(means)),
-                                      static_cast<const float*>(pointer(sums)), runs,
-                                      pointer(stream)));
+  m.def("pixel_sums_fwd",
+        [](uintptr_t sums, uintptr_t input, const PixelRuns& runs, DType dtype, uintptr_t stream) {
+          check(cuda::pixel_sums_fwd(static_cast<float*>(pointer(sums)), pointer(input), runs,
+                                     dtype, pointer(stream)));
         });
+  m.def("pixel_means_fwd", [](uintptr_t means, uintptr_t sums, const PixelRuns& runs, bool overlaps,
+                              uintptr_t stream) {
+    check(cuda::pixel_means_fwd(static_cast<float*>(pointer(means)),
+                                static_cast<const float*>(pointer(sums)), runs, overlaps,
+                                pointer(stream)));
+  });
   m.def("aspp_image_bias_fwd",
         [](uintptr_t image_bias, uintptr_t pooled, uintptr_t means, const AsppWeights& weights,
-           const AsppShape& shape, DType dtype, uintptr_t stream) {
+           const AsppShape& shape, DType dtype, bool overlaps, uintptr_t stream) {
           check(cuda::aspp_image_bias_fwd(static_cast<float*>(pointer(image_bias)),
                                           static_cast<float*>(pointer(pooled)),
-                                          static_cast<const float*>(pointer(means)), weights,
-                                          shape, dtype, pointer(stream)));
+                                          static_cast<const float*>(pointer(means)), weights, shape,
+                                          dtype, overlaps, pointer(stream)));
         });
   m.def("depthwise_conv2d_fwd",
         [](uintptr_t output, uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t residual,
@@ -215,13 +215,9 @@ void bind_shapes(py::module_& m) {
   py::class_<ConvOutput>(m, "ConvOutput")
       .def(py::init([](uintptr_t weight, uintptr_t bias, uintptr_t image_bias, int32_t K,
                        int32_t first_channel, int64_t weight_stride, uintptr_t pixel_sums) {
-             return ConvOutput{pointer(weight),
-                               pointer(bias),
-                               static_cast<const float*>(pointer(image_bias)),
-                               K,
-                               first_channel,
-                               weight_stride,
-                               static_cast<float*>(pointer(pixel_sums))};
+             return ConvOutput{
+                 pointer(weight), pointer(bias), static_cast<const float*>(pointer(image_bias)), K,
+                 first_channel,   weight_stride, static_cast<float*>(pointer(pixel_sums))};
            }),
            py::arg("weight"), py::arg("bias"), py::arg("image_bias"), py::arg("K"),
            py::arg("first_channel"), py::arg("weight_stride"), py::arg("pixel_sums") = 0);

@@ -260,6 +260,18 @@ def test_slices_of_larger_buffers(num_workers):
 
 
 @ON_SM90
+def test_weights_at_the_same_address():
+    """Descriptions of weights are kept; they are not those of other rows or channels."""
+    buffer = torch.randn(16, 24, 1, 1).bfloat16()
+    input = nhwc(1, 24, 3, 4, dtype=torch.bfloat16)
+    for weight, x in ((buffer[:8], input), (buffer, input), (buffer[:, :8], input[:, :8])):
+        torch.testing.assert_close(dilated_conv2d(x, weight), F.conv2d(x, weight))
+    shorter = buffer.flatten()[: 16 * 8].view(16, 8, 1, 1)
+    x = input[:, :8].contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(dilated_conv2d(x, shorter), F.conv2d(x, shorter))
+
+
+@ON_SM90
 @WORKERS
 @DTYPES
 def test_taps_of_several_sources(dtype, num_workers):

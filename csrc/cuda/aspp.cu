@@ -13,6 +13,7 @@
 #include "../api.h"
 #include "elements.cuh"
 #include "launch.cuh"
+#include "ptx.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {
@@ -30,6 +31,8 @@ __global__ void __launch_bounds__(kThreads)
                            const T* __restrict__ weight,     // [K, weight_stride]
                            const T* __restrict__ bias,       // [K]
                            int K, int C, int64_t weight_stride, bool relu) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   const int blocks = (K + kWarps - 1) / kWarps;
   const int64_t image = blockIdx.x / blocks;
   float* vector = shared_memory<float>();  // [C]
@@ -56,13 +59,15 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 Status launch_typed(float* image_bias, float* pooled, const float* means,
-                    const AsppWeights& weights, const AsppShape& shape, void* stream) {
+                    const AsppWeights& weights, const AsppShape& shape, bool overlaps,
+                    void* stream) {
   const auto linear = [&](float* output, const float* vectors, const void* weight, const void* bias,
                           int K, int C, int64_t weight_stride, bool relu) {
     const auto num_blocks = static_cast<unsigned>(shape.N * ((K + kWarps - 1) / kWarps));
-    return launch("aspp_fwd_linear_kernel", aspp_fwd_linear_kernel<T>, num_blocks, kThreads,
-                  C * sizeof(float), stream, output, vectors, static_cast<const T*>(weight),
-                  static_cast<const T*>(bias), K, C, weight_stride, relu);
+    return launch_with({1, overlaps}, "aspp_fwd_linear_kernel", aspp_fwd_linear_kernel<T>,
+                       num_blocks, kThreads, C * sizeof(float), stream, output, vectors,
+                       static_cast<const T*>(weight), static_cast<const T*>(bias), K, C,
+                       weight_stride, relu);
   };
   const Status status =
       linear(pooled, means, weights.pool, weights.pool_bias, shape.P, shape.C, shape.C, true);
@@ -75,9 +80,9 @@ Status launch_typed(float* image_bias, float* pooled, const float* means,
 
 Status aspp_image_bias_fwd(float* image_bias, float* pooled, const float* means,
                            const AsppWeights& weights, const AsppShape& shape, DType dtype,
-                           void* stream) {
+                           bool overlaps, void* stream) {
   const auto run = [&](auto launch_dtype) {
-    return launch_dtype(image_bias, pooled, means, weights, shape, stream);
+    return launch_dtype(image_bias, pooled, means, weights, shape, overlaps, stream);
   };
   switch (dtype) {
     case DType::kFloat32:

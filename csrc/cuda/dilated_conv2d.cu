@@ -84,7 +84,7 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
              kConvThreads, kConvSmem, stream, tensor, partial_sums, static_cast<const T*>(input),
              operands, work, epilogue, shape);
   if (!status.ok()) return status;
-  return launch_reduce<kBlockM, kBlockN>(tensor, partial_sums, operands, work, epilogue, shape,
+  return launch_reduce<kBlockM, kBlockN>({}, tensor, partial_sums, operands, work, epilogue, shape,
                                          stream);
 }
 

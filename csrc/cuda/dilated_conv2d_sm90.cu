@@ -126,8 +126,8 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
   static_assert(kCopyRows % 8 == 0, "the rows of a thread are swizzled alike");
   unsigned char* first_copy = stages + first_row * kRowBytes + (chunk ^ first_row % 8) * 16;
 
-  Place place, filled;  // where the next copies go, and those that have not been announced
-  int under_way = 0;    // stages between the two
+  Place place, filled;         // where the next copies go, and those that have not been announced
+  int under_way = 0;           // stages between the two
   const auto announce = [&] {  // the first, whose copies have arrived
     ptx::fence_proxy_async();
     __syncwarp();
@@ -328,6 +328,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::cluster_wait();
     const int worker = blockIdx.x / kBlocks;
     const int first_item = work.first_items[worker], end_item = work.first_items[worker + 1];
+    ptx::griddepcontrol_wait();
+    ptx::griddepcontrol_launch_dependents();
     if (threadIdx.x < kWarpgroup) {
       ptx::setmaxnreg_dec<kProducerRegisters>();
       produce(input, operands, maps, work, shape, first_item, end_item, rank, stages, barriers);
@@ -348,7 +350,7 @@ Status encode_weights(CUtensorMap* map, const ConvOutput& output, const ConvSour
   const int64_t row = output.K > 1 ? output.weight_stride : int64_t{source.C} << 16;
   const int64_t taps = std::max<int64_t>(1, (row - source.first_weight) / source.C);
   const char* address = static_cast<const char*>(output.weight) + int64_t{source.first_weight} * 2;
-  return encode_tensor_map<3>(
+  return cached_tensor_map<3>(
       map, address, {unsigned_64(source.C), unsigned_64(taps), unsigned_64(output.K)},
       {unsigned_64(source.C) * 2, unsigned_64(row) * 2}, {kBlockK, 1, kBlockN / kBlocks});
 }
@@ -358,13 +360,13 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
                     const ConvOperands& operands, const TensorMaps& maps, const ConvWork& work,
                     const ConvEpilogue& terms, const ConvShape& shape, void* stream) {
   auto* tensor = static_cast<T*>(output);
-  const Status status = launch_clusters(
-      "dilated_conv2d_fwd_sm90_kernel", dilated_conv2d_fwd_sm90_kernel<T>,
-      kBlocks * work.num_workers, kThreads, kBlocks, kSmem, stream, tensor, partial_sums,
-      static_cast<const T*>(input), operands, maps, work, terms, shape);
+  const Status status = launch_with(
+      {kBlocks, /*overlaps=*/true}, "dilated_conv2d_fwd_sm90_kernel",
+      dilated_conv2d_fwd_sm90_kernel<T>, kBlocks * work.num_workers, kThreads, kSmem, stream,
+      tensor, partial_sums, static_cast<const T*>(input), operands, maps, work, terms, shape);
   if (!status.ok()) return status;
-  return launch_reduce<kConvTileSm90, kConvTileSm90>(tensor, partial_sums, operands, work, terms,
-                                                     shape, stream);
+  return launch_reduce<kConvTileSm90, kConvTileSm90>({1, /*overlaps=*/true}, tensor, partial_sums,
+                                                     operands, work, terms, shape, stream);
 }
 
 }  // namespace

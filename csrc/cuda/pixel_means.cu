@@ -11,6 +11,7 @@
 #include "../api.h"
 #include "elements.cuh"
 #include "launch.cuh"
+#include "ptx.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {
@@ -64,6 +65,8 @@ __global__ void __launch_bounds__(kThreads)
     pixel_means_fwd_kernel(float* __restrict__ means,       // [N, C]
                            const float* __restrict__ sums,  // [rows, C]
                            const __grid_constant__ PixelRuns runs) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   const int blocks = (runs.C + 31) / 32;
   const int64_t image = blockIdx.x / blocks;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -112,10 +115,11 @@ Status pixel_sums_fwd(float* sums, const void* input, const PixelRuns& runs, DTy
   }
 }
 
-Status pixel_means_fwd(float* means, const float* sums, const PixelRuns& runs, void* stream) {
+Status pixel_means_fwd(float* means, const float* sums, const PixelRuns& runs, bool overlaps,
+                       void* stream) {
   const auto num_blocks = static_cast<unsigned>(runs.N * ((runs.C + 31) / 32));
-  return launch("pixel_means_fwd_kernel", pixel_means_fwd_kernel, num_blocks, kThreads,
-                kThreads * sizeof(float), stream, means, sums, runs);
+  return launch_with({1, overlaps}, "pixel_means_fwd_kernel", pixel_means_fwd_kernel, num_blocks,
+                     kThreads, kThreads * sizeof(float), stream, means, sums, runs);
 }
 
 }  // namespace deeplab_fast::cuda

@@ -93,6 +93,7 @@ def image_bias(
         _C.AsppWeights(*(t.data_ptr() for t in tensors)),
         _C.AsppShape(N, C, P, K, project_weight.stride(0)),
         DTYPES[pool_weight.dtype],
+        kernels.is_sm90,
         kernels.stream,
     )
     return image_bias

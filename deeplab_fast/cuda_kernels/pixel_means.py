@@ -45,5 +45,7 @@ def convolve_with_means(
         kernels, output, input, weights, biases, dilations, activation=activation,
         pixel_sums=sums if is_summed else None,
     )  # fmt: skip
-    kernels.module.pixel_means_fwd(means.data_ptr(), sums.data_ptr(), runs, kernels.stream)
+    kernels.module.pixel_means_fwd(
+        means.data_ptr(), sums.data_ptr(), runs, kernels.is_sm90, kernels.stream
+    )
     return means
