@@ -385,13 +385,13 @@ FAULTS = [
     of_sm90("no fence between the proxies", "    ptx::fence_proxy_async();\n", ""),
     of_sm90(
         "stages announced whose copies were not waited for",
-        "        ptx::cp_async_wait_group<kLag>();\n",
+        "          ptx::cp_async_wait_group<kLag - 1>();\n",
         "",
     ),
     of_sm90(
         "one group of copies not waited for",
+        "ptx::cp_async_wait_group<kLag - 1>();",
         "ptx::cp_async_wait_group<kLag>();",
-        "ptx::cp_async_wait_group<kLag + 1>();",
     ),
     of_sm90(
         "a stage filled while it is read",

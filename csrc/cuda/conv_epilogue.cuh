@@ -92,7 +92,7 @@ constexpr int kReduceThreads = 256;
 template <typename T, int kTileM, int kTileN>
 __global__ void __launch_bounds__(kReduceThreads)
     dilated_conv2d_fwd_reduce_kernel(T* tensor,  // [N, H, W, out_channels]
-                                     const float* __restrict__ partial_sums,
+                                     const float* partial_sums,
                                      const __grid_constant__ ConvOperands operands,
                                      const __grid_constant__ ConvWork work,
                                      const __grid_constant__ ConvEpilogue terms,

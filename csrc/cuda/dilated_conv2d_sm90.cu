@@ -42,7 +42,7 @@ constexpr int kChunk = 8;                        // elements of a copy
 constexpr int kChunks = kBlockK / kChunk;        // in a row
 constexpr int kCopyRows = kWarpgroup / kChunks;  // that the producers copy at once
 constexpr int kCopies = kBlockM / kCopyRows;     // of a thread, for a stage
-constexpr int kLag = 2;                          // stages that cp.async has to arrive
+constexpr int kLag = 2;                          // stages whose copies may be under way
 
 // Of a warp of consumers: 16 rows of 64 sums at a time, on their way from registers to memory.
 constexpr int kStagedCols = 64;
@@ -159,50 +159,50 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
     const int num_rounds = item.num_steps + (sums != nullptr ? kLag : 0);
     for (int round = 0; round < num_rounds; ++round) {
       const bool fills = round < item.num_steps;
-      if (fills) {
-        uint64_t* full = &barriers.full[place.stage];
-        wait(&barriers.empty[place.stage], place.parity ^ 1);
-        if (warp == 0 && ptx::elect_sync()) {
-          constexpr int kHalf = kWeightBytes / kBlocks;
-          ptx::mbarrier_arrive_expect_tx(full, kWeightBytes);
-          ptx::cp_async_bulk_tensor_multicast(
-              stages + place.stage * kStageBytes + kInputBytes + rank * kHalf, &maps.of[tap.branch],
-              full, {next_c, tap.index, first_k}, (1 << kBlocks) - 1);
+      if (under_way >= (fills ? kLag : 1)) {
+        if (fills) {
+          ptx::cp_async_wait_group<kLag - 1>();
+        } else {
+          ptx::cp_async_wait_all();
         }
-        const ConvSource& source = operands.sources[tap.branch];
-        const int c = next_c + chunk * kChunk;
-        const auto shift = static_cast<uint32_t>(tap.dy * shape.W + tap.dx);
+        const int arrived = min(round, item.num_steps) - under_way;  // step, if of this item
+        if (sums != nullptr && arrived >= 0) {
+          sum_pixels<T>(sums, first_copy + filled.stage * kStageBytes, summed_pixel,
+                        summed_pixel + min(tile.num_pixels - rank * kBlockM, kBlockM),
+                        (item.first_step + arrived) * kBlockK + chunk * kChunk,
+                        operands.sources[tap.branch].C, shape);
+        }
+        announce();
+      }
+      if (!fills) continue;
+      uint64_t* full = &barriers.full[place.stage];
+      wait(&barriers.empty[place.stage], place.parity ^ 1);
+      if (warp == 0 && ptx::elect_sync()) {
+        constexpr int kHalf = kWeightBytes / kBlocks;
+        ptx::mbarrier_arrive_expect_tx(full, kWeightBytes);
+        ptx::cp_async_bulk_tensor_multicast(
+            stages + place.stage * kStageBytes + kInputBytes + rank * kHalf, &maps.of[tap.branch],
+            full, {next_c, tap.index, first_k}, (1 << kBlocks) - 1);
+      }
+      const ConvSource& source = operands.sources[tap.branch];
+      const int c = next_c + chunk * kChunk;
+      const auto shift = static_cast<uint32_t>(tap.dy * shape.W + tap.dx);
 #pragma unroll
-        for (int j = 0; j < kCopies; ++j) {
-          const bool has_input = c < source.C && is_inside(tap, y[j], x[j], shape.H, shape.W);
-          const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;  // < 2^31, if inside
-          const T* p = input + neighbour * shape.in_channels + source.first_channel + c;
-          ptx::cp_async<16>(first_copy + place.stage * kStageBytes + j * kCopyRows * kRowBytes,
-                            has_input ? p : input, has_input ? 16 : 0);
-        }
-        ptx::cp_async_commit_group();
-        place.advance();
-        ++under_way;
-        if (++next_tap == tile.num_taps) {
-          next_tap = 0;
-          next_c += kBlockK;
-        }
-        tap = taps[next_tap];  // arrives while this thread waits
+      for (int j = 0; j < kCopies; ++j) {
+        const bool has_input = c < source.C && is_inside(tap, y[j], x[j], shape.H, shape.W);
+        const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;  // < 2^31, if inside
+        const T* p = input + neighbour * shape.in_channels + source.first_channel + c;
+        ptx::cp_async<16>(first_copy + place.stage * kStageBytes + j * kCopyRows * kRowBytes,
+                          has_input ? p : input, has_input ? 16 : 0);
       }
-      if (under_way <= (fills ? kLag : 0)) continue;
-      if (fills) {
-        ptx::cp_async_wait_group<kLag>();
-      } else {
-        ptx::cp_async_wait_all();
+      ptx::cp_async_commit_group();
+      place.advance();
+      ++under_way;
+      if (++next_tap == tile.num_taps) {
+        next_tap = 0;
+        next_c += kBlockK;
       }
-      const int arrived = min(round + 1, item.num_steps) - under_way;  // step, if of this item
-      if (sums != nullptr && arrived >= 0) {
-        sum_pixels<T>(sums, first_copy + filled.stage * kStageBytes, summed_pixel,
-                      summed_pixel + min(tile.num_pixels - rank * kBlockM, kBlockM),
-                      (item.first_step + arrived) * kBlockK + chunk * kChunk,
-                      operands.sources[tap.branch].C, shape);
-      }
-      announce();
+      tap = taps[next_tap];  // arrives while this thread waits
     }
   }
   ptx::cp_async_wait_all();

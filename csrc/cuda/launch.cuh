@@ -11,7 +11,8 @@ namespace deeplab_fast::cuda {
 
 // What takes compute capability 9.0. Threads of a kernel that overlaps may start while the kernel
 // before it in the stream still runs, and wait for it by ptx::griddepcontrol_wait; CUDA Programming
-// Guide, "Programmatic Dependent Launch". A graph that is captured from the stream keeps that.
+// Guide, "Programmatic Dependent Launch". What that wrote is not __restrict__: such loads may take
+// it for constant from the start. A graph that is captured from the stream keeps the overlap.
 struct LaunchOptions {
   unsigned cluster_size = 1;  // blocks along x
   bool overlaps = false;

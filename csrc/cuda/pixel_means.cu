@@ -62,8 +62,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // A block per image and 32 channels; its warps take every kWarps-th row.
 __global__ void __launch_bounds__(kThreads)
-    pixel_means_fwd_kernel(float* __restrict__ means,       // [N, C]
-                           const float* __restrict__ sums,  // [rows, C]
+    pixel_means_fwd_kernel(float* means,       // [N, C]
+                           const float* sums,  // [rows, C]
                            const __grid_constant__ PixelRuns runs) {
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
