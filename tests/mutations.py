@@ -340,6 +340,13 @@ FAULTS = [
         "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
         "k",
     ),
+    Fault(
+        "csrc/cuda/conv_epilogue.cuh",
+        "bias of an image left out of the gradient",
+        "if (image_bias != nullptr && i < count) value[i] += image_bias[i];",
+        "",
+        "tests/test_dilated_conv2d_and_mean.py emulated",
+    ),
     of_epilogue(
         "NaN becomes the bound",
         "if (value[i] < terms.low) value[i] = terms.low;",
