@@ -207,15 +207,16 @@ FAULTS = [
     of_zones("last partial tile lost", "if (fill > 0) emit(", "if (false) emit("),
     of_zones(
         "a piece of a split sum skipped",
-        "for (int64_t p = 0; p < pieces; ++p)",
-        "for (int64_t p = 1; p < pieces; ++p)",
+        "for (int64_t p = 1; p <= pieces; ++p) ends",
+        "for (int64_t p = 1; p < pieces; ++p) ends",
     ),
     of_zones(
         "a slot of a split sum not added",
-        "first_slot, static_cast<int32_t>(pieces)}",
-        "first_slot, static_cast<int32_t>(pieces - 1)}",
+        "first_slot, static_cast<int32_t>(ends.size())}",
+        "first_slot, static_cast<int32_t>(ends.size() - 1)}",
     ),
-    of_zones("pieces overlap", "begin = steps * p / pieces", "begin = steps * p / (pieces + 1)"),
+    of_zones("pieces overlap", "        begin = end;\n", "        begin = end - 1;\n"),
+    of_zones("a worker never full", "      used = 0;\n", "      used -= limit;\n"),
     of_zones(
         "shortest items first",
         "return a.num_steps > b.num_steps;",
