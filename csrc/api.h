@@ -38,6 +38,17 @@ constexpr int kConvTile = 128, kConvStepBytes = 64, kMaxConvBranches = 8;
 // of thread blocks, after those of another.
 constexpr int kConvTileSm90 = 256, kConvStepBytesSm90 = 128;
 
+// Sums of the pixels of [N, num_pixels, C], on their way to means: [rows, C]. Pixels are taken in
+// runs, over all images, and a run adds `parts` rows for each image that it has pixels of: from
+// row (i + n) * parts on for run i and image n, which no other run and image has.
+struct PixelRuns {
+  int64_t N, num_pixels;
+  int32_t C, run, parts;  // run: pixels
+};
+
+// PixelRuns::run and parts of ConvOutput::pixel_sums.
+constexpr int kConvSumRun = kConvTileSm90 / 2, kConvSumParts = 4;
+
 // On the GPU; partial sums take kConvTile * kConvTile floats per slot of the schedule.
 struct ConvWork {
   const int32_t* pixels;
@@ -64,6 +75,7 @@ struct ConvOutput {
   const float* image_bias;  // [N, K], or nullptr for zeros
   int32_t K, first_channel;
   int64_t weight_stride;
+  float* pixel_sums;  // of the input, by a kernel that can and a 1x1 convolution; or nullptr
 };
 
 // Of an input [N, H, W, in_channels] and an output [N, H, W, out_channels].
@@ -104,11 +116,10 @@ struct ConvWgradShape {
   int32_t N, H, W, C, out_channels;
 };
 
-// The image-pooling branch of an ASPP over [N, num_pixels, C]: P pooled channels, K projected. The
-// pixels are summed in num_runs runs of equal length.
+// The image-pooling branch of an ASPP over N images of C channels: P pooled, K projected.
 struct AsppShape {
-  int64_t N, num_pixels;
-  int32_t C, P, K, num_runs;
+  int64_t N;
+  int32_t C, P, K;
   int64_t project_stride;
 };
 
@@ -208,18 +219,18 @@ Status upsample_cross_entropy_bwd(void* grad_logits, void* workspace, const floa
                                   const UpsampleShape& shape, const CrossEntropyTerms& terms,
                                   DType dtype, void* stream);
 
-// All outputs in one launch. kFloat16 | kBFloat16 | kFloat32, multiplied as tf32, of input, output,
-// residual, weights and biases. in_channels, and all of a ConvSource and of weight_stride, are
-// multiples of 16 bytes; the tensors and the work list are aligned to 16 bytes, the biases need not
-// be.
+// All outputs in one launch, none with pixel_sums. kFloat16 | kBFloat16 | kFloat32, multiplied as
+// tf32, of input, output, residual, weights and biases. in_channels, and all of a ConvSource and of
+// weight_stride, are multiples of 16 bytes; the tensors and the work list are aligned to 16 bytes,
+// the biases need not be.
 Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           const std::vector<ConvOutput>& outputs,
                           const std::vector<ConvSource>& sources, const ConvWork& work,
                           const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
                           void* stream);
 
-// The same for compute capability 9.0, in kFloat16 | kBFloat16. A source is that of the output of
-// the same number, or of the only one.
+// The same for compute capability 9.0, in kFloat16 | kBFloat16, with pixel_sums. A source is that
+// of the output of the same number, or of the only one.
 Status dilated_conv2d_fwd_sm90(void* output, float* partial_sums, const void* input,
                                const std::vector<ConvOutput>& outputs,
                                const std::vector<ConvSource>& sources, const ConvWork& work,
@@ -245,12 +256,22 @@ Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void
                                 int64_t num_pixels, int32_t K, int32_t num_parts, DType dtype,
                                 void* stream);
 
-// What the pooled channels add to the projection: image_bias [N, K], by way of sums [N, num_runs,
-// C] and pooled [N, P]. dtypes as above; C, P and project_stride are multiples of 16 bytes, input
-// and weights aligned to 16 bytes.
-Status aspp_image_bias_fwd(float* image_bias, float* pooled, float* sums, const void* input,
+// The rows of runs of one part each. dtypes as above; C is a multiple of 16 bytes, to which input
+// is aligned.
+Status pixel_sums_fwd(float* sums, const void* input, const PixelRuns& runs, DType dtype,
+                      void* stream);
+
+// means [N, C] of the pixels whose sums these are. overlaps: the kernel may start while the one
+// before it in the stream runs; compute capability 9.0.
+Status pixel_means_fwd(float* means, const float* sums, const PixelRuns& runs, bool overlaps,
+                       void* stream);
+
+// What the pooled channels add to the projection: image_bias [N, K], from means [N, C] by way of
+// pooled [N, P]. dtypes, of the weights, as above; C, P and project_stride are multiples of 16
+// bytes, to which weights are aligned.
+Status aspp_image_bias_fwd(float* image_bias, float* pooled, const float* means,
                            const AsppWeights& weights, const AsppShape& shape, DType dtype,
-                           void* stream);
+                           bool overlaps, void* stream);
 
 // kFloat32 | kFloat16 | kBFloat16, summed in float32. bias [C] or nullptr. All but bias are aligned
 // to 16 bytes.

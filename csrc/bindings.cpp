@@ -115,13 +115,24 @@ void bind_cuda(py::module_ m) {
               pointer(grad_bias), static_cast<float*>(pointer(partial_sums)), pointer(grad_output),
               num_pixels, K, num_parts, dtype, pointer(stream)));
         });
+  m.def("pixel_sums_fwd",
+        [](uintptr_t sums, uintptr_t input, const PixelRuns& runs, DType dtype, uintptr_t stream) {
+          check(cuda::pixel_sums_fwd(static_cast<float*>(pointer(sums)), pointer(input), runs,
+                                     dtype, pointer(stream)));
+        });
+  m.def("pixel_means_fwd", [](uintptr_t means, uintptr_t sums, const PixelRuns& runs, bool overlaps,
+                              uintptr_t stream) {
+    check(cuda::pixel_means_fwd(static_cast<float*>(pointer(means)),
+                                static_cast<const float*>(pointer(sums)), runs, overlaps,
+                                pointer(stream)));
+  });
   m.def("aspp_image_bias_fwd",
-        [](uintptr_t image_bias, uintptr_t pooled, uintptr_t sums, uintptr_t input,
-           const AsppWeights& weights, const AsppShape& shape, DType dtype, uintptr_t stream) {
+        [](uintptr_t image_bias, uintptr_t pooled, uintptr_t means, const AsppWeights& weights,
+           const AsppShape& shape, DType dtype, bool overlaps, uintptr_t stream) {
           check(cuda::aspp_image_bias_fwd(static_cast<float*>(pointer(image_bias)),
                                           static_cast<float*>(pointer(pooled)),
-                                          static_cast<float*>(pointer(sums)), pointer(input),
-                                          weights, shape, dtype, pointer(stream)));
+                                          static_cast<const float*>(pointer(means)), weights, shape,
+                                          dtype, overlaps, pointer(stream)));
         });
   m.def("depthwise_conv2d_fwd",
         [](uintptr_t output, uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t residual,
@@ -207,13 +218,13 @@ void bind_shapes(py::module_& m) {
            py::arg("first_channel"), py::arg("C"), py::arg("first_weight"));
   py::class_<ConvOutput>(m, "ConvOutput")
       .def(py::init([](uintptr_t weight, uintptr_t bias, uintptr_t image_bias, int32_t K,
-                       int32_t first_channel, int64_t weight_stride) {
+                       int32_t first_channel, int64_t weight_stride, uintptr_t pixel_sums) {
              return ConvOutput{
                  pointer(weight), pointer(bias), static_cast<const float*>(pointer(image_bias)), K,
-                 first_channel,   weight_stride};
+                 first_channel,   weight_stride, static_cast<float*>(pointer(pixel_sums))};
            }),
            py::arg("weight"), py::arg("bias"), py::arg("image_bias"), py::arg("K"),
-           py::arg("first_channel"), py::arg("weight_stride"));
+           py::arg("first_channel"), py::arg("weight_stride"), py::arg("pixel_sums") = 0);
   py::class_<ConvShape>(m, "ConvShape")
       .def(py::init([](int32_t H, int32_t W, int32_t in_channels, int32_t out_channels) {
              return ConvShape{H, W, in_channels, out_channels};
@@ -253,13 +264,18 @@ void bind_shapes(py::module_& m) {
   m.attr("CONV_STEP_BYTES_SM90") = kConvStepBytesSm90;
   m.attr("WGRAD_BOX_SM90") = kWgradBoxSm90;
   m.attr("MAX_CONV_BRANCHES") = kMaxConvBranches;
-  py::class_<AsppShape>(m, "AsppShape")
-      .def(py::init([](int64_t N, int64_t num_pixels, int32_t C, int32_t P, int32_t K,
-                       int32_t num_runs, int64_t project_stride) {
-             return AsppShape{N, num_pixels, C, P, K, num_runs, project_stride};
+  m.attr("CONV_SUM_RUN") = kConvSumRun;
+  m.attr("CONV_SUM_PARTS") = kConvSumParts;
+  py::class_<PixelRuns>(m, "PixelRuns")
+      .def(py::init([](int64_t N, int64_t num_pixels, int32_t C, int32_t run, int32_t parts) {
+             return PixelRuns{N, num_pixels, C, run, parts};
            }),
-           py::arg("N"), py::arg("num_pixels"), py::arg("C"), py::arg("P"), py::arg("K"),
-           py::arg("num_runs"), py::arg("project_stride"));
+           py::arg("N"), py::arg("num_pixels"), py::arg("C"), py::arg("run"), py::arg("parts"));
+  py::class_<AsppShape>(m, "AsppShape")
+      .def(py::init([](int64_t N, int32_t C, int32_t P, int32_t K, int64_t project_stride) {
+             return AsppShape{N, C, P, K, project_stride};
+           }),
+           py::arg("N"), py::arg("C"), py::arg("P"), py::arg("K"), py::arg("project_stride"));
   py::class_<AsppWeights>(m, "AsppWeights")
       .def(py::init(
                [](uintptr_t pool, uintptr_t pool_bias, uintptr_t project, uintptr_t project_bias) {

@@ -11,7 +11,7 @@ ARGMAX = "tests/test_upsample_argmax.py emulated"
 CONV = (
     "tests/test_convolution_kernel.py tests/test_dilated_conv2d.py convolution_kernel or emulated_"
 )
-SM90 = "tests/test_dilated_conv2d_sm90.py seeds_agree or pipeline or epilogue"
+SM90 = "tests/test_dilated_conv2d_sm90.py seeds_agree or pipeline or epilogue or means"
 ASPP = "tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or emulated"
 DEPTHWISE = "tests/test_dilated_conv2d.py tests/test_fused_conv2d.py emulated and depthwise"
 ENTROPY = "tests/test_upsample_cross_entropy.py emulated and not (compile or export or opcheck)"
@@ -66,6 +66,10 @@ def of_sm90(name: str, sound: str, faulty: str) -> Fault:
 
 def of_aspp(name: str, sound: str, faulty: str) -> Fault:
     return Fault("csrc/cuda/aspp.cu", name, sound, faulty, ASPP)
+
+
+def of_means(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/pixel_means.cu", name, sound, faulty, ASPP)
 
 
 def of_depthwise(name: str, sound: str, faulty: str) -> Fault:
@@ -212,15 +216,16 @@ FAULTS = [
     of_zones("last partial tile lost", "if (fill > 0) emit(", "if (false) emit("),
     of_zones(
         "a piece of a split sum skipped",
-        "for (int64_t p = 0; p < pieces; ++p)",
-        "for (int64_t p = 1; p < pieces; ++p)",
+        "for (int64_t p = 1; p <= pieces; ++p) ends",
+        "for (int64_t p = 1; p < pieces; ++p) ends",
     ),
     of_zones(
         "a slot of a split sum not added",
-        "first_slot, static_cast<int32_t>(pieces)}",
-        "first_slot, static_cast<int32_t>(pieces - 1)}",
+        "first_slot, static_cast<int32_t>(ends.size())}",
+        "first_slot, static_cast<int32_t>(ends.size() - 1)}",
     ),
-    of_zones("pieces overlap", "begin = steps * p / pieces", "begin = steps * p / (pieces + 1)"),
+    of_zones("pieces overlap", "        begin = end;\n", "        begin = end - 1;\n"),
+    of_zones("a worker never full", "      used = 0;\n", "      used -= limit;\n"),
     of_zones(
         "shortest items first",
         "return a.num_steps > b.num_steps;",
@@ -396,14 +401,14 @@ FAULTS = [
     ),
     of_sm90("no fence between the proxies", "    ptx::fence_proxy_async();\n", ""),
     of_sm90(
-        "fence before the copies are waited for",
-        "        ptx::cp_async_wait_group<kLag>();\n        announce();",
-        "        announce();\n        ptx::cp_async_wait_group<kLag>();",
+        "stages announced whose copies were not waited for",
+        "          ptx::cp_async_wait_group<kLag - 1>();\n",
+        "",
     ),
     of_sm90(
         "one group of copies not waited for",
+        "ptx::cp_async_wait_group<kLag - 1>();",
         "ptx::cp_async_wait_group<kLag>();",
-        "ptx::cp_async_wait_group<kLag + 1>();",
     ),
     of_sm90(
         "a stage filled while it is read",
@@ -455,31 +460,41 @@ FAULTS = [
         "",
     ),
     of_sm90("last stages not announced", "  while (under_way > 0) announce();\n", ""),
-    of_aspp(
+    of_means(
         "the last run of pixels is short",
-        "const int64_t end = (i_run + 1) * shape.num_pixels / shape.num_runs;",
-        "const int64_t end = (i_run + 1) * (shape.num_pixels - 1) / shape.num_runs;",
+        "const int64_t end = min(begin + runs.run, runs.N * runs.num_pixels);",
+        "const int64_t end = min(begin + runs.run, runs.N * runs.num_pixels - 1);",
     ),
-    of_aspp(
+    of_means(
         "one warp's sum missing",
-        "for (int w = 0; w < kWarps; ++w) total",
-        "for (int w = 1; w < kWarps; ++w) total",
+        "total += of_warps[w * kColumns + c];",
+        "total += w == 0 ? 0.0f : of_warps[w * kColumns + c];",
     ),
-    of_aspp(
+    of_means(
         "no barrier before warps are added",
-        "__syncthreads();\n  const int c = threadIdx.x;",
-        "const int c = threadIdx.x;",
+        "    __syncthreads();\n    if (c >= kColumns",
+        "    if (c >= kColumns",
+    ),
+    of_means(
+        "sums overwritten while they are read",
+        "    __syncthreads();  // the sums before are no longer read\n",
+        "",
+    ),
+    of_means(
+        "no barrier before the rows of warps are added",
+        "  __syncthreads();\n  if (warp > 0",
+        "  if (warp > 0",
+    ),
+    of_means("mean without its divisor", "total / static_cast<float>(runs.num_pixels);", "total;"),
+    of_means(
+        "an image without its last run",
+        "row < (last_run + image + 1) * runs.parts;",
+        "row < (last_run + image) * runs.parts;",
     ),
     of_aspp(
         "no barrier before the vector is read",
         "__syncthreads();\n\n  constexpr int kSize",
         "constexpr int kSize",
-    ),
-    of_aspp("mean without its divisor", "vector[c] = sum * scale;", "vector[c] = sum;"),
-    of_aspp(
-        "only the first run",
-        "for (int run = 0; run < num_runs; ++run) sum",
-        "for (int run = 0; run < 1; ++run) sum",
     ),
     of_aspp("half a warp's sums", "for (int distance = 16;", "for (int distance = 8;"),
     of_aspp("linear without bias", "sum += to_float(bias[k]);", ""),
@@ -683,4 +698,19 @@ FAULTS = [
     of_wgrad_reduce(
         "one piece not added", "i < reduction.num_slots; ++i", "i + 1 < reduction.num_slots; ++i"
     ),
+    of_sm90(
+        "pixels of the last stages not summed",
+        "item.num_steps + (sums != nullptr ? kLag : 0);",
+        "item.num_steps;",
+    ),
+    of_sm90(
+        "stages of the item before summed", "sums != nullptr && arrived >= 0", "sums != nullptr"
+    ),
+    of_sm90("pixels of other images summed", "if (pixel >= 0 && pixel < plane)\n", ""),
+    of_sm90(
+        "a quarter of a warp's pixels not summed",
+        "for (int distance = kChunks; distance < 32;",
+        "for (int distance = kChunks; distance < 16;",
+    ),
+    of_sm90("each block's sums in the same rows", "+ rank * kBlockM;  // the first", ";"),
 ]

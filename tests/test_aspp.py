@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import deeplab_fast
 from deeplab_fast import _emulated, aspp, emulated
 from deeplab_fast.cuda_kernels import aspp as aspp_kernels
-from deeplab_fast.cuda_kernels.common import Kernels
+from deeplab_fast.cuda_kernels.common import Kernels, nhwc_output
+from deeplab_fast.cuda_kernels.pixel_means import convolve_with_means
 
 from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
 from .refusals import skip_if_refused, skip_without
@@ -132,7 +133,7 @@ def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_workers):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("H", "W"), [(1, 1), (11, 7), (20, 10), (33, 35)])
 def test_emulated_image_bias(dtype, H, W):
-    """Every pixel once, in runs of unequal length; channels that fill no warp."""
+    """Every pixel once, in runs that do not end with an image; channels that fill no warp."""
     N, C, P, K = 3, 264, 136, 21
     x = torch.randn(N, C, H, W) + 1
     weights = torch.randn(P, C, 1, 1) / C**0.5, torch.randn(P), torch.randn(K, 24 + P, 1, 1) / 12
@@ -145,7 +146,11 @@ def test_emulated_image_bias(dtype, H, W):
         return F.conv2d(pooled, project_weight, project_bias)[:, :, 0, 0]
 
     kernels = Kernels(_emulated.cuda, 0, 8)
-    image_bias = aspp_kernels.image_bias(kernels, *tensors)
+    x, *rest = tensors
+    one = x.new_ones(8, C, 1, 1)
+    output = nhwc_output(x, 8)
+    means = convolve_with_means(kernels, output, x, [one], [None], [(1, 1)], "none")
+    image_bias = aspp_kernels.image_bias(kernels, means, *rest)
     exact = definition(*(t.double() for t in tensors))
     assert_as_accurate_as(image_bias, definition(*(t.float() for t in tensors)), exact)
 

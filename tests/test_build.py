@@ -186,11 +186,27 @@ def test_dilated_conv2d_sm90_is_warpgroup_code(cuobjdump):
         assert instructions["UTMALDG.3D.MULTICAST"] == 1
         assert instructions["LDGSTS.E.BYPASS.LTC128B.128"] == 8  # 128 rows, 16 at once
         assert instructions["STG.E.64"] >= 4 * 2  # four parts of the sums, two pixels at once
+        assert instructions["ACQBULK"] == instructions["PREEXIT"] == 1  # overlaps others
         assert instructions["MEMBAR.ALL.GPU"] == 2  # at the barriers of the cluster, not in loops
         # 88 for the producers, 208 for the consumers, of 168 to begin with
         assert instructions["USETMAXREG.DEALLOC.CTAPOOL"] == 1
         assert instructions["USETMAXREG.TRY_ALLOC.CTAPOOL"] == 1
         assert int(re.search(r"REG:(\d+)", usage)[1]) == 168
+
+
+def test_kernels_that_overlap_the_one_before_wait_for_what_it_writes(cuobjdump):
+    """Before they load anything, and nothing of it as if it were constant; CUDA Programming Guide,
+    "Programmatic Dependent Launch"."""
+    for name in ("dilated_conv2d_fwd_reduce", "pixel_means_fwd", "aspp_fwd_linear"):
+        kernels = functions(cuobjdump, "sm_90a", f"{name}_kernel")
+        assert kernels
+        for instructions, _ in kernels.values():
+            in_order = list(instructions)
+            loads = [i for i in in_order if i.startswith("LDG")]
+            assert in_order.index("ACQBULK") < in_order.index("PREEXIT")
+            assert in_order.index("ACQBULK") < in_order.index(loads[0])
+            # Weights may be: the kernel before has not written them.
+            assert name == "aspp_fwd_linear" or not any("CONSTANT" in load for load in loads)
 
 
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])

@@ -23,6 +23,7 @@ from deeplab_fast.cuda_kernels import work_lists
 from deeplab_fast.cuda_kernels.common import Kernels, nhwc_output
 from deeplab_fast.cuda_kernels.dilated_conv2d import convolve
 from deeplab_fast.cuda_kernels.dilated_conv2d import launch as launch_kernel
+from deeplab_fast.cuda_kernels.pixel_means import convolve_with_means
 from deeplab_fast.emulated import machine
 
 from .cases import CONVS, Conv, assert_as_accurate_as, operands
@@ -184,6 +185,45 @@ def test_aspp(dtype):
     assert_as_accurate_as(output, peer, exact)
 
 
+@ON_SM90
+@pytest.mark.parametrize(
+    ("shape", "channels", "num_workers"),
+    [
+        ((3, 72, 11, 7), [24], 24),  # images smaller than a tile, channels that fill no step
+        ((5, 8, 1, 1), [8], 1),
+        ((3, 16, 8, 16), [8, 8], 1),  # as large as what a block has
+        ((2, 136, 10, 31), [264], 1),  # two blocks of output channels; several items of a cluster
+        ((1, 1032, 9, 5), [8], 24),  # items of some of the channels
+    ],
+)
+def test_means_of_the_pixels_of_a_1x1_branch(shape, channels, num_workers):
+    """They are summed once, on the way, whatever comes before and after."""
+    C, counts = shape[1], _emulated.launch_counts()
+    input = nhwc(*shape, dtype=torch.bfloat16) + 1
+    weights = [torch.randn(8, C, 3, 1).bfloat16()]
+    weights += [(torch.randn(k, C, 1, 1) / C**0.5).bfloat16() for k in channels]
+    weights += weights[:1]
+    rates = [(r, 1) for r in (2, *[1] * len(channels), 3)]
+    expected = torch.cat(
+        [same_conv2d(input, w, None, r) for w, r in zip(weights, rates, strict=True)], dim=1
+    )
+    results = []
+    for seed in range(3):
+        output = nhwc_output(input, expected.size(1))
+        with machine(seed, "sm_90"):
+            means = convolve_with_means(
+                kernels(num_workers), output, input, weights, [None] * len(weights), rates, "none"
+            )
+        results.append((output, means))
+    for output, means in results:
+        assert torch.equal(means, results[0][1]) and torch.equal(output, results[0][0])
+    torch.testing.assert_close(means, input.float().mean((2, 3)))
+    torch.testing.assert_close(output, expected, rtol=2e-2, atol=2e-2)
+    assert _emulated.launch_counts().get("pixel_sums_fwd_kernel") == counts.get(
+        "pixel_sums_fwd_kernel"
+    )
+
+
 def launch(
     num_workers: int, tiles, plane, branches, channels: int, output, input, weight, sources
 ) -> None:
@@ -217,6 +257,18 @@ def test_slices_of_larger_buffers(num_workers):
     expected = F.conv2d(buffer[:, 24:96], weight[:, 8:80])
     torch.testing.assert_close(output[:, :24], expected)
     assert torch.equal(output[:, 24:], before[:, 24:])
+
+
+@ON_SM90
+def test_weights_at_the_same_address():
+    """Descriptions of weights are kept; they are not those of other rows or channels."""
+    buffer = torch.randn(16, 24, 1, 1).bfloat16()
+    input = nhwc(1, 24, 3, 4, dtype=torch.bfloat16)
+    for weight, x in ((buffer[:8], input), (buffer, input), (buffer[:, :8], input[:, :8])):
+        torch.testing.assert_close(dilated_conv2d(x, weight), F.conv2d(x, weight))
+    shorter = buffer.flatten()[: 16 * 8].view(16, 8, 1, 1)
+    x = input[:, :8].contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(dilated_conv2d(x, shorter), F.conv2d(x, shorter))
 
 
 @ON_SM90

@@ -303,6 +303,7 @@ INSTRUCTIONS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
     "gemm_bf16": lambda: gemm(torch.bfloat16),
     "cvt_rna_tf32": cvt_rna_tf32,
     "bar": bar,
+    "griddepcontrol": lambda: (WARP.astype(np.uint32), WARP.astype(np.uint32)),
     "shuffle": shuffle,
     "vote": vote,
     "atomic": atomic,

@@ -72,6 +72,8 @@ MESSAGES = {
     "wgmma_written": r"wgmma at .+: sum 5 of lane 0 was written before the wait",
     "wgmma_never_waited": r"exited with 1 asynchronous operations never waited for",
     "descriptor": r"wgmma at .+: the matrix does not start at a multiple of 1024 bytes",
+    "overlap_wait": r"thread \(64, 0, 0\) of block .+ exited without griddepcontrol_wait",
+    "overlap_copy": r"cp_async_bulk_tensor at .+: no griddepcontrol_wait before this access",
     "registers": r"block \(0, 0, 0\) waits for ever; warp 0: .*setmaxnreg_inc at",
 }
 MESSAGES_ON_SOME = {

@@ -411,27 +411,69 @@ inline TileList list_input_grad_tiles(const Plane& plane, const std::vector<Bran
 
 namespace zones {
 
-// Blocks of a job into pieces of at most `limit` steps, equal within one; jobs in order.
-inline Schedule split(const std::vector<Job>& jobs, int64_t limit) {
+using Cuts = std::vector<int32_t>;  // the steps of a sum at which its pieces end
+
+// Pieces of at most `limit` steps, equal within one.
+struct EqualPieces {
+  int64_t limit;
+
+  Cuts operator()(int64_t steps) {
+    const int64_t pieces = std::max<int64_t>(1, (steps + limit - 1) / limit);
+    Cuts ends;
+    for (int64_t p = 1; p <= pieces; ++p) ends.push_back(static_cast<int32_t>(steps * p / pieces));
+    return ends;
+  }
+};
+
+// The wrap-around rule: workers are filled to `limit` one after another, and a sum that does not
+// fit goes on with the next (McNaughton, "Scheduling with Deadlines and Loss Functions", 1959);
+// but a piece costs `overhead`, and none is shorter than that.
+struct WrapAround {
+  int64_t limit, overhead;
+  int64_t used = 0;  // of the worker
+
+  Cuts operator()(int64_t steps) {
+    const int64_t shortest = std::max<int64_t>(1, overhead);
+    Cuts ends;
+    for (int64_t begin = 0;;) {
+      const int64_t rest = steps - begin, cost = rest + (begin > 0 ? overhead : 0);
+      const int64_t piece = limit - used - overhead;
+      const bool can_cut = std::min(piece, rest - piece) >= shortest;
+      if (used + cost <= limit || (used == 0 && !can_cut)) {
+        used += cost;
+        ends.push_back(static_cast<int32_t>(steps));
+        return ends;
+      }
+      if (can_cut) {
+        begin += piece;
+        ends.push_back(static_cast<int32_t>(begin));
+      }
+      used = 0;
+    }
+  }
+};
+
+// The items of all blocks, jobs in order, cut by cut(steps).
+template <typename Cut>
+Schedule split(const std::vector<Job>& jobs, Cut cut) {
   Schedule schedule;
   for (size_t j = 0; j < jobs.size(); ++j) {
-    const int64_t steps = jobs[j].steps, pieces = std::max<int64_t>(1, (steps + limit - 1) / limit);
     for (int32_t block = 0; block < jobs[j].blocks; ++block) {
       const int32_t job = static_cast<int32_t>(j);
-      if (pieces == 1) {
+      const Cuts ends = cut(jobs[j].steps);
+      if (ends.size() == 1) {
         schedule.items.push_back({job, block, 0, jobs[j].steps, -1, -1});
         continue;
       }
       const int32_t first_slot = static_cast<int32_t>(schedule.num_slots);
-      for (int64_t p = 0; p < pieces; ++p) {
-        const int64_t begin = steps * p / pieces, end = steps * (p + 1) / pieces;
-        schedule.items.push_back({job, block, static_cast<int32_t>(begin),
-                                  static_cast<int32_t>(end - begin),
-                                  static_cast<int32_t>(first_slot + p),
+      int32_t begin = 0;
+      for (int32_t end : ends) {
+        schedule.items.push_back({job, block, begin, end - begin,
+                                  static_cast<int32_t>(schedule.num_slots++),
                                   static_cast<int32_t>(schedule.reductions.size())});
+        begin = end;
       }
-      schedule.reductions.push_back({job, block, first_slot, static_cast<int32_t>(pieces)});
-      schedule.num_slots += pieces;
+      schedule.reductions.push_back({job, block, first_slot, static_cast<int32_t>(ends.size())});
     }
   }
   return schedule;
@@ -457,9 +499,10 @@ inline void order_items(Schedule& schedule, int32_t num_workers, int32_t split_o
 }  // namespace zones
 
 // Items of all jobs of one launch for `num_workers` thread blocks. Sums are split where the workers
-// would otherwise finish unevenly: pieces of at most two to a quarter of a worker's share of the
-// steps are tried beside no splitting; the earliest finish wins, ties to the fewest pieces.
-// split_overhead: how many steps it takes to write a partial sum and read it back.
+// would otherwise finish unevenly: beside no splitting, equal pieces of at most two to a quarter of
+// a worker's share of the steps are tried, and workers filled to one to one and a half shares; the
+// earliest finish wins, by 1 % or more if it splits. split_overhead: how many steps it takes to
+// write a partial sum and read it back.
 inline Schedule make_schedule(const std::vector<Job>& jobs, int32_t num_workers,
                               int32_t split_overhead) {
   if (num_workers < 1 || split_overhead < 0)
@@ -474,16 +517,21 @@ inline Schedule make_schedule(const std::vector<Job>& jobs, int32_t num_workers,
     total += static_cast<int64_t>(job.steps) * job.blocks;
     if (job.blocks > 0) longest = std::max<int64_t>(longest, job.steps);
   }
-  Schedule best = zones::split(jobs, longest);
-  zones::order_items(best, num_workers, split_overhead);
-  for (int64_t sixteenths = 32; sixteenths >= 4; --sixteenths) {
-    const int64_t limit = std::max<int64_t>(1, total * sixteenths / (16 * int64_t{num_workers}));
-    if (limit >= longest) continue;
-    Schedule trial = zones::split(jobs, limit);
+  const auto share = [&](int64_t sixty_fourths) {
+    return std::max<int64_t>(1, total * sixty_fourths / (64 * int64_t{num_workers}));
+  };
+  Schedule whole = zones::split(jobs, zones::EqualPieces{longest});
+  zones::order_items(whole, num_workers, split_overhead);
+  Schedule best = whole;
+  const auto keep_if_better = [&](Schedule trial) {
     zones::order_items(trial, num_workers, split_overhead);
     if (trial.makespan < best.makespan) best = std::move(trial);
-  }
-  return best;
+  };
+  for (int64_t part = 128; part >= 16; part -= 4)
+    if (share(part) < longest) keep_if_better(zones::split(jobs, zones::EqualPieces{share(part)}));
+  for (int64_t part = 64; part <= 96; ++part)
+    keep_if_better(zones::split(jobs, zones::WrapAround{share(part), split_overhead}));
+  return best.makespan + best.makespan / 100 < whole.makespan ? best : whole;
 }
 
 }  // namespace deeplab_fast

@@ -8,6 +8,7 @@
 #include "../common/zones.h"
 #include "elements.cuh"
 #include "launch.cuh"
+#include "ptx.cuh"
 
 namespace deeplab_fast::cuda {
 
@@ -91,11 +92,13 @@ constexpr int kReduceThreads = 256;
 template <typename T, int kTileM, int kTileN>
 __global__ void __launch_bounds__(kReduceThreads)
     dilated_conv2d_fwd_reduce_kernel(T* tensor,  // [N, H, W, out_channels]
-                                     const float* __restrict__ partial_sums,
+                                     const float* partial_sums,
                                      const __grid_constant__ ConvOperands operands,
                                      const __grid_constant__ ConvWork work,
                                      const __grid_constant__ ConvEpilogue terms,
                                      const __grid_constant__ ConvShape shape) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   constexpr int kRowThreads = kTileN / 4, kRows = kReduceThreads / kRowThreads;
   constexpr int kBlocks = kTileM / kRows;  // for one block of sums
   const Reduction reduction = work.reductions[blockIdx.x / kBlocks];
@@ -120,14 +123,15 @@ __global__ void __launch_bounds__(kReduceThreads)
 
 // Where there is something to add.
 template <int kTileM, int kTileN, typename T>
-Status launch_reduce(T* tensor, const float* partial_sums, const ConvOperands& operands,
-                     const ConvWork& work, const ConvEpilogue& terms, const ConvShape& shape,
-                     void* stream) {
+Status launch_reduce(const LaunchOptions& options, T* tensor, const float* partial_sums,
+                     const ConvOperands& operands, const ConvWork& work, const ConvEpilogue& terms,
+                     const ConvShape& shape, void* stream) {
   if (work.num_reductions == 0) return {};
   constexpr int kBlocks = kTileM * kTileN / 4 / kReduceThreads;
-  return launch("dilated_conv2d_fwd_reduce_kernel",
-                dilated_conv2d_fwd_reduce_kernel<T, kTileM, kTileN>, work.num_reductions * kBlocks,
-                kReduceThreads, 0, stream, tensor, partial_sums, operands, work, terms, shape);
+  return launch_with(options, "dilated_conv2d_fwd_reduce_kernel",
+                     dilated_conv2d_fwd_reduce_kernel<T, kTileM, kTileN>,
+                     work.num_reductions * kBlocks, kReduceThreads, 0, stream, tensor, partial_sums,
+                     operands, work, terms, shape);
 }
 
 }  // namespace deeplab_fast::cuda

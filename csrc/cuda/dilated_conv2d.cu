@@ -84,7 +84,7 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
              kConvThreads, kConvSmem, stream, tensor, partial_sums, static_cast<const T*>(input),
              operands, work, epilogue, shape);
   if (!status.ok()) return status;
-  return launch_reduce<kBlockM, kBlockN>(tensor, partial_sums, operands, work, epilogue, shape,
+  return launch_reduce<kBlockM, kBlockN>({}, tensor, partial_sums, operands, work, epilogue, shape,
                                          stream);
 }
 
@@ -97,6 +97,8 @@ Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           void* stream) {
   if (std::max(outputs.size(), sources.size()) > kMaxConvBranches)
     return {"dilated_conv2d_fwd", "too many branches"};
+  for (const ConvOutput& o : outputs)
+    if (o.pixel_sums != nullptr) return {"dilated_conv2d_fwd", "this kernel sums no pixels"};
   if (work.num_items == 0) return {};
   ConvOperands operands{};
   std::copy(outputs.begin(), outputs.end(), operands.outputs);

@@ -6,7 +6,8 @@
 // and brings half of the weights, by bulk copy, to both blocks. Two warpgroups of consumers have 64
 // pixels each: wgmma, sums in registers. Four stages, for each an mbarrier that it is full and one
 // that both blocks have read it. Steps take all taps of 64 channels before the next 64, so that the
-// taps find in L2 what the first of them read.
+// taps find in L2 what the first of them read. A 1x1 convolution gathers each pixel once: there the
+// producers can add up the pixels of an image on the way.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -42,7 +43,7 @@ constexpr int kChunk = 8;                        // elements of a copy
 constexpr int kChunks = kBlockK / kChunk;        // in a row
 constexpr int kCopyRows = kWarpgroup / kChunks;  // that the producers copy at once
 constexpr int kCopies = kBlockM / kCopyRows;     // of a thread, for a stage
-constexpr int kLag = 2;                          // stages that cp.async has to arrive
+constexpr int kLag = 2;                          // stages whose copies may be under way
 
 // Of a warp of consumers: 16 rows of 64 sums at a time, on their way from registers to memory.
 constexpr int kStagedCols = 64;
@@ -55,6 +56,8 @@ static_assert(kBlockM == kConsumers * 64, "a warpgroup multiplies 64 rows");
 static_assert(kBlocks * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
                   kRowBytes == kConvStepBytesSm90,
               "the work list is made for these");
+static_assert(kBlockM == kConvSumRun && kWarpgroup == kConvSumParts * 32,
+              "the rows of the sums of pixels");
 
 struct Barriers {
   uint64_t full[kStages], empty[kStages];
@@ -70,6 +73,34 @@ struct TensorMaps {
   CUtensorMap of[kMaxConvBranches];
 };
 
+// What a warp has gathered in a stage, added up into its row for each image of the block's pixels
+// first .. end. Rows of the stage past the end are zeros.
+template <typename T>
+__device__ void sum_pixels(float* sums, const unsigned char* first_copy, int first, int end, int c,
+                           int C, const ConvShape& shape) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int first_row = threadIdx.x / kChunks, plane = shape.H * shape.W;
+  for (int image = first / plane; image * plane < end; ++image) {
+    float sum[kChunk] = {};
+#pragma unroll
+    for (int j = 0; j < kCopies; ++j) {
+      const int pixel = first + first_row + j * kCopyRows - image * plane;
+      float value[kChunk] = {};
+      if (pixel >= 0 && pixel < plane)
+        load(value, reinterpret_cast<const T*>(first_copy + j * kCopyRows * kRowBytes));
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) sum[i] += value[i];
+    }
+#pragma unroll
+    for (int distance = kChunks; distance < 32; distance *= 2) {
+#pragma unroll
+      for (float& value : sum) value += __shfl_xor_sync(0xffffffffu, value, distance);
+    }
+    const int64_t row = int64_t{first / kBlockM + image} * kConvSumParts + warp;
+    if (lane < kChunks && c < C) store(sums + row * C + c, sum);
+  }
+}
+
 // For the first warpgroup: the stages of the worker's items.
 template <typename T>
 __device__ void produce(const T* input, const ConvOperands& operands, const TensorMaps& maps,
@@ -81,8 +112,8 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
   unsigned char* first_copy = stages + first_row * kRowBytes + (chunk ^ first_row % 8) * 16;
 
   Place<kStages> place, filled;  // where the next copies go, and those that have not been announced
-  int under_way = 0;    // stages between the two
-  const auto announce = [&] {
+  int under_way = 0;             // stages between the two
+  const auto announce = [&] {    // the first, whose copies have arrived
     ptx::fence_proxy_async();
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&barriers.full[filled.stage]);
@@ -104,10 +135,31 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
       x[j] = pixel[j] % shape.W;
       y[j] = is_listed ? pixel[j] / shape.W % shape.H : INT_MIN;  // no tap gets inside from there
     }
+    float* sums = item.block == 0 ? operands.outputs[tile.output].pixel_sums : nullptr;
+    const int summed_pixel = work.pixels[tile.first_pixel] + rank * kBlockM;  // the first
     int next_tap = item.first_step % tile.num_taps;
     int next_c = item.first_step / tile.num_taps * kBlockK;
     Tap tap = taps[next_tap];
-    for (int step = 0; step < item.num_steps; ++step) {
+    // Of pixels that are summed, none are left for the next item to announce.
+    const int num_rounds = item.num_steps + (sums != nullptr ? kLag : 0);
+    for (int round = 0; round < num_rounds; ++round) {
+      const bool fills = round < item.num_steps;
+      if (under_way >= (fills ? kLag : 1)) {
+        if (fills) {
+          ptx::cp_async_wait_group<kLag - 1>();
+        } else {
+          ptx::cp_async_wait_all();
+        }
+        const int arrived = min(round, item.num_steps) - under_way;  // step, if of this item
+        if (sums != nullptr && arrived >= 0) {
+          sum_pixels<T>(sums, first_copy + filled.stage * kStageBytes, summed_pixel,
+                        summed_pixel + min(tile.num_pixels - rank * kBlockM, kBlockM),
+                        (item.first_step + arrived) * kBlockK + chunk * kChunk,
+                        operands.sources[tap.branch].C, shape);
+        }
+        announce();
+      }
+      if (!fills) continue;
       uint64_t* full = &barriers.full[place.stage];
       wait(&barriers.empty[place.stage], place.parity ^ 1);
       if (warp == 0 && ptx::elect_sync()) {
@@ -123,7 +175,7 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
 #pragma unroll
       for (int j = 0; j < kCopies; ++j) {
         const bool has_input = c < source.C && is_inside(tap, y[j], x[j], shape.H, shape.W);
-        const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;  // below 2^31, if inside
+        const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;  // < 2^31, if inside
         const T* p = input + neighbour * shape.in_channels + source.first_channel + c;
         ptx::cp_async<16>(first_copy + place.stage * kStageBytes + j * kCopyRows * kRowBytes,
                           has_input ? p : input, has_input ? 16 : 0);
@@ -131,10 +183,6 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
       ptx::cp_async_commit_group();
       place.advance();
       ++under_way;
-      if (under_way > kLag) {
-        ptx::cp_async_wait_group<kLag>();
-        announce();
-      }
       if (++next_tap == tile.num_taps) {
         next_tap = 0;
         next_c += kBlockK;
@@ -265,6 +313,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::cluster_wait();
     const int worker = blockIdx.x / kBlocks;
     const int first_item = work.first_items[worker], end_item = work.first_items[worker + 1];
+    ptx::griddepcontrol_wait();
+    ptx::griddepcontrol_launch_dependents();
     if (threadIdx.x < kWarpgroup) {
       ptx::setmaxnreg_dec<kProducerRegisters>();
       produce(input, operands, maps, work, shape, first_item, end_item, rank, stages, barriers);
@@ -285,7 +335,7 @@ Status encode_weights(CUtensorMap* map, const ConvOutput& output, const ConvSour
   const int64_t row = output.K > 1 ? output.weight_stride : int64_t{source.C} << 16;
   const int64_t taps = std::max<int64_t>(1, (row - source.first_weight) / source.C);
   const char* address = static_cast<const char*>(output.weight) + int64_t{source.first_weight} * 2;
-  return encode_tensor_map<3>(
+  return cached_tensor_map<3>(
       map, address, {unsigned_64(source.C), unsigned_64(taps), unsigned_64(output.K)},
       {unsigned_64(source.C) * 2, unsigned_64(row) * 2}, {kBlockK, 1, kBlockN / kBlocks});
 }
@@ -295,13 +345,13 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
                     const ConvOperands& operands, const TensorMaps& maps, const ConvWork& work,
                     const ConvEpilogue& terms, const ConvShape& shape, void* stream) {
   auto* tensor = static_cast<T*>(output);
-  const Status status = launch_clusters(
-      "dilated_conv2d_fwd_sm90_kernel", dilated_conv2d_fwd_sm90_kernel<T>,
-      kBlocks * work.num_workers, kThreads, kBlocks, kSmem, stream, tensor, partial_sums,
-      static_cast<const T*>(input), operands, maps, work, terms, shape);
+  const Status status = launch_with(
+      {kBlocks, /*overlaps=*/true}, "dilated_conv2d_fwd_sm90_kernel",
+      dilated_conv2d_fwd_sm90_kernel<T>, kBlocks * work.num_workers, kThreads, kSmem, stream,
+      tensor, partial_sums, static_cast<const T*>(input), operands, maps, work, terms, shape);
   if (!status.ok()) return status;
-  return launch_reduce<kConvTileSm90, kConvTileSm90>(tensor, partial_sums, operands, work, terms,
-                                                     shape, stream);
+  return launch_reduce<kConvTileSm90, kConvTileSm90>({1, /*overlaps=*/true}, tensor, partial_sums,
+                                                     operands, work, terms, shape, stream);
 }
 
 }  // namespace

@@ -9,6 +9,15 @@
 
 namespace deeplab_fast::cuda {
 
+// What takes compute capability 9.0. Threads of a kernel that overlaps may start while the kernel
+// before it in the stream still runs, and wait for it by ptx::griddepcontrol_wait; CUDA Programming
+// Guide, "Programmatic Dependent Launch". What that wrote is not __restrict__: such loads may take
+// it for constant from the start. A graph that is captured from the stream keeps the overlap.
+struct LaunchOptions {
+  unsigned cluster_size = 1;  // blocks along x
+  bool overlaps = false;
+};
+
 #ifdef __CUDACC__
 
 // The dynamic shared memory of the block; kernels use no other.
@@ -44,22 +53,29 @@ Status launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block
   return {};
 }
 
-// The same in clusters of cluster_size blocks along x; compute capability 9.0.
+// The same with options, those of LaunchOptions.
 template <typename... Params, typename... Args>
-Status launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
-                       unsigned cluster_size, size_t smem, void* stream, const Args&... args) {
+Status launch_with(const LaunchOptions& options, const char* name, void (*kernel)(Params...),
+                   dim3 grid, dim3 block, size_t smem, void* stream, const Args&... args) {
   const cudaError_t allowed = allow_shared_memory(kernel, smem);
   if (allowed != cudaSuccess) return failed(name, allowed);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {cluster_size, 1, 1};
+  cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = smem;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  if (options.cluster_size > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {options.cluster_size, 1, 1};
+  }
+  if (options.overlaps) {
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
   return error == cudaSuccess ? Status{} : failed(name, error);
 }
@@ -74,15 +90,23 @@ T* shared_memory() {
 template <typename... Params, typename... Args>
 Status launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem,
               void*, const Args&... args) {
-  return emulator::launch(name, kernel, grid, block, 1, smem, args...);
+  return emulator::launch(name, kernel, grid, block, 1, false, smem, args...);
 }
 
 template <typename... Params, typename... Args>
-Status launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
-                       unsigned cluster_size, size_t smem, void*, const Args&... args) {
-  return emulator::launch(name, kernel, grid, block, cluster_size, smem, args...);
+Status launch_with(const LaunchOptions& options, const char* name, void (*kernel)(Params...),
+                   dim3 grid, dim3 block, size_t smem, void*, const Args&... args) {
+  return emulator::launch(name, kernel, grid, block, options.cluster_size, options.overlaps, smem,
+                          args...);
 }
 
 #endif
+
+// In clusters of cluster_size blocks along x; compute capability 9.0.
+template <typename... Params, typename... Args>
+Status launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
+                       unsigned cluster_size, size_t smem, void* stream, const Args&... args) {
+  return launch_with({cluster_size}, name, kernel, grid, block, smem, stream, args...);
+}
 
 }  // namespace deeplab_fast::cuda

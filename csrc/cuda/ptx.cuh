@@ -146,6 +146,22 @@ __device__ __forceinline__ float ex2_approx(float x) {
   return result;
 }
 
+// For launches that overlap. wait returns when the kernel before has ended and what it wrote can be
+// seen, in other launches at once. launch_dependents, in all blocks that have not ended, lets the
+// next kernel start: here always after the wait, so that before its own a kernel can read what
+// was there before the last.
+__device__ __forceinline__ void griddepcontrol_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Named barrier 1 to 15 of `threads` threads, whole warps: sync waits for all of them to arrive,
 // arrive only counts.
 __device__ __forceinline__ void bar_sync(int id, int threads) {

@@ -6,7 +6,11 @@
 #include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <map>
+#include <mutex>
 
 #include "../api.h"
 
@@ -41,6 +45,30 @@ Status encode_tensor_map(CUtensorMap* map, const void* address, const uint64_t (
       element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (error != CUDA_SUCCESS) return {"cuTensorMapEncodeTiled", "cannot describe this tensor"};
+  return {};
+}
+
+// The same, or a copy of what it once made of the same arguments, on which alone a map depends.
+template <int kRank>
+Status cached_tensor_map(CUtensorMap* map, const void* address, const uint64_t (&dims)[kRank],
+                         const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank]) {
+  constexpr size_t kMaxMaps = 1024;
+  static std::mutex mutex;
+  static std::map<std::array<uint64_t, 3 * kRank>, CUtensorMap> maps;
+  std::array<uint64_t, 3 * kRank> key{reinterpret_cast<uintptr_t>(address)};
+  std::copy_n(strides, kRank - 1, key.begin() + 1);
+  std::copy_n(dims, kRank, key.begin() + kRank);
+  std::copy_n(box, kRank, key.begin() + 2 * kRank);
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto found = maps.find(key);
+  if (found == maps.end()) {
+    CUtensorMap encoded;
+    const Status status = encode_tensor_map(&encoded, address, dims, strides, box);
+    if (!status.ok()) return status;
+    if (maps.size() == kMaxMaps) maps.clear();
+    found = maps.emplace(key, encoded).first;
+  }
+  *map = found->second;
   return {};
 }
 

@@ -20,6 +20,7 @@ template <int kBytes>
 void cp_async(void* dst, const void* src, int src_bytes = kBytes, Site site = Site::here()) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
   emulator::check_shared("cp_async", dst, kBytes, site);
+  emulator::check_waited_for_launches("cp_async", site);
   if (src_bytes < 0 || src_bytes > kBytes)
     emulator::fail("cp_async", site, "src_bytes %d is not 0 to %d", src_bytes, kBytes);
   if (reinterpret_cast<uintptr_t>(src) % kBytes != 0)
@@ -176,6 +177,10 @@ inline float ex2_approx(float x) {
   const bool exact = (bits & 0x7fffffu) == 0 || !(result <= 0x1.fffffcp127f);
   return exact ? result : bits_to_float(bits - 1u + (float_to_bits(x) * 0x9e3779b9u >> 16) % 3u);
 }
+
+inline void griddepcontrol_wait() { emulator::wait_for_launches_before(); }
+
+inline void griddepcontrol_launch_dependents() {}
 
 inline void bar_sync(int id, int threads, Site site = Site::here()) {
   emulator::named_barrier_sync("bar_sync", id, threads, site);

@@ -308,6 +308,7 @@ void cp_async_bulk_tensor_multicast(void* dst, const CUtensorMap* encoded, uint6
     fail(function, site, "the cluster has no such blocks: %#x", ranks);
   check_shared(function, barrier, sizeof(*barrier), site);
   check_shared(function, dst, 128, site);
+  check_waited_for_launches(function, site);
   int rows = 1;
   for (int i = 1; i < kRank; ++i) rows *= map.box[i];
   const int row_bytes = map.box[0] * static_cast<int>(map.element_bytes);

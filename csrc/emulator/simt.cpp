@@ -100,6 +100,7 @@ struct Thread {
   int64_t committed_groups;
   int unwaited;             // operations of other kinds
   int64_t cluster_barrier;  // the one that it has arrived at and not waited for, or -1
+  bool precedes;            // it may run before the launches before have ended
 };
 
 struct Barrier {
@@ -187,6 +188,7 @@ struct Machine {
   const std::function<void()>* body;
   Random random;
   int num_blocks, num_threads;  // in a cluster, in a block
+  bool overlaps;
   int num_exited;
   int64_t idle_yields;
   uint64_t favoured;  // block, modulo their number
@@ -357,6 +359,10 @@ void thread_main() {
     abandon(describe("thread", threadIdx) + describe(" of block", blockIdx) +
             text(" exited with %d asynchronous operations never waited for", thread.unwaited));
   }
+  if (thread.precedes) {
+    abandon(describe("thread", threadIdx) + describe(" of block", blockIdx) +
+            " exited without griddepcontrol_wait in a launch that may overlap the one before");
+  }
   thread.state = State::kExited;
   ++machine.num_exited;
   machine.idle_yields = 0;
@@ -379,6 +385,7 @@ void start_threads(Block& block) {
     thread.committed_groups = 0;
     thread.unwaited = 0;
     thread.cluster_barrier = -1;
+    thread.precedes = machine.overlaps;
     thread.fiber.start(&thread_main);
     make_ready(thread);
   }
@@ -504,8 +511,8 @@ IgnoreAccesses::~IgnoreAccesses() {
   if (AnnotateIgnoreReadsEnd) AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
 }
 
-Status run(const char* kernel, dim3 grid, dim3 block, unsigned cluster_size, size_t shared_bytes,
-           const std::function<void()>& thread) {
+Status run(const char* kernel, dim3 grid, dim3 block, unsigned cluster_size, bool overlaps,
+           size_t shared_bytes, const std::function<void()>& thread) {
   const std::lock_guard<std::mutex> lock(machine.mutex);
   machine.error = invalid_configuration(grid, block, cluster_size, shared_bytes);
   if (!machine.error.empty()) return {kernel, machine.error.c_str()};
@@ -514,6 +521,7 @@ Status run(const char* kernel, dim3 grid, dim3 block, unsigned cluster_size, siz
   gridDim = grid;
   blockDim = block;
   machine.body = &thread;
+  machine.overlaps = overlaps;
   machine.random = {options.seed};
   machine.favoured = options.seed;
   machine.num_blocks = static_cast<int>(cluster_size);
@@ -739,6 +747,13 @@ void warp_collective(const char* function, uint32_t mask, void* operands, Evalua
     }
   }
   suspend(thread);
+}
+
+void wait_for_launches_before() { machine.running->precedes = false; }
+
+void check_waited_for_launches(const char* function, Site site) {
+  if (machine.running->precedes)
+    fail(function, site, "no griddepcontrol_wait before this access to global memory");
 }
 
 void copy_async(void* dst, const void* src, size_t bytes, size_t src_bytes) {

@@ -46,15 +46,16 @@ struct Site {
 };
 
 // Calls thread once for each thread of the grid, whose blocks in x come in clusters of
-// cluster_size: the blocks of a cluster run at once. The message of a failed Status lives until the
-// next launch.
-Status run(const char* kernel, dim3 grid, dim3 block, unsigned cluster_size, size_t shared_bytes,
-           const std::function<void()>& thread);
+// cluster_size: the blocks of a cluster run at once. Kernels run one after another, overlaps or
+// not; but those that may overlap the one before have to wait for it, every thread. The message of
+// a failed Status lives until the next launch.
+Status run(const char* kernel, dim3 grid, dim3 block, unsigned cluster_size, bool overlaps,
+           size_t shared_bytes, const std::function<void()>& thread);
 
 template <typename... Params, typename... Args>
 Status launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
-              unsigned cluster_size, size_t shared_bytes, const Args&... args) {
-  return run(name, grid, block, cluster_size, shared_bytes, [&] { kernel(args...); });
+              unsigned cluster_size, bool overlaps, size_t shared_bytes, const Args&... args) {
+  return run(name, grid, block, cluster_size, overlaps, shared_bytes, [&] { kernel(args...); });
 }
 
 // How often each kernel was launched in this process.
@@ -138,6 +139,12 @@ void cluster_barrier_wait(const char* function, Site site);
 using Evaluate = void (*)(void* const operands[32]);
 void warp_collective(const char* function, uint32_t mask, void* operands, Evaluate evaluate,
                      bool orders_memory, Site site);
+
+// This thread may read what the kernels before wrote, and write what they read.
+void wait_for_launches_before();
+
+// Fails the launch where the thread has not waited for those before.
+void check_waited_for_launches(const char* function, Site site);
 
 // cp.async and its groups, a FIFO per thread. Bytes from src_bytes on are zeros.
 void copy_async(void* dst, const void* src, size_t bytes, size_t src_bytes);

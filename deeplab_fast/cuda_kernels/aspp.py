@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .. import _C
@@ -12,9 +11,9 @@ from ..ops._library import in_format_of
 from .common import DTYPES, Kernels, aligned_nhwc, nhwc_output
 from .dilated_conv2d import aligned_rows, channels_refused, convolve
 from .dilated_conv2d import refuses as convolution_refuses
+from .pixel_means import convolve_with_means
 
 _MAX_POOL_CHANNELS = 16384  # their means are in shared memory
-_MAX_RUNS, _RUN_PIXELS = 16, 64  # of pixels summed by one block; enough blocks for small images
 
 
 def refuses(
@@ -48,7 +47,9 @@ def forward(
     project_weight: Tensor,
     project_bias: Tensor,
 ) -> Tensor:
-    """The op in five launches, and one more for each of the two convolutions that splits its sums.
+    """The op in six launches, or five where the branches sum the pixels on their way.
+
+    There is one more for each of the two convolutions that splits its sums.
 
     The pooled branch is never as large as the map: what it adds to the projection is the same at
     every pixel of an image, a bias.
@@ -59,8 +60,8 @@ def forward(
     output = nhwc_output(input, project_weight.size(0))
     project_weight = aligned_rows(project_weight)
     project, project_pooled = project_weight.tensor_split([branches.size(1)], dim=1)
-    pooled_bias = image_bias(kernels, nhwc, pool_weight, pool_bias, project_pooled, project_bias)
-    convolve(kernels, branches, nhwc, weights, biases, pairs, activation="relu")
+    means = convolve_with_means(kernels, branches, nhwc, weights, biases, pairs, "relu")
+    pooled_bias = image_bias(kernels, means, pool_weight, pool_bias, project_pooled, project_bias)
     convolve(
         kernels, output, branches, [project], [None], [(1, 1)], activation="relu",
         image_bias=pooled_bias,
@@ -70,33 +71,29 @@ def forward(
 
 def image_bias(
     kernels: Kernels,
-    input: Tensor,
+    means: Tensor,
     pool_weight: Tensor,
     pool_bias: Tensor,
     project_weight: Tensor,
     project_bias: Tensor,
 ) -> Tensor:
-    """fp32 [N, K] that the pooled channels and the bias add to the projection, in three launches.
+    """fp32 [N, K] that the pooled channels and the bias add to the projection, in two launches.
 
-    ``input`` is aligned and channels_last, ``project_weight`` has the columns of the pooled
-    channels.
+    ``means`` are fp32 [N, C], ``project_weight`` has the columns of the pooled channels.
     """
-    (N, C, H, W), P, K = input.shape, pool_weight.size(0), project_weight.size(0)
-    num_runs = max(1, min(_MAX_RUNS, H * W // _RUN_PIXELS))
-    image_bias, pooled, sums = (
-        input.new_empty(shape, dtype=torch.float32) for shape in ((N, K), (N, P), (N, num_runs, C))
-    )
+    (N, C), P, K = means.shape, pool_weight.size(0), project_weight.size(0)
+    image_bias, pooled = means.new_empty(N, K), means.new_empty(N, P)
     pool_weight = aligned_nhwc(pool_weight)
     pool_bias, project_bias = pool_bias.contiguous(), project_bias.contiguous()
     tensors = pool_weight, pool_bias, project_weight, project_bias
     kernels.module.aspp_image_bias_fwd(
         image_bias.data_ptr(),
         pooled.data_ptr(),
-        sums.data_ptr(),
-        input.data_ptr(),
+        means.data_ptr(),
         _C.AsppWeights(*(t.data_ptr() for t in tensors)),
-        _C.AsppShape(N, H * W, C, P, K, num_runs, project_weight.stride(0)),
-        DTYPES[input.dtype],
+        _C.AsppShape(N, C, P, K, project_weight.stride(0)),
+        DTYPES[pool_weight.dtype],
+        kernels.is_sm90,
         kernels.stream,
     )
     return image_bias

@@ -11,7 +11,14 @@ from .. import _C
 from ..ops._convolution import tf32_is_allowed
 from ..ops._library import in_format_of
 from .common import CLAMPS, DTYPES, Kernels, aligned_nhwc, nhwc_output
-from .work_lists import ConvWorkList, conv_branches, conv_kernel, conv_work_list, steps_per_tap
+from .work_lists import (
+    CONV_SM90,
+    ConvWorkList,
+    conv_branches,
+    conv_kernel,
+    conv_work_list,
+    steps_per_tap,
+)
 
 MAX_TAPS = 1024  # the search of a work list's order slows down with their square
 
@@ -72,17 +79,20 @@ def convolve(
     activation: str,
     residual: Tensor | None = None,
     image_bias: Tensor | None = None,
+    pixel_sums: Tensor | None = None,
 ) -> None:
     """Parallel branches over ``input`` into consecutive channels of ``output``.
 
     ``output``, and ``residual`` if there is one, are aligned and channels_last. ``image_bias`` is
-    fp32 [N, K], for a single branch.
+    fp32 [N, K], for a single branch. ``pixel_sums`` are rows of sums of pixels of ``input``,
+    written by ``summing_branch``.
     """
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
     branches = conv_branches(input, weights, dilations)
     input, *weights = aligned_nhwc(input), *map(aligned_rows, weights)
     biases = [None if bias is None else bias.contiguous() for bias in biases]
+    summing = None if pixel_sums is None else summing_branch(kernels, input, weights)
     outputs = [
         _C.ConvOutput(
             weight.data_ptr(),
@@ -91,6 +101,7 @@ def convolve(
             weight.size(0),
             sum(channels[:i]),
             weight.stride(0),
+            pixel_sums.data_ptr() if i == summing else 0,
         )
         for i, (weight, bias) in enumerate(zip(weights, biases))
     ]
@@ -113,6 +124,13 @@ def convolve(
         ),
         _C.ConvEpilogue(0 if residual is None else residual.data_ptr(), *CLAMPS[activation]),
     )
+
+
+def summing_branch(kernels: Kernels, input: Tensor, weights: Sequence[Tensor]) -> int | None:
+    """The branch during which ``convolve`` can sum the pixels of ``input``: a 1x1 on sm_90."""
+    if conv_kernel(kernels, input.dtype) is not CONV_SM90:
+        return None
+    return next((i for i, w in enumerate(weights) if w.shape[2:] == (1, 1)), None)
 
 
 def launch(

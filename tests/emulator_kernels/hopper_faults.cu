@@ -15,7 +15,7 @@
 namespace {
 
 using deeplab_fast::Status;
-using deeplab_fast::cuda::launch_clusters;
+using deeplab_fast::cuda::launch_with;
 using deeplab_fast::cuda::shared_memory;
 namespace ptx = deeplab_fast::ptx;
 
@@ -512,13 +512,38 @@ __global__ void sum_cluster_refill_kernel(float* out, const float*,
   ptx::cluster_wait();
 }
 
+// Launched so that they may overlap what is before them in the stream.
+
+// The fault: one thread does not wait for that.
+template <bool kFault>
+__global__ void overlap_wait_kernel(float* out, const float* in,
+                                    const __grid_constant__ CUtensorMap) {
+  if (!kFault || threadIdx.x != kTile) ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  if (threadIdx.x < kTile) out[threadIdx.x] = in[kTile - 1 - threadIdx.x];
+}
+
+// The fault: a copy reads what the kernel before may not have written yet.
+template <bool kFault>
+__global__ void overlap_copy_kernel(float* out, const float*,
+                                    const __grid_constant__ CUtensorMap map) {
+  float* tile = shared_memory<float>();
+  init(barriers(), 1);
+  if (!kFault) ptx::griddepcontrol_wait();
+  if (threadIdx.x == 0) copy(tile, map, barriers(), 0);
+  ptx::griddepcontrol_wait();
+  wait(barriers(), 0);
+  write_reversed(out, tile);
+}
+
 using Kernel = void (*)(float*, const float*, CUtensorMap);
 
 struct Case {
   const char* name;
   Kernel correct, faulty;
   int threads = 128;
-  int cluster_size = 1;
+  unsigned cluster_size = 1;
+  bool overlaps = false;
 };
 
 const Case kCases[] = {
@@ -550,6 +575,8 @@ const Case kCases[] = {
     {"cluster_exit", cluster_exit_kernel<false>, cluster_exit_kernel<true>, 128, 2},
     {"sum_cluster_refill", sum_cluster_refill_kernel<false>, sum_cluster_refill_kernel<true>, 128,
      2},
+    {"overlap_wait", overlap_wait_kernel<false>, overlap_wait_kernel<true>, 128, 1, true},
+    {"overlap_copy", overlap_copy_kernel<false>, overlap_copy_kernel<true>, 128, 1, true},
 };
 
 }  // namespace
@@ -564,8 +591,8 @@ extern "C" const char* run_fault(const char* name, bool fault, uint64_t seed, fl
   if (!status.ok()) return status.message;
   for (const Case& c : kCases) {
     if (strcmp(c.name, name) != 0) continue;
-    return launch_clusters(name, fault ? c.faulty : c.correct, c.cluster_size, c.threads,
-                           c.cluster_size, kProductSmem, nullptr, out, in, map)
+    return launch_with({c.cluster_size, c.overlaps}, name, fault ? c.faulty : c.correct,
+                       c.cluster_size, c.threads, kProductSmem, nullptr, out, in, map)
         .message;
   }
   return "no such kernel";

@@ -110,6 +110,13 @@ __global__ void bar_kernel(uint32_t* out, const uint32_t* in) {
   }
 }
 
+// A launch that does not overlap has nothing to wait for.
+__global__ void griddepcontrol_kernel(uint32_t* out, const uint32_t* in) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  out[threadIdx.x] = in[threadIdx.x];
+}
+
 __global__ void shuffle_kernel(uint32_t* out, const uint32_t* in) {
   const int lane = threadIdx.x;
   const uint32_t value = in[lane];
@@ -208,6 +215,7 @@ const Case kCases[] = {
     {"gemm_bf16", gemm_kernel<__nv_bfloat16>},
     {"cvt_rna_tf32", cvt_rna_tf32_kernel},
     {"bar", bar_kernel, 64},
+    {"griddepcontrol", griddepcontrol_kernel},
     {"shuffle", shuffle_kernel},
     {"vote", vote_kernel},
     {"atomic", atomic_kernel},
