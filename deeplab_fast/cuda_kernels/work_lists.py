@@ -116,7 +116,7 @@ class WgradWorkList(NamedTuple):
     """What the kernel of the weight gradient is to do; ``tensors`` hold what ``work`` points to."""
 
     work: _C.ConvWgradWork
-    tensors: tuple[Tensor, ...]  # rectangles, items, reductions: rows of csrc/common/zones.h
+    tensors: tuple[Tensor, ...]  # rectangles, items, reductions: rows of zones.h; first items
     num_slots: int
 
 
