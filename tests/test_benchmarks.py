@@ -440,13 +440,22 @@ def test_training_on_camvid_beside_torchvision(tmp_path, monkeypatch, capsys):
     script = importlib.import_module("train_camvid")
     output = tmp_path / "results"
     options = ["--tiny", "--device", "cpu", "--workers", "0", "--output", str(output)]
+    options += ["--seeds", "0"]
+    script.main([str(tmp_path), *options, "--variants", "torchvision"])
+    before = (output / "torchvision-0.json").read_bytes()
     script.main([str(tmp_path), *options])
+    assert (output / "torchvision-0.json").read_bytes() == before  # not done again
     comments, rows = read_csv(output)
     assert any(line.startswith("# recipe: Recipe(epochs=1, batch_size=2") for line in comments)
     assert [row["variant"] for row in rows] == ["deeplab_fast", "torchvision"]
-    (curves,) = (json.loads(path.read_text()) for path in output.glob("*.json"))
-    ours, theirs = curves.values()
+    ours, theirs = (
+        json.loads((output / f"{variant}-0.json").read_text())["losses"]
+        for variant in ("deeplab_fast", "torchvision")
+    )
     # One update from the same weights on the same batch with the same dropout.
     assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == 1
     assert list(output.glob("*.png"))
     assert "deeplab_fast: mean test mIoU 0." in capsys.readouterr().out
+    (output / "torchvision-0.json").write_bytes(before.replace(b"warmup=100", b"warmup=7"))
+    with pytest.raises(SystemExit, match="torchvision-0.json: recipe .*warmup=7,.* not .*warmup=1"):
+        script.main([str(tmp_path), *options])
