@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         for dtype in args.dtype
         for batch in args.batch
         for shape in cases.select(args, SHAPES)
-        for op, call in calls(shape, batch, dtype)
+        for op, call in calls(shape, batch, dtype, BACKBONES[args.tiny :])
     ]
     for operands in sorted(todo, key=_is_of_the_backbone):
         keep(args.table, measure(report, *operands))

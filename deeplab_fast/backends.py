@@ -20,7 +20,7 @@ import torch
 
 from . import measured
 
-NAMES = ("cuda", "cuda/sm80", "triton", "cpu", "emulated", "reference")
+NAMES = ("cuda", "cuda/sm90", "cuda/sm80", "triton", "cpu", "emulated", "reference")
 
 # Where no library has a rival. Devices not named here (mps, xpu, ...) have the reference only.
 _AUTOMATIC = {
@@ -101,8 +101,8 @@ class backend(contextlib.ContextDecorator):
     """Force every op inside the ``with`` block onto one backend.
 
     Args:
-        name: "cuda", "triton", "cpu", "emulated" or "reference"; "cuda/sm80" for the convolutions
-            of compute capability 8.0 on a GPU of 9.0, which has its own.
+        name: "cuda", "triton", "cpu", "emulated" or "reference"; "cuda/sm90" or "cuda/sm80" for
+            the convolutions of one compute capability, where "cuda" has the newest that run.
 
     Raises:
         ValueError: ``name`` is not one of these.

@@ -1,6 +1,7 @@
 """The ``cuda`` backend: hand-written kernels in ``_C.cuda``, on torch's current stream.
 
-``cuda/sm80`` is the same without the kernels that only compute capability 9.0 can run.
+Convolutions have kernels for compute capability 8.0, which run on later ones too, and for 9.0:
+``cuda`` takes the newest that the GPU runs, ``cuda/sm80`` and ``cuda/sm90`` those that they name.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ def _unavailable(device_type: str) -> str | None:
     return _problem() if device_type == "cuda" else f"the tensors are on {device_type}"
 
 
-@availability("cuda/sm80")
-def _sm80_unavailable(device_type: str) -> str | None:
+availability("cuda/sm80")(_unavailable)
+
+
+@availability("cuda/sm90")
+def _sm90_unavailable(device_type: str) -> str | None:
     if reason := _unavailable(device_type):
         return reason
     devices = range(torch.cuda.device_count())
-    if not any(_runs_sm90(torch.cuda.get_device_properties(i)) for i in devices):
-        return "those are the kernels of 'cuda' here"
+    if not all(_runs_sm90(torch.cuda.get_device_properties(i)) for i in devices):
+        return "needs compute capability 9.0 and kernels compiled for sm_90a"
     return None
 
 
@@ -78,4 +82,5 @@ def _kernels(tensor: Tensor, sm90: bool = True) -> Iterator[Kernels]:
 
 
 implement("cuda", _kernels)
+implement_convolutions("cuda/sm90", _kernels)
 implement_convolutions("cuda/sm80", functools.partial(_kernels, sm90=False))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 PATH = Path(__file__).with_name("measured.csv")
-KERNELS = ("cuda", "cuda/sm80", "triton")  # the backends that the table chooses among
+KERNELS = ("cuda/sm90", "cuda/sm80", "triton")  # the backends that the table chooses among
 
 
 class Row(NamedTuple):

@@ -23,7 +23,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # they share the cores
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-GPU_BACKENDS = ("cuda", "cuda/sm80", "triton")
+GPU_BACKENDS = ("cuda", "cuda/sm90", "cuda/sm80", "triton")
 
 
 def device_of(backend: str) -> str:
@@ -37,12 +37,15 @@ def is_interpreted(backend: str) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with a ``backend`` argument runs on every implementation of its module's ``OP``."""
+    """A test with a ``backend`` argument runs on every implementation of its module's ``OP``.
+
+    But "cuda/sm90", which is "cuda" where it can run.
+    """
     if "backend" in metafunc.fixturenames:
         names = [
             name
             for name in backends.implementations(metafunc.module.OP)
-            if backends.unavailable(name, device_of(name)) is None
+            if backends.unavailable(name, device_of(name)) is None and name != "cuda/sm90"
         ]
         metafunc.parametrize("backend", names)
 

@@ -24,7 +24,7 @@ def test_available_on_the_cpu():
 
 def test_unknown_name():
     with pytest.raises(
-        ValueError, match="unknown backend 'cudnn': expected one of cuda, cuda/sm80, triton"
+        ValueError, match="unknown backend 'cudnn': expected one of cuda, cuda/sm90"
     ):
         deeplab_fast.backend("cudnn")
 
@@ -42,7 +42,7 @@ def test_forcing_nests_and_ends(ran):
     assert backends.current() == ""
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda/sm80", "triton"])
+@pytest.mark.parametrize("name", ["cuda", "cuda/sm90", "cuda/sm80", "triton"])
 def test_forcing_a_gpu_backend_on_a_cpu_tensor_says_why(name):
     if name in deeplab_fast.available_backends("cpu"):
         pytest.skip(f"{name} runs on CPU tensors here")

@@ -115,7 +115,7 @@ def test_every_benchmark_runs(script, device, harness, tmp_path, capsys):
 @pytest.fixture
 def choosing(monkeypatch):
     """measure_choices, as if the CPU were a GPU with two backends."""
-    monkeypatch.setattr(measured, "KERNELS", ("cuda", "cpu", "emulated"))
+    monkeypatch.setattr(measured, "KERNELS", ("cuda/sm90", "cpu", "emulated"))
     monkeypatch.setattr(measured, "device_class", lambda device: "two kernels")
     return importlib.import_module("measure_choices")
 
@@ -163,11 +163,13 @@ def test_choices_are_measured_on_the_calls_of_deeplab(choosing, report, tmp_path
 
 def test_choices_replace_what_is_measured_again(choosing, tmp_path):
     table = tmp_path / "table.csv"
-    old = measured.Row("gpu", "aspp", "a class", "cuda", 1.0, 2.0, "1x2", "A GPU", "1", "c", "d")
+    old = measured.Row(
+        "gpu", "aspp", "a class", "cuda/sm90", 1.0, 2.0, "1x2", "A GPU", "1", "c", "d"
+    )
     choosing.keep(table, iter([old, old._replace(device="another")]))
     choosing.keep(table, iter([old._replace(median_ms=3.0), old._replace(kernel="emulated")]))
     assert [(row.device, row.kernel, row.median_ms) for row in measured.read(table)] == [
-        ("another", "cuda", 1.0), ("gpu", "cuda", 3.0), ("gpu", "emulated", 1.0)
+        ("another", "cuda/sm90", 1.0), ("gpu", "cuda/sm90", 3.0), ("gpu", "emulated", 1.0)
     ]  # fmt: skip
 
 

@@ -655,7 +655,7 @@ def test_info_says_what_was_measured(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     monkeypatch.setattr(measured, "device_class", lambda device: "sm_90 with 132 processors")
     monkeypatch.setattr(measured, "choices", lambda device: {})
-    for name in ("cuda", "cuda/sm80", "triton"):
+    for name in ("cuda", "cuda/sm90", "cuda/sm80", "triton"):
         monkeypatch.setitem(backends._availability, name, lambda device_type: None)
     assert main(["info"]) == 0
     out = capsys.readouterr().out
@@ -666,15 +666,15 @@ def test_info_says_what_was_measured(monkeypatch, capsys):
     assert "Measured on cuda:0, sm_90 with 132 processors, in " in out
     assert "  nothing; python benchmarks/measure_choices.py measures it\n" in out
 
-    classes = {"a class": ("cuda", "triton"), "another": (), "a third": ("cuda",)}
+    classes = {"a class": ("cuda/sm90", "triton"), "another": (), "a third": ("cuda/sm90",)}
     monkeypatch.setattr(measured, "choices", lambda device: {"aspp": classes})
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    assert "  aspp, of 3 classes of shapes: cuda for 2, reference for 1\n" in out
+    assert "  aspp, of 3 classes of shapes: cuda/sm90 for 2, reference for 1\n" in out
     assert "another" not in out
     assert main(["info", "--measured"]) == 0
     out = capsys.readouterr().out
-    assert "    cuda        a class\n    reference   another\n    cuda        a third\n" in out
+    assert "    cuda/sm90   a class\n    reference   another\n    cuda/sm90   a third\n" in out
 
     def damaged(device):
         raise ValueError("measured.csv, line 7: expected two times")

@@ -60,12 +60,15 @@ def chosen(shape: str = "wide", requested: str = "") -> str:
 @pytest.mark.parametrize(
     "rows, expected",
     [
-        (["cuda 0.9 1"], "cuda"),
-        (["cuda 1.1 1"], "reference"),
-        (["cuda 1 1"], "reference"),
-        (["cuda 0.9 1", "cuda/sm80 0.8 1", "triton 0.85 1"], "cuda/sm80"),
-        (["cuda 1.2 1", "cuda/sm80 1.3 1", "triton 0.99 1"], "triton"),
-        (["cuda 2 3", "triton 1 1.2"], "cuda"),  # 0.67 and 0.83 of cuDNN's time in its run
+        (["cuda/sm90 0.9 1"], "cuda/sm90"),
+        (["cuda/sm90 1.1 1"], "reference"),
+        (["cuda/sm90 1 1"], "reference"),
+        (["cuda/sm90 0.9 1", "cuda/sm80 0.8 1", "triton 0.85 1"], "cuda/sm80"),
+        (["cuda/sm90 1.2 1", "cuda/sm80 1.3 1", "triton 0.99 1"], "triton"),
+        (
+            ["cuda/sm90 2 3", "triton 1 1.2"],
+            "cuda/sm90",
+        ),  # 0.67 and 0.83 of cuDNN's time in its run
         ([], "reference"),
     ],
 )
@@ -75,9 +78,9 @@ def test_the_fastest_kernel_that_beat_cudnn(table, rows, expected):
 
 
 def test_a_kernel_that_lost_once_in_a_class_is_not_chosen_for_it(table):
-    table("cuda 0.5 1", "triton 0.9 1", "cuda 1.01 1")
+    table("cuda/sm90 0.5 1", "triton 0.9 1", "cuda/sm90 1.01 1")
     assert chosen() == "triton"
-    table("cuda 0.5 1", "triton 0.6 1", "cuda 0.7 1")
+    table("cuda/sm90 0.5 1", "triton 0.6 1", "cuda/sm90 0.7 1")
     measured.choices.cache_clear()
     assert chosen() == "triton"  # at worst 0.6 against 0.7
 
@@ -86,20 +89,20 @@ def test_a_kernel_that_lost_once_in_a_class_is_not_chosen_for_it(table):
     "elsewhere", [{"shape": "deep"}, {"device": "sm_80 with 108 processors"}, {"op": "aspp"}]
 )
 def test_what_was_not_measured_runs_on_the_reference(table, elsewhere):
-    table("cuda 0.5 1", **elsewhere)
+    table("cuda/sm90 0.5 1", **elsewhere)
     assert chosen() == "reference"
 
 
 def test_a_faster_kernel_that_refuses_leaves_it_to_the_next(table, gpu, monkeypatch):
-    table("cuda 0.5 1", "triton 0.9 1")
-    refusing = gpu["cuda"]._replace(refuses=lambda *args: "odd channels")
-    monkeypatch.setitem(backends._table["an_op"], "cuda", refusing)
+    table("cuda/sm90 0.5 1", "triton 0.9 1")
+    refusing = gpu["cuda/sm90"]._replace(refuses=lambda *args: "odd channels")
+    monkeypatch.setitem(backends._table["an_op"], "cuda/sm90", refusing)
     assert chosen() == "triton"
 
 
 def test_forcing_and_other_devices_do_not_ask_the_table(table, monkeypatch):
-    table("cuda 2 1")
-    assert chosen(requested="cuda") == "cuda"
+    table("cuda/sm90 2 1")
+    assert chosen(requested="cuda/sm90") == "cuda/sm90"
     monkeypatch.setattr(measured, "choices", None)
     assert chosen(requested="triton") == "triton"
     for op in backends.ops():
@@ -108,7 +111,7 @@ def test_forcing_and_other_devices_do_not_ask_the_table(table, monkeypatch):
 
 
 def test_the_table_is_read_once_and_shapes_only_where_something_was_measured(table, monkeypatch):
-    table("cuda 0.5 1", op="aspp")
+    table("cuda/sm90 0.5 1", op="aspp")
     monkeypatch.setitem(backends.shape_classes, "an_op", None)
     assert chosen() == "reference"
     measured.PATH.unlink()
@@ -121,10 +124,16 @@ def test_the_table_is_read_once_and_shapes_only_where_something_was_measured(tab
         ("", r"expected the columns device,op,shape_class,kernel,median_ms,cudnn_ms"),
         ("device,op\n", r"expected the columns device,op,"),
         ("{head}\na,b\n", r"line 2: expected 11 values, got 2"),
-        ("{head}\na,b,c,cuda,1,2,,,,,\na,b,c,cuda,fast,2,,,,,\n", r"line 3: .*ms, got 'fast' and"),
-        ("{head}\na,b,c,cuda,1,-2,,,,,\n", r"line 2: expected two times in ms, got '1' and '-2'"),
-        ("{head}\na,b,c,cuda,nan,2,,,,,\n", r"line 2: expected two times in ms"),
-        ("{head}\na,b,c,cudnn,1,2,,,,,\n", r"expected a kernel of cuda, .*, got 'cudnn'"),
+        (
+            "{head}\na,b,c,cuda/sm90,1,2,,,,,\na,b,c,cuda/sm90,fast,2,,,,,\n",
+            r"line 3: .*ms, got 'fast' and",
+        ),
+        (
+            "{head}\na,b,c,cuda/sm90,1,-2,,,,,\n",
+            r"line 2: expected two times in ms, got '1' and '-2'",
+        ),
+        ("{head}\na,b,c,cuda/sm90,nan,2,,,,,\n", r"line 2: expected two times in ms"),
+        ("{head}\na,b,c,cudnn,1,2,,,,,\n", r"expected a kernel of cuda/sm90, .*, got 'cudnn'"),
     ],
 )
 def test_a_file_that_is_no_table_is_named(table, text, message):
