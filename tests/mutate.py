@@ -27,13 +27,14 @@ import pybind11
 import deeplab_fast
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mutations import FAULTS, Fault, checked  # noqa: E402
+from mutations import FAULTS, GUARDS, Fault, Guard, check_texts  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 600  # seconds; the emulator ends what waits or spins for ever
 
 
 class Verdict(NamedTuple):
+    path: str
     fault: Fault
     caught_by: str | None
     seconds: float
@@ -102,21 +103,31 @@ class Scratch:
             sys.exit(f"pytest {tests} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return failed[1]
 
-    def verdict(self, fault: Fault) -> Verdict:
+    def verdict(self, path: str, fault: Fault) -> Verdict:
         start = time.monotonic()
-        file = self.source / fault.path
+        file, guard = self.source / path, guard_of(path, fault)
         sound = file.read_text()
         file.write_text(sound.replace(fault.sound, fault.faulty))
         try:
-            self.compile(fault.module)
-            caught_by = self.failing_test(fault.tests)
+            self.compile(guard.module)
+            caught_by = self.failing_test(guard.tests)
         finally:
             file.write_text(sound)
-        return Verdict(fault, caught_by, time.monotonic() - start)
+        return Verdict(path, fault, caught_by, time.monotonic() - start)
 
 
-def chosen(few: int | None, words: list[str]) -> list[Fault]:
-    faults = [f for f in FAULTS if not words or any(word in f.path + f.name for word in words)]
+def guard_of(path: str, fault: Fault) -> Guard:
+    return fault.guard or GUARDS[path]
+
+
+def chosen(few: int | None, words: list[str]) -> list[tuple[str, Fault]]:
+    """Paths and their faults."""
+    faults = [
+        (path, fault)
+        for path in FAULTS
+        for fault in FAULTS[path]
+        if not words or any(word in path + fault.name for word in words)
+    ]
     if few is None:
         return faults
     commit = subprocess.run(
@@ -138,9 +149,9 @@ def report(verdicts: list[Verdict]) -> str:
         "| file | fault | caught by |",
         "|---|---|---|",
     ]
-    for fault, caught_by, _ in verdicts:
+    for path, fault, caught_by, _ in verdicts:
         test = f"`{caught_by}`".replace("|", "\\|") if caught_by else "**nothing**"
-        lines.append(f"| {Path(fault.path).name} | {fault.name} | {test} |")
+        lines.append(f"| {Path(path).name} | {fault.name} | {test} |")
     caught = sum(v.caught_by is not None for v in verdicts)
     return "\n".join([*lines, "", f"{caught} of {len(verdicts)} faults caught.", ""])
 
@@ -152,19 +163,18 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="a Markdown file to write")
     arguments = parser.parse_args()
     faults = chosen(arguments.few, arguments.words)
-    for fault in FAULTS:
-        checked(fault)
+    check_texts()
 
     verdicts = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Scratch(Path(folder))
         scratch.compile("_C", "_emulated")
-        for tests in dict.fromkeys(fault.tests for fault in faults):
+        for tests in dict.fromkeys(guard_of(*item).tests for item in faults):
             if failing := scratch.failing_test(tests):
                 sys.exit(f"without any fault {failing} fails")
-        for fault in faults:
-            verdicts.append(scratch.verdict(fault))
-            _, caught_by, seconds = verdicts[-1]
+        for path, fault in faults:
+            verdicts.append(scratch.verdict(path, fault))
+            _, _, caught_by, seconds = verdicts[-1]
             print(f"{fault.name}: {caught_by or 'NOT CAUGHT'}, {seconds:.0f} s", flush=True)
     text = report(verdicts)
     if arguments.report:

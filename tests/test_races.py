@@ -102,6 +102,7 @@ def argmax(shape, size) -> Callable[[], list[Tensor]]:
 
 
 BRANCHES = [(24, 3, 3), (8, 1, 1)], [2, 1]
+# Split sums of so few workers have pieces that go through all stages of a pipeline.
 # name -> device, workers of a convolution, what to run, the kernels that have to run for it
 LAUNCHES: dict[str, tuple[str, int, Callable[[], list[Tensor]], set[str]]] = {
     "whole sums": (
@@ -111,11 +112,11 @@ LAUNCHES: dict[str, tuple[str, int, Callable[[], list[Tensor]], set[str]]] = {
         "sm_80", 1, convolution((2, 36, 3, 5), *BRANCHES, torch.float32), {SM80, *WGRAD},
     ),
     "split sums of channels": (
-        "sm_86", 24, convolution((1, 72, 3, 5), [(72, 3, 3)], [1], torch.bfloat16),
+        "sm_86", 3, convolution((1, 72, 3, 5), [(72, 3, 3)], [1], torch.bfloat16),
         {SM80, REDUCE, *WGRAD},
     ),
     "split sums of pixels": (
-        "sm_86", 24, convolution((1, 8, 23, 29), [(8, 1, 1)], [1], torch.bfloat16),
+        "sm_86", 3, convolution((1, 8, 23, 29), [(8, 1, 1)], [1], torch.bfloat16),
         {SM80, *WGRAD, WGRAD_REDUCE},
     ),
     "whole sums on sm_90": (
@@ -123,7 +124,7 @@ LAUNCHES: dict[str, tuple[str, int, Callable[[], list[Tensor]], set[str]]] = {
         {SM90, *WGRAD},
     ),
     "split sums on sm_90": (
-        "sm_90", 24, convolution((1, 72, 3, 5), [(8, 3, 3)], [1], torch.float16),
+        "sm_90", 8, convolution((1, 72, 3, 5), [(8, 3, 3)], [1], torch.float16),
         {SM90, REDUCE, *WGRAD},
     ),
     "depthwise 3x3": (
