@@ -12,6 +12,9 @@ that file on the result until one fails. Ends with 1 where a fault was not caugh
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
+import multiprocessing
 import os
 import re
 import shutil
@@ -23,13 +26,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pybind11
+import pytest
 
-import deeplab_fast
+os.environ["TRITON_INTERPRET"] = "1"  # as in conftest.py, before something imports triton
+import torch._dynamo  # noqa: E402, F401  the tests', which are forked from here, take seconds for it
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mutations import FAULTS, GUARDS, Fault, Guard, check_texts  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(importlib.util.find_spec("deeplab_fast").origin).parent  # not imported
 TIMEOUT = 600  # seconds; the emulator ends what waits or spins for ever
 
 
@@ -55,12 +61,12 @@ class Scratch:
             "-DCMAKE_BUILD_TYPE=None",
             # A GPU does not forgive a misaligned vector: signal 4.
             "-DCMAKE_CXX_FLAGS=-O1 -fsanitize=alignment -fsanitize-undefined-trap-on-error",
-            f"-DDEEPLAB_FAST_VERSION={deeplab_fast.__version__}",
+            f"-DDEEPLAB_FAST_VERSION={importlib.metadata.version('deeplab-fast')}",
         ]
         self._run("cmake", "-S", self.source, "-B", self.build, "-G", "Ninja", *options)
         package = self.site / "deeplab_fast"
         package.mkdir(parents=True)
-        for path in Path(deeplab_fast.__file__).parent.iterdir():
+        for path in PACKAGE.iterdir():
             if path.suffix != ".so":
                 (package / path.name).symlink_to(path)
         for module in ("_C", "_emulated"):
@@ -77,30 +83,27 @@ class Scratch:
 
     def failing_test(self, tests: str) -> str | None:
         """The first test of this selection that fails, or None."""
-        script = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
         files = [str(ROOT / word) for word in tests.split() if word.endswith(".py")]
         selected = " ".join(word for word in tests.split() if not word.endswith(".py"))
         options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *files]
         if selected:
             options += ["-k", selected]
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", script, *options],
-                env=os.environ | {"PYTHONPATH": str(self.site)},
-                cwd=self.site,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT,
-            )
-        except subprocess.TimeoutExpired:
+        log = self.site / "log"
+        process = multiprocessing.get_context("fork").Process(
+            target=run_pytest, args=(self.site, options, log)
+        )
+        process.start()
+        process.join(TIMEOUT)
+        if process.exitcode is None:
+            process.kill()
             return f"no end within {TIMEOUT} s"
-        if done.returncode == 0:
+        if process.exitcode == 0:
             return None
-        if done.returncode < 0:
-            return f"a crash, signal {-done.returncode}"
-        failed = re.search(r"^FAILED \S*?(\w+\.py::.+?)(?: - .*)?$", done.stdout, re.M)
-        if done.returncode != 1 or not failed:
-            sys.exit(f"pytest {tests} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        if process.exitcode < 0:
+            return f"a crash, signal {-process.exitcode}"
+        failed = re.search(r"^FAILED \S*?(\w+\.py::.+?)(?: - .*)?$", log.read_text(), re.M)
+        if process.exitcode != 1 or not failed:
+            sys.exit(f"pytest {tests} ended with {process.exitcode}:\n{log.read_text()}")
         return failed[1]
 
     def verdict(self, path: str, fault: Fault) -> Verdict:
@@ -114,6 +117,17 @@ class Scratch:
         finally:
             file.write_text(sound)
         return Verdict(path, fault, caught_by, time.monotonic() - start)
+
+
+def run_pytest(site: Path, options: list[str], log: Path) -> None:
+    """With the package in ``site``, which this process has not imported yet."""
+    with log.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.chdir(site)
+    os.environ["PYTHONPATH"] = str(site)
+    sys.path.insert(0, str(site))
+    sys.exit(pytest.main(options))
 
 
 def guard_of(path: str, fault: Fault) -> Guard:

@@ -34,7 +34,8 @@ GUARDS = {
     "csrc/cuda/depthwise_conv2d_wgrad.cu": DEPTHWISE,
     "csrc/cuda/dilated_conv2d.cu": CONV,
     "csrc/cuda/dilated_conv2d_sm90.cu": Guard(
-        "tests/test_dilated_conv2d_sm90.py seeds_agree or pipeline or epilogue"
+        "tests/test_races.py tests/test_dilated_conv2d_sm90.py "
+        "sm_90 or seeds_agree or pipeline or epilogue"
     ),
     "csrc/cuda/dilated_conv2d_wgrad.cu": Guard(
         "tests/test_races.py tests/test_dilated_conv2d_backward.py sums or emulated"
