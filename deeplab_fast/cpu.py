@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _C, reference
-from ._native import DTYPES, upsample_shape
 from .backends import availability, implements
+from .cuda_kernels.bilinear import upsample_shape
+from .cuda_kernels.common import DTYPES
 from .ops._library import empty_like_format, in_format_of
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from . import _C
-from ._native import Kernels
-from ._native_ops import implement
 from .backends import Remediable, availability
+from .cuda_kernels.common import Kernels
+from .cuda_kernels.register import implement
 
 _OLDEST_CAPABILITY = (8, 0)
 # Elsewhere than in code for sm_90a, the kernels for compute capability 9.0 are empty.

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from . import reference
-from ._native import MAX_TAPS
 from .backends import availability, implements
+from .cuda_kernels.dilated_conv2d import MAX_TAPS
 from .ops._library import in_format_of
 from .ops.fused_conv2d import geometry_refused
 

@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import deeplab_fast
-from deeplab_fast import _emulated, _native, aspp, emulated
+from deeplab_fast import _emulated, aspp, emulated
+from deeplab_fast.cuda_kernels import aspp as aspp_kernels
+from deeplab_fast.cuda_kernels.common import Kernels
 
 from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
 from .refusals import skip_if_refused, skip_without
@@ -142,8 +144,8 @@ def test_emulated_image_bias(dtype, H, W):
         pooled = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), pool_weight, pool_bias))
         return F.conv2d(pooled, project_weight, project_bias)[:, :, 0, 0]
 
-    kernels = _native.Kernels(_emulated.cuda, 0, 8)
-    image_bias = _native.aspp_image_bias(kernels, *tensors)
+    kernels = Kernels(_emulated.cuda, 0, 8)
+    image_bias = aspp_kernels.image_bias(kernels, *tensors)
     exact = definition(*(t.double() for t in tensors))
     assert_as_accurate_as(image_bias, definition(*(t.float() for t in tensors)), exact)
 

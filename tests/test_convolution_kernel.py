@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import deeplab_fast
-from deeplab_fast import _C, _emulated, _native, dilated_conv2d
+from deeplab_fast import _C, _emulated, dilated_conv2d
+from deeplab_fast.cuda_kernels import work_lists
+from deeplab_fast.cuda_kernels.common import Kernels, nhwc_output
+from deeplab_fast.cuda_kernels.dilated_conv2d import convolve, launch, tf32_is_allowed
 from deeplab_fast.emulated import machine
 from deeplab_fast.models.inference import FoldedASPP
 from deeplab_fast.nn import ASPP
@@ -21,8 +24,8 @@ WORKERS = pytest.mark.parametrize("num_workers", [1, 24])
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
 
 
-def kernels(num_workers: int) -> _native.Kernels:
-    return _native.Kernels(_emulated.cuda, 0, num_workers)
+def kernels(num_workers: int) -> Kernels:
+    return Kernels(_emulated.cuda, 0, num_workers)
 
 
 def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -58,7 +61,7 @@ def test_epilogue(dtype, activation, num_workers):
     for seed in (1, 2):
         output = residual.clone(memory_format=torch.preserve_format)
         with machine(seed):
-            _native.convolve(
+            convolve(
                 kernels(num_workers), output, input, [weight], [bias], [(2, 2)],
                 activation=activation, residual=output, image_bias=image_bias,
             )  # fmt: skip
@@ -69,9 +72,9 @@ def test_epilogue(dtype, activation, num_workers):
 def test_nan_passes_activations(num_workers):
     input = nhwc(1, 72, 3, 3, dtype=torch.bfloat16)
     input[0, 0, 1, 1] = float("nan")
-    output = _native.nhwc_output(input, 8)
+    output = nhwc_output(input, 8)
     weight, residual = torch.ones(8, 72, 3, 3).bfloat16(), torch.zeros_like(output)
-    _native.convolve(
+    convolve(
         kernels(num_workers), output, input, [weight], [None], [(1, 1)], activation="relu6",
         residual=residual,
     )  # fmt: skip
@@ -88,11 +91,11 @@ def test_slices_of_larger_buffers(num_workers, channels, first):
     weight = weight.contiguous(memory_format=torch.channels_last)
     output = nhwc(2, 40, 6, 5, dtype=torch.bfloat16)
     before = output.clone()
-    work_list = _native.conv_work_list(
-        _C.zones.forward_tiles, (2, 6, 5), ((3, 3, 2, 2),), _native.steps_per_tap(72, buffer.dtype),
-        (channels,), torch.device("cpu"), num_workers,
+    work_list = work_lists.conv_work_list(
+        _C.zones.forward_tiles, (2, 6, 5), ((3, 3, 2, 2),),
+        work_lists.steps_per_tap(72, buffer.dtype), (channels,), torch.device("cpu"), num_workers,
     )  # fmt: skip
-    _native.launch(
+    launch(
         kernels(num_workers),
         output,
         buffer,
@@ -126,12 +129,12 @@ def test_taps_of_several_sources(dtype, num_workers):
         for i, k in enumerate(channels)
     ]
     branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
-    work_list = _native.conv_work_list(
-        _C.zones.input_grad_tiles, (N, H, W), branches, _native.steps_per_tap(40, dtype), (C,),
+    work_list = work_lists.conv_work_list(
+        _C.zones.input_grad_tiles, (N, H, W), branches, work_lists.steps_per_tap(40, dtype), (C,),
         torch.device("cpu"), num_workers,
     )  # fmt: skip
-    grad_input = _native.nhwc_output(grad, C)
-    _native.launch(
+    grad_input = nhwc_output(grad, C)
+    launch(
         kernels(num_workers),
         grad_input,
         grad,
@@ -178,14 +181,14 @@ def test_tf32(tf32, ran, case, layout):
 
 
 def test_tf32_follows_either_of_torchs_switches(tf32):
-    assert _native.tf32_is_allowed()
+    assert tf32_is_allowed()
     torch.backends.cudnn.allow_tf32 = False
-    assert not _native.tf32_is_allowed()
+    assert not tf32_is_allowed()
     if not hasattr(torch.backends.cudnn, "conv"):
         return
     for precision, allowed in (("tf32", True), ("ieee", False), ("none", False)):
         torch.backends.cudnn.conv.fp32_precision = precision
-        assert _native.tf32_is_allowed() == allowed
+        assert tf32_is_allowed() == allowed
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,13 +14,12 @@ from torch.utils._pytree import tree_leaves
 import deeplab_fast
 from deeplab_fast import (
     _C,
-    _depthwise,
-    _native,
     backends,
     dilated_conv2d,
     emulated,
     parallel_dilated_conv2d,
 )
+from deeplab_fast.cuda_kernels import depthwise_conv2d, work_lists
 from deeplab_fast.emulated import machine
 
 from .cases import CONVS, DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
@@ -446,11 +445,11 @@ def test_emulated_splits_sums():
     """Else the tests above would leave out the kernel that adds partial sums."""
     (N, C, H, W), [(K, R, S)], [rate] = SEEDED[0]
     plan = [
-        _native.conv_work_list(
+        work_lists.conv_work_list(
             _C.zones.forward_tiles,
             (N, H, W),
             ((R, S, rate, rate),),
-            _native.steps_per_tap(C, torch.bfloat16),
+            work_lists.steps_per_tap(C, torch.bfloat16),
             (K,),
             torch.device("cpu"),
             num_workers,
@@ -541,8 +540,8 @@ DEPTHWISE = [
 
 
 def set_strip_rows(monkeypatch, rows: int) -> None:
-    monkeypatch.setattr(_depthwise, "_STRIP_ROWS", (rows,))
-    monkeypatch.setattr(_depthwise, "_ELEMENTS_PER_ROW", 0)
+    monkeypatch.setattr(depthwise_conv2d, "_STRIP_ROWS", (rows,))
+    monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_ROW", 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -568,7 +567,7 @@ def test_emulated_depthwise_gradients_in_parts(monkeypatch, case, dtype, num_par
     """Parts with much, little and nothing to add."""
     tensors = operands(case, dtype, "cpu")
     elements = tensors[0].numel()
-    monkeypatch.setattr(_depthwise, "_ELEMENTS_PER_PART", elements // num_parts)
+    monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_PART", elements // num_parts)
     grad_output = torch.randn(case.N, case.K, case.H, case.W).to(dtype)
 
     def ours(*tensors):

@@ -13,13 +13,13 @@ import deeplab_fast
 from deeplab_fast import (
     ASPP,
     _emulated,
-    _native,
-    _native_backward,
     dilated_conv2d,
     emulated,
     parallel_dilated_conv2d,
     upsample_cross_entropy,
 )
+from deeplab_fast.cuda_kernels import dilated_conv2d_backward, work_lists
+from deeplab_fast.cuda_kernels.common import Kernels
 from deeplab_fast.emulated import machine
 
 from .cases import Conv, assert_as_accurate_as, operands, with_layout
@@ -118,7 +118,7 @@ def test_sums_are_split():
     """Else the tests above would leave out the kernels that add partial sums."""
     (N, C, H, W), [(K, R, S)], [rate] = CASES[-1]
     arguments = (N, H, W), ((R, S, rate, rate),), C, (K,), torch.bfloat16, torch.device("cpu")
-    slots = [_native_backward.wgrad_work_list(*arguments, n).num_slots for n in (1, 24)]
+    slots = [work_lists.wgrad_work_list(*arguments, n).num_slots for n in (1, 24)]
     assert slots[0] == 0 and slots[1] > 2 * 9
 
 
@@ -131,10 +131,10 @@ def test_emulated_pipeline_of_gradients_on_more_seeds():
 
 def test_emulated_bias_gradient_in_several_parts():
     """300 pixels more than two parts have; sums of small integers are exact."""
-    kernels = _native.Kernels(_emulated.cuda, 0, num_workers=5)
+    kernels = Kernels(_emulated.cuda, 0, num_workers=5)
     grad_output = torch.randint(-3, 4, (2, 72, 29, 31)).bfloat16()
     grad_output = grad_output.contiguous(memory_format=torch.channels_last)
-    (actual,) = _native_backward.bias_gradients(kernels, grad_output, [torch.empty(72)])
+    (actual,) = dilated_conv2d_backward.bias_gradients(kernels, grad_output, [torch.empty(72)])
     assert torch.equal(actual, grad_output.double().sum((0, 2, 3)).bfloat16())
 
 
@@ -193,8 +193,8 @@ class Recorder:
 def test_only_what_is_asked_for_is_launched(mask):
     input, weights, grad_output = tensors_of((1, 8, 4, 5), [(8, 3, 3), (8, 1, 1)], torch.float16)
     recorder = Recorder()
-    grad_input, grad_weights, grad_biases = _native_backward.gradients(
-        _native.Kernels(recorder, 0, 8), grad_output, input, weights, [(1, 1), (1, 1)], mask
+    grad_input, grad_weights, grad_biases = dilated_conv2d_backward.backward(
+        Kernels(recorder, 0, 8), grad_output, input, weights, [(1, 1), (1, 1)], mask
     )
     launchers = ("dilated_conv2d_fwd", "dilated_conv2d_wgrad", "dilated_conv2d_bias_grad")
     assert recorder.names == [name for name, needed in zip(launchers, mask) if needed]

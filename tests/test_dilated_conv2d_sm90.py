@@ -14,12 +14,15 @@ import deeplab_fast
 from deeplab_fast import (
     _C,
     _emulated,
-    _native,
     aspp,
     dilated_conv2d,
     emulated,
     parallel_dilated_conv2d,
 )
+from deeplab_fast.cuda_kernels import work_lists
+from deeplab_fast.cuda_kernels.common import Kernels, nhwc_output
+from deeplab_fast.cuda_kernels.dilated_conv2d import convolve
+from deeplab_fast.cuda_kernels.dilated_conv2d import launch as launch_kernel
 from deeplab_fast.emulated import machine
 
 from .cases import CONVS, Conv, assert_as_accurate_as, operands
@@ -119,8 +122,8 @@ def test_pipeline_on_more_seeds():
     torch.testing.assert_close(outputs[0], same_conv2d(input, weight, bias, 2))
 
 
-def kernels(num_workers: int) -> _native.Kernels:
-    return _native.Kernels(_emulated.cuda, 0, num_workers, is_sm90=True)
+def kernels(num_workers: int) -> Kernels:
+    return Kernels(_emulated.cuda, 0, num_workers, is_sm90=True)
 
 
 def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -143,7 +146,7 @@ def test_epilogue(dtype, num_workers):
 
     tensors = input, weight, bias, residual, image_bias
     output = residual.clone(memory_format=torch.preserve_format)
-    _native.convolve(
+    convolve(
         kernels(num_workers), output, input, [weight], [bias], [(2, 2)],
         activation="relu", residual=output, image_bias=image_bias,
     )  # fmt: skip
@@ -185,14 +188,14 @@ def launch(
     num_workers: int, tiles, plane, branches, channels: int, output, input, weight, sources
 ) -> None:
     """One output, the first of ``output``'s channels."""
-    steps = _native.steps_per_tap(channels, input.dtype, _native.CONV_SM90)
+    steps = work_lists.steps_per_tap(channels, input.dtype, work_lists.CONV_SM90)
     K = weight.size(0)
-    work_list = _native.conv_work_list(
-        tiles, plane, branches, steps, (K,), torch.device("cpu"), num_workers, _native.CONV_SM90
+    work_list = work_lists.conv_work_list(
+        tiles, plane, branches, steps, (K,), torch.device("cpu"), num_workers, work_lists.CONV_SM90
     )
     row = _C.ConvOutput(weight.data_ptr(), 0, 0, K, 0, weight.stride(0))
     no_clamp = _C.ConvEpilogue(0, -float("inf"), float("inf"))
-    _native.launch(kernels(num_workers), output, input, [row], sources, work_list, no_clamp)
+    launch_kernel(kernels(num_workers), output, input, [row], sources, work_list, no_clamp)
 
 
 @ON_SM90
@@ -234,7 +237,7 @@ def test_taps_of_several_sources(dtype, num_workers):
         for i, k in enumerate(channels)
     ]
     branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
-    grad_input = _native.nhwc_output(grad, C)
+    grad_input = nhwc_output(grad, C)
     launch(
         num_workers, _C.zones.input_grad_tiles, (N, H, W), branches, 72, grad_input, grad,
         torch.cat(rows, dim=1), sources,
@@ -252,9 +255,9 @@ def test_taps_of_several_sources(dtype, num_workers):
 
 def test_workers_share_the_items():
     """Every item is in one worker's list, whose longest come first."""
-    work_list = _native.conv_work_list(
+    work_list = work_lists.conv_work_list(
         _C.zones.forward_tiles, (2, 33, 33), ((3, 3, 12, 12),), 4, (256,), torch.device("cpu"), 24,
-        _native.CONV_SM90,
+        work_lists.CONV_SM90,
     )  # fmt: skip
     *_, items, _, first_items = work_list.tensors
     items = items.view(-1, 6)
@@ -277,5 +280,5 @@ def test_the_compiler_has_nothing_to_say(tmp_path, architecture):
 
 
 def test_fp32_stays_with_the_other_kernel():
-    assert _native.conv_kernel(kernels(1), torch.float32) is _native.CONV_SM80
-    assert _native.conv_kernel(kernels(1), torch.float16) is _native.CONV_SM90
+    assert work_lists.conv_kernel(kernels(1), torch.float32) is work_lists.CONV_SM80
+    assert work_lists.conv_kernel(kernels(1), torch.float16) is work_lists.CONV_SM90

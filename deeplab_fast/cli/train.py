@@ -143,6 +143,8 @@ def run_training(arguments: argparse.Namespace) -> int:
             log_every=arguments.log_every,
         )
     except TrainingError as error:
+        if distributed.rank() > 0:  # the first says it
+            return 2
         raise UserError(str(error)) from error
     except Interrupted as error:
         if distributed.rank() == 0:

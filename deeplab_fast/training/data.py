@@ -54,6 +54,8 @@ class SegmentationData:
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= IGNORE:
             raise TrainingError(f"classes: expected 1 to {IGNORE}, got {len(self.classes)}")
+        if len(set(self.classes)) < len(self.classes) or "" in self.classes:
+            raise TrainingError(f"classes: expected names that differ, got {self.classes}")
         ids = (
             dict(enumerate(range(len(self.classes)))) if self.label_ids is None else self.label_ids
         )
@@ -98,7 +100,7 @@ class SegmentationData:
             known = sorted({*np.flatnonzero(self._table >= 0).tolist()} - {IGNORE})
             raise TrainingError(
                 f"{label_path}: label {', '.join(map(str, wrong[:5]))} is no class (expected "
-                f"{_ranges(known)}, or {IGNORE} for pixels to ignore)"
+                f"{_ranges(known)}, or {IGNORE} or one of `ignore` for pixels that do not count)"
             )
         return image, classes.astype(np.uint8)
 
@@ -147,13 +149,14 @@ def folder(
         classes: names; by default the lines of ``classes.txt`` in ``root``.
         ignore: values in label files, besides 255, that do not count.
 
+    Raises:
+        TrainingError: a folder or file is missing, naming it; so do the other layouts.
+
     >>> data = folder("camvid", "train", classes=[f"class {i}" for i in range(11)], ignore=[11])
     """
     root = Path(root)
-    names = _lines(root / "classes.txt") if classes is None else list(classes)
-    images = root / "images" / split
-    if not images.is_dir():
-        raise TrainingError(f"{images}: no such folder (expected images of the split {split!r})")
+    images = _folder(root / "images" / split, split)
+    names = _lines(root / "classes.txt", ", or `classes`") if classes is None else list(classes)
     pairs = []
     for image in sorted(images.rglob("*")):
         if image.suffix.lower() in _IMAGES and not image.name.startswith("."):
@@ -202,7 +205,7 @@ def cityscapes(root: str | Path, split: str) -> SegmentationData:
     >>> data = cityscapes("cityscapes", "val")
     """
     root = Path(root)
-    images = root / "leftImg8bit" / split
+    images = _folder(root / "leftImg8bit" / split, split)
     suffix = "_leftImg8bit.png"
     pairs = []
     for image in sorted(images.glob(f"*/*{suffix}")):
@@ -212,12 +215,21 @@ def cityscapes(root: str | Path, split: str) -> SegmentationData:
     return _checked(SegmentationData(pairs, tuple(_CITYSCAPES.values()), ids), images)
 
 
-def _lines(path: Path) -> list[str]:
+def _folder(path: Path, split: str) -> Path:
+    if not path.is_dir():
+        raise TrainingError(
+            f"{path}: no such folder (expected images of the split {split!r}, or another layout)"
+        )
+    return path
+
+
+def _lines(path: Path, instead: str = "") -> list[str]:
     try:
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
-        raise TrainingError(f"{path}: {why} (expected a text file, one name a line)") from error
+        expected = f"expected a text file, one name a line{instead}"
+        raise TrainingError(f"{path}: {why} ({expected})") from error
 
 
 def _checked(data: SegmentationData, where: Path) -> SegmentationData:

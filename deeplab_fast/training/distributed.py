@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .errors import TrainingError
+
 
 def start(device: torch.device) -> torch.device:
     """Join the other processes where torchrun started this one; the device of this one."""
@@ -17,7 +19,7 @@ def start(device: torch.device) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
 
 
@@ -49,6 +51,16 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
+def any_process(flag: bool) -> bool:
+    """Whether ``flag`` is true on any of them. Asked on the CPU: no GPU is waited for."""
+    return bool(sum_over_processes(torch.tensor(float(flag))))
+
+
+def raise_together(error: TrainingError | None) -> None:
+    """Raise on every process what was caught on one: the others would wait for it.
+
+    It returns where nothing was caught, and only when all processes are here.
+    """
+    for message in gather(None if error is None else str(error)):
+        if message is not None:
+            raise TrainingError(message) from error

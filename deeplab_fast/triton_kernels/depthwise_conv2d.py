@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._native import nhwc_output
+from ..cuda_kernels.common import nhwc_output
 from .bilinear import INTERPRETED
 from .dilated_conv2d import store_output
 

@@ -22,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _C
-from .._native import nhwc_output, tf32_is_allowed
+from ..cuda_kernels.common import nhwc_output
+from ..cuda_kernels.dilated_conv2d import tf32_is_allowed
 from .bilinear import INTERPRETED
 
 

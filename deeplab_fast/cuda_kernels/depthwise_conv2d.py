@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C
-from ._native import CLAMPS, DTYPES, Kernels, aligned, aligned_nhwc
-from .ops._library import empty_like_format, in_format_of
+from .. import _C
+from ..ops._library import empty_like_format, in_format_of
+from .common import CLAMPS, DTYPES, Kernels, aligned, aligned_nhwc
 
 _MAX_PIXELS = 2**28
 _STRIP_ROWS = (16, 8)  # longer ones read fewer rows twice and load weights less often

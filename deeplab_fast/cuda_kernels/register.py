@@ -1,8 +1,4 @@
-"""The ops that the CUDA kernels implement, for each module compiled from them.
-
-``_native`` runs upsampling and dense convolutions, ``_native_backward`` the gradients of these,
-``_depthwise`` depthwise convolutions in both directions.
-"""
+"""The ops that the CUDA kernels implement, for each module compiled from them."""
 
 from __future__ import annotations
 
@@ -12,10 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _depthwise, _native, _native_backward
-from ._native import Kernels
-from .backends import implements
-from .ops.fused_conv2d import geometry_refused
+from ..backends import implements
+from ..ops.fused_conv2d import geometry_refused
+from . import (
+    aspp,
+    depthwise_conv2d,
+    dilated_conv2d,
+    dilated_conv2d_backward,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
+from .common import Kernels, aligned_nhwc
 
 
 def implement(
@@ -45,9 +48,9 @@ def _bound(run: Callable[..., Any], kernels: Callable[..., Any]) -> Callable[...
 def _dilated_conv2d_refuses(
     input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: int
 ) -> str | None:
-    if _depthwise.is_depthwise(input, weight, groups):
-        return _depthwise.refuses(input, weight)
-    return _native.dilated_conv2d_refuses(input, [weight], groups)
+    if depthwise_conv2d.is_depthwise(input, weight, groups):
+        return depthwise_conv2d.refuses(input, weight)
+    return dilated_conv2d.refuses(input, [weight], groups)
 
 
 def _dilated_conv2d(
@@ -58,17 +61,17 @@ def _dilated_conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    if _depthwise.is_depthwise(input, weight, groups):
-        return _depthwise.forward(kernels, input, weight, bias, dilation)
-    return _native.dilated_conv2d(kernels, input, [weight], [bias], [dilation])
+    if depthwise_conv2d.is_depthwise(input, weight, groups):
+        return depthwise_conv2d.forward(kernels, input, weight, bias, dilation)
+    return dilated_conv2d.forward(kernels, input, [weight], [bias], [dilation])
 
 
 def _dilated_conv2d_backward_refuses(
     grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Any, groups: int, mask: Any
 ) -> str | None:
-    if _depthwise.is_depthwise(input, weight, groups):
-        return _depthwise.refuses(input, weight)
-    return _native_backward.refuses(input, [weight], groups)
+    if depthwise_conv2d.is_depthwise(input, weight, groups):
+        return depthwise_conv2d.refuses(input, weight)
+    return dilated_conv2d_backward.refuses(input, [weight], groups)
 
 
 def _dilated_conv2d_backward(
@@ -80,9 +83,9 @@ def _dilated_conv2d_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _depthwise.is_depthwise(input, weight, groups):
-        return _depthwise.backward(kernels, grad_output, input, weight, dilation, output_mask)
-    grad_input, grad_weights, grad_biases = _native_backward.gradients(
+    if depthwise_conv2d.is_depthwise(input, weight, groups):
+        return depthwise_conv2d.backward(kernels, grad_output, input, weight, dilation, output_mask)
+    grad_input, grad_weights, grad_biases = dilated_conv2d_backward.backward(
         kernels, grad_output, input, [weight], [dilation], output_mask
     )
     empty = [input.new_empty(0)]
@@ -90,7 +93,7 @@ def _dilated_conv2d_backward(
 
 
 def _parallel_refuses(input: Tensor, weights: Sequence[Tensor], *args: Any) -> str | None:
-    return _native.dilated_conv2d_refuses(input, weights, groups=1)
+    return dilated_conv2d.refuses(input, weights, groups=1)
 
 
 def _parallel_dilated_conv2d(
@@ -101,13 +104,13 @@ def _parallel_dilated_conv2d(
     dilations: list[int],
 ) -> Tensor:
     rates = [(rate, rate) for rate in dilations]
-    return _native.dilated_conv2d(kernels, input, weights, biases or [None] * len(weights), rates)
+    return dilated_conv2d.forward(kernels, input, weights, biases or [None] * len(weights), rates)
 
 
 def _parallel_backward_refuses(
     grad_output: Tensor, input: Tensor, weights: Sequence[Tensor], *args: Any
 ) -> str | None:
-    return _native_backward.refuses(input, weights, groups=1)
+    return dilated_conv2d_backward.refuses(input, weights, groups=1)
 
 
 def _parallel_dilated_conv2d_backward(
@@ -119,7 +122,9 @@ def _parallel_dilated_conv2d_backward(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     rates = [(rate, rate) for rate in dilations]
-    return _native_backward.gradients(kernels, grad_output, input, weights, rates, output_mask)
+    return dilated_conv2d_backward.backward(
+        kernels, grad_output, input, weights, rates, output_mask
+    )
 
 
 def _fused_conv2d_refuses(
@@ -152,9 +157,9 @@ def _fused_conv2d(
     groups: int,
     activation: str,
 ) -> Tensor:
-    if _depthwise.is_depthwise(input, weight, groups):
-        return _depthwise.forward(kernels, input, weight, bias, dilation, None, activation)
-    return _native.dilated_conv2d(kernels, input, [weight], [bias], [dilation], activation)
+    if depthwise_conv2d.is_depthwise(input, weight, groups):
+        return depthwise_conv2d.forward(kernels, input, weight, bias, dilation, None, activation)
+    return dilated_conv2d.forward(kernels, input, [weight], [bias], [dilation], activation)
 
 
 def _fused_conv2d_add_refuses(
@@ -179,13 +184,13 @@ def _fused_conv2d_add_(
     groups: int,
     activation: str,
 ) -> None:
-    output = _native.aligned_nhwc(residual)
+    output = aligned_nhwc(residual)
     if input.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
         input = input.clone()
-    if _depthwise.is_depthwise(input, weight, groups):
-        _depthwise.forward(kernels, input, weight, bias, dilation, output, activation)
+    if depthwise_conv2d.is_depthwise(input, weight, groups):
+        depthwise_conv2d.forward(kernels, input, weight, bias, dilation, output, activation)
     else:
-        _native.convolve(
+        dilated_conv2d.convolve(
             kernels, output, input, [weight], [bias], [dilation], activation=activation,
             residual=output,
         )  # fmt: skip
@@ -203,10 +208,10 @@ _CONVOLUTIONS: dict[str, tuple[Callable[..., Any], Callable[..., str | None]]] =
     ),
     "fused_conv2d": (_fused_conv2d, _fused_conv2d_refuses),
     "fused_conv2d_add_": (_fused_conv2d_add_, _fused_conv2d_add_refuses),
-    "aspp": (_native.aspp, _native.aspp_refuses),
+    "aspp": (aspp.forward, aspp.refuses),
 }
 _UPSAMPLING: dict[str, Callable[..., Any]] = {
-    "upsample_argmax": _native.upsample_argmax,
-    "upsample_cross_entropy": _native.upsample_cross_entropy,
-    "upsample_cross_entropy_backward": _native.upsample_cross_entropy_backward,
+    "upsample_argmax": upsample_argmax.forward,
+    "upsample_cross_entropy": upsample_cross_entropy.forward,
+    "upsample_cross_entropy_backward": upsample_cross_entropy.backward,
 }

@@ -1,0 +1,150 @@
+"""What each block of a dense convolution computes: lists that csrc/common/zones.h makes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from .common import Kernels
+
+
+class ConvKernel(NamedTuple):
+    """A kernel of dilated convolution and the work list that it is made for."""
+
+    launcher: str
+    tile: int  # pixels, and output channels, of an item
+    step_bytes: int  # of input channels of one tap
+    blocks_per_worker: int  # of CONV_SM80 in the place that a worker takes
+
+
+CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
+CONV_SM90 = ConvKernel("dilated_conv2d_fwd_sm90", _C.CONV_TILE_SM90, _C.CONV_STEP_BYTES_SM90, 4)
+
+
+def conv_kernel(kernels: Kernels, dtype: torch.dtype) -> ConvKernel:
+    """tf32 stays with the kernel that rounds to it: wgmma would cut fp32 off."""
+    return CONV_SM90 if kernels.is_sm90 and dtype != torch.float32 else CONV_SM80
+
+
+def steps_per_tap(channels: int, dtype: torch.dtype, kernel: ConvKernel = CONV_SM80) -> int:
+    """Steps that the kernel takes for ``channels`` input channels of one tap."""
+    return -(-channels * dtype.itemsize // kernel.step_bytes)
+
+
+Branches = tuple[tuple[int, int, int, int], ...]  # of conv_branches
+
+
+def conv_branches(
+    input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[int]]
+) -> tuple[tuple[int, int, int, int], ...]:
+    """(kernel_H, kernel_W, dilation_H, dilation_W) of each branch of a work list.
+
+    A rate beyond the map does what the map's size does, and that fits the work list's int32.
+    """
+    H, W = input.shape[2:]
+    return tuple(
+        (weight.size(2), weight.size(3), min(vertical, H), min(horizontal, W))
+        for weight, (vertical, horizontal) in zip(weights, dilations)
+    )
+
+
+# A partial sum, out and in, moves as many bytes as eight steps of its kernel.
+SPLIT_STEPS = 8
+
+
+class ConvWorkList(NamedTuple):
+    """What a kernel of dilated convolution is to do; ``tensors`` hold what ``work`` points to."""
+
+    kernel: ConvKernel
+    work: _C.ConvWork
+    tensors: tuple[Tensor, ...]
+    num_slots: int
+
+
+# Never dropped: a captured CUDA graph holds the addresses.
+@functools.cache
+def conv_work_list(
+    list_tiles: Callable[..., tuple[bytearray, bytearray, bytearray]],
+    plane: tuple[int, int, int],
+    branches: tuple[tuple[int, int, int, int], ...],
+    steps_per_tap: int,
+    out_channels: tuple[int, ...],
+    device: torch.device,
+    num_workers: int,
+    kernel: ConvKernel = CONV_SM80,
+) -> ConvWorkList:
+    """The work list (csrc/common/zones.h) of a launch, on ``device``.
+
+    ``list_tiles`` is ``_C.zones.forward_tiles`` or ``input_grad_tiles``, ``plane`` is (N, H, W),
+    ``branches`` are (kernel_H, kernel_W, dilation_H, dilation_W), ``out_channels`` are those of
+    each output, and ``num_workers`` is how many thread blocks of ``CONV_SM80`` run at once.
+    """
+    num_workers = max(1, num_workers // kernel.blocks_per_worker)
+    rows = list_tiles(plane, branches, kernel.tile)
+    pixels, taps, tiles = (int32_tensor(buffer) for buffer in rows)
+    jobs = [
+        (num_taps * steps_per_tap, -(-out_channels[output] // kernel.tile))
+        for output, _, _, _, num_taps in tiles.view(-1, 5).tolist()
+    ]
+    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS)
+    items, workers, reductions = (
+        int32_tensor(schedule[name]) for name in ("items", "workers", "reductions")
+    )
+    if kernel is CONV_SM90:
+        items = items.view(-1, 6)[workers.argsort(stable=True)].flatten()
+    first_items = workers.bincount(minlength=num_workers).cumsum(0)
+    first_items = torch.cat([first_items.new_zeros(1), first_items]).int()
+    lists = (pixels, taps, tiles, items, reductions, first_items)
+    tensors = tuple(t.to(device) for t in lists)
+    *addresses, first_item = (t.data_ptr() for t in tensors)
+    counts = items.numel() // 6, reductions.numel() // 4
+    work = _C.ConvWork(*addresses, *counts, first_item, num_workers)
+    return ConvWorkList(kernel, work, tensors, schedule["num_slots"])
+
+
+class WgradWorkList(NamedTuple):
+    """What the kernel of the weight gradient is to do; ``tensors`` hold what ``work`` points to."""
+
+    work: _C.ConvWgradWork
+    tensors: tuple[Tensor, ...]  # rectangles, items, reductions: rows of csrc/common/zones.h
+    num_slots: int
+
+
+# Never dropped: a captured CUDA graph holds the addresses.
+@functools.cache
+def wgrad_work_list(
+    plane: tuple[int, int, int],
+    branches: Branches,
+    channels: int,
+    out_channels: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    num_workers: int,
+) -> WgradWorkList:
+    """The work list of the gradients of all branches' weights, on ``device``.
+
+    ``plane`` is (N, H, W), and ``num_workers`` is how many thread blocks run at once.
+    """
+    N, H, W = plane
+    rectangles = int32_tensor(_C.zones.tap_rectangles((H, W), branches))
+    step = _C.CONV_STEP_BYTES // dtype.itemsize
+    blocks = [-(-k // _C.CONV_TILE) * -(-channels // _C.CONV_TILE) for k in out_channels]
+    jobs = [
+        (-(-N * h * w // step), blocks[branch])
+        for _, _, branch, _, _, _, h, w in rectangles.view(-1, 8).tolist()
+    ]
+    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS)
+    items, reductions = (int32_tensor(schedule[name]) for name in ("items", "reductions"))
+    tensors = tuple(t.to(device) for t in (rectangles, items, reductions))
+    addresses = [t.data_ptr() for t in tensors]
+    work = _C.ConvWgradWork(*addresses, items.numel() // 6, reductions.numel() // 4)
+    return WgradWorkList(work, tensors, schedule["num_slots"])
+
+
+def int32_tensor(buffer: bytearray) -> Tensor:
+    return torch.frombuffer(buffer, dtype=torch.int32) if buffer else torch.empty(0).int()
