@@ -14,7 +14,6 @@ from torch import Tensor
 
 import deeplab_fast
 from deeplab_fast import (
-    _depthwise,
     _emulated,
     aspp,
     dilated_conv2d,
@@ -23,6 +22,7 @@ from deeplab_fast import (
     upsample_argmax,
     upsample_cross_entropy,
 )
+from deeplab_fast.cuda_kernels import depthwise_conv2d
 from deeplab_fast.emulated import machine
 
 from .cases import Conv, operands, with_layout
@@ -182,7 +182,7 @@ def test_launch(monkeypatch, tf32, name):
     """Copies land as late as they can, else a missing wait would not show."""
     device, num_workers, run, kernels = LAUNCHES[name]
     monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
-    monkeypatch.setattr(_depthwise, "_ELEMENTS_PER_PART", 1024)
+    monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_PART", 1024)
     before = _emulated.launch_counts()
     torch.manual_seed(0)
     with deeplab_fast.backend("emulated"), machine(1, device):
