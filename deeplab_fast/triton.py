@@ -262,8 +262,10 @@ def parallel_dilated_conv2d_backward(
     weights: list[Tensor],
     dilations: list[int],
     output_mask: list[bool],
+    grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    return _parallel_backward(grad_output, input, weights, _pairs(dilations), output_mask)
+    rates = _pairs(dilations)
+    return _parallel_backward(grad_output, input, weights, rates, output_mask, grad_mean)
 
 
 def _parallel_backward(
@@ -272,6 +274,7 @@ def _parallel_backward(
     weights: Sequence[Tensor],
     dilations: Sequence[Sequence[int]],
     output_mask: Sequence[bool],
+    grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     from .triton_kernels.dilated_conv2d import input_gradient, weight_gradients
 
@@ -279,7 +282,8 @@ def _parallel_backward(
     grad_input, grad_weights, grad_biases = input.new_empty(0), [], []
     with torch.cuda.device_of(input):
         if output_mask[0]:
-            grad_input = input_gradient(grad, ws, dilations).to(input.dtype)
+            share = None if grad_mean is None else reference.share_of_pixel(grad_mean, input)
+            grad_input = input_gradient(grad, ws, dilations, share).to(input.dtype)
             grad_input = in_format_of(grad_input, input)
         if output_mask[1]:
             grads = weight_gradients(grad, x, ws, dilations)

@@ -30,8 +30,9 @@ from .test_emulator import ROOT
 
 SM80, SM90 = "dilated_conv2d_fwd_kernel", "dilated_conv2d_fwd_sm90_kernel"
 REDUCE = "dilated_conv2d_fwd_reduce_kernel"
-WGRAD = {"dilated_conv2d_wgrad_kernel"}
-WGRAD |= {"dilated_conv2d_bias_grad_kernel", "dilated_conv2d_bias_grad_reduce_kernel"}
+BIAS_GRAD = {"dilated_conv2d_bias_grad_kernel", "dilated_conv2d_bias_grad_reduce_kernel"}
+WGRAD = {"dilated_conv2d_wgrad_kernel", *BIAS_GRAD}
+WGRAD_SM90 = {"dilated_conv2d_wgrad_sm90_kernel", *BIAS_GRAD}
 WGRAD_REDUCE = "dilated_conv2d_wgrad_reduce_kernel"
 DEPTHWISE_WGRAD = {"depthwise_conv2d_wgrad_kernel", "depthwise_conv2d_wgrad_reduce_kernel"}
 ASPP = {"aspp_fwd_pool_kernel", "aspp_fwd_linear_kernel"}
@@ -121,11 +122,15 @@ LAUNCHES: dict[str, tuple[str, int, Callable[[], list[Tensor]], set[str]]] = {
     ),
     "whole sums on sm_90": (
         "sm_90", 1, convolution((1, 72, 3, 5), [(264, 3, 3)], [1], torch.bfloat16),
-        {SM90, *WGRAD},
+        {SM90, *WGRAD_SM90},
     ),
-    "split sums on sm_90": (
+    "split sums of channels on sm_90": (
         "sm_90", 8, convolution((1, 72, 3, 5), [(8, 3, 3)], [1], torch.float16),
-        {SM90, REDUCE, *WGRAD},
+        {SM90, REDUCE, *WGRAD_SM90},
+    ),
+    "split sums of pixels on sm_90": (
+        "sm_90", 8, convolution((2, 8, 25, 27), [(8, 1, 1)], [1], torch.bfloat16),
+        {SM90, *WGRAD_SM90, WGRAD_REDUCE},
     ),
     "depthwise 3x3": (
         "sm_80", 1, depthwise(Conv(1, 72, 72, 9, 5, (3, 3), 2, 72)),

@@ -120,10 +120,11 @@ def _parallel_dilated_conv2d_backward(
     weights: Sequence[Tensor],
     dilations: Sequence[int],
     output_mask: Sequence[bool],
+    grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     rates = [(rate, rate) for rate in dilations]
     return dilated_conv2d_backward.backward(
-        kernels, grad_output, input, weights, rates, output_mask
+        kernels, grad_output, input, weights, rates, output_mask, grad_mean
     )
 
 

@@ -6,6 +6,7 @@ because a global read inside the implementation would be invisible to a compiled
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,18 @@ from .. import backends
 lib = torch.library.Library("deeplab_fast", "DEF")
 
 
-def define(name: str, signature: str, fake: Callable[..., Any]) -> Any:
+def define(
+    name: str,
+    signature: str,
+    fake: Callable[..., Any],
+    compute: Callable[..., Any] | None = None,
+) -> Any:
     """Define ``deeplab_fast::name`` with ``signature`` ("(args) -> returns") and return the op.
 
     ``fake(*args)`` allocates the outputs: shapes, dtypes and strides of what every backend returns.
+    ``compute(backend, *args)`` makes them of another op, where backends have none of this name.
     """
+    compute = compute or functools.partial(backends.run, name)
     arguments, returns = signature.removeprefix("(").split(") -> ")
     lib.define(f"{name}({arguments}, *, str backend='') -> {returns}")
 
@@ -30,8 +38,8 @@ def define(name: str, signature: str, fake: Callable[..., Any]) -> Any:
         if torch.is_autocast_enabled(device_type):
             # The public function has cast already; the op itself must return what fake promised.
             with torch.autocast(device_type, enabled=False):
-                return backends.run(name, backend, *args)
-        return backends.run(name, backend, *args)
+                return compute(backend, *args)
+        return compute(backend, *args)
 
     def run_fake(*args: Any, backend: str = "") -> Any:
         return fake(*args)

@@ -125,9 +125,8 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         grad_pooled.sum((2, 3), keepdim=True), mean, pool_weight, *everything, **on
     )
     grad_input, grad_weights, grad_biases = _parallel_dilated_conv2d_backward(
-        grad_branches, input, weights, ctx.dilations, [True, True, True], **on
+        grad_branches, input, weights, ctx.dilations, [True] * 3, grad_mean.flatten(1), **on
     )
-    grad_input = grad_input + grad_mean / (input.size(2) * input.size(3))
     return (
         grad_input,
         grad_weights,

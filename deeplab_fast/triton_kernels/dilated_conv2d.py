@@ -608,10 +608,12 @@ def input_gradient(
     grad_output: Tensor,
     weights: Sequence[Tensor],
     dilations: Sequence[Sequence[int]],
+    image_bias: Tensor | None = None,
 ) -> Tensor:
-    """Of all branches in one launch, channels_last."""
+    """Of all branches in one launch, channels_last, with ``image_bias`` [N, C] added."""
     grad_input = nhwc_output(grad_output, weights[0].size(1))
-    _sum_taps(grad_input, _channels_last(grad_output), weights, dilations, True)
+    bias = None if image_bias is None else image_bias.contiguous()
+    _sum_taps(grad_input, _channels_last(grad_output), weights, dilations, True, bias)
     return grad_input
 
 
