@@ -355,7 +355,7 @@ FAULTS: dict[str, list[Fault]] = {
     "csrc/cuda/dilated_conv2d.cu": [
         Fault("a partial sum stored as if whole", "if (item.slot >= 0) {", "if (item.slot > 0) {"),
     ],
-    # Only ThreadSanitizer sees it when staged sums are read too early: lanes happen to wait for each
+    # Staged sums read too early are seen by ThreadSanitizer alone: lanes happen to wait for each
     # other in the shuffle that follows.
     "csrc/cuda/dilated_conv2d_sm90.cu": [
         Fault("no fence between the proxies", "    ptx::fence_proxy_async();\n", ""),
