@@ -570,7 +570,6 @@ FAULTS: dict[str, list[Fault]] = {
             "has_column[s] = x >= 0 && x < shape.W;",
             "has_column[s] = x >= 0;",
         ),
-        Fault("bias of every tap's blocks", "(tap == kTaps && blockIdx.y > 0)", "(false)"),
         Fault(
             "a part's columns not strided",
             "group < split.groups && vector < split.vectors; group += num_parts",
