@@ -202,15 +202,14 @@ def _convolve(
     return dilated_conv2d.dilated_conv2d(input, [weight], [bias], [dilation], residual, activation)
 
 
-# Convolutions are not automatic: they have to be measured against cuDNN first.
-@implements("dilated_conv2d", "triton", _refuses_one, automatic=False)
+@implements("dilated_conv2d", "triton", _refuses_one)
 def dilated_conv2d(input: Tensor, *args: Any) -> Tensor:
     with torch.cuda.device_of(input):
         output = _convolve(*_widened(input, *args))
     return in_format_of(output.to(input.dtype), input)
 
 
-@implements("dilated_conv2d_backward", "triton", _refuses_one_backward, automatic=False)
+@implements("dilated_conv2d_backward", "triton", _refuses_one_backward)
 def dilated_conv2d_backward(
     grad_output: Tensor,
     input: Tensor,
@@ -241,7 +240,7 @@ def dilated_conv2d_backward(
     return grad_input, grad_weight, grad_bias
 
 
-@implements("parallel_dilated_conv2d", "triton", _refuses_parallel, automatic=False)
+@implements("parallel_dilated_conv2d", "triton", _refuses_parallel)
 def parallel_dilated_conv2d(
     input: Tensor, weights: list[Tensor], biases: list[Tensor], dilations: list[int]
 ) -> Tensor:
@@ -253,9 +252,7 @@ def parallel_dilated_conv2d(
     return in_format_of(output.to(input.dtype), input)
 
 
-@implements(
-    "parallel_dilated_conv2d_backward", "triton", _refuses_parallel_backward, automatic=False
-)
+@implements("parallel_dilated_conv2d_backward", "triton", _refuses_parallel_backward)
 def parallel_dilated_conv2d_backward(
     grad_output: Tensor,
     input: Tensor,
@@ -313,7 +310,7 @@ def _refuses_fused(
     )
 
 
-@implements("fused_conv2d", "triton", _refuses_fused, automatic=False)
+@implements("fused_conv2d", "triton", _refuses_fused)
 def fused_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -336,7 +333,7 @@ def _refuses_fused_add(residual: Tensor, input: Tensor, weight: Tensor, *args: A
     return _refuses_fused(input, weight, *args)
 
 
-@implements("fused_conv2d_add_", "triton", _refuses_fused_add, automatic=False)
+@implements("fused_conv2d_add_", "triton", _refuses_fused_add)
 def fused_conv2d_add_(
     residual: Tensor,
     input: Tensor,
@@ -364,7 +361,7 @@ def _refuses_aspp(
     return _refuses_convolution(input, [*weights, pool, args[1]])
 
 
-@implements("aspp", "triton", _refuses_aspp, automatic=False)
+@implements("aspp", "triton", _refuses_aspp)
 def aspp(input: Tensor, *args: Any) -> Tensor:
     from .triton_kernels.aspp import aspp
 

@@ -43,6 +43,7 @@ def test_sdist_holds_all_that_a_build_needs(tmp_path):
     assert {str(path.relative_to(ROOT)) for path in SOURCES} <= names
     assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
     assert {"tests/test_build.py", "benchmarks/bench_aspp.py", "deeplab_fast/py.typed"} <= names
+    assert "deeplab_fast/measured.csv" in names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 

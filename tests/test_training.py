@@ -26,6 +26,7 @@ from deeplab_fast.training import (
     Objective,
     Recipe,
     Scores,
+    SegmentationData,
     TrainingError,
     checkpoint,
     log,
@@ -356,11 +357,14 @@ def test_a_write_that_fails_leaves_the_one_before(name, whole_run, tmp_path, mon
     assert os.listdir(tmp_path) == [name] and path.read_bytes() == b"before"
 
 
-def test_a_folder_with_a_run_is_not_started_over(whole_run, shapes):
+def test_a_folder_with_a_run_is_not_started_over(whole_run, shapes, tmp_path):
     before = (whole_run / "last.pt").read_bytes()
     with pytest.raises(TrainingError, match=f"^{whole_run}: there is a run in that folder"):
         run(shapes, whole_run)
     assert (whole_run / "last.pt").read_bytes() == before
+    (tmp_path / "log.jsonl").write_text('{"step": 10, "loss": 1.0}\n')  # of one not saved yet
+    with pytest.raises(TrainingError, match=f"^{tmp_path}: there is a run in that folder"):
+        run(shapes, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -394,8 +398,10 @@ def test_a_state_that_is_none(content, whole_run, shapes, tmp_path):
 def test_resume_of_nothing_starts_and_of_a_finished_run_ends(shapes, tmp_path):
     recipe = Recipe(**vars(RECIPE) | {"epochs": 1})
     first = run(shapes, tmp_path, recipe, resume=True)
+    (tmp_path / ".last.pt.1.partial").touch()  # of a run that was killed while it wrote
     again = run(shapes, tmp_path, recipe, resume=True)
     torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(
@@ -516,6 +522,14 @@ def test_recipes_that_do_not_fit(options, message, shapes, tmp_path):
     with pytest.raises(TrainingError, match=message):
         run(shapes, tmp_path, Recipe(**vars(RECIPE) | options))
     assert not list(tmp_path.iterdir())
+
+
+def test_no_images(shapes, tmp_path):
+    none = SegmentationData([], CLASSES)
+    with pytest.raises(TrainingError, match="train_data: expected images, got none"):
+        train(network(), none, None, RECIPE, tmp_path)
+    with pytest.raises(TrainingError, match="val_data: expected images, got none"):
+        train(network(), read_shapes(shapes)[0], none, RECIPE, tmp_path)
 
 
 def test_curves_and_pictures_in_tensorboard(tensorboard, shapes, tmp_path):

@@ -127,6 +127,19 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(case, name, message, wo
     assert "\n" not in str(caught.value)
 
 
+def test_images_are_seen_as_segment_sees_them(tmp_path):
+    """16 bits are scaled, transparent pixels are white."""
+    labels(tmp_path / "l.png", [0])
+    Image.fromarray(np.full((6, 8), 257 * 100, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (8, 6), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.ones((6, 8), np.float32)).save(tmp_path / "float.tif")
+    pairs = [(tmp_path / name, tmp_path / "l.png") for name in ("deep.png", "clear.png")]
+    data = SegmentationData([*pairs, (tmp_path / "float.tif", tmp_path / "l.png")], ("a",))
+    assert [data.read(index)[0].getpixel((0, 0)) for index in (0, 1)] == [(100,) * 3, (255,) * 3]
+    with pytest.raises(TrainingError, match=r"float.tif: 32 bits .* \(expected 8 or 16\)"):
+        data.read(2)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [

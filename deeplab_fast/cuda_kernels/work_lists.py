@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from .._resident import resident
 from .common import Kernels
 
 
@@ -77,8 +77,7 @@ class ConvWorkList(NamedTuple):
     num_slots: int
 
 
-# Never dropped: a captured CUDA graph holds the addresses.
-@functools.cache
+@resident
 def conv_work_list(
     list_tiles: Callable[..., tuple[bytearray, bytearray, bytearray]],
     plane: tuple[int, int, int],
@@ -121,8 +120,7 @@ class WgradWorkList(NamedTuple):
     num_slots: int
 
 
-# Never dropped: a captured CUDA graph holds the addresses.
-@functools.cache
+@resident
 def wgrad_work_list(
     plane: tuple[int, int, int],
     branches: Branches,

@@ -22,13 +22,18 @@ def define(
     name: str,
     signature: str,
     fake: Callable[..., Any],
+    shape_class: Callable[..., str] | None = None,
     compute: Callable[..., Any] | None = None,
 ) -> Any:
     """Define ``deeplab_fast::name`` with ``signature`` ("(args) -> returns") and return the op.
 
     ``fake(*args)`` allocates the outputs: shapes, dtypes and strides of what every backend returns.
-    ``compute(backend, *args)`` makes them of another op, where backends have none of this name.
+    ``shape_class(*args)`` names the class of shapes for which a kernel has to be measured faster
+    than a library's; None where no library has the op. ``compute(backend, *args)`` makes the
+    outputs of another op, where backends have none of this name.
     """
+    if shape_class:
+        backends.shape_classes[name] = shape_class
     compute = compute or functools.partial(backends.run, name)
     arguments, returns = signature.removeprefix("(").split(") -> ")
     lib.define(f"{name}({arguments}, *, str backend='') -> {returns}")

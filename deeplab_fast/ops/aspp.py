@@ -13,6 +13,7 @@ from ._library import autocast, define, differentiable, empty_like_format
 from .dilated_conv2d import (
     _check,
     _check_dtypes,
+    _class_of_branches,
     _dilated_conv2d,
     _dilated_conv2d_backward,
     _dilation_pair,
@@ -144,5 +145,8 @@ _aspp = define(
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations, Tensor pool_weight, "
     "Tensor pool_bias, Tensor project_weight, Tensor project_bias) -> Tensor",
     _fake,
+    lambda input, weights, biases, dilations, *others: _class_of_branches(
+        input, weights, dilations
+    ),
 )
 differentiable("aspp", _backward, _setup)

@@ -89,6 +89,6 @@ _parallel_dilated_conv2d_and_mean = define(
     "parallel_dilated_conv2d_and_mean",
     "(Tensor input, Tensor[] weights, int[] dilations) -> (Tensor, Tensor)",
     _fake,
-    _compute,
+    compute=_compute,
 )
 differentiable("parallel_dilated_conv2d_and_mean", _backward, _setup)

@@ -43,6 +43,11 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     write(path, buffer.getbuffer())
 
 
+_ENTRIES = {
+    "step", "evaluated", "loss", "best_miou", "model", "average", "optimizer", "scaler", "random",
+}  # fmt: skip
+
+
 def load(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     """The state in ``path``, of a run with the same settings.
 
@@ -60,7 +65,7 @@ def load(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         raise TrainingError(f"{path}: {error.strerror or error} (expected a checkpoint)") from error
     except Exception as error:  # a damaged pickle raises nearly anything
         raise TrainingError(f"{path}: damaged, or not a checkpoint of this program") from error
-    if not isinstance(state, dict) or not {"step", "model", *expected} <= state.keys():
+    if not isinstance(state, dict) or not _ENTRIES | expected.keys() <= state.keys():
         raise TrainingError(f"{path}: not a checkpoint of deeplab-fast train")
     for name, value in expected.items():
         if state[name] != value:

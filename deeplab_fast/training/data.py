@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .._images import to_rgb
 from .errors import TrainingError
 
 IGNORE = 255  # the class of pixels that count neither in training nor in evaluation
@@ -75,15 +76,18 @@ class SegmentationData:
     def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """The RGB image of pair ``index`` and its classes, uint8 [H, W].
 
-        Pixels are taken as they are stored: no EXIF orientation is applied.
+        No EXIF orientation is applied: the labels are those of the pixels as they are stored.
 
         Raises:
             TrainingError: a file is missing or damaged, the sizes differ, or a label is none of the
                 classes; names the file.
         """
         image_path, label_path = self.pairs[index]
-        image = _load(image_path).convert("RGB")
-        labels = _load(label_path)
+        stored, labels = _load(image_path), _load(label_path)
+        try:
+            image = to_rgb(stored)
+        except ValueError as error:
+            raise TrainingError(f"{image_path}: {error}") from error
         if labels.mode not in ("L", "P"):
             raise TrainingError(
                 f"{label_path}: mode {labels.mode} (expected class numbers in an 8-bit grey or "
@@ -235,7 +239,7 @@ def _lines(path: Path, instead: str = "") -> list[str]:
 def _checked(data: SegmentationData, where: Path) -> SegmentationData:
     """``data``, if it has images and all its files are there: known before the training starts."""
     if not data.pairs:
-        raise TrainingError(f"{where}: names no image")
+        raise TrainingError(f"{where}: names no image (expected one at least)")
     for pair in data.pairs:
         for path in pair:
             if not Path(path).is_file():

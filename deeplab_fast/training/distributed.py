@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,3 +65,14 @@ def raise_together(error: TrainingError | None) -> None:
     for message in gather(None if error is None else str(error)):
         if message is not None:
             raise TrainingError(message) from error
+
+
+def on_first(work: Callable[[], None]) -> None:
+    """Do it on the first process, the others wait; what it raises there is raised on all."""
+    error = None
+    if rank() == 0:
+        try:
+            work()
+        except TrainingError as caught:
+            error = caught
+    raise_together(error)

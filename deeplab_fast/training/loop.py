@@ -58,7 +58,8 @@ def train(
 
     A run that was stopped and goes on with ``resume`` computes what it would have computed: order,
     augmentation, dropout, optimizer, average and loss scale are those of an uninterrupted one. On
-    a GPU that is exact as far as the kernels are.
+    a GPU that is exact as far as the kernels are. Its recipe must be the same but for
+    ``accumulate`` and, where ``power`` is 0, ``epochs``; the number of processes may change, too.
 
     Where several processes run (torchrun), each computes its share of every batch, with
     DistributedDataParallel and, on GPUs, SyncBatchNorm: what comes out is what one would compute,
@@ -76,8 +77,10 @@ def train(
 
     Raises:
         TrainingError: a file cannot be used or written, ``output`` has another run, or the loss is
-            no longer a number. What was written before is whole.
-        Interrupted: SIGINT or SIGTERM came; the state was saved after the update it came in.
+            no longer a number. What was written before is whole, and after a file that cannot be
+            read the state is saved.
+        Interrupted: SIGINT or SIGTERM came; the state was saved after the update it came in. The
+            second one raises KeyboardInterrupt at once.
 
     >>> train(DeepLabV3("resnet50", 11), train_data, val_data, Recipe(epochs=100), "run")
     """
@@ -166,6 +169,10 @@ class _Run:
             )
         if saved:
             self._restore()
+        if len(set(distributed.gather(self.step))) > 1:
+            raise TrainingError(
+                f"{self.path}: not there for all processes (expected a folder that they share)"
+            )
 
     def _check(self, model: Any) -> None:
         for name, data in (("train_data", self.train_data), ("val_data", self.val_data)):
@@ -196,22 +203,24 @@ class _Run:
         if self.val_data is not None and self.val_data.classes != self.train_data.classes:
             raise TrainingError("val_data: expected the classes of train_data")
 
-    def go(self) -> Any:
-        if self.rank == 0:
-            try:
-                self.output.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                why = error.strerror
-                raise TrainingError(f"{self.output}: {why} (expected a folder)") from error
+    def _open(self) -> None:
+        """The folder and the log."""
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
             for partial in self.output.glob(".*.partial"):  # of a run that was killed as it wrote
-                partial.unlink(missing_ok=True)
-            config = {**self.settings, "recipe": asdict(self.recipe), "processes": self.processes}
-            text = json.dumps(config, indent=2).encode()
-            checkpoint.write(self.output / "config.json", text + b"\n")
+                partial.unlink()
+        except OSError as error:
+            raise TrainingError(f"{self.output}: {error.strerror} (expected a folder)") from error
+        config = {**self.settings, "recipe": asdict(self.recipe), "processes": self.processes}
+        text = json.dumps(config, indent=2)
+        checkpoint.write(self.output / "config.json", text.encode() + b"\n")
+        self.log = Log(self.output, self.step, self.evaluated)
+
+    def go(self) -> Any:
+        distributed.on_first(self._open)
         with contextlib.ExitStack() as stack:
-            if self.rank == 0:
-                log = Log(self.output, self.step, self.evaluated)
-                self.log = stack.enter_context(contextlib.closing(log))
+            if self.log is not None:
+                stack.callback(self.log.close)
             stopped = stack.enter_context(_signals())
             bar = stack.enter_context(
                 tqdm(
@@ -383,38 +392,33 @@ class _Run:
             return predict_labels(model, pixels, (image.height, image.width)).cpu().numpy()
 
     def _save_model(self, name: str) -> None:
-        path, error = self.output / name, None
-        if self.rank == 0:
+        path = self.output / name
+
+        def write() -> None:
             try:
                 self._result().save_pretrained(path)
-            except (OSError, SafetensorError) as caught:
-                error = checkpoint.cannot_write(path, caught)
-        distributed.raise_together(error)
+            except (OSError, SafetensorError) as error:
+                raise checkpoint.cannot_write(path, error) from error
+
+        distributed.on_first(write)
 
     def _save(self) -> None:
         values = self.model.state_dict().values()
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise self._diverged("a weight is not finite")
-        random = distributed.gather(checkpoint.random_state(self.device))
-        error = None
-        if self.rank == 0:
-            state = {
-                **self.settings,
-                "step": self.step,
-                "evaluated": self.evaluated,
-                "loss": self.loss,
-                "best_miou": self.best_miou,
-                "model": self.model.state_dict(),
-                "average": None if self.average is None else self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "random": random,
-            }
-            try:
-                checkpoint.save(self.path, state)
-            except TrainingError as caught:
-                error = caught
-        distributed.raise_together(error)
+        state = {
+            **self.settings,
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "loss": self.loss,
+            "best_miou": self.best_miou,
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": distributed.gather(checkpoint.random_state(self.device)),
+        }
+        distributed.on_first(lambda: checkpoint.save(self.path, state))
 
     def _restore(self) -> None:
         state = checkpoint.load(self.path, self.settings)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import _C
 from ..cuda_kernels.common import nhwc_output
-from ..cuda_kernels.dilated_conv2d import tf32_is_allowed
+from ..ops._convolution import tf32_is_allowed
 from .bilinear import INTERPRETED
 
 
