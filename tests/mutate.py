@@ -12,6 +12,9 @@ that file on the result until one fails. Ends with 1 where a fault was not caugh
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
+import multiprocessing
 import os
 import re
 import shutil
@@ -23,17 +26,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pybind11
+import pytest
 
-import deeplab_fast
+os.environ["TRITON_INTERPRET"] = "1"  # as in conftest.py, before something imports triton
+import torch._dynamo  # noqa: E402, F401  the tests', which are forked from here, take seconds for it
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mutations import FAULTS, Fault, checked  # noqa: E402
+from mutations import FAULTS, GUARDS, Fault, Guard, check_texts  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(importlib.util.find_spec("deeplab_fast").origin).parent  # not imported
 TIMEOUT = 600  # seconds; the emulator ends what waits or spins for ever
 
 
 class Verdict(NamedTuple):
+    path: str
     fault: Fault
     caught_by: str | None
     seconds: float
@@ -54,12 +61,12 @@ class Scratch:
             "-DCMAKE_BUILD_TYPE=None",
             # A GPU does not forgive a misaligned vector: signal 4.
             "-DCMAKE_CXX_FLAGS=-O1 -fsanitize=alignment -fsanitize-undefined-trap-on-error",
-            f"-DDEEPLAB_FAST_VERSION={deeplab_fast.__version__}",
+            f"-DDEEPLAB_FAST_VERSION={importlib.metadata.version('deeplab-fast')}",
         ]
         self._run("cmake", "-S", self.source, "-B", self.build, "-G", "Ninja", *options)
         package = self.site / "deeplab_fast"
         package.mkdir(parents=True)
-        for path in Path(deeplab_fast.__file__).parent.iterdir():
+        for path in PACKAGE.iterdir():
             if path.suffix != ".so":
                 (package / path.name).symlink_to(path)
         for module in ("_C", "_emulated"):
@@ -76,47 +83,65 @@ class Scratch:
 
     def failing_test(self, tests: str) -> str | None:
         """The first test of this selection that fails, or None."""
-        script = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
         files = [str(ROOT / word) for word in tests.split() if word.endswith(".py")]
         selected = " ".join(word for word in tests.split() if not word.endswith(".py"))
         options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *files]
         if selected:
             options += ["-k", selected]
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", script, *options],
-                env=os.environ | {"PYTHONPATH": str(self.site)},
-                cwd=self.site,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT,
-            )
-        except subprocess.TimeoutExpired:
+        log = self.site / "log"
+        process = multiprocessing.get_context("fork").Process(
+            target=run_pytest, args=(self.site, options, log)
+        )
+        process.start()
+        process.join(TIMEOUT)
+        if process.exitcode is None:
+            process.kill()
             return f"no end within {TIMEOUT} s"
-        if done.returncode == 0:
+        if process.exitcode == 0:
             return None
-        if done.returncode < 0:
-            return f"a crash, signal {-done.returncode}"
-        failed = re.search(r"^FAILED \S*?(\w+\.py::.+?)(?: - .*)?$", done.stdout, re.M)
-        if done.returncode != 1 or not failed:
-            sys.exit(f"pytest {tests} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        if process.exitcode < 0:
+            return f"a crash, signal {-process.exitcode}"
+        failed = re.search(r"^FAILED \S*?(\w+\.py::.+?)(?: - .*)?$", log.read_text(), re.M)
+        if process.exitcode != 1 or not failed:
+            sys.exit(f"pytest {tests} ended with {process.exitcode}:\n{log.read_text()}")
         return failed[1]
 
-    def verdict(self, fault: Fault) -> Verdict:
+    def verdict(self, path: str, fault: Fault) -> Verdict:
         start = time.monotonic()
-        file = self.source / fault.path
+        file, guard = self.source / path, guard_of(path, fault)
         sound = file.read_text()
         file.write_text(sound.replace(fault.sound, fault.faulty))
         try:
-            self.compile(fault.module)
-            caught_by = self.failing_test(fault.tests)
+            self.compile(guard.module)
+            caught_by = self.failing_test(guard.tests)
         finally:
             file.write_text(sound)
-        return Verdict(fault, caught_by, time.monotonic() - start)
+        return Verdict(path, fault, caught_by, time.monotonic() - start)
 
 
-def chosen(few: int | None, words: list[str]) -> list[Fault]:
-    faults = [f for f in FAULTS if not words or any(word in f.path + f.name for word in words)]
+def run_pytest(site: Path, options: list[str], log: Path) -> None:
+    """With the package in ``site``, which this process has not imported yet."""
+    with log.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.chdir(site)
+    os.environ["PYTHONPATH"] = str(site)
+    sys.path.insert(0, str(site))
+    sys.exit(pytest.main(options))
+
+
+def guard_of(path: str, fault: Fault) -> Guard:
+    return fault.guard or GUARDS[path]
+
+
+def chosen(few: int | None, words: list[str]) -> list[tuple[str, Fault]]:
+    """Paths and their faults."""
+    faults = [
+        (path, fault)
+        for path in FAULTS
+        for fault in FAULTS[path]
+        if not words or any(word in path + fault.name for word in words)
+    ]
     if few is None:
         return faults
     commit = subprocess.run(
@@ -138,9 +163,9 @@ def report(verdicts: list[Verdict]) -> str:
         "| file | fault | caught by |",
         "|---|---|---|",
     ]
-    for fault, caught_by, _ in verdicts:
+    for path, fault, caught_by, _ in verdicts:
         test = f"`{caught_by}`".replace("|", "\\|") if caught_by else "**nothing**"
-        lines.append(f"| {Path(fault.path).name} | {fault.name} | {test} |")
+        lines.append(f"| {Path(path).name} | {fault.name} | {test} |")
     caught = sum(v.caught_by is not None for v in verdicts)
     return "\n".join([*lines, "", f"{caught} of {len(verdicts)} faults caught.", ""])
 
@@ -152,19 +177,18 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="a Markdown file to write")
     arguments = parser.parse_args()
     faults = chosen(arguments.few, arguments.words)
-    for fault in FAULTS:
-        checked(fault)
+    check_texts()
 
     verdicts = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Scratch(Path(folder))
         scratch.compile("_C", "_emulated")
-        for tests in dict.fromkeys(fault.tests for fault in faults):
+        for tests in dict.fromkeys(guard_of(*item).tests for item in faults):
             if failing := scratch.failing_test(tests):
                 sys.exit(f"without any fault {failing} fails")
-        for fault in faults:
-            verdicts.append(scratch.verdict(fault))
-            _, caught_by, seconds = verdicts[-1]
+        for path, fault in faults:
+            verdicts.append(scratch.verdict(path, fault))
+            _, _, caught_by, seconds = verdicts[-1]
             print(f"{fault.name}: {caught_by or 'NOT CAUGHT'}, {seconds:.0f} s", flush=True)
     text = report(verdicts)
     if arguments.report:

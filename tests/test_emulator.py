@@ -554,8 +554,8 @@ def test_sanitizers_name_the_line(tmp_path, sanitizer):
 
 # ThreadSanitizer takes long to start a thread, and a launch has thousands.
 UNDER_SANITIZER = {
-    "thread": "emulated and (every_seed or canonical)",
-    "address": "(emulated or convolution_kernel or prepared_kernels) "
+    "thread": "races or emulated and (every_seed or canonical)",
+    "address": "(races or emulated or convolution_kernel or prepared_kernels) "
     "and not (compile or export or opcheck or real)",
 }
 
