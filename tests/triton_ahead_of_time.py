@@ -1,7 +1,8 @@
 """Compiles what the launchers of the Triton kernels launch, for a GPU that need not be there.
 
-Run as ``python triton_ahead_of_time.py 80``: prints a JSON object of each kernel launched, by name.
-A process of its own, because Triton's interpreter, which other tests use, cannot compile.
+Run as ``python triton_ahead_of_time.py 80`` (or ``gfx942``, an AMD chip): prints a JSON object of
+each kernel launched, by name. A process of its own, because Triton's interpreter, which other tests
+use, cannot compile.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from triton.runtime.jit import JITFunction
 from deeplab_fast.triton_kernels import dilated_conv2d
 from deeplab_fast.triton_kernels.depthwise_conv2d import (
     depthwise_conv2d,
+    depthwise_input_gradient,
     depthwise_weight_gradient,
 )
 from deeplab_fast.triton_kernels.upsample_argmax import upsample_argmax
@@ -37,8 +39,9 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 class Driver:
     """As much of Triton's driver as compiling asks for."""
 
-    def __init__(self, capability: int) -> None:
-        self.target = GPUTarget("cuda", capability, 32)
+    def __init__(self, chip: str) -> None:
+        is_amd = chip.startswith("gfx")
+        self.target = GPUTarget("hip", chip, 64) if is_amd else GPUTarget("cuda", int(chip), 32)
 
     def get_current_target(self) -> GPUTarget:
         return self.target
@@ -66,6 +69,8 @@ def record_launches() -> dict[str, Any]:
 
 
 def facts(kernel: Any) -> dict[str, Any]:
+    if "cubin" not in kernel.asm:
+        return {"shared": kernel.metadata.shared, "options": kernel.options}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -113,11 +118,32 @@ def launch_all() -> None:
     x = torch.zeros(1, 256, 33, 33, dtype=torch.bfloat16)
     weight = torch.zeros(256, 1, 3, 3, dtype=torch.bfloat16)
     depthwise_conv2d(x, weight, None, (12, 12))
+    depthwise_input_gradient(x, weight, (12, 12), 256)
     depthwise_weight_gradient(x, x, weight, (12, 12))
+    launch_with_every_size_one()
+
+
+def launch_with_every_size_one() -> None:
+    """Triton makes an argument that is 1 a constant of the kernel."""
+    x, labels = torch.zeros(1, 1, 1, 1, dtype=torch.float16), torch.zeros(1, 1, 1, dtype=torch.int64)
+    upsample_argmax(x, (9, 9), None, True, torch.uint8)
+    for reduction in ("none", "mean"):
+        options = (1, reduction, 0.0, True)
+        loss, *saved = upsample_cross_entropy(x, labels, torch.ones(1), *options)
+        upsample_cross_entropy_backward(loss, x, labels, None, *saved, *options)
+    bias = torch.zeros(1, 1)
+    dilated_conv2d.dilated_conv2d(x, [x], [bias], [(1, 1)], x.clone(), "relu6")
+    dilated_conv2d.input_gradient(x, [x], [(1, 1)])
+    dilated_conv2d.weight_gradients(x, x, [x], [(1, 1)])
+    depthwise_conv2d(x, x, x.flatten(), (1, 1), x.clone(), "relu6")
+    depthwise_weight_gradient(x, x, x, (1, 1))
 
 
 if __name__ == "__main__":
-    triton.runtime.driver.set_active(Driver(int(sys.argv[1])))
+    driver = Driver(sys.argv[1])
+    triton.runtime.driver.set_active(driver)
+    if driver.target.backend == "hip":
+        torch.version.hip = "7.0"
     compiled = record_launches()
     launch_all()
     print(json.dumps({name: [*map(facts, kernels)] for name, kernels in compiled.items()}))
