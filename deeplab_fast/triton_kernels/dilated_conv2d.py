@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import _C
 from ..cuda_kernels.common import nhwc_output
 from ..cuda_kernels.dilated_conv2d import tf32_is_allowed
-from .bilinear import INTERPRETED
+from .bilinear import INTERPRETED, block_for
 
 
 @triton.jit
@@ -345,18 +345,18 @@ def precision_of(dtype: torch.dtype) -> str:
     return "tf32" if is_tf32 else "ieee"
 
 
-def blocks_for(dtype: torch.dtype, precision: str, columns: int, depth: int) -> Blocks:
-    """For sums over ``depth`` channels that make ``columns`` channels."""
-    pinned = _pinned(dtype, precision, columns, depth)
+def blocks_for(dtype: torch.dtype, precision: str, rows: int, columns: int, depth: int) -> Blocks:
+    """For matrix products of [rows, depth] and [depth, columns]."""
+    pinned = _pinned(dtype, precision, rows, columns, depth)
     return _tuned.get((dtype, pinned), pinned)
 
 
-def _pinned(dtype: torch.dtype, precision: str, columns: int, depth: int) -> Blocks:
+def _pinned(dtype: torch.dtype, precision: str, rows: int, columns: int, depth: int) -> Blocks:
     largest = Blocks(128, 128, 64, 8, 4)
     if dtype == torch.float32:
-        # The interpreter, in which both are fp32, pays for steps.
-        wide = precision == "tf32" or INTERPRETED
-        largest = Blocks(128, 128, 32, 8, 4) if wide else Blocks(64, 64, 16, 4, 2)
+        largest = Blocks(128, 128, 32, 8, 4) if precision == "tf32" else Blocks(64, 64, 16, 4, 2)
+    if INTERPRETED:
+        largest = Blocks(block_for(max(rows, _SMALLEST), 0, 512), 128, 256, 1, 1)
     if torch.version.hip:
         largest = largest._replace(num_stages=2)  # 64 KiB of shared memory
 
@@ -373,7 +373,9 @@ def tune(input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[
     that the GPU has no room for are left out.
     """
     columns = max(weight.size(0) for weight in weights)
-    pinned = _pinned(input.dtype, precision_of(input.dtype), columns, input.size(1))
+    pinned = _pinned(
+        input.dtype, precision_of(input.dtype), input[:, 0].numel(), columns, input.size(1)
+    )
     key, times = (input.dtype, pinned), {}
     for candidate in dict.fromkeys([pinned, *_CANDIDATES]):
         _tuned[key] = candidate
@@ -385,7 +387,7 @@ def tune(input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[
     return _tuned[key]
 
 
-_REDUCED_ROWS = 128 if INTERPRETED else 16  # of a block, by a program that adds pieces of sums
+_REDUCED_ROWS = 512 if INTERPRETED else 16  # of a block, by a program that adds pieces of sums
 
 
 class WorkList(NamedTuple):
@@ -524,7 +526,7 @@ def _operand(tensor: Tensor, precision: str) -> Tensor:
     if precision != "tf32":
         return tensor
     rounded = torch.empty_like(tensor, memory_format=torch.channels_last)
-    block = 65536 if INTERPRETED else 1024
+    block = block_for(tensor.numel(), 1024, 65536)
     round_to_tf32_kernel[(triton.cdiv(tensor.numel(), block),)](
         rounded, tensor, tensor.numel(), BLOCK=block, num_warps=4, enable_fp_fusion=True
     )
@@ -546,7 +548,7 @@ def _sum_taps(
     branches = _geometry((N, H, W), weights, dilations)
     precision = precision_of(input.dtype)
     columns, depth = (C, max(channels)) if mirrored else (max(channels), C)
-    blocks = blocks_for(input.dtype, precision, columns, depth)
+    blocks = blocks_for(input.dtype, precision, N * H * W, columns, depth)
     work = work_list(
         (N, H, W), branches, C, channels, mirrored, blocks, input.device, _num_workers(input.device)
     )
@@ -652,7 +654,7 @@ def weight_gradients(
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
     precision = precision_of(input.dtype)
-    blocks = blocks_for(input.dtype, precision, C, N * H * W)
+    blocks = blocks_for(input.dtype, precision, max(channels), C, N * H * W)
     num_workers = _num_workers(input.device)
     branches = _geometry((N, H, W), weights, dilations)
     work = weight_work_list((N, H, W), branches, C, channels, blocks, input.device, num_workers)

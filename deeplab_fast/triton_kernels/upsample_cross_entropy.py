@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..ops._bilinear import source_scale
 from ..ops._library import empty_like_format
-from .bilinear import INTERPRETED, interpolate, source_pair
+from .bilinear import block_for, interpolate, source_pair
 
 _LOWEST = tl.constexpr(-(2.0**126))
 
@@ -352,8 +352,7 @@ def upsample_cross_entropy(
     out_H, out_W = target.shape[1:]
     log_sum_exp = logits.new_empty(target.shape, dtype=torch.float32)
     losses = torch.empty_like(log_sum_exp) if reduction == "none" else None
-    block_p = 4096 if INTERPRETED else 256
-    block_c = min(triton.next_power_of_2(C), 64) if INTERPRETED else 1
+    block_p, block_c = block_for(out_H * out_W, 256, 4096), block_for(C, 1, 64)
     num_blocks = N * triton.cdiv(out_H * out_W, block_p)
     sums = logits.new_empty((num_blocks, 2), dtype=torch.float32)
     if num_blocks:
@@ -390,7 +389,7 @@ def upsample_cross_entropy(
 
 def _begins(size: int, out_size: int, scale: float, align_corners: bool, like: Tensor) -> Tensor:
     begin = like.new_empty(size + 1, dtype=torch.int32)
-    block = 1024 if INTERPRETED else 128
+    block = block_for(size + 1, 128, 1024)
     upsample_cross_entropy_cells_kernel[(triton.cdiv(size + 1, block),)](
         begin,
         size,
@@ -426,9 +425,9 @@ def upsample_cross_entropy_backward(
     num_cells = N * H * W
     corners = logits.new_empty(4 * logits.numel(), dtype=torch.float32)
     widest = triton.next_power_of_2(triton.cdiv(out_W, W))
-    block_x = min(widest, 16 if INTERPRETED else 8)
-    block_s = 1024 // block_x if INTERPRETED else 32 // block_x
-    block_c = min(triton.next_power_of_2(C), 64 if INTERPRETED else 32)
+    block_x = block_for(widest, min(widest, 8), 16)
+    block_s = block_for(num_cells, 32 // block_x, 1024 // block_x)
+    block_c = block_for(C, min(triton.next_power_of_2(C), 32), 64)
     grid = triton.cdiv(num_cells, block_s), triton.cdiv(C, block_c)
     upsample_cross_entropy_bwd_kernel[grid](
         corners,
@@ -461,7 +460,7 @@ def upsample_cross_entropy_backward(
         num_warps=4,
         enable_fp_fusion=True,
     )
-    block = 4096 if INTERPRETED else 256
+    block = block_for(logits.numel(), 256, 65536)
     upsample_cross_entropy_gather_kernel[(triton.cdiv(logits.numel(), block),)](
         grad_logits,
         corners,
