@@ -299,11 +299,12 @@ def test_sums_split_and_not(monkeypatch, num_workers):
             kernels, name, lambda *a, make=make: slots.append(make(*a).num_slots) or make(*a)
         )
     monkeypatch.setattr(kernels, "_num_workers", lambda device: num_workers)
-    blocks = kernels.Blocks(64, 64, 32, 4, 4)  # as on a GPU, where sums have more steps
+    blocks = kernels.Blocks(128, 32, 16, 4, 4)  # so that sums have many steps
+    monkeypatch.setattr(kernels, "_SPLIT_STEPS", 1)
     monkeypatch.setattr(kernels, "blocks_for", lambda *shape: blocks)
-    x = torch.randn(1, 70, 25, 25)
-    weights = [torch.randn(k, 70, r, r) / 25 for k, r in ((5, 3), (3, 1), (21, 3))]
-    grad, rates = torch.randn(1, 29, 25, 25), [2, 1, 4]
+    x = torch.randn(1, 40, 13, 13)
+    weights = [torch.randn(k, 40, r, r) / 19 for k, r in ((5, 3), (3, 1), (21, 3))]
+    grad, rates = torch.randn(1, 29, 13, 13), [2, 1, 4]
 
     def theirs(x, *weights):
         return torch.cat(
