@@ -1,6 +1,7 @@
 """Builds the extension modules with CMake; all else is in pyproject.toml."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+OLDEST_CUDA = (12, 5)  # as in CMakeLists.txt
 
 
 def cuda_compiler() -> tuple[dict[str, str], str]:
@@ -19,7 +21,8 @@ def cuda_compiler() -> tuple[dict[str, str], str]:
         return {"CUDACXX": nvcc}, "ON"
     if home := os.environ.get("CUDA_HOME"):
         return {"CUDACXX": f"{home}/bin/nvcc"}, "ON"
-    if nvcc := shutil.which("nvcc"):
+    nvcc = shutil.which("nvcc")
+    if nvcc and release(nvcc) >= OLDEST_CUDA:
         return {"CUDACXX": nvcc}, "AUTO"
     try:
         import nvidia.cu13 as wheels
@@ -29,6 +32,12 @@ def cuda_compiler() -> tuple[dict[str, str], str]:
         if os.path.exists(f"{root}/bin/nvcc"):  # it searches lib64, the wheels have lib
             return {"CUDACXX": f"{root}/bin/nvcc", "LIBRARY_PATH": f"{root}/lib"}, "AUTO"
     return {}, "AUTO"
+
+
+def release(nvcc: str) -> tuple[int, ...]:
+    says = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", says)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def run(command: list[str], environment: dict[str, str]) -> None:

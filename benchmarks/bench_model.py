@@ -1,7 +1,8 @@
 """DeepLab-v3 from images to labels: deeplab_fast against torchvision's model.
 
-On a GPU and with --full also torch.compile; with --full on the CPU also ONNX Runtime and OpenVINO,
-where `pip install ".[peers]"` brought them.
+On a GPU and with --full also torch.compile; on a GPU also each of the kernels of convolutions in
+every layer that it takes, where the automatic choice may pass it over; with --full on the CPU also
+ONNX Runtime and OpenVINO, where `pip install ".[peers]"` brought them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from cases import Shape
 from torch import Tensor, nn
 
+from deeplab_fast import backends, measured
 from deeplab_fast.models import DeepLabV3
 
 # Of regret() against fp32.
@@ -61,15 +63,21 @@ def inference(
         baselines |= peers.engines(peer, images, dtype)
     prepared = model.prepare_for_inference(nchw.dtype)
     drop_in = copy.deepcopy(model).to(nchw.dtype, memory_format=torch.channels_last)
+    ours = {
+        "deeplab_fast prepared": lambda: prepared.predict(last),
+        "deeplab_fast.DeepLabV3": lambda: drop_in.predict(last),
+    }
+    if gpu:
+        for kernel in measured.KERNELS:
+            if backends.unavailable(kernel, "cuda") is None:
+                name = f"deeplab_fast prepared, {kernel} where it can"
+                ours[name] = harness.preferring(ours["deeplab_fast prepared"], kernel)
     report.case(
         f"{backbone} {shape.name}",
         batch=batch,
         dtype=dtype,
         reference=lambda: twin(images)["out"],
-        ours={
-            "deeplab_fast prepared": lambda: prepared.predict(last),
-            "deeplab_fast.DeepLabV3": lambda: drop_in.predict(last),
-        },
+        ours=ours,
         baselines=baselines,
         error=regret,
         tolerance=TOLERANCE[dtype],

@@ -50,6 +50,7 @@ from measure import Run, copy_roof, interleaved, leaves, matmul_roof, prepare
 from torch import Tensor
 
 import deeplab_fast
+from deeplab_fast import backends
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -343,6 +344,20 @@ def forced(run: Run, backend: str) -> Run:
             return run()
 
     return on_backend if backend else run
+
+
+def preferring(run: Run, kernel: str) -> Run:
+    """``run`` on the backend ``kernel`` wherever it can, else on the automatic choice."""
+
+    def preferred() -> object:
+        automatic = backends.automatic
+        backends.automatic = lambda op, *args: (kernel, *automatic(op, *args))
+        try:
+            return run()
+        finally:
+            backends.automatic = automatic
+
+    return preferred
 
 
 def with_triton(ours: dict[str, Run], device: torch.device) -> dict[str, Run]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import io
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+_MAX_PIXELS = 2**16 - 1  # of a side, matplotlib's renderer
 _COLORS = {"ours": "#1b7837", "baseline": "#9e9e9e"}
 
 
@@ -37,8 +40,20 @@ def png(header: dict[str, str], rows: list[dict[str, Any]]) -> bytes:
         fontsize=8,
     )
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    dpi = min(120, _MAX_PIXELS // figure.get_figheight())
+    figure.savefig(content, format="png", dpi=dpi)
     return content.getvalue()
+
+
+def read(file: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Header and rows of a run, from its CSV."""
+    lines = file.read_text().splitlines()
+    comments = [line for line in lines if line.startswith("#")]
+    rows: list[dict[str, Any]] = list(csv.DictReader(lines[len(comments) :]))
+    for row in rows:
+        for column in ("median_ms", "speedup"):
+            row[column] = float(row[column]) if row[column] else None
+    return dict(line[2:].partition(": ")[::2] for line in comments), rows
 
 
 def _label(row: dict[str, Any]) -> str:

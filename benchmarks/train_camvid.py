@@ -1,12 +1,18 @@
 """DeepLabV3-ResNet50 on CamVid: this trainer, and torchvision's model in plain PyTorch.
 
 Both train from scratch (no ImageNet weights) with one recipe: batches, augmentation, schedule and,
-for each seed, initial weights are the same. Written are the test scores, the time per epoch and the
-peak memory of each run as CSV, the curves as JSON and PNG. The time is that of the whole training,
-reading of images included; neither model is evaluated meanwhile.
+for each seed, initial weights are the same. Neither model is evaluated meanwhile; the time is that
+of all updates, reading of images included.
 
-    python benchmarks/train_camvid.py CAMVID                     # three seeds; hours on one GPU
-    python benchmarks/train_camvid.py CAMVID --tiny              # only to see that the code runs
+    python benchmarks/train_camvid.py CAMVID          # three seeds of both, one after the other
+    python benchmarks/train_camvid.py CAMVID --tiny   # only to see that the code runs
+
+Each run leaves its scores and its curve in --output as VARIANT-SEED.json, and a run that is there
+is not done again. So a command that was ended goes on where it was, and the work can be cut in
+pieces; the table (CSV) and the picture are of all runs that are there:
+
+    python benchmarks/train_camvid.py CAMVID --output results --variants torchvision --seeds 0
+    python benchmarks/train_camvid.py CAMVID --output results --variants deeplab_fast --seeds 0 1
 
 CAMVID has images/{train,val,test} and labels/{train,val,test}, 11 classes and 11 to ignore.
 """
@@ -27,6 +33,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -40,6 +47,7 @@ from deeplab_fast.models import DeepLabV3, Preprocessing
 from deeplab_fast.training import Recipe, SegmentationData, evaluate, folder, train
 from deeplab_fast.training.loader import batches, steps_per_epoch
 
+LOG_EVERY = 10  # updates from one point of a curve to the next
 CLASSES = "Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist".split()
 
 
@@ -59,21 +67,27 @@ class Torchvision(nn.Module):
 
 def ours(
     data: SegmentationData, recipe: Recipe, device: torch.device, workers: int
-) -> tuple[nn.Module, list[float]]:
-    """The trained model, and the loss of every tenth update."""
+) -> tuple[nn.Module, list[float], float]:
+    """The trained model, the loss of every tenth update, and the seconds of all updates."""
     torch.manual_seed(recipe.seed)
     model = DeepLabV3("resnet50", len(CLASSES), aux_loss=True).to(device)
     with tempfile.TemporaryDirectory() as folder:
         train(
-            model, data, None, recipe, folder, workers=workers, evaluate_every=recipe.epochs
+            model, data, None, recipe, folder, workers=workers, evaluate_every=recipe.epochs,
+            log_every=LOG_EVERY,
         )  # fmt: skip
-        rows = map(json.loads, Path(folder, "log.jsonl").read_text().splitlines())
-        return model, [row["loss"] for row in rows]
+        rows = list(map(json.loads, Path(folder, "log.jsonl").read_text().splitlines()))
+    steps = [0, *(row["step"] for row in rows)]
+    seconds = sum(
+        (step - before) * recipe.batch_size / row["images_per_second"]
+        for before, step, row in zip(steps, steps[1:], rows)
+    )
+    return model, [row["loss"] for row in rows], seconds
 
 
 def theirs(
     data: SegmentationData, recipe: Recipe, device: torch.device, workers: int
-) -> tuple[nn.Module, list[float]]:
+) -> tuple[nn.Module, list[float], float]:
     """The same with the loop of torchvision's references/segmentation, and our batches."""
     torch.manual_seed(recipe.seed)  # the same weights: see DeepLabV3
     model = segmentation.deeplabv3_resnet50(
@@ -90,6 +104,7 @@ def theirs(
     torch.manual_seed(recipe.seed)
     losses = []
     loader = batches(data, recipe, 0, workers)
+    start = time.perf_counter()
     for step, (pixels, target) in enumerate(tqdm(loader, "torchvision", steps, disable=None)):
         recipe.set_learning_rates(optimizer, step, steps)
         images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
@@ -104,9 +119,12 @@ def theirs(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if (step + 1) % 10 == 0 or step + 1 == steps:
-            losses.append(loss.item())
-    return Torchvision(model), losses
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+            losses.append(loss.item())  # which waits for the update
+    return Torchvision(model), losses, time.perf_counter() - start
+
+
+VARIANTS = {"deeplab_fast": ours, "torchvision": theirs}
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -115,11 +133,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("data", type=Path, metavar="CAMVID")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--workers", type=int, default=min(8, len(os.sched_getaffinity(0))))
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "local")
-    parser.add_argument("--tiny", action="store_true", help="one epoch of toy crops, one seed")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results/local/train_camvid"
+    )
+    parser.add_argument("--tiny", action="store_true", help="one epoch of toy crops")
     return parser.parse_args(argv)
 
 
@@ -133,46 +154,70 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     if args.tiny:
         recipe = dataclasses.replace(recipe, epochs=1, batch_size=2, crop=(33, 33))
-    train_data, test_data = (
-        folder(args.data, split, CLASSES, ignore=[11]) for split in ("train", "test")
-    )
-    rows: list[dict[str, Any]] = []
-    curves: dict[str, list[float]] = {}
-    for seed in args.seeds[:1] if args.tiny else args.seeds:
-        for run in (ours, theirs) if seed % 2 == 0 else (theirs, ours):
-            name = "deeplab_fast" if run is ours else "torchvision"
-            row, losses = measured(
-                run, train_data, test_data, dataclasses.replace(recipe, seed=seed), device,
-                args.workers,
-            )  # fmt: skip
-            rows.append({"variant": name, "seed": seed, **row})
-            curves[f"{name}, seed {seed}"] = losses
-            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()))
-    now = datetime.datetime.now(datetime.timezone.utc)
     header = {
         "benchmark": "train_camvid, from scratch (no ImageNet weights)",
         "device": device_name(device),
         "versions": f"torch {torch.__version__}, torchvision {torchvision.__version__}",
-        "commit": commit(),
-        "date": now.isoformat(timespec="seconds"),
         "recipe": str(recipe),
     }
-    args.output.mkdir(parents=True, exist_ok=True)
-    stem = args.output / f"train_camvid-{now:%Y%m%d-%H%M%S}"
+    train_data, test_data = (
+        folder(args.data, split, CLASSES, ignore=[11]) for split in ("train", "test")
+    )
+    results(args.output, header)
+    for seed in args.seeds:
+        for variant in args.variants if seed % 2 == 0 else reversed(args.variants):
+            path = args.output / f"{variant}-{seed}.json"
+            if not path.exists():
+                row, losses = measured(
+                    VARIANTS[variant], train_data, test_data,
+                    dataclasses.replace(recipe, seed=seed), device, args.workers,
+                )  # fmt: skip
+                run = {"variant": variant, "seed": seed, **row, "commit": commit(), "date": now()}
+                content = {"header": header, "run": run, "losses": losses}
+                write_atomically(path, json.dumps(content).encode())
+    summarize(args.output, header)
+
+
+def results(output: Path, header: dict[str, str]) -> list[dict[str, Any]]:
+    """The runs that are in ``output``; all must have been made alike."""
+    contents = []
+    for path in sorted(output.glob("*-*.json")):
+        contents.append(json.loads(path.read_text()))
+        for key, value in contents[-1]["header"].items():
+            if value != header.get(key):
+                raise SystemExit(
+                    f"{path}: {key} {value!r}, not {header.get(key)!r} (expected another --output)"
+                )
+    return contents
+
+
+def summarize(output: Path, header: dict[str, str]) -> None:
+    """Table, picture and means of all runs that are in ``output``."""
+    contents = results(output, header)
+    runs = [content["run"] for content in contents]
+    for run in runs:
+        print(", ".join(f"{key} {value}" for key, value in run.items()))
     text = io.StringIO()
     for key, value in header.items():
         print(f"# {key}: {value}", file=text)
-    writer = csv.DictWriter(text, rows[0])
+    writer = csv.DictWriter(text, runs[0])
     writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(stem.with_suffix(".csv"), text.getvalue().encode())
-    write_atomically(stem.with_suffix(".json"), json.dumps(curves).encode())
-    write_atomically(stem.with_suffix(".png"), picture(header, curves))
-    for name in ("deeplab_fast", "torchvision"):
-        scores = [row["test_miou"] for row in rows if row["variant"] == name]
-        spread = f" (standard deviation {statistics.stdev(scores):.4f})" if scores[1:] else ""
-        print(f"{name}: mean test mIoU {statistics.mean(scores):.4f}{spread}")
-    print(f"written to {stem}.csv, .json and .png")
+    writer.writerows(runs)
+    write_atomically(output / "train_camvid.csv", text.getvalue().encode())
+    write_atomically(output / "train_camvid.png", picture(header, contents))
+    for variant in VARIANTS:
+        scores = [run["test_miou"] for run in runs if run["variant"] == variant]
+        if scores:
+            spread = f", standard deviation {statistics.stdev(scores):.4f}" if scores[1:] else ""
+            print(
+                f"{variant}: mean test mIoU {statistics.mean(scores):.4f} of {len(scores)} seeds, "
+                f"{min(scores):.4f} to {max(scores):.4f}{spread}"
+            )
+    print(f"written to {output}/train_camvid.csv and .png")
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def measured(
@@ -188,11 +233,7 @@ def measured(
     if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    start = time.perf_counter()
-    model, losses = run(train_data, recipe, device, workers)
-    if gpu:
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - start
+    model, losses, seconds = run(train_data, recipe, device, workers)
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if gpu else float("nan")
     dtype = getattr(torch, recipe.dtype)
     scores = evaluate(model.eval(), test_data, dtype=dtype, workers=workers)
@@ -204,15 +245,25 @@ def measured(
     }, losses
 
 
-def picture(header: dict[str, str], curves: dict[str, list[float]]) -> bytes:
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    for name, losses in curves.items():
-        axes.plot(losses, label=name, linestyle="-" if name.startswith("deeplab_fast") else ":")
-    axes.set_xlabel("every tenth update")
-    axes.set_ylabel("training loss")
-    axes.set_title(f"{header['benchmark']}\n{header['device']}", fontsize=9)
-    axes.legend(fontsize=8)
+def picture(header: dict[str, str], contents: list[dict[str, Any]]) -> bytes:
+    """Training loss of every run, smoothed, and what each reached on the test images."""
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    for content in contents:
+        losses, variant = content["losses"], content["run"]["variant"]
+        label = f"{variant}, seed {content['run']['seed']}"
+        color = f"C{list(VARIANTS).index(variant)}"
+        part = max(1, len(losses) // 50)  # points that are averaged
+        smooth = np.convolve(losses, np.full(part, 1 / part), "valid")
+        updates = LOG_EVERY * (np.arange(len(smooth)) + part)
+        left.plot(updates, smooth, color=color, linewidth=1, label=label)
+        right.plot(variant, content["run"]["test_miou"], "o", color=color, alpha=0.7)
+    left.set_xlabel("update")
+    left.set_ylabel("training loss")
+    left.legend(fontsize=8)
+    right.set_ylabel("test mIoU")
+    right.margins(x=0.5)
+    figure.suptitle(f"{header['benchmark']}\n{header['device']}", fontsize=9)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     return content.getvalue()

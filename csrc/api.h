@@ -80,12 +80,19 @@ struct ConvEpilogue {
 // Of the weight gradient: one job per rectangle, of ceil(N * h * w / step) steps of
 // kConvStepBytes / sizeof(dtype) pixels, and ceil(K / kConvTile) * ceil(C / kConvTile) blocks,
 // those of the same output channels next to each other. On the GPU; partial sums as for ConvWork.
+// For compute capability 9.0: with its tile and step, items by workers as in ConvWork, and the
+// pixels of whole boxes that cover the rectangle from its first on, x fastest, then y, then images.
 struct ConvWgradWork {
   const TapRectangle* rectangles;
   const WorkItem* items;
   const Reduction* reductions;
   int32_t num_items, num_reductions;
+  const int32_t* first_items;
+  int32_t num_workers;
+  int32_t box_x, box_y, box_n;  // kWgradBoxSm90 pixels; one for the other kernel
 };
+
+constexpr int kWgradBoxSm90 = 32;
 
 struct ConvWgradBranch {
   void* grad_weight;  // [K, R, S, C]
@@ -224,6 +231,13 @@ Status dilated_conv2d_fwd_sm90(void* output, float* partial_sums, const void* in
 Status dilated_conv2d_wgrad(float* partial_sums, const void* grad_output, const void* input,
                             const std::vector<ConvWgradBranch>& branches, const ConvWgradWork& work,
                             const ConvWgradShape& shape, DType dtype, void* stream);
+
+// The same for compute capability 9.0, in kFloat16 | kBFloat16. Pixels next to the rectangle of a
+// tap are multiplied by zero: their Inf and NaN spread.
+Status dilated_conv2d_wgrad_sm90(float* partial_sums, const void* grad_output, const void* input,
+                                 const std::vector<ConvWgradBranch>& branches,
+                                 const ConvWgradWork& work, const ConvWgradShape& shape,
+                                 DType dtype, void* stream);
 
 // grad_bias [K]: sums of grad_output [num_pixels, K], both aligned to 16 bytes.
 // partial_sums [num_parts, K]: the pixels are summed in so many parts.

@@ -88,22 +88,26 @@ void bind_cuda(py::module_ m) {
   };
   def_convolution("dilated_conv2d_fwd", cuda::dilated_conv2d_fwd);
   def_convolution("dilated_conv2d_fwd_sm90", cuda::dilated_conv2d_fwd_sm90);
-  m.def(
-      "dilated_conv2d_wgrad",
-      [](uintptr_t partial_sums, uintptr_t grad_output, uintptr_t input,
-         const std::vector<std::tuple<uintptr_t, int32_t, int32_t>>& rows,
-         const ConvWgradWork& work, const ConvWgradShape& shape, DType dtype, uintptr_t stream) {
-        std::vector<ConvWgradBranch> branches;
-        int32_t first_channel = 0;
-        for (const auto& [grad_weight, K, num_taps] : rows) {
-          branches.push_back({pointer(grad_weight), K, num_taps, first_channel});
-          first_channel += K;
-        }
-        check(cuda::dilated_conv2d_wgrad(static_cast<float*>(pointer(partial_sums)),
-                                         pointer(grad_output), pointer(input), branches, work,
-                                         shape, dtype, pointer(stream)));
-      },
-      "Branches are (gradient of the weight, K, number of taps).");
+  const auto def_wgrad = [&](const char* name, auto launcher) {
+    m.def(
+        name,
+        [launcher](uintptr_t partial_sums, uintptr_t grad_output, uintptr_t input,
+                   const std::vector<std::tuple<uintptr_t, int32_t, int32_t>>& rows,
+                   const ConvWgradWork& work, const ConvWgradShape& shape, DType dtype,
+                   uintptr_t stream) {
+          std::vector<ConvWgradBranch> branches;
+          int32_t first_channel = 0;
+          for (const auto& [grad_weight, K, num_taps] : rows) {
+            branches.push_back({pointer(grad_weight), K, num_taps, first_channel});
+            first_channel += K;
+          }
+          check(launcher(static_cast<float*>(pointer(partial_sums)), pointer(grad_output),
+                         pointer(input), branches, work, shape, dtype, pointer(stream)));
+        },
+        "Branches are (gradient of the weight, K, number of taps).");
+  };
+  def_wgrad("dilated_conv2d_wgrad", cuda::dilated_conv2d_wgrad);
+  def_wgrad("dilated_conv2d_wgrad_sm90", cuda::dilated_conv2d_wgrad_sm90);
   m.def("dilated_conv2d_bias_grad",
         [](uintptr_t grad_bias, uintptr_t partial_sums, uintptr_t grad_output, int64_t num_pixels,
            int32_t K, int32_t num_parts, DType dtype, uintptr_t stream) {
@@ -222,14 +226,22 @@ void bind_shapes(py::module_& m) {
            py::arg("residual"), py::arg("low"), py::arg("high"));
   py::class_<ConvWgradWork>(m, "ConvWgradWork")
       .def(py::init([](uintptr_t rectangles, uintptr_t items, uintptr_t reductions,
-                       int32_t num_items, int32_t num_reductions) {
+                       int32_t num_items, int32_t num_reductions, uintptr_t first_items,
+                       int32_t num_workers, std::array<int32_t, 3> box) {
              return ConvWgradWork{static_cast<const TapRectangle*>(pointer(rectangles)),
                                   static_cast<const WorkItem*>(pointer(items)),
-                                  static_cast<const Reduction*>(pointer(reductions)), num_items,
-                                  num_reductions};
+                                  static_cast<const Reduction*>(pointer(reductions)),
+                                  num_items,
+                                  num_reductions,
+                                  static_cast<const int32_t*>(pointer(first_items)),
+                                  num_workers,
+                                  box[0],
+                                  box[1],
+                                  box[2]};
            }),
            py::arg("rectangles"), py::arg("items"), py::arg("reductions"), py::arg("num_items"),
-           py::arg("num_reductions"));
+           py::arg("num_reductions"), py::arg("first_items"), py::arg("num_workers"),
+           py::arg("box"), "box: (x, y, n).");
   py::class_<ConvWgradShape>(m, "ConvWgradShape")
       .def(py::init([](int32_t N, int32_t H, int32_t W, int32_t C, int32_t out_channels) {
              return ConvWgradShape{N, H, W, C, out_channels};
@@ -239,6 +251,7 @@ void bind_shapes(py::module_& m) {
   m.attr("CONV_STEP_BYTES") = kConvStepBytes;
   m.attr("CONV_TILE_SM90") = kConvTileSm90;
   m.attr("CONV_STEP_BYTES_SM90") = kConvStepBytesSm90;
+  m.attr("WGRAD_BOX_SM90") = kWgradBoxSm90;
   m.attr("MAX_CONV_BRANCHES") = kMaxConvBranches;
   py::class_<AsppShape>(m, "AsppShape")
       .def(py::init([](int64_t N, int64_t num_pixels, int32_t C, int32_t P, int32_t K,

@@ -1,8 +1,11 @@
 """Which implementation of an op runs: one table, one rule.
 
 Implementations register themselves with :func:`implements`. An op call asks :func:`run`, which
-takes the backend the caller forced, or else the first of the device's automatic order that has
-the op, can run on this machine and accepts the arguments. ``reference`` accepts everything.
+takes the backend the caller forced, or else the first of the automatic order that has the op, can
+run on this machine and accepts the arguments. ``reference`` accepts everything.
+
+On a GPU the reference of an op that has shape classes is a library's kernel, cuDNN's. Only a kernel
+that was measured to be faster for the class of the call comes before it.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-NAMES = ("cuda", "triton", "cpu", "emulated", "reference")
+from . import measured
 
-# Devices not named here (mps, xpu, ...) have the reference only.
+NAMES = ("cuda", "cuda/sm80", "triton", "cpu", "emulated", "reference")
+
+# Where no library has a rival. Devices not named here (mps, xpu, ...) have the reference only.
 _AUTOMATIC = {
     "cuda": ("cuda", "triton", "reference"),
     "cpu": ("cpu", "reference"),
@@ -25,14 +30,10 @@ _AUTOMATIC = {
 
 
 class Implementation(NamedTuple):
-    """``run(*args)`` computes the op; ``refuses(*args)`` says why it cannot, or None.
-
-    One that is not ``automatic`` runs only where its backend is forced.
-    """
+    """``run(*args)`` computes the op; ``refuses(*args)`` says why it cannot, or None."""
 
     run: Callable[..., Any]
     refuses: Callable[..., str | None]
-    automatic: bool
 
 
 class Remediable(str):
@@ -43,6 +44,7 @@ class Remediable(str):
 
 
 _table: dict[str, dict[str, Implementation]] = {}
+shape_classes: dict[str, Callable[..., str]] = {}  # of ops with a rival, of their arguments
 _availability: dict[str, Callable[[str], str | None]] = {}
 _forced = ""  # a plain global: torch.compile guards on it, unlike a ContextVar
 _trace: list[tuple[str, str]] | None = None
@@ -53,15 +55,12 @@ def _accepts_all(*args: Any) -> str | None:
 
 
 def implements(
-    op: str,
-    name: str,
-    refuses: Callable[..., str | None] = _accepts_all,
-    automatic: bool = True,
+    op: str, name: str, refuses: Callable[..., str | None] = _accepts_all
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator that enters a function into the table as the ``name`` implementation of ``op``."""
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
-        _table.setdefault(op, {})[name] = Implementation(function, refuses, automatic)
+        _table.setdefault(op, {})[name] = Implementation(function, refuses)
         return function
 
     return enter
@@ -102,7 +101,8 @@ class backend(contextlib.ContextDecorator):
     """Force every op inside the ``with`` block onto one backend.
 
     Args:
-        name: "cuda", "triton", "cpu", "emulated" or "reference".
+        name: "cuda", "triton", "cpu", "emulated" or "reference"; "cuda/sm80" for the convolutions
+            of compute capability 8.0 on a GPU of 9.0, which has its own.
 
     Raises:
         ValueError: ``name`` is not one of these.
@@ -150,13 +150,23 @@ def why_not(op: str, name: str, device_type: str, *args: Any) -> str | None:
 
 
 def order(device_type: str) -> tuple[str, ...]:
-    """The automatic order of preference on devices of this type."""
+    """The automatic order of preference where no library has a rival."""
     return _AUTOMATIC.get(device_type, ("reference",))
 
 
-def is_forced_only(op: str, name: str) -> bool:
-    """Whether the automatic choice passes over this kernel: it was not measured to be faster."""
-    return name in _table[op] and not _table[op][name].automatic
+def rests_on_measurements(op: str, device_type: str) -> bool:
+    """Whether a kernel of ours has to be measured faster than a library's to be chosen."""
+    return device_type == "cuda" and op in shape_classes
+
+
+def automatic(op: str, *args: Any) -> tuple[str, ...]:
+    """The order of preference for this call of ``op``."""
+    device = args[0].device
+    if not rests_on_measurements(op, device.type):
+        return order(device.type)
+    classes = measured.choices(device).get(op)
+    faster = classes.get(shape_classes[op](*args), ()) if classes else ()
+    return (*faster, "reference")
 
 
 def run(op: str, requested: str, *args: Any) -> Any:
@@ -165,9 +175,7 @@ def run(op: str, requested: str, *args: Any) -> Any:
     The first argument is the tensor whose device decides.
     """
     device_type = args[0].device.type
-    for name in (requested,) if requested else order(device_type):
-        if not requested and is_forced_only(op, name):
-            continue
+    for name in (requested,) if requested else automatic(op, *args):
         reason = why_not(op, name, device_type, *args)
         if reason is None:
             if _trace is not None:

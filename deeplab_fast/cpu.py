@@ -105,10 +105,12 @@ def parallel_dilated_conv2d_backward(
     weights: Sequence[Tensor],
     dilations: Sequence[int],
     output_mask: Sequence[bool],
+    grad_mean: Tensor | None = None,
 ) -> tuple[Any, ...]:
     grad_input, *others = reference.parallel_dilated_conv2d_backward(
-        _channels_last(grad_output), _channels_last(input), weights, dilations, output_mask
-    )
+        _channels_last(grad_output), _channels_last(input), weights, dilations, output_mask,
+        grad_mean,
+    )  # fmt: skip
     return in_format_of(grad_input, input) if output_mask[0] else grad_input, *others
 
 

@@ -1,10 +1,14 @@
-"""The ``cuda`` backend: hand-written kernels in ``_C.cuda``, on torch's current stream."""
+"""The ``cuda`` backend: hand-written kernels in ``_C.cuda``, on torch's current stream.
+
+``cuda/sm80`` is the same without the kernels that only compute capability 9.0 can run.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +16,7 @@ from torch import Tensor
 from . import _C
 from .backends import Remediable, availability
 from .cuda_kernels.common import Kernels
-from .cuda_kernels.register import implement
+from .cuda_kernels.register import implement, implement_convolutions
 
 _OLDEST_CAPABILITY = (8, 0)
 # Elsewhere than in code for sm_90a, the kernels for compute capability 9.0 are empty.
@@ -23,6 +27,20 @@ _BLOCKS_PER_PROCESSOR = 2  # of dilated_conv2d, by its registers and shared memo
 @availability("cuda")
 def _unavailable(device_type: str) -> str | None:
     return _problem() if device_type == "cuda" else f"the tensors are on {device_type}"
+
+
+@availability("cuda/sm80")
+def _sm80_unavailable(device_type: str) -> str | None:
+    if reason := _unavailable(device_type):
+        return reason
+    devices = range(torch.cuda.device_count())
+    if not any(_runs_sm90(torch.cuda.get_device_properties(i)) for i in devices):
+        return "those are the kernels of 'cuda' here"
+    return None
+
+
+def _runs_sm90(properties: Any) -> bool:
+    return _HAS_SM90 and (properties.major, properties.minor) == (9, 0)
 
 
 @functools.cache
@@ -51,13 +69,13 @@ def _version(number: int) -> str:
 
 
 @contextlib.contextmanager
-def _kernels(tensor: Tensor) -> Iterator[Kernels]:
+def _kernels(tensor: Tensor, sm90: bool = True) -> Iterator[Kernels]:
     with torch.cuda.device(tensor.device):
         stream = torch.cuda.current_stream().cuda_stream
         properties = torch.cuda.get_device_properties(tensor.device)
         num_workers = _BLOCKS_PER_PROCESSOR * properties.multi_processor_count
-        is_sm90 = _HAS_SM90 and (properties.major, properties.minor) == (9, 0)
-        yield Kernels(_C.cuda, stream, num_workers, is_sm90)
+        yield Kernels(_C.cuda, stream, num_workers, sm90 and _runs_sm90(properties))
 
 
-implement("cuda", _kernels, measured=False)
+implement("cuda", _kernels)
+implement_convolutions("cuda/sm80", functools.partial(_kernels, sm90=False))

@@ -61,4 +61,4 @@ def _kernels(tensor: Tensor) -> contextlib.AbstractContextManager[Kernels]:
     )
 
 
-implement("emulated", _kernels, measured=True)
+implement("emulated", _kernels)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops import parallel_dilated_conv2d
+from .ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 
 
 class ASPP(nn.Module):
@@ -22,9 +22,10 @@ class ASPP(nn.Module):
 
     The branches run as one :func:`deeplab_fast.parallel_dilated_conv2d` and one batch norm. The
     pooled branch is constant over space, so its share of the projection is added as a bias per
-    image and neither its broadcast nor the concatenation with it exists. Where somebody hooked or
-    replaced a module inside, all of them are called one by one instead; a batch norm replaced by
-    another normalisation than SyncBatchNorm only keeps the norms apart.
+    image and neither its broadcast nor the concatenation with it exists; its gradient reaches the
+    input in the kernel that writes that of the branches. Where somebody hooked or replaced a module
+    inside, all of them are called one by one instead; a batch norm replaced by another
+    normalisation than SyncBatchNorm only keeps the norms apart.
 
     Args:
         in_channels: channels of the input.
@@ -65,15 +66,16 @@ class ASPP(nn.Module):
                 "let that branch use its running statistics: aspp.convs[-1].eval() after each "
                 "train() (in DeepLabV3: model.classifier[0].convs[-1].eval())"
             )
-        pooled = pool(input)
         if not self._as_built():
-            pooled = pooled.expand(-1, -1, *input.shape[2:])
+            pooled = pool(input).expand(-1, -1, *input.shape[2:])
             return self.project(torch.cat([*(branch(input) for branch in branches), pooled], dim=1))
 
         convs, norms, _ = zip(*branches)
-        features = parallel_dilated_conv2d(
+        features, pooled = parallel_dilated_conv2d_and_mean(
             input, [conv.weight for conv in convs], [conv.dilation[0] for conv in convs]
         )
+        for module in list(pool)[1:]:
+            pooled = module(pooled)
         if _are_alike(norms):
             features = _batch_norm(features, norms).relu_()
         else:
@@ -87,9 +89,11 @@ class ASPP(nn.Module):
 
     def _as_built(self) -> bool:
         """Whether the modules that forward does not call are plain ones nobody listens to."""
-        *branches, _ = self.convs
+        *branches, pool = self.convs
         return (
             [len(branch) for branch in (*branches, self.project)] == [*[3] * len(branches), 4]
+            and type(pool[0]) is nn.AdaptiveAvgPool2d
+            and pool[0].output_size == 1
             and all(_is_plain(branch[0]) for branch in (*branches, self.project))
             and all(type(branch[2]) is nn.ReLU for branch in branches)
             and not any(map(_is_hooked, (*self.convs.modules(), *self.project.modules())))

@@ -72,6 +72,13 @@ def parallel_dilated_conv2d(
     return in_format_of(torch.cat(outputs, dim=1), input)
 
 
+def share_of_pixel(grad_mean: Tensor, input: Tensor) -> Tensor:
+    """Gradient [N, C] of each pixel from that of the mean over all, in fp32 or float64."""
+    N, C, H, W = input.shape
+    dtype = torch.promote_types(grad_mean.dtype, torch.float32)
+    return (grad_mean.to(dtype) / (H * W)).expand(N, C)
+
+
 @implements("parallel_dilated_conv2d_backward", "reference")
 def parallel_dilated_conv2d_backward(
     grad_output: Tensor,
@@ -79,8 +86,12 @@ def parallel_dilated_conv2d_backward(
     weights: Sequence[Tensor],
     dilations: Sequence[int],
     output_mask: Sequence[bool],
+    grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of input, weights and biases; empty where ``output_mask`` is False."""
+    """Gradients of input, weights and biases; empty where ``output_mask`` is False.
+
+    ``grad_mean`` [N, C] is that of the input's mean over space, of which each pixel has its share.
+    """
     grads = [
         dilated_conv2d_backward(grad, input, weight, (dilation, dilation), 1, output_mask)
         for grad, weight, dilation in zip(
@@ -88,8 +99,11 @@ def parallel_dilated_conv2d_backward(
         )
     ]
     grad_inputs, grad_weights, grad_biases = zip(*grads)
+    grad_input = sum(grad_inputs[1:], grad_inputs[0]) if output_mask[0] else input.new_empty(0)
+    if output_mask[0] and grad_mean is not None:
+        grad_input += share_of_pixel(grad_mean, input)[:, :, None, None]
     return (
-        sum(grad_inputs[1:], grad_inputs[0]) if output_mask[0] else input.new_empty(0),
+        grad_input,
         list(grad_weights) if output_mask[1] else [],
         list(grad_biases) if output_mask[2] else [],
     )

@@ -227,15 +227,14 @@ def _convolve(
     return dilated_conv2d.dilated_conv2d(input, [weight], [bias], [dilation], residual, activation)
 
 
-# Convolutions are not automatic: they have to be measured against cuDNN first.
-@implements("dilated_conv2d", "triton", _refuses_one, automatic=False)
+@implements("dilated_conv2d", "triton", _refuses_one)
 def dilated_conv2d(input: Tensor, *args: Any) -> Tensor:
     with torch.cuda.device_of(input):
         output = _convolve(*_widened(input, *args))
     return in_format_of(output.to(input.dtype), input)
 
 
-@implements("dilated_conv2d_backward", "triton", _refuses_one_backward, automatic=False)
+@implements("dilated_conv2d_backward", "triton", _refuses_one_backward)
 def dilated_conv2d_backward(
     grad_output: Tensor,
     input: Tensor,
@@ -266,7 +265,7 @@ def dilated_conv2d_backward(
     return grad_input, grad_weight, grad_bias
 
 
-@implements("parallel_dilated_conv2d", "triton", _refuses_parallel, automatic=False)
+@implements("parallel_dilated_conv2d", "triton", _refuses_parallel)
 def parallel_dilated_conv2d(
     input: Tensor, weights: list[Tensor], biases: list[Tensor], dilations: list[int]
 ) -> Tensor:
@@ -278,17 +277,17 @@ def parallel_dilated_conv2d(
     return in_format_of(output.to(input.dtype), input)
 
 
-@implements(
-    "parallel_dilated_conv2d_backward", "triton", _refuses_parallel_backward, automatic=False
-)
+@implements("parallel_dilated_conv2d_backward", "triton", _refuses_parallel_backward)
 def parallel_dilated_conv2d_backward(
     grad_output: Tensor,
     input: Tensor,
     weights: list[Tensor],
     dilations: list[int],
     output_mask: list[bool],
+    grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    return _parallel_backward(grad_output, input, weights, _pairs(dilations), output_mask)
+    rates = _pairs(dilations)
+    return _parallel_backward(grad_output, input, weights, rates, output_mask, grad_mean)
 
 
 def _parallel_backward(
@@ -297,6 +296,7 @@ def _parallel_backward(
     weights: Sequence[Tensor],
     dilations: Sequence[Sequence[int]],
     output_mask: Sequence[bool],
+    grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     from .triton_kernels.dilated_conv2d import input_gradient, weight_gradients
 
@@ -304,7 +304,8 @@ def _parallel_backward(
     grad_input, grad_weights, grad_biases = input.new_empty(0), [], []
     with torch.cuda.device_of(input):
         if output_mask[0]:
-            grad_input = input_gradient(grad, ws, dilations).to(input.dtype)
+            share = None if grad_mean is None else reference.share_of_pixel(grad_mean, input)
+            grad_input = input_gradient(grad, ws, dilations, share).to(input.dtype)
             grad_input = in_format_of(grad_input, input)
         if output_mask[1]:
             grads = weight_gradients(grad, x, ws, dilations)
@@ -334,7 +335,7 @@ def _refuses_fused(
     )
 
 
-@implements("fused_conv2d", "triton", _refuses_fused, automatic=False)
+@implements("fused_conv2d", "triton", _refuses_fused)
 def fused_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -357,7 +358,7 @@ def _refuses_fused_add(residual: Tensor, input: Tensor, weight: Tensor, *args: A
     return _refuses_fused(input, weight, *args)
 
 
-@implements("fused_conv2d_add_", "triton", _refuses_fused_add, automatic=False)
+@implements("fused_conv2d_add_", "triton", _refuses_fused_add)
 def fused_conv2d_add_(
     residual: Tensor,
     input: Tensor,
@@ -385,7 +386,7 @@ def _refuses_aspp(
     return _refuses_convolution(input, [*weights, pool, args[1]])
 
 
-@implements("aspp", "triton", _refuses_aspp, automatic=False)
+@implements("aspp", "triton", _refuses_aspp)
 def aspp(input: Tensor, *args: Any) -> Tensor:
     from .triton_kernels.aspp import aspp
 

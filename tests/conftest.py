@@ -23,9 +23,12 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # they share the cores
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+GPU_BACKENDS = ("cuda", "cuda/sm80", "triton")
+
+
 def device_of(backend: str) -> str:
     """Where tests of a backend keep their tensors."""
-    return "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+    return "cuda" if backend in GPU_BACKENDS and torch.cuda.is_available() else "cpu"
 
 
 def is_interpreted(backend: str) -> bool:

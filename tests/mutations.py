@@ -16,6 +16,7 @@ ASPP = "tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or em
 DEPTHWISE = "tests/test_dilated_conv2d.py tests/test_fused_conv2d.py emulated and depthwise"
 ENTROPY = "tests/test_upsample_cross_entropy.py emulated and not (compile or export or opcheck)"
 WGRAD = "tests/test_dilated_conv2d_backward.py"
+WGRAD_SM90 = "tests/test_dilated_conv2d_wgrad_sm90.py not compiler"
 ZONES = "tests/test_zones.py"
 
 
@@ -85,6 +86,14 @@ def of_entropy(name: str, sound: str, faulty: str) -> Fault:
 
 def of_wgrad(name: str, sound: str, faulty: str) -> Fault:
     return Fault("csrc/cuda/dilated_conv2d_wgrad.cu", name, sound, faulty, WGRAD)
+
+
+def of_wgrad_sm90(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/dilated_conv2d_wgrad_sm90.cu", name, sound, faulty, WGRAD_SM90)
+
+
+def of_wgrad_reduce(name: str, sound: str, faulty: str) -> Fault:
+    return Fault("csrc/cuda/wgrad_reduce.cuh", name, sound, faulty, WGRAD_SM90)
 
 
 def of_zones(name: str, sound: str, faulty: str) -> Fault:
@@ -335,6 +344,13 @@ FAULTS = [
         "bias of the first image for all",
         "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
         "k",
+    ),
+    Fault(
+        "csrc/cuda/conv_epilogue.cuh",
+        "bias of an image left out of the gradient",
+        "if (image_bias != nullptr && i < count) value[i] += image_bias[i];",
+        "",
+        "tests/test_dilated_conv2d_and_mean.py emulated",
     ),
     of_epilogue(
         "NaN becomes the bound",
@@ -605,5 +621,66 @@ FAULTS = [
         "pixels past the rectangle",
         "const bool has_pixel = i * kCopyRows < pixels_left;",
         "const bool has_pixel = true;",
+    ),
+    of_wgrad_sm90(
+        "the gradient one row off",
+        "{first_k + chunk * kChunk, x, y, n}",
+        "{first_k + chunk * kChunk, x, y + 1, n}",
+    ),
+    of_wgrad_sm90("sign of the tap", "x + tap.dx, y + tap.dy, n}", "x - tap.dx, y - tap.dy, n}"),
+    of_wgrad_sm90(
+        "no wait for a full stage", "wait(&barriers.full[place.stage], place.parity);", ""
+    ),
+    of_wgrad_sm90(
+        "no wait for an empty stage", "wait(&barriers.empty[place.stage], place.parity ^ 1);", ""
+    ),
+    of_wgrad_sm90(
+        "a stage is free without the other block",
+        "kBlocks * kConsumers * 4);",
+        "kConsumers * 4);",
+    ),
+    of_wgrad_sm90("barriers not shown to copies", "ptx::fence_mbarrier_init();", ""),
+    of_wgrad_sm90("no fence before products", "ptx::wgmma_fence();", ""),
+    of_wgrad_sm90("sums read too early", "ptx::wgmma_wait_group<0>();", ""),
+    of_wgrad_sm90(
+        "a stage freed while read",
+        "ptx::wgmma_wait_group<1>();\n      if (previous >= 0) release(previous);",
+        "if (previous >= 0) release(previous);\n      ptx::wgmma_wait_group<1>();",
+    ),
+    of_wgrad_sm90(
+        "offsets of the descriptor exchanged", "1024, kChunkBytes);", "kChunkBytes, 1024);"
+    ),
+    of_wgrad_sm90(
+        "gradient not transposed",
+        "ptx::wgmma_m64k16<T, kBlockN, true, true>",
+        "ptx::wgmma_m64k16<T, kBlockN, false, true>",
+    ),
+    of_wgrad_sm90(
+        "input not transposed",
+        "ptx::wgmma_m64k16<T, kBlockN, true, true>",
+        "ptx::wgmma_m64k16<T, kBlockN, true, false>",
+    ),
+    of_wgrad_sm90("next pixels as in rows of k", "kNext = 16 * kRowBytes / 16;", "kNext = 2;"),
+    of_wgrad_sm90("one image at a time", "n += work.box_n;", "n += 1;"),
+    of_wgrad_sm90("rows too far apart", "row * work.box_y, x =", "row * work.box_x, x ="),
+    of_wgrad_sm90("a piece starts half as far in", "item.first_step * kBoxes;", "item.first_step;"),
+    of_wgrad_sm90("channels of the first branch", "branches.of[tap.branch].first_channel", "0"),
+    of_wgrad_sm90(
+        "both blocks store the same", "* kConvTileSm90 + rank * kBlockM;", "* kConvTileSm90;"
+    ),
+    of_wgrad_sm90(
+        "both blocks bring the same half",
+        "const int first_chunk = rank * (kChunksN / kBlocks);",
+        "const int first_chunk = 0;",
+    ),
+    of_wgrad_sm90("rows of the next branch stored", "if (k >= branch.K) continue;", ""),
+    of_wgrad_sm90(
+        "a block leaves while the other needs it",
+        "    ptx::cluster_arrive();  // the other block may still have something for this one\n"
+        "    ptx::cluster_wait();\n",
+        "",
+    ),
+    of_wgrad_reduce(
+        "one piece not added", "i < reduction.num_slots; ++i", "i + 1 < reduction.num_slots; ++i"
     ),
 ]

@@ -182,11 +182,6 @@ def test_emulated_refuses(position, value, reason):
     assert reason in deeplab_fast.backends.why_not(OP, "emulated", "cpu", *arguments)
 
 
-def test_the_cuda_kernels_run_only_where_forced():
-    for op in (OP, "fused_conv2d", "fused_conv2d_add_"):
-        assert deeplab_fast.backends.is_forced_only(op, "cuda")
-
-
 def test_backward(backend, device, ran):
     skip_without(backend, "dilated_conv2d_backward")
     skip_if_refused(backend, OP, *operands((2, 6, 9, 11), device=device))

@@ -23,7 +23,9 @@ def test_available_on_the_cpu():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="unknown backend 'cudnn': expected one of cuda, triton"):
+    with pytest.raises(
+        ValueError, match="unknown backend 'cudnn': expected one of cuda, cuda/sm80, triton"
+    ):
         deeplab_fast.backend("cudnn")
 
 
@@ -40,7 +42,7 @@ def test_forcing_nests_and_ends(ran):
     assert backends.current() == ""
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("name", ["cuda", "cuda/sm80", "triton"])
 def test_forcing_a_gpu_backend_on_a_cpu_tensor_says_why(name):
     if name in deeplab_fast.available_backends("cpu"):
         pytest.skip(f"{name} runs on CPU tensors here")
@@ -73,7 +75,7 @@ def old_driver(monkeypatch):
 
 
 def test_a_driver_too_old_is_said_once(old_driver, monkeypatch):
-    ours = {name: backends.Implementation(lambda x: "ran", backends._accepts_all, True)
+    ours = {name: backends.Implementation(lambda x: "ran", backends._accepts_all)
             for name in ("cuda", "reference")}  # fmt: skip
     monkeypatch.setitem(backends._table, "an_op", ours)
     tensor = SimpleNamespace(device=torch.device("cuda"))

@@ -6,6 +6,7 @@ import csv
 import functools
 import importlib
 import json
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import deeplab_fast
-from deeplab_fast import backends
+from deeplab_fast import backends, measured
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("bench_*.py"))
@@ -82,7 +83,8 @@ def test_every_benchmark_runs(script, device, harness, tmp_path, capsys):
     for key in ("benchmark", "device", "threads", "versions", "commit", "date"):
         assert f"# {key}: " in header
     assert deeplab_fast.__version__ in header and torch.__version__ in header
-    assert {row["kind"] for row in rows} == {"ours", "baseline"}
+    kinds = {"baseline"} if script == "bench_ceilings" else {"ours", "baseline"}
+    assert {row["kind"] for row in rows} == kinds
     assert "# roof " in header
     printed = capsys.readouterr().out
     for row in rows:
@@ -108,6 +110,177 @@ def test_every_benchmark_runs(script, device, harness, tmp_path, capsys):
     files = {path.suffix: path for path in (tmp_path / "out").iterdir()}
     assert set(files) == {".csv", ".png"}
     assert files[".png"].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def choosing(monkeypatch):
+    """measure_choices, as if the CPU were a GPU with two backends."""
+    monkeypatch.setattr(measured, "KERNELS", ("cuda", "cpu", "emulated"))
+    monkeypatch.setattr(measured, "device_class", lambda device: "two kernels")
+    return importlib.import_module("measure_choices")
+
+
+def test_choices_need_a_gpu(choosing, tmp_path):
+    with pytest.raises(SystemExit, match="^measure_choices: needs a GPU; on a CPU nothing is"):
+        choosing.main(["--device", "cpu", "--table", str(tmp_path / "table.csv")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_choices_are_measured_on_the_calls_of_deeplab(choosing, report, tmp_path):
+    cases = importlib.import_module("cases")
+    calls = choosing.calls(cases.TINY, 2, "fp32", ["mobilenet_v2"])
+    assert {op for op, _ in calls} == set(backends.shape_classes)
+    assert len({(op, choosing.describe(call)) for op, call in calls}) == len(calls)
+    first = dict(reversed(calls))
+    # Tuples with empty tensors, an output that is an input, lists, and two kernels to choose from.
+    some = ["dilated_conv2d_backward", "fused_conv2d_add_", "parallel_dilated_conv2d"]
+    depthwise = next(
+        call
+        for op, call in calls
+        if op == "fused_conv2d" and "groups 384" in backends.shape_classes[op](*call)
+    )
+    table = tmp_path / "table.csv"
+    for op, call in [("fused_conv2d", depthwise), *((op, first[op]) for op in some)]:
+        assert all(tensor.is_meta for tensor in call if isinstance(tensor, torch.Tensor))
+        choosing.keep(table, choosing.measure(report, op, call, 2, "fp32"))
+    rows = measured.read(table)
+    assert [(row.op, row.kernel) for row in rows] == [
+        ("dilated_conv2d_backward", "cpu"),
+        ("fused_conv2d", "cpu"),
+        ("fused_conv2d", "emulated"),
+        ("fused_conv2d_add_", "cpu"),
+        ("parallel_dilated_conv2d", "cpu"),
+    ]
+    assert rows[2].shape_class == "fp32 channels_last 384->384 3x3 groups 384 inside 5/8 pixels 2^5"
+    for row in rows:
+        assert row.device == "two kernels" and row.shape_class.startswith("fp32 channels_last ")
+        mine = [r for r in report.rows if r["case"] == f"{row.op} {row.shape}"]
+        by_variant = {r["variant"]: r["median_ms"] for r in mine}
+        assert row.median_ms == pytest.approx(by_variant[row.kernel], rel=1e-5)
+        fastest = min(by_variant["cuDNN"], by_variant["cuDNN, benchmark"])
+        assert row.cudnn_ms == pytest.approx(fastest, rel=1e-5)
+
+
+def test_choices_replace_what_is_measured_again(choosing, tmp_path):
+    table = tmp_path / "table.csv"
+    old = measured.Row("gpu", "aspp", "a class", "cuda", 1.0, 2.0, "1x2", "A GPU", "1", "c", "d")
+    choosing.keep(table, iter([old, old._replace(device="another")]))
+    choosing.keep(table, iter([old._replace(median_ms=3.0), old._replace(kernel="emulated")]))
+    assert [(row.device, row.kernel, row.median_ms) for row in measured.read(table)] == [
+        ("another", "cuda", 1.0), ("gpu", "cuda", 3.0), ("gpu", "emulated", 1.0)
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for the GPU here")
+def test_l2_read_reads_everything_as_often_as_it_says():
+    l2_read = importlib.import_module("l2_read")
+    size = l2_read.buffer_size(200_000, num_programs=6)
+    assert size == 49152  # two blocks each: three would take 295 kB
+    buffer = torch.randint(1000, (size,), dtype=torch.int32)
+    sums = l2_read.l2_read(buffer, passes=3, num_programs=6)
+    assert sums.sum() == 3 * buffer.sum() and len(sums) == 6
+    with pytest.raises(ValueError, match="not even for 5 programs"):
+        l2_read.l2_read(buffer, passes=3, num_programs=5)
+
+
+def test_run_all_lists_its_pieces(harness, capsys):
+    run_all = importlib.import_module("run_all")
+    run_all.main(["--list", "--batch", "1"])
+    names = capsys.readouterr().out.split()
+    assert names[:2] == ["correctness", "ceilings"]
+    assert {name.split("-")[0] for name in names[2:]} >= {
+        script.removeprefix("bench_") for script in SCRIPTS
+    } - {"ceilings"}
+    gpu = run_all.pieces(torch.device("cuda"), [8, 1], tiny=False)
+    assert list(gpu)[2] == "choices-bf16-8" and {"aspp-tf32-1", "depthwise-fp32-8"} < set(gpu)
+    assert gpu["model-bf16-8"][2:] == ["--full", "--dtype", "bf16", "--batch", "8"]
+    for command in gpu.values():
+        assert any(Path(part).exists() for part in command[1:])
+    assert gpu["choices-bf16-8"][2:] == ["--dtype", "bf16", "--batch", "8"]
+    assert "choices-bf16-1" not in run_all.pieces(torch.device("cpu"), [1], tiny=True)
+
+
+def test_run_all_runs_a_piece(harness, tmp_path, capsys):
+    run_all = importlib.import_module("run_all")
+    run_all.main(["ceil", "--tiny", "--output", str(tmp_path / "new")])
+    assert re.search(r"^ceilings: done in \d+ s$", capsys.readouterr().out, re.MULTILINE)
+    files = {path.suffix: path for path in (tmp_path / "new").glob("c*")}
+    assert set(files) == {".csv", ".png", ".txt"}
+    files[".png"].unlink()
+    run_all.plot_what_ran_out_of_time(tmp_path / "new")
+    assert files[".png"].read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        run_all.main(["asp", "lunch"])
+    assert "no piece begins with 'lunch': --list names them" in capsys.readouterr().err
+
+
+def test_run_all_goes_on_unless_something_is_wrong(harness, monkeypatch, tmp_path, capsys):
+    run_all = importlib.import_module("run_all")
+    python = {
+        "slow": "import time; time.sleep(60)",
+        "broken": "raise RuntimeError",
+        "good": "print('x')",
+    }
+    commands = {name: [sys.executable, "-I", "-c", code] for name, code in python.items()}
+    monkeypatch.setattr(run_all, "pieces", lambda *args: commands)
+    with pytest.raises(SystemExit, match="^not finished: slow broken$"):
+        run_all.main(["--limit", "1", "--output", str(tmp_path)])
+    slow, broken, good, _ = capsys.readouterr().out.splitlines()
+    assert slow.startswith("slow: out of time after 1 s")
+    assert broken.startswith("broken: failed, status 1") and good.startswith("good: done")
+    commands["broken"][-1] = "raise SystemExit('WRONG: aspp has error 1')"
+    with pytest.raises(SystemExit, match="^broken failed, nothing more is timed: "):
+        run_all.main(["broken", "good", "--output", str(tmp_path)])
+    assert "good" not in capsys.readouterr().out
+    commands = {"correctness": commands["slow"], "good": commands["good"]}
+    with pytest.raises(SystemExit, match="^correctness failed, nothing more is timed: "):
+        run_all.main(["--limit", "0.1", "--output", str(tmp_path)])
+
+
+def test_the_results_in_the_readme_are_those_of_the_files(harness):
+    importlib.import_module("table").main(["--check"])
+
+
+def test_table_of_results(harness, tmp_path):
+    table = importlib.import_module("table")
+
+    def write(file: str, benchmark: str, *rows: str) -> None:
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        keys = {"benchmark": f"bench_{benchmark} --full", "device": "A GPU", "threads": "2"}
+        header = "".join(
+            f"# {key}: {value}\n"
+            for key, value in {**keys, "versions": "torch 3", "commit": file[-9:-4]}.items()
+        )
+        columns = "case,batch,dtype,kind,variant,median_ms,gflop,mbyte,extra_mib\n"
+        path.write_text(header + columns + "\n".join(rows))
+
+    write("gpu-2026-02-01/aspp-20260201-110000.csv", "aspp", "old,1,bf16,ours,deeplab_fast,1,,,")
+    write(
+        "gpu-2026-02-01/aspp-20260201-120000.csv",
+        "aspp",
+        *("old,1,bf16,ours,deeplab_fast,2.345,1,,10", "old,1,bf16,ours,in uint8,1.5,1,,"),
+        *("old,1,bf16,baseline,PyTorch NCHW,240,1,,", "old,1,bf16,baseline,torchvision,4.69,1,,20"),
+        *("old,1,bf16,baseline,OpenVINO,3,1,,", "old,1,fp16,ours,half,1,1,,"),
+        *("old,16,bf16,ours,batch,1,1,,", '"VOC, 3x3 rate 6, dgrad",1,bf16,ours,one,1,1,,'),
+    )
+    write(
+        "gpu-2026-02-01/ceilings-20260201-100000.csv",
+        "ceilings",
+        *("product,1,bf16,baseline,PyTorch,2,1600,,", "copy,1,fp32,baseline,PyTorch,0.5,,2000,"),
+    )
+    write("cpu-2026-01-01/model-20260101-100000.csv", "model", "x,1,fp32,ours,a,1,,,",
+          "x,1,fp32,baseline,PyTorch,9,,,")  # fmt: skip
+    write("local/model-20260301-100000.csv", "model", "x,1,fp32,ours,a,1,,,")
+    first, second = table.tables(tmp_path).split("A GPU, 2 threads; torch 3; ")[1:]
+    assert (
+        "| aspp: old, batch 1, bf16 | 2.35 ms (deeplab_fast) | 4.69 ms (torchvision) | 2.00x "
+        in first
+    )
+    assert "| 2.00x | 10.0 / 20.0 | in uint8 1.50; PyTorch NCHW 240; OpenVINO 3.00 |" in first
+    assert first.count("\n| aspp") == 1 and "rate 6" not in first and "half" not in first
+    assert "Ceilings of that machine: product in bf16 800 TFLOP/s; copy in fp32 4000 GB/s." in first
+    assert "model: x" in second and "2026-01-01" in second
 
 
 @pytest.mark.parametrize("kind", ["ours", "baselines"])
@@ -141,6 +314,16 @@ def test_regret_tells_wrong_labels_from_ties():
     assert 0 < regret(torch.tensor([[[1]]]), logits) < 1e-5
     assert regret(torch.tensor([[[2]]]), logits) > 1
     assert regret(torch.tensor([[[0, 0]]]), logits) == float("inf")
+
+
+def test_preferring_a_kernel_wherever_it_can(harness, ran):
+    x, weight = torch.randn(1, 8, 5, 5), torch.randn(8, 8, 3, 3)
+    run = harness.preferring(lambda: deeplab_fast.dilated_conv2d(x, weight), "emulated")
+    run()  # it has no true fp32
+    x, weight = x.bfloat16(), weight.bfloat16()
+    run()
+    deeplab_fast.dilated_conv2d(x, weight)
+    assert [name for _, name in ran] == ["cpu", "emulated", "cpu"]
 
 
 def test_baseline_that_cannot_run_is_named(report, tmp_path, capsys):
@@ -255,13 +438,22 @@ def test_training_on_camvid_beside_torchvision(tmp_path, monkeypatch, capsys):
     script = importlib.import_module("train_camvid")
     output = tmp_path / "results"
     options = ["--tiny", "--device", "cpu", "--workers", "0", "--output", str(output)]
+    options += ["--seeds", "0"]
+    script.main([str(tmp_path), *options, "--variants", "torchvision"])
+    before = (output / "torchvision-0.json").read_bytes()
     script.main([str(tmp_path), *options])
+    assert (output / "torchvision-0.json").read_bytes() == before  # not done again
     comments, rows = read_csv(output)
     assert any(line.startswith("# recipe: Recipe(epochs=1, batch_size=2") for line in comments)
     assert [row["variant"] for row in rows] == ["deeplab_fast", "torchvision"]
-    (curves,) = (json.loads(path.read_text()) for path in output.glob("*.json"))
-    ours, theirs = curves.values()
+    ours, theirs = (
+        json.loads((output / f"{variant}-0.json").read_text())["losses"]
+        for variant in ("deeplab_fast", "torchvision")
+    )
     # One update from the same weights on the same batch with the same dropout.
     assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == 1
     assert list(output.glob("*.png"))
     assert "deeplab_fast: mean test mIoU 0." in capsys.readouterr().out
+    (output / "torchvision-0.json").write_bytes(before.replace(b"warmup=100", b"warmup=7"))
+    with pytest.raises(SystemExit, match="torchvision-0.json: recipe .*warmup=7,.* not .*warmup=1"):
+        script.main([str(tmp_path), *options])

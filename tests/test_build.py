@@ -43,6 +43,7 @@ def test_sdist_holds_all_that_a_build_needs(tmp_path):
     assert {str(path.relative_to(ROOT)) for path in SOURCES} <= names
     assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
     assert {"tests/test_build.py", "benchmarks/bench_aspp.py", "deeplab_fast/py.typed"} <= names
+    assert "deeplab_fast/measured.csv" in names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
@@ -205,7 +206,24 @@ def test_weight_gradient_is_tensor_core_code(cuobjdump, chip):
         assert instructions["LDGSTS.E.BYPASS.LTC128B.128"] == 4 * 8  # 3 stages ahead and the loop
         # 224 to 228 in 16 bits, 204 to 208 in tf32
         assert int(re.search(r"REG:(\d+)", usage)[1]) <= 65536 // (2 * 128) - 1
-    assert len(functions(cuobjdump, chip, "dilated_conv2d_wgrad_reduce_kernel")) == 3
+    # Of 128 x 128 sums in three dtypes, of sm_90's 256 x 256 in two.
+    assert len(functions(cuobjdump, chip, "dilated_conv2d_wgrad_reduce_kernel")) == 3 + 2
+
+
+def test_weight_gradient_of_sm90_is_warpgroup_code(cuobjdump):
+    """wgmma of two transposed matrices, all by bulk copy, half of the input to both blocks."""
+    kernels = functions(cuobjdump, "sm_90a", "dilated_conv2d_wgrad_sm90_kernel")
+    assert len(kernels) == 2
+    for name, (instructions, usage) in kernels.items():
+        dtype = ".BF16" if "bfloat16" in name else ""
+        assert instructions[f"HGMMA.64x256x16.F32{dtype}"] == 4  # 64 pixels of a stage
+        assert instructions["UTMALDG.4D"] == 2 * 2  # two boxes, two chunks of channels
+        assert instructions["UTMALDG.4D.MULTICAST"] == 2 * 2
+        assert instructions["MEMBAR.ALL.GPU"] == 2  # at the barriers of the cluster, not in loops
+        # 40 for the producers, 232 for the consumers, of 168 to begin with
+        assert instructions["USETMAXREG.DEALLOC.CTAPOOL"] == 1
+        assert instructions["USETMAXREG.TRY_ALLOC.CTAPOOL"] == 1
+        assert int(re.search(r"REG:(\d+)", usage)[1]) == 168
 
 
 def test_bias_gradient_loads_vectors(cuobjdump):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import deeplab_fast
-from deeplab_fast import _C, backends
+from deeplab_fast import _C, backends, measured
 from deeplab_fast.cli import images as cli_images
 from deeplab_fast.cli import main
 from deeplab_fast.models import DeepLabV3, Preprocessing
@@ -643,6 +644,44 @@ def test_info_says_why(monkeypatch, capsys):
     assert lines["cpu"].endswith("the moon is full")
     assert "reference (cpu: the moon is full)" in lines["upsample_argmax"]
     assert "reference (cpu: it has no aspp kernel)" in lines["aspp"]
+
+
+def test_info_says_what_was_measured(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    gpu = SimpleNamespace(
+        name="A GPU", major=9, minor=0, multi_processor_count=132, total_memory=2**37
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(measured, "device_class", lambda device: "sm_90 with 132 processors")
+    monkeypatch.setattr(measured, "choices", lambda device: {})
+    for name in ("cuda", "cuda/sm80", "triton"):
+        monkeypatch.setitem(backends._availability, name, lambda device_type: None)
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    on_gpu = {
+        line.split()[0]: line.split()[1] for line in out.split("\nOn ")[2].splitlines() if line
+    }
+    assert on_gpu["aspp"] == "reference," and on_gpu["upsample_argmax"] == "cuda"
+    assert "Measured on cuda:0, sm_90 with 132 processors, in " in out
+    assert "  nothing; python benchmarks/measure_choices.py measures it\n" in out
+
+    classes = {"a class": ("cuda", "triton"), "another": (), "a third": ("cuda",)}
+    monkeypatch.setattr(measured, "choices", lambda device: {"aspp": classes})
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "  aspp, of 3 classes of shapes: cuda for 2, reference for 1\n" in out
+    assert "another" not in out
+    assert main(["info", "--measured"]) == 0
+    out = capsys.readouterr().out
+    assert "    cuda        a class\n    reference   another\n    cuda        a third\n" in out
+
+    def damaged(device):
+        raise ValueError("measured.csv, line 7: expected two times")
+
+    monkeypatch.setattr(measured, "choices", damaged)
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err == "deeplab-fast: measured.csv, line 7: expected two times\n"
 
 
 @pytest.mark.parametrize(

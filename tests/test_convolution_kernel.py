@@ -11,10 +11,11 @@ import deeplab_fast
 from deeplab_fast import _C, _emulated, dilated_conv2d
 from deeplab_fast.cuda_kernels import work_lists
 from deeplab_fast.cuda_kernels.common import Kernels, nhwc_output
-from deeplab_fast.cuda_kernels.dilated_conv2d import convolve, launch, tf32_is_allowed
+from deeplab_fast.cuda_kernels.dilated_conv2d import convolve, launch
 from deeplab_fast.emulated import machine
 from deeplab_fast.models.inference import FoldedASPP
 from deeplab_fast.nn import ASPP
+from deeplab_fast.ops._convolution import tf32_is_allowed
 
 from .cases import DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
 

@@ -53,7 +53,7 @@ class Place(NamedTuple):
 
 
 CPU = [Place("cpu", name) for name in ("", "cpu", "emulated")]
-GPU = [Place("cuda", name) for name in ("", "cuda", "triton", "reference")]
+GPU = [Place("cuda", name) for name in ("", "cuda", "cuda/sm80", "triton", "reference")]
 SECOND_GPU = Place("cuda:1", "")
 
 

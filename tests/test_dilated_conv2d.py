@@ -356,20 +356,6 @@ def test_automatic_choice(ran):
     assert ran == [(OP, "cpu")]
 
 
-def test_the_cuda_kernel_runs_only_where_forced(monkeypatch, ran):
-    for op in (OP, "parallel_" + OP):
-        assert backends.is_forced_only(op, "cuda")
-    monkeypatch.setitem(backends._AUTOMATIC, "cpu", ("emulated", "cpu"))
-    x = torch.randn(1, 8, 5, 5).bfloat16()
-    forced_only = backends._table[OP]["emulated"]._replace(automatic=False)
-    with monkeypatch.context() as patch:
-        patch.setitem(backends._table[OP], "emulated", forced_only)
-        dilated_conv2d(x, x[:, :, :3, :3])
-        with deeplab_fast.backend("emulated"):
-            dilated_conv2d(x, x[:, :, :3, :3])
-    assert ran == [(OP, "cpu"), (OP, "emulated")]
-
-
 def test_an_automatic_backward_needs_no_kernel_of_the_forward(monkeypatch, ran):
     monkeypatch.setitem(backends._AUTOMATIC, "cpu", ("emulated", "cpu"))
     monkeypatch.delitem(backends._table[BACKWARD], "emulated")

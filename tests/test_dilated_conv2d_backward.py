@@ -21,6 +21,7 @@ from deeplab_fast import (
 from deeplab_fast.cuda_kernels import dilated_conv2d_backward, work_lists
 from deeplab_fast.cuda_kernels.common import Kernels
 from deeplab_fast.emulated import machine
+from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 
 from .cases import Conv, assert_as_accurate_as, operands, with_layout
 
@@ -280,15 +281,15 @@ def test_a_compiled_training_step(kernels, ran):
 
         return forced
 
-    only = parallel_dilated_conv2d
+    only = parallel_dilated_conv2d_and_mean
     try:
-        deeplab_fast.nn.parallel_dilated_conv2d = convolve(only)
+        deeplab_fast.nn.parallel_dilated_conv2d_and_mean = convolve(only)
         expected = step(head)
         ran.clear()
         torch._dynamo.reset()
         actual = step(torch.compile(head, fullgraph=True, backend="aot_eager"))
     finally:
-        deeplab_fast.nn.parallel_dilated_conv2d = only
+        deeplab_fast.nn.parallel_dilated_conv2d_and_mean = only
     assert (name, kernels) in ran and (name + "_backward", kernels) in ran
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=2e-2, atol=2e-2)
@@ -298,14 +299,14 @@ def test_training_with_a_gradient_scaler(monkeypatch):
     """fp16 under autocast: steps taken like those of the reference, an overflow skipped."""
     head, features, target = head_and_batch()
     start = {key: value.clone() for key, value in head.state_dict().items()}
-    only = parallel_dilated_conv2d
+    only = parallel_dilated_conv2d_and_mean
 
     def train(kernels: str, scale: float) -> list[Tensor]:
         def forced(*args):
             with deeplab_fast.backend(kernels):
                 return only(*args)
 
-        monkeypatch.setattr(deeplab_fast.nn, "parallel_dilated_conv2d", forced)
+        monkeypatch.setattr(deeplab_fast.nn, "parallel_dilated_conv2d_and_mean", forced)
         head.load_state_dict(start)
         optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)

@@ -83,6 +83,10 @@ MESSAGES_ON_SOME = {
     "cluster_exit": r"mbarrier_arrive_cluster at .+: block [01] of the cluster has exited",
 }
 WRONG_OUTPUT = [
+    "major_a_bit",
+    "major_b_bit",
+    "major_exchanged",
+    "major_step",
     "copy_wait",
     "try_once",
     "parity",
@@ -142,18 +146,16 @@ def test_tensor_maps_that_the_driver_refuses(fault_library):
 # Instructions: name -> input words, and the output words they must give.
 
 
-def boxes(tensor: np.ndarray, starts: list[tuple[int, int, int]]) -> np.ndarray:
-    """[8, 2, 64] of a [depth, height, width] tensor from each (x, y, z) on, zeros outside,
-    each row of 128 bytes with its 16-byte chunks exchanged as PTX ISA's 128B swizzle says."""
+def boxes(tensor: np.ndarray, starts: list[tuple[int, ...]], *shape: int) -> np.ndarray:
+    """Boxes of the tensor from each start on, innermost first, zeros outside, each row of 128
+    bytes with its 16-byte chunks exchanged as PTX ISA's 128B swizzle says."""
     rows = []
-    for x0, y0, z0 in starts:
-        box = np.zeros((8, 2, 64), np.uint16)
-        for z in range(8):
-            for y in range(2):
-                for x in range(64):
-                    at = z0 + z, y0 + y, x0 + x
-                    if all(0 <= i < n for i, n in zip(at, tensor.shape, strict=True)):
-                        box[z, y, x] = tensor[at]
+    for start in starts:
+        box = np.zeros(shape, np.uint16)
+        wanted = [first + np.arange(n) for first, n in zip(reversed(start), shape, strict=True)]
+        inside = [(at >= 0) & (at < n) for at, n in zip(wanted, tensor.shape, strict=True)]
+        found = [at[mask] for at, mask in zip(wanted, inside, strict=True)]
+        box[np.ix_(*inside)] = tensor[np.ix_(*found)]
         for row, line in enumerate(box.reshape(16, 8, 8)):
             rows.append(line[np.arange(8) ^ row % 8])
     return np.stack(rows)
@@ -164,11 +166,23 @@ TENSOR = random(20).integers(1, 2**16, (20, 3, 72), np.uint16)
 
 def copy() -> tuple[np.ndarray, np.ndarray]:
     starts = [(0, 0, 0), (8, 1, 12), (64, 2, 17), (-8, -1, -3), (16, 0, 19), (72, 5, 40)]
-    return words(TENSOR), words(boxes(TENSOR, starts))
+    return words(TENSOR), words(boxes(TENSOR, starts, 8, 2, 64))
+
+
+def copy_4d() -> tuple[np.ndarray, np.ndarray]:
+    starts = [(0, 0, 0, 0), (8, 1, 1, 3), (64, 2, 2, 4), (-8, -1, 1, 0), (16, 0, 0, 5)]
+    starts.append((0, 1, -3, -1))
+    return words(TENSOR), words(boxes(TENSOR.reshape(5, 4, 3, 72), starts, 2, 4, 2, 64))
 
 
 def multicast() -> tuple[np.ndarray, np.ndarray]:
-    both = boxes(TENSOR, [(0, 1, 0), (8, 1, 10)])
+    both = boxes(TENSOR, [(0, 1, 0), (8, 1, 10)], 8, 2, 64)
+    return words(TENSOR), words(np.stack([both, both]))
+
+
+def multicast_4d() -> tuple[np.ndarray, np.ndarray]:
+    tensor = TENSOR.reshape(5, 4, 3, 72)
+    both = boxes(tensor, [(0, 1, 2, 0), (8, 1, 2, 4)], 2, 4, 2, 64)
     return words(TENSOR), words(np.stack([both, both]))
 
 
@@ -208,7 +222,9 @@ def wgmma(dtype: torch.dtype, trans_a: bool, trans_b: bool) -> tuple[np.ndarray,
 
 INSTRUCTIONS = {
     "copy": copy,
+    "copy_4d": copy_4d,
     "multicast": multicast,
+    "multicast_4d": multicast_4d,
     "mbarrier": mbarrier,
     "cluster": cluster,
     "elect": elect,

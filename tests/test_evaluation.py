@@ -184,6 +184,7 @@ def test_no_full_size_map_of_all_classes_exists(options):
     [
         ({"scales": ()}, "scales: expected positive"),
         ({"scales": (1.0, 0.0)}, "scales: expected positive"),
+        ({"scales": (float("nan"),)}, "scales: expected positive"),
         ({"window": (64, 65)}, r"window: expected a height and width of 16 k \+ 0, got \(64, 65\)"),
         ({"window": (0, 64)}, "window: expected"),
     ],
@@ -242,7 +243,7 @@ def test_command(shapes, weights, tmp_path, capsys):
     model = DeepLabV3.from_pretrained(weights)
     scores = evaluate(model, read_shapes(shapes)[1], workers=0, quiet=True)
     assert found["iou"] == pytest.approx(scores.as_dict()["iou"], abs=1e-3)
-    assert found["images"] == 2 and found["weights"] == weights
+    assert found["images"] == 2 and found["weights"] == weights and found["split"] == "val"
     assert "mean IoU" in out and out.splitlines()[2].startswith("red ")
     more = ["--scales", "0.5", "1", "--flip", "--window", "32", "48", "--split", "train"]
     assert main(["evaluate", str(shapes), *options, *more]) == 0
@@ -252,7 +253,8 @@ def test_command(shapes, weights, tmp_path, capsys):
     "arguments, message",
     [
         (["{shapes}", "--weights", "none.pth"], "--weights: none.pth: no such file"),
-        (["nowhere", "--weights", "{weights}"], "nowhere/classes.txt: No such file"),
+        (["nowhere", "--weights", "{weights}"], "nowhere/images/val: no such folder"),
+        (["{shapes}", "--weights", "{weights}", "--workers", "-1"], "workers: expected 0 or more"),
         (
             ["{shapes}", "--weights", "{weights}", "--classes", "a,b"],
             "{weights} has 3 classes (expected 2, as the data)",
@@ -261,14 +263,14 @@ def test_command(shapes, weights, tmp_path, capsys):
         (["{shapes}", "--weights", "{weights}", "--split", "x"], "images/x: no such folder"),
         (
             ["{shapes}", "--weights", "{weights}", "--json", "nowhere/x.json"],
-            "nowhere/x.json: cannot write: No such file",
+            "--json: nowhere: no such folder",
         ),
     ],
 )
 def test_wrong_arguments_take_one_line(arguments, message, shapes, weights, capsys):
     names = {"shapes": shapes, "weights": weights}
     arguments = [argument.format(**names) for argument in arguments]
-    assert main(["evaluate", *arguments, "--workers", "0", "--device", "cpu"]) == 2
+    assert main(["evaluate", "--workers", "0", "--device", "cpu", *arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("deeplab-fast: ")
     assert message.format(**names) in lines[0]

@@ -85,7 +85,7 @@ def test_forward(backend, device, ran, name, dtype, with_residual, activation, l
 @pytest.mark.parametrize("name", ["pointwise", "depthwise", "strided"])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_opcheck_and_compile(backend, device, name, with_residual):
-    dtype = torch.bfloat16 if backend in ("cuda", "emulated") else torch.float32
+    dtype = torch.bfloat16 if backend in ("cuda", "cuda/sm80", "emulated") else torch.float32
     arguments = operands(name, with_residual, dtype, device)
     op, *rest = call(arguments, "relu")
     skip_if_refused(backend, op, *rest)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from deeplab_fast.nn import ASPP
 
@@ -96,7 +97,34 @@ def test_batch_of_one_in_training_mode_says_the_way_out():
     assert aspp(input).shape == (1, 4, 9, 9)
 
 
-@pytest.mark.parametrize("hooked", ["convs.1", "convs.2.0", "convs.0.1", "project.0", "convs.4.1"])
+def test_the_gradient_of_the_input_is_written_once():
+    """That of the mean is in what the convolutions' kernel writes."""
+
+    def makers_of_maps(module: nn.Module) -> list[str]:
+        class Makers(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                outputs = function(*args, **(kwargs or {}))
+                shapes = [t.shape for t in tree_leaves(outputs) if isinstance(t, Tensor)]
+                if input.shape in shapes:
+                    names.append(function._schema.name)
+                return outputs
+
+        names: list[str] = []
+        input = torch.randn(2, 8, 9, 9, dtype=torch.float64, requires_grad=True)
+        output = module(input)
+        with Makers():
+            torch.autograd.grad(output.sum(), input)
+        return names
+
+    ours, theirs = pair()
+    assert makers_of_maps(ours) == ["deeplab_fast::parallel_dilated_conv2d_backward"]
+    assert makers_of_maps(theirs).count("aten::add") == 4
+
+
+@pytest.mark.parametrize(
+    "hooked",
+    ["convs.1", "convs.2.0", "convs.0.1", "project.0", "convs.4", "convs.4.0", "convs.4.1"],
+)
 def test_hooks_inside_are_called(hooked):
     ours, theirs = pair()
     calls = []
@@ -120,6 +148,9 @@ def test_hooks_inside_are_called(hooked):
         ("convs.1.1", nn.BatchNorm2d(4, momentum=None)),
         ("convs.1.1", nn.BatchNorm2d(4, affine=False)),
         ("convs.4.2", nn.Identity()),
+        ("convs.4.0", nn.AdaptiveMaxPool2d(1)),
+        ("convs.4.0", nn.AdaptiveAvgPool2d((1, 1))),
+        ("convs.4.1", nn.Sequential(nn.Conv2d(8, 4, 1), nn.ELU())),
         ("project.0", nn.Conv2d(20, 4, 1)),
         ("project.3", nn.Identity()),
     ],

@@ -26,6 +26,7 @@ from deeplab_fast.training import (
     Objective,
     Recipe,
     Scores,
+    SegmentationData,
     TrainingError,
     checkpoint,
     log,
@@ -145,27 +146,81 @@ def test_it_learns(shapes, tmp_path):
     assert losses[25] < 0.3 * losses[1]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_stopped_run_goes_on_bit_for_bit(dtype, whole_run, shapes, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "options, update, workers",
+    [
+        ({}, 5, 0),
+        ({"dtype": "float16", "epochs": 2}, 5, 0),
+        (
+            {
+                "dtype": "bfloat16", "epochs": 2, "batch_size": 4, "accumulate": 2, "warmup": 3,
+                "hard_pixels": 0.3, "class_weights": (1.0, 2.0, 3.0), "label_smoothing": 0.1,
+            },
+            3,
+            2,
+        ),
+    ],
+    ids=["", "float16", "everything"],
+)  # fmt: skip
+def test_a_stopped_run_goes_on_bit_for_bit(
+    options, update, workers, whole_run, shapes, tmp_path, monkeypatch
+):
     """Including weights, average, optimizer and loss scale."""
-    if dtype == "float32":
-        recipe, expected = RECIPE, whole_run
-    else:
-        recipe, expected = (
-            Recipe(**vars(RECIPE) | {"dtype": dtype, "epochs": 2}),
-            tmp_path / "whole",
-        )
+    recipe = Recipe(**vars(RECIPE) | options)
+    expected = whole_run
+    if options:
+        expected = tmp_path / "whole"
         run(shapes, expected, recipe)
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        stop_in(patch, 5, signal.SIGINT)
-        with pytest.raises(Interrupted, match="after update 5 of [69], saved .*last.pt"):
-            run(shapes, stopped, recipe)
+        stop_in(patch, update, signal.SIGINT)
+        with pytest.raises(Interrupted, match=rf"after update {update} of \d, saved .*last.pt"):
+            run(shapes, stopped, recipe, workers=workers)
     np.random.random(), torch.rand(1)
-    run(shapes, stopped, recipe, resume=True)
+    run(shapes, stopped, recipe, resume=True, workers=workers)
     assert curve(stopped) == curve(expected)
     assert curve(stopped, "val_miou") == curve(expected, "val_miou")
     assert_same_state(expected, stopped)
+
+
+def test_a_run_ended_while_it_is_evaluated_goes_on_bit_for_bit(
+    whole_run, shapes, tmp_path, monkeypatch
+):
+    """The evaluation is done anew, and is in the log once."""
+
+    def end(*arguments):
+        raise KeyboardInterrupt  # as the second Ctrl-C does
+
+    with monkeypatch.context() as patch:
+        stop_in(patch, 3, signal.SIGTERM)
+        with pytest.raises(Interrupted, match="after update 3"):  # before the first evaluation
+            run(shapes, tmp_path)
+    assert curve(tmp_path, "val_miou") == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_save_model", end)
+        with pytest.raises(KeyboardInterrupt):
+            run(shapes, tmp_path, resume=True)
+    assert list(curve(tmp_path, "val_miou")) == [3]
+    run(shapes, tmp_path, resume=True)
+    assert curve(tmp_path) == curve(whole_run)
+    assert curve(tmp_path, "val_miou") == curve(whole_run, "val_miou")
+    assert_same_state(whole_run, tmp_path)
+
+
+def test_what_may_change_while_a_run_rests(shapes, tmp_path):
+    """Folder, processes, parts of an update, and the end where the learning rate is constant."""
+    recipe = Recipe(**vars(RECIPE) | {"batch_size": 4, "power": 0, "epochs": 2})
+    run(shapes, tmp_path / "whole", recipe)
+    first = tmp_path / "first"
+    run(shapes, first, Recipe(**vars(recipe) | {"epochs": 1, "accumulate": 2}))
+    before = curve(first)
+    moved = first.rename(tmp_path / "moved")
+    state = torch.load(moved / "last.pt", weights_only=True)
+    torch.save({**state, "random": state["random"] * 2}, moved / "last.pt")
+    run(shapes, moved, recipe, resume=True, evaluate_every=2, log_every=2)
+    assert list(curve(moved)) == [1, 2, 4]
+    assert before.items() <= curve(moved).items()
+    assert list(curve(moved, "learning_rate").values()) == [0.05] * 3
 
 
 def assert_same_state(*folders: Path) -> None:
@@ -247,16 +302,24 @@ def test_ctrl_c_saves_and_a_killed_run_goes_on_exactly(shapes, tmp_path, capsys)
 def test_what_was_logged_beyond_the_saved_state_is_dropped(tmp_path):
     rows = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
     (tmp_path / "log.jsonl").write_text("\n".join(rows) + '\n{"step": 6, "lo')  # killed
-    with contextlib.closing(log.Log(tmp_path, 3)) as lines:
+    with contextlib.closing(log.Log(tmp_path, 3, 0)) as lines:
+        lines.scalars(3, val_miou=0.5)
         lines.scalars(4, loss=2.0)
     assert curve(tmp_path) == {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0}
+    for evaluated in (3, 0):
+        log.Log(tmp_path, 3, evaluated).close()
+        assert list(curve(tmp_path)) == [1, 2, 3]
+        assert list(curve(tmp_path, "val_miou")) == [3][:evaluated]
+    (tmp_path / "log.jsonl").write_text("hello\n")
+    with pytest.raises(TrainingError, match=r"log.jsonl: b'hello.n' \(expected a JSON object"):
+        log.Log(tmp_path, 3, 0)
 
 
 def test_a_full_disk(shapes, tmp_path, monkeypatch, capsys):
     output = tmp_path / "run"
     assert main(["train", str(shapes), *SMALL, "--epochs", "1", "--output", str(output)]) == 0
     (output / "last.pt").rename(tmp_path / "keep")
-    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    before = {path.name: path.read_bytes() for path in output.glob("*.safetensors")}
     real = builtins.open
 
     def open_full(path, mode="r", *arguments, **options):
@@ -268,13 +331,16 @@ def test_a_full_disk(shapes, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(builtins, "open", open_full)
     capsys.readouterr()
-    assert main(["train", str(shapes), *SMALL, "--epochs", "1", "--output", str(output)]) == 2
+    again = ["--epochs", "1", "--resume", "--output", str(output)]
+    assert main(["train", str(shapes), *SMALL, *again]) == 2
     (*_, line) = capsys.readouterr().err.splitlines()
     assert line == (
         f"deeplab-fast: {output}/last.pt: cannot write: No space left on device. "
         "What was written before is whole"
     )
-    assert {path.name for path in output.iterdir()} == set(before)
+    for name, content in before.items():
+        assert (output / name).read_bytes() == content
+    assert not (output / "last.pt").exists() and not list(output.glob(".*"))
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
@@ -291,20 +357,23 @@ def test_a_write_that_fails_leaves_the_one_before(name, whole_run, tmp_path, mon
     assert os.listdir(tmp_path) == [name] and path.read_bytes() == b"before"
 
 
-def test_a_folder_with_a_run_is_not_started_over(whole_run, shapes):
+def test_a_folder_with_a_run_is_not_started_over(whole_run, shapes, tmp_path):
     before = (whole_run / "last.pt").read_bytes()
-    with pytest.raises(TrainingError, match="last.pt: there is a run in that folder"):
+    with pytest.raises(TrainingError, match=f"^{whole_run}: there is a run in that folder"):
         run(shapes, whole_run)
     assert (whole_run / "last.pt").read_bytes() == before
+    (tmp_path / "log.jsonl").write_text('{"step": 10, "loss": 1.0}\n')  # of one not saved yet
+    with pytest.raises(TrainingError, match=f"^{tmp_path}: there is a run in that folder"):
+        run(shapes, tmp_path)
 
 
 @pytest.mark.parametrize(
     "model, recipe, message",
     [
-        ({"head_conv": True}, {}, r"another architecture: head_conv, False \(expected True"),
-        ({"aux_loss": True}, {}, r"another architecture: aux_loss, False \(expected True"),
-        ({}, {"learning_rate": 0.1}, r"another recipe: learning_rate, 0.05 \(expected 0.1"),
-        ({}, {"crop": (32, 48)}, r"another recipe: crop, \[32, 32\] \(expected \[32, 48\]"),
+        ({"head_conv": True}, {}, "head_conv False, not True "),
+        ({"aux_loss": True}, {}, "aux_loss False, not True "),
+        ({}, {"learning_rate": 0.1}, "learning_rate 0.05, not 0.1 "),
+        ({}, {"crop": (32, 48)}, r"crop \[32, 32\], not \[32, 48\] "),
     ],
 )
 def test_a_run_of_another_kind(model, recipe, message, whole_run, shapes):
@@ -329,39 +398,57 @@ def test_a_state_that_is_none(content, whole_run, shapes, tmp_path):
 def test_resume_of_nothing_starts_and_of_a_finished_run_ends(shapes, tmp_path):
     recipe = Recipe(**vars(RECIPE) | {"epochs": 1})
     first = run(shapes, tmp_path, recipe, resume=True)
+    (tmp_path / ".last.pt.1.partial").touch()  # of a run that was killed while it wrote
     again = run(shapes, tmp_path, recipe, resume=True)
     torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(shapes, tmp_path):
-    recipe = Recipe(**vars(RECIPE) | {"learning_rate": 1e18, "ema": None})
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at update \d"):
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"learning_rate": 1e18}, r"the loss is (nan|inf) at update \d"),
+        ({"learning_rate": float("inf"), "batch_size": 6}, "a weight is not finite at update 1"),
+    ],
+)
+def test_a_run_that_diverges_ends_before_it_is_saved(options, message, shapes, tmp_path):
+    recipe = Recipe(**vars(RECIPE) | {"epochs": 1, "ema": None} | options)
+    with pytest.raises(TrainingError, match=message):
         run(shapes, tmp_path, recipe)
-    if (tmp_path / "last.pt").exists():
-        state = torch.load(tmp_path / "last.pt", weights_only=True)
-        assert all(value.isfinite().all() for value in state["model"].values())
+    assert not list(tmp_path.glob("*last*"))
 
 
-@pytest.mark.parametrize("fault", ["image", "label"])
-def test_a_bad_file_during_training_is_named_and_nothing_lost(fault, tmp_path, capsys):
-    shapes = write_shapes(tmp_path / "shapes")
-    bad = shapes / f"{fault}s/train/3.png"
+@pytest.mark.parametrize(
+    "file, updates",
+    [
+        ("labels/train/3.png", 0),  # in the first batch
+        ("images/train/5.png", 1),
+        ("images/val/1.png", 3),
+    ],
+)
+def test_a_bad_file_during_training_is_named_and_nothing_lost(
+    file, updates, whole_run, tmp_path, capsys
+):
+    bad = write_shapes(tmp_path / "shapes") / file
     good = bad.read_bytes()
-    if fault == "image":
-        bad.write_bytes(bad.read_bytes()[:200])
+    if file.startswith("images"):
+        bad.write_bytes(good[:200])
     else:
         Image.fromarray(np.full((56, 72), 9, np.uint8)).save(bad)
-    arguments = ["--workers", "1", "--output", str(tmp_path / "run")]
-    assert main(["train", str(shapes), *SMALL, *arguments]) == 2
+    output = tmp_path / "run"
+    arguments = [str(tmp_path / "shapes"), *SMALL, "--workers", "1", "--output", str(output)]
+    assert main(["train", *arguments]) == 2
     (*_, line) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"deeplab-fast: {bad}: ") and "(expected" in line
-    # Put right, it goes on with the update that failed, not with an epoch that was done in part.
-    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
-    losses = curve(tmp_path / "run") if (tmp_path / "run/log.jsonl").exists() else {}
-    assert list(losses) == list(range(1, state["step"] + 1))
+    assert list(curve(output)) == list(range(1, updates + 1))
+    # Put right, it goes on where it failed, not with an epoch that was done in part.
+    if updates:
+        assert torch.load(output / "last.pt", weights_only=True)["step"] == updates
+        arguments.append("--resume")
     bad.write_bytes(good)
-    assert main(["train", str(shapes), *SMALL, *arguments, "--resume"]) == 0
-    assert list(curve(tmp_path / "run")) == list(range(1, STEPS + 1))
+    assert main(["train", *arguments]) == 0
+    assert list(curve(output)) == list(range(1, STEPS + 1))
+    assert list(curve(output, "val_miou")) == [3, 6, 9]
 
 
 def test_class_weights_hard_pixels_and_frozen_batch_norm(shapes, tmp_path):
@@ -435,6 +522,14 @@ def test_recipes_that_do_not_fit(options, message, shapes, tmp_path):
     with pytest.raises(TrainingError, match=message):
         run(shapes, tmp_path, Recipe(**vars(RECIPE) | options))
     assert not list(tmp_path.iterdir())
+
+
+def test_no_images(shapes, tmp_path):
+    none = SegmentationData([], CLASSES)
+    with pytest.raises(TrainingError, match="train_data: expected images, got none"):
+        train(network(), none, None, RECIPE, tmp_path)
+    with pytest.raises(TrainingError, match="val_data: expected images, got none"):
+        train(network(), read_shapes(shapes)[0], none, RECIPE, tmp_path)
 
 
 def test_curves_and_pictures_in_tensorboard(tensorboard, shapes, tmp_path):

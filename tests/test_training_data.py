@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -124,16 +127,30 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(case, name, message, wo
     assert "\n" not in str(caught.value)
 
 
+def test_images_are_seen_as_segment_sees_them(tmp_path):
+    """16 bits are scaled, transparent pixels are white."""
+    labels(tmp_path / "l.png", [0])
+    Image.fromarray(np.full((6, 8), 257 * 100, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (8, 6), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.ones((6, 8), np.float32)).save(tmp_path / "float.tif")
+    pairs = [(tmp_path / name, tmp_path / "l.png") for name in ("deep.png", "clear.png")]
+    data = SegmentationData([*pairs, (tmp_path / "float.tif", tmp_path / "l.png")], ("a",))
+    assert [data.read(index)[0].getpixel((0, 0)) for index in (0, 1)] == [(100,) * 3, (255,) * 3]
+    with pytest.raises(TrainingError, match=r"float.tif: 32 bits .* \(expected 8 or 16\)"):
+        data.read(2)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
         (lambda root: folder(root, "train", ["a"]), "images/train: no such folder"),
         (lambda root: folder(root, "none", ["a"]), "images/none: names no image"),
         (lambda root: folder(root, "bare", ["a"]), "labels/bare/x.png: no such file"),
-        (lambda root: folder(root, "bare"), "classes.txt: No such file"),
+        (lambda root: folder(root, "bare"), "classes.txt: No such file .*, or `classes`"),
+        (lambda root: folder(root, "bare", ["a", "a"]), r"classes: .* differ, got \('a', 'a'\)"),
         (lambda root: voc(root, "val"), "ImageSets/Segmentation/val.txt: No such file"),
         (lambda root: voc(root, "odd"), r"odd.txt: 'a b c' \(expected an image's name"),
-        (lambda root: cityscapes(root, "val"), "leftImg8bit/val: names no image"),
+        (lambda root: cityscapes(root, "val"), "leftImg8bit/val: no such folder"),
         (lambda root: SegmentationData([], ("a",), {3: 1}), "label_ids: .*got 3: 1"),
         (lambda root: SegmentationData([], ()), "classes: expected 1 to 255, got 0"),
     ],
@@ -239,6 +256,33 @@ def test_samples_do_not_depend_on_workers(tmp_path):
     assert not np.array_equal(first[0], other[0])
 
 
+def test_a_worker_obeys_its_parent_only(tmp_path):
+    """What Ctrl-C or torchrun send to a whole group does not keep the parent from saving."""
+    data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
+    loader = batches(data, Recipe(epochs=4, batch_size=1, crop=(32, 32)), workers=1)
+    next(loader)
+    (worker,) = multiprocessing.active_children()
+    for name in ("INT", "TERM"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    for _ in range(5):  # more than are read ahead
+        next(loader)
+    loader.close()
+    worker.join(5)
+    assert worker.exitcode == 0
+
+
+def test_a_killed_worker_is_noticed_between_updates(tmp_path):
+    data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
+    loader = batches(data, Recipe(epochs=4, batch_size=1, crop=(32, 32)), workers=1)
+    next(loader)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    worker.join(5)  # an exception would come here
+    with pytest.raises(TrainingError, match="a process that reads images was killed"):
+        list(loader)
+    assert signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL  # PyTorch's is back
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -252,12 +296,17 @@ def test_samples_do_not_depend_on_workers(tmp_path):
         {"learning_rate": 0.0},
         {"head_learning_rate": -1.0},
         {"warmup": -1},
+        {"power": -1.0},
         {"momentum": 1.0},
         {"weight_decay": -1e-4},
+        {"aux_weight": -0.5},
+        {"class_weights": (1.0, -1.0)},
+        {"class_weights": (0.0, 0.0)},
         {"label_smoothing": 2.0},
         {"hard_pixels": 0.0},
         {"ema": 1.0},
         {"dtype": "int8"},
+        {"seed": -1},
     ],
     ids=str,
 )

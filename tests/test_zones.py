@@ -235,7 +235,7 @@ def test_weight_gradient_multiplies_each_tap_and_pixel_once(plane, branches, num
     _, tensors, num_slots = work_lists.wgrad_work_list(
         plane, tuple(branches), C, tuple(out_channels), dtype, torch.device("cpu"), num_workers
     )
-    rectangles, items, _ = (t.numpy().reshape(-1, f) for t, f in zip(tensors, (8, 6, 4)))
+    rectangles, items, _, _ = (t.numpy().reshape(-1, f) for t, f in zip(tensors, (8, 6, 4, 1)))
     step = _C.CONV_STEP_BYTES // dtype.itemsize
     assert (np.diff(items[:, 3]) <= 0).all()  # longest first
 

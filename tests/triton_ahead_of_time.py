@@ -113,7 +113,7 @@ def launch_all() -> None:
         weights = [torch.zeros(256, 2048, k, k, dtype=dtype) for k in (1, 3, 3, 3)]
         rates = [(1, 1), (6, 6), (12, 12), (18, 18)]
         grad = dilated_conv2d.dilated_conv2d(x, weights, [None] * 4, rates, activation="relu")
-        dilated_conv2d.input_gradient(grad, weights, rates)
+        dilated_conv2d.input_gradient(grad, weights, rates, torch.zeros(1, 2048))
         dilated_conv2d.weight_gradients(grad, x, weights, rates)
 
     x = torch.zeros(1, 256, 33, 33, dtype=torch.bfloat16)

@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deeplab_fast import DeepLabV3
-from deeplab_fast.training import Objective, Recipe, distributed, folder, train
+from deeplab_fast.training import Objective, Recipe, TrainingError, distributed, folder, train
+from deeplab_fast.training.loader import keys
 
 DIMS = (0, 2, 3)
 
@@ -110,6 +111,33 @@ def step(path: Path) -> None:
         torch.save((gradients, dict(model.named_buffers())), path)
 
 
+def fail(output: Path, data: Path) -> None:
+    """A file that only the second process reads is damaged: both say so, and what was done is kept.
+
+    First a training image of the second update, then, that one put right, a validation image.
+    """
+    recipe = Recipe(epochs=1, batch_size=2, crop=(32, 32), freeze_batch_norm=True)
+    (((_, index),), *_) = keys(6, recipe, 1, rank=1, world_size=2)
+    for bad, updates in ((data / f"images/train/{index}.png", 1), (data / "images/val/1.png", 3)):
+        content = bad.read_bytes()
+        distributed.gather(None)  # a barrier
+        if distributed.rank() == 0:
+            bad.write_bytes(content[:200])
+        distributed.gather(None)
+        try:
+            train(
+                network(rates=()), folder(data, "train"), folder(data, "val"), recipe, output,
+                workers=0, resume=True,
+            )  # fmt: skip
+        except TrainingError as error:
+            assert str(error).startswith(f"{bad}: "), error
+        else:
+            raise AssertionError(f"{bad} was read")
+        assert torch.load(output / "last.pt", weights_only=True)["step"] == updates
+        if distributed.rank() == 0:
+            bad.write_bytes(content)
+
+
 def main() -> None:
     output, data = Path(sys.argv[1]), Path(sys.argv[2])
     sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # slow to import
@@ -125,6 +153,7 @@ def main() -> None:
         workers=0, log_every=1,
     )  # fmt: skip
     if dist.is_initialized():
+        fail(output / "failed", data)
         dist.destroy_process_group()
 
 

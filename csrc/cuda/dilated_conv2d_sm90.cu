@@ -20,6 +20,7 @@
 #include "conv_epilogue.cuh"
 #include "elements.cuh"
 #include "launch.cuh"
+#include "pipeline.cuh"
 #include "ptx_sm90.cuh"
 #include "tensor_map.cuh"
 
@@ -69,22 +70,6 @@ struct TensorMaps {
   CUtensorMap of[kMaxConvBranches];
 };
 
-// A stage, and the parity of the phase of its barriers.
-struct Place {
-  int stage = 0, parity = 0;
-
-  __device__ void advance() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
-
-__device__ void wait(uint64_t* barrier, int parity) {
-  while (!ptx::mbarrier_try_wait_parity(barrier, parity)) {
-  }
-}
-
 // For the first warpgroup: the stages of the worker's items.
 template <typename T>
 __device__ void produce(const T* input, const ConvOperands& operands, const TensorMaps& maps,
@@ -95,7 +80,7 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
   static_assert(kCopyRows % 8 == 0, "the rows of a thread are swizzled alike");
   unsigned char* first_copy = stages + first_row * kRowBytes + (chunk ^ first_row % 8) * 16;
 
-  Place place, filled;  // where the next copies go, and those that have not been announced
+  Place<kStages> place, filled;  // where the next copies go, and those that have not been announced
   int under_way = 0;    // stages between the two
   const auto announce = [&] {
     ptx::fence_proxy_async();
@@ -222,7 +207,7 @@ __device__ void consume(T* tensor, float* partial_sums, const ConvOperands& oper
       ptx::mbarrier_arrive_cluster(&barriers.empty[stage], block);
   };
 
-  Place place;
+  Place<kStages> place;
   float sum[kBlockN / 2];
   for (int i = first_item; i < end_item; ++i) {
     const WorkItem item = work.items[i];

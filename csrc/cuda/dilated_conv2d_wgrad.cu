@@ -14,6 +14,7 @@
 #include "elements.cuh"
 #include "launch.cuh"
 #include "ptx.cuh"
+#include "wgrad_reduce.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {
@@ -31,8 +32,6 @@ constexpr int kBlocksPerSM = 2;
 constexpr int kPitch = kBlockM + 8;
 
 constexpr int kReduceThreads = 256;
-constexpr int kReduceRows = kReduceThreads / (kBlockN / 2);
-constexpr int kReduceBlocks = kBlockM / kReduceRows;  // for one block of sums
 
 constexpr int kBiasThreads = 256, kBiasCols = 8;  // chunks of 16 bytes that a block sums
 constexpr int kBiasRows = kBiasThreads / kBiasCols;
@@ -41,10 +40,6 @@ template <typename T>
 constexpr int kBlockK = kConvStepBytes / sizeof(T);  // pixels
 template <typename T>
 constexpr int kChunk = 16 / sizeof(T);  // elements of a copy
-
-struct Branches {
-  ConvWgradBranch of[kMaxConvBranches];
-};
 
 // What a warp multiplies of a stage: sum[m, n] += rows[pixel, m] cols[pixel, n].
 template <typename T>
@@ -99,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     dilated_conv2d_wgrad_kernel(float* __restrict__ partial_sums,   // [slots, kBlockM, kBlockN]
                                 const T* __restrict__ grad_output,  // [N, H, W, out_channels]
                                 const T* __restrict__ input,        // [N, H, W, C]
-                                const __grid_constant__ Branches branches,
+                                const __grid_constant__ WgradBranches branches,
                                 const __grid_constant__ ConvWgradWork work,
                                 const __grid_constant__ ConvWgradShape shape) {
   const WorkItem item = work.items[blockIdx.x];
@@ -195,36 +190,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   }
 }
 
-// A thread per output channel and two input channels.
-template <typename T>
-__global__ void __launch_bounds__(kReduceThreads)
-    dilated_conv2d_wgrad_reduce_kernel(const float* __restrict__ partial_sums,
-                                       const __grid_constant__ Branches branches,
-                                       const __grid_constant__ ConvWgradWork work,
-                                       const __grid_constant__ ConvWgradShape shape) {
-  const Reduction reduction = work.reductions[blockIdx.x / kReduceBlocks];
-  const Tap tap = work.rectangles[reduction.job].tap;
-  const ConvWgradBranch& branch = branches.of[tap.branch];
-  const int blocks_n = (shape.C + kBlockN - 1) / kBlockN;
-  const int row = blockIdx.x % kReduceBlocks * kReduceRows + threadIdx.x / (kBlockN / 2);
-  const int col = threadIdx.x % (kBlockN / 2) * 2;
-  const int k = reduction.block / blocks_n * kBlockM + row;
-  const int c = reduction.block % blocks_n * kBlockN + col;
-  if (k >= branch.K || c >= shape.C) return;
-
-  float sum[2] = {};
-  for (int i = 0; i < reduction.num_slots; ++i) {
-    const int64_t slot = reduction.first_slot + i;
-    float piece[2];
-    load(piece, partial_sums + (slot * kBlockM + row) * kBlockN + col);
-    sum[0] += piece[0];
-    sum[1] += piece[1];
-  }
-  store(static_cast<T*>(branch.grad_weight) +
-            (static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + c,
-        sum);
-}
-
 // A block sums kBiasCols chunks of channels over one part of the pixels.
 template <typename T>
 __global__ void __launch_bounds__(kBiasThreads)
@@ -272,7 +237,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 
 template <typename T>
 Status launch_wgrad(float* partial_sums, const void* grad_output, const void* input,
-                    const Branches& branches, const ConvWgradWork& work,
+                    const WgradBranches& branches, const ConvWgradWork& work,
                     const ConvWgradShape& shape, void* stream) {
   constexpr size_t kSmem = kStages * 2 * kBlockK<T> * kPitch * sizeof(T);
   static_assert(kSmem <= 99 * 1024, "what a block can have on sm_86 and sm_89");
@@ -281,10 +246,8 @@ Status launch_wgrad(float* partial_sums, const void* grad_output, const void* in
       launch("dilated_conv2d_wgrad_kernel", dilated_conv2d_wgrad_kernel<T>, work.num_items,
              kThreads, kSmem, stream, partial_sums, static_cast<const T*>(grad_output),
              static_cast<const T*>(input), branches, work, shape);
-  if (!status.ok() || work.num_reductions == 0) return status;
-  return launch("dilated_conv2d_wgrad_reduce_kernel", dilated_conv2d_wgrad_reduce_kernel<T>,
-                work.num_reductions * kReduceBlocks, kReduceThreads, 0, stream, partial_sums,
-                branches, work, shape);
+  if (!status.ok()) return status;
+  return launch_wgrad_reduce<T, kConvTile>(partial_sums, branches, work, shape, stream);
 }
 
 template <typename T>
@@ -315,7 +278,7 @@ Status dilated_conv2d_wgrad(float* partial_sums, const void* grad_output, const 
   for (const auto& branch : branches) aligned &= (branch.K | branch.first_channel) % chunk == 0;
   if (!aligned) return {name, "channels must be multiples of 16 bytes"};
   if (work.num_items == 0) return {};
-  Branches of;
+  WgradBranches of;
   std::copy(branches.begin(), branches.end(), of.of);
   const auto launch_as = [&](auto type) {
     return launch_wgrad<decltype(type)>(partial_sums, grad_output, input, of, work, shape, stream);

@@ -18,6 +18,12 @@ __device__ __forceinline__ T* shared_memory() {
   return reinterpret_cast<T*>(memory);
 }
 
+// Takes the error off the thread's record too, where the next launch would find it as its own.
+inline Status failed(const char* name, cudaError_t error) {
+  cudaGetLastError();
+  return {name, cudaGetErrorString(error)};
+}
+
 template <typename... Params>
 cudaError_t allow_shared_memory(void (*kernel)(Params...), size_t smem) {
   constexpr size_t kSmemWithoutOptIn = 48 * 1024;
@@ -31,7 +37,7 @@ template <typename... Params, typename... Args>
 Status launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem,
               void* stream, const Args&... args) {
   const cudaError_t allowed = allow_shared_memory(kernel, smem);
-  if (allowed != cudaSuccess) return {name, cudaGetErrorString(allowed)};
+  if (allowed != cudaSuccess) return failed(name, allowed);
   kernel<<<grid, block, smem, static_cast<cudaStream_t>(stream)>>>(args...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return {name, cudaGetErrorString(error)};
@@ -43,7 +49,7 @@ template <typename... Params, typename... Args>
 Status launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
                        unsigned cluster_size, size_t smem, void* stream, const Args&... args) {
   const cudaError_t allowed = allow_shared_memory(kernel, smem);
-  if (allowed != cudaSuccess) return {name, cudaGetErrorString(allowed)};
+  if (allowed != cudaSuccess) return failed(name, allowed);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {cluster_size, 1, 1};
@@ -55,8 +61,7 @@ Status launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, d
   config.attrs = &cluster;
   config.numAttrs = 1;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
-  if (error != cudaSuccess) return {name, cudaGetErrorString(error)};
-  return {};
+  return error == cudaSuccess ? Status{} : failed(name, error);
 }
 
 #else

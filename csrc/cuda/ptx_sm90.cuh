@@ -88,25 +88,47 @@ __device__ __forceinline__ bool mbarrier_try_wait_parity(uint64_t* barrier, int 
 // Starts the copy of a box, from the element with these coordinates on, innermost first, to shared
 // memory, row by row; the mbarrier gets its bytes, those outside of the tensor included, which are
 // zeros. dst is aligned to 1024 bytes where rows are swizzled in 128.
+template <int kRank>
 __device__ __forceinline__ void cp_async_bulk_tensor(void* dst, const CUtensorMap* map,
-                                                     uint64_t* barrier, const int (&at)[3]) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(dst)),
-      "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(shared_address(barrier))
-      : "memory");
+                                                     uint64_t* barrier, const int (&at)[kRank]) {
+  static_assert(kRank == 3 || kRank == 4, "the others were not needed");
+  if constexpr (kRank == 3) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(dst)),
+        "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(shared_address(barrier))
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared_address(dst)),
+        "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(shared_address(barrier))
+        : "memory");
+  }
 }
 
 // The same to the same place, and mbarrier, of every block of the cluster whose bit is set.
+template <int kRank>
 __device__ __forceinline__ void cp_async_bulk_tensor_multicast(void* dst, const CUtensorMap* map,
                                                                uint64_t* barrier,
-                                                               const int (&at)[3], uint32_t ranks) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(dst)),
-      "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(shared_address(barrier)),
-      "h"(static_cast<uint16_t>(ranks))
-      : "memory");
+                                                               const int (&at)[kRank],
+                                                               uint32_t ranks) {
+  static_assert(kRank == 3 || kRank == 4, "the others were not needed");
+  if constexpr (kRank == 3) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(dst)),
+        "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(shared_address(barrier)),
+        "h"(static_cast<uint16_t>(ranks))
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(shared_address(dst)),
+        "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(shared_address(barrier)),
+        "h"(static_cast<uint16_t>(ranks))
+        : "memory");
+  }
 }
 
 // Orders ordinary accesses to shared memory that this thread has seen before those of wgmma and of

@@ -27,6 +27,13 @@ Status encode_tensor_map(CUtensorMap* map, const void* address, const uint64_t (
     return found ? reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function) : nullptr;
   }();
   if (encode == nullptr) return {"cuTensorMapEncodeTiled", "the driver does not have it"};
+  // It may want a current context, which a thread has only after its first call of the runtime: one
+  // of autograd's may have made none. cudaSetDevice makes the device's current (CUDA 12 and later).
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaSetDevice(device) != cudaSuccess) {
+    cudaGetLastError();  // else the next launch would report it
+    return {"cuTensorMapEncodeTiled", "there is no device to encode it for"};
+  }
   uint32_t element_strides[kRank];
   for (uint32_t& stride : element_strides) stride = 1;
   const CUresult error = encode(

@@ -8,7 +8,7 @@
 using cuuint32_t = uint32_t;
 using cuuint64_t = uint64_t;
 
-enum CUresult { CUDA_SUCCESS = 0, CUDA_ERROR_INVALID_VALUE = 1 };
+enum CUresult { CUDA_SUCCESS = 0, CUDA_ERROR_INVALID_VALUE = 1, CUDA_ERROR_INVALID_CONTEXT = 201 };
 
 struct alignas(64) CUtensorMap {
   cuuint64_t opaque[16];
@@ -47,11 +47,15 @@ struct TensorMap {
 };
 static_assert(sizeof(TensorMap) <= sizeof(CUtensorMap));
 
+// Threads start without a current context; cudaSetDevice gives them one.
+inline thread_local bool has_context = false;
+
 inline CUresult encode_tiled(CUtensorMap* encoded, CUtensorMapDataType type, cuuint32_t rank,
                              void* address, const cuuint64_t* dims, const cuuint64_t* strides,
                              const cuuint32_t* box, const cuuint32_t* element_strides,
                              CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  if (!has_context) return CUDA_ERROR_INVALID_CONTEXT;
   constexpr CUresult kInvalid = CUDA_ERROR_INVALID_VALUE;
   if (reinterpret_cast<uintptr_t>(encoded) % 64 != 0 || rank < 1 || rank > 5) return kInvalid;
   TensorMap map{};

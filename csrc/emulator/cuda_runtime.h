@@ -252,7 +252,7 @@ T atomicCAS(T* address, std::common_type_t<T> compare, std::common_type_t<T> val
   return atomic("atomicCAS", address, [=](T old) { return old == compare ? value : old; }, site);
 }
 
-// The runtime API, as it answers on a machine without a driver.
+// The runtime API, as it answers on a machine without a driver, but for the device to encode for.
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorNoDevice = 100 };
 
@@ -272,6 +272,14 @@ inline cudaError_t cudaRuntimeGetVersion(int* version) {
 inline cudaError_t cudaGetDeviceCount(int*) { return cudaErrorNoDevice; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp*, int) { return cudaErrorNoDevice; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int) {
+  deeplab_fast::emulator::has_context = true;
+  return cudaSuccess;
+}
 
 enum cudaDriverEntryPointQueryResult {
   cudaDriverEntryPointSuccess = 0,

@@ -160,11 +160,12 @@ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32
   run_mma("mma_m16n8k8_tf32", d, a, b, evaluate, site);
 }
 
-// Infinity and NaN have no mantissa to round.
+// Infinity and NaN are only cut off, by the code of ptxas 13.0 for sm_80, sm_90 and sm_100: a NaN
+// with nothing but the lowest bits of its payload becomes infinity.
 inline uint32_t cvt_rna_tf32(float value) {
   const uint32_t bits = float_to_bits(value);
-  if ((bits & 0x7f800000u) == 0x7f800000u) return value != value ? 0x7fffffffu : bits;
-  return (bits + 0x1000u) & ~0x1fffu;
+  const bool is_finite = (bits & 0x7f800000u) != 0x7f800000u;
+  return (is_finite ? bits + 0x1000u : bits) & ~0x1fffu;
 }
 
 // The result is up to an ulp off either way, by the bits of x, unless it is a power of two.

@@ -57,6 +57,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise UserError(f"--json: {arguments.json.parent}: no such folder (expected one)")
     device = distributed.start(find_device(arguments.device))
     try:
         data = open_split(arguments, arguments.split)
@@ -71,12 +73,16 @@ def run(arguments: argparse.Namespace) -> int:
             quiet=distributed.rank() > 0,
         )
         if distributed.rank() == 0:
+            print(scores.table())
             if arguments.json is not None:
-                results = {"weights": arguments.weights, "images": len(data), **scores.as_dict()}
+                names = ("weights", "split", "scales", "flip", "window", "dtype")
+                how = {name: getattr(arguments, name) for name in names}
+                results = {**how, "images": len(data), **scores.as_dict()}
                 text = json.dumps(results, indent=2, allow_nan=False)
                 checkpoint.write(arguments.json, text.encode() + b"\n")
-            print(scores.table())
     except TrainingError as error:
+        if distributed.rank() > 0:  # the first says it
+            return 2
         raise UserError(str(error)) from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

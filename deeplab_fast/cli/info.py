@@ -5,18 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import _C, __version__, backends
+from .. import _C, __version__, backends, measured
+from .errors import UserError
 
 
 def add_parser(subparsers: Any) -> None:
     help = "say what was built, what the machine has, and which backend runs which op and why"
     parser = subparsers.add_parser("info", help=help, description=help)
+    parser.add_argument(
+        "--measured",
+        action="store_true",
+        help="list the shapes measured on the GPUs here, and what is chosen for each",
+    )
     parser.set_defaults(run=run)
 
 
@@ -26,6 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     for device_type in ("cpu", "cuda"):
         print()
         print("\n".join(_backends(device_type)))
+    for index in range(torch.cuda.device_count()):
+        print()
+        print("\n".join(_measured(torch.device("cuda", index), arguments.measured)))
     print('\nAnother one runs inside: with deeplab_fast.backend("triton"): ...')
     return 0
 
@@ -91,15 +101,35 @@ def _backends(device_type: str) -> list[str]:
         return [*lines, "  no op runs there: PyTorch sees no usable GPU"]
     width = max(map(len, backends.ops())) + 2
     for op in backends.ops():
+        if backends.rests_on_measurements(op, device_type):
+            lines.append(f"  {op:<{width}}reference, cuDNN's, where no kernel was measured faster")
+            continue
         passed = []
         for name in preference:
             reason = backends.unavailable(name, device_type)
             if name not in backends.implementations(op):
                 reason = f"it has no {op} kernel"
-            elif reason is None and backends.is_forced_only(op, name):
-                reason = "only when forced, not measured faster"
             if reason is None:
                 break
             passed.append(f"{name}: {reason}")
         lines.append(f"  {op:<{width}}{name}{' (' + '; '.join(passed) + ')' if passed else ''}")
+    return lines
+
+
+def _measured(device: torch.device, in_full: bool) -> list[str]:
+    """For which ops and shapes a kernel was measured to be faster than cuDNN on this device."""
+    try:
+        choices = measured.choices(device)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+    lines = [f"Measured on {device}, {measured.device_class(device)}, in {measured.PATH}:"]
+    if not choices:
+        return [*lines, "  nothing; python benchmarks/measure_choices.py measures it"]
+    for op, classes in choices.items():
+        chosen = {name: (*faster, "reference")[0] for name, faster in classes.items()}
+        counts = Counter(chosen.values())
+        shapes = ", ".join(f"{backend} for {count}" for backend, count in counts.most_common())
+        lines.append(f"  {op}, of {len(chosen)} classes of shapes: {shapes}")
+        if in_full:
+            lines += [f"    {backend:<12}{name}" for name, backend in chosen.items()]
     return lines

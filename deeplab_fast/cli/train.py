@@ -39,6 +39,7 @@ _RECIPE: dict[str, tuple[Any, str]] = {
     "ema": (float, "decay of a moving average of the weights, which is then kept"),
     "seed": (int, "of weights, order, augmentation and dropout"),
 }
+_METAVARS = {"crop": ("HEIGHT", "WIDTH"), "scale": ("MIN", "MAX")}  # those with two values
 
 
 def add_parser(subparsers: Any) -> None:
@@ -82,9 +83,9 @@ def add_parser(subparsers: Any) -> None:
         recipe.add_argument(
             f"--{name.replace('_', '-')}",
             type=kind,
-            nargs={"crop": 2, "scale": 2, "class_weights": "+"}.get(name),
+            nargs="+" if name == "class_weights" else 2 if name in _METAVARS else None,
             default=default,
-            metavar={"crop": ("HEIGHT", "WIDTH"), "scale": ("MIN", "MAX")}.get(name, "X"),
+            metavar=_METAVARS.get(name, "N" if kind is int else "X"),
             help=text if default is None else f"{text} (default: {shown})",
         )
     recipe.add_argument(
@@ -143,6 +144,8 @@ def run_training(arguments: argparse.Namespace) -> int:
             log_every=arguments.log_every,
         )
     except TrainingError as error:
+        if distributed.rank() > 0:  # the first says it
+            return 2
         raise UserError(str(error)) from error
     except Interrupted as error:
         if distributed.rank() == 0:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..ops._convolution import tf32_is_allowed
 from ..ops._library import in_format_of
 from .common import CLAMPS, DTYPES, Kernels, aligned_nhwc, nhwc_output
 from .work_lists import ConvWorkList, conv_branches, conv_kernel, conv_work_list, steps_per_tap
@@ -36,12 +37,6 @@ def refuses(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None
     if len(weights) * input.numel() // input.size(1) >= 2**31:
         return "the work list holds fewer than 2^31 pixels, those of all branches together"
     return None
-
-
-def tf32_is_allowed() -> bool:
-    """Torch's switch for convolutions. ``allow_tf32`` raises once the newer one was used."""
-    conv = getattr(torch.backends.cudnn, "conv", None)
-    return torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
 
 
 def channels_refused(input: Tensor, channels: int, what: str) -> str | None:

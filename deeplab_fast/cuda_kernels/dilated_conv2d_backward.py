@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import _C
 from ..ops._library import in_format_of
+from ..reference import share_of_pixel
 from .common import DTYPES, Kernels, aligned_nhwc, nhwc_output
 from .dilated_conv2d import MAX_TAPS, launch
 from .dilated_conv2d import refuses as convolution_refuses
@@ -21,6 +22,7 @@ from .work_lists import (
     conv_kernel,
     conv_work_list,
     steps_per_tap,
+    wgrad_kernel,
     wgrad_work_list,
 )
 
@@ -41,8 +43,12 @@ def backward(
     weights: Sequence[Tensor],
     dilations: Sequence[Sequence[int]],
     output_mask: Sequence[bool],
+    grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of input, weights and biases of parallel branches; empty where not asked for."""
+    """Gradients of input, weights and biases of parallel branches; empty where not asked for.
+
+    ``grad_mean`` [N, C], that of the input's mean over space, is part of the input's.
+    """
     channels = [weight.size(0) for weight in weights]
     added = [-k % (16 // input.element_size()) for k in channels]  # copies are of 16 bytes
     if any(added):
@@ -50,7 +56,7 @@ def backward(
         grad_output = torch.cat([F.pad(g, (0, 0, 0, 0, 0, more)) for g, more in grad_parts], dim=1)
         padded = [F.pad(w, (0, 0, 0, 0, 0, 0, 0, more)) for w, more in zip(weights, added)]
         grad_input, grad_weights, grad_biases = backward(
-            kernels, grad_output, input, padded, dilations, output_mask
+            kernels, grad_output, input, padded, dilations, output_mask, grad_mean
         )
         return (
             grad_input,
@@ -62,7 +68,7 @@ def backward(
     grad_output = aligned_nhwc(grad_output)
     needs_input, needs_weights, needs_biases = output_mask
     return (
-        input_gradient(kernels, grad_output, input, weights, branches)
+        input_gradient(kernels, grad_output, input, weights, branches, grad_mean)
         if needs_input
         else input.new_empty(0),
         weight_gradients(kernels, grad_output, input, weights, branches) if needs_weights else [],
@@ -76,8 +82,12 @@ def input_gradient(
     input: Tensor,
     weights: Sequence[Tensor],
     branches: Branches,
+    grad_mean: Tensor | None,
 ) -> Tensor:
-    """A convolution of ``grad_output`` with the mirrored taps of all branches, written once."""
+    """A convolution of ``grad_output`` with the mirrored taps of all branches, written once.
+
+    What a pixel adds to the mean is the same for all of an image: a bias of that convolution.
+    """
     N, C, H, W = input.shape
     channels = [weight.size(0) for weight in weights]
     sizes = [weight.numel() // C for weight in weights]
@@ -87,13 +97,17 @@ def input_gradient(
         K, _, R, S = weight.shape
         part.unflatten(1, (R, S, K)).copy_(weight.permute(1, 2, 3, 0))
     sources = zip(accumulate(channels, initial=0), channels, accumulate(sizes, initial=0))
+    image_bias = None
+    if grad_mean is not None:
+        image_bias = share_of_pixel(grad_mean, input).float().contiguous()
+    bias_address = 0 if image_bias is None else image_bias.data_ptr()
     grad_input = nhwc_output(input, C)
     kernel = conv_kernel(kernels, input.dtype)
     launch(
         kernels,
         grad_input,
         grad_output,
-        [_C.ConvOutput(transposed.data_ptr(), 0, 0, C, 0, transposed.size(1))],
+        [_C.ConvOutput(transposed.data_ptr(), 0, bias_address, C, 0, transposed.size(1))],
         [_C.ConvSource(*source) for source in sources],
         conv_work_list(
             _C.zones.input_grad_tiles,
@@ -120,15 +134,14 @@ def weight_gradients(
     """Those of all branches in one launch, and one that adds the sums it split."""
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
+    kernel = wgrad_kernel(kernels, input.dtype)
     work_list = wgrad_work_list(
-        (N, H, W), branches, C, channels, input.dtype, input.device, kernels.num_workers
+        (N, H, W), branches, C, channels, input.dtype, input.device, kernels.num_workers, kernel
     )
     nhwc = aligned_nhwc(input)
     grads = [torch.empty_like(w, memory_format=torch.channels_last) for w in weights]
-    partial_sums = input.new_empty(
-        work_list.num_slots * _C.CONV_TILE * _C.CONV_TILE, dtype=torch.float32
-    )
-    kernels.module.dilated_conv2d_wgrad(
+    partial_sums = input.new_empty(work_list.num_slots * kernel.tile**2, dtype=torch.float32)
+    getattr(kernels.module, kernel.launcher)(
         partial_sums.data_ptr(),
         grad_output.data_ptr(),
         nhwc.data_ptr(),

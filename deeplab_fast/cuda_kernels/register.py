@@ -20,27 +20,26 @@ from . import (
 )
 from .common import Kernels, aligned_nhwc
 
+KernelsOf = Callable[[Tensor], AbstractContextManager[Kernels]]
 
-def implement(
-    name: str, kernels: Callable[[Tensor], AbstractContextManager[Kernels]], measured: bool
-) -> None:
-    """Enter the kernels into the table as backend ``name``.
 
-    Args:
-        kernels: gives those that can run on a tensor's device.
-        measured: whether convolutions are among the automatic choices. They have a rival in cuDNN,
-            the ops on upsampled logits do not.
-    """
-    for op, (run, refuses) in _CONVOLUTIONS.items():
-        implements(op, name, refuses, automatic=measured)(_bound(run, kernels))
+def implement(name: str, kernels_of: KernelsOf) -> None:
+    """Enter all ops into the table as backend ``name``, on what ``kernels_of`` a tensor gives."""
+    implement_convolutions(name, kernels_of)
     for op, run in _UPSAMPLING.items():
-        implements(op, name)(_bound(run, kernels))
+        implements(op, name)(_bound(run, kernels_of))
 
 
-def _bound(run: Callable[..., Any], kernels: Callable[..., Any]) -> Callable[..., Any]:
+def implement_convolutions(name: str, kernels_of: KernelsOf) -> None:
+    """The ops whose kernels for compute capabilities 8.0 and 9.0 differ."""
+    for op, (run, refuses) in _CONVOLUTIONS.items():
+        implements(op, name, refuses)(_bound(run, kernels_of))
+
+
+def _bound(run: Callable[..., Any], kernels_of: KernelsOf) -> Callable[..., Any]:
     def bound(first: Tensor, *args: Any) -> Any:
-        with kernels(first) as found:
-            return run(found, first, *args)
+        with kernels_of(first) as kernels:
+            return run(kernels, first, *args)
 
     return bound
 
@@ -120,10 +119,11 @@ def _parallel_dilated_conv2d_backward(
     weights: Sequence[Tensor],
     dilations: Sequence[int],
     output_mask: Sequence[bool],
+    grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     rates = [(rate, rate) for rate in dilations]
     return dilated_conv2d_backward.backward(
-        kernels, grad_output, input, weights, rates, output_mask
+        kernels, grad_output, input, weights, rates, output_mask, grad_mean
     )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _C
+from .._resident import resident
 from .common import Kernels
 
 
@@ -17,18 +17,29 @@ class ConvKernel(NamedTuple):
     """A kernel of dilated convolution and the work list that it is made for."""
 
     launcher: str
-    tile: int  # pixels, and output channels, of an item
-    step_bytes: int  # of input channels of one tap
+    tile: int  # pixels, and output channels, of an item; of a weight gradient: channels
+    step_bytes: int  # of input channels of one tap; of a weight gradient: pixels of one channel
     blocks_per_worker: int  # of CONV_SM80 in the place that a worker takes
+    box_pixels: int = 1  # of a weight gradient, that are copied together
 
 
 CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
 CONV_SM90 = ConvKernel("dilated_conv2d_fwd_sm90", _C.CONV_TILE_SM90, _C.CONV_STEP_BYTES_SM90, 4)
 
+WGRAD_SM80 = ConvKernel("dilated_conv2d_wgrad", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
+WGRAD_SM90 = ConvKernel(
+    "dilated_conv2d_wgrad_sm90", _C.CONV_TILE_SM90, _C.CONV_STEP_BYTES_SM90, 4, _C.WGRAD_BOX_SM90
+)
+
 
 def conv_kernel(kernels: Kernels, dtype: torch.dtype) -> ConvKernel:
     """tf32 stays with the kernel that rounds to it: wgmma would cut fp32 off."""
     return CONV_SM90 if kernels.is_sm90 and dtype != torch.float32 else CONV_SM80
+
+
+def wgrad_kernel(kernels: Kernels, dtype: torch.dtype) -> ConvKernel:
+    """wgmma transposes 16-bit types only."""
+    return WGRAD_SM90 if kernels.is_sm90 and dtype != torch.float32 else WGRAD_SM80
 
 
 def steps_per_tap(channels: int, dtype: torch.dtype, kernel: ConvKernel = CONV_SM80) -> int:
@@ -66,8 +77,7 @@ class ConvWorkList(NamedTuple):
     num_slots: int
 
 
-# Never dropped: a captured CUDA graph holds the addresses.
-@functools.cache
+@resident
 def conv_work_list(
     list_tiles: Callable[..., tuple[bytearray, bytearray, bytearray]],
     plane: tuple[int, int, int],
@@ -92,13 +102,8 @@ def conv_work_list(
         for output, _, _, _, num_taps in tiles.view(-1, 5).tolist()
     ]
     schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS)
-    items, workers, reductions = (
-        int32_tensor(schedule[name]) for name in ("items", "workers", "reductions")
-    )
-    if kernel is CONV_SM90:
-        items = items.view(-1, 6)[workers.argsort(stable=True)].flatten()
-    first_items = workers.bincount(minlength=num_workers).cumsum(0)
-    first_items = torch.cat([first_items.new_zeros(1), first_items]).int()
+    items, first_items = items_of_workers(schedule, num_workers, kernel)
+    reductions = int32_tensor(schedule["reductions"])
     lists = (pixels, taps, tiles, items, reductions, first_items)
     tensors = tuple(t.to(device) for t in lists)
     *addresses, first_item = (t.data_ptr() for t in tensors)
@@ -115,8 +120,7 @@ class WgradWorkList(NamedTuple):
     num_slots: int
 
 
-# Never dropped: a captured CUDA graph holds the addresses.
-@functools.cache
+@resident
 def wgrad_work_list(
     plane: tuple[int, int, int],
     branches: Branches,
@@ -125,25 +129,56 @@ def wgrad_work_list(
     dtype: torch.dtype,
     device: torch.device,
     num_workers: int,
+    kernel: ConvKernel = WGRAD_SM80,
 ) -> WgradWorkList:
     """The work list of the gradients of all branches' weights, on ``device``.
 
-    ``plane`` is (N, H, W), and ``num_workers`` is how many thread blocks run at once.
+    ``plane`` is (N, H, W), and ``num_workers`` is how many thread blocks of ``WGRAD_SM80`` run at
+    once.
     """
+    num_workers = max(1, num_workers // kernel.blocks_per_worker)
     N, H, W = plane
     rectangles = int32_tensor(_C.zones.tap_rectangles((H, W), branches))
-    step = _C.CONV_STEP_BYTES // dtype.itemsize
-    blocks = [-(-k // _C.CONV_TILE) * -(-channels // _C.CONV_TILE) for k in out_channels]
+    rows = rectangles.view(-1, 8).tolist()
+    box = best_box(N, [(h, w) for *_, h, w in rows], kernel.box_pixels)
+    step = kernel.step_bytes // dtype.itemsize
+    blocks = [-(-k // kernel.tile) * -(-channels // kernel.tile) for k in out_channels]
     jobs = [
-        (-(-N * h * w // step), blocks[branch])
-        for _, _, branch, _, _, _, h, w in rectangles.view(-1, 8).tolist()
+        (-(-num_boxes(box, N, h, w) * kernel.box_pixels // step), blocks[branch])
+        for _, _, branch, _, _, _, h, w in rows
     ]
     schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS)
-    items, reductions = (int32_tensor(schedule[name]) for name in ("items", "reductions"))
-    tensors = tuple(t.to(device) for t in (rectangles, items, reductions))
-    addresses = [t.data_ptr() for t in tensors]
-    work = _C.ConvWgradWork(*addresses, items.numel() // 6, reductions.numel() // 4)
+    items, first_items = items_of_workers(schedule, num_workers, kernel)
+    reductions = int32_tensor(schedule["reductions"])
+    tensors = tuple(t.to(device) for t in (rectangles, items, reductions, first_items))
+    *addresses, first_item = (t.data_ptr() for t in tensors)
+    counts = items.numel() // 6, reductions.numel() // 4
+    work = _C.ConvWgradWork(*addresses, *counts, first_item, num_workers, box)
     return WgradWorkList(work, tensors, schedule["num_slots"])
+
+
+def num_boxes(box: tuple[int, int, int], N: int, h: int, w: int) -> int:
+    """Of (x, y, n) pixels, that cover ``h`` x ``w`` pixels of ``N`` images."""
+    x, y, n = box
+    return -(-w // x) * -(-h // y) * -(-N // n)
+
+
+def best_box(N: int, sizes: Sequence[tuple[int, int]], pixels: int) -> tuple[int, int, int]:
+    """The (x, y, n) with that many pixels, a power of two, of which the sizes need the fewest."""
+    powers = [1 << i for i in range(pixels.bit_length())]
+    boxes = [(x, y, pixels // x // y) for x in reversed(powers) for y in powers if x * y <= pixels]
+    return min(boxes, key=lambda box: sum(num_boxes(box, N, h, w) for h, w in sizes))
+
+
+def items_of_workers(
+    schedule: dict[str, Any], num_workers: int, kernel: ConvKernel
+) -> tuple[Tensor, Tensor]:
+    """Items, one worker's after another's where the kernel wants them so, and where they begin."""
+    items, workers = int32_tensor(schedule["items"]), int32_tensor(schedule["workers"])
+    if kernel in (CONV_SM90, WGRAD_SM90):
+        items = items.view(-1, 6)[workers.argsort(stable=True)].flatten()
+    first_items = workers.bincount(minlength=num_workers).cumsum(0)
+    return items, torch.cat([first_items.new_zeros(1), first_items]).int()
 
 
 def int32_tensor(buffer: bytearray) -> Tensor:

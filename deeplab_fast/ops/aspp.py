@@ -13,6 +13,7 @@ from ._library import autocast, define, differentiable, empty_like_format
 from .dilated_conv2d import (
     _check,
     _check_dtypes,
+    _class_of_branches,
     _dilated_conv2d,
     _dilated_conv2d_backward,
     _dilation_pair,
@@ -125,9 +126,8 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         grad_pooled.sum((2, 3), keepdim=True), mean, pool_weight, *everything, **on
     )
     grad_input, grad_weights, grad_biases = _parallel_dilated_conv2d_backward(
-        grad_branches, input, weights, ctx.dilations, [True, True, True], **on
+        grad_branches, input, weights, ctx.dilations, [True] * 3, grad_mean.flatten(1), **on
     )
-    grad_input = grad_input + grad_mean / (input.size(2) * input.size(3))
     return (
         grad_input,
         grad_weights,
@@ -145,5 +145,8 @@ _aspp = define(
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations, Tensor pool_weight, "
     "Tensor pool_bias, Tensor project_weight, Tensor project_bias) -> Tensor",
     _fake,
+    lambda input, weights, biases, dilations, *others: _class_of_branches(
+        input, weights, dilations
+    ),
 )
 differentiable("aspp", _backward, _setup)

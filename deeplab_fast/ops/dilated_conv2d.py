@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import backends
+from ._convolution import shape_class
 from ._library import autocast, define, differentiable, empty_like_format, not_differentiable
 
 _NO_DOUBLE_BACKWARD = "there is no double backward; F.conv2d has one"
@@ -80,6 +81,19 @@ def parallel_dilated_conv2d(
     >>> w1, w3 = torch.randn(32, 64, 1, 1), torch.randn(32, 64, 3, 3)
     >>> y = parallel_dilated_conv2d(x, [w1, w3, w3], [1, 12, 24])
     """
+    input, weights, biases = _checked_branches(input, weights, dilations, biases)
+    return _parallel_dilated_conv2d(
+        input, weights, biases, list(dilations), backend=backends.current()
+    )
+
+
+def _checked_branches(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[int],
+    biases: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Input, weights and biases as the op takes them: in one dtype, autocast's if that is on."""
     if not weights:
         raise ValueError("weights: expected at least one branch, got none")
     biases = [] if biases is None else list(biases)
@@ -94,10 +108,7 @@ def parallel_dilated_conv2d(
         _check(input, weight, bias, 1)
     input, *rest = autocast(input, *weights, *biases)
     _check_dtypes(input, *rest)
-    return _parallel_dilated_conv2d(
-        input, rest[: len(weights)], rest[len(weights) :], list(dilations),
-        backend=backends.current(),
-    )  # fmt: skip
+    return input, rest[: len(weights)], rest[len(weights) :]
 
 
 def _dilation_pair(dilation: int | Sequence[int]) -> tuple[int, int]:
@@ -170,15 +181,29 @@ _dilated_conv2d = define(
     "dilated_conv2d",
     "(Tensor input, Tensor weight, Tensor? bias, int[] dilation, int groups) -> Tensor",
     _fake,
+    lambda input, weight, bias, dilation, groups: shape_class(input, [weight], [dilation], groups),
 )
 _dilated_conv2d_backward = define(
     "dilated_conv2d_backward",
     "(Tensor grad_output, Tensor input, Tensor weight, int[] dilation, int groups, "
     "bool[] output_mask) -> (Tensor, Tensor, Tensor)",
     _fake_backward,
+    lambda grad_output, input, weight, dilation, groups, output_mask: shape_class(
+        input, [weight], [dilation], groups, output_mask
+    ),
 )
 differentiable("dilated_conv2d", _backward, _setup)
 not_differentiable("dilated_conv2d_backward", _NO_DOUBLE_BACKWARD)
+
+
+def _class_of_branches(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[int],
+    output_mask: Sequence[bool] = (),
+) -> str:
+    rates = [(rate, rate) for rate in dilations]
+    return shape_class(input, weights, rates, output_mask=output_mask)
 
 
 def _fake_parallel(input: Tensor, weights: Any, biases: Any, dilations: Any) -> Tensor:
@@ -186,7 +211,12 @@ def _fake_parallel(input: Tensor, weights: Any, biases: Any, dilations: Any) -> 
 
 
 def _fake_parallel_backward(
-    grad_output: Tensor, input: Tensor, weights: Any, dilations: Any, output_mask: Any
+    grad_output: Tensor,
+    input: Tensor,
+    weights: Any,
+    dilations: Any,
+    output_mask: Any,
+    grad_mean: Any = None,
 ) -> tuple[Any, ...]:
     return (
         empty_like_format(input, tuple(input.shape)) if output_mask[0] else input.new_empty(0),
@@ -222,12 +252,16 @@ _parallel_dilated_conv2d = define(
     "parallel_dilated_conv2d",
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations) -> Tensor",
     _fake_parallel,
+    lambda input, weights, biases, dilations: _class_of_branches(input, weights, dilations),
 )
 _parallel_dilated_conv2d_backward = define(
     "parallel_dilated_conv2d_backward",
-    "(Tensor grad_output, Tensor input, Tensor[] weights, int[] dilations, bool[] output_mask) "
-    "-> (Tensor, Tensor[], Tensor[])",
+    "(Tensor grad_output, Tensor input, Tensor[] weights, int[] dilations, bool[] output_mask, "
+    "Tensor? grad_mean=None) -> (Tensor, Tensor[], Tensor[])",
     _fake_parallel_backward,
+    lambda grad_output, input, weights, dilations, output_mask, grad_mean=None: _class_of_branches(
+        input, weights, dilations, output_mask
+    ),
 )
 differentiable("parallel_dilated_conv2d", _backward_parallel, _setup_parallel)
 not_differentiable("parallel_dilated_conv2d_backward", _NO_DOUBLE_BACKWARD)

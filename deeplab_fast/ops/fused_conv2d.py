@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import backends
+from ._convolution import shape_class
 from ._library import define, empty_like_format, not_differentiable
 
 
@@ -94,12 +95,28 @@ def geometry_refused(
     return None
 
 
+def _shape_class(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> str:
+    return shape_class(input, [weight], [dilation], groups)
+
+
 _ARGUMENTS = (
     "Tensor input, Tensor weight, Tensor bias, int[] stride, int[] padding, int[] dilation, "
     "int groups, str activation"
 )
-_fused_conv2d = define("fused_conv2d", f"({_ARGUMENTS}) -> Tensor", _fake)
+_fused_conv2d = define("fused_conv2d", f"({_ARGUMENTS}) -> Tensor", _fake, _shape_class)
 not_differentiable("fused_conv2d", "it is for inference; differentiate the model that was prepared")
 _fused_conv2d_add_ = define(
-    "fused_conv2d_add_", f"(Tensor(a!) residual, {_ARGUMENTS}) -> ()", lambda *args: None
+    "fused_conv2d_add_",
+    f"(Tensor(a!) residual, {_ARGUMENTS}) -> ()",
+    lambda *args: None,
+    lambda residual, *args: _shape_class(*args),
 )

@@ -43,10 +43,16 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     write(path, buffer.getbuffer())
 
 
+_ENTRIES = {
+    "step", "evaluated", "loss", "best_miou", "model", "average", "optimizer", "scaler", "random",
+}  # fmt: skip
+
+
 def load(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     """The state in ``path``, of a run with the same settings.
 
     Args:
+        path: written by :func:`save`.
         expected: entries of the state that must be equal.
 
     Raises:
@@ -59,7 +65,7 @@ def load(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         raise TrainingError(f"{path}: {error.strerror or error} (expected a checkpoint)") from error
     except Exception as error:  # a damaged pickle raises nearly anything
         raise TrainingError(f"{path}: damaged, or not a checkpoint of this program") from error
-    if not isinstance(state, dict) or not {"step", "model", *expected} <= state.keys():
+    if not isinstance(state, dict) or not _ENTRIES | expected.keys() <= state.keys():
         raise TrainingError(f"{path}: not a checkpoint of deeplab-fast train")
     for name, value in expected.items():
         if state[name] != value:
@@ -71,10 +77,10 @@ def _difference(name: str, there: Any, here: Any) -> str:
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in {**here, **there}:
             if there.get(key) != here.get(key):
-                return _difference(f"{name}: {key}", there.get(key), here.get(key))
+                return _difference(key, there.get(key), here.get(key))
     return (
-        f"saved with another {name}, {there!r} (expected {here!r}, as in this run; "
-        "start a new one in another folder)"
+        f"saved with {name} {there!r}, not {here!r} (expected the same, or a new run in another "
+        "folder)"
     )
 
 
@@ -91,7 +97,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
-    if device.type == "cuda":
+    if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
     words, *rest = state["numpy"]
     np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), *rest))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .._images import to_rgb
 from .errors import TrainingError
 
 IGNORE = 255  # the class of pixels that count neither in training nor in evaluation
@@ -54,6 +55,8 @@ class SegmentationData:
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= IGNORE:
             raise TrainingError(f"classes: expected 1 to {IGNORE}, got {len(self.classes)}")
+        if len(set(self.classes)) < len(self.classes) or "" in self.classes:
+            raise TrainingError(f"classes: expected names that differ, got {self.classes}")
         ids = (
             dict(enumerate(range(len(self.classes)))) if self.label_ids is None else self.label_ids
         )
@@ -73,15 +76,18 @@ class SegmentationData:
     def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """The RGB image of pair ``index`` and its classes, uint8 [H, W].
 
-        Pixels are taken as they are stored: no EXIF orientation is applied.
+        No EXIF orientation is applied: the labels are those of the pixels as they are stored.
 
         Raises:
             TrainingError: a file is missing or damaged, the sizes differ, or a label is none of the
                 classes; names the file.
         """
         image_path, label_path = self.pairs[index]
-        image = _load(image_path).convert("RGB")
-        labels = _load(label_path)
+        stored, labels = _load(image_path), _load(label_path)
+        try:
+            image = to_rgb(stored)
+        except ValueError as error:
+            raise TrainingError(f"{image_path}: {error}") from error
         if labels.mode not in ("L", "P"):
             raise TrainingError(
                 f"{label_path}: mode {labels.mode} (expected class numbers in an 8-bit grey or "
@@ -98,7 +104,7 @@ class SegmentationData:
             known = sorted({*np.flatnonzero(self._table >= 0).tolist()} - {IGNORE})
             raise TrainingError(
                 f"{label_path}: label {', '.join(map(str, wrong[:5]))} is no class (expected "
-                f"{_ranges(known)}, or {IGNORE} for pixels to ignore)"
+                f"{_ranges(known)}, or {IGNORE} or one of `ignore` for pixels that do not count)"
             )
         return image, classes.astype(np.uint8)
 
@@ -147,13 +153,14 @@ def folder(
         classes: names; by default the lines of ``classes.txt`` in ``root``.
         ignore: values in label files, besides 255, that do not count.
 
+    Raises:
+        TrainingError: a folder or file is missing, naming it; so do the other layouts.
+
     >>> data = folder("camvid", "train", classes=[f"class {i}" for i in range(11)], ignore=[11])
     """
     root = Path(root)
-    names = _lines(root / "classes.txt") if classes is None else list(classes)
-    images = root / "images" / split
-    if not images.is_dir():
-        raise TrainingError(f"{images}: no such folder (expected images of the split {split!r})")
+    images = _folder(root / "images" / split, split)
+    names = _lines(root / "classes.txt", ", or `classes`") if classes is None else list(classes)
     pairs = []
     for image in sorted(images.rglob("*")):
         if image.suffix.lower() in _IMAGES and not image.name.startswith("."):
@@ -202,7 +209,7 @@ def cityscapes(root: str | Path, split: str) -> SegmentationData:
     >>> data = cityscapes("cityscapes", "val")
     """
     root = Path(root)
-    images = root / "leftImg8bit" / split
+    images = _folder(root / "leftImg8bit" / split, split)
     suffix = "_leftImg8bit.png"
     pairs = []
     for image in sorted(images.glob(f"*/*{suffix}")):
@@ -212,18 +219,27 @@ def cityscapes(root: str | Path, split: str) -> SegmentationData:
     return _checked(SegmentationData(pairs, tuple(_CITYSCAPES.values()), ids), images)
 
 
-def _lines(path: Path) -> list[str]:
+def _folder(path: Path, split: str) -> Path:
+    if not path.is_dir():
+        raise TrainingError(
+            f"{path}: no such folder (expected images of the split {split!r}, or another layout)"
+        )
+    return path
+
+
+def _lines(path: Path, instead: str = "") -> list[str]:
     try:
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
-        raise TrainingError(f"{path}: {why} (expected a text file, one name a line)") from error
+        expected = f"expected a text file, one name a line{instead}"
+        raise TrainingError(f"{path}: {why} ({expected})") from error
 
 
 def _checked(data: SegmentationData, where: Path) -> SegmentationData:
     """``data``, if it has images and all its files are there: known before the training starts."""
     if not data.pairs:
-        raise TrainingError(f"{where}: names no image")
+        raise TrainingError(f"{where}: names no image (expected one at least)")
     for pair in data.pairs:
         for path in pair:
             if not Path(path).is_file():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import TrainingError
 
 
 def start(device: torch.device) -> torch.device:
@@ -17,7 +20,7 @@ def start(device: torch.device) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
 
 
@@ -49,6 +52,27 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
+def any_process(flag: bool) -> bool:
+    """Whether ``flag`` is true on any of them. Asked on the CPU: no GPU is waited for."""
+    return bool(sum_over_processes(torch.tensor(float(flag))))
+
+
+def raise_together(error: TrainingError | None) -> None:
+    """Raise on every process what was caught on one: the others would wait for it.
+
+    It returns where nothing was caught, and only when all processes are here.
+    """
+    for message in gather(None if error is None else str(error)):
+        if message is not None:
+            raise TrainingError(message) from error
+
+
+def on_first(work: Callable[[], None]) -> None:
+    """Do it on the first process, the others wait; what it raises there is raised on all."""
+    error = None
+    if rank() == 0:
+        try:
+            work()
+        except TrainingError as caught:
+            error = caught
+    raise_together(error)

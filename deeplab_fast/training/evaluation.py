@@ -53,7 +53,7 @@ def evaluate(
     classes = len(data.classes)
     total = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     indices = range(distributed.rank(), len(data), distributed.world_size())
-    was_training = model.training
+    was_training, error = model.training, None
     model.eval()
     try:
         images = _Images(data, model.preprocessing, model.align_corners)
@@ -74,9 +74,12 @@ def evaluate(
                     f"the model found class {int(labels.max())}, the data have {classes} classes"
                 )
             total += confusion_matrix(target.to(device), labels, classes)
+    except TrainingError as caught:
+        error = caught
     finally:
         if was_training:
             model.train()
+    distributed.raise_together(error)
     return Scores(distributed.sum_over_processes(total).cpu().numpy(), data.classes)
 
 

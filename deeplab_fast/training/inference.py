@@ -7,6 +7,7 @@ time, which gives the same labels as full-size maps would.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ def predict_labels(
 
     >>> labels = predict_labels(model, image, scales=(0.75, 1.0, 1.25), flip=True)
     """
-    if not scales or min(scales) <= 0:
+    if not scales or not all(0 < scale < math.inf for scale in scales):
         raise TrainingError(f"scales: expected positive numbers, got {tuple(scales)}")
     extra = int(model.align_corners)
     if window is not None and any(side < _STEP or side % _STEP != extra for side in window):

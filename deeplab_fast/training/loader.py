@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -71,7 +73,13 @@ def batches(
 def in_workers(
     dataset: Any, order: Iterable[Any], workers: int, collate: Any = None
 ) -> Iterator[Any]:
-    """``dataset[key]``, or for a list of keys ``collate`` of them, in order, read ahead."""
+    """``dataset[key]``, or for a list of keys ``collate`` of them, in order, read ahead.
+
+    Raises:
+        TrainingError: a file cannot be used, naming it, or a worker was killed.
+    """
+    if workers < 0:
+        raise TrainingError(f"workers: expected 0 or more, got {workers}")
     caught: Any = _Caught(dataset, collate)
     loader: Any = DataLoader(
         caught,
@@ -79,13 +87,35 @@ def in_workers(
         sampler=order,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_obey_the_parent_only,
         generator=torch.Generator(),  # or it would draw from the one that dropout draws from
     )
-    for item in loader:
+    for item in _whole_updates(iter(loader)):
         if isinstance(item, TrainingError):
             raise item
         yield item
+
+
+def _whole_updates(items: Iterator[Any]) -> Iterator[Any]:
+    """``items`` of a DataLoader, which fails where the next one is asked for and nowhere else.
+
+    It handles SIGCHLD and would raise wherever the parent is when a worker dies, in the middle of
+    an update too. Without, it finds out within seconds, when it waits for that worker.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    try:
+        yield from items
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            "a process that reads images was killed (expected enough memory, also in /dev/shm: try "
+            "fewer workers)"
+        ) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGCHLD, before)
 
 
 class _Caught:
@@ -108,6 +138,14 @@ def _stack(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
 
 
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the parent saves, and then ends its workers.
+def _obey_the_parent_only(worker: int) -> None:
+    """Signals to all processes, of Ctrl-C or torchrun, are the parent's: it saves, then ends us."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

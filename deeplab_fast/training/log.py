@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .checkpoint import cannot_write, write
+from .errors import TrainingError
 
 NO_TENSORBOARD = (
     "TensorBoard is not installed, so it gets no curves and pictures of this run: "
@@ -25,14 +28,18 @@ class Log:
     Args:
         folder: where they are.
         step: where the run goes on; what an earlier one wrote beyond is dropped.
+        evaluated: the last update that was evaluated by then.
+
+    Raises:
+        TrainingError: a file cannot be written, or the log is not one, naming it.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, evaluated: int) -> None:
         self.path = folder / "log.jsonl"
         lines = []
         if step and self.path.exists():
             for line in self.path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                if line.endswith(b"\n") and self._is_before(line, step, evaluated):
                     lines.append(line)
         write(self.path, b"".join(lines))
         self.file = open(self.path, "a")
@@ -44,23 +51,41 @@ class Log:
         else:
             self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def scalars(self, step: int, **values: float | None) -> None:
+    def _is_before(self, line: bytes, step: int, evaluated: int) -> bool:
         try:
+            row = json.loads(line)
+            return row["step"] <= (step if "loss" in row else evaluated)
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{self.path}: {line[:50]!r} (expected a JSON object with a step)"
+            ) from error
+
+    def scalars(self, step: int, **values: float | None) -> None:
+        with self._writing():
             print(json.dumps({"step": step, **values}), file=self.file, flush=True)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-        if self.writer is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self.writer.add_scalar(name.replace("val_", "val/"), value, step)
+            if self.writer is not None:
+                for name, value in values.items():
+                    if value is not None:
+                        self.writer.add_scalar(name.replace("val_", "val/"), value, step)
 
     def picture(self, step: int, name: str, images: list[Image.Image]) -> None:
         """Images of one size, side by side."""
         if self.writer is not None:
             row = np.concatenate([np.asarray(image) for image in images], axis=1)
-            self.writer.add_image(name, row, step, dataformats="HWC")
+            with self._writing():
+                self.writer.add_image(name, row, step, dataformats="HWC")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def close(self) -> None:
-        self.file.close()
+        """Where the disk is full that was said by now, or TensorBoard misses the end."""
+        with contextlib.suppress(OSError):
+            self.file.close()
         if self.writer is not None:
-            self.writer.close()
+            with contextlib.suppress(OSError):
+                self.writer.close()

@@ -58,7 +58,8 @@ def train(
 
     A run that was stopped and goes on with ``resume`` computes what it would have computed: order,
     augmentation, dropout, optimizer, average and loss scale are those of an uninterrupted one. On
-    a GPU that is exact as far as the kernels are.
+    a GPU that is exact as far as the kernels are. Its recipe must be the same but for
+    ``accumulate`` and, where ``power`` is 0, ``epochs``; the number of processes may change, too.
 
     Where several processes run (torchrun), each computes its share of every batch, with
     DistributedDataParallel and, on GPUs, SyncBatchNorm: what comes out is what one would compute,
@@ -76,13 +77,20 @@ def train(
 
     Raises:
         TrainingError: a file cannot be used or written, ``output`` has another run, or the loss is
-            no longer a number. What was written before is whole.
-        Interrupted: SIGINT or SIGTERM came; the state was saved after the update it came in.
+            no longer a number. What was written before is whole, and after a file that cannot be
+            read the state is saved.
+        Interrupted: SIGINT or SIGTERM came; the state was saved after the update it came in. The
+            second one raises KeyboardInterrupt at once.
 
     >>> train(DeepLabV3("resnet50", 11), train_data, val_data, Recipe(epochs=100), "run")
     """
-    if min(evaluate_every, log_every) < 1:
-        raise TrainingError("evaluate_every, log_every: expected at least 1")
+    for name, value, least in (
+        ("workers", workers, 0),
+        ("evaluate_every", evaluate_every, 1),
+        ("log_every", log_every, 1),
+    ):
+        if value < least:
+            raise TrainingError(f"{name}: expected {least} or more, got {value}")
     run = _Run(model, train_data, val_data, recipe or Recipe(), Path(output))
     run.workers, run.evaluate_every, run.log_every = workers, evaluate_every, log_every
     run.start(resume)
@@ -108,6 +116,8 @@ class _Run:
         self.steps_per_epoch = steps_per_epoch(len(train_data), recipe)
         self.steps = self.steps_per_epoch * recipe.epochs
         self.step = 0
+        self.evaluated = 0  # the last update after which the model was evaluated
+        self.loss: float | None = None
         self.best_miou: float | None = None
         self.log: Log | None = None
         self.settings = {
@@ -117,9 +127,8 @@ class _Run:
                 "aux_loss": model.aux_classifier is not None,
             },
             "classes": list(train_data.classes),
-            "recipe": json.loads(json.dumps(asdict(recipe))),
             "images": len(train_data),
-            "processes": self.processes,
+            "recipe": _decisive(recipe),
         }
         self._check(model)
 
@@ -151,17 +160,24 @@ class _Run:
 
     def start(self, resume: bool) -> None:
         """Take up the run that is in the output folder, or begin one."""
-        self.path = self.output / "last.pt"
+        self.path, log = self.output / "last.pt", self.output / "log.jsonl"
         torch.manual_seed(self.recipe.seed + self.rank)
-        if not self.path.exists():
-            return
-        if not resume:
+        saved = self.path.exists()
+        if not resume and (saved or log.exists() and log.stat().st_size):
             raise TrainingError(
-                f"{self.path}: there is a run in that folder (expected resume, or another output)"
+                f"{self.output}: there is a run in that folder (expected resume, or another output)"
             )
-        self._restore()
+        if saved:
+            self._restore()
+        if len(set(distributed.gather(self.step))) > 1:
+            raise TrainingError(
+                f"{self.path}: not there for all processes (expected a folder that they share)"
+            )
 
     def _check(self, model: Any) -> None:
+        for name, data in (("train_data", self.train_data), ("val_data", self.val_data)):
+            if data is not None and not len(data):
+                raise TrainingError(f"{name}: expected images, got none")
         recipe, shares = self.recipe, self.processes * self.recipe.accumulate
         if recipe.batch_size % shares:
             raise TrainingError(
@@ -187,18 +203,24 @@ class _Run:
         if self.val_data is not None and self.val_data.classes != self.train_data.classes:
             raise TrainingError("val_data: expected the classes of train_data")
 
+    def _open(self) -> None:
+        """The folder and the log."""
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            for partial in self.output.glob(".*.partial"):  # of a run that was killed as it wrote
+                partial.unlink()
+        except OSError as error:
+            raise TrainingError(f"{self.output}: {error.strerror} (expected a folder)") from error
+        config = {**self.settings, "recipe": asdict(self.recipe), "processes": self.processes}
+        text = json.dumps(config, indent=2)
+        checkpoint.write(self.output / "config.json", text.encode() + b"\n")
+        self.log = Log(self.output, self.step, self.evaluated)
+
     def go(self) -> Any:
-        if self.rank == 0:
-            try:
-                self.output.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                why = error.strerror
-                raise TrainingError(f"{self.output}: {why} (expected a folder)") from error
-            config = json.dumps(self.settings, indent=2).encode()
-            checkpoint.write(self.output / "config.json", config + b"\n")
+        distributed.on_first(self._open)
         with contextlib.ExitStack() as stack:
-            if self.rank == 0:
-                self.log = stack.enter_context(contextlib.closing(Log(self.output, self.step)))
+            if self.log is not None:
+                stack.callback(self.log.close)
             stopped = stack.enter_context(_signals())
             bar = stack.enter_context(
                 tqdm(
@@ -215,48 +237,61 @@ class _Run:
             )
             stack.callback(loader.close)
             self._loop(loader, bar, stopped)
+        self._save_model("last.safetensors")
         if self.rank == 0:
-            self._save_model("last.safetensors")
-        distributed.barrier()
+            best = "" if self.best_miou is None else f", best mean IoU {100 * self.best_miou:.2f} %"
+            tqdm.write(f"finished: models in {self.output}{best}")
         return self._result().eval()
 
     def _loop(self, loader: Any, bar: Any, stopped: threading.Event) -> None:
         self._train_mode()
         clock, logged = time.perf_counter(), self.step
-        while self.step < self.steps:
-            loss = self._update(self._next_parts(loader))
-            self.step += 1
-            bar.update()
-            pause = self.step % (self.steps_per_epoch * self.evaluate_every) == 0
-            pause = pause or self.step == self.steps
-            log = pause or self.step % self.log_every == 0
-            stop = self._is_to_stop(stopped, log)
-            if log or stop:
-                value = self._checked(loss)
-                seconds, updates = time.perf_counter() - clock, self.step - logged
-                speed = updates * self.recipe.batch_size / seconds
-                bar.set_postfix_str(f"loss {value:.3f}, {speed:.1f} images/s")
-                rate = self.optimizer.param_groups[0]["lr"]
-                self._log(loss=value, learning_rate=rate, images_per_second=speed)
-                clock, logged = time.perf_counter(), self.step
-            if pause:
-                self._evaluate(value)
+        stop = False
+        while True:
+            # First, for a run that goes on may have been stopped before it was evaluated.
+            if self._is_pause() and self.evaluated < self.step and not stop:
+                self._evaluate()
+                stop = distributed.any_process(stopped.is_set())
                 clock = time.perf_counter()
-            if pause or stop:
-                self._save()
-            if stop and self.step < self.steps:
+            if self.step >= self.steps and self.evaluated == self.step:
+                return
+            if stop:
                 raise Interrupted(
                     f"interrupted after update {self.step} of {self.steps}, saved {self.path} "
                     "(resume goes on from there)"
                 )
+            loss = self._update(self._next_parts(loader))
+            self.step += 1
+            bar.update()
+            log = self._is_pause() or self.step % self.log_every == 0
+            stop = distributed.any_process(stopped.is_set())
+            if log or stop:
+                self.loss = self._checked(loss)
+                seconds, updates = time.perf_counter() - clock, self.step - logged
+                speed = updates * self.recipe.batch_size / seconds
+                bar.set_postfix_str(f"loss {self.loss:.3f}, {speed:.1f} images/s")
+                rate = self.optimizer.param_groups[0]["lr"]
+                self._log(loss=self.loss, learning_rate=rate, images_per_second=speed)
+                clock, logged = time.perf_counter(), self.step
+            if self._is_pause() or stop:
+                self._save()
+
+    def _is_pause(self) -> bool:
+        """Whether the model is evaluated after this update, and the state saved."""
+        every = self.steps_per_epoch * self.evaluate_every
+        return self.step % every == 0 or self.step >= self.steps
 
     def _next_parts(self, loader: Any) -> list[tuple[Tensor, Tensor]]:
+        parts, error = [], None
         try:
-            return [next(loader) for _ in range(self.recipe.accumulate)]
-        except TrainingError:  # a file: once it is put right the run goes on from here
-            if self.processes == 1:  # others would wait for a batch, not to save
+            parts = [next(loader) for _ in range(self.recipe.accumulate)]
+        except TrainingError as caught:
+            error = caught
+        if distributed.any_process(error is not None):
+            if self.step:  # once the file is put right the run goes on from here
                 self._save()
-            raise
+            distributed.raise_together(error)
+        return parts
 
     def _update(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         """One step of the optimizer; this process's share of the loss."""
@@ -297,25 +332,22 @@ class _Run:
     def _checked(self, loss: Tensor) -> float:
         value = distributed.sum_over_processes(loss.clone()).item()
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at update {self.step} (expected a number: try a lower "
-                f"learning rate or a longer warm-up). {self.output} keeps what was saved before"
-            )
+            raise self._diverged(f"the loss is {value}")
         return value
 
-    def _is_to_stop(self, stopped: threading.Event, ask: bool) -> bool:
-        """Whether any process was asked to stop; all have to agree, which is not free."""
-        if self.processes == 1 or not ask:
-            return self.processes == 1 and stopped.is_set()
-        flag = torch.tensor(float(stopped.is_set()), device=self.device)
-        return bool(distributed.sum_over_processes(flag))
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what} at update {self.step} (expected a number: try a lower learning rate or a "
+            f"longer warm-up). {self.output} keeps what was saved before"
+        )
 
     def _result(self) -> Any:
         return self.model if self.average is None else self.average.module
 
-    def _evaluate(self, loss: float) -> None:
+    def _evaluate(self) -> None:
         epoch = self.step // self.steps_per_epoch
-        line = f"epoch {epoch} of {self.recipe.epochs}: loss {loss:.3f}"
+        line = f"epoch {epoch} of {self.recipe.epochs}: loss {self.loss:.3f}"
+        self.evaluated = self.step
         if self.val_data is not None:
             model = self._result()
             scores = evaluate(
@@ -326,15 +358,14 @@ class _Run:
                 self._log_scores(scores)
             if self.best_miou is None or scores.miou > self.best_miou:
                 self.best_miou = scores.miou
-                if self.rank == 0:
-                    self._save_model("best.safetensors")
+                self._save_model("best.safetensors")
+            self._save()
             line += (
                 f", mean IoU {100 * scores.miou:.2f} %, "
                 f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %"
             )
         if self.rank == 0:
             tqdm.write(line)
-        distributed.barrier()
 
     def _log(self, **values: float | None) -> None:
         if self.log is not None:
@@ -362,26 +393,32 @@ class _Run:
 
     def _save_model(self, name: str) -> None:
         path = self.output / name
-        try:
-            self._result().save_pretrained(path)
-        except (OSError, SafetensorError) as error:
-            raise checkpoint.cannot_write(path, error) from error
+
+        def write() -> None:
+            try:
+                self._result().save_pretrained(path)
+            except (OSError, SafetensorError) as error:
+                raise checkpoint.cannot_write(path, error) from error
+
+        distributed.on_first(write)
 
     def _save(self) -> None:
-        random = distributed.gather(checkpoint.random_state(self.device))
-        if self.rank == 0:
-            state = {
-                **self.settings,
-                "step": self.step,
-                "best_miou": self.best_miou,
-                "model": self.model.state_dict(),
-                "average": None if self.average is None else self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "random": random,
-            }
-            checkpoint.save(self.path, state)
-        distributed.barrier()
+        values = self.model.state_dict().values()
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            raise self._diverged("a weight is not finite")
+        state = {
+            **self.settings,
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "loss": self.loss,
+            "best_miou": self.best_miou,
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": distributed.gather(checkpoint.random_state(self.device)),
+        }
+        distributed.on_first(lambda: checkpoint.save(self.path, state))
 
     def _restore(self) -> None:
         state = checkpoint.load(self.path, self.settings)
@@ -390,8 +427,23 @@ class _Run:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best_miou = state["step"], state["best_miou"]
-        checkpoint.set_random_state(state["random"][self.rank], self.device)
+        for name in ("step", "evaluated", "loss", "best_miou"):
+            setattr(self, name, state[name])
+        if len(state["random"]) == self.processes:  # or dropout is drawn anew
+            checkpoint.set_random_state(state["random"][self.rank], self.device)
+
+
+def _decisive(recipe: Recipe) -> dict[str, Any]:
+    """What a run that goes on must share with itself before, as JSON has it.
+
+    That is all but the parts of an update, a matter of memory, and the end of the training where
+    the learning rate does not depend on it.
+    """
+    values = json.loads(json.dumps(asdict(recipe)))
+    del values["accumulate"]
+    if recipe.power == 0:
+        del values["epochs"]
+    return values
 
 
 def _batch_norms(model: nn.Module) -> Iterator[nn.Module]:

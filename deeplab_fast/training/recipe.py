@@ -88,8 +88,16 @@ class Recipe:
                 "a positive number",
             ),
             ("warmup", self.warmup >= 0, "0 or more"),
+            ("power", self.power >= 0, "0 or more"),
             ("momentum", 0 <= self.momentum < 1, "0 to below 1"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("aux_weight", self.aux_weight >= 0, "0 or more"),
+            (
+                "class_weights",
+                self.class_weights is None
+                or min(self.class_weights, default=-1) >= 0 < max(self.class_weights),
+                "numbers of 0 or more, not all 0",
+            ),
             ("label_smoothing", 0 <= self.label_smoothing <= 1, "0 to 1"),
             ("hard_pixels", self.hard_pixels is None or 0 < self.hard_pixels <= 1, "above 0 to 1"),
             ("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1"),
@@ -98,6 +106,7 @@ class Recipe:
                 self.dtype in ("float32", "bfloat16", "float16"),
                 "float32, bfloat16 or float16",
             ),
+            ("seed", self.seed >= 0, "0 or more"),
         ):
             if not fits:
                 raise TrainingError(f"{name}: expected {expected}, got {getattr(self, name)}")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import _C
 from ..cuda_kernels.common import nhwc_output
-from ..cuda_kernels.dilated_conv2d import tf32_is_allowed
+from ..ops._convolution import tf32_is_allowed
 from .bilinear import INTERPRETED, block_for
 
 
@@ -637,10 +637,12 @@ def input_gradient(
     grad_output: Tensor,
     weights: Sequence[Tensor],
     dilations: Sequence[Sequence[int]],
+    image_bias: Tensor | None = None,
 ) -> Tensor:
-    """Of all branches in one launch, channels_last."""
+    """Of all branches in one launch, channels_last, with ``image_bias`` [N, C] added."""
     grad_input = nhwc_output(grad_output, weights[0].size(1))
-    _sum_taps(grad_input, grad_output, weights, dilations, True)
+    bias = None if image_bias is None else image_bias.contiguous()
+    _sum_taps(grad_input, grad_output, weights, dilations, True, bias)
     return grad_input
 
 

@@ -393,6 +393,39 @@ __global__ void descriptor_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
+// Products of matrices with a k in a row, 64 of a's rows and chunks of 64 of b's columns, in two
+// steps of 16. Only k = 24 counts, and columns of the last chunk.
+enum Major { kCorrect, kBitA, kBitB, kExchanged, kStep };
+
+template <Major kFault>
+__global__ void major_kernel(float* out, const float* in, const __grid_constant__ CUtensorMap) {
+  constexpr int kK = 32, kCounts = 24, kChunk = kK * 64;
+  auto* a = shared_memory<__nv_bfloat16>();
+  __nv_bfloat16* b = a + kChunk;
+  for (int i = threadIdx.x; i < kChunk; i += 128)
+    a[element(i / 64, i % 64)] = __float2bfloat16(i / 64 == kCounts ? in[63 - i % 64] : 0.0f);
+  for (int i = threadIdx.x; i < kN / 64 * kChunk; i += 128)
+    b[element(i / 64, i % 64)] = __float2bfloat16(i >= 3 * kChunk ? 1.0f : 0.0f);
+  ptx::fence_proxy_async();
+  __syncthreads();
+  const bool exchange = kFault == kExchanged;
+  const uint64_t a_at = ptx::swizzled_128b_descriptor(a);
+  const uint64_t b_at =
+      ptx::swizzled_128b_descriptor(b, exchange ? kChunk * 2 : 1024, exchange ? 1024 : kChunk * 2);
+  const int step = (kFault == kStep ? 32 : 16 * 128) / 16;
+  float sum[kN / 2];
+  ptx::wgmma_fence();
+  for (int i = 0; i < kK / 16; ++i)
+    ptx::wgmma_m64k16<__nv_bfloat16, kN, kFault != kBitA, kFault != kBitB>(sum, a_at + i * step,
+                                                                           b_at + i * step, i > 0);
+  ptx::wgmma_commit_group();
+  ptx::wgmma_wait_group<0>();
+  if (threadIdx.x % 4 != 0) return;
+  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+  out[row] = sum[3 * 64 / 8 * 4];
+  out[row + 8] = sum[3 * 64 / 8 * 4 + 2];
+}
+
 // Two warpgroups of 248 registers are more than there are, with a third of 24.
 template <bool kFault>
 __global__ void __launch_bounds__(384, 1)
@@ -508,6 +541,10 @@ const Case kCases[] = {
     {"wgmma_never_waited", wgmma_never_waited_kernel<false>, wgmma_never_waited_kernel<true>},
     {"sum_wgmma_refill", sum_wgmma_refill_kernel<false>, sum_wgmma_refill_kernel<true>},
     {"descriptor", descriptor_kernel<false>, descriptor_kernel<true>},
+    {"major_a_bit", major_kernel<kCorrect>, major_kernel<kBitA>},
+    {"major_b_bit", major_kernel<kCorrect>, major_kernel<kBitB>},
+    {"major_exchanged", major_kernel<kCorrect>, major_kernel<kExchanged>},
+    {"major_step", major_kernel<kCorrect>, major_kernel<kStep>},
     {"registers", registers_kernel<false>, registers_kernel<true>, 384},
     {"cluster_init", cluster_init_kernel<false>, cluster_init_kernel<true>, 128, 2},
     {"cluster_exit", cluster_exit_kernel<false>, cluster_exit_kernel<true>, 128, 2},

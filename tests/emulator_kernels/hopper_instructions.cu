@@ -1,5 +1,6 @@
 // Each instruction of cuda/ptx_sm90.cuh as a kernel from words to words, for a GPU and for the
-// emulator, to compare the two. map: of in as a [20, 3, 72] tensor of 16-bit elements.
+// emulator, to compare the two. map: of in as a [20, 3, 72] tensor of 16-bit elements, or as
+// [5, 4, 3, 72].
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -27,20 +28,29 @@ __device__ void wait(uint64_t* barrier, int parity) {
   }
 }
 
-// Boxes of [8, 2, 64] from all over and around the tensor, as they lie in shared memory.
+// Boxes of [8, 2, 64] or [2, 4, 2, 64] from all over and around the tensor, as they lie in shared
+// memory.
+template <int kRank>
 __global__ void copy_kernel(uint32_t* out, const uint32_t*,
                             const __grid_constant__ CUtensorMap map) {
   if constexpr (ptx::kIsSm90a) {
     constexpr int kBoxes = 6, kBytes = 8 * 2 * 64 * 2;
-    const int at[kBoxes][3] = {{0, 0, 0},    {8, 1, 12},  {64, 2, 17},
-                               {-8, -1, -3}, {16, 0, 19}, {72, 5, 40}};
+    const int at3[kBoxes][3] = {{0, 0, 0},    {8, 1, 12},  {64, 2, 17},
+                                {-8, -1, -3}, {16, 0, 19}, {72, 5, 40}};
+    const int at4[kBoxes][4] = {{0, 0, 0, 0},   {8, 1, 1, 3},  {64, 2, 2, 4},
+                                {-8, -1, 1, 0}, {16, 0, 0, 5}, {0, 1, -3, -1}};
     auto* boxes = shared_memory<unsigned char>();
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(barriers(), 1);
       ptx::fence_mbarrier_init();
       ptx::mbarrier_arrive_expect_tx(barriers(), kBoxes * kBytes);
-      for (int i = 0; i < kBoxes; ++i)
-        ptx::cp_async_bulk_tensor(boxes + i * kBytes, &map, barriers(), at[i]);
+      for (int i = 0; i < kBoxes; ++i) {
+        if constexpr (kRank == 3) {
+          ptx::cp_async_bulk_tensor(boxes + i * kBytes, &map, barriers(), at3[i]);
+        } else {
+          ptx::cp_async_bulk_tensor(boxes + i * kBytes, &map, barriers(), at4[i]);
+        }
+      }
     }
     __syncthreads();
     wait(barriers(), 0);
@@ -50,6 +60,7 @@ __global__ void copy_kernel(uint32_t* out, const uint32_t*,
 }
 
 // Two blocks, each of which brings half of what both get. Block r writes out[r].
+template <int kRank>
 __global__ void multicast_kernel(uint32_t* out, const uint32_t*,
                                  const __grid_constant__ CUtensorMap map) {
   if constexpr (ptx::kIsSm90a) {
@@ -64,8 +75,13 @@ __global__ void multicast_kernel(uint32_t* out, const uint32_t*,
     ptx::cluster_wait();
     if (threadIdx.x == 0) {
       ptx::mbarrier_arrive_expect_tx(barriers(), 2 * kBytes);
-      ptx::cp_async_bulk_tensor_multicast(boxes + rank * kBytes, &map, barriers(),
-                                          {8 * rank, 1, 10 * rank}, 3);
+      if constexpr (kRank == 3) {
+        ptx::cp_async_bulk_tensor_multicast(boxes + rank * kBytes, &map, barriers(),
+                                            {8 * rank, 1, 10 * rank}, 3);
+      } else {
+        ptx::cp_async_bulk_tensor_multicast(boxes + rank * kBytes, &map, barriers(),
+                                            {8 * rank, 1, 2, 4 * rank}, 3);
+      }
     }
     __syncthreads();
     wait(barriers(), 0);
@@ -192,11 +208,14 @@ struct Case {
   void (*kernel)(uint32_t*, const uint32_t*, CUtensorMap);
   int threads = 128;
   int cluster_size = 1;
+  int rank = 3;  // of the map
 };
 
 const Case kCases[] = {
-    {"copy", copy_kernel},
-    {"multicast", multicast_kernel, 128, 2},
+    {"copy", copy_kernel<3>},
+    {"copy_4d", copy_kernel<4>, 128, 1, 4},
+    {"multicast", multicast_kernel<3>, 128, 2},
+    {"multicast_4d", multicast_kernel<4>, 128, 2, 4},
     {"mbarrier", mbarrier_kernel},
     {"cluster", cluster_kernel, 128, 2},
     {"elect", elect_kernel, 32},
@@ -212,12 +231,15 @@ const Case kCases[] = {
 
 // out and in are on the device. Returns what went wrong, or null.
 extern "C" const char* run_instruction(const char* name, uint32_t* out, const uint32_t* in) {
+  using deeplab_fast::cuda::encode_tensor_map;
   CUtensorMap map;
-  const Status status = deeplab_fast::cuda::encode_tensor_map<3>(&map, in, {72, 3, 20},
-                                                                 {72 * 2, 3 * 72 * 2}, {64, 2, 8});
-  if (!status.ok()) return status.message;
   for (const Case& c : kCases) {
     if (strcmp(c.name, name) != 0) continue;
+    const Status status =
+        c.rank == 3 ? encode_tensor_map<3>(&map, in, {72, 3, 20}, {72 * 2, 3 * 72 * 2}, {64, 2, 8})
+                    : encode_tensor_map<4>(&map, in, {72, 3, 4, 5},
+                                           {72 * 2, 3 * 72 * 2, 4 * 3 * 72 * 2}, {64, 2, 4, 2});
+    if (!status.ok()) return status.message;
     return launch_clusters(name, c.kernel, c.cluster_size, c.threads, c.cluster_size, kSmem,
                            nullptr, out, in, map)
         .message;

@@ -1,0 +1,202 @@
+"""Time every kernel that has a rival in cuDNN beside it, for the automatic choice on this GPU.
+
+What is timed are the calls that DeepLab-v3 makes in training and prepared for inference, and each
+rate of its pyramid alone. The table, deeplab_fast/measured.csv of the package in use, is rewritten
+after each of them: rows of the same device, op and shapes are replaced, all others kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cases
+import harness
+import torch
+from cases import Shape
+from convolutions import with_cudnn
+from harness import Run
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from deeplab_fast import DeepLabV3, backends, dilated_conv2d, measured
+
+SHAPES = (cases.VOC_OS16, cases.VOC_OS8, cases.CITYSCAPES_OS16, cases.CITYSCAPES_OS8)
+BACKBONES = ("resnet50", "mobilenet_v2")
+
+# Of harness.relative_error against fp32; a wrong kernel is off by about 1.
+TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 3e-2}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--table", type=Path, default=measured.PATH, help=f"default: {measured.PATH}"
+    )
+    args = harness.arguments(__doc__, argv, gpu_dtypes=("bf16", "fp16", "tf32"), parents=[parser])
+    if args.device.type != "cuda":
+        raise SystemExit("measure_choices: needs a GPU; on a CPU nothing is chosen by measurement")
+    report = harness.Report("choices", args)
+    todo = [
+        (op, call, batch, dtype)
+        for dtype in args.dtype
+        for batch in args.batch
+        for shape in cases.select(args, SHAPES)
+        for op, call in calls(shape, batch, dtype)
+    ]
+    for operands in sorted(todo, key=_is_of_the_backbone):
+        keep(args.table, measure(report, *operands))
+    print(f"wrote {report.csv} and {args.table}")  # a plot of hundreds of cases shows nothing
+
+
+def _is_of_the_backbone(operands: tuple[Any, ...]) -> bool:
+    """These are many, and come last in case time runs out."""
+    return operands[0].startswith("fused_conv2d")
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the calls of the ops that have a rival, in channels_last as they are on a GPU.
+
+    The meta device takes other memory formats than a GPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        namespace, _, op = function._schema.name.partition("::")
+        call = args
+        if op == "parallel_dilated_conv2d_and_mean":  # which on a device calls the other one
+            input, weights, dilations = args
+            op, call = "parallel_dilated_conv2d", (input, weights, [], dilations)
+        if namespace == "deeplab_fast" and op in backends.shape_classes:
+            self.calls.append((op, tree_map_only(Tensor, _channels_last, call)))
+        return function(*args, **kwargs or {})
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    if tensor.dim() != 4:
+        return tensor
+    return tensor.detach().contiguous(memory_format=torch.channels_last)
+
+
+def calls(
+    shape: Shape, batch: int, dtype: str, backbones: Sequence[str] = BACKBONES
+) -> list[tuple[str, tuple[Any, ...]]]:
+    """The ops that DeepLab-v3 calls, with their arguments on the meta device, each once."""
+    nhwc = {"memory_format": torch.channels_last}
+    with _Recorder() as recorder, torch.device("meta"):
+        images = torch.empty(batch, 3, *shape.image, dtype=harness.DTYPES[dtype]).to(**nhwc)
+        for backbone in backbones:
+            model = DeepLabV3(backbone, shape.classes, shape.output_stride, shape.rates)
+            model.to(images.dtype, **nhwc).train()
+            model.classifier[0].convs[-1].eval()  # batch norm of one value, with one image
+            logits = model(images)["out"]
+            logits.backward(torch.empty_like(logits))
+            model.eval().prepare_for_inference(images.dtype)(images)
+        features = torch.empty(batch, shape.in_channels, *shape.feature, dtype=images.dtype)
+        features = features.to(**nhwc).requires_grad_()
+        for kernel, rate in [(1, 1), *((3, rate) for rate in shape.rates)]:
+            weight = features.new_empty(shape.channels, shape.in_channels, kernel, kernel)
+            output = dilated_conv2d(features, weight.to(**nhwc).requires_grad_(), dilation=rate)
+            output.backward(torch.empty_like(output))
+    return list({(op, describe(call)): (op, call) for op, call in recorder.calls}.values())
+
+
+def describe(call: Any) -> str:
+    """The arguments of a call, of tensors the shape."""
+    if isinstance(call, Tensor):
+        return "x".join(map(str, call.shape))
+    if isinstance(call, (list, tuple)):
+        return " ".join(filter(None, map(describe, call)))
+    return str(call)
+
+
+def measure(
+    report: harness.Report, op: str, call: tuple[Any, ...], batch: int, dtype: str
+) -> Iterator[measured.Row]:
+    """A row for every kernel that takes this call, all timed beside the reference."""
+    with harness.tf32(dtype == "tf32"):
+        reasons = {
+            kernel: backends.why_not(op, kernel, report.device.type, *call)
+            for kernel in measured.KERNELS
+        }
+        shape_class = backends.shape_classes[op](*call)
+    kernels = [kernel for kernel, reason in reasons.items() if reason is None]
+    if not kernels:
+        return
+    arguments = tree_map_only(Tensor, lambda t: _filled(t, report.device), call)
+    cudnn = _run(op, arguments, "reference")
+    already = len(report.rows)
+    report.case(
+        f"{op} {describe(call)}",
+        batch=batch,
+        dtype=dtype,
+        reference=_run(op, tree_map_only(Tensor, Tensor.float, arguments), "reference"),
+        ours={kernel: _run(op, arguments, kernel) for kernel in kernels},
+        baselines={"cuDNN": cudnn, "cuDNN, benchmark": with_cudnn(cudnn, {"benchmark": True})},
+        tolerance=TOLERANCE[dtype],
+    )
+    rows = report.rows[already:]
+    fastest = min(row["median_ms"] for row in rows if row["kind"] == "baseline")
+    for row in rows:
+        if row["kind"] == "ours":
+            yield measured.Row(
+                measured.device_class(report.device),
+                op,
+                shape_class,
+                row["variant"],
+                row["median_ms"],
+                fastest,
+                describe(call),
+                report.header["device"],
+                f"{report.header['versions']}, cuDNN {torch.backends.cudnn.version()}",
+                report.header["commit"],
+                report.header["date"],
+            )
+
+
+def _filled(tensor: Tensor, device: torch.device) -> Tensor:
+    """Random numbers, small enough for sums of sums in fp16."""
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return empty.normal_(0, 0.1)
+
+
+def _run(op: str, arguments: tuple[Any, ...], backend: str) -> Run:
+    function = getattr(torch.ops.deeplab_fast, op)
+
+    def run() -> list[Tensor]:
+        outputs = function(*arguments, backend=backend)
+        return [tensor for tensor in tree_leaves(outputs) if tensor.numel()]
+
+    def run_in_place() -> Tensor:
+        output = arguments[0].clone()
+        function(output, *arguments[1:], backend=backend)
+        return output
+
+    return run_in_place if op.endswith("_") else run
+
+
+def keep(table: Path, new: Iterator[measured.Row]) -> None:
+    """Replace the rows of ``table`` that were measured again, add the others."""
+    old = measured.read(table) if table.exists() else []
+    rows = {(row.device, row.op, row.shape_class, row.shape, row.kernel): row
+            for row in (*old, *new)}  # fmt: skip
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(measured.Row._fields)
+    for _, row in sorted(rows.items()):
+        writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
+    harness.write_atomically(table, text.getvalue().encode())
+
+
+if __name__ == "__main__":
+    main()

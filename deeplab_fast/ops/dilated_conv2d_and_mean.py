@@ -1,0 +1,94 @@
+"""Parallel atrous convolutions and the mean of their input: what ASPP takes of it in training.
+
+The gradients of both come from one op, because the mean's is constant per image and channel: a
+bias in the kernel that writes the gradient of the input. Autograd would add it to what the
+convolutions' op gives, in passes over tensors as large as the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..reference import share_of_pixel
+from ._library import define, differentiable
+from .dilated_conv2d import _checked_branches, _empty_output, _parallel_dilated_conv2d_backward
+
+
+def parallel_dilated_conv2d_and_mean(
+    input: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """:func:`parallel_dilated_conv2d` and ``F.adaptive_avg_pool2d(input, 1)``.
+
+    Args:
+        input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
+        weights: one [K_i, C, R_i, S_i] per branch, odd R_i and S_i.
+        dilations: one rate per branch.
+
+    Returns:
+        [N, sum(K_i), H, W] in the memory format of ``input``, and [N, C, 1, 1], summed in fp32, in
+        the dtype that ``input`` has whether or not autocast is on. Differentiable once.
+
+    Raises:
+        ValueError, TypeError: as :func:`parallel_dilated_conv2d`.
+
+    >>> x, w = torch.randn(2, 64, 65, 65), torch.randn(32, 64, 3, 3)
+    >>> y, mean = parallel_dilated_conv2d_and_mean(x, [w, w], [12, 24])
+    """
+    dtype = input.dtype
+    input, weights, _ = _checked_branches(input, weights, dilations)
+    output, mean = _parallel_dilated_conv2d_and_mean(
+        input, weights, list(dilations), backend=backends.current()
+    )
+    return output, mean.to(dtype)[:, :, None, None]
+
+
+def _mean_dtype(input: Tensor) -> torch.dtype:
+    return torch.promote_types(input.dtype, torch.float32)
+
+
+def _compute(
+    backend: str, input: Tensor, weights: list[Tensor], dilations: list[int]
+) -> tuple[Tensor, Tensor]:
+    output = backends.run("parallel_dilated_conv2d", backend, input, weights, [], dilations)
+    return output, input.mean((2, 3), dtype=_mean_dtype(input)).contiguous()
+
+
+def _fake(input: Tensor, weights: Any, dilations: Any) -> tuple[Tensor, Tensor]:
+    output = _empty_output(input, sum(weight.size(0) for weight in weights))
+    return output, input.new_empty(input.shape[:2], dtype=_mean_dtype(input))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    input, weights, ctx.dilations = inputs
+    ctx.save_for_backward(input, *weights)
+    ctx.set_materialize_grads(False)  # zeros of an output that nobody used would be convolved
+
+
+def _backward(ctx: Any, grad_output: Tensor | None, grad_mean: Tensor | None) -> tuple[Any, ...]:
+    input, *weights = ctx.saved_tensors
+    needs_input, needs_weights, _ = ctx.needs_input_grad
+    mask = [needs_input, any(needs_weights), False]
+    grad_input, grad_weights = None, [None] * len(weights)
+    if grad_output is not None:
+        grad_input, grads, _ = _parallel_dilated_conv2d_backward(
+            grad_output, input, weights, ctx.dilations, mask, grad_mean, backend=ctx.backend
+        )
+        grad_weights = grads or grad_weights
+    elif grad_mean is not None:
+        share = share_of_pixel(grad_mean, input).to(input.dtype)
+        grad_input = share[:, :, None, None].expand_as(input)
+    return grad_input if needs_input else None, grad_weights, None
+
+
+_parallel_dilated_conv2d_and_mean = define(
+    "parallel_dilated_conv2d_and_mean",
+    "(Tensor input, Tensor[] weights, int[] dilations) -> (Tensor, Tensor)",
+    _fake,
+    compute=_compute,
+)
+differentiable("parallel_dilated_conv2d_and_mean", _backward, _setup)

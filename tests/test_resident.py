@@ -1,0 +1,73 @@
+"""Work lists are made once, elsewhere than in the memory of a CUDA graph."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from deeplab_fast._resident import resident
+
+
+def test_made_once_for_all_threads():
+    calls = []
+
+    @resident
+    def make(size: int, *, device: str) -> tuple[int, str]:
+        calls.append((size, device))
+        time.sleep(0.05)
+        return size, device
+
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda size: make(size, device="cpu"), [1, 1, 2, 1, 2, 1]))
+    assert results == [(size, "cpu") for size in (1, 1, 2, 1, 2, 1)]
+    assert sorted(calls) == [(1, "cpu"), (2, "cpu")]
+
+
+def test_made_in_a_thread_whose_memory_is_no_graphs():
+    makers = []
+
+    @resident
+    def make() -> None:
+        makers.append(threading.get_ident())
+
+    make()
+    assert makers and makers[0] != threading.get_ident()
+
+
+def test_a_mode_of_the_caller_is_not_seen():
+    with torch.device("meta"):
+        assert resident(lambda: torch.empty(1))().device.type == "cpu"
+
+
+def test_an_error_is_raised_and_not_kept():
+    fail = True
+
+    @resident
+    def make() -> int:
+        if fail:
+            raise MemoryError("no room")
+        return 1
+
+    with pytest.raises(MemoryError, match="no room"):
+        make()
+    fail = False
+    assert make() == 1
+
+
+def test_the_first_call_cannot_be_captured(monkeypatch):
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    make = resident(lambda size: size)
+    with pytest.raises(RuntimeError, match="call it once before capturing"):
+        make(3)
+    capturing = False
+    assert make(3) == 3
+    capturing = True
+    assert make(3) == 3
+    with pytest.raises(RuntimeError, match="call it once before capturing"):
+        make(4)
