@@ -25,6 +25,7 @@ from .ops._library import in_format_of
 from .ops.fused_conv2d import geometry_refused
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DISTRIBUTIONS = "triton", "pytorch-triton", "pytorch-triton-rocm"
 _OLDEST_TRITON = (3, 6)
 _OLDEST_CAPABILITY = (8, 0)
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
@@ -35,10 +36,24 @@ def _unavailable(device_type: str) -> str | None:
     if reason := _installation_problem():
         return reason
     if device_type == "cpu":
-        return None if _INTERPRETED else "the tensors are on cpu and Triton's interpreter is off"
+        if not _INTERPRETED:
+            return "the tensors are on cpu and Triton's interpreter is off"
+        return _interpreter_problem()
     if device_type != "cuda":
         return f"the tensors are on {device_type}"
     return _problem()
+
+
+def _installed(*names: str) -> str | None:
+    """The version of the first of these distributions that is there."""
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return None
+
+
+def _is_older(found: str | None, than: tuple[int, int]) -> bool:
+    return found is not None and tuple(map(int, found.split(".")[:2])) < than
 
 
 @functools.cache
@@ -46,11 +61,18 @@ def _installation_problem() -> str | None:
     """Without importing Triton, which takes long."""
     if find_spec("triton") is None:
         return "Triton is not installed"
-    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
-        with contextlib.suppress(PackageNotFoundError):
-            found = version(name)
-            if tuple(map(int, found.split(".")[:2])) < _OLDEST_TRITON:
-                return "needs Triton {}.{}, {} is installed".format(*_OLDEST_TRITON, found)
+    found = _installed(*_DISTRIBUTIONS)
+    if _is_older(found, _OLDEST_TRITON):
+        return "needs Triton {}.{}, {} is installed".format(*_OLDEST_TRITON, found)
+    return None
+
+
+@functools.cache
+def _interpreter_problem() -> str | None:
+    """NumPy 2.4 made an error of int(array of one element), which Triton 3.6 takes for a range."""
+    triton, numpy = _installed(*_DISTRIBUTIONS), _installed("numpy")
+    if _is_older(triton, (3, 7)) and not _is_older(numpy, (2, 4)):
+        return f"the interpreter of Triton {triton} needs NumPy before 2.4, {numpy} is installed"
     return None
 
 
@@ -78,6 +100,7 @@ def _widened(*args: Any) -> Any:
     return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, args)
 
 
+_MAX_CLASSES = 65535  # of a gradient; CUDA's limit of a grid's second dimension
 _MAX_INDEX = 2**31 - 4096  # indices of pixels and classes are int32, and the last block runs over
 
 
@@ -106,8 +129,10 @@ def _refuses_loss(logits: Tensor, target: Tensor, *args: Any) -> str | None:
     return _refuses_upsampling(logits, target.size(1) * target.size(2))
 
 
-def _refuses_loss_gradient(grad_loss: Tensor, *args: Any) -> str | None:
-    return _refuses_loss(*args)
+def _refuses_loss_gradient(grad_loss: Tensor, logits: Tensor, *args: Any) -> str | None:
+    if logits.size(1) > _MAX_CLASSES:
+        return f"the kernel takes at most {_MAX_CLASSES} classes"
+    return _refuses_loss(logits, *args)
 
 
 @implements("upsample_cross_entropy", "triton", _refuses_loss)

@@ -1,7 +1,8 @@
 """Compiles what the launchers of the Triton kernels launch, for a GPU that need not be there.
 
-Run as ``python triton_ahead_of_time.py 80``: prints a JSON object of each kernel launched, by name.
-A process of its own, because Triton's interpreter, which other tests use, cannot compile.
+Run as ``python triton_ahead_of_time.py 80`` (or ``gfx942``, an AMD chip): prints a JSON object of
+each kernel launched, by name. A process of its own, because Triton's interpreter, which other tests
+use, cannot compile.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 class Driver:
     """As much of Triton's driver as compiling asks for."""
 
-    def __init__(self, capability: int) -> None:
-        self.target = GPUTarget("cuda", capability, 32)
+    def __init__(self, chip: str) -> None:
+        is_amd = chip.startswith("gfx")
+        self.target = GPUTarget("hip", chip, 64) if is_amd else GPUTarget("cuda", int(chip), 32)
 
     def get_current_target(self) -> GPUTarget:
         return self.target
@@ -66,6 +69,8 @@ def record_launches() -> dict[str, Any]:
 
 
 def facts(kernel: Any) -> dict[str, Any]:
+    if "cubin" not in kernel.asm:
+        return {"shared": kernel.metadata.shared, "options": kernel.options}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -84,12 +89,14 @@ def facts(kernel: Any) -> dict[str, Any]:
     }
 
 
+def _first(first: int, _: object) -> int:
+    return first
+
+
 def launch_all() -> None:
-    dilated_conv2d._num_workers = lambda device: 132
-    for shape, size in (((1, 21, 65, 65), (513, 513)), ((1, 21, 65, 65), (129, 129))):
-        for layout in (torch.contiguous_format, torch.channels_last):
-            logits = torch.zeros(shape, dtype=torch.bfloat16).contiguous(memory_format=layout)
-            upsample_argmax(logits, size, None, False, torch.int64)
+    for size, layout in (((513, 513), torch.contiguous_format), ((129, 129), torch.channels_last)):
+        logits = torch.zeros(1, 21, 65, 65, dtype=torch.bfloat16).contiguous(memory_format=layout)
+        upsample_argmax(logits, size, None, False, torch.int64)
 
     logits = torch.zeros(1, 21, 65, 65, dtype=torch.bfloat16)
     target = torch.zeros(1, 513, 513, dtype=torch.int64)
@@ -98,6 +105,9 @@ def launch_all() -> None:
     upsample_cross_entropy_backward(loss, logits, target, None, *saved, *options)
 
     for dtype, tf32 in ((torch.bfloat16, True), (torch.float32, True), (torch.float32, False)):
+        # So many that sums are split, and so added up, in bf16
+        num_workers = 10**6 if dtype == torch.bfloat16 else 1
+        dilated_conv2d._num_workers = partial(_first, num_workers)
         torch.backends.cudnn.allow_tf32 = tf32
         x = torch.zeros(1, 2048, 17, 17, dtype=dtype)
         weights = [torch.zeros(256, 2048, k, k, dtype=dtype) for k in (1, 3, 3, 3)]
@@ -106,18 +116,38 @@ def launch_all() -> None:
         dilated_conv2d.input_gradient(grad, weights, rates, torch.zeros(1, 2048))
         dilated_conv2d.weight_gradients(grad, x, weights, rates)
 
-    x = torch.zeros(1, 64, 33, 33, dtype=torch.bfloat16)
-    weight = torch.zeros(64, 64, 3, 3, dtype=torch.bfloat16)
-    dilated_conv2d.weight_gradients(x, x, [weight], [(12, 12)])  # split sums
-
     x = torch.zeros(1, 256, 33, 33, dtype=torch.bfloat16)
     weight = torch.zeros(256, 1, 3, 3, dtype=torch.bfloat16)
     depthwise_conv2d(x, weight, None, (12, 12))
     depthwise_weight_gradient(x, x, weight, (12, 12))
 
 
+def launch_with_every_size_one() -> None:
+    """Triton makes an argument that is 1 a constant of the kernel."""
+    x, labels = (
+        torch.zeros(1, 1, 1, 1, dtype=torch.float16),
+        torch.zeros(1, 1, 1, dtype=torch.int64),
+    )
+    upsample_argmax(x, (9, 9), None, True, torch.uint8)
+    for reduction in ("none", "mean"):
+        options = (1, reduction, 0.0, True)
+        loss, *saved = upsample_cross_entropy(x, labels, torch.ones(1), *options)
+        upsample_cross_entropy_backward(loss, x, labels, None, *saved, *options)
+    bias = torch.zeros(1, 1)
+    dilated_conv2d.dilated_conv2d(x, [x], [bias], [(1, 1)], x.clone(), "relu6")
+    dilated_conv2d.input_gradient(x, [x], [(1, 1)])
+    dilated_conv2d.weight_gradients(x, x, [x], [(1, 1)])
+    depthwise_conv2d(x, x, x.flatten(), (1, 1), x.clone(), "relu6")
+    depthwise_weight_gradient(x, x, x, (1, 1))
+
+
 if __name__ == "__main__":
-    triton.runtime.driver.set_active(Driver(int(sys.argv[1])))
+    driver = Driver(sys.argv[1])
+    triton.runtime.driver.set_active(driver)
+    if driver.target.backend == "hip":
+        torch.version.hip = "7.0"
     compiled = record_launches()
     launch_all()
+    if driver.target.backend == "hip":  # whose compiler is the fastest
+        launch_with_every_size_one()
     print(json.dumps({name: [*map(facts, kernels)] for name, kernels in compiled.items()}))

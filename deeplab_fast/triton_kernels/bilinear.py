@@ -9,6 +9,11 @@ import triton.language as tl
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
+def block_for(size: int, compiled: int, interpreted: int) -> int:
+    """How much of ``size`` a program takes: the interpreter pays for operations, not elements."""
+    return min(triton.next_power_of_2(size), interpreted) if INTERPRETED else compiled
+
+
 @triton.jit
 def _emulated_fma(a, b, c):
     """By way of float64, where the product is exact and the sum is rounded to odd.

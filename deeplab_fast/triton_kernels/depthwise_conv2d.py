@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cuda_kernels.common import nhwc_output
-from .bilinear import INTERPRETED
+from .bilinear import block_for
 from .dilated_conv2d import store_output
 
 
@@ -112,10 +112,10 @@ def depthwise_conv2d_wgrad_kernel(
 _RUN = 2048  # pixels that one program sums
 
 
-def _blocks(channels: int) -> tuple[int, int]:
+def _blocks(pixels: int, channels: int) -> tuple[int, int]:
     """Of pixels and of channels."""
     block_c = min(triton.next_power_of_2(channels), 64)
-    return (2048 if INTERPRETED else 2048 // block_c), block_c
+    return block_for(pixels, 2048 // block_c, 2048), block_c
 
 
 def _rates(input: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
@@ -139,7 +139,7 @@ def _launch(
 ) -> None:
     N, channels, H, W = output.shape
     K, _, R, S = weight.shape
-    block_p, block_c = _blocks(channels)
+    block_p, block_c = _blocks(N * H * W, channels)
     grid = triton.cdiv(N * H * W, block_p), triton.cdiv(channels, block_c)
     depthwise_conv2d_kernel[grid](
         output,
@@ -194,8 +194,7 @@ def depthwise_weight_gradient(
 ) -> Tensor:
     N, C, H, W = input.shape
     K, _, R, S = weight.shape
-    block_p, block_c = _blocks(K)
-    block_p = min(block_p, _RUN)
+    block_p, block_c = _blocks(_RUN, K)
     runs = triton.cdiv(N * H * W, _RUN)
     partial = input.new_empty((runs, R, S, K), dtype=torch.float32)
     depthwise_conv2d_wgrad_kernel[(runs * R * S, triton.cdiv(K, block_c))](

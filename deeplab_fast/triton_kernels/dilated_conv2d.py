@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import _C
 from ..cuda_kernels.common import nhwc_output
 from ..ops._convolution import tf32_is_allowed
-from .bilinear import INTERPRETED
+from .bilinear import INTERPRETED, block_for
 
 
 @triton.jit
@@ -60,7 +60,8 @@ def store_output(
     m_output = m_pixel[:, None] & m_channel[None, :]
     o_output = o_pixel.to(tl.int64)[:, None] * out_channels + o_channel[None, :]
     if HAS_BIAS:
-        o_bias = (o_pixel // pixels_per_image * stride_bias)[:, None] + o_channel[None, :]
+        o_image = (o_pixel // pixels_per_image).to(tl.int64)
+        o_bias = (o_image * stride_bias)[:, None] + o_channel[None, :]
         b_sum += tl.load(p_bias + o_bias, mask=m_output, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         b_sum += tl.load(p_residual + o_output, mask=m_output, other=0.0).to(tl.float32)
@@ -105,7 +106,6 @@ def dilated_conv2d_kernel(
     i_block = tl.load(p_item + 1)
     i_first_step = tl.load(p_item + 2)
     num_steps = tl.load(p_item + 3)
-    i_slot = tl.load(p_item + 4)
     p_tile_taps = p_taps + tl.load(p_tile + 3) * 4
     num_tile_taps = tl.load(p_tile + 4)
 
@@ -148,6 +148,7 @@ def dilated_conv2d_kernel(
             p_weight = _pointer_of(weights, i_branch)
         b_sum = tl.dot(b_input, b_weight, b_sum, input_precision=PRECISION)
 
+    i_slot = tl.load(p_item + 4)
     if i_slot < 0:
         store_output(
             b_sum, p_output, p_bias, p_residual, o_pixel, m_pixel,
@@ -237,7 +238,6 @@ def dilated_conv2d_wgrad_kernel(
     i_block = tl.load(p_item + 1)
     i_first_step = tl.load(p_item + 2)
     num_steps = tl.load(p_item + 3)
-    i_slot = tl.load(p_item + 4)
     i_dy, i_dx, i_branch, i_tap = _tap(p_rectangle)
     i_y, i_x = tl.load(p_rectangle + 4), tl.load(p_rectangle + 5)
     height, width = tl.load(p_rectangle + 6), tl.load(p_rectangle + 7)
@@ -259,6 +259,7 @@ def dilated_conv2d_wgrad_kernel(
         b_input = tl.load(p_input + o_input, mask=m_pixel[:, None] & m_n[None, :], other=0.0)
         b_sum = tl.dot(b_grad, b_input, b_sum, input_precision=PRECISION)
 
+    i_slot = tl.load(p_item + 4)
     if i_slot < 0:
         _store_weight(b_sum, grad_weights, p_branches, i_branch, i_tap, o_m, o_n, C, ALIGNMENT)
     else:
@@ -303,6 +304,17 @@ def dilated_conv2d_wgrad_reduce_kernel(
     _store_weight(b_sum, grad_weights, p_branches, i_branch, i_tap, o_m, o_n, C, ALIGNMENT)
 
 
+@triton.jit
+def round_to_tf32_kernel(p_output, p_input, num_elements, BLOCK: tl.constexpr):
+    """To nearest, ties away from zero, like cvt.rna.tf32."""
+    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_exact = tl.load(p_input + o, mask=o < num_elements, other=0.0)
+    b_bits = (b_exact.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    b_rounded = b_bits.to(tl.float32, bitcast=True)
+    b_rounded = tl.where(tl.abs(b_exact) < float("inf"), b_rounded, b_exact)  # NaN stays NaN
+    tl.store(p_output + o, b_rounded, mask=o < num_elements)
+
+
 class Blocks(NamedTuple):
     """Sizes of a program's blocks and how it runs, pinned for a class of shapes and a dtype."""
 
@@ -327,18 +339,24 @@ _CANDIDATES = (
 _tuned: dict[tuple[torch.dtype, Blocks], Blocks] = {}  # by what is pinned
 
 
-def blocks_for(dtype: torch.dtype, tf32: bool, columns: int, depth: int) -> Blocks:
-    """For sums over ``depth`` channels that make ``columns`` channels."""
-    pinned = _pinned(dtype, tf32, columns, depth)
+def precision_of(dtype: torch.dtype) -> str:
+    """What tl.dot multiplies fp32 in; it rounds no other dtype. On AMD there is no tf32."""
+    is_tf32 = dtype == torch.float32 and tf32_is_allowed() and not torch.version.hip
+    return "tf32" if is_tf32 else "ieee"
+
+
+def blocks_for(dtype: torch.dtype, precision: str, rows: int, columns: int, depth: int) -> Blocks:
+    """For matrix products of [rows, depth] and [depth, columns]."""
+    pinned = _pinned(dtype, precision, rows, columns, depth)
     return _tuned.get((dtype, pinned), pinned)
 
 
-def _pinned(dtype: torch.dtype, tf32: bool, columns: int, depth: int) -> Blocks:
+def _pinned(dtype: torch.dtype, precision: str, rows: int, columns: int, depth: int) -> Blocks:
     largest = Blocks(128, 128, 64, 8, 4)
     if dtype == torch.float32:
-        # The interpreter, in which both are fp32, pays for steps.
-        wide = tf32 or INTERPRETED
-        largest = Blocks(128, 128, 32, 8, 4) if wide else Blocks(64, 64, 16, 4, 3)
+        largest = Blocks(128, 128, 32, 8, 4) if precision == "tf32" else Blocks(64, 64, 16, 4, 2)
+    if INTERPRETED:
+        largest = Blocks(block_for(max(rows, _SMALLEST), 0, 512), 128, 256, 1, 1)
     if torch.version.hip:
         largest = largest._replace(num_stages=2)  # 64 KiB of shared memory
 
@@ -355,7 +373,9 @@ def tune(input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[
     that the GPU has no room for are left out.
     """
     columns = max(weight.size(0) for weight in weights)
-    pinned = _pinned(input.dtype, tf32_is_allowed(), columns, input.size(1))
+    pinned = _pinned(
+        input.dtype, precision_of(input.dtype), input[:, 0].numel(), columns, input.size(1)
+    )
     key, times = (input.dtype, pinned), {}
     for candidate in dict.fromkeys([pinned, *_CANDIDATES]):
         _tuned[key] = candidate
@@ -367,7 +387,7 @@ def tune(input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[
     return _tuned[key]
 
 
-_REDUCED_ROWS = 128 if INTERPRETED else 16  # of a block, by a program that adds pieces of sums
+_REDUCED_ROWS = 512 if INTERPRETED else 16  # of a block, by a program that adds pieces of sums
 
 
 class WorkList(NamedTuple):
@@ -500,8 +520,17 @@ def _geometry(
     )
 
 
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
+def _operand(tensor: Tensor, precision: str) -> Tensor:
+    """In channels_last and, of tf32, rounded to it: tensor cores would cut the last bits off."""
+    tensor = tensor.contiguous(memory_format=torch.channels_last)
+    if precision != "tf32":
+        return tensor
+    rounded = torch.empty_like(tensor, memory_format=torch.channels_last)
+    block = block_for(tensor.numel(), 1024, 65536)
+    round_to_tf32_kernel[(triton.cdiv(tensor.numel(), block),)](
+        rounded, tensor, tensor.numel(), BLOCK=block, num_warps=4, enable_fp_fusion=True
+    )
+    return rounded
 
 
 def _sum_taps(
@@ -517,9 +546,9 @@ def _sum_taps(
     N, _, H, W = input.shape
     C, channels = weights[0].size(1), tuple(weight.size(0) for weight in weights)
     branches = _geometry((N, H, W), weights, dilations)
-    tf32 = input.dtype != torch.float32 or tf32_is_allowed()
+    precision = precision_of(input.dtype)
     columns, depth = (C, max(channels)) if mirrored else (max(channels), C)
-    blocks = blocks_for(input.dtype, tf32, columns, depth)
+    blocks = blocks_for(input.dtype, precision, N * H * W, columns, depth)
     work = work_list(
         (N, H, W), branches, C, channels, mirrored, blocks, input.device, _num_workers(input.device)
     )
@@ -540,8 +569,8 @@ def _sum_taps(
     dilated_conv2d_kernel[(work.items.numel() // 6,)](
         output,
         partial,
-        input,
-        tuple(_channels_last(weight) for weight in weights),
+        _operand(input, precision),
+        tuple(_operand(weight, precision) for weight in weights),
         bias,
         residual,
         work.pixels,
@@ -555,7 +584,7 @@ def _sum_taps(
         input.size(1),
         output.size(1),
         stride_bias,
-        PRECISION="tf32" if tf32 else "ieee",
+        PRECISION=precision,
         BLOCK_K=blocks.k,
         num_warps=blocks.num_warps,
         num_stages=blocks.num_stages,
@@ -600,7 +629,7 @@ def dilated_conv2d(
         output = nhwc_output(input, sum(weight.size(0) for weight in weights))
     given = [bias for bias in biases if bias is not None]
     bias = given[0].contiguous() if len(given) == 1 else torch.cat(given) if given else None
-    _sum_taps(output, _channels_last(input), weights, dilations, False, bias, residual, activation)
+    _sum_taps(output, input, weights, dilations, False, bias, residual, activation)
     return output
 
 
@@ -613,7 +642,7 @@ def input_gradient(
     """Of all branches in one launch, channels_last, with ``image_bias`` [N, C] added."""
     grad_input = nhwc_output(grad_output, weights[0].size(1))
     bias = None if image_bias is None else image_bias.contiguous()
-    _sum_taps(grad_input, _channels_last(grad_output), weights, dilations, True, bias)
+    _sum_taps(grad_input, grad_output, weights, dilations, True, bias)
     return grad_input
 
 
@@ -626,8 +655,8 @@ def weight_gradients(
     """Of all branches in one launch, channels_last."""
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
-    tf32 = input.dtype != torch.float32 or tf32_is_allowed()
-    blocks = blocks_for(input.dtype, tf32, C, N * H * W)
+    precision = precision_of(input.dtype)
+    blocks = blocks_for(input.dtype, precision, max(channels), C, N * H * W)
     num_workers = _num_workers(input.device)
     branches = _geometry((N, H, W), weights, dilations)
     work = weight_work_list((N, H, W), branches, C, channels, blocks, input.device, num_workers)
@@ -636,8 +665,8 @@ def weight_gradients(
     dilated_conv2d_wgrad_kernel[(work.items.numel() // 6,)](
         tuple(grads),
         partial,
-        _channels_last(grad_output),
-        _channels_last(input),
+        _operand(grad_output, precision),
+        _operand(input, precision),
         work.rectangles,
         work.items,
         work.branches,
@@ -646,7 +675,7 @@ def weight_gradients(
         N,
         C,
         sum(channels),
-        PRECISION="tf32" if tf32 else "ieee",
+        PRECISION=precision,
         ALIGNMENT=_alignment(channels),
         BLOCK_M=blocks.m,
         BLOCK_N=blocks.n,

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops._bilinear import source_scale
-from .bilinear import INTERPRETED, interpolate, source_pair
+from .bilinear import block_for, interpolate, source_pair
 
 MAX_CANDIDATES = 32  # listed for a cell; with more, its pixels walk all classes
 MAX_CELL_SCALE = 0.3  # source pixels per output pixel from which on lists do not pay
@@ -230,27 +230,26 @@ def upsample_argmax(
     if labels.numel() == 0:
         return labels
     geometry = C, H, W, *logits.stride()
-    # The interpreter pays for operations, a GPU for elements.
-    block_c = min(triton.next_power_of_2(C), 32) if INTERPRETED else 1
+    block_c = block_for(C, 1, 32)
 
     pruned = C > 1 and scale_h <= MAX_CELL_SCALE and scale_w <= MAX_CELL_SCALE
     num_cells = N * H * W if pruned else 0
     counts = logits.new_empty(num_cells, dtype=torch.int32)
     candidates = logits.new_empty(num_cells * MAX_CANDIDATES, dtype=torch.int32)
     if pruned:
-        block_s = 1024 if INTERPRETED else 8
+        block_s = block_for(num_cells, 8, 1024)
         upsample_argmax_candidates_kernel[(triton.cdiv(num_cells, block_s),)](
             candidates,
             counts,
             logits,
             num_cells,
             *geometry,
-            BLOCK_C=block_c if INTERPRETED else 32,
+            BLOCK_C=block_for(C, 32, 32),
             BLOCK_S=block_s,
             num_warps=4,
             enable_fp_fusion=False,
         )
-    block_p = 4096 if INTERPRETED else 256
+    block_p = block_for(out_H * out_W, 256, 4096)
     upsample_argmax_fwd_kernel[(N * triton.cdiv(out_H * out_W, block_p),)](
         labels,
         logits,

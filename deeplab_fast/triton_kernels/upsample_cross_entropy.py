@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..ops._bilinear import source_scale
 from ..ops._library import empty_like_format
-from .bilinear import INTERPRETED, interpolate, source_pair
+from .bilinear import block_for, interpolate, source_pair
 
 _LOWEST = tl.constexpr(-(2.0**126))
 
@@ -25,8 +25,20 @@ _LOWEST = tl.constexpr(-(2.0**126))
 def _centred(p_logit, b_centre, m_logit):
     """A finite logit stays finite: an infinite one would be NaN where its weight is 0."""
     b_logit = tl.load(p_logit, mask=m_logit, other=0.0).to(tl.float32)
-    b_less = b_logit - b_centre[None, :]
+    b_less = b_logit - b_centre
     return tl.where((b_less < _LOWEST) & (b_logit > float("-inf")), _LOWEST, b_less)
+
+
+@triton.jit
+def _interpolated(corners, centres, weights, o_offset, m_logit):
+    """Of the classes at ``o_offset`` from the pointers ``corners``."""
+    b_a = _centred(corners[0] + o_offset, centres[0], m_logit)
+    b_b = _centred(corners[1] + o_offset, centres[1], m_logit)
+    b_c = _centred(corners[2] + o_offset, centres[2], m_logit)
+    b_d = _centred(corners[3] + o_offset, centres[3], m_logit)
+    b_top = interpolate(b_a, b_b, weights[0], weights[1])
+    b_bottom = interpolate(b_c, b_d, weights[0], weights[1])
+    return interpolate(b_top, b_bottom, weights[2], weights[3])
 
 
 @triton.jit
@@ -66,41 +78,35 @@ def upsample_cross_entropy_fwd_kernel(
     o_p = tl.where(m_p, o_p, 0)
     o_y_lo, o_y_hi, b_h0, b_h1 = source_pair(o_p // out_W, H, scale_h, ALIGN_CORNERS)
     o_x_lo, o_x_hi, b_w0, b_w1 = source_pair(o_p % out_W, W, scale_w, ALIGN_CORNERS)
-    p_centre += i_n * H * W
-    b_centre_a = tl.load(p_centre + o_y_lo.to(tl.int64) * W + o_x_lo)
-    b_centre_b = tl.load(p_centre + o_y_lo.to(tl.int64) * W + o_x_hi)
-    b_centre_c = tl.load(p_centre + o_y_hi.to(tl.int64) * W + o_x_lo)
-    b_centre_d = tl.load(p_centre + o_y_hi.to(tl.int64) * W + o_x_hi)
-    p_logits += i_n * stride_n
-    p_lo_row = p_logits + o_y_lo.to(tl.int64) * stride_h
-    p_hi_row = p_logits + o_y_hi.to(tl.int64) * stride_h
-    p_a, p_b = p_lo_row + o_x_lo.to(tl.int64) * stride_w, p_lo_row + o_x_hi.to(tl.int64) * stride_w
-    p_c, p_d = p_hi_row + o_x_lo.to(tl.int64) * stride_w, p_hi_row + o_x_hi.to(tl.int64) * stride_w
-    b_target = tl.load(p_target + i_n * num_pixels + o_p)
+    p_lo_centre = p_centre + (i_n * H + o_y_lo) * W
+    p_hi_centre = p_centre + (i_n * H + o_y_hi) * W
+    b_centre_a = tl.load(p_lo_centre + o_x_lo)[None, :]
+    b_centre_b = tl.load(p_lo_centre + o_x_hi)[None, :]
+    b_centre_c = tl.load(p_hi_centre + o_x_lo)[None, :]
+    b_centre_d = tl.load(p_hi_centre + o_x_hi)[None, :]
+    p_lo_row = p_logits + i_n * stride_n + o_y_lo.to(tl.int64) * stride_h
+    p_hi_row = p_logits + i_n * stride_n + o_y_hi.to(tl.int64) * stride_h
+    o_left, o_right = o_x_lo.to(tl.int64) * stride_w, o_x_hi.to(tl.int64) * stride_w
+    p_a, p_b = (p_lo_row + o_left)[None, :], (p_lo_row + o_right)[None, :]
+    p_c, p_d = (p_hi_row + o_left)[None, :], (p_hi_row + o_right)[None, :]
+    corners, centres = (p_a, p_b, p_c, p_d), (b_centre_a, b_centre_b, b_centre_c, b_centre_d)
+    weights = b_w0[None, :], b_w1[None, :], b_h0[None, :], b_h1[None, :]
 
     # The exponentials are summed less the greatest logit so far.
     b_max = tl.full([BLOCK_P], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_P], tl.float32)
-    b_hit = tl.zeros([BLOCK_P], tl.float32)
     b_smooth = tl.zeros([BLOCK_P], tl.float32)
     for i_c in range(0, C, BLOCK_C):
         o_c = i_c + tl.arange(0, BLOCK_C)[:, None]
         m_c = (o_c < C) & m_p[None, :]
         o_offset = o_c.to(tl.int64) * stride_c
-        b_a = _centred(p_a[None, :] + o_offset, b_centre_a, m_c)
-        b_b = _centred(p_b[None, :] + o_offset, b_centre_b, m_c)
-        b_c = _centred(p_c[None, :] + o_offset, b_centre_c, m_c)
-        b_d = _centred(p_d[None, :] + o_offset, b_centre_d, m_c)
-        b_top = interpolate(b_a, b_b, b_w0[None, :], b_w1[None, :])
-        b_bottom = interpolate(b_c, b_d, b_w0[None, :], b_w1[None, :])
-        b_logit = interpolate(b_top, b_bottom, b_h0[None, :], b_h1[None, :])
+        b_logit = _interpolated(corners, centres, weights, o_offset, m_c)
         b_logit = tl.where(o_c < C, b_logit, float("-inf"))
         b_new_max = tl.maximum(b_max, tl.max(b_logit, axis=0))
         b_shift = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
         b_exp = tl.exp(b_logit - b_shift[None, :])
         b_sum = b_sum * tl.exp(b_max - b_shift) + tl.sum(b_exp, axis=0)
         b_max = b_new_max
-        b_hit += tl.sum(tl.where(o_c == b_target[None, :], b_logit, 0.0), axis=0)
         if SMOOTH:
             b_weight = tl.load(p_weight + o_c, mask=o_c < C, other=0.0)
             b_smooth += tl.sum(tl.where(o_c < C, b_logit * b_weight, 0.0), axis=0)
@@ -108,15 +114,19 @@ def upsample_cross_entropy_fwd_kernel(
     b_shift = tl.where(b_max == float("-inf"), 0.0, b_max)
     b_log_sum_exp = b_shift + tl.log(b_sum)
 
+    o_pixel = i_n * num_pixels + o_p
+    b_target = tl.load(p_target + o_pixel)
     m_counted = m_p & (b_target != ignore_index)
     m_known = (b_target >= 0) & (b_target < C)
-    b_weight = tl.load(p_weight + tl.where(m_known, b_target, 0))
+    o_target = tl.where(m_known, b_target, 0)
+    o_offset = o_target[None, :] * stride_c
+    b_hit = tl.sum(_interpolated(corners, centres, weights, o_offset, m_p[None, :]), axis=0)
+    b_weight = tl.load(p_weight + o_target)
     b_loss = (1.0 - label_smoothing) * b_weight * (b_log_sum_exp - b_hit)
     if SMOOTH:
         b_loss += label_smoothing / C * (tl.load(p_weight_sum) * b_log_sum_exp - b_smooth)
     b_loss = tl.where(m_known, b_loss, float("nan"))
     b_loss = tl.where(m_counted, b_loss, 0.0)
-    o_pixel = i_n * num_pixels + o_p
     tl.store(p_log_sum_exp + o_pixel, b_log_sum_exp, mask=m_p)
     if STORE_LOSS:
         tl.store(p_loss + o_pixel, b_loss, mask=m_p)
@@ -140,7 +150,7 @@ def upsample_cross_entropy_cells_kernel(
     o_low = tl.zeros_like(o_cell)
     o_high = o_low + out_size
     for _ in range(num_halvings):
-        o_middle = (o_low + o_high) // 2
+        o_middle = o_low + (o_high - o_low) // 2
         o_lo, _, _, _ = source_pair(o_middle, size, scale, ALIGN_CORNERS)
         m_before = (o_lo < o_cell) & (o_low < o_high)
         o_low = tl.where(m_before, o_middle + 1, o_low)
@@ -205,10 +215,10 @@ def upsample_cross_entropy_bwd_kernel(
     o_left, o_right = o_x_lo.to(tl.int64) * stride_w, o_x_hi.to(tl.int64) * stride_w
     p_centre_top = p_centre + (o_n * H + o_y_lo) * W
     p_centre_bottom = p_centre + (o_n * H + o_y_hi) * W
-    b_a = _centred(p_top + o_left, tl.load(p_centre_top + o_x_lo), m_c)
-    b_b = _centred(p_top + o_right, tl.load(p_centre_top + o_x_hi), m_c)
-    b_c = _centred(p_bottom + o_left, tl.load(p_centre_bottom + o_x_lo), m_c)
-    b_d = _centred(p_bottom + o_right, tl.load(p_centre_bottom + o_x_hi), m_c)
+    b_a = _centred(p_top + o_left, tl.load(p_centre_top + o_x_lo)[None, :], m_c)
+    b_b = _centred(p_top + o_right, tl.load(p_centre_top + o_x_hi)[None, :], m_c)
+    b_c = _centred(p_bottom + o_left, tl.load(p_centre_bottom + o_x_lo)[None, :], m_c)
+    b_d = _centred(p_bottom + o_right, tl.load(p_centre_bottom + o_x_hi)[None, :], m_c)
     b_class_weight = tl.load(p_weight + o_c, mask=o_c < C, other=0.0)
     b_weight_sum = tl.load(p_weight_sum)
     if MEAN:
@@ -237,7 +247,8 @@ def upsample_cross_entropy_bwd_kernel(
             if MEAN:
                 b_grad /= b_total_weight
             m_known = (b_target >= 0) & (b_target < C)
-            b_weight = tl.load(p_weight + b_target, mask=m_counted & m_known, other=0.0)
+            o_target = tl.where(m_known, b_target, 0).to(tl.int32)
+            b_weight = tl.load(p_weight + o_target, mask=m_counted, other=0.0)
             # The forward refused other targets, or made the loss NaN.
             b_grad = tl.where(m_known, b_grad, float("nan"))
             b_hit = (1.0 - label_smoothing) * b_weight * b_grad
@@ -247,7 +258,7 @@ def upsample_cross_entropy_bwd_kernel(
             b_logit = interpolate(b_top, b_bottom, b_h0[None, :], b_h1[None, :])
             b_softmax = tl.exp(b_logit - b_log_sum_exp[None, :])
             b_grad_logit = b_softmax * (b_hit + b_smooth * b_weight_sum)[None, :]
-            b_grad_logit -= tl.where(o_c == b_target[None, :], b_hit[None, :], 0.0)
+            b_grad_logit -= tl.where(o_c == o_target[None, :], b_hit[None, :], 0.0)
             b_grad_logit -= b_smooth[None, :] * b_class_weight
             b_grad_logit = tl.where(m_counted[None, :], b_grad_logit, 0.0)
             b_grad_top += b_grad_logit * b_h0[None, :]
@@ -341,8 +352,7 @@ def upsample_cross_entropy(
     out_H, out_W = target.shape[1:]
     log_sum_exp = logits.new_empty(target.shape, dtype=torch.float32)
     losses = torch.empty_like(log_sum_exp) if reduction == "none" else None
-    block_p = 4096 if INTERPRETED else 256
-    block_c = min(triton.next_power_of_2(C), 64) if INTERPRETED else 1
+    block_p, block_c = block_for(out_H * out_W, 256, 4096), block_for(C, 1, 64)
     num_blocks = N * triton.cdiv(out_H * out_W, block_p)
     sums = logits.new_empty((num_blocks, 2), dtype=torch.float32)
     if num_blocks:
@@ -379,7 +389,7 @@ def upsample_cross_entropy(
 
 def _begins(size: int, out_size: int, scale: float, align_corners: bool, like: Tensor) -> Tensor:
     begin = like.new_empty(size + 1, dtype=torch.int32)
-    block = 1024 if INTERPRETED else 128
+    block = block_for(size + 1, 128, 1024)
     upsample_cross_entropy_cells_kernel[(triton.cdiv(size + 1, block),)](
         begin,
         size,
@@ -415,9 +425,9 @@ def upsample_cross_entropy_backward(
     num_cells = N * H * W
     corners = logits.new_empty(4 * logits.numel(), dtype=torch.float32)
     widest = triton.next_power_of_2(triton.cdiv(out_W, W))
-    block_x = min(widest, 16 if INTERPRETED else 8)
-    block_s = 1024 // block_x if INTERPRETED else 32 // block_x
-    block_c = min(triton.next_power_of_2(C), 64 if INTERPRETED else 32)
+    block_x = block_for(widest, min(widest, 8), 16)
+    block_s = block_for(num_cells, 32 // block_x, 1024 // block_x)
+    block_c = block_for(C, min(triton.next_power_of_2(C), 32), 64)
     grid = triton.cdiv(num_cells, block_s), triton.cdiv(C, block_c)
     upsample_cross_entropy_bwd_kernel[grid](
         corners,
@@ -450,7 +460,7 @@ def upsample_cross_entropy_backward(
         num_warps=4,
         enable_fp_fusion=True,
     )
-    block = 4096 if INTERPRETED else 256
+    block = block_for(logits.numel(), 256, 65536)
     upsample_cross_entropy_gather_kernel[(triton.cdiv(logits.numel(), block),)](
         grad_logits,
         corners,
