@@ -130,8 +130,8 @@ inline uint32_t swizzled(uint32_t address, uint32_t swizzle) {
 
 // A matrix in shared memory as a wgmma descriptor says, 16-bit elements, swizzled in 128 bytes: PTX
 // ISA, wgmma, "Canonical Layouts". Where k is contiguous the leading offset means nothing, and the
-// stride offset leads from 8 rows to the next 8; else they lead from 64 rows to the next 64 and from
-// 8 columns of k to the next 8.
+// stride offset leads from 8 rows to the next 8; else they lead from 64 rows to the next 64 and
+// from 8 columns of k to the next 8.
 struct Matrix {
   uint32_t start, leading, stride;
   bool k_major;
