@@ -44,6 +44,7 @@ GUARDS = {
     "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": WGRAD_SM90,
     "csrc/cuda/implicit_gemm.cuh": CONV,
     "csrc/cuda/pixel_means.cu": ASPP,
+    "csrc/cuda/tensor_map.cuh": Guard("tests/test_dilated_conv2d_sm90.py same_address"),
     "csrc/cuda/upsample_argmax.cu": ARGMAX,
     "csrc/cuda/upsample_cross_entropy.cu": Guard(
         "tests/test_upsample_cross_entropy.py emulated and not (compile or export or opcheck)"
@@ -122,6 +123,13 @@ FAULTS: dict[str, list[Fault]] = {
             "an image without its last run",
             "row < (last_run + image + 1) * runs.parts;",
             "row < (last_run + image) * runs.parts;",
+        ),
+    ],
+    "csrc/cuda/tensor_map.cuh": [
+        Fault(
+            "the description of a smaller weight at the same address",
+            "  std::copy_n(dims, kRank, key.begin() + kRank);\n",
+            "",
         ),
     ],
     "csrc/cuda/upsample_argmax.cu": [
@@ -229,7 +237,7 @@ FAULTS: dict[str, list[Fault]] = {
             "first_slot, static_cast<int32_t>(ends.size() - 1)}",
         ),
         Fault("pieces overlap", "        begin = end;\n", "        begin = end - 1;\n"),
-        Fault("a worker never full", "      used = 0;\n", "      used -= limit;\n"),
+        Fault("no wrap-around rule", "part = 64; part <= 96;", "part = 64; part < 64;"),
     ],
     "csrc/cuda/implicit_gemm.cuh": [
         Fault(

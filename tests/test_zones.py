@@ -387,6 +387,12 @@ def test_small_problems_are_split_and_large_ones_are_not():
     assert imbalance(JOBS["33x33"], num_workers=1) == (0, 1)
 
 
+def test_a_sum_that_does_not_fit_a_worker_goes_on_with_the_next():
+    items, reductions, num_slots, makespan = schedule([(100, 1)] * 3, num_workers=2)
+    assert len(items) == 4 and len(reductions) == 1 and num_slots == 2
+    assert makespan < 160  # a piece costs 8: 158 at best, and 174 if all three were halved
+
+
 def test_tap_rectangles_bad_input():
     with pytest.raises(ValueError, match="negative"):
         _C.zones.tap_rectangles((5, -1), [(3, 3, 1, 1)])
