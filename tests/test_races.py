@@ -35,7 +35,7 @@ WGRAD = {"dilated_conv2d_wgrad_kernel", *BIAS_GRAD}
 WGRAD_SM90 = {"dilated_conv2d_wgrad_sm90_kernel", *BIAS_GRAD}
 WGRAD_REDUCE = "dilated_conv2d_wgrad_reduce_kernel"
 DEPTHWISE_WGRAD = {"depthwise_conv2d_wgrad_kernel", "depthwise_conv2d_wgrad_reduce_kernel"}
-ASPP = {"aspp_fwd_pool_kernel", "aspp_fwd_linear_kernel"}
+ASPP = {"pixel_means_fwd_kernel", "aspp_fwd_linear_kernel"}
 ENTROPY = {f"upsample_cross_entropy_{name}_kernel" for name in ("prepare", "fwd", "reduce")}
 ENTROPY |= {f"upsample_cross_entropy_{name}_kernel" for name in ("bwd", "gather")}
 
@@ -71,7 +71,7 @@ def depthwise(case: Conv) -> Callable[[], list[Tensor]]:
 
 
 def pooled_branches() -> list[Tensor]:
-    """Sums of several runs of pixels."""
+    """Means from several runs of pixels, of which one is of two images."""
 
     def weight(*shape: int) -> Tensor:
         return (torch.randn(shape) / 4).bfloat16()
@@ -79,7 +79,7 @@ def pooled_branches() -> list[Tensor]:
     branches = [weight(8, 40, 1, 1), weight(8, 40, 3, 3)], [weight(8), weight(8)], [1, 2]
     return [
         aspp(
-            weight(1, 40, 11, 12), *branches, weight(16, 40, 1, 1), weight(16),
+            weight(2, 40, 7, 11), *branches, weight(16, 40, 1, 1), weight(16),
             weight(8, 32, 1, 1), weight(8),
         )
     ]  # fmt: skip
@@ -148,7 +148,7 @@ LAUNCHES: dict[str, tuple[str, int, Callable[[], list[Tensor]], set[str]]] = {
         "sm_80", 1, depthwise(Conv(1, 13, 13, 9, 5, (3, 3), 2, 13)),
         {"depthwise_conv2d_fwd_any_kernel", *DEPTHWISE_WGRAD},
     ),
-    "aspp": ("sm_80", 1, pooled_branches, {SM80, *ASPP}),
+    "aspp": ("sm_80", 1, pooled_branches, {SM80, "pixel_sums_fwd_kernel", *ASPP}),
     "aspp on sm_90": ("sm_90", 8, pooled_branches, {SM90, *ASPP}),
     # Cells of several groups of rows, and of columns for more than one block.
     "cross entropy": (
