@@ -467,6 +467,7 @@ FAULTS: dict[str, list[Fault]] = {
             "for (int distance = kChunks; distance < 16;",
         ),
         Fault("each block's sums in the same rows", "+ rank * kBlockM;  // the first", ";"),
+        Fault("no wait for the kernel before", "    ptx::griddepcontrol_wait();\n", ""),
     ],
     "csrc/cuda/aspp.cu": [
         Fault(
