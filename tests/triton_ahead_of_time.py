@@ -116,6 +116,11 @@ def launch_all() -> None:
         dilated_conv2d.input_gradient(grad, weights, rates, torch.zeros(1, 2048))
         dilated_conv2d.weight_gradients(grad, x, weights, rates)
 
+    dilated_conv2d._num_workers = partial(_first, 10**6)
+    x = torch.zeros(1, 64, 33, 33, dtype=torch.bfloat16)
+    weight = torch.zeros(64, 64, 3, 3, dtype=torch.bfloat16)
+    dilated_conv2d.weight_gradients(x, x, [weight], [(12, 12)])  # split sums
+
     x = torch.zeros(1, 256, 33, 33, dtype=torch.bfloat16)
     weight = torch.zeros(256, 1, 3, 3, dtype=torch.bfloat16)
     depthwise_conv2d(x, weight, None, (12, 12))
