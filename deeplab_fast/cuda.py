@@ -22,7 +22,9 @@ from .cuda_kernels.register import implement, implement_convolutions
 _OLDEST_CAPABILITY = (8, 0)
 # Elsewhere than in code for sm_90a, the kernels for compute capability 9.0 are empty.
 _HAS_SM90 = any(name.startswith("90a") for name in _C.build_info()["architectures"])
-_BLOCKS_PER_PROCESSOR = 2  # of dilated_conv2d, by its registers and shared memory on sm_80
+# A processor's shared memory has room for two blocks of dilated_conv2d, but here for one: 100 KB
+# (CUDA C++ Programming Guide, technical specifications per compute capability).
+_ONE_BLOCK_PER_PROCESSOR = {(8, 6), (8, 9), (12, 0)}
 
 
 @availability("cuda")
@@ -77,7 +79,9 @@ def _kernels(tensor: Tensor, sm90: bool = True) -> Iterator[Kernels]:
     with torch.cuda.device(tensor.device):
         stream = torch.cuda.current_stream().cuda_stream
         properties = torch.cuda.get_device_properties(tensor.device)
-        num_workers = _BLOCKS_PER_PROCESSOR * properties.multi_processor_count
+        capability = properties.major, properties.minor
+        blocks = 1 if capability in _ONE_BLOCK_PER_PROCESSOR else 2
+        num_workers = blocks * properties.multi_processor_count
         yield Kernels(_C.cuda, stream, num_workers, sm90 and _runs_sm90(properties))
 
 

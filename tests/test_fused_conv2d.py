@@ -139,12 +139,14 @@ def test_emulated_keeps_nan(with_residual):
         ({"stride": (2, 2)}, r"has stride \(1, 1\), not \(2, 2\)"),
         ({"padding": (2, 1)}, r"pads to the same size, not a \(3, 3\) weight by \(2, 1\)"),
         ({"weight": torch.zeros(6, 1, 2, 3)}, r"not a \(2, 3\) weight"),
+        ({"bias": torch.zeros(6).half()}, "input and the bias differ in dtype"),
+        ({"bias": torch.zeros(5)}, "shapes of weight and bias do not fit"),
+        ({"residual": torch.zeros(2, 6, 12, 10).half()}, "input and the residual differ in dtype"),
+        ({"residual": torch.zeros(2, 6, 12, 9)}, "residual has not the shape of the output"),
     ],
 )
 def test_emulated_depthwise_refuses(change, reason):
-    input, weight, bias, _, *geometry = operands("depthwise", False, torch.float32, "cpu")
-    named = dict(zip(("weight", "stride", "padding", "dilation", "groups"), (weight, *geometry)))
-    named.update(change)
-    weight, *geometry = named.values()
+    names = ("input", "weight", "bias", "residual", "stride", "padding", "dilation", "groups")
+    named = dict(zip(names, operands("depthwise", True, torch.float32, "cpu"))) | change
     with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=reason):
-        fused_conv2d(input, weight, bias, *geometry, "none")
+        fused(*named.values(), "none")

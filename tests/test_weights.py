@@ -457,3 +457,13 @@ def test_preprocessing_crops_and_converts():
     assert tensor.shape == (3, 3, 9)
     expected = F.pad(torch.arange(35.0).reshape(5, 7)[1:4], (1, 1))
     assert_close(tensor, expected.expand(3, 3, 9))
+
+
+def test_preprocessing_sees_deep_and_transparent_images_as_segment_does():
+    preprocessing = Preprocessing((0.0,) * 3, (1 / 255,) * 3)
+    deep = Image.fromarray(np.full((2, 3), 257 * 100, np.uint16))
+    assert_close(preprocessing(deep), torch.full((3, 2, 3), 100.0))
+    clear = Image.new("RGBA", (3, 2), (9, 9, 9, 0))
+    assert_close(preprocessing(clear), torch.full((3, 2, 3), 255.0))
+    with pytest.raises(ValueError, match="32 bits per channel"):
+        preprocessing(Image.fromarray(np.ones((2, 3), np.float32)))

@@ -92,7 +92,7 @@ def convolve(
     branches = conv_branches(input, weights, dilations)
     input, *weights = aligned_nhwc(input), *map(aligned_rows, weights)
     biases = [None if bias is None else bias.contiguous() for bias in biases]
-    summing = None if pixel_sums is None else summing_branch(kernels, input, weights)
+    summing = summing_branch(kernels, input, weights)
     outputs = [
         _C.ConvOutput(
             weight.data_ptr(),
@@ -101,7 +101,7 @@ def convolve(
             weight.size(0),
             sum(channels[:i]),
             weight.stride(0),
-            pixel_sums.data_ptr() if i == summing else 0,
+            pixel_sums.data_ptr() if pixel_sums is not None and i == summing else 0,
         )
         for i, (weight, bias) in enumerate(zip(weights, biases))
     ]

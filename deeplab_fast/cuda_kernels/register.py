@@ -143,6 +143,8 @@ def _fused_conv2d_refuses(
         return refusal
     if weight.size(1) * groups != input.size(1) or bias.shape != weight.shape[:1]:
         return "the shapes of weight and bias do not fit"
+    if bias.dtype != input.dtype or bias.device != input.device:
+        return "the input and the bias differ in dtype or device"
     return None
 
 
@@ -169,6 +171,8 @@ def _fused_conv2d_add_refuses(
         return refusal
     if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):
         return "the residual has not the shape of the output"
+    if residual.dtype != input.dtype or residual.device != input.device:
+        return "the input and the residual differ in dtype or device"
     return None
 
 

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .._images import to_rgb
+
 # A panorama is seen at a smaller scale, or it would need memory without bound.
 _MAX_ASPECT = 4
 
@@ -53,8 +55,14 @@ class Preprocessing:
             raise ValueError(f"crop: expected two positive ints or None, got {self.crop!r}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """``image`` as float32 [3, H, W]; other modes than RGB are converted."""
-        image = image.convert("RGB")
+        """``image`` as float32 [3, H, W]; other modes than RGB are converted.
+
+        16 bits are scaled, transparent pixels are white.
+
+        Raises:
+            ValueError: the image has 32 bits per channel.
+        """
+        image = to_rgb(image)
         if self.resize is not None:
             short = min(image.size)
             width, height = (side * self.resize // short for side in image.size)

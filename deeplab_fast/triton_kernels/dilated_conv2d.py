@@ -11,7 +11,6 @@ fixed order.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _C
+from .._resident import resident
 from ..cuda_kernels.common import nhwc_output
 from ..ops._convolution import tf32_is_allowed
 from .bilinear import INTERPRETED, block_for
@@ -428,8 +428,7 @@ def _branch_rows(
     return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
-# Never dropped: a captured CUDA graph holds the addresses.
-@functools.cache
+@resident
 def work_list(
     plane: tuple[int, int, int],
     branches: tuple[tuple[int, int, int, int], ...],
@@ -474,7 +473,7 @@ class WeightWorkList(NamedTuple):
     num_slots: int
 
 
-@functools.cache
+@resident
 def weight_work_list(
     plane: tuple[int, int, int],
     branches: tuple[tuple[int, int, int, int], ...],
