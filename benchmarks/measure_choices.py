@@ -73,12 +73,12 @@ class _Recorder(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         namespace, _, op = function._schema.name.partition("::")
-        call = args
-        if op == "parallel_dilated_conv2d_and_mean":  # which on a device calls the other one
-            input, weights, dilations = args
-            op, call = "parallel_dilated_conv2d", (input, weights, [], dilations)
         if namespace == "deeplab_fast" and op in backends.shape_classes:
-            self.calls.append((op, tree_map_only(Tensor, _channels_last, call)))
+            args = tree_map_only(Tensor, _channels_last, args)
+            self.calls.append((op, args))
+            if op == "parallel_dilated_conv2d_and_mean":  # users call it without the mean
+                input, weights, dilations = args
+                self.calls.append(("parallel_dilated_conv2d", (input, weights, [], dilations)))
         return function(*args, **kwargs or {})
 
 

@@ -98,6 +98,14 @@ def parallel_dilated_conv2d(
     return output
 
 
+@implements("parallel_dilated_conv2d_and_mean", "cpu")
+def parallel_dilated_conv2d_and_mean(
+    input: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    output = parallel_dilated_conv2d(input, weights, [], dilations)
+    return output, reference.mean_of_pixels(input)
+
+
 @implements("parallel_dilated_conv2d_backward", "cpu")
 def parallel_dilated_conv2d_backward(
     grad_output: Tensor,

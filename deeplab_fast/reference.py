@@ -72,6 +72,19 @@ def parallel_dilated_conv2d(
     return in_format_of(torch.cat(outputs, dim=1), input)
 
 
+def mean_of_pixels(input: Tensor) -> Tensor:
+    """[N, C], in fp32 or float64."""
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    return input.mean((2, 3), dtype=dtype).contiguous()
+
+
+@implements("parallel_dilated_conv2d_and_mean", "reference")
+def parallel_dilated_conv2d_and_mean(
+    input: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    return parallel_dilated_conv2d(input, weights, [], dilations), mean_of_pixels(input)
+
+
 def share_of_pixel(grad_mean: Tensor, input: Tensor) -> Tensor:
     """Gradient [N, C] of each pixel from that of the mean over all, in fp32 or float64."""
     N, C, H, W = input.shape

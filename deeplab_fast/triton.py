@@ -277,6 +277,14 @@ def parallel_dilated_conv2d(
     return in_format_of(output.to(input.dtype), input)
 
 
+@implements("parallel_dilated_conv2d_and_mean", "triton", _refuses_parallel)
+def parallel_dilated_conv2d_and_mean(
+    input: Tensor, weights: list[Tensor], dilations: list[int]
+) -> tuple[Tensor, Tensor]:
+    output = parallel_dilated_conv2d(input, weights, [], dilations)
+    return output, reference.mean_of_pixels(input)
+
+
 @implements("parallel_dilated_conv2d_backward", "triton", _refuses_parallel_backward)
 def parallel_dilated_conv2d_backward(
     grad_output: Tensor,

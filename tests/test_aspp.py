@@ -13,7 +13,7 @@ import deeplab_fast
 from deeplab_fast import _emulated, aspp, emulated
 from deeplab_fast.cuda_kernels import aspp as aspp_kernels
 from deeplab_fast.cuda_kernels.common import Kernels, nhwc_output
-from deeplab_fast.cuda_kernels.pixel_means import convolve_with_means
+from deeplab_fast.cuda_kernels.dilated_conv2d_and_mean import convolve_with_means
 
 from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
 from .refusals import skip_if_refused, skip_without

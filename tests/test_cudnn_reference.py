@@ -476,7 +476,7 @@ HERE = Place("cpu", "cpu")
 COMPARISONS = {
     "dilated_conv2d": lambda: test_dilated_conv2d(HERE, SMALL[0], torch.float32, forward),
     "dilated_conv2d_backward": lambda: test_dilated_conv2d(HERE, SMALL[0], torch.float32, backward),
-    "parallel_dilated_conv2d": lambda: test_aspp_module(
+    "parallel_dilated_conv2d_and_mean": lambda: test_aspp_module(
         HERE, SMALL_PYRAMIDS[0], torch.float32, forward, True
     ),
     "parallel_dilated_conv2d_backward": lambda: test_parallel_dilated_conv2d(

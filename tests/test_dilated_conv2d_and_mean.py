@@ -71,7 +71,7 @@ def test_outputs_and_gradients(backend, device, ran, dtype, layout):
     with deeplab_fast.backend(backend):
         outputs = ours(*tensors)
         actual = gradients(ours, tensors, grads)
-    assert ran == [("parallel_dilated_conv2d", backend)] * 2 + [(OP, backend)]
+    assert ran == [("parallel_dilated_conv2d_and_mean", backend)] * 2 + [(OP, backend)]
     for a, p, e in zip(outputs, theirs(*tensors), theirs(*doubles(tensors)), strict=True):
         assert_as_accurate_as(a, p, e)
     exact = gradients(theirs, doubles(tensors), doubles(grads))
@@ -268,9 +268,10 @@ def test_emulated_on_seeds(monkeypatch, dtype, num_workers, device_name):
     results = []
     for seed in range(3):
         with deeplab_fast.backend("emulated"), machine(seed, device_name):
-            results.append(gradients(ours, tensors, grads))
-    exact = gradients(theirs, doubles(tensors), doubles(grads))
-    for a, p, e in zip(results[0], gradients(theirs, tensors, grads), exact, strict=True):
+            results.append([*ours(*tensors), *gradients(ours, tensors, grads)])
+    exact = *theirs(*doubles(tensors)), *gradients(theirs, doubles(tensors), doubles(grads))
+    peers = *theirs(*tensors), *gradients(theirs, tensors, grads)
+    for a, p, e in zip(results[0], peers, exact, strict=True):
         assert_as_accurate_as(a, p, e)
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))

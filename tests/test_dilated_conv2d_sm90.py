@@ -23,7 +23,7 @@ from deeplab_fast.cuda_kernels import work_lists
 from deeplab_fast.cuda_kernels.common import Kernels, nhwc_output
 from deeplab_fast.cuda_kernels.dilated_conv2d import convolve
 from deeplab_fast.cuda_kernels.dilated_conv2d import launch as launch_kernel
-from deeplab_fast.cuda_kernels.pixel_means import convolve_with_means
+from deeplab_fast.cuda_kernels.dilated_conv2d_and_mean import convolve_with_means
 from deeplab_fast.emulated import machine
 
 from .cases import CONVS, Conv, assert_as_accurate_as, operands

@@ -11,7 +11,7 @@ from ..ops._library import in_format_of
 from .common import DTYPES, Kernels, aligned_nhwc, nhwc_output
 from .dilated_conv2d import aligned_rows, channels_refused, convolve
 from .dilated_conv2d import refuses as convolution_refuses
-from .pixel_means import convolve_with_means
+from .dilated_conv2d_and_mean import convolve_with_means
 
 _MAX_POOL_CHANNELS = 16384  # their means are in shared memory
 

@@ -6,7 +6,6 @@ because a global read inside the implementation would be invisible to a compiled
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,18 +22,15 @@ def define(
     signature: str,
     fake: Callable[..., Any],
     shape_class: Callable[..., str] | None = None,
-    compute: Callable[..., Any] | None = None,
 ) -> Any:
     """Define ``deeplab_fast::name`` with ``signature`` ("(args) -> returns") and return the op.
 
     ``fake(*args)`` allocates the outputs: shapes, dtypes and strides of what every backend returns.
     ``shape_class(*args)`` names the class of shapes for which a kernel has to be measured faster
-    than a library's; None where no library has the op. ``compute(backend, *args)`` makes the
-    outputs of another op, where backends have none of this name.
+    than a library's; None where no library has the op.
     """
     if shape_class:
         backends.shape_classes[name] = shape_class
-    compute = compute or functools.partial(backends.run, name)
     arguments, returns = signature.removeprefix("(").split(") -> ")
     lib.define(f"{name}({arguments}, *, str backend='') -> {returns}")
 
@@ -43,8 +39,8 @@ def define(
         if torch.is_autocast_enabled(device_type):
             # The public function has cast already; the op itself must return what fake promised.
             with torch.autocast(device_type, enabled=False):
-                return compute(backend, *args)
-        return compute(backend, *args)
+                return backends.run(name, backend, *args)
+        return backends.run(name, backend, *args)
 
     def run_fake(*args: Any, backend: str = "") -> Any:
         return fake(*args)

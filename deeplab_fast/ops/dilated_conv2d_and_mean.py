@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import backends
 from ..reference import share_of_pixel
+from ._convolution import shape_class
 from ._library import define, differentiable
 from .dilated_conv2d import _checked_branches, _empty_output, _parallel_dilated_conv2d_backward
 
@@ -47,20 +48,10 @@ def parallel_dilated_conv2d_and_mean(
     return output, mean.to(dtype)[:, :, None, None]
 
 
-def _mean_dtype(input: Tensor) -> torch.dtype:
-    return torch.promote_types(input.dtype, torch.float32)
-
-
-def _compute(
-    backend: str, input: Tensor, weights: list[Tensor], dilations: list[int]
-) -> tuple[Tensor, Tensor]:
-    output = backends.run("parallel_dilated_conv2d", backend, input, weights, [], dilations)
-    return output, input.mean((2, 3), dtype=_mean_dtype(input)).contiguous()
-
-
 def _fake(input: Tensor, weights: Any, dilations: Any) -> tuple[Tensor, Tensor]:
     output = _empty_output(input, sum(weight.size(0) for weight in weights))
-    return output, input.new_empty(input.shape[:2], dtype=_mean_dtype(input))
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    return output, input.new_empty(input.shape[:2], dtype=dtype)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -89,6 +80,8 @@ _parallel_dilated_conv2d_and_mean = define(
     "parallel_dilated_conv2d_and_mean",
     "(Tensor input, Tensor[] weights, int[] dilations) -> (Tensor, Tensor)",
     _fake,
-    compute=_compute,
+    lambda input, weights, dilations: shape_class(
+        input, weights, [(rate, rate) for rate in dilations]
+    ),
 )
 differentiable("parallel_dilated_conv2d_and_mean", _backward, _setup)

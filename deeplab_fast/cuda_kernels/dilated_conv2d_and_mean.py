@@ -8,10 +8,23 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from .common import DTYPES, Kernels
+from ..ops._library import in_format_of
+from .common import DTYPES, Kernels, aligned_nhwc, nhwc_output
 from .dilated_conv2d import convolve, summing_branch
 
 _MAX_RUNS, _RUN_PIXELS = 16, 64  # of an image, of a run; enough blocks for small images
+
+
+def forward(
+    kernels: Kernels, input: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Parallel branches over ``input``, in its memory format, and its fp32 means [N, C]."""
+    nhwc = aligned_nhwc(input)
+    output = nhwc_output(input, sum(weight.size(0) for weight in weights))
+    pairs = [(rate, rate) for rate in dilations]
+    biases = [None] * len(weights)
+    means = convolve_with_means(kernels, output, nhwc, weights, biases, pairs, "none")
+    return in_format_of(output, input), means
 
 
 def convolve_with_means(
