@@ -140,7 +140,7 @@ __device__ void store_sums(const float (&sum)[kBlockN / 2], float* partial_sums,
                      (static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C +
                      channels.first_c + col;
     const int64_t slot_row = static_cast<int64_t>(item.slot) * kConvTileSm90 + rank * kBlockM + row;
-    float* partial = partial_sums + slot_row * kConvTileSm90 + col;
+    const int64_t partial = slot_row * kConvTileSm90 + col;  // no pointer: there may be no sums
 #pragma unroll
     for (int j = 0; j < kBlockN / 8; ++j) {
       const float pair[2] = {sum[j * 4 + half * 2], sum[j * 4 + half * 2 + 1]};
@@ -148,7 +148,7 @@ __device__ void store_sums(const float (&sum)[kBlockN / 2], float* partial_sums,
       if (item.slot < 0) {
         store(grad_weight + j * 8, pair);
       } else {
-        store(partial + j * 8, pair);
+        store(partial_sums + partial + j * 8, pair);
       }
     }
   }
