@@ -21,6 +21,9 @@ CONV = Guard(
     "tests/test_convolution_kernel.py tests/test_dilated_conv2d.py convolution_kernel or emulated_"
 )
 DEPTHWISE = Guard("tests/test_dilated_conv2d.py tests/test_fused_conv2d.py emulated and depthwise")
+ENTROPY = Guard(
+    "tests/test_upsample_cross_entropy.py emulated and not (compile or export or opcheck)"
+)
 MEAN = Guard("tests/test_dilated_conv2d_and_mean.py emulated")
 WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
 
@@ -46,9 +49,10 @@ GUARDS = {
     "csrc/cuda/pixel_means.cu": ASPP,
     "csrc/cuda/tensor_map.cuh": Guard("tests/test_dilated_conv2d_sm90.py same_address"),
     "csrc/cuda/upsample_argmax.cu": ARGMAX,
-    "csrc/cuda/upsample_cross_entropy.cu": Guard(
-        "tests/test_upsample_cross_entropy.py emulated and not (compile or export or opcheck)"
-    ),
+    "csrc/cuda/upsample_cross_entropy.cu": ENTROPY,
+    "csrc/cuda/upsample_cross_entropy.cuh": ENTROPY,
+    "csrc/cuda/upsample_cross_entropy_bwd.cu": ENTROPY,
+    "csrc/cuda/upsample_cross_entropy_prepare.cu": ENTROPY,
     "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
 }
 
@@ -615,15 +619,38 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "csrc/cuda/upsample_cross_entropy.cu": [
         Fault(
-            "first row of a cell off",
-            "cell_of(middle, size, scale, align_corners) >= cell",
-            "cell_of(middle, size, scale, align_corners) > cell",
+            "no smoothing term",
+            "loss = (target_part * weight * hit + smooth_part * smooth) * kLn2;",
+            "loss = target_part * weight * hit * kLn2;",
         ),
         Fault(
-            "clamped pixels in the first cell",
-            "pair.lo == 0 && pair.w1 == 0.0f ? 0 : pair.lo + 1",
-            "pair.lo + 1",
+            "idle threads add their loss",
+            "if (active) {\n        sums.loss",
+            "{\n        sums.loss",
         ),
+        Fault("rows past the cell stored", "if (active && r < num_rows) {", "if (active) {"),
+        Fault(
+            "no barrier before warps are added",
+            "if (threadIdx.x % 32 == 0) tile.warps[threadIdx.x / 32] = sums;\n  __syncthreads();",
+            "if (threadIdx.x % 32 == 0) tile.warps[threadIdx.x / 32] = sums;",
+        ),
+        Fault(
+            "mean over all pixels' weights",
+            "mean ? sums.loss / sums.weight : sums.loss",
+            "sums.loss",
+        ),
+        Fault(
+            "class weight left out of the loss",
+            "const float weight = class_weight(terms, label[r]);",
+            "const float weight = 1.0f;",
+        ),
+        Fault(
+            "class weight left out of smoothing",
+            "weighted.x = fma_rn(class_weight(terms, c), ends.x, weighted.x);",
+            "weighted.x = fma_rn(1.0f, ends.x, weighted.x);",
+        ),
+    ],
+    "csrc/cuda/upsample_cross_entropy.cuh": [
         Fault(
             "one maximum for both rows",
             "maxima[i] = make_float2(top.x, bottom.x);",
@@ -656,42 +683,8 @@ FAULTS: dict[str, list[Fault]] = {
             "target < 0 || target >= C ? kBad",
             "target < 0 || target > C ? kBad",
         ),
-        Fault(
-            "no smoothing term",
-            "loss = (target_part * weight * hit + smooth_part * smooth) * kLn2;",
-            "loss = target_part * weight * hit * kLn2;",
-        ),
-        Fault(
-            "idle threads add their loss",
-            "if (active) {\n        sums.loss",
-            "{\n        sums.loss",
-        ),
-        Fault("rows past the cell stored", "if (active && r < num_rows) {", "if (active) {"),
-        Fault(
-            "no barrier before warps are added",
-            "if (threadIdx.x % 32 == 0) tile.warps[threadIdx.x / 32] = sums;\n  __syncthreads();",
-            "if (threadIdx.x % 32 == 0) tile.warps[threadIdx.x / 32] = sums;",
-        ),
-        Fault(
-            "mean over all pixels' weights",
-            "mean ? sums.loss / sums.weight : sums.loss",
-            "sums.loss",
-        ),
-        Fault(
-            "class weight left out of the loss",
-            "const float weight = class_weight(terms, label[r]);",
-            "const float weight = 1.0f;",
-        ),
-        Fault(
-            "class weight left out of smoothing",
-            "weighted.x = fma_rn(class_weight(terms, c), ends.x, weighted.x);",
-            "weighted.x = fma_rn(1.0f, ends.x, weighted.x);",
-        ),
-        Fault(
-            "total of the class weights without half a warp's",
-            "for (int lanes = 16; lanes > 0; lanes /= 2) total",
-            "for (int lanes = 8; lanes > 0; lanes /= 2) total",
-        ),
+    ],
+    "csrc/cuda/upsample_cross_entropy_bwd.cu": [
         Fault(
             "gradient: no barrier before the classes",
             "edges.load_from(first_class);\n      __syncthreads();",
@@ -806,6 +799,23 @@ FAULTS: dict[str, list[Fault]] = {
             "gradient: bottom row's lower side forgotten",
             "if (y == shape.H - 1) sum += bottoms[2 * plane];",
             "",
+        ),
+    ],
+    "csrc/cuda/upsample_cross_entropy_prepare.cu": [
+        Fault(
+            "first row of a cell off",
+            "cell_of(middle, size, scale, align_corners) >= cell",
+            "cell_of(middle, size, scale, align_corners) > cell",
+        ),
+        Fault(
+            "clamped pixels in the first cell",
+            "pair.lo == 0 && pair.w1 == 0.0f ? 0 : pair.lo + 1",
+            "pair.lo + 1",
+        ),
+        Fault(
+            "total of the class weights without half a warp's",
+            "for (int lanes = 16; lanes > 0; lanes /= 2) total",
+            "for (int lanes = 8; lanes > 0; lanes /= 2) total",
         ),
     ],
     "csrc/cuda/dilated_conv2d_wgrad.cu": [

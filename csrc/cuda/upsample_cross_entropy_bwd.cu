@@ -1,0 +1,289 @@
+// The gradient of upsample_cross_entropy: a thread has classes of cells and sums their pixels, a
+// block adds the cells on both sides of its source columns, a last kernel those above and below.
+
+#include "upsample_cross_entropy.cuh"
+
+namespace deeplab_fast::cuda {
+namespace {
+
+using namespace cross_entropy;
+
+// Pixels of one target below each other, and what they take from its class.
+struct alignas(16) Run {
+  int32_t label;
+  float top, bottom;
+  int32_t count;  // of the column's runs, in its first
+};
+
+// Gradients of the pixels of kThreads columns and kRows rows, in shared memory. Of a pixel, its
+// share of the cell's top and of its bottom is a pair.
+struct alignas(16) BackwardTile {
+  float2 softmax[kThreads][kRows + 2];  // what its exponentials are multiplied by; no conflicts
+  float4 columns[kThreads];             // w0, w1, and what smoothing takes per class weight
+  Run runs[kRows][kThreads];
+  float shift[kRows][kThreads];  // in wild blocks
+  Frame frame;
+};
+
+struct Gradient {
+  const float* loss;
+  int64_t stride_N, stride_H, stride_W;
+  const float* divisor;  // or nullptr
+};
+
+// What the first pixel of a column reads.
+struct PixelInputs {
+  const float* grad_loss;
+  int64_t grad_stride_H;
+  float grad_scale;
+  const float* log_sum_exp;
+  const int64_t* target;
+};
+
+// Fills this thread's column of the tile.
+__device__ void set_column(BackwardTile& tile, const Column& column, Denominators& d, bool wild,
+                           int num_rows, PixelInputs pixel, float total_class_weight,
+                           const UpsampleShape& shape, const CrossEntropyTerms& terms) {
+  const int i = threadIdx.x;
+  const float target_part = 1.0f - terms.label_smoothing;
+  const float smooth_part = terms.label_smoothing / static_cast<float>(shape.C);
+  int32_t label[kRows];
+  float grad[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    label[r] = r < num_rows ? label_of(*pixel.target, terms, shape.C) : kIgnored;
+    grad[r] = *pixel.grad_loss * pixel.grad_scale;
+    // Beside a large shift log_sum_exp has lost the logarithm.
+    if (!wild) d.log_sum[r] = *pixel.log_sum_exp * kLog2E;
+    if (r + 1 < num_rows) {
+      pixel.target += shape.out_W;
+      pixel.log_sum_exp += shape.out_W;
+      pixel.grad_loss += pixel.grad_stride_H;
+    }
+  }
+
+  float2 smooth = make_float2(0.0f, 0.0f);
+  Run run{kIgnored, 0.0f, 0.0f, 0};
+  int num_runs = 0;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float2 h = tile.frame.rows[r];
+    float scale = label[r] == kBad ? NAN : 0.0f;
+    if (label[r] >= 0) {
+      const float taken = target_part * class_weight(terms, label[r]) * grad[r];
+      const float smoothed = smooth_part * grad[r];
+      if (label[r] != run.label) {
+        if (run.label != kIgnored) tile.runs[num_runs++][i] = run;
+        run = {label[r], 0.0f, 0.0f, 0};
+      }
+      run.top = fma_rn(taken, h.x, run.top);
+      run.bottom = fma_rn(taken, h.y, run.bottom);
+      smooth = make_float2(fma_rn(smoothed, h.x, smooth.x), fma_rn(smoothed, h.y, smooth.y));
+      scale = (taken + smoothed * total_class_weight) * ptx::ex2_approx(-d.log_sum[r]);
+    }
+    tile.softmax[i][r] = make_float2(scale * h.x, scale * h.y);
+    if (wild) tile.shift[r][i] = d.shift[r];
+  }
+  tile.columns[i] = make_float4(column.w.x, column.w.y, smooth.x, smooth.y);
+  tile.runs[num_runs][i] = run;
+  tile.runs[0][i].count = num_runs + 1;
+}
+
+// Adds to the gradients of a cell's corners, a b / c d, those of columns [begin, end) in class c.
+__device__ __forceinline__ float4 add_columns(float4 corners, const BackwardTile& tile, float2 left,
+                                              float2 right, int begin, int end,
+                                              const Progression& progression, bool wild, int32_t c,
+                                              float weight) {
+#pragma unroll 1
+  for (int i = begin; i < end; ++i) {
+    const float4 column = tile.columns[i];
+    const float2 w = make_float2(column.x, column.y);
+    float top = -weight * column.z, bottom = -weight * column.w;
+    Run run = tile.runs[0][i];
+    top -= run.label == c ? run.top : 0.0f;
+    bottom -= run.label == c ? run.bottom : 0.0f;
+#pragma unroll 1
+    for (int k = 1; k < tile.runs[0][i].count; ++k) {
+      run = tile.runs[k][i];
+      top -= run.label == c ? run.top : 0.0f;
+      bottom -= run.label == c ? run.bottom : 0.0f;
+    }
+    const float2 ends =
+        make_float2(interpolate(left.x, right.x, w.x, w.y), interpolate(left.y, right.y, w.x, w.y));
+    const auto add = [&](int r, float e) {
+      const float2 softmax = tile.softmax[i][r];
+      top = fma_rn(softmax.x, e, top);
+      bottom = fma_rn(softmax.y, e, bottom);
+    };
+    if (wild) {
+#pragma unroll 1
+      for (int r = 0; r < progression.num_rows; ++r) {
+        add(r, ptx::ex2_approx(between(ends, tile.frame.rows[r]) - tile.shift[r][i]));
+      }
+    } else {
+      for_each_exponential(ends, progression, add);
+    }
+    corners.x = fma_rn(top, w.x, corners.x);
+    corners.y = fma_rn(top, w.y, corners.y);
+    corners.z = fma_rn(bottom, w.x, corners.z);
+    corners.w = fma_rn(bottom, w.y, corners.w);
+  }
+  return corners;
+}
+
+template <typename Logit>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    upsample_cross_entropy_bwd_kernel(const Workspace workspace, const Gradient grad,
+                                      const float* __restrict__ log_sum_exp,  // [N, out_H, out_W]
+                                      const Logit* __restrict__ logits,       // [N, C, H, W]
+                                      const int64_t* __restrict__ target,     // [N, out_H, out_W]
+                                      const UpsampleShape shape, const CrossEntropyTerms terms,
+                                      const Layout layout, const bool channels_last) {
+  BackwardTile& tile = *shared_memory<BackwardTile>();
+  Frame& frame = tile.frame;
+  const Strip strip(shape, layout);
+  const bool wild = frame.set_maxima(strip, workspace.ranges, shape);
+  auto* corners = reinterpret_cast<float4*>(&tile + 1);  // [kCells, chunk]
+  Edges<Logit> edges(reinterpret_cast<float2*>(corners + kCells * layout.chunk), frame, logits,
+                     strip, shape, layout.chunk);
+  const auto first_class = static_cast<int32_t>(blockIdx.y) * layout.chunk;
+  const int num_classes = min(layout.chunk, edges.C - first_class);
+  const int items = strip.count * num_classes;
+  for (int i = threadIdx.x; i < items; i += kThreads) {
+    corners[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+
+  const float total_class_weight = *workspace.total_class_weight;
+  const float grad_scale = grad.divisor ? 1.0f / *grad.divisor : 1.0f;
+  const int32_t y_end = workspace.row_begin[strip.row + 1];
+  const int32_t* col_begin = workspace.col_begin + strip.first;
+  const int32_t x_end = col_begin[strip.count];
+  for (int32_t y = workspace.row_begin[strip.row]; y < y_end; y += kRows) {
+    const int num_rows = min(kRows, y_end - y);
+    frame.set_rows(y, num_rows, shape);
+    const Progression progression = frame.progression(num_rows);
+    for (int32_t x = col_begin[0]; x < x_end; x += kThreads) {
+      // Threads without a column repeat the last, in a place that nobody reads.
+      const int64_t my_x = min(x + static_cast<int32_t>(threadIdx.x), x_end - 1);
+      const Column column(my_x, strip, shape);
+      Denominators d;
+      if (wild) {
+        sum_exponentials(d, edges, frame, true, column, num_rows, [](int32_t, float2) {}, [] {});
+      }
+      const int64_t pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;
+      const PixelInputs inputs{
+          grad.loss + strip.n * grad.stride_N + y * grad.stride_H + my_x * grad.stride_W,
+          grad.stride_H, grad_scale, log_sum_exp + pixel, target + pixel};
+      set_column(tile, column, d, wild, num_rows, inputs, total_class_weight, shape, terms);
+      edges.load_from(first_class);
+      __syncthreads();
+
+      for (int i = threadIdx.x; i < items; i += kThreads) {
+        const int cell = i / num_classes, c = i % num_classes;
+        const float2* values = edges.values + c * kEdges;
+        const int begin = max(col_begin[cell], x) - x;
+        const int end = min(col_begin[cell + 1], x + kThreads) - x;
+        corners[i] = add_columns(corners[i], tile, values[strip.left(cell)],
+                                 values[strip.right(cell)], begin, end, progression, wild,
+                                 first_class + c, class_weight(terms, first_class + c));
+      }
+      __syncthreads();
+    }
+  }
+  __syncthreads();
+
+  // Source column first + k lies between cells k and k + 1; the two at the ends have one more.
+  const int columns = min(layout.strip_cells, strip.W - strip.first);
+  const int64_t plane = shape.C * shape.W;
+  float* edge_grads = workspace.edge_grads + (strip.n * (shape.H + 1) + strip.row) * 2 * plane;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < columns * num_classes; i += kThreads) {
+    const int k = channels_last ? i / num_classes : i % columns;
+    const int c = channels_last ? i % num_classes : i / columns;
+    const float4 before = corners[k * num_classes + c], after = corners[(k + 1) * num_classes + c];
+    const int x = strip.first + k;
+    float top = (x > 0 ? before.y : before.x) + after.x;
+    float bottom = (x > 0 ? before.w : before.z) + after.z;
+    if (x == strip.W - 1) {
+      top += after.y;
+      bottom += after.w;
+    }
+    const int64_t offset =
+        channels_last ? x * shape.C + first_class + c : (first_class + c) * shape.W + x;
+    edge_grads[offset] = top;
+    edge_grads[plane + offset] = bottom;
+  }
+}
+
+// Adds the gradients of the cells above and below each source row.
+template <typename Logit>
+__global__ void __launch_bounds__(kThreads)
+    upsample_cross_entropy_gather_kernel(Logit* __restrict__ grad_logits,  // [N, C, H, W], dense
+                                         const float* __restrict__ edge_grads,
+                                         const UpsampleShape shape, const bool channels_last) {
+  const int64_t plane = shape.C * shape.W;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= shape.N * shape.H * plane) return;
+  const int64_t in_plane = i % plane, y = i / plane % shape.H, n = i / plane / shape.H;
+  const float* tops = edge_grads + (n * (shape.H + 1) + y) * 2 * plane + in_plane;
+  const float* bottoms = tops + plane;
+  float sum = (y > 0 ? *bottoms : *tops) + tops[2 * plane];
+  if (y == shape.H - 1) sum += bottoms[2 * plane];
+  const int64_t c = in_plane / shape.W, x = in_plane % shape.W;
+  store(grad_logits + (channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x), sum);
+}
+
+template <typename Logit>
+Status backward(void* grad_logits, const Workspace& workspace, const Gradient& grad,
+                const float* log_sum_exp, const void* logits_, const int64_t* target,
+                bool channels_last, const UpsampleShape& shape, const CrossEntropyTerms& terms,
+                void* stream) {
+  const auto* logits = static_cast<const Logit*>(logits_);
+  const Layout layout(shape, true);
+  Status status =
+      prepare("upsample_cross_entropy_bwd_kernel", workspace, logits, shape, layout, terms, stream);
+  if (!status.ok()) return status;
+  const dim3 blocks(static_cast<unsigned>(num_blocks(shape, layout)),
+                    static_cast<unsigned>(layout.num_chunks));
+  const size_t smem =
+      sizeof(BackwardTile) + layout.chunk * (kCells * sizeof(float4) + kEdges * sizeof(float2));
+  status = launch("upsample_cross_entropy_bwd_kernel", upsample_cross_entropy_bwd_kernel<Logit>,
+                  blocks, kThreads, smem, stream, workspace, grad, log_sum_exp, logits, target,
+                  shape, terms, layout, channels_last);
+  if (!status.ok()) return status;
+  const int64_t elements = shape.N * shape.C * shape.H * shape.W;
+  return launch("upsample_cross_entropy_gather_kernel", upsample_cross_entropy_gather_kernel<Logit>,
+                static_cast<unsigned>((elements + kThreads - 1) / kThreads), kThreads, 0, stream,
+                static_cast<Logit*>(grad_logits), workspace.edge_grads, shape, channels_last);
+}
+
+}  // namespace
+
+Status upsample_cross_entropy_bwd(void* grad_logits, void* memory, const float* grad_loss,
+                                  const std::array<int64_t, 3>& grad_loss_strides,
+                                  const float* total_weight, const float* log_sum_exp,
+                                  const void* logits, const int64_t* target, bool channels_last,
+                                  const UpsampleShape& shape, const CrossEntropyTerms& terms,
+                                  DType dtype, void* stream) {
+  if (shape.N == 0) return {};
+  Workspace workspace;
+  lay_out(workspace, memory, shape, true);
+  const Gradient grad{grad_loss, grad_loss_strides[0], grad_loss_strides[1], grad_loss_strides[2],
+                      total_weight};
+  const auto run = [&](auto logit) {
+    return backward<decltype(logit)>(grad_logits, workspace, grad, log_sum_exp, logits, target,
+                                     channels_last, shape, terms, stream);
+  };
+  switch (dtype) {
+    case DType::kFloat32:
+      return run(float{});
+    case DType::kFloat16:
+      return run(__half{});
+    case DType::kBFloat16:
+      return run(__nv_bfloat16{});
+    default:
+      return {"upsample_cross_entropy_bwd", "logits must be float32, float16 or bfloat16"};
+  }
+}
+
+}  // namespace deeplab_fast::cuda
