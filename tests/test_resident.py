@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from deeplab_fast import _resident
 from deeplab_fast._resident import resident
 
 
@@ -71,3 +72,42 @@ def test_the_first_call_cannot_be_captured(monkeypatch):
     assert make(3) == 3
     with pytest.raises(RuntimeError, match="call it once before capturing"):
         make(4)
+
+
+@pytest.fixture
+def few_kept(monkeypatch):
+    """Lets two generations of three be kept; returns what was made and waited for, in order."""
+    log = []
+    monkeypatch.setattr(_resident, "KEPT", 3)
+    monkeypatch.setattr(torch.cuda, "synchronize", log.append)
+    return log
+
+
+def test_what_many_others_came_after_is_dropped_once_the_device_has_read_it(few_kept):
+    @resident
+    def make(size: int, device: torch.device) -> int:
+        few_kept.append(size)
+        return size
+
+    gpu = torch.device("cuda", 1)
+    for size in (1, 2, 3, 4, 1, 5, 6, 7, 1, 4, 2):
+        assert make(size, gpu) == size
+    assert few_kept == [1, 2, 3, 4, gpu, 5, 6, gpu, 7, gpu, 2]
+
+
+def test_what_a_graph_reads_stays(few_kept, monkeypatch):
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+
+    @resident
+    def make(size: int) -> list[int]:
+        return [size]
+
+    first, second = make(1), make(2)
+    capturing = True
+    assert make(1) is first
+    capturing = False
+    for size in range(3, 20):
+        make(size)
+    assert make(1) is first and make(2) is not second
