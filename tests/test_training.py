@@ -123,6 +123,8 @@ def test_what_a_run_leaves(whole_run, shapes):
     assert model.categories == CLASSES
     state = torch.load(whole_run / "last.pt", weights_only=True)
     assert state["best_miou"] == pytest.approx(max(miou.values()))
+    with pytest.raises(ValueError, match="last.pt: the state of a training run, .*best.safetens"):
+        DeepLabV3.from_pretrained(whole_run / "last.pt")
 
 
 def test_the_best_model_is_kept(shapes, tmp_path, monkeypatch):

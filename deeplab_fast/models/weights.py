@@ -61,6 +61,11 @@ def _read_torchvision(path: Path) -> Checkpoint:
         raise ValueError(
             f"{path}: expected a checkpoint that torch.load reads with weights_only=True: {message}"
         ) from error
+    if isinstance(state, dict) and "architecture" in state:
+        raise ValueError(
+            f"{path}: the state of a training run, expected one of its models, best.safetensors or "
+            "last.safetensors beside it"
+        )
     if isinstance(state, dict) and "model" in state:  # as its references/segmentation save it
         state = state["model"]
     return _torchvision_checkpoint(state, str(path), None)
