@@ -40,7 +40,8 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write what :func:`load` reads: tensors, numbers, strings, and containers of them."""
     buffer = io.BytesIO()  # torch.save itself hides the reason why a disk refuses
     torch.save(dict(state), buffer)
-    write(path, buffer.getbuffer())
+    with buffer.getbuffer() as data:  # or Python 3.12.1 may crash as it collects what an error kept
+        write(path, data)
 
 
 _ENTRIES = {
