@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "../api.h"
+#include "dtypes.cuh"
 #include "elements.cuh"
 #include "launch.cuh"
 #include "ptx.cuh"
@@ -81,19 +82,10 @@ Status launch_typed(float* image_bias, float* pooled, const float* means,
 Status aspp_image_bias_fwd(float* image_bias, float* pooled, const float* means,
                            const AsppWeights& weights, const AsppShape& shape, DType dtype,
                            bool overlaps, void* stream) {
-  const auto run = [&](auto launch_dtype) {
-    return launch_dtype(image_bias, pooled, means, weights, shape, overlaps, stream);
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-      return run(launch_typed<float>);
-    case DType::kFloat16:
-      return run(launch_typed<__half>);
-    case DType::kBFloat16:
-      return run(launch_typed<__nv_bfloat16>);
-    default:
-      return {"aspp_image_bias_fwd", "weights must be float32, float16 or bfloat16"};
-  }
+  return with_elements(dtype, "aspp_image_bias_fwd", [&](auto element) {
+    return launch_typed<decltype(element)>(image_bias, pooled, means, weights, shape, overlaps,
+                                           stream);
+  });
 }
 
 }  // namespace deeplab_fast::cuda

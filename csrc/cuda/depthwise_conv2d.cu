@@ -8,6 +8,7 @@
 
 #include "../api.h"
 #include "depthwise.cuh"
+#include "dtypes.cuh"
 #include "launch.cuh"
 
 namespace deeplab_fast::cuda {
@@ -212,16 +213,9 @@ Status launch_fwd(void* output_, const void* input_, const void* weight_, const 
 Status depthwise_conv2d_fwd(void* output, const void* input, const void* weight, const void* bias,
                             const ConvEpilogue& epilogue, const DepthwiseShape& shape, DType dtype,
                             void* stream) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return launch_fwd<float>(output, input, weight, bias, epilogue, shape, stream);
-    case DType::kFloat16:
-      return launch_fwd<__half>(output, input, weight, bias, epilogue, shape, stream);
-    case DType::kBFloat16:
-      return launch_fwd<__nv_bfloat16>(output, input, weight, bias, epilogue, shape, stream);
-    default:
-      return {"depthwise_conv2d_fwd", "input must be float32, float16 or bfloat16"};
-  }
+  return with_elements(dtype, "depthwise_conv2d_fwd", [&](auto element) {
+    return launch_fwd<decltype(element)>(output, input, weight, bias, epilogue, shape, stream);
+  });
 }
 
 }  // namespace deeplab_fast::cuda

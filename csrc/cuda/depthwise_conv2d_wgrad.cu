@@ -10,6 +10,7 @@
 
 #include "../api.h"
 #include "depthwise.cuh"
+#include "dtypes.cuh"
 #include "launch.cuh"
 
 namespace deeplab_fast::cuda {
@@ -214,20 +215,10 @@ Status depthwise_conv2d_wgrad(void* grad_weight, void* grad_bias, float* partial
                               const void* grad_output, const void* input,
                               const DepthwiseShape& shape, int num_parts, DType dtype,
                               void* stream) {
-  const auto launch = [&](auto launcher) {
-    return launcher(grad_weight, grad_bias, partial_sums, grad_output, input, shape, num_parts,
-                    stream);
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-      return launch(launch_typed<float>);
-    case DType::kFloat16:
-      return launch(launch_typed<__half>);
-    case DType::kBFloat16:
-      return launch(launch_typed<__nv_bfloat16>);
-    default:
-      return {"depthwise_conv2d_wgrad", "input must be float32, float16 or bfloat16"};
-  }
+  return with_elements(dtype, "depthwise_conv2d_wgrad", [&](auto element) {
+    return launch_typed<decltype(element)>(grad_weight, grad_bias, partial_sums, grad_output, input,
+                                           shape, num_parts, stream);
+  });
 }
 
 }  // namespace deeplab_fast::cuda

@@ -9,6 +9,7 @@
 
 #include "../api.h"
 #include "conv_epilogue.cuh"
+#include "dtypes.cuh"
 #include "elements.cuh"
 #include "implicit_gemm.cuh"
 #include "launch.cuh"
@@ -103,19 +104,10 @@ Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
   ConvOperands operands{};
   std::copy(outputs.begin(), outputs.end(), operands.outputs);
   std::copy(sources.begin(), sources.end(), operands.sources);
-  const auto run = [&](auto launch_dtype) {
-    return launch_dtype(output, partial_sums, input, operands, work, epilogue, shape, stream);
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-      return run(launch_typed<float>);
-    case DType::kFloat16:
-      return run(launch_typed<__half>);
-    case DType::kBFloat16:
-      return run(launch_typed<__nv_bfloat16>);
-    default:
-      return {"dilated_conv2d_fwd", "input must be float32, float16 or bfloat16"};
-  }
+  return with_elements(dtype, "dilated_conv2d_fwd", [&](auto element) {
+    return launch_typed<decltype(element)>(output, partial_sums, input, operands, work, epilogue,
+                                           shape, stream);
+  });
 }
 
 }  // namespace deeplab_fast::cuda

@@ -11,6 +11,7 @@
 
 #include "../api.h"
 #include "../common/zones.h"
+#include "dtypes.cuh"
 #include "elements.cuh"
 #include "launch.cuh"
 #include "ptx.cuh"
@@ -280,19 +281,10 @@ Status dilated_conv2d_wgrad(float* partial_sums, const void* grad_output, const 
   if (work.num_items == 0) return {};
   WgradBranches of;
   std::copy(branches.begin(), branches.end(), of.of);
-  const auto launch_as = [&](auto type) {
-    return launch_wgrad<decltype(type)>(partial_sums, grad_output, input, of, work, shape, stream);
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-      return launch_as(float{});
-    case DType::kFloat16:
-      return launch_as(__half{});
-    case DType::kBFloat16:
-      return launch_as(__nv_bfloat16{});
-    default:
-      return {name, "input must be float32, float16 or bfloat16"};
-  }
+  return with_elements(dtype, name, [&](auto element) {
+    return launch_wgrad<decltype(element)>(partial_sums, grad_output, input, of, work, shape,
+                                           stream);
+  });
 }
 
 Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void* grad_output,
@@ -301,20 +293,10 @@ Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void
   const char* name = "dilated_conv2d_bias_grad";
   const int chunk = dtype == DType::kFloat32 ? kChunk<float> : kChunk<__half>;
   if (K % chunk != 0) return {name, "channels must be a multiple of 16 bytes"};
-  const auto launch_as = [&](auto type) {
-    return launch_bias_grad<decltype(type)>(grad_bias, partial_sums, grad_output, num_pixels, K,
-                                            num_parts, stream);
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-      return launch_as(float{});
-    case DType::kFloat16:
-      return launch_as(__half{});
-    case DType::kBFloat16:
-      return launch_as(__nv_bfloat16{});
-    default:
-      return {name, "grad_output must be float32, float16 or bfloat16"};
-  }
+  return with_elements(dtype, name, [&](auto element) {
+    return launch_bias_grad<decltype(element)>(grad_bias, partial_sums, grad_output, num_pixels, K,
+                                               num_parts, stream);
+  });
 }
 
 }  // namespace deeplab_fast::cuda

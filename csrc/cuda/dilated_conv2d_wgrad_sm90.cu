@@ -239,9 +239,9 @@ template <typename T>
 Status launch_typed(float* partial_sums, const TensorMaps& maps, const WgradBranches& branches,
                     const ConvWgradWork& work, const ConvWgradShape& shape, void* stream) {
   const Status status =
-      launch_clusters("dilated_conv2d_wgrad_sm90_kernel", dilated_conv2d_wgrad_sm90_kernel<T>,
-                      kBlocks * work.num_workers, kThreads, kBlocks, kSmem, stream, partial_sums,
-                      maps, branches, work, shape);
+      launch_with({kBlocks}, "dilated_conv2d_wgrad_sm90_kernel",
+                  dilated_conv2d_wgrad_sm90_kernel<T>, kBlocks * work.num_workers, kThreads, kSmem,
+                  stream, partial_sums, maps, branches, work, shape);
   if (!status.ok()) return status;
   return launch_wgrad_reduce<T, kConvTileSm90>(partial_sums, branches, work, shape, stream);
 }

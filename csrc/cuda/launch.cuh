@@ -102,11 +102,4 @@ Status launch_with(const LaunchOptions& options, const char* name, void (*kernel
 
 #endif
 
-// In clusters of cluster_size blocks along x; compute capability 9.0.
-template <typename... Params, typename... Args>
-Status launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
-                       unsigned cluster_size, size_t smem, void* stream, const Args&... args) {
-  return launch_with({cluster_size}, name, kernel, grid, block, smem, stream, args...);
-}
-
 }  // namespace deeplab_fast::cuda

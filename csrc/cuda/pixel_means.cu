@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "../api.h"
+#include "dtypes.cuh"
 #include "elements.cuh"
 #include "launch.cuh"
 #include "ptx.cuh"
@@ -103,16 +104,9 @@ Status launch_typed(float* sums, const void* input, const PixelRuns& runs, void*
 
 Status pixel_sums_fwd(float* sums, const void* input, const PixelRuns& runs, DType dtype,
                       void* stream) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return launch_typed<float>(sums, input, runs, stream);
-    case DType::kFloat16:
-      return launch_typed<__half>(sums, input, runs, stream);
-    case DType::kBFloat16:
-      return launch_typed<__nv_bfloat16>(sums, input, runs, stream);
-    default:
-      return {"pixel_sums_fwd", "input must be float32, float16 or bfloat16"};
-  }
+  return with_elements(dtype, "pixel_sums_fwd", [&](auto element) {
+    return launch_typed<decltype(element)>(sums, input, runs, stream);
+  });
 }
 
 Status pixel_means_fwd(float* means, const float* sums, const PixelRuns& runs, bool overlaps,

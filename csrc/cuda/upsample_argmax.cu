@@ -14,6 +14,7 @@
 #include "../api.h"
 #include "../common/bilinear.h"
 #include "cells.cuh"
+#include "dtypes.cuh"
 #include "launch.cuh"
 
 namespace deeplab_fast::cuda {
@@ -332,16 +333,9 @@ Status launch_typed(void* labels_, const void* logits_, const UpsampleShape& sha
 template <typename Label>
 Status launch_label(void* labels, const void* logits, const UpsampleShape& shape, DType logit_dtype,
                     void* stream) {
-  switch (logit_dtype) {
-    case DType::kFloat32:
-      return launch_typed<Label, float>(labels, logits, shape, stream);
-    case DType::kFloat16:
-      return launch_typed<Label, __half>(labels, logits, shape, stream);
-    case DType::kBFloat16:
-      return launch_typed<Label, __nv_bfloat16>(labels, logits, shape, stream);
-    default:
-      return {"upsample_argmax_fwd", "logits must be float32, float16 or bfloat16"};
-  }
+  return with_elements(logit_dtype, "upsample_argmax_fwd", [&](auto logit) {
+    return launch_typed<Label, decltype(logit)>(labels, logits, shape, stream);
+  });
 }
 
 }  // namespace

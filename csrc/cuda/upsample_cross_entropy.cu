@@ -1,5 +1,6 @@
 // Cross entropy of bilinear(logits[n])(y, x) against target[n, y, x]: a thread has columns.
 
+#include "dtypes.cuh"
 #include "upsample_cross_entropy.cuh"
 
 namespace deeplab_fast::cuda {
@@ -166,20 +167,10 @@ Status upsample_cross_entropy_fwd(float* loss, float* pixel_losses, float* log_s
                                   const CrossEntropyTerms& terms, DType dtype, void* stream) {
   Workspace workspace;
   lay_out(workspace, memory, shape, false);
-  const auto run = [&](auto logit) {
+  return with_elements(dtype, "upsample_cross_entropy_fwd", [&](auto logit) {
     return forward<decltype(logit)>(loss, pixel_losses, log_sum_exp, total_weight, workspace,
                                     logits, target, mean, shape, terms, stream);
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-      return run(float{});
-    case DType::kFloat16:
-      return run(__half{});
-    case DType::kBFloat16:
-      return run(__nv_bfloat16{});
-    default:
-      return {"upsample_cross_entropy_fwd", "logits must be float32, float16 or bfloat16"};
-  }
+  });
 }
 
 }  // namespace deeplab_fast::cuda

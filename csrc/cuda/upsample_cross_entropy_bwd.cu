@@ -1,6 +1,7 @@
 // The gradient of upsample_cross_entropy: a thread has classes of cells and sums their pixels, a
 // block adds the cells on both sides of its source columns, a last kernel those above and below.
 
+#include "dtypes.cuh"
 #include "upsample_cross_entropy.cuh"
 
 namespace deeplab_fast::cuda {
@@ -270,20 +271,10 @@ Status upsample_cross_entropy_bwd(void* grad_logits, void* memory, const float* 
   lay_out(workspace, memory, shape, true);
   const Gradient grad{grad_loss, grad_loss_strides[0], grad_loss_strides[1], grad_loss_strides[2],
                       total_weight};
-  const auto run = [&](auto logit) {
+  return with_elements(dtype, "upsample_cross_entropy_bwd", [&](auto logit) {
     return backward<decltype(logit)>(grad_logits, workspace, grad, log_sum_exp, logits, target,
                                      channels_last, shape, terms, stream);
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-      return run(float{});
-    case DType::kFloat16:
-      return run(__half{});
-    case DType::kBFloat16:
-      return run(__nv_bfloat16{});
-    default:
-      return {"upsample_cross_entropy_bwd", "logits must be float32, float16 or bfloat16"};
-  }
+  });
 }
 
 }  // namespace deeplab_fast::cuda

@@ -20,15 +20,23 @@ class ConvKernel(NamedTuple):
     tile: int  # pixels, and output channels, of an item; of a weight gradient: channels
     step_bytes: int  # of input channels of one tap; of a weight gradient: pixels of one channel
     blocks_per_worker: int  # of CONV_SM80 in the place that a worker takes
+    is_persistent: bool = False  # a worker has several items; else a block has one
     box_pixels: int = 1  # of a weight gradient, that are copied together
 
 
 CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
-CONV_SM90 = ConvKernel("dilated_conv2d_fwd_sm90", _C.CONV_TILE_SM90, _C.CONV_STEP_BYTES_SM90, 4)
+CONV_SM90 = ConvKernel(
+    "dilated_conv2d_fwd_sm90", _C.CONV_TILE_SM90, _C.CONV_STEP_BYTES_SM90, 4, is_persistent=True
+)
 
 WGRAD_SM80 = ConvKernel("dilated_conv2d_wgrad", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
 WGRAD_SM90 = ConvKernel(
-    "dilated_conv2d_wgrad_sm90", _C.CONV_TILE_SM90, _C.CONV_STEP_BYTES_SM90, 4, _C.WGRAD_BOX_SM90
+    "dilated_conv2d_wgrad_sm90",
+    _C.CONV_TILE_SM90,
+    _C.CONV_STEP_BYTES_SM90,
+    4,
+    is_persistent=True,
+    box_pixels=_C.WGRAD_BOX_SM90,
 )
 
 
@@ -52,7 +60,7 @@ Branches = tuple[tuple[int, int, int, int], ...]  # of conv_branches
 
 def conv_branches(
     input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[int]]
-) -> tuple[tuple[int, int, int, int], ...]:
+) -> Branches:
     """(kernel_H, kernel_W, dilation_H, dilation_W) of each branch of a work list.
 
     A rate beyond the map does what the map's size does, and that fits the work list's int32.
@@ -81,7 +89,7 @@ class ConvWorkList(NamedTuple):
 def conv_work_list(
     list_tiles: Callable[..., tuple[bytearray, bytearray, bytearray]],
     plane: tuple[int, int, int],
-    branches: tuple[tuple[int, int, int, int], ...],
+    branches: Branches,
     steps_per_tap: int,
     out_channels: tuple[int, ...],
     device: torch.device,
@@ -173,9 +181,9 @@ def best_box(N: int, sizes: Sequence[tuple[int, int]], pixels: int) -> tuple[int
 def items_of_workers(
     schedule: dict[str, Any], num_workers: int, kernel: ConvKernel
 ) -> tuple[Tensor, Tensor]:
-    """Items, one worker's after another's where the kernel wants them so, and where they begin."""
+    """Items, one worker's after another's where it has several, and where they begin."""
     items, workers = int32_tensor(schedule["items"]), int32_tensor(schedule["workers"])
-    if kernel in (CONV_SM90, WGRAD_SM90):
+    if kernel.is_persistent:
         items = items.view(-1, 6)[workers.argsort(stable=True)].flatten()
     first_items = workers.bincount(minlength=num_workers).cumsum(0)
     return items, torch.cat([first_items.new_zeros(1), first_items]).int()

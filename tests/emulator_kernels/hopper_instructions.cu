@@ -15,7 +15,7 @@
 namespace {
 
 using deeplab_fast::Status;
-using deeplab_fast::cuda::launch_clusters;
+using deeplab_fast::cuda::launch_with;
 using deeplab_fast::cuda::shared_memory;
 namespace ptx = deeplab_fast::ptx;
 
@@ -207,7 +207,7 @@ struct Case {
   const char* name;
   void (*kernel)(uint32_t*, const uint32_t*, CUtensorMap);
   int threads = 128;
-  int cluster_size = 1;
+  unsigned cluster_size = 1;
   int rank = 3;  // of the map
 };
 
@@ -240,7 +240,7 @@ extern "C" const char* run_instruction(const char* name, uint32_t* out, const ui
                     : encode_tensor_map<4>(&map, in, {72, 3, 4, 5},
                                            {72 * 2, 3 * 72 * 2, 4 * 3 * 72 * 2}, {64, 2, 4, 2});
     if (!status.ok()) return status.message;
-    return launch_clusters(name, c.kernel, c.cluster_size, c.threads, c.cluster_size, kSmem,
+    return launch_with({c.cluster_size}, name, c.kernel, c.cluster_size, c.threads, kSmem,
                            nullptr, out, in, map)
         .message;
   }
