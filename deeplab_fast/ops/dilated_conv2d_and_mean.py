@@ -15,9 +15,13 @@ from torch import Tensor
 
 from .. import backends
 from ..reference import share_of_pixel
-from ._convolution import shape_class
 from ._library import define, differentiable
-from .dilated_conv2d import _checked_branches, _empty_output, _parallel_dilated_conv2d_backward
+from .dilated_conv2d import (
+    _checked_branches,
+    _class_of_branches,
+    _empty_output,
+    _parallel_dilated_conv2d_backward,
+)
 
 
 def parallel_dilated_conv2d_and_mean(
@@ -80,8 +84,6 @@ _parallel_dilated_conv2d_and_mean = define(
     "parallel_dilated_conv2d_and_mean",
     "(Tensor input, Tensor[] weights, int[] dilations) -> (Tensor, Tensor)",
     _fake,
-    lambda input, weights, dilations: shape_class(
-        input, weights, [(rate, rate) for rate in dilations]
-    ),
+    _class_of_branches,
 )
 differentiable("parallel_dilated_conv2d_and_mean", _backward, _setup)
