@@ -1,19 +1,18 @@
-"""Breaks the kernels on purpose, one fault at a time, and says which test notices.
+"""Breaks the code on purpose, one fault at a time, and says which test notices.
 
     python tests/mutate.py                    all faults of mutations.py
     python tests/mutate.py --report FILE      and a table of them, as docs/mutations.md
     python tests/mutate.py --few 3            as many, others for every commit
     python tests/mutate.py barrier cells.cuh  those with one of these in their name or file
 
-Works on a copy of csrc in a temporary folder, compiles what a fault touches, and runs the tests of
-that file on the result until one fails. Ends with 1 where a fault was not caught.
+Works on a copy of csrc and of the package in a temporary folder, compiles what a fault touches, and
+runs the tests of that file on the result until one fails. Ends with 1 where a fault was not caught.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import multiprocessing
 import os
 import re
@@ -35,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutations import FAULTS, GUARDS, Fault, Guard, check_texts  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = Path(importlib.util.find_spec("deeplab_fast").origin).parent  # not imported
+MODULES = ("_C", "_emulated")
 TIMEOUT = 600  # seconds; the emulator ends what waits or spins for ever
 
 
@@ -50,9 +49,10 @@ class Scratch:
     """A copy of the sources, its build folder, and the package with the modules built there."""
 
     def __init__(self, folder: Path) -> None:
-        self.source, self.build, self.site = (folder / name for name in ("source", "build", "site"))
-        self.source.mkdir()
-        shutil.copytree(ROOT / "csrc", self.source / "csrc")
+        self.source, self.build = folder / "source", folder / "build"
+        compiled = shutil.ignore_patterns("*.so", "__pycache__")
+        for name in ("csrc", "deeplab_fast"):
+            shutil.copytree(ROOT / name, self.source / name, ignore=compiled)
         shutil.copy(ROOT / "CMakeLists.txt", self.source)
         options = [
             f"-DPython_EXECUTABLE={sys.executable}",
@@ -64,13 +64,9 @@ class Scratch:
             f"-DDEEPLAB_FAST_VERSION={importlib.metadata.version('deeplab-fast')}",
         ]
         self._run("cmake", "-S", self.source, "-B", self.build, "-G", "Ninja", *options)
-        package = self.site / "deeplab_fast"
-        package.mkdir(parents=True)
-        for path in PACKAGE.iterdir():
-            if path.suffix != ".so":
-                (package / path.name).symlink_to(path)
-        for module in ("_C", "_emulated"):
-            (package / f"{module}.so").symlink_to(self.build / f"{module}.so")
+        for module in MODULES:
+            link = self.source / "deeplab_fast" / f"{module}.so"
+            link.symlink_to(self.build / f"{module}.so")
 
     @staticmethod
     def _run(*command: str | Path) -> None:
@@ -88,9 +84,9 @@ class Scratch:
         options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *files]
         if selected:
             options += ["-k", selected]
-        log = self.site / "log"
+        log = self.source / "log"
         process = multiprocessing.get_context("fork").Process(
-            target=run_pytest, args=(self.site, options, log)
+            target=run_pytest, args=(self.source, options, log)
         )
         process.start()
         process.join(TIMEOUT)
@@ -112,21 +108,25 @@ class Scratch:
         sound = file.read_text()
         file.write_text(sound.replace(fault.sound, fault.faulty))
         try:
-            self.compile(guard.module)
+            if path.startswith("csrc/"):
+                self.compile(guard.module)
             caught_by = self.failing_test(guard.tests)
         finally:
             file.write_text(sound)
         return Verdict(path, fault, caught_by, time.monotonic() - start)
 
 
-def run_pytest(site: Path, options: list[str], log: Path) -> None:
-    """With the package in ``site``, which this process has not imported yet."""
+def run_pytest(folder: Path, options: list[str], log: Path) -> None:
+    """With the package in ``folder``, which this process has not imported yet."""
     with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    os.chdir(site)
-    os.environ["PYTHONPATH"] = str(site)
-    sys.path.insert(0, str(site))
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder)
+    sys.path.insert(0, str(folder))
+    # A cached module of the same size and second would stand in for a faulty one.
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
     sys.exit(pytest.main(options))
 
 
@@ -158,7 +158,7 @@ def report(verdicts: list[Verdict]) -> str:
         "# Mutation check",
         "",
         "Written by `python tests/mutate.py --report docs/mutations.md`: each fault was put into",
-        "the sources, compiled, and the tests of that file run until one failed.",
+        "the sources, compiled where need be, and the tests of that file run until one failed.",
         "",
         "| file | fault | caught by |",
         "|---|---|---|",
@@ -182,7 +182,7 @@ def main() -> int:
     verdicts = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Scratch(Path(folder))
-        scratch.compile("_C", "_emulated")
+        scratch.compile(*MODULES)
         for tests in dict.fromkeys(guard_of(*item).tests for item in faults):
             if failing := scratch.failing_test(tests):
                 sys.exit(f"without any fault {failing} fails")

@@ -1,4 +1,4 @@
-"""Faults to put into the kernels, for mutate.py. The tests must catch every one."""
+"""Faults to put into the kernels and the package, for mutate.py. The tests must catch every one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Guard(NamedTuple):
     """Of a source: the tests that must notice."""
 
     tests: str  # files, and what -k selects in them
-    module: str = "_emulated"  # the one to compile; the work lists are made by _C
+    module: str = "_emulated"  # the one to compile, for csrc; the work lists are made by _C
 
 
 ARGMAX = Guard("tests/test_upsample_argmax.py emulated")
@@ -24,6 +24,7 @@ DEPTHWISE = Guard("tests/test_dilated_conv2d.py tests/test_fused_conv2d.py emula
 ENTROPY = Guard(
     "tests/test_upsample_cross_entropy.py emulated and not (compile or export or opcheck)"
 )
+MEASURED = Guard("tests/test_measured.py")
 MEAN = Guard("tests/test_dilated_conv2d_and_mean.py emulated")
 WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
 
@@ -54,6 +55,7 @@ GUARDS = {
     "csrc/cuda/upsample_cross_entropy_bwd.cu": ENTROPY,
     "csrc/cuda/upsample_cross_entropy_prepare.cu": ENTROPY,
     "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
+    "deeplab_fast/measured.py": MEASURED,
 }
 
 
@@ -1005,6 +1007,31 @@ FAULTS: dict[str, list[Fault]] = {
             "const int row = blockIdx.x % kBlocks * kRows;",
         ),
         Fault("no split reduced", "if (work.num_reductions == 0) return {};", "return {};"),
+    ],
+    "deeplab_fast/measured.py": [
+        Fault(
+            "the last row of a class decides",
+            "max(ratio, ratios.get(row.kernel, 0))",
+            "ratio",
+        ),
+        Fault(
+            "the first row of a class decides",
+            "max(ratio, ratios.get(row.kernel, 0))",
+            "ratios.get(row.kernel, ratio)",
+        ),
+        Fault(
+            "the best row of a class decides",
+            "max(ratio, ratios.get(row.kernel, 0))",
+            "min(ratio, ratios.get(row.kernel, ratio))",
+        ),
+        Fault("a tie with cuDNN wins", "if ratios[k] < 1", "if ratios[k] <= 1"),
+        Fault("absolute times", "row.median_ms / row.cudnn_ms", "row.median_ms"),
+        Fault("rows of other devices", "if row.device == here:", "if row.device:"),
+        Fault(
+            "the slowest kernel first",
+            "key=ratios.__getitem__)",
+            "key=ratios.__getitem__, reverse=True)",
+        ),
     ],
 }
 
