@@ -9,7 +9,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ops.dilated_conv2d import dilated_conv2d
 from .ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` with a right weight gradient where it is dilated, in half precision, on a CPU.
+
+    PyTorch's is wrong there on many x86 CPUs (docs/onednn_bf16_weight_gradient.md), so that
+    :func:`deeplab_fast.dilated_conv2d`, which has no second derivatives, takes its place.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if max(self.dilation) > 1 and _keeps_size(self) and _trains_in_half_on_cpu(input, weight):
+            vertical, horizontal = self.dilation
+            return dilated_conv2d(input, weight, bias, (vertical, horizontal), self.groups)
+        return super()._conv_forward(input, weight, bias)
+
+
+def _trains_in_half_on_cpu(input: Tensor, weight: Tensor) -> bool:
+    if not isinstance(input, Tensor):  # torch.fx traces with proxies
+        return False
+    if input.device.type != "cpu" or not (weight.requires_grad and torch.is_grad_enabled()):
+        return False
+    dtype = input.dtype
+    if torch.is_autocast_enabled("cpu") and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cpu")
+    return dtype in (torch.bfloat16, torch.float16)
+
+
+def _keeps_size(conv: nn.Conv2d) -> bool:
+    return (conv.stride, conv.padding, conv.padding_mode) == ((1, 1), _same(conv), "zeros")
 
 
 class ASPP(nn.Module):
@@ -105,7 +135,7 @@ def _conv_norm_relu(
 ) -> nn.Sequential:
     padding = dilation * (kernel_size // 2)
     return nn.Sequential(
-        nn.Conv2d(
+        Conv2d(
             in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False
         ),
         nn.BatchNorm2d(out_channels),
@@ -115,9 +145,9 @@ def _conv_norm_relu(
 
 def _is_plain(conv: Any) -> bool:
     """Whether this is nothing but the convolution that its weight and dilation tell."""
-    return type(conv) is nn.Conv2d and (
-        (conv.bias, conv.groups, conv.stride, conv.padding_mode, conv.dilation, conv.padding)
-        == (None, 1, (1, 1), "zeros", conv.dilation[:1] * 2, _same(conv))
+    return type(conv) in (nn.Conv2d, Conv2d) and (
+        _keeps_size(conv)
+        and (conv.bias, conv.groups, conv.dilation) == (None, 1, conv.dilation[:1] * 2)
     )
 
 

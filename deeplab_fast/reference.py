@@ -30,6 +30,17 @@ def dilated_conv2d(
     return in_format_of(output, input)
 
 
+def needs_fp32_weight_gradient(input: Tensor, dilation: Sequence[int]) -> bool:
+    """True where PyTorch's own half-precision weight gradient must not be used.
+
+    On x86 CPUs oneDNN's bf16 kernel gives wrong numbers or crashes for many dilated convolutions of
+    channels_last tensors: docs/onednn_bf16_weight_gradient.md. Its fp32 kernels are right on all
+    CPUs, and where the CPU has no fp16 arithmetic also three times as fast as its fp16 ones.
+    """
+    is_half = input.dtype in (torch.bfloat16, torch.float16)
+    return input.device.type == "cpu" and is_half and max(dilation) > 1
+
+
 @implements("dilated_conv2d_backward", "reference")
 def dilated_conv2d_backward(
     grad_output: Tensor,
@@ -40,19 +51,23 @@ def dilated_conv2d_backward(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias; empty where ``output_mask`` is False."""
-    grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad_output,
-        input,
-        weight,
-        [weight.size(0)],
-        [1, 1],
-        same_padding(weight, dilation),
-        list(dilation),
-        False,
-        [0, 0],
-        groups,
-        list(output_mask),
+    # A kernel of size 1 has no dilation.
+    dilation = [1 if size == 1 else d for size, d in zip(weight.shape[2:], dilation)]
+    padding = same_padding(weight, dilation)
+
+    def backward(operands: Sequence[Tensor], mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.aten.convolution_backward(
+            *operands, [weight.size(0)], [1, 1], padding, dilation, False, [0, 0], groups, mask
+        )
+
+    operands, mask = (grad_output, input, weight), list(output_mask)
+    in_fp32 = mask[1] and needs_fp32_weight_gradient(input, dilation)
+    grad_input, grad_weight, grad_bias = backward(
+        operands, [mask[0], mask[1] and not in_fp32, mask[2]]
     )
+    if in_fp32:
+        _, grad_weight, _ = backward([t.float() for t in operands], [False, True, False])
+        grad_weight = grad_weight.to(weight.dtype)
     return (
         in_format_of(grad_input, input) if output_mask[0] else input.new_empty(0),
         in_format_of(grad_weight, weight) if output_mask[1] else input.new_empty(0),

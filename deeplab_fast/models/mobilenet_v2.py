@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..nn import Conv2d
 from .resnet import initialize
 
 # expansion, channels, blocks, stride of the first block: table 2 of the paper.
@@ -123,5 +124,5 @@ def _conv_norm_relu6(
         conv = SameConv2d(*shape, groups=groups, bias=False)
     else:
         padding = dilation * (kernel_size // 2)
-        conv = nn.Conv2d(*shape, padding, dilation, groups, bias=False)
+        conv = Conv2d(*shape, padding, dilation, groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
