@@ -22,7 +22,16 @@ from deeplab_fast import (
 from deeplab_fast.cuda_kernels import depthwise_conv2d, work_lists
 from deeplab_fast.emulated import machine
 
-from .cases import CONVS, DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
+from .cases import (
+    CONVS,
+    DTYPES,
+    LAYOUTS,
+    Conv,
+    assert_as_accurate_as,
+    operands,
+    oracle_input,
+    with_layout,
+)
 from .conftest import device_of
 from .refusals import skip_if_refused, skip_without
 
@@ -32,6 +41,7 @@ PARALLEL = ([(1, 1), (3, 3), (3, 3), (5, 3)], [1, 2, 7, 3])
 
 
 def same_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, dilation, groups: int = 1):
+    input = oracle_input(input)
     return F.conv2d(input, weight, bias, padding="same", dilation=dilation, groups=groups)
 
 

@@ -15,7 +15,7 @@ from deeplab_fast import _emulated, backends
 from deeplab_fast.emulated import machine
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 
-from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
+from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, oracle_input, with_layout
 from .refusals import skip_if_refused
 
 OP = "parallel_dilated_conv2d_backward"
@@ -39,6 +39,7 @@ def ours(input: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def theirs(input: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    input = oracle_input(input)
     branches = [F.conv2d(input, w, padding="same", dilation=r) for w, r in zip(weights, RATES)]
     return torch.cat(branches, dim=1), F.adaptive_avg_pool2d(input, 1)
 

@@ -23,7 +23,7 @@ from deeplab_fast.cuda_kernels.common import Kernels
 from deeplab_fast.emulated import machine
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 
-from .cases import Conv, assert_as_accurate_as, operands, with_layout
+from .cases import Conv, assert_as_accurate_as, operands, oracle_input, with_layout
 
 # Of (input, [(K, R, S)], rates): channels and pixels past several ends, taps that are never inside,
 # steps that cross rows and images, a sum over channels and one over pixels that 24 workers split.
@@ -46,7 +46,7 @@ def tensors_of(shape, kernels, dtype) -> tuple[Tensor, list[Tensor], Tensor]:
 
 def reference(input: Tensor, weights: list[Tensor], biases: list[Tensor], rates) -> Tensor:
     outputs = [
-        F.conv2d(input, *args, padding="same", dilation=rate)
+        F.conv2d(oracle_input(input), *args, padding="same", dilation=rate)
         for *args, rate in zip(weights, biases, rates, strict=True)
     ]
     return torch.cat(outputs, dim=1)
