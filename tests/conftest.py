@@ -20,6 +20,16 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # they share the cores
         max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     )
 
+
+def pytest_report_header() -> str:
+    """The CPU, because the convolutions of PyTorch, which tests compare with, depend on it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    capability = torch.backends.cpu.get_cpu_capability()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "no limit")
+    return f"cpu: {names[0] if names else 'unknown'}, {capability}, oneDNN: {limit}, torch {torch.__version__}"
+
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

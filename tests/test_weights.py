@@ -375,6 +375,24 @@ def test_what_comes_with_transformers_weights(folder):
     assert model.preprocessing == Preprocessing((0.5,) * 3, (0.5,) * 3)
 
 
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_labels_of_either_convention_of_upsampling(folder, align_corners):
+    """True is TensorFlow's and the default, False that of transformers' post-processing."""
+    options = {} if align_corners else {"align_corners": False}
+    model = DeepLabV3.from_pretrained(folder, **options)
+    images = torch.randn(1, 3, 97, 113)
+    with torch.no_grad():
+        logits = model.logits(images)["out"]
+    upsampled = {
+        corners: F.interpolate(logits, (97, 113), mode="bilinear", align_corners=corners).argmax(1)
+        for corners in (True, False)
+    }
+    labels = model.predict(images)
+    assert (labels == upsampled[align_corners]).float().mean() > 0.999  # ties within rounding
+    assert (labels == upsampled[not align_corners]).float().mean() < 0.99
+    assert model.config["align_corners"] is align_corners
+
+
 @pytest.mark.parametrize(
     "name, changes, message",
     [

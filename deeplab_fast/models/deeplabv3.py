@@ -138,7 +138,11 @@ class DeepLabV3(SegmentationModel):
                   without auxiliary classifier, alone or under the key "model";
                 - a file written by :meth:`save_pretrained` (.safetensors);
                 - a Hugging Face folder of a MobileNetV2ForSemanticSegmentation: config.json,
-                  model.safetensors and, for the preprocessing, preprocessor_config.json;
+                  model.safetensors and, for the preprocessing, preprocessor_config.json. Its logits
+                  are upsampled with ``align_corners=True``, as TensorFlow does, where these weights
+                  come from; ``from_pretrained(folder, align_corners=False)`` gives the labels of
+                  transformers' post_process_semantic_segmentation, and is right for weights
+                  fine-tuned with transformers' own loss;
                 - "deeplabv3_resnet50" or "deeplabv3_resnet101": torchvision's published weights
                   (COCO, the 21 classes of PASCAL VOC), downloaded and cached by torch.hub.
             overrides: constructor arguments to use in place of those that the weights came with,

@@ -49,6 +49,8 @@ def read_folder(folder: Path) -> Checkpoint:
             "num_classes": num_classes,
             "output_stride": config.get("output_stride", 32),
             "rates": [],
+            # As in TensorFlow, where these networks were trained; the configuration does not say.
+            # transformers' loss and post_process_semantic_segmentation use False.
             "align_corners": True,
             "head_conv": False,
             "tf_padding": config.get("tf_padding", True),
