@@ -25,9 +25,12 @@ def pytest_report_header() -> str:
     """The CPU, because the convolutions of PyTorch, which tests compare with, depend on it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    capability = torch.backends.cpu.get_cpu_capability()
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "no limit")
-    return f"cpu: {names[0] if names else 'unknown'}, {capability}, oneDNN: {limit}, torch {torch.__version__}"
+    return ", ".join([
+        f"cpu: {names[0] if names else 'unknown'}",
+        torch.backends.cpu.get_cpu_capability(),
+        f"oneDNN limited to {os.environ.get('ONEDNN_MAX_CPU_ISA', 'nothing')}",
+        f"torch {torch.__version__}",
+    ])  # fmt: skip
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
