@@ -150,6 +150,8 @@ def fused_conv2d(
     groups: int,
     activation: str,
 ) -> Tensor:
+    bias = bias.contiguous()  # oneDNN is given its address alone
+
     def convolve(*operands: Any, activation: str = "none") -> Tensor:
         return torch.ops.mkldnn._convolution_pointwise(
             *operands, padding, stride, dilation, groups, *_ACTIVATIONS[activation], ""
@@ -183,7 +185,7 @@ def fused_conv2d_add_(
 ) -> None:
     channels_last = residual.is_contiguous(memory_format=torch.channels_last)
     if activation == "relu" and residual.dtype == torch.float32 and channels_last:
-        operands = _channels_last(input), _channels_last(weight), bias
+        operands = _channels_last(input), _channels_last(weight), bias.contiguous()
         torch.ops.mkldnn._convolution_pointwise_.binary(
             residual, *operands, padding, stride, dilation, groups, "add", 1.0, "relu", [], None
         )
