@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
@@ -17,8 +18,10 @@ from .dilated_conv2d import (
     _dilated_conv2d,
     _dilated_conv2d_backward,
     _dilation_pair,
+    _jvp_parallel,
     _parallel_dilated_conv2d,
     _parallel_dilated_conv2d_backward,
+    or_zeros,
 )
 
 
@@ -140,6 +143,31 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     )
 
 
+def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
+    input, weights, biases, dilations, pool_weight, pool_bias, project_weight, _ = arguments
+    t_input, t_weights, t_biases, _, *t_others = tangents
+    t_input, t_pool_weight, t_pool_bias, t_project_weight, t_project_bias = or_zeros(
+        (t_input, *t_others), (input, *arguments[4:])
+    )
+    branches = _parallel_dilated_conv2d(input, weights, biases, dilations, backend=backend)
+    t_branches = _jvp_parallel(
+        (input, weights, biases, dilations), (t_input, t_weights, t_biases, None), branches, backend
+    )
+    mean, t_mean = (x.mean((2, 3), keepdim=True) for x in (input, t_input))
+    pooled = F.conv2d(mean, pool_weight, pool_bias)
+    t_pooled = F.conv2d(t_mean, pool_weight) + F.conv2d(mean, t_pool_weight, t_pool_bias)
+    t_branches, t_pooled = t_branches * (branches > 0), t_pooled * (pooled > 0)
+
+    def joined(branches: Tensor, pooled: Tensor) -> Tensor:
+        return torch.cat([branches, pooled.expand(-1, -1, *input.shape[2:])], dim=1)
+
+    t_output = F.conv2d(joined(t_branches, t_pooled), project_weight)
+    t_output = t_output + F.conv2d(
+        joined(branches.relu(), pooled.relu()), t_project_weight, t_project_bias
+    )
+    return t_output * (output > 0)
+
+
 _aspp = define(
     "aspp",
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations, Tensor pool_weight, "
@@ -149,4 +177,4 @@ _aspp = define(
         input, weights, dilations
     ),
 )
-differentiable("aspp", _backward, _setup)
+differentiable("aspp", _backward, _setup, _jvp, lambda *args: (0,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import backends
@@ -177,6 +178,25 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     return *(grad if needed else None for grad, needed in zip(grads, mask)), None, None
 
 
+def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
+    input, weight, _, dilation, groups = arguments
+    t_input, t_weight, t_bias, *_ = tangents
+    terms = []
+    if t_input is not None:
+        terms.append(_dilated_conv2d(t_input, weight, None, dilation, groups, backend=backend))
+    if t_weight is not None:
+        terms.append(_dilated_conv2d(input, t_weight, None, dilation, groups, backend=backend))
+    if t_bias is not None:
+        terms.append(t_bias[:, None, None].expand_as(output))
+    return sum(terms[1:], terms[0])
+
+
+def _image_arguments_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Any, groups: Any, mask: Any
+) -> tuple[int, ...]:
+    return () if any(mask[1:]) else (0, 1)  # gradients of weights are sums over images
+
+
 _dilated_conv2d = define(
     "dilated_conv2d",
     "(Tensor input, Tensor weight, Tensor? bias, int[] dilation, int groups) -> Tensor",
@@ -192,8 +212,8 @@ _dilated_conv2d_backward = define(
         input, [weight], [dilation], groups, output_mask
     ),
 )
-differentiable("dilated_conv2d", _backward, _setup)
-not_differentiable("dilated_conv2d_backward", _NO_DOUBLE_BACKWARD)
+differentiable("dilated_conv2d", _backward, _setup, _jvp, lambda *args: (0,))
+not_differentiable("dilated_conv2d_backward", _NO_DOUBLE_BACKWARD, _image_arguments_backward)
 
 
 def _class_of_branches(
@@ -248,6 +268,28 @@ def _backward_parallel(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     )
 
 
+def _jvp_parallel(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
+    input, weights, biases, dilations = arguments
+    t_input, t_weights, t_biases, _ = tangents
+    terms = []
+    if t_input is not None:
+        terms.append(_parallel_dilated_conv2d(t_input, weights, [], dilations, backend=backend))
+    if any(t is not None for t in (*t_weights, *t_biases)):
+        t_branches = or_zeros(t_weights, weights), or_zeros(t_biases, biases)
+        terms.append(_parallel_dilated_conv2d(input, *t_branches, dilations, backend=backend))
+    return sum(terms[1:], terms[0])
+
+
+def or_zeros(tangents: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(x) if t is None else t for t, x in zip(tangents, tensors)]
+
+
+def _image_arguments_parallel_backward(
+    grad_output: Tensor, input: Tensor, weights: Any, dilations: Any, mask: Any, *grad_mean: Any
+) -> tuple[int, ...]:
+    return () if any(mask[1:]) else (0, 1, 5)[: 2 + len(grad_mean)]
+
+
 _parallel_dilated_conv2d = define(
     "parallel_dilated_conv2d",
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations) -> Tensor",
@@ -263,5 +305,13 @@ _parallel_dilated_conv2d_backward = define(
         input, weights, dilations, output_mask
     ),
 )
-differentiable("parallel_dilated_conv2d", _backward_parallel, _setup_parallel)
-not_differentiable("parallel_dilated_conv2d_backward", _NO_DOUBLE_BACKWARD)
+differentiable(
+    "parallel_dilated_conv2d",
+    _backward_parallel,
+    _setup_parallel,
+    _jvp_parallel,
+    lambda *args: (0,),
+)
+not_differentiable(
+    "parallel_dilated_conv2d_backward", _NO_DOUBLE_BACKWARD, _image_arguments_parallel_backward
+)

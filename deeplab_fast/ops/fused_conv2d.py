@@ -6,11 +6,15 @@ Internal; users call :meth:`deeplab_fast.DeepLabV3.prepare_for_inference`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
+from . import _transforms
 from ._convolution import shape_class
 from ._library import define, empty_like_format, not_differentiable
 
@@ -57,6 +61,10 @@ def fused_conv2d_add_(
     fresh output would cost its page faults each time.
     """
     geometry = stride, padding, dilation, groups
+    if not torch.compiler.is_compiling() and _transforms.active():
+        # An op in place has no rules. These are PyTorch's own but for the convolution.
+        residual += fused_conv2d(input, weight, bias, *geometry, "none")
+        return _ACTIVATIONS[activation](residual)
     _fused_conv2d_add_(
         residual, input, weight, bias, *geometry, activation, backend=backends.current()
     )
@@ -108,12 +116,17 @@ def _shape_class(
     return shape_class(input, [weight], [dilation], groups)
 
 
+_ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu_, "relu6": partial(F.relu6, inplace=True)}
 _ARGUMENTS = (
     "Tensor input, Tensor weight, Tensor bias, int[] stride, int[] padding, int[] dilation, "
     "int groups, str activation"
 )
 _fused_conv2d = define("fused_conv2d", f"({_ARGUMENTS}) -> Tensor", _fake, _shape_class)
-not_differentiable("fused_conv2d", "it is for inference; differentiate the model that was prepared")
+not_differentiable(
+    "fused_conv2d",
+    "it is for inference; differentiate the model that was prepared",
+    lambda *args: (0,),
+)
 _fused_conv2d_add_ = define(
     "fused_conv2d_add_",
     f"(Tensor(a!) residual, {_ARGUMENTS}) -> ()",

@@ -71,10 +71,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
     return None, None, None, None, None
 
 
+def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> None:
+    return None
+
+
 _upsample_argmax = define(
     "upsample_argmax",
     "(Tensor logits, SymInt[] size, float[]? scale_factors, bool align_corners, ScalarType dtype) "
     "-> Tensor",
     _fake,
 )
-differentiable("upsample_argmax", _backward, _setup)
+differentiable("upsample_argmax", _backward, _setup, _jvp, lambda *args: (0,))

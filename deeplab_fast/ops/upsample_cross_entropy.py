@@ -125,6 +125,26 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *others: Any) -> tuple[Tensor 
     return grad_logits, None, None, None, None, None, None
 
 
+def _jvp(
+    arguments: Any, tangents: Any, output: tuple[Tensor, ...], backend: str
+) -> tuple[Tensor, None, None]:
+    """Of a loss that is one number: the inner product of its gradient and the tangent."""
+    logits, target, weight, *options = arguments
+    t_logits, _, t_weight, *_ = tangents
+    loss, *saved = output
+    if t_weight is not None:
+        raise ValueError("weight: has no gradient here, expected no tangent")
+    if loss.dim() > 0:
+        raise NotImplementedError(
+            'upsample_cross_entropy with reduction="none" has no forward-mode derivative: use '
+            '"mean" or "sum", or F.interpolate and F.cross_entropy'
+        )
+    grad_logits = _upsample_cross_entropy_backward(
+        torch.ones_like(loss), logits, target, weight, *saved, *options, backend=backend
+    )
+    return (grad_logits.float() * t_logits.float()).sum(), None, None
+
+
 _OPTIONS = "int ignore_index, str reduction, float label_smoothing, bool align_corners"
 # log_sum_exp [N, height, width] is that of the upsampled centred logits: the logits less their
 # maximum over classes at each low-resolution pixel, which leaves the softmax as it is and this
@@ -141,5 +161,5 @@ _upsample_cross_entropy_backward = define(
     f"Tensor total_weight, {_OPTIONS}) -> Tensor",
     _fake_backward,
 )
-differentiable("upsample_cross_entropy", _backward, _setup)
+differentiable("upsample_cross_entropy", _backward, _setup, _jvp)
 not_differentiable("upsample_cross_entropy_backward", "use F.interpolate and F.cross_entropy")
