@@ -61,7 +61,11 @@ def _is_functionalized_only() -> bool:
     """True inside functionalize(), which every op takes and no autograd.Function, and no other."""
     active = torch._C._functorch.get_interpreter_stack() or ()
     functionalize = torch._C._functorch.TransformType.Functionalize
-    return bool(active) and all(transform.key() == functionalize for transform in active)
+    return (
+        forward_ad._current_level < 0
+        and bool(active)
+        and all(transform.key() == functionalize for transform in active)
+    )
 
 
 @dataclasses.dataclass

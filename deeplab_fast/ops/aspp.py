@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
+from ._arguments import check_tensor, tensor_list
 from ._library import autocast, define, differentiable, empty_like_format
 from .dilated_conv2d import (
     _check,
@@ -17,7 +18,7 @@ from .dilated_conv2d import (
     _class_of_branches,
     _dilated_conv2d,
     _dilated_conv2d_backward,
-    _dilation_pair,
+    _dilation_list,
     _jvp_parallel,
     _parallel_dilated_conv2d,
     _parallel_dilated_conv2d_backward,
@@ -54,20 +55,29 @@ def aspp(
 
     Raises:
         ValueError: lengths or shapes do not fit, naming which.
-        TypeError: dtypes differ (outside autocast).
+        TypeError: dtypes differ (outside autocast), or an argument is of a wrong type.
 
     >>> x, k = torch.randn(1, 64, 33, 33), 32
     >>> w = [torch.randn(k, 64, 1, 1), torch.randn(k, 64, 3, 3)]
     >>> b = torch.zeros(k)
     >>> y = aspp(x, w, [b, b], [1, 6], torch.randn(k, 64, 1, 1), b, torch.randn(k, 3 * k, 1, 1), b)
     """
+    weights, biases = tensor_list(weights, "weights"), tensor_list(biases, "biases")
+    dilations = _dilation_list(dilations)
+    for name, tensor in (
+        ("input", input),
+        ("pool_weight", pool_weight),
+        ("pool_bias", pool_bias),
+        ("project_weight", project_weight),
+        ("project_bias", project_bias),
+    ):
+        check_tensor(tensor, name)
     if not len(weights) == len(biases) == len(dilations) or not weights:
         raise ValueError(
             f"expected one bias and one dilation per weight, at least one: got {len(weights)} "
             f"weights, {len(biases)} biases, {len(dilations)} dilations"
         )
-    for weight, bias, dilation in zip(weights, biases, dilations):
-        _dilation_pair(dilation)
+    for weight, bias in zip(weights, biases):
         _check(input, weight, bias, 1)
     channels = sum(weight.size(0) for weight in weights) + pool_weight.size(0)
     _check_pointwise("pool", pool_weight, pool_bias, input.size(1))
@@ -81,7 +91,7 @@ def aspp(
         tensors[0],
         list(tensors[1 : 1 + count]),
         list(tensors[1 + count : 1 + 2 * count]),
-        list(dilations),
+        dilations,
         *tensors[-4:],
         backend=backends.current(),
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from ._arguments import INT64_END, check_tensor, int_list, integer, positive_pair, tensor_list
 from ._convolution import shape_class
 from ._library import autocast, define, differentiable, empty_like_format, not_differentiable
 
@@ -42,12 +43,17 @@ def dilated_conv2d(
 
     Raises:
         ValueError: a shape, dilation or groups does not fit, naming which.
-        TypeError: dtypes differ (outside autocast).
+        TypeError: dtypes differ (outside autocast), or an argument is of a wrong type.
 
     >>> x = torch.randn(1, 64, 65, 65)
     >>> y = dilated_conv2d(x, torch.randn(32, 64, 3, 3), dilation=12)
     """
-    pair = _dilation_pair(dilation)
+    pair = positive_pair(dilation, "dilation", integer, "int")
+    groups = integer(groups, "groups")
+    check_tensor(input, "input")
+    check_tensor(weight, "weight")
+    if bias is not None:
+        check_tensor(bias, "bias")
     _check(input, weight, bias, groups)
     input, weight, bias = autocast(input, weight, bias)
     _check_dtypes(input, weight, bias)
@@ -76,16 +82,14 @@ def parallel_dilated_conv2d(
 
     Raises:
         ValueError: lengths or shapes do not fit, naming which.
-        TypeError: dtypes differ (outside autocast).
+        TypeError: dtypes differ (outside autocast), or an argument is of a wrong type.
 
     >>> x = torch.randn(1, 64, 65, 65)
     >>> w1, w3 = torch.randn(32, 64, 1, 1), torch.randn(32, 64, 3, 3)
     >>> y = parallel_dilated_conv2d(x, [w1, w3, w3], [1, 12, 24])
     """
-    input, weights, biases = _checked_branches(input, weights, dilations, biases)
-    return _parallel_dilated_conv2d(
-        input, weights, biases, list(dilations), backend=backends.current()
-    )
+    arguments = _checked_branches(input, weights, dilations, biases)
+    return _parallel_dilated_conv2d(*arguments, backend=backends.current())
 
 
 def _checked_branches(
@@ -93,30 +97,31 @@ def _checked_branches(
     weights: Sequence[Tensor],
     dilations: Sequence[int],
     biases: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Input, weights and biases as the op takes them: in one dtype, autocast's if that is on."""
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[int]]:
+    """The arguments as the op takes them: tensors in one dtype, autocast's if that is on."""
+    check_tensor(input, "input")
+    weights, dilations = tensor_list(weights, "weights"), _dilation_list(dilations)
+    biases = [] if biases is None else tensor_list(biases, "biases")
     if not weights:
         raise ValueError("weights: expected at least one branch, got none")
-    biases = [] if biases is None else list(biases)
     if len(dilations) != len(weights) or len(biases) not in (0, len(weights)):
         raise ValueError(
             f"expected one dilation (and one bias) per weight: got {len(weights)} weights, "
             f"{len(dilations)} dilations, {len(biases)} biases"
         )
     optional: Sequence[Tensor | None] = biases or [None] * len(weights)
-    for weight, bias, dilation in zip(weights, optional, dilations):
-        _dilation_pair(dilation)
+    for weight, bias in zip(weights, optional):
         _check(input, weight, bias, 1)
     input, *rest = autocast(input, *weights, *biases)
     _check_dtypes(input, *rest)
-    return input, rest[: len(weights)], rest[len(weights) :]
+    return input, rest[: len(weights)], rest[len(weights) :], dilations
 
 
-def _dilation_pair(dilation: int | Sequence[int]) -> tuple[int, int]:
-    pair = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)
-    if len(pair) != 2 or any(not isinstance(d, int) or d < 1 for d in pair):
-        raise ValueError(f"dilation: expected a positive int or two of them, got {dilation!r}")
-    return pair
+def _dilation_list(dilations: Any) -> list[int]:
+    rates = int_list(dilations, "dilations")
+    if not all(0 < rate < INT64_END for rate in rates):
+        raise ValueError(f"each dilation: expected a positive int, got {rates}")
+    return rates
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:

@@ -45,12 +45,11 @@ def parallel_dilated_conv2d_and_mean(
     >>> x, w = torch.randn(2, 64, 65, 65), torch.randn(32, 64, 3, 3)
     >>> y, mean = parallel_dilated_conv2d_and_mean(x, [w, w], [12, 24])
     """
-    dtype = input.dtype
-    input, weights, _ = _checked_branches(input, weights, dilations)
+    converted, weights, _, rates = _checked_branches(input, weights, dilations)
     output, mean = _parallel_dilated_conv2d_and_mean(
-        input, weights, list(dilations), backend=backends.current()
+        converted, weights, rates, backend=backends.current()
     )
-    return output, mean.to(dtype)[:, :, None, None]
+    return output, mean.to(input.dtype)[:, :, None, None]
 
 
 def _fake(input: Tensor, weights: Any, dilations: Any) -> tuple[Tensor, Tensor]:

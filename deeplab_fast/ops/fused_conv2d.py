@@ -6,10 +6,8 @@ Internal; users call :meth:`deeplab_fast.DeepLabV3.prepare_for_inference`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -61,10 +59,12 @@ def fused_conv2d_add_(
     fresh output would cost its page faults each time.
     """
     geometry = stride, padding, dilation, groups
-    if not torch.compiler.is_compiling() and _transforms.active():
-        # An op in place has no rules. These are PyTorch's own but for the convolution.
+    if _transforms.active():
+        # An autograd.Function cannot write in place: PyTorch's own functions do it instead.
         residual += fused_conv2d(input, weight, bias, *geometry, "none")
-        return _ACTIVATIONS[activation](residual)
+        if activation == "none":
+            return residual
+        return residual.relu_() if activation == "relu" else F.relu6(residual, inplace=True)
     _fused_conv2d_add_(
         residual, input, weight, bias, *geometry, activation, backend=backends.current()
     )
@@ -116,7 +116,6 @@ def _shape_class(
     return shape_class(input, [weight], [dilation], groups)
 
 
-_ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu_, "relu6": partial(F.relu6, inplace=True)}
 _ARGUMENTS = (
     "Tensor input, Tensor weight, Tensor bias, int[] stride, int[] padding, int[] dilation, "
     "int groups, str activation"
