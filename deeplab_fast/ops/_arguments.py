@@ -39,10 +39,13 @@ def tensor_list(values: Any, name: str) -> list[Tensor]:
 
 
 def int_list(values: Any, name: str) -> list[int]:
-    return [integer(v, f"{name}[{i}]") for i, v in enumerate(_list(values, name, "ints"))]
+    ints = _list(values, name, "ints")
+    return [v if type(v) is int else integer(v, f"{name}[{i}]") for i, v in enumerate(ints)]
 
 
 def _list(values: Any, name: str, elements: str) -> list[Any]:
+    if isinstance(values, (list, tuple)):
+        return list(values)
     # A tensor would be taken apart along its first dimension; nn.ParameterList is no Sequence.
     is_list = isinstance(values, Iterable) and isinstance(values, Sized)
     if not is_list or isinstance(values, (Tensor, str)):
