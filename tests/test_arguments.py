@@ -119,6 +119,7 @@ BOTH = {"dilations": np.array([2, 1])}, {"dilations": [2, 1]}
             {"size": None, "scale_factor": (2.0, 2.5)},
         ),
         ("upsample_argmax", {"align_corners": np.bool_(True)}, {"align_corners": True}),
+        ("upsample_argmax", {"align_corners": np.bool_(False)}, {"align_corners": False}),
         ("upsample_cross_entropy", {"ignore_index": np.int64(0)}, {"ignore_index": 0}),
         ("upsample_cross_entropy", {"ignore_index": -(2**63)}, {"ignore_index": 255}),
         ("upsample_cross_entropy", {"label_smoothing": np.float32(0.5)}, {"label_smoothing": 0.5}),
@@ -136,6 +137,43 @@ def test_numbers_of_numpy_and_torch_are_numbers(name, given, meant):
     operands = random_operands(OPS[name])
     actual, expected = (OPS[name].function(**operands | change) for change in (given, meant))
     assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_options_reach_the_kernel(monkeypatch):
+    """Each as it was given, in the order of the schema."""
+    received = {}
+    for op in ("dilated_conv2d", "upsample_argmax", "upsample_cross_entropy"):
+        right = deeplab_fast.backends._table[op]["cpu"]
+
+        def spy(*arguments, op=op, right=right):
+            received[op] = [a for a in arguments if not isinstance(a, Tensor)]
+            return right.run(*arguments)
+
+        monkeypatch.setitem(deeplab_fast.backends._table[op], "cpu", right._replace(run=spy))
+    x = torch.rand(1, 4, 5, 5)
+    dilated_conv2d(x, torch.rand(4, 2, 3, 3), B[:4], (3, 2), 2)
+    assert received["dilated_conv2d"] == [[3, 2], 2]
+    OPS["upsample_argmax"](size=None, scale_factor=(2, 1.5), align_corners=True, dtype=torch.uint8)
+    assert received["upsample_argmax"] == [[8, 6], [2.0, 1.5], True, torch.uint8]
+    OPS["upsample_argmax"](size=(7, 6), dtype=torch.int32)
+    assert received["upsample_argmax"] == [[7, 6], None, False, torch.int32]
+    OPS["upsample_cross_entropy"](
+        weight=None, ignore_index=-7, reduction="sum", label_smoothing=0.25, align_corners=True
+    )
+    assert received["upsample_cross_entropy"] == [None, -7, "sum", 0.25, True]
+
+
+def test_labels_hold_the_classes():
+    """256 classes fit into a byte."""
+    argmax = OPS["upsample_argmax"]
+    logits = torch.zeros(1, 256, 2, 2)
+    logits[:, 255] = 1
+    assert (argmax(logits=logits, dtype=torch.uint8) == 255).all()
+    with pytest.raises(ValueError, match="^dtype: torch.uint8 cannot hold 257 classes"):
+        argmax(logits=torch.zeros(1, 257, 2, 2), dtype=torch.uint8)
+    for size, scale_factor in ((None, None), (9, 2.0)):
+        with pytest.raises(ValueError, match="exactly one of size and scale_factor"):
+            argmax(size=size, scale_factor=scale_factor)
 
 
 def test_lists_of_parameters():
@@ -276,8 +314,9 @@ def test_other_values():
     for label_smoothing in (-0.01, 1.01, math.nan):
         with pytest.raises(ValueError, match="^label_smoothing: expected 0 to 1, got "):
             entropy(label_smoothing=label_smoothing)
-    with pytest.raises(ValueError, match="^dtype: expected torch.int64, torch.int32 or torch.uint"):
-        argmax(dtype=torch.float32)
+    for dtype in (torch.int16, torch.int8, torch.float32):
+        with pytest.raises(ValueError, match="^dtype: expected torch.int64, torch.int32 or torch"):
+            argmax(dtype=dtype)
     with pytest.raises(ValueError, match="^scale_factor .*makes the output 1x0 from"):
         argmax(size=None, scale_factor=(0.3, 0.2))
     with pytest.raises(ValueError, match="^scale_factor .*makes the output 0x1 from"):
@@ -337,6 +376,16 @@ def test_weights_and_groups_that_fit(weight_shape, groups, fits):
     else:
         with pytest.raises(ValueError, match="^weight"):
             dilated_conv2d(X, weight, groups=groups)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (3, 1)])
+def test_pooling_and_projection_are_pointwise(kernel):
+    for argument, channels in (("pool_weight", 4), ("project_weight", 14)):
+        message = rf"^{argument}: expected \[K, {channels}, 1, 1\], got "
+        with pytest.raises(ValueError, match=message):
+            OPS["aspp"](**{argument: torch.zeros(3, channels, *kernel)})
+        with pytest.raises(ValueError, match=message):
+            OPS["aspp"](**{argument: torch.zeros(3, channels + 1, 1, 1)})
 
 
 def test_strided_biases_of_aspp():

@@ -25,9 +25,9 @@ from deeplab_fast import (
     upsample_argmax,
     upsample_cross_entropy,
 )
-from deeplab_fast.ops._library import in_format_of
+from deeplab_fast.ops._library import empty_like_format, in_format_of
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
-from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
+from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_, geometry_refused
 
 from .cases import with_layout
 
@@ -209,6 +209,10 @@ def test_in_format_of():
         actual = in_format_of(result, input)
         assert torch.equal(actual, expected) and actual.stride() == expected.stride()
     assert in_format_of(nchw, nchw) is nchw and in_format_of(nhwc, nhwc) is nhwc
+    # One channel has the strides of both formats, and no format of its own to keep.
+    for one in (nchw[:, :1], nchw[:, :1].contiguous(memory_format=torch.channels_last)):
+        assert empty_like_format(one, (2, 3, 4, 5)).is_contiguous()
+        assert in_format_of(nhwc, one).is_contiguous()
 
 
 def convolve(x, w1, w3, b1, b3):
@@ -402,6 +406,23 @@ def test_shape_classes_of_ops():
         assert text in found and "pixels 2^6" in found
         assert found.endswith(" dinput dbias") == op.endswith("backward")
         assert ("dinput" in found) == op.endswith("backward")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "reason"),
+    [
+        ((3, 3), (1, 1), (2, 1), (2, 1), None),
+        ((1, 5), (1, 1), (0, 6), (4, 3), None),
+        ((3, 3), (1, 2), (1, 1), (1, 1), r"has stride (1, 1), not (1, 2)"),
+        ((3, 3), (2, 1), (1, 1), (1, 1), r"has stride (1, 1), not (2, 1)"),
+        ((3, 3), (1, 1), (1, 2), (1, 1), r"not a (3, 3) weight by (1, 2)"),
+        ((3, 3), (1, 1), (2, 1), (1, 1), r"not a (3, 3) weight by (2, 1)"),
+        ((3, 2), (1, 1), (1, 1), (1, 2), r"not a (3, 2) weight by (1, 1)"),
+    ],
+)
+def test_geometries_of_our_kernels(kernel, stride, padding, dilation, reason):
+    refused = geometry_refused(torch.zeros(4, 4, *kernel), stride, padding, dilation)
+    assert (refused is None) == (reason is None) and (reason or "") in (refused or "")
 
 
 def test_traces_nest_and_end(ran):
