@@ -151,6 +151,11 @@ def per_sample_gradients(function, args):
     return vmap(grad(total(function), all_of(args)), in_dims)(*args)
 
 
+def per_sample_gradients_of_the_last(function, args):
+    in_dims, args = images(args)
+    return vmap(grad(total(function), len(args) - 1), in_dims)(*args)
+
+
 def vmap_everything(function, args):
     """Over all arguments, each along another dimension."""
     dims = [i % (arg.dim() + 1) for i, arg in enumerate(args)]
@@ -214,6 +219,7 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Any], tuple[Tensor, ...]], Any]] =
     "vmap_each": vmap_each,
     "vmap_twice": vmap_twice,
     "per_sample_gradients": per_sample_gradients,
+    "per_sample_gradients_of_the_last": per_sample_gradients_of_the_last,
     "vmap_of_jvp": lambda f, args: vmap_everything(lambda *args: jvp_all(f, args), args),
     "reverse_over_forward": lambda f, args: jacrev(jacfwd(total(f), 1), 1)(*args),
 }
