@@ -26,6 +26,10 @@ ENTROPY = Guard(
 )
 MEASURED = Guard("tests/test_measured.py")
 MEAN = Guard("tests/test_dilated_conv2d_and_mean.py emulated")
+REGISTRATION = Guard(
+    "tests/test_backends.py tests/test_arguments.py not (side_effects or symbolic)"
+)
+TRANSFORMS = Guard("tests/test_transforms.py not (compiled or model_and)")
 WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
 
 GUARDS = {
@@ -56,6 +60,16 @@ GUARDS = {
     "csrc/cuda/upsample_cross_entropy_prepare.cu": ENTROPY,
     "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
     "deeplab_fast/measured.py": MEASURED,
+    "deeplab_fast/backends.py": REGISTRATION,
+    "deeplab_fast/ops/_arguments.py": REGISTRATION,
+    "deeplab_fast/ops/_library.py": REGISTRATION,
+    "deeplab_fast/ops/_transforms.py": TRANSFORMS,
+    "deeplab_fast/ops/aspp.py": REGISTRATION,
+    "deeplab_fast/ops/dilated_conv2d.py": REGISTRATION,
+    "deeplab_fast/ops/dilated_conv2d_and_mean.py": REGISTRATION,
+    "deeplab_fast/ops/fused_conv2d.py": REGISTRATION,
+    "deeplab_fast/ops/upsample_argmax.py": REGISTRATION,
+    "deeplab_fast/ops/upsample_cross_entropy.py": REGISTRATION,
 }
 
 
@@ -1007,6 +1021,234 @@ FAULTS: dict[str, list[Fault]] = {
             "const int row = blockIdx.x % kBlocks * kRows;",
         ),
         Fault("no split reduced", "if (work.num_reductions == 0) return {};", "return {};"),
+    ],
+    "deeplab_fast/backends.py": [
+        Fault("forced for ever after an exception", "_forced = self.outer", "_forced = _forced"),
+        Fault("an inner backend ends the outer", "_forced = self.outer", '_forced = ""'),
+        Fault(
+            "the reference before the kernels of the CPU",
+            '"cpu": ("cpu", "reference")',
+            '"cpu": ("reference", "cpu")',
+        ),
+        Fault(
+            "the trace has what was asked for",
+            "_trace.append((op, name))",
+            "_trace.append((op, requested))",
+        ),
+        Fault("a trace ends the outer one", "        _trace = outer", "        _trace = None"),
+        Fault("every refusal is a warning", "isinstance(reason, Remediable)", "reason"),
+        Fault("cuDNN before what beat it", '(*faster, "reference")', '("reference", *faster)'),
+        Fault(
+            "measurements decide on the CPU too",
+            'device_type == "cuda" and op in shape_classes',
+            "op in shape_classes",
+        ),
+    ],
+    "deeplab_fast/ops/_arguments.py": [
+        Fault("False of NumPy is True", "return bool(value)", "return True"),
+        Fault(
+            "a list is no pair", "isinstance(value, Sequence) and", "isinstance(value, tuple) and"
+        ),
+        Fault(
+            "a string is a pair",
+            "is_sequence = isinstance(value, Sequence) and not isinstance(value, str)",
+            "is_sequence = isinstance(value, Sequence)",
+        ),
+        Fault("any number of values is a pair", "len(values) != 2 or not", "not"),
+        Fault("numbers past 64 bits", "0 < v < INT64_END", "0 < v"),
+        Fault(
+            "a tensor is a list of tensors",
+            "isinstance(values, (Tensor, str))",
+            "isinstance(values, str)",
+        ),
+    ],
+    "deeplab_fast/ops/_library.py": [
+        Fault(
+            "autocast halves float64",
+            "(torch.float32, torch.float16, torch.bfloat16)",
+            "(torch.float64, torch.float32, torch.float16, torch.bfloat16)",
+        ),
+        Fault(
+            "autocast leaves fp16",
+            "(torch.float32, torch.float16, torch.bfloat16)",
+            "(torch.float32, torch.bfloat16)",
+        ),
+        Fault("autocast is bfloat16", "torch.get_autocast_dtype(device_type)", "torch.bfloat16"),
+        Fault("autocast of the meta device", 'device_type == "meta" or not', "not"),
+        Fault(
+            "an op itself is autocast",
+            "        if torch.is_autocast_enabled(device_type):\n            # The",
+            "        if False:\n            # The",
+        ),
+        Fault(
+            "backward on the automatic choice",
+            'ctx.backend = keyword_only_inputs["backend"]',
+            'ctx.backend = ""',
+        ),
+        Fault(
+            "one channel is channels_last",
+            "tensor.stride(1) == 1 and tensor.size(1) > 1",
+            "tensor.stride(1) == 1",
+        ),
+        Fault(
+            "any strides are those promised",
+            "if result.stride() == promised.stride():",
+            "if True:",
+        ),
+        Fault(
+            "transforms on the automatic choice",
+            "_transforms.call(op, _rules[name], args, backend)",
+            '_transforms.call(op, _rules[name], args, "")',
+            TRANSFORMS,
+        ),
+    ],
+    "deeplab_fast/ops/_transforms.py": [
+        Fault("forward mode not seen", " or forward_ad._current_level >= 0", ""),
+        Fault(
+            "transforms not seen",
+            "torch._C._are_functorch_transforms_active() or forward_ad",
+            "forward_ad",
+        ),
+        Fault(
+            "all gradients are needed",
+            "call.arguments(needed[1:])",
+            "call.arguments([True] * len(needed))",
+        ),
+        Fault("backward elsewhere", "= call, call.backend", '= call, ""'),
+        Fault("tangents elsewhere", "output, call.backend)", 'output, "")'),
+        Fault("the first of all weights", "set(mapped) <= set(images)", "True"),
+        Fault("images one by one", "set(mapped) <= set(images)", "False"),
+        Fault(
+            "dimensions exchanged",
+            "tensor = tensor.movedim(dim, 0)",
+            "tensor = tensor.transpose(dim, 0)",
+        ),
+        Fault("samples along another dimension", "t.select(d, i)", "t.select(0, i)"),
+        Fault("no words about no samples", "if batch_size == 0:", "if False:"),
+        Fault(
+            "functionalize is for an autograd.Function",
+            "    if _is_functionalized_only():\n        return op(*arguments, backend=backend)\n",
+            "",
+        ),
+        Fault(
+            "functionalize hides forward mode", "forward_ad._current_level < 0\n        and ", ""
+        ),
+    ],
+    "deeplab_fast/ops/aspp.py": [
+        Fault(
+            "no tangent from biases of branches",
+            "(t_input, t_weights, t_biases, None)",
+            "(t_input, t_weights, [None] * len(biases), None)",
+            TRANSFORMS,
+        ),
+        Fault(
+            "tangents pass a ReLU", "return t_output * (output > 0)", "return t_output", TRANSFORMS
+        ),
+        Fault("dtypes differ", "    _check_dtypes(*tensors)\n", ""),
+        Fault(
+            "pooling of more pixels",
+            "tuple(weight.shape[1:]) != (channels, 1, 1)",
+            "weight.size(1) != channels",
+        ),
+    ],
+    "deeplab_fast/ops/dilated_conv2d.py": [
+        Fault(
+            "gradients of input and bias exchanged",
+            "mask = list(ctx.needs_input_grad[:3])",
+            "mask = list(ctx.needs_input_grad[2::-1])",
+        ),
+        Fault("every gradient", "mask = list(ctx.needs_input_grad[:3])", "mask = [True] * 3"),
+        Fault(
+            "gradients of all weights or none",
+            "mask = [needs_input, any(needs_weights), any(needs_biases)]",
+            "mask = [needs_input, all(needs_weights), any(needs_biases)]",
+        ),
+        Fault(
+            "gradients of biases with those of weights",
+            "mask = [needs_input, any(needs_weights), any(needs_biases)]",
+            "mask = [needs_input, any(needs_weights), any(needs_weights)]",
+        ),
+        Fault(
+            "fake weights like the input",
+            "empty_like_format(weight, tuple(weight.shape)) if mask[1]",
+            "empty_like_format(input, tuple(weight.shape)) if mask[1]",
+        ),
+        Fault(
+            "fake bias whether needed or not",
+            "weight.size(0) if mask[2] else 0",
+            "weight.size(0)",
+        ),
+        Fault("groups that do not divide", "or weight.size(0) % groups or", "or"),
+        Fault("even kernels across", " or weight.size(3) % 2 == 0", ""),
+        Fault("bias not autocast", "input, weight, bias = autocast", "input, weight, _ = autocast"),
+        Fault(
+            "vmap sums over samples",
+            "return () if any(mask[1:]) else (0, 1)  #",
+            "return (0, 1)  #",
+            TRANSFORMS,
+        ),
+        Fault(
+            "tangent of biases alone",
+            "for t in (*t_weights, *t_biases)):",
+            "for t in t_weights):",
+            TRANSFORMS,
+        ),
+    ],
+    "deeplab_fast/ops/dilated_conv2d_and_mean.py": [
+        Fault(
+            "the mean's gradient lost",
+            "mask, grad_mean, backend",
+            "mask, None, backend",
+            Guard("tests/test_dilated_conv2d_and_mean.py gradcheck"),
+        ),
+        Fault("the mean in autocast's dtype", "mean.to(input.dtype)", "mean.to(converted.dtype)"),
+        Fault(
+            "zeros convolved",
+            "    ctx.set_materialize_grads(False)",
+            "    ctx.set_materialize_grads(True)",
+            Guard("tests/test_dilated_conv2d_and_mean.py one_of_the_outputs and cpu"),
+        ),
+        Fault(
+            "fake mean of float64",
+            "dtype = torch.promote_types(input.dtype, torch.float32)",
+            "dtype = torch.float32",
+        ),
+        Fault("tangent of the mean", "torch.zeros_like(mean)", "torch.ones_like(mean)", TRANSFORMS),
+    ],
+    "deeplab_fast/ops/fused_conv2d.py": [
+        Fault("padding of the other side", "2 * padding[i]", "2 * padding[0]"),
+        Fault("stride across", "if tuple(stride) != (1, 1):", "if stride[0] != 1:"),
+        Fault("even kernels", "size % 2 == 0 or 2 * p", "2 * p"),
+        Fault(
+            "in place within transforms",
+            "    if _transforms.active():",
+            "    if False:",
+            TRANSFORMS,
+        ),
+    ],
+    "deeplab_fast/ops/upsample_argmax.py": [
+        Fault("fake labels transposed", "(logits.size(0), *size)", "(logits.size(0), *size[::-1])"),
+        Fault("257 classes in a byte", "torch.uint8: 256", "torch.uint8: 257"),
+        Fault(
+            "size and scale_factor",
+            "(size is None) == (scale_factor is None)",
+            "size is None and scale_factor is None",
+        ),
+    ],
+    "deeplab_fast/ops/upsample_cross_entropy.py": [
+        Fault(
+            "what is kept has a gradient",
+            "ctx.mark_non_differentiable(log_sum_exp, total_weight)",
+            "pass",
+        ),
+        Fault(
+            "loss of the fake", 'if reduction == "none" else ()', 'if reduction != "sum" else ()'
+        ),
+        Fault("no smoothing past 0", "0.0 <= label_smoothing <= 1.0", "label_smoothing <= 1.0"),
+        Fault(
+            "twice the tangent", "torch.ones_like(loss)", "2 * torch.ones_like(loss)", TRANSFORMS
+        ),
+        Fault("weights with a tangent", "if t_weight is not None:", "if False:", TRANSFORMS),
     ],
     "deeplab_fast/measured.py": [
         Fault(

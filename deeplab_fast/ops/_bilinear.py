@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from ._arguments import check_tensor
+
 
 def check_logits(logits: Tensor) -> None:
+    check_tensor(logits, "logits")
     if logits.dim() != 4 or 0 in logits.shape[1:]:
         raise ValueError(
             f"logits: expected [N, C, H, W] with C, H, W >= 1, got shape {tuple(logits.shape)}"
         )
     if not logits.is_floating_point():
         raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
-
-
-def pair(value: Any, name: str) -> tuple[Any, Any]:
-    values = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(values) != 2 or not all(v > 0 for v in values):
-        raise ValueError(f"{name}: expected a positive number or two of them, got {value!r}")
-    return values
 
 
 def output_size(logits: Tensor, scale_factors: tuple[float, float]) -> tuple[int, int]:

@@ -2,19 +2,24 @@
 
 An op is opaque to autograd, torch.compile and export. The backend travels as its last argument,
 because a global read inside the implementation would be invisible to a compiled graph.
+
+torch.func transforms and forward mode are supported by the public functions only (_transforms.py):
+a direct call of ``torch.ops.deeplab_fast.*`` inside one raises, or returns tangents of zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backends
+from . import _transforms
 
 lib = torch.library.Library("deeplab_fast", "DEF")
+_rules: dict[str, _transforms.Rules] = {}
 
 
 def define(
@@ -22,8 +27,8 @@ def define(
     signature: str,
     fake: Callable[..., Any],
     shape_class: Callable[..., str] | None = None,
-) -> Any:
-    """Define ``deeplab_fast::name`` with ``signature`` ("(args) -> returns") and return the op.
+) -> Callable[..., Any]:
+    """Define ``deeplab_fast::name`` with ``signature`` ("(args) -> returns"); return what calls it.
 
     ``fake(*args)`` allocates the outputs: shapes, dtypes and strides of what every backend returns.
     ``shape_class(*args)`` names the class of shapes for which a kernel has to be measured faster
@@ -47,16 +52,32 @@ def define(
 
     lib.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"deeplab_fast::{name}", run_fake, lib=lib)
-    return getattr(torch.ops.deeplab_fast, name)
+    op = getattr(torch.ops.deeplab_fast, name)
+
+    def call(*args: Any, backend: str) -> Any:
+        if _transforms.active():
+            return _transforms.call(op, _rules[name], args, backend)
+        return op(*args, backend=backend)
+
+    return call
+
+
+def _none(*args: Any) -> tuple[()]:
+    return ()
 
 
 def differentiable(
-    name: str, backward: Callable[..., Any], setup: Callable[[Any, tuple[Any, ...], Any], None]
+    name: str,
+    backward: Callable[..., Any],
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    jvp: Callable[..., Any],
+    image_arguments: Callable[..., Sequence[int]] = _none,
 ) -> None:
     """Register the gradient of ``deeplab_fast::name``.
 
     ``setup(ctx, inputs, output)`` saves what backward needs; ``ctx.backend`` is the forward's
-    backend, on which ``backward(ctx, *grads)`` is to run too.
+    backend, on which ``backward(ctx, *grads)`` is to run too. ``jvp`` and ``image_arguments`` are
+    the rules of forward mode and of vmap, see :class:`_transforms.Rules`.
     """
 
     def setup_context(
@@ -68,15 +89,18 @@ def differentiable(
     torch.library.register_autograd(
         f"deeplab_fast::{name}", backward, setup_context=setup_context, lib=lib
     )
+    _rules[name] = _transforms.Rules(setup, backward, jvp, image_arguments)
 
 
-def not_differentiable(name: str, instead: str) -> None:
+def not_differentiable(
+    name: str, instead: str, image_arguments: Callable[..., Sequence[int]] = _none
+) -> None:
     """Make differentiating ``deeplab_fast::name`` an error that says what to use instead."""
 
-    def refuse(ctx: Any, *grads: Any) -> None:
+    def refuse(*args: Any) -> None:
         raise NotImplementedError(f"deeplab_fast::{name} cannot be differentiated: {instead}")
 
-    differentiable(name, refuse, lambda ctx, inputs, output: None)
+    differentiable(name, refuse, lambda ctx, inputs, output: None, refuse, image_arguments)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

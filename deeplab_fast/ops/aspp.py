@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
+from ._arguments import check_tensor, tensor_list
 from ._library import autocast, define, differentiable, empty_like_format
 from .dilated_conv2d import (
     _check,
@@ -16,9 +18,11 @@ from .dilated_conv2d import (
     _class_of_branches,
     _dilated_conv2d,
     _dilated_conv2d_backward,
-    _dilation_pair,
+    _dilation_list,
+    _jvp_parallel,
     _parallel_dilated_conv2d,
     _parallel_dilated_conv2d_backward,
+    or_zeros,
 )
 
 
@@ -51,20 +55,30 @@ def aspp(
 
     Raises:
         ValueError: lengths or shapes do not fit, naming which.
-        TypeError: dtypes differ (outside autocast).
+        TypeError: dtypes differ (outside autocast), or an argument is of a wrong type.
 
     >>> x, k = torch.randn(1, 64, 33, 33), 32
     >>> w = [torch.randn(k, 64, 1, 1), torch.randn(k, 64, 3, 3)]
     >>> b = torch.zeros(k)
     >>> y = aspp(x, w, [b, b], [1, 6], torch.randn(k, 64, 1, 1), b, torch.randn(k, 3 * k, 1, 1), b)
     """
+    weights, biases = tensor_list(weights, "weights"), tensor_list(biases, "biases")
+    biases = [bias.contiguous() for bias in biases]  # oneDNN reads strided ones wrongly
+    dilations = _dilation_list(dilations)
+    for name, tensor in (
+        ("input", input),
+        ("pool_weight", pool_weight),
+        ("pool_bias", pool_bias),
+        ("project_weight", project_weight),
+        ("project_bias", project_bias),
+    ):
+        check_tensor(tensor, name)
     if not len(weights) == len(biases) == len(dilations) or not weights:
         raise ValueError(
             f"expected one bias and one dilation per weight, at least one: got {len(weights)} "
             f"weights, {len(biases)} biases, {len(dilations)} dilations"
         )
-    for weight, bias, dilation in zip(weights, biases, dilations):
-        _dilation_pair(dilation)
+    for weight, bias in zip(weights, biases):
         _check(input, weight, bias, 1)
     channels = sum(weight.size(0) for weight in weights) + pool_weight.size(0)
     _check_pointwise("pool", pool_weight, pool_bias, input.size(1))
@@ -78,7 +92,7 @@ def aspp(
         tensors[0],
         list(tensors[1 : 1 + count]),
         list(tensors[1 + count : 1 + 2 * count]),
-        list(dilations),
+        dilations,
         *tensors[-4:],
         backend=backends.current(),
     )
@@ -140,6 +154,31 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     )
 
 
+def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
+    input, weights, biases, dilations, pool_weight, pool_bias, project_weight, _ = arguments
+    t_input, t_weights, t_biases, _, *t_others = tangents
+    t_input, t_pool_weight, t_pool_bias, t_project_weight, t_project_bias = or_zeros(
+        (t_input, *t_others), (input, *arguments[4:])
+    )
+    branches = _parallel_dilated_conv2d(input, weights, biases, dilations, backend=backend)
+    t_branches = _jvp_parallel(
+        (input, weights, biases, dilations), (t_input, t_weights, t_biases, None), branches, backend
+    )
+    mean, t_mean = (x.mean((2, 3), keepdim=True) for x in (input, t_input))
+    pooled = F.conv2d(mean, pool_weight, pool_bias)
+    t_pooled = F.conv2d(t_mean, pool_weight) + F.conv2d(mean, t_pool_weight, t_pool_bias)
+    t_branches, t_pooled = t_branches * (branches > 0), t_pooled * (pooled > 0)
+
+    def joined(branches: Tensor, pooled: Tensor) -> Tensor:
+        return torch.cat([branches, pooled.expand(-1, -1, *input.shape[2:])], dim=1)
+
+    t_output = F.conv2d(joined(t_branches, t_pooled), project_weight)
+    t_output = t_output + F.conv2d(
+        joined(branches.relu(), pooled.relu()), t_project_weight, t_project_bias
+    )
+    return t_output * (output > 0)
+
+
 _aspp = define(
     "aspp",
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations, Tensor pool_weight, "
@@ -149,4 +188,4 @@ _aspp = define(
         input, weights, dilations
     ),
 )
-differentiable("aspp", _backward, _setup)
+differentiable("aspp", _backward, _setup, _jvp, lambda *args: (0,))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import backends
+from ._arguments import INT64_END, check_tensor, int_list, integer, positive_pair, tensor_list
 from ._convolution import shape_class
 from ._library import autocast, define, differentiable, empty_like_format, not_differentiable
 
@@ -41,12 +43,17 @@ def dilated_conv2d(
 
     Raises:
         ValueError: a shape, dilation or groups does not fit, naming which.
-        TypeError: dtypes differ (outside autocast).
+        TypeError: dtypes differ (outside autocast), or an argument is of a wrong type.
 
     >>> x = torch.randn(1, 64, 65, 65)
     >>> y = dilated_conv2d(x, torch.randn(32, 64, 3, 3), dilation=12)
     """
-    pair = _dilation_pair(dilation)
+    pair = positive_pair(dilation, "dilation", integer, "int")
+    groups = integer(groups, "groups")
+    check_tensor(input, "input")
+    check_tensor(weight, "weight")
+    if bias is not None:
+        check_tensor(bias, "bias")
     _check(input, weight, bias, groups)
     input, weight, bias = autocast(input, weight, bias)
     _check_dtypes(input, weight, bias)
@@ -75,16 +82,14 @@ def parallel_dilated_conv2d(
 
     Raises:
         ValueError: lengths or shapes do not fit, naming which.
-        TypeError: dtypes differ (outside autocast).
+        TypeError: dtypes differ (outside autocast), or an argument is of a wrong type.
 
     >>> x = torch.randn(1, 64, 65, 65)
     >>> w1, w3 = torch.randn(32, 64, 1, 1), torch.randn(32, 64, 3, 3)
     >>> y = parallel_dilated_conv2d(x, [w1, w3, w3], [1, 12, 24])
     """
-    input, weights, biases = _checked_branches(input, weights, dilations, biases)
-    return _parallel_dilated_conv2d(
-        input, weights, biases, list(dilations), backend=backends.current()
-    )
+    arguments = _checked_branches(input, weights, dilations, biases)
+    return _parallel_dilated_conv2d(*arguments, backend=backends.current())
 
 
 def _checked_branches(
@@ -92,30 +97,31 @@ def _checked_branches(
     weights: Sequence[Tensor],
     dilations: Sequence[int],
     biases: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Input, weights and biases as the op takes them: in one dtype, autocast's if that is on."""
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[int]]:
+    """The arguments as the op takes them: tensors in one dtype, autocast's if that is on."""
+    check_tensor(input, "input")
+    weights, dilations = tensor_list(weights, "weights"), _dilation_list(dilations)
+    biases = [] if biases is None else tensor_list(biases, "biases")
     if not weights:
         raise ValueError("weights: expected at least one branch, got none")
-    biases = [] if biases is None else list(biases)
     if len(dilations) != len(weights) or len(biases) not in (0, len(weights)):
         raise ValueError(
             f"expected one dilation (and one bias) per weight: got {len(weights)} weights, "
             f"{len(dilations)} dilations, {len(biases)} biases"
         )
     optional: Sequence[Tensor | None] = biases or [None] * len(weights)
-    for weight, bias, dilation in zip(weights, optional, dilations):
-        _dilation_pair(dilation)
+    for weight, bias in zip(weights, optional):
         _check(input, weight, bias, 1)
     input, *rest = autocast(input, *weights, *biases)
     _check_dtypes(input, *rest)
-    return input, rest[: len(weights)], rest[len(weights) :]
+    return input, rest[: len(weights)], rest[len(weights) :], dilations
 
 
-def _dilation_pair(dilation: int | Sequence[int]) -> tuple[int, int]:
-    pair = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)
-    if len(pair) != 2 or any(not isinstance(d, int) or d < 1 for d in pair):
-        raise ValueError(f"dilation: expected a positive int or two of them, got {dilation!r}")
-    return pair
+def _dilation_list(dilations: Any) -> list[int]:
+    rates = int_list(dilations, "dilations")
+    if not all(0 < rate < INT64_END for rate in rates):
+        raise ValueError(f"each dilation: expected a positive int, got {rates}")
+    return rates
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
@@ -177,6 +183,25 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     return *(grad if needed else None for grad, needed in zip(grads, mask)), None, None
 
 
+def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
+    input, weight, _, dilation, groups = arguments
+    t_input, t_weight, t_bias, *_ = tangents
+    terms = []
+    if t_input is not None:
+        terms.append(_dilated_conv2d(t_input, weight, None, dilation, groups, backend=backend))
+    if t_weight is not None:
+        terms.append(_dilated_conv2d(input, t_weight, None, dilation, groups, backend=backend))
+    if t_bias is not None:
+        terms.append(t_bias[:, None, None].expand_as(output))
+    return sum(terms[1:], terms[0])
+
+
+def _image_arguments_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Any, groups: Any, mask: Any
+) -> tuple[int, ...]:
+    return () if any(mask[1:]) else (0, 1)  # gradients of weights are sums over images
+
+
 _dilated_conv2d = define(
     "dilated_conv2d",
     "(Tensor input, Tensor weight, Tensor? bias, int[] dilation, int groups) -> Tensor",
@@ -192,8 +217,8 @@ _dilated_conv2d_backward = define(
         input, [weight], [dilation], groups, output_mask
     ),
 )
-differentiable("dilated_conv2d", _backward, _setup)
-not_differentiable("dilated_conv2d_backward", _NO_DOUBLE_BACKWARD)
+differentiable("dilated_conv2d", _backward, _setup, _jvp, lambda *args: (0,))
+not_differentiable("dilated_conv2d_backward", _NO_DOUBLE_BACKWARD, _image_arguments_backward)
 
 
 def _class_of_branches(
@@ -248,6 +273,28 @@ def _backward_parallel(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     )
 
 
+def _jvp_parallel(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
+    input, weights, biases, dilations = arguments
+    t_input, t_weights, t_biases, _ = tangents
+    terms = []
+    if t_input is not None:
+        terms.append(_parallel_dilated_conv2d(t_input, weights, [], dilations, backend=backend))
+    if any(t is not None for t in (*t_weights, *t_biases)):
+        t_branches = or_zeros(t_weights, weights), or_zeros(t_biases, biases)
+        terms.append(_parallel_dilated_conv2d(input, *t_branches, dilations, backend=backend))
+    return sum(terms[1:], terms[0])
+
+
+def or_zeros(tangents: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(x) if t is None else t for t, x in zip(tangents, tensors)]
+
+
+def _image_arguments_parallel_backward(
+    grad_output: Tensor, input: Tensor, weights: Any, dilations: Any, mask: Any, *grad_mean: Any
+) -> tuple[int, ...]:
+    return () if any(mask[1:]) else (0, 1, 5)[: 2 + len(grad_mean)]
+
+
 _parallel_dilated_conv2d = define(
     "parallel_dilated_conv2d",
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations) -> Tensor",
@@ -263,5 +310,13 @@ _parallel_dilated_conv2d_backward = define(
         input, weights, dilations, output_mask
     ),
 )
-differentiable("parallel_dilated_conv2d", _backward_parallel, _setup_parallel)
-not_differentiable("parallel_dilated_conv2d_backward", _NO_DOUBLE_BACKWARD)
+differentiable(
+    "parallel_dilated_conv2d",
+    _backward_parallel,
+    _setup_parallel,
+    _jvp_parallel,
+    lambda *args: (0,),
+)
+not_differentiable(
+    "parallel_dilated_conv2d_backward", _NO_DOUBLE_BACKWARD, _image_arguments_parallel_backward
+)

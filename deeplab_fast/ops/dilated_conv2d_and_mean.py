@@ -20,6 +20,7 @@ from .dilated_conv2d import (
     _checked_branches,
     _class_of_branches,
     _empty_output,
+    _jvp_parallel,
     _parallel_dilated_conv2d_backward,
 )
 
@@ -44,12 +45,11 @@ def parallel_dilated_conv2d_and_mean(
     >>> x, w = torch.randn(2, 64, 65, 65), torch.randn(32, 64, 3, 3)
     >>> y, mean = parallel_dilated_conv2d_and_mean(x, [w, w], [12, 24])
     """
-    dtype = input.dtype
-    input, weights, _ = _checked_branches(input, weights, dilations)
+    converted, weights, _, rates = _checked_branches(input, weights, dilations)
     output, mean = _parallel_dilated_conv2d_and_mean(
-        input, weights, list(dilations), backend=backends.current()
+        converted, weights, rates, backend=backends.current()
     )
-    return output, mean.to(dtype)[:, :, None, None]
+    return output, mean.to(input.dtype)[:, :, None, None]
 
 
 def _fake(input: Tensor, weights: Any, dilations: Any) -> tuple[Tensor, Tensor]:
@@ -80,10 +80,24 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_mean: Tensor | None) ->
     return grad_input if needs_input else None, grad_weights, None
 
 
+def _jvp(
+    arguments: Any, tangents: Any, outputs: tuple[Tensor, Tensor], backend: str
+) -> tuple[Tensor, Tensor]:
+    input, weights, dilations = arguments
+    t_input, t_weights, _ = tangents
+    output, mean = outputs
+    t_output = _jvp_parallel(
+        (input, weights, [], dilations), (t_input, t_weights, [], None), output, backend
+    )
+    if t_input is None:
+        return t_output, torch.zeros_like(mean)
+    return t_output, t_input.mean((2, 3), dtype=mean.dtype)
+
+
 _parallel_dilated_conv2d_and_mean = define(
     "parallel_dilated_conv2d_and_mean",
     "(Tensor input, Tensor[] weights, int[] dilations) -> (Tensor, Tensor)",
     _fake,
     _class_of_branches,
 )
-differentiable("parallel_dilated_conv2d_and_mean", _backward, _setup)
+differentiable("parallel_dilated_conv2d_and_mean", _backward, _setup, _jvp, lambda *args: (0,))

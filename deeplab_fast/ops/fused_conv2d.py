@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
+from . import _transforms
 from ._convolution import shape_class
 from ._library import define, empty_like_format, not_differentiable
 
@@ -57,6 +59,12 @@ def fused_conv2d_add_(
     fresh output would cost its page faults each time.
     """
     geometry = stride, padding, dilation, groups
+    if _transforms.active():
+        # An autograd.Function cannot write in place: PyTorch's own functions do it instead.
+        residual += fused_conv2d(input, weight, bias, *geometry, "none")
+        if activation == "none":
+            return residual
+        return residual.relu_() if activation == "relu" else F.relu6(residual, inplace=True)
     _fused_conv2d_add_(
         residual, input, weight, bias, *geometry, activation, backend=backends.current()
     )
@@ -113,7 +121,11 @@ _ARGUMENTS = (
     "int groups, str activation"
 )
 _fused_conv2d = define("fused_conv2d", f"({_ARGUMENTS}) -> Tensor", _fake, _shape_class)
-not_differentiable("fused_conv2d", "it is for inference; differentiate the model that was prepared")
+not_differentiable(
+    "fused_conv2d",
+    "it is for inference; differentiate the model that was prepared",
+    lambda *args: (0,),
+)
 _fused_conv2d_add_ = define(
     "fused_conv2d_add_",
     f"(Tensor(a!) residual, {_ARGUMENTS}) -> ()",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._bilinear import check_logits, output_size, pair
+from ._arguments import boolean, integer, positive_pair, real, wrong_type
+from ._bilinear import check_logits, output_size
 from ._library import define, differentiable
 
 _MAX_CLASSES = {torch.uint8: 256, torch.int32: 2**31, torch.int64: 2**63}
@@ -42,7 +43,7 @@ def upsample_argmax(
 
     Raises:
         ValueError: logits are not [N, C, H, W], the size is not positive, or dtype cannot hold C.
-        TypeError: logits are not floating.
+        TypeError: logits are not floating, or another argument is of a wrong type.
 
     >>> logits = torch.randn(1, 21, 65, 65)
     >>> labels = upsample_argmax(logits, size=(513, 513), dtype=torch.uint8)
@@ -50,12 +51,19 @@ def upsample_argmax(
     check_logits(logits)
     if (size is None) == (scale_factor is None):
         raise ValueError("expected exactly one of size and scale_factor")
+    if not isinstance(dtype, torch.dtype):
+        raise wrong_type("dtype", "a torch.dtype", dtype)
     if dtype not in _MAX_CLASSES:
         raise ValueError(f"dtype: expected torch.int64, torch.int32 or torch.uint8, got {dtype}")
     if logits.size(1) > _MAX_CLASSES[dtype]:
         raise ValueError(f"dtype: {dtype} cannot hold {logits.size(1)} classes")
-    factors = None if scale_factor is None else pair(scale_factor, "scale_factor")
-    out = pair(size, "size") if factors is None else output_size(logits, factors)
+    align_corners = boolean(align_corners, "align_corners")
+    factors = None
+    if scale_factor is None:
+        out = positive_pair(size, "size", integer)
+    else:
+        factors = positive_pair(scale_factor, "scale_factor", real)
+        out = output_size(logits, factors)
     return _upsample_argmax(logits, out, factors, align_corners, dtype, backend=backends.current())
 
 
@@ -71,10 +79,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
     return None, None, None, None, None
 
 
+def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> None:
+    return None
+
+
 _upsample_argmax = define(
     "upsample_argmax",
     "(Tensor logits, SymInt[] size, float[]? scale_factors, bool align_corners, ScalarType dtype) "
     "-> Tensor",
     _fake,
 )
-differentiable("upsample_argmax", _backward, _setup)
+differentiable("upsample_argmax", _backward, _setup, _jvp, lambda *args: (0,))

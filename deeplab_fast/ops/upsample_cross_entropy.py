@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from ._arguments import INT64_END, boolean, check_tensor, integer, real, wrong_type
 from ._bilinear import check_logits
 from ._library import define, differentiable, empty_like_format, not_differentiable
 
@@ -48,7 +49,8 @@ def upsample_cross_entropy(
     Raises:
         ValueError: a shape, device, reduction or label_smoothing does not fit, or weight requires
             a gradient.
-        TypeError: logits or weight are not floating, or target is not int64.
+        TypeError: logits or weight are not floating, target is not int64, or another argument is
+            of a wrong type.
         IndexError: on the CPU, a target is neither a class nor ignore_index. On other devices,
             where nothing waits for the answer, and in the emulated kernels the loss is NaN instead.
 
@@ -59,10 +61,17 @@ def upsample_cross_entropy(
     _check_target(logits, target)
     if weight is not None:
         _check_weight(logits, weight)
+    ignore_index = integer(ignore_index, "ignore_index")
+    if not -INT64_END <= ignore_index < INT64_END:
+        raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
+    if not isinstance(reduction, str):
+        raise wrong_type("reduction", f"one of {', '.join(_REDUCTIONS)}", reduction)
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    label_smoothing = real(label_smoothing, "label_smoothing")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
+    align_corners = boolean(align_corners, "align_corners")
     loss, _, _ = _upsample_cross_entropy(
         logits, target, weight, ignore_index, reduction, float(label_smoothing), align_corners,
         backend=backends.current(),
@@ -71,6 +80,7 @@ def upsample_cross_entropy(
 
 
 def _check_target(logits: Tensor, target: Tensor) -> None:
+    check_tensor(target, "target")
     if target.dim() != 3 or target.size(0) != logits.size(0) or 0 in target.shape[1:]:
         raise ValueError(
             f"target: expected [{logits.size(0)}, height, width] of at least 1x1, got shape "
@@ -83,6 +93,7 @@ def _check_target(logits: Tensor, target: Tensor) -> None:
 
 
 def _check_weight(logits: Tensor, weight: Tensor) -> None:
+    check_tensor(weight, "weight")
     if tuple(weight.shape) != (logits.size(1),):
         raise ValueError(f"weight: expected ({logits.size(1)},), got {tuple(weight.shape)}")
     if not weight.is_floating_point():
@@ -125,6 +136,26 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *others: Any) -> tuple[Tensor 
     return grad_logits, None, None, None, None, None, None
 
 
+def _jvp(
+    arguments: Any, tangents: Any, output: tuple[Tensor, ...], backend: str
+) -> tuple[Tensor, None, None]:
+    """Of a loss that is one number: the inner product of its gradient and the tangent."""
+    logits, target, weight, *options = arguments
+    t_logits, _, t_weight, *_ = tangents
+    loss, *saved = output
+    if t_weight is not None:
+        raise ValueError("weight: has no gradient here, expected no tangent")
+    if loss.dim() > 0:
+        raise NotImplementedError(
+            'upsample_cross_entropy with reduction="none" has no forward-mode derivative: use '
+            '"mean" or "sum", or F.interpolate and F.cross_entropy'
+        )
+    grad_logits = _upsample_cross_entropy_backward(
+        torch.ones_like(loss), logits, target, weight, *saved, *options, backend=backend
+    )
+    return (grad_logits.float() * t_logits.float()).sum(), None, None
+
+
 _OPTIONS = "int ignore_index, str reduction, float label_smoothing, bool align_corners"
 # log_sum_exp [N, height, width] is that of the upsampled centred logits: the logits less their
 # maximum over classes at each low-resolution pixel, which leaves the softmax as it is and this
@@ -141,5 +172,5 @@ _upsample_cross_entropy_backward = define(
     f"Tensor total_weight, {_OPTIONS}) -> Tensor",
     _fake_backward,
 )
-differentiable("upsample_cross_entropy", _backward, _setup)
+differentiable("upsample_cross_entropy", _backward, _setup, _jvp)
 not_differentiable("upsample_cross_entropy_backward", "use F.interpolate and F.cross_entropy")

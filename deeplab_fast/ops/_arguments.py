@@ -1,0 +1,90 @@
+"""Types of the arguments of public functions: converted like PyTorch's own, or one clear TypeError.
+
+NumPy's numbers count as numbers. A torch.SymInt, a size that torch.compile and torch.export keep
+open, stays one: operator.index() would make a constant of it.
+"""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from collections.abc import Callable, Iterable, Sequence, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+INT64_END = 2**63
+
+
+def wrong_type(name: str, expected: str, value: Any) -> TypeError:
+    """Values that print in a line are quoted; of others, such as tensors, only the type is."""
+    is_short = value is None or isinstance(value, (str, numbers.Number, torch.dtype))
+    got = repr(value) if is_short else f"a {type(value).__name__}"
+    return TypeError(f"{name}: expected {expected}, got {got}")
+
+
+def check_tensor(value: Any, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise wrong_type(name, "a tensor", value)
+
+
+def tensor_list(values: Any, name: str) -> list[Tensor]:
+    tensors = _list(values, name, "tensors")
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise wrong_type(f"{name}[{i}]", "a tensor", tensor)
+    return tensors
+
+
+def int_list(values: Any, name: str) -> list[int]:
+    ints = _list(values, name, "ints")
+    return [v if type(v) is int else integer(v, f"{name}[{i}]") for i, v in enumerate(ints)]
+
+
+def _list(values: Any, name: str, elements: str) -> list[Any]:
+    if isinstance(values, (list, tuple)):
+        return list(values)
+    # A tensor would be taken apart along its first dimension; nn.ParameterList is no Sequence.
+    is_list = isinstance(values, Iterable) and isinstance(values, Sized)
+    if not is_list or isinstance(values, (Tensor, str)):
+        raise wrong_type(name, f"a list of {elements}", values)
+    return list(values)
+
+
+def integer(value: Any, name: str) -> int:
+    if isinstance(value, (int, torch.SymInt)):
+        return value  # type: ignore[return-value]
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise wrong_type(name, "an int", value) from None
+
+
+def real(value: Any, name: str) -> float:
+    if isinstance(value, (float, int, torch.SymFloat, torch.SymInt)):
+        return value  # type: ignore[return-value]
+    is_scalar = isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex()
+    if isinstance(value, numbers.Real) or is_scalar:
+        return float(value)
+    raise wrong_type(name, "a number", value)
+
+
+def boolean(value: Any, name: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    raise wrong_type(name, "True or False", value)
+
+
+def positive_pair(
+    value: Any, name: str, element: Callable[[Any, str], Any], kind: str = "number"
+) -> tuple[Any, Any]:
+    """``value`` twice, or the two that it holds: each through ``element``."""
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+    values = tuple(element(v, name) for v in (value if is_sequence else (value, value)))
+    if len(values) != 2 or not all(0 < v < INT64_END for v in values):
+        raise ValueError(f"{name}: expected a positive {kind} or two of them, got {value!r}")
+    return values
