@@ -167,22 +167,22 @@ def test_convolution_of_far_pixels(suffix, dtype):
 
 @CONVOLUTIONS
 def test_convolution_of_far_weights_and_channels(suffix, dtype):
-    """The last channels of a huge pixel, two late taps, and rows of a weight that are far apart."""
+    """The last channels of a huge pixel and of one far above, two late taps, rows far apart."""
     H, W, C, K, num_taps = 32, 32, 2**23, 3, 1024
     input, weight = sparse(H * W, C, dtype=dtype), sparse(K, num_taps, C, dtype=dtype)
-    step, pixel, taps = step_of(suffix, dtype), 1000, [513, 700]
-    assert pixel * C > FAR and taps[0] * C > FAR and weight.stride(0) > FAR
+    step, pixels, tap_indices, up = step_of(suffix, dtype), [1000, 455], [513, 700], 17
+    assert pixels[0] - pixels[1] == up * W + 1
+    assert up * W * C >= FAR and tap_indices[0] * C > FAR and weight.stride(0) > FAR
     channels = slice(C - step, C)
-    input[pixel : pixel + 2, channels] = ints(2, step, dtype=dtype)
-    weight[:, taps, channels] = ints(K, 2, step, dtype=dtype)
+    input[pixels, channels] = ints(2, step, dtype=dtype)
+    weight[:, tap_indices, channels] = ints(K, 2, step, dtype=dtype)
     output = torch.zeros(H * W, 8, dtype=dtype)
-    convolve(
-        suffix, output, input, weight, [pixel], [(0, 0, 0, taps[0]), (0, 1, 0, taps[1])],
-        [(0, 0, 2 * (C // step - 1), 2, -1, -1)], (H, W),
-    )  # fmt: skip
-    read = input[pixel : pixel + 2, channels].double()
-    expected = torch.einsum("tc,ktc->k", read, weight[:, taps, channels].double())
-    assert torch.equal(output[pixel, :K], expected.to(dtype))
+    taps = [(0, 0, 0, tap_indices[0]), (-up, -1, 0, tap_indices[1])]
+    items = [(0, 0, 2 * (C // step - 1), 2, -1, -1)]
+    convolve(suffix, output, input, weight, pixels[:1], taps, items, (H, W))
+    read = input[pixels, channels].double()
+    expected = torch.einsum("tc,ktc->k", read, weight[:, tap_indices, channels].double())
+    assert torch.equal(output[pixels[0], :K], expected.to(dtype))
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
@@ -263,29 +263,33 @@ def weight_gradient(
     )
 
 
+@pytest.mark.parametrize(
+    ("N", "H", "W", "C"),
+    [(1025, 1024, 1024, 8), (3, 2**14, 2**15, 8), (1, 8, 2**20, 2**12)],
+    ids=["many images", "large images", "large rows"],
+)
 @CONVOLUTIONS
-def test_weight_gradient_of_far_pixels(suffix, dtype):
-    """The last pixels of the last of 1025 images, in the last step of two rectangles."""
-    N, H, W, C = 1025, 1024, 1024, 8
-    input, grad_output = (sparse(N, H, W, C, dtype=dtype) for _ in range(2))
+def test_weight_gradient_of_far_pixels(suffix, dtype, N, H, W, C):
+    """The last channels of the last pixels, in the last step of two rectangles."""
+    K, tile, last = 8, tile_of(suffix), slice(-8, None)
+    input, grad_output = sparse(N, H, W, C, dtype=dtype), sparse(N, H, W, K, dtype=dtype)
     for tensor in (input, grad_output):
-        tensor[-1, -2:] = ints(2, W, C, dtype=dtype)
+        tensor[-1, -2:, -100:, last] = ints(2, 100, 8, dtype=dtype)
     rectangles = [(0, 0, 0, 0, 0, 0, H, W), (-1, 1, 0, 1, 1, 0, H - 1, W - 1)]
     step, box = step_of(suffix, dtype), _C.WGRAD_BOX_SM90 if suffix else 1
-    widths = [-(-w // box) * box for *_, w in rectangles]
-    steps = [
-        -(-N * h * width // step) for (*_, h, _), width in zip(rectangles, widths, strict=True)
-    ]
-    items = [(job, 0, count - 1, 1, -1, -1) for job, count in enumerate(steps)]
-    grad_weight = torch.zeros(C, 2, C, dtype=dtype)
+    block, grad_weight = (C - 1) // tile, torch.zeros(K, 2, C, dtype=dtype)
+    firsts, items = [], []
+    for job, (*_, h, w) in enumerate(rectangles):
+        width = -(-w // box) * box
+        steps = -(-N * h * width // step)
+        items.append((job, block, steps - 1, 1, -1, -1))
+        firsts.append((steps - 1) * step - (N * h - 1) * width)  # in the last row
     weight_gradient(suffix, grad_output, input, grad_weight, rectangles, items)
-    for (dy, dx, _, tap, _, _, h, w), width, count in zip(rectangles, widths, steps, strict=True):
-        first = (count - 1) * step - (N * h - 1) * width  # in the last row
-        assert first >= 0
-        columns = slice(first, w)
-        grads = grad_output[-1, -1, columns].double()
-        read = input[-1, H - 1 + dy, first + dx : w + dx].double()
-        assert torch.equal(grad_weight[:, tap], (grads.T @ read).to(dtype))
+    for (dy, dx, _, tap, _, _, _, w), first in zip(rectangles, firsts, strict=True):
+        assert first >= W - 100
+        grads = grad_output[-1, -1, first:w].double()
+        read = input[-1, H - 1 + dy, first + dx : w + dx, last].double()
+        assert torch.equal(grad_weight[:, tap, last], (grads.T @ read).to(dtype))
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
@@ -339,13 +343,29 @@ KERNELS = [((3, 3), 32), ((5, 5), 32), ((1, 3), 32), ((3, 3), 33)]
 DEPTHWISE = {f"depthwise_conv2d_{name}_kernel": (-8, LAST) for name in ("fwd", "fwd_any")}
 
 
+# (kernel, channels past the last vector, rate): there are columns so far apart that one more tap
+# takes 2^32 elements.
+FAR_TAPS = [((3, 3), 0, 10), ((5, 5), 0, 26), ((1, 3), 0, 4), ((3, 3), 15, 10)]
+
+
+def last_channels(C: int) -> dict[str, tuple[int, int]]:
+    """The cluster of the last 64 channels, of the first columns."""
+    names = (f"depthwise_conv2d_{name}_kernel" for name in ("fwd", "fwd_any", "wgrad"))
+    chunks = -(-C // 64)
+    return dict.fromkeys(names, (chunks - 1, chunks))
+
+
 def depthwise_reference(
-    input: Tensor, weight: Tensor, bias: Tensor, kernel: tuple[int, int]
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    kernel: tuple[int, int],
+    rates: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """Of one image [H, W, C]."""
     C = input.size(-1)
     x, w = input.double().permute(2, 0, 1)[None], weight.double().view(C, 1, *kernel)
-    output = F.conv2d(x, w, bias.double(), padding="same", groups=C)
+    output = F.conv2d(x, w, bias.double(), padding="same", dilation=rates, groups=C)
     return output[0].permute(1, 2, 0)
 
 
@@ -367,25 +387,51 @@ def test_depthwise_convolution_of_far_pixels(kernel, C):
     assert torch.equal(output[-1], expected.to(dtype))
 
 
-@pytest.mark.parametrize(("kernel", "C"), KERNELS, ids=str)
-def test_depthwise_convolution_of_far_weights(kernel, C):
-    """More than 2^32 of them in the channels before the last."""
+@pytest.mark.parametrize(("kernel", "odd", "rate"), FAR_TAPS, ids=str)
+def test_depthwise_convolution_of_far_weights_rows_and_columns(kernel, odd, rate):
+    """Weights and taps are more than 2^32 elements away, as of so many channels."""
     taps, dtype = math.prod(kernel), torch.bfloat16
-    C = FAR // taps // 64 * 64 + 256 + C % 2
-    N, H, W = 1, 1, 2
+    C, H, W = FAR // taps // 64 * 64 + 256 + odd, 2, rate + 1
     input, output = (sparse(H, W, C, dtype=dtype) for _ in range(2))
     weight, bias, last = sparse(C, taps, dtype=dtype), sparse(C, dtype=dtype), slice(C - 8, C)
-    assert last.start * taps >= FAR
-    for tensor in (input.view(W, C).T, weight, bias):
-        tensor[last] = ints(*tensor[last].shape, dtype=dtype)
-    shape = _C.DepthwiseShape((N, H, W, C), kernel, (1, 1), 4, False)
-    with clusters(**DEPTHWISE):
+    assert last.start * taps >= FAR and rate * C >= FAR
+    input[..., last], weight[last] = ints(H, W, 8, dtype=dtype), ints(8, taps, dtype=dtype)
+    bias[last] = ints(8, dtype=dtype)
+    shape = _C.DepthwiseShape((1, H, W, C), kernel, (1, rate), 4, False)
+    with clusters(**last_channels(C)):
         run(
             "depthwise_conv2d_fwd", output.data_ptr(), input.data_ptr(), weight.data_ptr(),
             bias.data_ptr(), 0, NO_CLAMP, shape, dtype=dtype,
         )  # fmt: skip
-    expected = depthwise_reference(input[..., last], weight[last], bias[last], kernel)
-    assert torch.equal(output[..., last], expected.to(dtype))
+    reference = depthwise_reference(input[..., last], weight[last], bias[last], kernel, (1, rate))
+    columns = [0, rate]  # neighbours to the kernel
+    assert torch.equal(output[:, columns, last], reference[:, columns].to(dtype))
+
+
+@pytest.mark.parametrize(("kernel", "odd", "rate"), FAR_TAPS, ids=str)
+def test_depthwise_weight_gradient_of_far_rows_and_columns(kernel, odd, rate):
+    taps, dtype = math.prod(kernel), torch.bfloat16
+    C, H, W = FAR // taps // 64 * 64 + 256 + odd, 2, rate + 1
+    has_all_taps = kernel[0] == kernel[1] and not odd  # else a block has one: here the first
+    input, grad_output = (sparse(H, W, C, dtype=dtype) for _ in range(2))
+    last, columns = slice(C - 8, C), [0, rate]
+    for tensor in (input, grad_output):
+        tensor[:, columns, last] = ints(H, 2, 8, dtype=dtype)
+    partial_sums = sparse(taps + 1, C, dtype=torch.float32)
+    shape = _C.DepthwiseShape((1, H, W, C), kernel, (1, rate), 4, False)
+    ranges = last_channels(C) | {"depthwise_conv2d_wgrad_reduce_kernel": (0, 0)}
+    with clusters(**ranges):
+        run(
+            "depthwise_conv2d_wgrad", 0, 0, partial_sums.data_ptr(), grad_output.data_ptr(),
+            input.data_ptr(), shape, 1, dtype=dtype,
+        )  # fmt: skip
+    leaf = torch.zeros(8, taps, dtype=torch.double, requires_grad=True)
+    output = depthwise_reference(input[..., last], leaf, torch.zeros(8), kernel, (1, rate))
+    (expected,) = torch.autograd.grad(output, leaf, grad_output[..., last].double())
+    own = slice(None) if has_all_taps else slice(0, 1)
+    assert expected[:, own].count_nonzero() > 0
+    assert torch.equal(partial_sums[:taps, last][own].T, expected[:, own].float())
+    assert torch.equal(partial_sums[taps, last], grad_output[..., last].float().sum((0, 1)))
 
 
 # A thread block has 32 floats of 16 pixels, or single channels of 4.
@@ -701,8 +747,7 @@ def test_cross_entropy_gradient_of_far_classes(channels_last):
     # The last cluster that gathers has pixels of one class, or classes of one pixel.
     own = (classes, -1) if channels_last else (-1, pixels)
     ours, theirs = actual[:, pixels][own].double(), expected[own]
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    assert (theirs.abs() > 1e-5).all()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-9)
 
 
 def share_one_memory(tensor: Tensor) -> None:
