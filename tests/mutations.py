@@ -24,6 +24,11 @@ DEPTHWISE = Guard("tests/test_dilated_conv2d.py tests/test_fused_conv2d.py emula
 ENTROPY = Guard(
     "tests/test_upsample_cross_entropy.py emulated and not (compile or export or opcheck)"
 )
+FAR = "tests/test_large_offsets.py"
+FAR_CONV = Guard(f"{FAR} test_convolution or weight_gradient or bias_gradient or on_the_way")
+FAR_DEPTHWISE = Guard(f"{FAR} depthwise")
+FAR_MEANS = Guard(f"{FAR} means or pooled")
+FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
 MEASURED = Guard("tests/test_measured.py")
 MEAN = Guard("tests/test_dilated_conv2d_and_mean.py emulated")
 WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
@@ -48,14 +53,22 @@ GUARDS = {
     "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": WGRAD_SM90,
     "csrc/cuda/implicit_gemm.cuh": CONV,
     "csrc/cuda/pixel_means.cu": ASPP,
-    "csrc/cuda/tensor_map.cuh": Guard("tests/test_dilated_conv2d_sm90.py same_address"),
+    "csrc/cuda/tensor_map.cuh": Guard(
+        "tests/test_dilated_conv2d_sm90.py tests/test_cache_keys.py "
+        "same_address or memory_of_others or more_weights"
+    ),
     "csrc/cuda/upsample_argmax.cu": ARGMAX,
     "csrc/cuda/upsample_cross_entropy.cu": ENTROPY,
     "csrc/cuda/upsample_cross_entropy.cuh": ENTROPY,
     "csrc/cuda/upsample_cross_entropy_bwd.cu": ENTROPY,
     "csrc/cuda/upsample_cross_entropy_prepare.cu": ENTROPY,
     "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
+    "deeplab_fast/_resident.py": Guard("tests/test_resident.py tests/test_cache_keys.py"),
+    "deeplab_fast/backends.py": Guard("tests/test_backends.py tests/test_cache_keys.py"),
     "deeplab_fast/measured.py": MEASURED,
+    "deeplab_fast/ops/_convolution.py": Guard(
+        "tests/test_measured.py tests/test_cache_keys.py classes or class or share"
+    ),
 }
 
 
@@ -130,12 +143,66 @@ FAULTS: dict[str, list[Fault]] = {
             "row < (last_run + image + 1) * runs.parts;",
             "row < (last_run + image) * runs.parts;",
         ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "load(chunk, p + pixel * runs.C);",
+            "load(chunk, p + static_cast<int>(pixel) * runs.C);",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of a run's sums in 32 bits",
+            "sums[(i_run + image) * runs.C + first_c + c] = total;",
+            "sums[static_cast<int>(i_run + image) * runs.C + first_c + c] = total;",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of sums in 32 bits",
+            "sum += sums[row * runs.C + c];",
+            "sum += sums[static_cast<int>(row) * runs.C + c];",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of a mean in 32 bits",
+            "means[image * runs.C + c]",
+            "means[static_cast<int>(image) * runs.C + c]",
+            FAR_MEANS,
+        ),
     ],
     "csrc/cuda/tensor_map.cuh": [
         Fault(
             "the description of a smaller weight at the same address",
             "  std::copy_n(dims, kRank, key.begin() + kRank);\n",
             "",
+        ),
+        Fault(
+            "the description of a weight with other strides",
+            "  std::copy_n(strides, kRank - 1, key.begin() + 1);\n",
+            "",
+        ),
+        Fault(
+            "the description of a weight at another address",
+            "key{reinterpret_cast<uintptr_t>(address)};",
+            "key{};",
+        ),
+        Fault(
+            "one stride overwritten in the key",
+            "key.begin() + kRank);\n",
+            "key.begin() + kRank - 1);\n",
+        ),
+        Fault(
+            "the last dimension left out of the key",
+            "std::copy_n(dims, kRank, key.begin() + kRank);",
+            "std::copy_n(dims, kRank - 1, key.begin() + kRank);",
+        ),
+        Fault(
+            "the last stride left out of the key",
+            "std::copy_n(strides, kRank - 1, key.begin() + 1);",
+            "std::copy_n(strides, kRank - 2, key.begin() + 1);",
+        ),
+        Fault(
+            "a description of the second address kept for the first",
+            "if (maps.size() == kMaxMaps) maps.clear();\n    found = maps.emplace(key, encoded).first;",
+            "found = maps.emplace(key, encoded).first;\n    if (maps.size() == kMaxMaps) maps.clear();",
         ),
     ],
     "csrc/cuda/upsample_argmax.cu": [
@@ -347,6 +414,36 @@ FAULTS: dict[str, list[Fault]] = {
             "const bool has_work = warp_row < tile.num_pixels &&",
             "const bool has_work = warp_row + 1 < tile.num_pixels &&",
         ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "input + static_cast<int64_t>(pixel) * shape.in_channels",
+            "input + pixel * shape.in_channels",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a row of weights in 32 bits",
+            "weight + k * output.weight_stride +",
+            "weight + k * static_cast<int>(output.weight_stride) +",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap's weights in 32 bits",
+            "static_cast<int64_t>(tap.index) * source.C + source",
+            "tap.index * source.C + source",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap in 32 bits",
+            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
+            "(tap.dy * shape.W + tap.dx) * shape",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap without a sign",
+            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
+            "static_cast<uint32_t>(tap.dy * shape.W + tap.dx) * int64_t{1} * shape",
+            FAR_CONV,
+        ),
     ],
     "csrc/cuda/conv_epilogue.cuh": [
         Fault("bias not added", "value[i] += bias[i] + residual[i];", "value[i] += residual[i];"),
@@ -399,9 +496,33 @@ FAULTS: dict[str, list[Fault]] = {
             "",
             MEAN,
         ),
+        Fault(
+            "offset of the output in 32 bits",
+            "return static_cast<int64_t>(pixel) * shape.out_channels + output",
+            "return pixel * shape.out_channels + output",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of an image's bias in 32 bits",
+            "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
+            "pixel / (shape.H * shape.W) * output.K + k",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a piece in 32 bits",
+            "const int64_t slot = reduction.first_slot + i;",
+            "const int slot = reduction.first_slot + i;",
+            FAR_CONV,
+        ),
     ],
     "csrc/cuda/dilated_conv2d.cu": [
         Fault("a partial sum stored as if whole", "if (item.slot >= 0) {", "if (item.slot > 0) {"),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "static_cast<int64_t>(item.slot) * kBlockM * kBlockN",
+            "item.slot * kBlockM * kBlockN",
+            FAR_CONV,
+        ),
     ],
     # Staged sums read too early are seen by ThreadSanitizer alone: lanes happen to wait for each
     # other in the shuffle that follows.
@@ -474,6 +595,36 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("each block's sums in the same rows", "+ rank * kBlockM;  // the first", ";"),
         Fault("no wait for the kernel before", "    ptx::griddepcontrol_wait();\n", ""),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
+            "const uint32_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "const int64_t slot_row = static_cast<int64_t>(item.slot) * kConvTileSm90",
+            "const int slot_row = item.slot * kConvTileSm90",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of sums of pixels in 32 bits",
+            "const int64_t row = int64_t{first / kBlockM + image} * kConvSumParts + warp;",
+            "const int row = (first / kBlockM + image) * kConvSumParts + warp;",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of weights in 32 bits",
+            "unsigned_64(row) * 2}",
+            "static_cast<uint32_t>(row * 2)}",
+            FAR_CONV,
+        ),
+        Fault(
+            "a row of weights in 32 bits",
+            "const int64_t row = output.K > 1 ?",
+            "const int32_t row = output.K > 1 ?",
+            FAR_CONV,
+        ),
     ],
     "csrc/cuda/aspp.cu": [
         Fault(
@@ -484,6 +635,18 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("half a warp's sums", "for (int distance = 16;", "for (int distance = 8;"),
         Fault("linear without bias", "sum += to_float(bias[k]);", ""),
         Fault("pooled branch without ReLU", "relu && sum < 0.0f ? 0.0f : sum;", "sum;"),
+        Fault(
+            "offset of an image in 32 bits",
+            "const int64_t image = blockIdx.x / blocks;",
+            "const int image = blockIdx.x / blocks;",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of a row of weights in 32 bits",
+            "weight + k * weight_stride + c",
+            "weight + static_cast<int>(k * weight_stride) + c",
+            FAR_MEANS,
+        ),
     ],
     "csrc/cuda/depthwise_conv2d.cu": [
         Fault(
@@ -558,6 +721,54 @@ FAULTS: dict[str, list[Fault]] = {
             "row[s] = load_input(input + at, s, y >= 0 && y < shape.H);",
             "row[s] = load_input(input + at, s, y < shape.H);",
         ),
+        Fault(
+            "offset of the weights in 32 bits",
+            "weight + static_cast<int64_t>(c) * kTaps + i",
+            "weight + c * kTaps + i",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of rows in 32 bits",
+            "const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;",
+            "const int row_stride = shape.W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "(static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;",
+            "(strip.n * shape.H * shape.W + strip.x) * shape.C + c;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a column's tap in 32 bits",
+            "static_cast<int64_t>(s - kS / 2) * step_W * shape.C;",
+            "(s - kS / 2) * step_W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of the output in 32 bits",
+            "const ConvEpilogue& epilogue, int64_t offset,",
+            "const ConvEpilogue& epilogue, int offset,",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of the weights in 32 bits",
+            "weight[static_cast<int64_t>(first_c + c) * num_taps + tap]",
+            "weight[(first_c + c) * num_taps + tap]",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of a pixel in 32 bits",
+            "input + ((image + tap_y) * shape.W + tap_x) * shape.C + c;",
+            "input + static_cast<int>(((image + tap_y) * shape.W + tap_x) * shape.C + c);",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of the output in 32 bits",
+            "((image + y) * shape.W + strip.x) * shape.C + c, sum);",
+            "static_cast<int>(((image + y) * shape.W + strip.x) * shape.C + c), sum);",
+            FAR_DEPTHWISE,
+        ),
     ],
     "csrc/cuda/depthwise.cuh": [
         Fault(
@@ -617,6 +828,54 @@ FAULTS: dict[str, list[Fault]] = {
             "a part's columns not strided",
             "group < split.groups && vector < split.vectors; group += num_parts",
             "group < split.groups && vector < split.vectors; group += num_parts + 1",
+        ),
+        Fault(
+            "offset of rows in 32 bits",
+            "const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;",
+            "const int row_stride = shape.W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "(static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;",
+            "(strip.n * shape.H * shape.W + strip.x) * shape.C + c;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a column's tap in 32 bits",
+            "static_cast<int64_t>(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
+            "(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of the gradient in 32 bits",
+            "const int64_t to_grad = kR / 2 * stride - offset_H * row_stride;",
+            "const int to_grad = kR / 2 * stride - offset_H * row_stride;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "partial_sums[to * shape.C + first_c + channel] = total;",
+            "partial_sums[static_cast<int>(to) * shape.C + first_c + channel] = total;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a part in 32 bits",
+            "sum += partial_sums[part * size + i];",
+            "sum += partial_sums[part * static_cast<int>(size) + i];",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "const int64_t tap = i / C, c = i % C;",
+            "const int tap = i / C, c = i % C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "number of a sum in 32 bits",
+            "const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
+            "const int i = blockIdx.x * kThreads + threadIdx.x;",
+            FAR_DEPTHWISE,
         ),
     ],
     "csrc/cuda/upsample_cross_entropy.cu": [
@@ -936,6 +1195,42 @@ FAULTS: dict[str, list[Fault]] = {
             "for (int64_t part = 0; part < num_parts; ++part) sum",
             "for (int64_t part = 0; part < 1; ++part) sum",
         ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t pixel = pixels[i].index;",
+            "const int pixel = pixels[i].index;",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "(static_cast<int64_t>(k) * branch.num_taps + tap.index)",
+            "(k * branch.num_taps + tap.index)",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "(static_cast<int64_t>(item.slot) * kBlockM + row) * kBlockN;",
+            "(item.slot * kBlockM + row) * kBlockN;",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a pixel in 32 bits",
+            "load(values, grad_output + pixel * K + k);",
+            "load(values, grad_output + static_cast<int>(pixel) * K + k);",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a part in 32 bits",
+            "partial_sums[part * K + first_k + i] = total;",
+            "partial_sums[static_cast<int>(part) * K + first_k + i] = total;",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a part that is added in 32 bits",
+            "sum += partial_sums[part * K + k];",
+            "sum += partial_sums[static_cast<int>(part) * K + k];",
+            FAR_CONV,
+        ),
     ],
     "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": [
         Fault(
@@ -994,6 +1289,30 @@ FAULTS: dict[str, list[Fault]] = {
             "    ptx::cluster_wait();\n",
             "",
         ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "(static_cast<int64_t>(k) * branch.num_taps + tap.index)",
+            "(k * branch.num_taps + tap.index)",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "const int64_t partial = slot_row * kConvTileSm90 + col;",
+            "const int partial = static_cast<int>(slot_row) * kConvTileSm90 + col;",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of images in 32 bits",
+            "H * W * C * 2}",
+            "static_cast<uint32_t>(H * W * C * 2)}",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of rows in 32 bits",
+            "{C * 2, W * C * 2,",
+            "{C * 2, static_cast<uint32_t>(W * C * 2),",
+            FAR_CONV,
+        ),
     ],
     "csrc/cuda/wgrad_reduce.cuh": [
         Fault(
@@ -1007,6 +1326,18 @@ FAULTS: dict[str, list[Fault]] = {
             "const int row = blockIdx.x % kBlocks * kRows;",
         ),
         Fault("no split reduced", "if (work.num_reductions == 0) return {};", "return {};"),
+        Fault(
+            "offset of a weight in 32 bits",
+            "(static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + c",
+            "(k * branch.num_taps + tap.index) * shape.C + c",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a piece in 32 bits",
+            "const int64_t slot = reduction.first_slot + i;",
+            "const int slot = reduction.first_slot + i;",
+            FAR_CONV,
+        ),
     ],
     "deeplab_fast/measured.py": [
         Fault(
@@ -1032,6 +1363,134 @@ FAULTS: dict[str, list[Fault]] = {
             "key=ratios.__getitem__)",
             "key=ratios.__getitem__, reverse=True)",
         ),
+    ],
+    "deeplab_fast/_resident.py": [
+        Fault(
+            "keyword arguments left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args,)",
+        ),
+        Fault(
+            "names of keyword arguments left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args, *kwargs.values())",
+        ),
+        Fault(
+            "first argument left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args[1:], *kwargs.items())",
+        ),
+        Fault(
+            "last argument left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args[:-1], *kwargs.items())",
+        ),
+        Fault(
+            "the key is how many arguments there are",
+            "key = (*args, *kwargs.items())",
+            "key = (len(args), *kwargs.items())",
+        ),
+        Fault(
+            "one more entry than is kept", "elif len(recent) >= KEPT:", "elif len(recent) > KEPT:"
+        ),
+        Fault(
+            "dropped before the device has read it",
+            "                for gpu in gpus:\n                    torch.cuda.synchronize(gpu)\n",
+            "",
+        ),
+        Fault("only one generation", "recent, older = {}, recent", "recent, older = {}, {}"),
+        Fault(
+            "older entries are not found",
+            "for generation in (recent, older, captured):",
+            "for generation in (recent, captured):",
+        ),
+        Fault(
+            "captured entries are not found",
+            "for generation in (recent, older, captured):",
+            "for generation in (recent, older):",
+        ),
+        Fault(
+            "captured entries are dropped",
+            "                captured[key] = found\n",
+            "                pass\n",
+        ),
+        Fault(
+            "a first call is captured",
+            "                if capturing:\n                    raise RuntimeError",
+            "                if False:\n                    raise RuntimeError",
+        ),
+        Fault(
+            "captured only when new",
+            "if key in generation and not capturing:",
+            "if key in generation:",
+        ),
+        Fault(
+            "made in the caller's thread",
+            "found = thread.submit(make, *args, **kwargs).result()",
+            "found = make(*args, **kwargs)",
+        ),
+        Fault(
+            "made by several threads at once",
+            "        with lock:\n",
+            "        with threading.Lock():\n",
+        ),
+        Fault(
+            "found in an older generation and not kept",
+            "            recent[key] = found\n        return found",
+            "            recent.setdefault(key, found) if key not in older else None\n        return found",
+        ),
+        Fault(
+            "GPUs given by name are not waited for",
+            "filter(_is_gpu, (*args, *kwargs.values()))",
+            "filter(_is_gpu, args)",
+        ),
+    ],
+    "deeplab_fast/ops/_convolution.py": [
+        Fault(
+            "memory format left out of the class",
+            '        in_format,\n        f"{C}->',
+            '        f"{C}->',
+        ),
+        Fault(
+            "rates swapped",
+            "_taps_inside(H, R, vertical) * _taps_inside(W, S, horizontal)",
+            "_taps_inside(H, R, horizontal) * _taps_inside(W, S, vertical)",
+        ),
+        Fault(
+            "sizes swapped",
+            "_taps_inside(H, R, vertical) * _taps_inside(W, S, horizontal)",
+            "_taps_inside(W, R, vertical) * _taps_inside(H, S, horizontal)",
+        ),
+        Fault(
+            "images left out of the pixels",
+            "max(1, N * H * W).bit_length()",
+            "max(1, H * W).bit_length()",
+        ),
+        Fault(
+            "outputs of the first branch only", "sum(K for K, _, _, _ in kernels)", "kernels[0][0]"
+        ),
+        Fault(
+            "share inside rounded down",
+            "-(-8 * inside // max(1, dense))",
+            "8 * inside // max(1, dense)",
+        ),
+        Fault("groups left out of the class", '*([f"groups {groups}"] if groups > 1 else []),', ""),
+        Fault(
+            "all gradients asked for",
+            "zip(_GRADIENTS, output_mask) if asked",
+            "zip(_GRADIENTS, output_mask)",
+        ),
+        Fault(
+            "tf32 counts as fp32", 'return "tf32" if tf32_is_allowed() else "fp32"', 'return "fp32"'
+        ),
+        Fault(
+            "precision left out of the class",
+            'return f"{_precision(input.dtype)} {shapes}"',
+            'return f"bf16 {shapes}"',
+        ),
+    ],
+    "deeplab_fast/backends.py": [
+        Fault("a warning for every call", "@functools.cache\ndef _warn_once", "def _warn_once"),
     ],
 }
 
