@@ -26,6 +26,7 @@ ENTROPY = Guard(
 )
 FAR = "tests/test_large_offsets.py"
 FAR_CONV = Guard(f"{FAR} test_convolution or weight_gradient or bias_gradient or on_the_way")
+FAR_CPU = Guard(f"{FAR} cpu", "_C")
 FAR_DEPTHWISE = Guard(f"{FAR} depthwise")
 FAR_MEANS = Guard(f"{FAR} means or pooled")
 FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
@@ -110,6 +111,36 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("past the last row", "y + 1 < shape.H ? shape.stride_H : 0", "shape.stride_H"),
         Fault("past the last column", "x + 1 < shape.W ? shape.stride_W : 0", "shape.stride_W"),
+        Fault(
+            "offset of a class in 32 bits",
+            "const Logit* p = a + c * stride_C;",
+            "const Logit* p = a + static_cast<int>(c * stride_C);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of an image in 32 bits",
+            "logits + n * shape.stride_N + y",
+            "logits + static_cast<int>(n * shape.stride_N) + y",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a row in 32 bits",
+            "+ y * shape.stride_H + x",
+            "+ static_cast<int>(y * shape.stride_H) + x",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a column in 32 bits",
+            "+ x * shape.stride_W,",
+            "+ static_cast<int>(x * shape.stride_W),",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of the next pixel in 32 bits",
+            "const Logit* a;  // class 0\n  int64_t right, down, stride_C;",
+            "const Logit* a;  // class 0\n  int right, down;\n  int64_t stride_C;",
+            FAR_UPSAMPLING,
+        ),
     ],
     "csrc/cuda/pixel_means.cu": [
         Fault(
@@ -200,9 +231,11 @@ FAULTS: dict[str, list[Fault]] = {
             "std::copy_n(strides, kRank - 2, key.begin() + 1);",
         ),
         Fault(
-            "a description of the second address kept for the first",
-            "if (maps.size() == kMaxMaps) maps.clear();\n    found = maps.emplace(key, encoded).first;",
-            "found = maps.emplace(key, encoded).first;\n    if (maps.size() == kMaxMaps) maps.clear();",
+            "a full cache is cleared of what was just put into it",
+            "    if (maps.size() == kMaxMaps) maps.clear();\n"
+            "    found = maps.emplace(key, encoded).first;\n",
+            "    found = maps.emplace(key, encoded).first;\n"
+            "    if (maps.size() == kMaxMaps) maps.clear();\n",
         ),
     ],
     "csrc/cuda/upsample_argmax.cu": [
@@ -265,6 +298,31 @@ FAULTS: dict[str, list[Fault]] = {
             "i < pixels * kLanesPerPixel",
         ),
         Fault("stale contested count", "if (threadIdx.x == 0) tile.num_contested = 0;", ""),
+        Fault(
+            "offset of a class in 32 bits",
+            "const float value = load(pixel + c * stride_C);",
+            "const float value = load(pixel + static_cast<int>(c * stride_C));",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a tile's source in 32 bits",
+            "logits + blockIdx.z * shape.stride_N + row * shape.stride_H + col * shape.stride_W;",
+            "logits + static_cast<int>(blockIdx.z * shape.stride_N + row * shape.stride_H) +\n"
+            "        static_cast<int>(col * shape.stride_W);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a tile's labels in 32 bits",
+            "labels += (blockIdx.z * shape.out_H + y) * shape.out_W + x;",
+            "labels += static_cast<int>((blockIdx.z * shape.out_H + y) * shape.out_W + x);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "number of a pixel in 32 bits",
+            "const int64_t pixel = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
+            "const int64_t pixel = blockIdx.x * kThreads + threadIdx.x;",
+            FAR_UPSAMPLING,
+        ),
     ],
     "csrc/common/zones.h": [
         Fault("zone edge off by one", "d < 0 ? -d : size - d", "d < 0 ? -d : size - d - 1"),
@@ -910,6 +968,12 @@ FAULTS: dict[str, list[Fault]] = {
             "weighted.x = fma_rn(class_weight(terms, c), ends.x, weighted.x);",
             "weighted.x = fma_rn(1.0f, ends.x, weighted.x);",
         ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;",
+            "const int pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;",
+            FAR_UPSAMPLING,
+        ),
     ],
     "csrc/cuda/upsample_cross_entropy.cuh": [
         Fault(
@@ -943,6 +1007,30 @@ FAULTS: dict[str, list[Fault]] = {
             "a target past the last class",
             "target < 0 || target >= C ? kBad",
             "target < 0 || target > C ? kBad",
+        ),
+        Fault(
+            "offset of ranges in 32 bits",
+            "ranges + strip.n * shape.H * shape.W + strip.origin + i;",
+            "ranges + static_cast<int>(strip.n * shape.H * shape.W) + strip.origin + i;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of an image in 32 bits",
+            "logits + strip.n * shape.stride_N + strip.origin * shape.stride_W;",
+            "logits + static_cast<int>(strip.n * shape.stride_N) + strip.origin * shape.stride_W;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a row in 32 bits",
+            "bottom = origin + strip.bottom * shape.stride_H;",
+            "bottom = origin + static_cast<int>(strip.bottom * shape.stride_H);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of classes in 32 bits",
+            "const int64_t offset = (first + c) * stride_C + i * stride_W;",
+            "const int offset = (first + c) * stride_C + i * stride_W;",
+            FAR_UPSAMPLING,
         ),
     ],
     "csrc/cuda/upsample_cross_entropy_bwd.cu": [
@@ -1061,6 +1149,55 @@ FAULTS: dict[str, list[Fault]] = {
             "if (y == shape.H - 1) sum += bottoms[2 * plane];",
             "",
         ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;",
+            "const int pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of the incoming gradient in 32 bits",
+            "grad.loss + strip.n * grad.stride_N + y * grad.stride_H + my_x * grad.stride_W,",
+            "grad.loss + static_cast<int>(strip.n * grad.stride_N + y * grad.stride_H) +\n"
+            "              static_cast<int>(my_x * grad.stride_W),",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "stride of the incoming gradient in 32 bits",
+            "  const float* grad_loss;\n  int64_t grad_stride_H;",
+            "  const float* grad_loss;\n  int grad_stride_H;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of an image's cells in 32 bits",
+            "(strip.n * (shape.H + 1) + strip.row) * 2 * plane;",
+            "static_cast<int>((strip.n * (shape.H + 1) + strip.row) * 2 * plane);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset within cells in 32 bits",
+            "const int64_t offset =\n        channels_last",
+            "const int offset =\n        channels_last",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "number of an element in 32 bits",
+            "const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
+            "const int64_t i = blockIdx.x * kThreads + threadIdx.x;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of gathered cells in 32 bits",
+            "(n * (shape.H + 1) + y) * 2 * plane + in_plane;",
+            "static_cast<int>((n * (shape.H + 1) + y) * 2 * plane + in_plane);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a gathered element in 32 bits",
+            "(channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x)",
+            "static_cast<int>(channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x)",
+            FAR_UPSAMPLING,
+        ),
     ],
     "csrc/cuda/upsample_cross_entropy_prepare.cu": [
         Fault(
@@ -1077,6 +1214,31 @@ FAULTS: dict[str, list[Fault]] = {
             "total of the class weights without half a warp's",
             "for (int lanes = 16; lanes > 0; lanes /= 2) total",
             "for (int lanes = 8; lanes > 0; lanes /= 2) total",
+        ),
+        Fault(
+            "offset of a class in 32 bits",
+            "load(pixel + c * stride_C);",
+            "load(pixel + static_cast<int>(c * stride_C));",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "number of a pixel in 32 bits",
+            "const int64_t i = (block * kThreads + threadIdx.x) / kLanesPerPixel;",
+            "const int i = static_cast<uint32_t>(block * kThreads + threadIdx.x) / kLanesPerPixel;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a source pixel in 32 bits",
+            "logits + n * shape.stride_N + y * shape.stride_H + x * shape.stride_W;",
+            "logits + static_cast<int>(n * shape.stride_N + y * shape.stride_H) +\n"
+            "                          static_cast<int>(x * shape.stride_W);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "size of the workspace in 32 bits",
+            "int64_t bytes = 0;",
+            "int bytes = 0;",
+            FAR_UPSAMPLING,
         ),
     ],
     "csrc/cuda/dilated_conv2d_wgrad.cu": [
@@ -1436,8 +1598,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "found in an older generation and not kept",
-            "            recent[key] = found\n        return found",
-            "            recent.setdefault(key, found) if key not in older else None\n        return found",
+            "            recent[key] = found\n",
+            "            if generation is not older:\n                recent[key] = found\n",
         ),
         Fault(
             "GPUs given by name are not waited for",
@@ -1491,6 +1653,76 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/backends.py": [
         Fault("a warning for every call", "@functools.cache\ndef _warn_once", "def _warn_once"),
+    ],
+    "csrc/cpu/upsample_argmax.cpp": [
+        Fault(
+            "offset of a row in 32 bits",
+            "logits + n * shape.stride_N + y * shape.stride_H, plan);",
+            "logits + static_cast<int>(n * shape.stride_N + y * shape.stride_H), plan);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a column of all classes in 32 bits",
+            "src + plan.source_columns[x + i] * plan.shape.stride_W;",
+            "src + static_cast<int>(plan.source_columns[x + i] * plan.shape.stride_W);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a class in 32 bits",
+            "dst[c * pitch + x] = to_float(src[c * stride_C + x]);",
+            "dst[c * pitch + x] = to_float(src[static_cast<int>(c * stride_C) + x]);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a gathered class in 32 bits",
+            "src[c * stride_C + columns[x] * stride_W]",
+            "src[static_cast<int>(c * stride_C + columns[x] * stride_W)]",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of an image's labels in 32 bits",
+            "store_band(labels + n * shape.out_H * shape.out_W,",
+            "store_band(labels + static_cast<int>(n * shape.out_H * shape.out_W),",
+            FAR_CPU,
+        ),
+    ],
+    "csrc/cpu/upsample_cross_entropy.cpp": [
+        Fault(
+            "offset of a row in 32 bits",
+            "logits + n * s.stride_N + y * s.stride_H, plan);",
+            "logits + static_cast<int>(n * s.stride_N + y * s.stride_H), plan);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a class in 32 bits",
+            "centred[c * pitch + x + 1] = src[c * stride_C + x];",
+            "centred[c * pitch + x + 1] = src[static_cast<int>(c * stride_C) + x];",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a gathered class in 32 bits",
+            "src[c * stride_C + x * stride_W]",
+            "src[static_cast<int>(c * stride_C + x * stride_W)]",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of an image's incoming gradient in 32 bits",
+            "grad_loss + n * grad_loss_strides[0],",
+            "grad_loss + static_cast<int>(n * grad_loss_strides[0]),",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a row's incoming gradient in 32 bits",
+            "image.grad_loss + (group.y + i) * image.grad_loss_stride_H;",
+            "image.grad_loss + static_cast<int>((group.y + i) * image.grad_loss_stride_H);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a column's incoming gradient in 32 bits",
+            "grad_loss[x * image.grad_loss_stride_W]",
+            "grad_loss[static_cast<int>(x * image.grad_loss_stride_W)]",
+            FAR_CPU,
+        ),
     ],
 }
 
