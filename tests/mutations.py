@@ -65,7 +65,6 @@ GUARDS = {
     "csrc/cuda/upsample_cross_entropy_prepare.cu": ENTROPY,
     "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
     "deeplab_fast/_resident.py": Guard("tests/test_resident.py tests/test_cache_keys.py"),
-    "deeplab_fast/backends.py": Guard("tests/test_backends.py tests/test_cache_keys.py"),
     "deeplab_fast/measured.py": MEASURED,
     "deeplab_fast/ops/_convolution.py": Guard(
         "tests/test_measured.py tests/test_cache_keys.py classes or class or share"
@@ -1650,9 +1649,6 @@ FAULTS: dict[str, list[Fault]] = {
             'return f"{_precision(input.dtype)} {shapes}"',
             'return f"bf16 {shapes}"',
         ),
-    ],
-    "deeplab_fast/backends.py": [
-        Fault("a warning for every call", "@functools.cache\ndef _warn_once", "def _warn_once"),
     ],
     "csrc/cpu/upsample_argmax.cpp": [
         Fault(

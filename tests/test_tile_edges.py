@@ -65,9 +65,7 @@ def test_pixels_and_output_channels(device, dtype, pixels, channels):
 
 
 @pytest.mark.parametrize("num_workers", [1, 24])
-@pytest.mark.parametrize(
-    "channels", [8, 16, 24, 32, 40, 56, 64, 72, 96, 128, 136, 192, 200, 256, 264]
-)
+@pytest.mark.parametrize("channels", [8, 16, 24, 32, 40, 64, 72, 128, 136, 200, 264])
 @KERNELS
 def test_steps(device, dtype, channels, num_workers):
     """From one step to more than the pipeline has stages, in whole and in split sums."""
@@ -81,7 +79,7 @@ def test_steps(device, dtype, channels, num_workers):
     assert torch.equal(output, exact(F.conv2d(input.double(), weight.double()), dtype))
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 8])
+@pytest.mark.parametrize("count", [1, 2, 8])
 @KERNELS
 def test_branches(device, dtype, count):
     """Up to the most, each at channels of its own, with another bias and more taps."""
