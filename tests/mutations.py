@@ -17,6 +17,12 @@ class Guard(NamedTuple):
 
 ARGMAX = Guard("tests/test_upsample_argmax.py emulated")
 ASPP = Guard("tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or emulated")
+CALLS = Guard(
+    "tests/test_kernel_calls.py tests/test_cache_keys.py tests/test_workspaces.py "
+    "tests/test_convolution_kernel.py tests/test_dilated_conv2d_sm90.py "
+    "tests/test_dilated_conv2d_wgrad_sm90.py tests/test_dilated_conv2d_and_mean.py "
+    "kernel_calls or cache_keys or workspaces or epilogue or means or items or boxes or emulated_on"
+)
 CONV = Guard(
     "tests/test_convolution_kernel.py tests/test_dilated_conv2d.py convolution_kernel or emulated_"
 )
@@ -32,6 +38,7 @@ FAR_MEANS = Guard(f"{FAR} means or pooled")
 FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
 MEASURED = Guard("tests/test_measured.py")
 MEAN = Guard("tests/test_dilated_conv2d_and_mean.py emulated")
+SCHEDULES = Guard("tests/test_schedules.py tests/test_zones.py schedules or executed", "_C")
 WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
 
 GUARDS = {
@@ -65,6 +72,22 @@ GUARDS = {
     "csrc/cuda/upsample_cross_entropy_prepare.cu": ENTROPY,
     "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
     "deeplab_fast/_resident.py": Guard("tests/test_resident.py tests/test_cache_keys.py"),
+    "deeplab_fast/cuda_kernels/aspp.py": Guard(
+        "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_aspp.py "
+        "kernel_calls or workspaces or emulated"
+    ),
+    "deeplab_fast/cuda_kernels/common.py": CALLS,
+    "deeplab_fast/cuda_kernels/depthwise_conv2d.py": Guard(
+        "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_dilated_conv2d.py "
+        "kernel_calls or workspaces or (emulated and depthwise)"
+    ),
+    "deeplab_fast/cuda_kernels/dilated_conv2d.py": CALLS,
+    "deeplab_fast/cuda_kernels/dilated_conv2d_and_mean.py": Guard(
+        "tests/test_workspaces.py tests/test_tile_edges.py tests/test_dilated_conv2d_sm90.py means"
+    ),
+    "deeplab_fast/cuda_kernels/dilated_conv2d_backward.py": CALLS,
+    "deeplab_fast/cuda_kernels/register.py": Guard("tests/test_fused_conv2d.py emulated"),
+    "deeplab_fast/cuda_kernels/work_lists.py": CALLS,
     "deeplab_fast/measured.py": MEASURED,
     "deeplab_fast/ops/_convolution.py": Guard(
         "tests/test_measured.py tests/test_cache_keys.py classes or class or share"
@@ -368,6 +391,52 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("pieces overlap", "        begin = end;\n", "        begin = end - 1;\n"),
         Fault("no wrap-around rule", "part = 64; part <= 96;", "part = 64; part < 64;"),
+        Fault(
+            "split for any gain",
+            "best.makespan + best.makespan / 100 < whole",
+            "best.makespan < whole",
+            SCHEDULES,
+        ),
+        Fault(
+            "never split",
+            "best.makespan + best.makespan / 100 < whole",
+            "2 * best.makespan < whole",
+            SCHEDULES,
+        ),
+        Fault(
+            "no equal pieces",
+            "for (int64_t part = 128; part >= 16; part -= 4)",
+            "for (int64_t part = 128; part > 128; part -= 4)",
+            SCHEDULES,
+        ),
+        Fault(
+            "zones in the order of their sizes",
+            "return from_size < from_snake ? by_size : order;",
+            "return by_size;",
+            SCHEDULES,
+        ),
+        Fault(
+            "no search of an order",
+            "for (bool improved = true; improved;) {",
+            "for (bool improved = false; improved;) {",
+            SCHEDULES,
+        ),
+        Fault(
+            "an order kept that is not better",
+            "if (cost >= best) return false;",
+            "if (cost < best) return false;",
+            SCHEDULES,
+        ),
+        Fault(
+            "the overhead of a piece left out",
+            "item.num_steps + (item.slot < 0 ? 0 : split_overhead)",
+            "item.num_steps",
+        ),
+        Fault(
+            "a worker is free when it starts",
+            "loads.push({end, worker});",
+            "loads.push({begin, worker});",
+        ),
     ],
     "csrc/cuda/implicit_gemm.cuh": [
         Fault(
@@ -1719,6 +1788,371 @@ FAULTS: dict[str, list[Fault]] = {
             "grad_loss[static_cast<int>(x * image.grad_loss_stride_W)]",
             FAR_CPU,
         ),
+    ],
+    "deeplab_fast/cuda_kernels/work_lists.py": [
+        Fault("items not sorted by worker", "if kernel.is_persistent:", "if False:"),
+        Fault(
+            "as many workers as blocks of the smaller kernel",
+            "    num_workers = max(1, num_workers // kernel.blocks_per_worker)\n    rows",
+            "    num_workers = max(1, num_workers)\n    rows",
+        ),
+        Fault(
+            "weight gradient: as many workers as blocks of the smaller kernel",
+            "    num_workers = max(1, num_workers // kernel.blocks_per_worker)\n    N, H, W",
+            "    num_workers = max(1, num_workers)\n    N, H, W",
+        ),
+        Fault(
+            "a block of channels too many",
+            "-(-out_channels[output] // kernel.tile)",
+            "out_channels[output] // kernel.tile + 1",
+        ),
+        Fault(
+            "blocks of the first output's channels",
+            "-(-out_channels[output] // kernel.tile)",
+            "-(-out_channels[0] // kernel.tile)",
+        ),
+        Fault(
+            "a step too many",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return channels * dtype.itemsize // kernel.step_bytes + 1",
+        ),
+        Fault(
+            "a step too few",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return max(1, channels * dtype.itemsize // kernel.step_bytes)",
+        ),
+        Fault(
+            "steps of elements for bytes",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return -(-channels * 2 // kernel.step_bytes)",
+        ),
+        Fault(
+            "rates limited by the other side",
+            "min(vertical, H), min(horizontal, W))",
+            "min(vertical, W), min(horizontal, H))",
+        ),
+        Fault(
+            "rates swapped",
+            "min(vertical, H), min(horizontal, W))",
+            "min(horizontal, H), min(vertical, W))",
+        ),
+        Fault(
+            "weight gradient: blocks of one operand",
+            "-(-k // kernel.tile) * -(-channels // kernel.tile)",
+            "-(-k // kernel.tile)",
+        ),
+        Fault(
+            "weight gradient: a step too few",
+            "-(-num_boxes(box, N, h, w) * kernel.box_pixels // step)",
+            "num_boxes(box, N, h, w) * kernel.box_pixels // step",
+        ),
+        Fault(
+            "weight gradient: steps of 16-bit elements",
+            "step = kernel.step_bytes // dtype.itemsize",
+            "step = kernel.step_bytes // 2",
+        ),
+        Fault(
+            "boxes of a single image",
+            "-(-w // x) * -(-h // y) * -(-N // n)",
+            "-(-w // x) * -(-h // y)",
+        ),
+        Fault("the worst box", "return min(boxes,", "return max(boxes,"),
+        Fault(
+            "a worker less",
+            "workers.bincount(minlength=num_workers).cumsum(0)",
+            "workers.bincount().cumsum(0)",
+        ),
+        Fault(
+            "tf32 on the kernel that cuts fp32 off",
+            "return CONV_SM90 if kernels.is_sm90 and dtype != torch.float32 else CONV_SM80",
+            "return CONV_SM90 if kernels.is_sm90 else CONV_SM80",
+        ),
+        Fault(
+            "partial sums are never reserved",
+            'return ConvWorkList(kernel, work, tensors, schedule["num_slots"])',
+            "return ConvWorkList(kernel, work, tensors, 0)",
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/dilated_conv2d.py": [
+        Fault("first channels of branches", "sum(channels[:i]),", "sum(channels[: i + 1]),"),
+        Fault(
+            "strided biases",
+            "None if bias is None else bias.contiguous() for bias in biases",
+            "bias for bias in biases",
+        ),
+        Fault(
+            "rows of any 1x1 weight",
+            "weight.shape[2:] == (1, 1) and weight.stride(1) == 1",
+            "weight.shape[2:] == (1, 1)",
+        ),
+        Fault(
+            "rows of any kernel",
+            "weight.shape[2:] == (1, 1) and weight.stride(1) == 1",
+            "weight.stride(1) == 1",
+        ),
+        Fault(
+            "rows at any address",
+            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
+            "row_bytes % 16 == 0",
+        ),
+        Fault(
+            "rows of any length",
+            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
+            "weight.data_ptr() % 16 == 0",
+        ),
+        Fault(
+            "one pixel too many for the work list",
+            "// input.size(1) >= 2**31",
+            "// input.size(1) > 2**31",
+        ),
+        Fault(
+            "pixels of one branch only",
+            "len(weights) * input.numel() // input",
+            "input.numel() // input",
+        ),
+        Fault(
+            "one branch too many",
+            "len(weights) > _C.MAX_CONV_BRANCHES",
+            "len(weights) > _C.MAX_CONV_BRANCHES + 1",
+        ),
+        Fault("channels of any number", "    if channels % multiple:\n", "    if False:\n"),
+        Fault(
+            "taps of one row",
+            "weight.size(2) * weight.size(3) > MAX_TAPS",
+            "weight.size(2) > MAX_TAPS",
+        ),
+        Fault(
+            "half the partial sums",
+            "work_list.num_slots * work_list.kernel.tile**2",
+            "work_list.num_slots * work_list.kernel.tile**2 // 2",
+        ),
+        Fault(
+            "sums of pixels from any branch",
+            "pixel_sums is not None and i == summing",
+            "pixel_sums is not None",
+        ),
+        Fault(
+            "sums of pixels of a larger kernel",
+            "if w.shape[2:] == (1, 1)), None)",
+            "if w.size(2) == 1), None)",
+        ),
+        Fault(
+            "steps of another kernel",
+            "steps_per_tap(C, input.dtype, kernel)",
+            "steps_per_tap(C, input.dtype)",
+        ),
+        Fault(
+            "unaligned input",
+            "input, *weights = aligned_nhwc(input), *map",
+            "input, *weights = input.contiguous(memory_format=torch.channels_last), *map",
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/dilated_conv2d_backward.py": [
+        Fault(
+            "taps of the largest branch",
+            "sum(weight.size(2) * weight.size(3) for weight in weights)",
+            "max(weight.size(2) * weight.size(3) for weight in weights)",
+        ),
+        Fault("weights not transposed", "weight.permute(1, 2, 3, 0)", "weight.permute(1, 3, 2, 0)"),
+        Fault(
+            "steps of the first branch's channels",
+            "steps_per_tap(max(channels), input.dtype, kernel)",
+            "steps_per_tap(channels[0], input.dtype, kernel)",
+        ),
+        Fault(
+            "first channels off by a branch",
+            "zip(accumulate(channels, initial=0), channels,",
+            "zip(accumulate(channels), channels,",
+        ),
+        Fault(
+            "mean's share left out",
+            "bias_address = 0 if image_bias is None else image_bias.data_ptr()",
+            "bias_address = 0",
+        ),
+        Fault("gradients share memory", "[part.clone() for part in", "[part for part in"),
+        Fault("too few pixels a part", "num_pixels // _PIXELS_PER_PART", "num_pixels"),
+        Fault(
+            "more parts than blocks",
+            "max(1, min(kernels.num_workers, num_pixels // _PIXELS_PER_PART))",
+            "max(1, num_pixels // _PIXELS_PER_PART)",
+        ),
+        Fault(
+            "half the partial sums",
+            "work_list.num_slots * kernel.tile**2",
+            "work_list.num_slots * kernel.tile**2 // 2",
+        ),
+        Fault(
+            "half the sums of parts",
+            "new_empty(num_parts * K, dtype=torch.float32)",
+            "new_empty(num_parts * K // 2, dtype=torch.float32)",
+        ),
+        Fault(
+            "gradients of padded channels",
+            "[in_format_of(grad[: w.size(0)], w)",
+            "[in_format_of(grad, w)",
+        ),
+        Fault("strided gradient", "    grad_output = aligned_nhwc(grad_output)\n", "    pass\n"),
+        Fault(
+            "channels padded to 16 in any dtype",
+            "-k % (16 // input.element_size())",
+            "-k % 8 if k % 2 else -k % 4",
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/dilated_conv2d_and_mean.py": [
+        Fault(
+            "rows of the sums of one image",
+            "(-(-N * H * W // run) + N - 1) * parts",
+            "-(-N * H * W // run) * parts",
+        ),
+        Fault(
+            "rows of one part",
+            "(-(-N * H * W // run) + N - 1) * parts",
+            "-(-N * H * W // run) + N - 1",
+        ),
+        Fault(
+            "pixels of all images",
+            "_C.PixelRuns(N, H * W, C, run, parts)",
+            "_C.PixelRuns(1, N * H * W, C, run, parts)",
+        ),
+        Fault(
+            "runs of another length",
+            "run, parts = _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
+            "run, parts = 2 * _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
+        ),
+        Fault("summed once more", "    if not is_summed:\n", "    if True:\n"),
+    ],
+    "deeplab_fast/cuda_kernels/depthwise_conv2d.py": [
+        Fault(
+            "rates limited by the other side",
+            "min(dilation[0], H), min(dilation[1], W)",
+            "min(dilation[0], W), min(dilation[1], H)",
+        ),
+        Fault(
+            "rates swapped",
+            "min(dilation[0], H), min(dilation[1], W)",
+            "min(dilation[1], H), min(dilation[0], W)",
+        ),
+        Fault(
+            "taps not mirrored for the gradient",
+            "_shape(input, weight, dilation, mirrored=True)",
+            "_shape(input, weight, dilation, mirrored=False)",
+        ),
+        Fault(
+            "taps mirrored for the output",
+            "    shape = _shape(input, weight, dilation, mirrored=False)\n",
+            "    shape = _shape(input, weight, dilation, mirrored=True)\n",
+        ),
+        Fault(
+            "one pixel too many",
+            "input.numel() // input.size(1) >= _MAX_PIXELS",
+            "input.numel() // input.size(1) > _MAX_PIXELS",
+        ),
+        Fault(
+            "one tap too many",
+            "weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS",
+            "weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS + 2",
+        ),
+        Fault("strided bias", "None if bias is None else bias.contiguous()", "bias"),
+        Fault(
+            "strided weight",
+            "nhwc, weight = aligned_nhwc(input), aligned(weight, torch.contiguous_format)",
+            "nhwc = aligned_nhwc(input)",
+        ),
+        Fault(
+            "scratch memory without the bias",
+            "num_parts * (taps + 1) * channels",
+            "num_parts * taps * channels",
+        ),
+        Fault(
+            "one part only", "        num_parts = max(num_parts, 1)\n", "        num_parts = 1\n"
+        ),
+        Fault(
+            "parts without a limit",
+            "min(input.numel() // _ELEMENTS_PER_PART, -(-_MAX_PARTIAL_SUMS // channels))",
+            "input.numel() // _ELEMENTS_PER_PART",
+        ),
+        Fault(
+            "several outputs of a channel",
+            "if weight.size(0) != input.size(1):",
+            "if weight.size(0) % input.size(1):",
+        ),
+        Fault(
+            "a dense convolution of one channel",
+            "groups == input.size(1) and (groups > 1 or weight.size(0) == 1)",
+            "groups == input.size(1)",
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/aspp.py": [
+        Fault(
+            "means of too many channels",
+            "max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS",
+            "pool_weight.size(0) > _MAX_POOL_CHANNELS",
+        ),
+        Fault(
+            "too many pooled channels",
+            "max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS",
+            "input.size(1) > _MAX_POOL_CHANNELS",
+        ),
+        Fault("one channel fewer than fit", "> _MAX_POOL_CHANNELS:", ">= _MAX_POOL_CHANNELS:"),
+        Fault(
+            "rows of the projection next to each other",
+            "_C.AsppShape(N, C, P, K, project_weight.stride(0))",
+            "_C.AsppShape(N, C, P, K, P)",
+        ),
+        Fault(
+            "strided biases",
+            "pool_bias, project_bias = pool_bias.contiguous(), project_bias.contiguous()",
+            "pass",
+        ),
+        Fault("strided pooled weight", "    pool_weight = aligned_nhwc(pool_weight)\n", ""),
+        Fault(
+            "channels of the first branch",
+            "sum(weight.size(0) for weight in weights)\n    if",
+            "weights[0].size(0)\n    if",
+        ),
+        Fault(
+            "projection without activation",
+            '[(1, 1)], activation="relu",',
+            '[(1, 1)], activation="none",',
+        ),
+        Fault("branches without activation", 'pairs, "relu")', 'pairs, "none")'),
+    ],
+    "deeplab_fast/cuda_kernels/common.py": [
+        Fault(
+            "aligned to 8 bytes",
+            "tensor.data_ptr() % 16 == 0 else",
+            "tensor.data_ptr() % 2 == 0 else",
+        ),
+        Fault("relu6 without its bound", '"relu6": (0.0, 6.0)', '"relu6": (0.0, math.inf)'),
+        Fault("relu of negatives", '"relu": (0.0, math.inf)', '"relu": (-1.0, math.inf)'),
+    ],
+    "deeplab_fast/cuda_kernels/register.py": [
+        Fault(
+            "a depthwise convolution in place ignores the residual",
+            "depthwise_conv2d.forward(kernels, input, weight, bias, dilation, output, activation)",
+            "depthwise_conv2d.forward(kernels, input, weight, bias, dilation, None, activation)",
+        ),
+        Fault(
+            "an input that is overwritten while it is read",
+            "        input = input.clone()\n",
+            "        pass\n",
+        ),
+        Fault(
+            "a copy of the residual is not brought back",
+            "    if output is not residual:\n        residual.copy_(output)\n",
+            "",
+        ),
+        Fault(
+            "a residual of another shape",
+            "if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):",
+            "if residual.dim() != 4:",
+        ),
+        Fault(
+            "a bias of another dtype",
+            "if bias.dtype != input.dtype or bias.device != input.device:",
+            "if bias.device != input.device:",
+        ),
+        Fault("a bias of another length", "or bias.shape != weight.shape[:1]:", ":"),
     ],
 }
 
