@@ -18,10 +18,8 @@ class Guard(NamedTuple):
 ARGMAX = Guard("tests/test_upsample_argmax.py emulated")
 ASPP = Guard("tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or emulated")
 CALLS = Guard(
-    "tests/test_kernel_calls.py tests/test_cache_keys.py tests/test_workspaces.py "
-    "tests/test_convolution_kernel.py tests/test_dilated_conv2d_sm90.py "
-    "tests/test_dilated_conv2d_wgrad_sm90.py tests/test_dilated_conv2d_and_mean.py "
-    "kernel_calls or cache_keys or workspaces or epilogue or means or items or boxes or emulated_on"
+    "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_tile_edges.py "
+    "kernel_calls or workspaces or branches or along"
 )
 CONV = Guard(
     "tests/test_convolution_kernel.py tests/test_dilated_conv2d.py convolution_kernel or emulated_"
@@ -73,13 +71,12 @@ GUARDS = {
     "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
     "deeplab_fast/_resident.py": Guard("tests/test_resident.py tests/test_cache_keys.py"),
     "deeplab_fast/cuda_kernels/aspp.py": Guard(
-        "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_aspp.py "
-        "kernel_calls or workspaces or emulated"
+        "tests/test_kernel_calls.py tests/test_aspp.py aspp and (limits or pooled or emulated)"
     ),
     "deeplab_fast/cuda_kernels/common.py": CALLS,
     "deeplab_fast/cuda_kernels/depthwise_conv2d.py": Guard(
         "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_dilated_conv2d.py "
-        "kernel_calls or workspaces or (emulated and depthwise)"
+        "depthwise or rates_between"
     ),
     "deeplab_fast/cuda_kernels/dilated_conv2d.py": CALLS,
     "deeplab_fast/cuda_kernels/dilated_conv2d_and_mean.py": Guard(
@@ -87,7 +84,10 @@ GUARDS = {
     ),
     "deeplab_fast/cuda_kernels/dilated_conv2d_backward.py": CALLS,
     "deeplab_fast/cuda_kernels/register.py": Guard("tests/test_fused_conv2d.py emulated"),
-    "deeplab_fast/cuda_kernels/work_lists.py": CALLS,
+    "deeplab_fast/cuda_kernels/work_lists.py": Guard(
+        "tests/test_kernel_calls.py tests/test_cache_keys.py tests/test_dilated_conv2d_sm90.py "
+        "tests/test_dilated_conv2d_wgrad_sm90.py kernel_calls or convolutions or boxes or fp32"
+    ),
     "deeplab_fast/measured.py": MEASURED,
     "deeplab_fast/ops/_convolution.py": Guard(
         "tests/test_measured.py tests/test_cache_keys.py classes or class or share"
@@ -251,13 +251,6 @@ FAULTS: dict[str, list[Fault]] = {
             "the last stride left out of the key",
             "std::copy_n(strides, kRank - 1, key.begin() + 1);",
             "std::copy_n(strides, kRank - 2, key.begin() + 1);",
-        ),
-        Fault(
-            "a full cache is cleared of what was just put into it",
-            "    if (maps.size() == kMaxMaps) maps.clear();\n"
-            "    found = maps.emplace(key, encoded).first;\n",
-            "    found = maps.emplace(key, encoded).first;\n"
-            "    if (maps.size() == kMaxMaps) maps.clear();\n",
         ),
     ],
     "csrc/cuda/upsample_argmax.cu": [

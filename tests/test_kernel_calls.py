@@ -304,6 +304,23 @@ def test_no_item_is_past_the_last_channel(kernel):
         assert len(first_items) == 8 // kernel.blocks_per_worker + 1
 
 
+@pytest.mark.parametrize("kernel", [work_lists.CONV_SM90, work_lists.WGRAD_SM90])
+def test_workers_of_a_persistent_kernel_have_the_items_that_the_schedule_gave_them(kernel):
+    """Taken in order of the list alone, the first workers would have all of the longest."""
+    if kernel is work_lists.CONV_SM90:
+        work_list = work_lists.conv_work_list(
+            _C.zones.forward_tiles, (1, 33, 33), ((3, 3, 12, 12),), 4, (512,), CPU, 16, kernel
+        )
+    else:
+        work_list = work_lists.wgrad_work_list(
+            (1, 33, 33), ((3, 3, 12, 12),), 512, (512,), BF16, CPU, 16, kernel
+        )
+    *_, items, _, first_items = work_list.tensors
+    costs = items.view(-1, 6)[:, 3] + 8 * (items.view(-1, 6)[:, 4] >= 0)
+    loads = [costs[begin:end].sum().item() for begin, end in first_items.unfold(0, 2, 1).tolist()]
+    assert len(loads) == 4 and max(loads) <= 1.25 * sum(loads) / 4
+
+
 @pytest.mark.parametrize("kernel", [work_lists.WGRAD_SM80, work_lists.WGRAD_SM90])
 def test_no_item_of_a_weight_gradient_is_past_the_last_channel(kernel):
     tile, step = kernel.tile, kernel.step_bytes // 2
