@@ -159,6 +159,7 @@ CALLS = {
     "vertical rate": {"rates": [(2, 2)]},
     "horizontal rate": {"rates": [(1, 3)]},
     "branches": {"kernels": [(8, 3, 3), (8, 1, 1)], "rates": [(1, 2), (1, 1)]},
+    "outputs of one branch": {"kernels": [(8, 3, 3), (136, 1, 1)], "rates": [(1, 2), (1, 1)]},
     "dtype": {"dtype": torch.float32},
     "workers": {"num_workers": 24},
     "compute capability": {"is_sm90": True},

@@ -618,23 +618,54 @@ def emulated_argmax(labels: Tensor, logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("N", "size", "kernel"),
+    ("N", "size", "kernel", "blocks"),
     [
-        (2**16 - 1, (256, 257), "upsample_argmax_fwd_pruned_kernel"),
-        (2**16 - 1, (257, 272), "upsample_argmax_fwd_pruned_kernel"),  # in vectors
-        (2**28 + 1, (4, 5), "upsample_argmax_fwd_kernel"),
+        (2**16 - 1, (256, 257), "upsample_argmax_fwd_pruned_kernel", 27),
+        (2**16 - 1, (257, 272), "upsample_argmax_fwd_pruned_kernel", 27),  # in vectors
+        (2**16, (256, 257), "upsample_argmax_fwd_kernel", 257),  # more images than a grid has
+        (2**28 + 1, (4, 5), "upsample_argmax_fwd_kernel", 1),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64], ids=str)
-def test_far_labels(N, size, kernel, dtype):
+def test_far_labels(N, size, kernel, blocks, dtype):
     """Those of the last of many images."""
     logits, labels = sparse(N, 3, 4, 4, dtype=torch.float32), sparse(N, *size, dtype=dtype)
     assert (N - 1) * math.prod(size) > FAR
     logits[-1] = torch.randn(3, 4, 4)
     expected = emulated_argmax(torch.zeros(1, *size, dtype=dtype), logits[-1:])
-    with clusters(**{kernel: (-27, LAST)}):
+    before = _emulated.launch_counts().get(kernel, 0)
+    with clusters(**{kernel: (-blocks, LAST)}):
         emulated_argmax(labels, logits)
+    assert _emulated.launch_counts()[kernel] == before + 1
     assert torch.equal(labels[-1:], expected) and expected.any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((1, 2**28, 1, 1), (1, 1)),
+        ((1, 1, 2**28, 1), (1, 1)),
+        ((1, 1, 1, 2**28), (1, 1)),
+        ((1, 1, 1, 1), (2**28, 1)),
+        ((1, 1, 1, 1), (1, 2**28)),
+        ((2**30, 1, 1, 1), (1, 1)),
+        ((2**20, 2**18, 1, 1), (1, 1)),
+        ((2**20, 1, 2**8, 2**8), (1, 1)),
+    ],
+)
+def test_cross_entropy_refuses_what_its_indices_cannot_count(shape, size):
+    """Classes, sides, blocks, elements and source pixels; before anything is read."""
+    shape = _C.UpsampleShape(shape, (1, 1, 1, 1), size, (1.0, 1.0), False)
+    terms = _C.CrossEntropyTerms(0, -100, 0.0)
+    cuda, fp32 = _emulated.cuda, DTYPES[torch.float32]
+    names = ("prepare", "fwd", "reduce", "bwd", "gather")
+    with clusters(**{f"upsample_cross_entropy_{name}_kernel": (0, 0) for name in names}):
+        with pytest.raises(RuntimeError, match="fwd_kernel: a size is too large"):
+            cuda.upsample_cross_entropy_fwd(0, 0, 0, 0, 0, 0, 0, False, shape, terms, fp32, STREAM)
+        with pytest.raises(RuntimeError, match="bwd_kernel: a size is too large"):
+            cuda.upsample_cross_entropy_bwd(
+                0, 0, 0, (0, 0, 0), 0, 0, 0, 0, False, shape, terms, fp32, STREAM
+            )
 
 
 class CrossEntropy:
