@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -162,6 +163,13 @@ void bind_emulator(py::module_& m) {
       "set_shared_memory_limit",
       [](size_t bytes) { return std::exchange(emulator::options.shared_memory_limit, bytes); },
       "Bytes that a block can have from now on; returns the limit until now.");
+  m.def(
+      "set_clusters",
+      [](std::map<std::string, std::pair<int64_t, int64_t>> clusters) {
+        return std::exchange(emulator::options.clusters, std::move(clusters));
+      },
+      "Runs only the clusters (begin, end) of the kernels named from now on; returns the ranges "
+      "until now. A negative begin counts from the end.");
   m.def("launch_counts", &emulator::launch_counts, "How often each kernel was launched.");
 }
 

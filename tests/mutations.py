@@ -17,6 +17,10 @@ class Guard(NamedTuple):
 
 ARGMAX = Guard("tests/test_upsample_argmax.py emulated")
 ASPP = Guard("tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or emulated")
+CALLS = Guard(
+    "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_tile_edges.py "
+    "kernel_calls or workspaces or branches or along"
+)
 CONV = Guard(
     "tests/test_convolution_kernel.py tests/test_dilated_conv2d.py convolution_kernel or emulated_"
 )
@@ -24,12 +28,19 @@ DEPTHWISE = Guard("tests/test_dilated_conv2d.py tests/test_fused_conv2d.py emula
 ENTROPY = Guard(
     "tests/test_upsample_cross_entropy.py emulated and not (compile or export or opcheck)"
 )
+FAR = "tests/test_large_offsets.py"
+FAR_CONV = Guard(f"{FAR} test_convolution or weight_gradient or bias_gradient or on_the_way")
+FAR_CPU = Guard(f"{FAR} cpu", "_C")
+FAR_DEPTHWISE = Guard(f"{FAR} depthwise")
+FAR_MEANS = Guard(f"{FAR} means or pooled")
+FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
 MEASURED = Guard("tests/test_measured.py")
 MEAN = Guard("tests/test_dilated_conv2d_and_mean.py emulated")
 REGISTRATION = Guard(
     "tests/test_backends.py tests/test_arguments.py not (side_effects or symbolic)"
 )
 TRANSFORMS = Guard("tests/test_transforms.py not (compiled or model_and)")
+SCHEDULES = Guard("tests/test_schedules.py tests/test_zones.py schedules or executed", "_C")
 WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
 
 GUARDS = {
@@ -52,13 +63,35 @@ GUARDS = {
     "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": WGRAD_SM90,
     "csrc/cuda/implicit_gemm.cuh": CONV,
     "csrc/cuda/pixel_means.cu": ASPP,
-    "csrc/cuda/tensor_map.cuh": Guard("tests/test_dilated_conv2d_sm90.py same_address"),
+    "csrc/cuda/tensor_map.cuh": Guard(
+        "tests/test_dilated_conv2d_sm90.py tests/test_cache_keys.py "
+        "same_address or memory_of_others or more_weights"
+    ),
     "csrc/cuda/upsample_argmax.cu": ARGMAX,
     "csrc/cuda/upsample_cross_entropy.cu": ENTROPY,
     "csrc/cuda/upsample_cross_entropy.cuh": ENTROPY,
     "csrc/cuda/upsample_cross_entropy_bwd.cu": ENTROPY,
     "csrc/cuda/upsample_cross_entropy_prepare.cu": ENTROPY,
     "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
+    "deeplab_fast/_resident.py": Guard("tests/test_resident.py tests/test_cache_keys.py"),
+    "deeplab_fast/cuda_kernels/aspp.py": Guard(
+        "tests/test_kernel_calls.py tests/test_aspp.py aspp and (limits or pooled or emulated)"
+    ),
+    "deeplab_fast/cuda_kernels/common.py": CALLS,
+    "deeplab_fast/cuda_kernels/depthwise_conv2d.py": Guard(
+        "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_dilated_conv2d.py "
+        "depthwise or rates_between"
+    ),
+    "deeplab_fast/cuda_kernels/dilated_conv2d.py": CALLS,
+    "deeplab_fast/cuda_kernels/dilated_conv2d_and_mean.py": Guard(
+        "tests/test_workspaces.py tests/test_tile_edges.py tests/test_dilated_conv2d_sm90.py means"
+    ),
+    "deeplab_fast/cuda_kernels/dilated_conv2d_backward.py": CALLS,
+    "deeplab_fast/cuda_kernels/register.py": Guard("tests/test_fused_conv2d.py emulated"),
+    "deeplab_fast/cuda_kernels/work_lists.py": Guard(
+        "tests/test_kernel_calls.py tests/test_cache_keys.py tests/test_dilated_conv2d_sm90.py "
+        "tests/test_dilated_conv2d_wgrad_sm90.py kernel_calls or convolutions or boxes or fp32"
+    ),
     "deeplab_fast/measured.py": MEASURED,
     "deeplab_fast/backends.py": REGISTRATION,
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
@@ -70,6 +103,9 @@ GUARDS = {
     "deeplab_fast/ops/fused_conv2d.py": REGISTRATION,
     "deeplab_fast/ops/upsample_argmax.py": REGISTRATION,
     "deeplab_fast/ops/upsample_cross_entropy.py": REGISTRATION,
+    "deeplab_fast/ops/_convolution.py": Guard(
+        "tests/test_measured.py tests/test_cache_keys.py classes or class or share"
+    ),
 }
 
 
@@ -111,6 +147,36 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("past the last row", "y + 1 < shape.H ? shape.stride_H : 0", "shape.stride_H"),
         Fault("past the last column", "x + 1 < shape.W ? shape.stride_W : 0", "shape.stride_W"),
+        Fault(
+            "offset of a class in 32 bits",
+            "const Logit* p = a + c * stride_C;",
+            "const Logit* p = a + static_cast<int>(c * stride_C);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of an image in 32 bits",
+            "logits + n * shape.stride_N + y",
+            "logits + static_cast<int>(n * shape.stride_N) + y",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a row in 32 bits",
+            "+ y * shape.stride_H + x",
+            "+ static_cast<int>(y * shape.stride_H) + x",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a column in 32 bits",
+            "+ x * shape.stride_W,",
+            "+ static_cast<int>(x * shape.stride_W),",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of the next pixel in 32 bits",
+            "const Logit* a;  // class 0\n  int64_t right, down, stride_C;",
+            "const Logit* a;  // class 0\n  int right, down;\n  int64_t stride_C;",
+            FAR_UPSAMPLING,
+        ),
     ],
     "csrc/cuda/pixel_means.cu": [
         Fault(
@@ -144,12 +210,61 @@ FAULTS: dict[str, list[Fault]] = {
             "row < (last_run + image + 1) * runs.parts;",
             "row < (last_run + image) * runs.parts;",
         ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "load(chunk, p + pixel * runs.C);",
+            "load(chunk, p + static_cast<int>(pixel) * runs.C);",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of a run's sums in 32 bits",
+            "sums[(i_run + image) * runs.C + first_c + c] = total;",
+            "sums[static_cast<int>(i_run + image) * runs.C + first_c + c] = total;",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of sums in 32 bits",
+            "sum += sums[row * runs.C + c];",
+            "sum += sums[static_cast<int>(row) * runs.C + c];",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of a mean in 32 bits",
+            "means[image * runs.C + c]",
+            "means[static_cast<int>(image) * runs.C + c]",
+            FAR_MEANS,
+        ),
     ],
     "csrc/cuda/tensor_map.cuh": [
         Fault(
             "the description of a smaller weight at the same address",
             "  std::copy_n(dims, kRank, key.begin() + kRank);\n",
             "",
+        ),
+        Fault(
+            "the description of a weight with other strides",
+            "  std::copy_n(strides, kRank - 1, key.begin() + 1);\n",
+            "",
+        ),
+        Fault(
+            "the description of a weight at another address",
+            "key{reinterpret_cast<uintptr_t>(address)};",
+            "key{};",
+        ),
+        Fault(
+            "one stride overwritten in the key",
+            "key.begin() + kRank);\n",
+            "key.begin() + kRank - 1);\n",
+        ),
+        Fault(
+            "the last dimension left out of the key",
+            "std::copy_n(dims, kRank, key.begin() + kRank);",
+            "std::copy_n(dims, kRank - 1, key.begin() + kRank);",
+        ),
+        Fault(
+            "the last stride left out of the key",
+            "std::copy_n(strides, kRank - 1, key.begin() + 1);",
+            "std::copy_n(strides, kRank - 2, key.begin() + 1);",
         ),
     ],
     "csrc/cuda/upsample_argmax.cu": [
@@ -212,6 +327,31 @@ FAULTS: dict[str, list[Fault]] = {
             "i < pixels * kLanesPerPixel",
         ),
         Fault("stale contested count", "if (threadIdx.x == 0) tile.num_contested = 0;", ""),
+        Fault(
+            "offset of a class in 32 bits",
+            "const float value = load(pixel + c * stride_C);",
+            "const float value = load(pixel + static_cast<int>(c * stride_C));",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a tile's source in 32 bits",
+            "logits + blockIdx.z * shape.stride_N + row * shape.stride_H + col * shape.stride_W;",
+            "logits + static_cast<int>(blockIdx.z * shape.stride_N + row * shape.stride_H) +\n"
+            "        static_cast<int>(col * shape.stride_W);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a tile's labels in 32 bits",
+            "labels += (blockIdx.z * shape.out_H + y) * shape.out_W + x;",
+            "labels += static_cast<int>((blockIdx.z * shape.out_H + y) * shape.out_W + x);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "number of a pixel in 32 bits",
+            "const int64_t pixel = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
+            "const int64_t pixel = blockIdx.x * kThreads + threadIdx.x;",
+            FAR_UPSAMPLING,
+        ),
     ],
     "csrc/common/zones.h": [
         Fault("zone edge off by one", "d < 0 ? -d : size - d", "d < 0 ? -d : size - d - 1"),
@@ -258,6 +398,52 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("pieces overlap", "        begin = end;\n", "        begin = end - 1;\n"),
         Fault("no wrap-around rule", "part = 64; part <= 96;", "part = 64; part < 64;"),
+        Fault(
+            "split for any gain",
+            "best.makespan + best.makespan / 100 < whole",
+            "best.makespan < whole",
+            SCHEDULES,
+        ),
+        Fault(
+            "never split",
+            "best.makespan + best.makespan / 100 < whole",
+            "2 * best.makespan < whole",
+            SCHEDULES,
+        ),
+        Fault(
+            "no equal pieces",
+            "for (int64_t part = 128; part >= 16; part -= 4)",
+            "for (int64_t part = 128; part > 128; part -= 4)",
+            SCHEDULES,
+        ),
+        Fault(
+            "zones in the order of their sizes",
+            "return from_size < from_snake ? by_size : order;",
+            "return by_size;",
+            SCHEDULES,
+        ),
+        Fault(
+            "no search of an order",
+            "for (bool improved = true; improved;) {",
+            "for (bool improved = false; improved;) {",
+            SCHEDULES,
+        ),
+        Fault(
+            "an order kept that is not better",
+            "if (cost >= best) return false;",
+            "if (cost < best) return false;",
+            SCHEDULES,
+        ),
+        Fault(
+            "the overhead of a piece left out",
+            "item.num_steps + (item.slot < 0 ? 0 : split_overhead)",
+            "item.num_steps",
+        ),
+        Fault(
+            "a worker is free when it starts",
+            "loads.push({end, worker});",
+            "loads.push({begin, worker});",
+        ),
     ],
     "csrc/cuda/implicit_gemm.cuh": [
         Fault(
@@ -361,6 +547,36 @@ FAULTS: dict[str, list[Fault]] = {
             "const bool has_work = warp_row < tile.num_pixels &&",
             "const bool has_work = warp_row + 1 < tile.num_pixels &&",
         ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "input + static_cast<int64_t>(pixel) * shape.in_channels",
+            "input + pixel * shape.in_channels",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a row of weights in 32 bits",
+            "weight + k * output.weight_stride +",
+            "weight + k * static_cast<int>(output.weight_stride) +",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap's weights in 32 bits",
+            "static_cast<int64_t>(tap.index) * source.C + source",
+            "tap.index * source.C + source",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap in 32 bits",
+            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
+            "(tap.dy * shape.W + tap.dx) * shape",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap without a sign",
+            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
+            "static_cast<uint32_t>(tap.dy * shape.W + tap.dx) * int64_t{1} * shape",
+            FAR_CONV,
+        ),
     ],
     "csrc/cuda/conv_epilogue.cuh": [
         Fault("bias not added", "value[i] += bias[i] + residual[i];", "value[i] += residual[i];"),
@@ -413,9 +629,33 @@ FAULTS: dict[str, list[Fault]] = {
             "",
             MEAN,
         ),
+        Fault(
+            "offset of the output in 32 bits",
+            "return static_cast<int64_t>(pixel) * shape.out_channels + output",
+            "return pixel * shape.out_channels + output",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of an image's bias in 32 bits",
+            "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
+            "pixel / (shape.H * shape.W) * output.K + k",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a piece in 32 bits",
+            "const int64_t slot = reduction.first_slot + i;",
+            "const int slot = reduction.first_slot + i;",
+            FAR_CONV,
+        ),
     ],
     "csrc/cuda/dilated_conv2d.cu": [
         Fault("a partial sum stored as if whole", "if (item.slot >= 0) {", "if (item.slot > 0) {"),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "static_cast<int64_t>(item.slot) * kBlockM * kBlockN",
+            "item.slot * kBlockM * kBlockN",
+            FAR_CONV,
+        ),
     ],
     # Staged sums read too early are seen by ThreadSanitizer alone: lanes happen to wait for each
     # other in the shuffle that follows.
@@ -488,6 +728,36 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("each block's sums in the same rows", "+ rank * kBlockM;  // the first", ";"),
         Fault("no wait for the kernel before", "    ptx::griddepcontrol_wait();\n", ""),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
+            "const uint32_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "const int64_t slot_row = static_cast<int64_t>(item.slot) * kConvTileSm90",
+            "const int slot_row = item.slot * kConvTileSm90",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of sums of pixels in 32 bits",
+            "const int64_t row = int64_t{first / kBlockM + image} * kConvSumParts + warp;",
+            "const int row = (first / kBlockM + image) * kConvSumParts + warp;",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of weights in 32 bits",
+            "unsigned_64(row) * 2}",
+            "static_cast<uint32_t>(row * 2)}",
+            FAR_CONV,
+        ),
+        Fault(
+            "a row of weights in 32 bits",
+            "const int64_t row = output.K > 1 ?",
+            "const int32_t row = output.K > 1 ?",
+            FAR_CONV,
+        ),
     ],
     "csrc/cuda/aspp.cu": [
         Fault(
@@ -498,6 +768,18 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("half a warp's sums", "for (int distance = 16;", "for (int distance = 8;"),
         Fault("linear without bias", "sum += to_float(bias[k]);", ""),
         Fault("pooled branch without ReLU", "relu && sum < 0.0f ? 0.0f : sum;", "sum;"),
+        Fault(
+            "offset of an image in 32 bits",
+            "const int64_t image = blockIdx.x / blocks;",
+            "const int image = blockIdx.x / blocks;",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of a row of weights in 32 bits",
+            "weight + k * weight_stride + c",
+            "weight + static_cast<int>(k * weight_stride) + c",
+            FAR_MEANS,
+        ),
     ],
     "csrc/cuda/depthwise_conv2d.cu": [
         Fault(
@@ -572,6 +854,54 @@ FAULTS: dict[str, list[Fault]] = {
             "row[s] = load_input(input + at, s, y >= 0 && y < shape.H);",
             "row[s] = load_input(input + at, s, y < shape.H);",
         ),
+        Fault(
+            "offset of the weights in 32 bits",
+            "weight + static_cast<int64_t>(c) * kTaps + i",
+            "weight + c * kTaps + i",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of rows in 32 bits",
+            "const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;",
+            "const int row_stride = shape.W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "(static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;",
+            "(strip.n * shape.H * shape.W + strip.x) * shape.C + c;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a column's tap in 32 bits",
+            "static_cast<int64_t>(s - kS / 2) * step_W * shape.C;",
+            "(s - kS / 2) * step_W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of the output in 32 bits",
+            "const ConvEpilogue& epilogue, int64_t offset,",
+            "const ConvEpilogue& epilogue, int offset,",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of the weights in 32 bits",
+            "weight[static_cast<int64_t>(first_c + c) * num_taps + tap]",
+            "weight[(first_c + c) * num_taps + tap]",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of a pixel in 32 bits",
+            "input + ((image + tap_y) * shape.W + tap_x) * shape.C + c;",
+            "input + static_cast<int>(((image + tap_y) * shape.W + tap_x) * shape.C + c);",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of the output in 32 bits",
+            "((image + y) * shape.W + strip.x) * shape.C + c, sum);",
+            "static_cast<int>(((image + y) * shape.W + strip.x) * shape.C + c), sum);",
+            FAR_DEPTHWISE,
+        ),
     ],
     "csrc/cuda/depthwise.cuh": [
         Fault(
@@ -632,6 +962,54 @@ FAULTS: dict[str, list[Fault]] = {
             "group < split.groups && vector < split.vectors; group += num_parts",
             "group < split.groups && vector < split.vectors; group += num_parts + 1",
         ),
+        Fault(
+            "offset of rows in 32 bits",
+            "const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;",
+            "const int row_stride = shape.W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "(static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;",
+            "(strip.n * shape.H * shape.W + strip.x) * shape.C + c;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a column's tap in 32 bits",
+            "static_cast<int64_t>(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
+            "(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of the gradient in 32 bits",
+            "const int64_t to_grad = kR / 2 * stride - offset_H * row_stride;",
+            "const int to_grad = kR / 2 * stride - offset_H * row_stride;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "partial_sums[to * shape.C + first_c + channel] = total;",
+            "partial_sums[static_cast<int>(to) * shape.C + first_c + channel] = total;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a part in 32 bits",
+            "sum += partial_sums[part * size + i];",
+            "sum += partial_sums[part * static_cast<int>(size) + i];",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "const int64_t tap = i / C, c = i % C;",
+            "const int tap = i / C, c = i % C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "number of a sum in 32 bits",
+            "const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
+            "const int i = blockIdx.x * kThreads + threadIdx.x;",
+            FAR_DEPTHWISE,
+        ),
     ],
     "csrc/cuda/upsample_cross_entropy.cu": [
         Fault(
@@ -664,6 +1042,12 @@ FAULTS: dict[str, list[Fault]] = {
             "class weight left out of smoothing",
             "weighted.x = fma_rn(class_weight(terms, c), ends.x, weighted.x);",
             "weighted.x = fma_rn(1.0f, ends.x, weighted.x);",
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;",
+            "const int pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;",
+            FAR_UPSAMPLING,
         ),
     ],
     "csrc/cuda/upsample_cross_entropy.cuh": [
@@ -698,6 +1082,30 @@ FAULTS: dict[str, list[Fault]] = {
             "a target past the last class",
             "target < 0 || target >= C ? kBad",
             "target < 0 || target > C ? kBad",
+        ),
+        Fault(
+            "offset of ranges in 32 bits",
+            "ranges + strip.n * shape.H * shape.W + strip.origin + i;",
+            "ranges + static_cast<int>(strip.n * shape.H * shape.W) + strip.origin + i;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of an image in 32 bits",
+            "logits + strip.n * shape.stride_N + strip.origin * shape.stride_W;",
+            "logits + static_cast<int>(strip.n * shape.stride_N) + strip.origin * shape.stride_W;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a row in 32 bits",
+            "bottom = origin + strip.bottom * shape.stride_H;",
+            "bottom = origin + static_cast<int>(strip.bottom * shape.stride_H);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of classes in 32 bits",
+            "const int64_t offset = (first + c) * stride_C + i * stride_W;",
+            "const int offset = (first + c) * stride_C + i * stride_W;",
+            FAR_UPSAMPLING,
         ),
     ],
     "csrc/cuda/upsample_cross_entropy_bwd.cu": [
@@ -816,6 +1224,55 @@ FAULTS: dict[str, list[Fault]] = {
             "if (y == shape.H - 1) sum += bottoms[2 * plane];",
             "",
         ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;",
+            "const int pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of the incoming gradient in 32 bits",
+            "grad.loss + strip.n * grad.stride_N + y * grad.stride_H + my_x * grad.stride_W,",
+            "grad.loss + static_cast<int>(strip.n * grad.stride_N + y * grad.stride_H) +\n"
+            "              static_cast<int>(my_x * grad.stride_W),",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "stride of the incoming gradient in 32 bits",
+            "  const float* grad_loss;\n  int64_t grad_stride_H;",
+            "  const float* grad_loss;\n  int grad_stride_H;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of an image's cells in 32 bits",
+            "(strip.n * (shape.H + 1) + strip.row) * 2 * plane;",
+            "static_cast<int>((strip.n * (shape.H + 1) + strip.row) * 2 * plane);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset within cells in 32 bits",
+            "const int64_t offset =\n        channels_last",
+            "const int offset =\n        channels_last",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "number of an element in 32 bits",
+            "const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
+            "const int64_t i = blockIdx.x * kThreads + threadIdx.x;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of gathered cells in 32 bits",
+            "(n * (shape.H + 1) + y) * 2 * plane + in_plane;",
+            "static_cast<int>((n * (shape.H + 1) + y) * 2 * plane + in_plane);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a gathered element in 32 bits",
+            "(channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x)",
+            "static_cast<int>(channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x)",
+            FAR_UPSAMPLING,
+        ),
     ],
     "csrc/cuda/upsample_cross_entropy_prepare.cu": [
         Fault(
@@ -832,6 +1289,31 @@ FAULTS: dict[str, list[Fault]] = {
             "total of the class weights without half a warp's",
             "for (int lanes = 16; lanes > 0; lanes /= 2) total",
             "for (int lanes = 8; lanes > 0; lanes /= 2) total",
+        ),
+        Fault(
+            "offset of a class in 32 bits",
+            "load(pixel + c * stride_C);",
+            "load(pixel + static_cast<int>(c * stride_C));",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "number of a pixel in 32 bits",
+            "const int64_t i = (block * kThreads + threadIdx.x) / kLanesPerPixel;",
+            "const int i = static_cast<uint32_t>(block * kThreads + threadIdx.x) / kLanesPerPixel;",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "offset of a source pixel in 32 bits",
+            "logits + n * shape.stride_N + y * shape.stride_H + x * shape.stride_W;",
+            "logits + static_cast<int>(n * shape.stride_N + y * shape.stride_H) +\n"
+            "                          static_cast<int>(x * shape.stride_W);",
+            FAR_UPSAMPLING,
+        ),
+        Fault(
+            "size of the workspace in 32 bits",
+            "int64_t bytes = 0;",
+            "int bytes = 0;",
+            FAR_UPSAMPLING,
         ),
     ],
     "csrc/cuda/dilated_conv2d_wgrad.cu": [
@@ -950,6 +1432,42 @@ FAULTS: dict[str, list[Fault]] = {
             "for (int64_t part = 0; part < num_parts; ++part) sum",
             "for (int64_t part = 0; part < 1; ++part) sum",
         ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t pixel = pixels[i].index;",
+            "const int pixel = pixels[i].index;",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "(static_cast<int64_t>(k) * branch.num_taps + tap.index)",
+            "(k * branch.num_taps + tap.index)",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "(static_cast<int64_t>(item.slot) * kBlockM + row) * kBlockN;",
+            "(item.slot * kBlockM + row) * kBlockN;",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a pixel in 32 bits",
+            "load(values, grad_output + pixel * K + k);",
+            "load(values, grad_output + static_cast<int>(pixel) * K + k);",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a part in 32 bits",
+            "partial_sums[part * K + first_k + i] = total;",
+            "partial_sums[static_cast<int>(part) * K + first_k + i] = total;",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a part that is added in 32 bits",
+            "sum += partial_sums[part * K + k];",
+            "sum += partial_sums[static_cast<int>(part) * K + k];",
+            FAR_CONV,
+        ),
     ],
     "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": [
         Fault(
@@ -1008,6 +1526,30 @@ FAULTS: dict[str, list[Fault]] = {
             "    ptx::cluster_wait();\n",
             "",
         ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "(static_cast<int64_t>(k) * branch.num_taps + tap.index)",
+            "(k * branch.num_taps + tap.index)",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "const int64_t partial = slot_row * kConvTileSm90 + col;",
+            "const int partial = static_cast<int>(slot_row) * kConvTileSm90 + col;",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of images in 32 bits",
+            "H * W * C * 2}",
+            "static_cast<uint32_t>(H * W * C * 2)}",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of rows in 32 bits",
+            "{C * 2, W * C * 2,",
+            "{C * 2, static_cast<uint32_t>(W * C * 2),",
+            FAR_CONV,
+        ),
     ],
     "csrc/cuda/wgrad_reduce.cuh": [
         Fault(
@@ -1021,6 +1563,18 @@ FAULTS: dict[str, list[Fault]] = {
             "const int row = blockIdx.x % kBlocks * kRows;",
         ),
         Fault("no split reduced", "if (work.num_reductions == 0) return {};", "return {};"),
+        Fault(
+            "offset of a weight in 32 bits",
+            "(static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + c",
+            "(k * branch.num_taps + tap.index) * shape.C + c",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a piece in 32 bits",
+            "const int64_t slot = reduction.first_slot + i;",
+            "const int slot = reduction.first_slot + i;",
+            FAR_CONV,
+        ),
     ],
     "deeplab_fast/backends.py": [
         Fault("forced for ever after an exception", "_forced = self.outer", "_forced = _forced"),
@@ -1274,6 +1828,566 @@ FAULTS: dict[str, list[Fault]] = {
             "key=ratios.__getitem__)",
             "key=ratios.__getitem__, reverse=True)",
         ),
+    ],
+    "deeplab_fast/_resident.py": [
+        Fault(
+            "keyword arguments left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args,)",
+        ),
+        Fault(
+            "names of keyword arguments left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args, *kwargs.values())",
+        ),
+        Fault(
+            "first argument left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args[1:], *kwargs.items())",
+        ),
+        Fault(
+            "last argument left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args[:-1], *kwargs.items())",
+        ),
+        Fault(
+            "the key is how many arguments there are",
+            "key = (*args, *kwargs.items())",
+            "key = (len(args), *kwargs.items())",
+        ),
+        Fault(
+            "one more entry than is kept", "elif len(recent) >= KEPT:", "elif len(recent) > KEPT:"
+        ),
+        Fault(
+            "dropped before the device has read it",
+            "                for gpu in gpus:\n                    torch.cuda.synchronize(gpu)\n",
+            "",
+        ),
+        Fault("only one generation", "recent, older = {}, recent", "recent, older = {}, {}"),
+        Fault(
+            "older entries are not found",
+            "for generation in (recent, older, captured):",
+            "for generation in (recent, captured):",
+        ),
+        Fault(
+            "captured entries are not found",
+            "for generation in (recent, older, captured):",
+            "for generation in (recent, older):",
+        ),
+        Fault(
+            "captured entries are dropped",
+            "                captured[key] = found\n",
+            "                pass\n",
+        ),
+        Fault(
+            "a first call is captured",
+            "                if capturing:\n                    raise RuntimeError",
+            "                if False:\n                    raise RuntimeError",
+        ),
+        Fault(
+            "captured only when new",
+            "if key in generation and not capturing:",
+            "if key in generation:",
+        ),
+        Fault(
+            "made in the caller's thread",
+            "found = thread.submit(make, *args, **kwargs).result()",
+            "found = make(*args, **kwargs)",
+        ),
+        Fault(
+            "made by several threads at once",
+            "        with lock:\n",
+            "        with threading.Lock():\n",
+        ),
+        Fault(
+            "found in an older generation and not kept",
+            "            recent[key] = found\n",
+            "            if generation is not older:\n                recent[key] = found\n",
+        ),
+        Fault(
+            "GPUs given by name are not waited for",
+            "filter(_is_gpu, (*args, *kwargs.values()))",
+            "filter(_is_gpu, args)",
+        ),
+    ],
+    "deeplab_fast/ops/_convolution.py": [
+        Fault(
+            "memory format left out of the class",
+            '        in_format,\n        f"{C}->',
+            '        f"{C}->',
+        ),
+        Fault(
+            "rates swapped",
+            "_taps_inside(H, R, vertical) * _taps_inside(W, S, horizontal)",
+            "_taps_inside(H, R, horizontal) * _taps_inside(W, S, vertical)",
+        ),
+        Fault(
+            "sizes swapped",
+            "_taps_inside(H, R, vertical) * _taps_inside(W, S, horizontal)",
+            "_taps_inside(W, R, vertical) * _taps_inside(H, S, horizontal)",
+        ),
+        Fault(
+            "images left out of the pixels",
+            "max(1, N * H * W).bit_length()",
+            "max(1, H * W).bit_length()",
+        ),
+        Fault(
+            "outputs of the first branch only", "sum(K for K, _, _, _ in kernels)", "kernels[0][0]"
+        ),
+        Fault(
+            "share inside rounded down",
+            "-(-8 * inside // max(1, dense))",
+            "8 * inside // max(1, dense)",
+        ),
+        Fault("groups left out of the class", '*([f"groups {groups}"] if groups > 1 else []),', ""),
+        Fault(
+            "all gradients asked for",
+            "zip(_GRADIENTS, output_mask) if asked",
+            "zip(_GRADIENTS, output_mask)",
+        ),
+        Fault(
+            "tf32 counts as fp32", 'return "tf32" if tf32_is_allowed() else "fp32"', 'return "fp32"'
+        ),
+        Fault(
+            "precision left out of the class",
+            'return f"{_precision(input.dtype)} {shapes}"',
+            'return f"bf16 {shapes}"',
+        ),
+    ],
+    "csrc/cpu/upsample_argmax.cpp": [
+        Fault(
+            "offset of a row in 32 bits",
+            "logits + n * shape.stride_N + y * shape.stride_H, plan);",
+            "logits + static_cast<int>(n * shape.stride_N + y * shape.stride_H), plan);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a column of all classes in 32 bits",
+            "src + plan.source_columns[x + i] * plan.shape.stride_W;",
+            "src + static_cast<int>(plan.source_columns[x + i] * plan.shape.stride_W);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a class in 32 bits",
+            "dst[c * pitch + x] = to_float(src[c * stride_C + x]);",
+            "dst[c * pitch + x] = to_float(src[static_cast<int>(c * stride_C) + x]);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a gathered class in 32 bits",
+            "src[c * stride_C + columns[x] * stride_W]",
+            "src[static_cast<int>(c * stride_C + columns[x] * stride_W)]",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of an image's labels in 32 bits",
+            "store_band(labels + n * shape.out_H * shape.out_W,",
+            "store_band(labels + static_cast<int>(n * shape.out_H * shape.out_W),",
+            FAR_CPU,
+        ),
+    ],
+    "csrc/cpu/upsample_cross_entropy.cpp": [
+        Fault(
+            "offset of a row in 32 bits",
+            "logits + n * s.stride_N + y * s.stride_H, plan);",
+            "logits + static_cast<int>(n * s.stride_N + y * s.stride_H), plan);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a class in 32 bits",
+            "centred[c * pitch + x + 1] = src[c * stride_C + x];",
+            "centred[c * pitch + x + 1] = src[static_cast<int>(c * stride_C) + x];",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a gathered class in 32 bits",
+            "src[c * stride_C + x * stride_W]",
+            "src[static_cast<int>(c * stride_C + x * stride_W)]",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of an image's incoming gradient in 32 bits",
+            "grad_loss + n * grad_loss_strides[0],",
+            "grad_loss + static_cast<int>(n * grad_loss_strides[0]),",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a row's incoming gradient in 32 bits",
+            "image.grad_loss + (group.y + i) * image.grad_loss_stride_H;",
+            "image.grad_loss + static_cast<int>((group.y + i) * image.grad_loss_stride_H);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a column's incoming gradient in 32 bits",
+            "grad_loss[x * image.grad_loss_stride_W]",
+            "grad_loss[static_cast<int>(x * image.grad_loss_stride_W)]",
+            FAR_CPU,
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/work_lists.py": [
+        Fault("items not sorted by worker", "if kernel.is_persistent:", "if False:"),
+        Fault(
+            "as many workers as blocks of the smaller kernel",
+            "    num_workers = max(1, num_workers // kernel.blocks_per_worker)\n    rows",
+            "    num_workers = max(1, num_workers)\n    rows",
+        ),
+        Fault(
+            "weight gradient: as many workers as blocks of the smaller kernel",
+            "    num_workers = max(1, num_workers // kernel.blocks_per_worker)\n    N, H, W",
+            "    num_workers = max(1, num_workers)\n    N, H, W",
+        ),
+        Fault(
+            "a block of channels too many",
+            "-(-out_channels[output] // kernel.tile)",
+            "out_channels[output] // kernel.tile + 1",
+        ),
+        Fault(
+            "blocks of the first output's channels",
+            "-(-out_channels[output] // kernel.tile)",
+            "-(-out_channels[0] // kernel.tile)",
+        ),
+        Fault(
+            "a step too many",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return channels * dtype.itemsize // kernel.step_bytes + 1",
+        ),
+        Fault(
+            "a step too few",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return max(1, channels * dtype.itemsize // kernel.step_bytes)",
+        ),
+        Fault(
+            "steps of elements for bytes",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return -(-channels * 2 // kernel.step_bytes)",
+        ),
+        Fault(
+            "rates limited by the other side",
+            "min(vertical, H), min(horizontal, W))",
+            "min(vertical, W), min(horizontal, H))",
+        ),
+        Fault(
+            "rates swapped",
+            "min(vertical, H), min(horizontal, W))",
+            "min(horizontal, H), min(vertical, W))",
+        ),
+        Fault(
+            "weight gradient: blocks of one operand",
+            "-(-k // kernel.tile) * -(-channels // kernel.tile)",
+            "-(-k // kernel.tile)",
+        ),
+        Fault(
+            "weight gradient: a step too few",
+            "-(-num_boxes(box, N, h, w) * kernel.box_pixels // step)",
+            "num_boxes(box, N, h, w) * kernel.box_pixels // step",
+        ),
+        Fault(
+            "weight gradient: steps of 16-bit elements",
+            "step = kernel.step_bytes // dtype.itemsize",
+            "step = kernel.step_bytes // 2",
+        ),
+        Fault(
+            "boxes of a single image",
+            "-(-w // x) * -(-h // y) * -(-N // n)",
+            "-(-w // x) * -(-h // y)",
+        ),
+        Fault("the worst box", "return min(boxes,", "return max(boxes,"),
+        Fault(
+            "a worker less",
+            "workers.bincount(minlength=num_workers).cumsum(0)",
+            "workers.bincount().cumsum(0)",
+        ),
+        Fault(
+            "tf32 on the kernel that cuts fp32 off",
+            "return CONV_SM90 if kernels.is_sm90 and dtype != torch.float32 else CONV_SM80",
+            "return CONV_SM90 if kernels.is_sm90 else CONV_SM80",
+        ),
+        Fault(
+            "partial sums are never reserved",
+            'return ConvWorkList(kernel, work, tensors, schedule["num_slots"])',
+            "return ConvWorkList(kernel, work, tensors, 0)",
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/dilated_conv2d.py": [
+        Fault("first channels of branches", "sum(channels[:i]),", "sum(channels[: i + 1]),"),
+        Fault(
+            "strided biases",
+            "None if bias is None else bias.contiguous() for bias in biases",
+            "bias for bias in biases",
+        ),
+        Fault(
+            "rows of any 1x1 weight",
+            "weight.shape[2:] == (1, 1) and weight.stride(1) == 1",
+            "weight.shape[2:] == (1, 1)",
+        ),
+        Fault(
+            "rows of any kernel",
+            "weight.shape[2:] == (1, 1) and weight.stride(1) == 1",
+            "weight.stride(1) == 1",
+        ),
+        Fault(
+            "rows at any address",
+            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
+            "row_bytes % 16 == 0",
+        ),
+        Fault(
+            "rows of any length",
+            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
+            "weight.data_ptr() % 16 == 0",
+        ),
+        Fault(
+            "one pixel too many for the work list",
+            "// input.size(1) >= 2**31",
+            "// input.size(1) > 2**31",
+        ),
+        Fault(
+            "pixels of one branch only",
+            "len(weights) * input.numel() // input",
+            "input.numel() // input",
+        ),
+        Fault(
+            "one branch too many",
+            "len(weights) > _C.MAX_CONV_BRANCHES",
+            "len(weights) > _C.MAX_CONV_BRANCHES + 1",
+        ),
+        Fault("channels of any number", "    if channels % multiple:\n", "    if False:\n"),
+        Fault(
+            "taps of one row",
+            "weight.size(2) * weight.size(3) > MAX_TAPS",
+            "weight.size(2) > MAX_TAPS",
+        ),
+        Fault(
+            "half the partial sums",
+            "work_list.num_slots * work_list.kernel.tile**2",
+            "work_list.num_slots * work_list.kernel.tile**2 // 2",
+        ),
+        Fault(
+            "sums of pixels from any branch",
+            "pixel_sums is not None and i == summing",
+            "pixel_sums is not None",
+        ),
+        Fault(
+            "sums of pixels of a larger kernel",
+            "if w.shape[2:] == (1, 1)), None)",
+            "if w.size(2) == 1), None)",
+        ),
+        Fault(
+            "steps of another kernel",
+            "steps_per_tap(C, input.dtype, kernel)",
+            "steps_per_tap(C, input.dtype)",
+        ),
+        Fault(
+            "unaligned input",
+            "input, *weights = aligned_nhwc(input), *map",
+            "input, *weights = input.contiguous(memory_format=torch.channels_last), *map",
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/dilated_conv2d_backward.py": [
+        Fault(
+            "taps of the largest branch",
+            "sum(weight.size(2) * weight.size(3) for weight in weights)",
+            "max(weight.size(2) * weight.size(3) for weight in weights)",
+        ),
+        Fault("weights not transposed", "weight.permute(1, 2, 3, 0)", "weight.permute(1, 3, 2, 0)"),
+        Fault(
+            "steps of the first branch's channels",
+            "steps_per_tap(max(channels), input.dtype, kernel)",
+            "steps_per_tap(channels[0], input.dtype, kernel)",
+        ),
+        Fault(
+            "first channels off by a branch",
+            "zip(accumulate(channels, initial=0), channels,",
+            "zip(accumulate(channels), channels,",
+        ),
+        Fault(
+            "mean's share left out",
+            "bias_address = 0 if image_bias is None else image_bias.data_ptr()",
+            "bias_address = 0",
+        ),
+        Fault("gradients share memory", "[part.clone() for part in", "[part for part in"),
+        Fault("too few pixels a part", "num_pixels // _PIXELS_PER_PART", "num_pixels"),
+        Fault(
+            "more parts than blocks",
+            "max(1, min(kernels.num_workers, num_pixels // _PIXELS_PER_PART))",
+            "max(1, num_pixels // _PIXELS_PER_PART)",
+        ),
+        Fault(
+            "half the partial sums",
+            "work_list.num_slots * kernel.tile**2",
+            "work_list.num_slots * kernel.tile**2 // 2",
+        ),
+        Fault(
+            "half the sums of parts",
+            "new_empty(num_parts * K, dtype=torch.float32)",
+            "new_empty(num_parts * K // 2, dtype=torch.float32)",
+        ),
+        Fault(
+            "gradients of padded channels",
+            "[in_format_of(grad[: w.size(0)], w)",
+            "[in_format_of(grad, w)",
+        ),
+        Fault("strided gradient", "    grad_output = aligned_nhwc(grad_output)\n", "    pass\n"),
+        Fault(
+            "channels padded to 16 in any dtype",
+            "-k % (16 // input.element_size())",
+            "-k % 8 if k % 2 else -k % 4",
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/dilated_conv2d_and_mean.py": [
+        Fault(
+            "rows of the sums of one image",
+            "(-(-N * H * W // run) + N - 1) * parts",
+            "-(-N * H * W // run) * parts",
+        ),
+        Fault(
+            "rows of one part",
+            "(-(-N * H * W // run) + N - 1) * parts",
+            "-(-N * H * W // run) + N - 1",
+        ),
+        Fault(
+            "pixels of all images",
+            "_C.PixelRuns(N, H * W, C, run, parts)",
+            "_C.PixelRuns(1, N * H * W, C, run, parts)",
+        ),
+        Fault(
+            "runs of another length",
+            "run, parts = _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
+            "run, parts = 2 * _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
+        ),
+        Fault("summed once more", "    if not is_summed:\n", "    if True:\n"),
+    ],
+    "deeplab_fast/cuda_kernels/depthwise_conv2d.py": [
+        Fault(
+            "rates limited by the other side",
+            "min(dilation[0], H), min(dilation[1], W)",
+            "min(dilation[0], W), min(dilation[1], H)",
+        ),
+        Fault(
+            "rates swapped",
+            "min(dilation[0], H), min(dilation[1], W)",
+            "min(dilation[1], H), min(dilation[0], W)",
+        ),
+        Fault(
+            "taps not mirrored for the gradient",
+            "_shape(input, weight, dilation, mirrored=True)",
+            "_shape(input, weight, dilation, mirrored=False)",
+        ),
+        Fault(
+            "taps mirrored for the output",
+            "    shape = _shape(input, weight, dilation, mirrored=False)\n",
+            "    shape = _shape(input, weight, dilation, mirrored=True)\n",
+        ),
+        Fault(
+            "one pixel too many",
+            "input.numel() // input.size(1) >= _MAX_PIXELS",
+            "input.numel() // input.size(1) > _MAX_PIXELS",
+        ),
+        Fault(
+            "one tap too many",
+            "weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS",
+            "weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS + 2",
+        ),
+        Fault("strided bias", "None if bias is None else bias.contiguous()", "bias"),
+        Fault(
+            "strided weight",
+            "nhwc, weight = aligned_nhwc(input), aligned(weight, torch.contiguous_format)",
+            "nhwc = aligned_nhwc(input)",
+        ),
+        Fault(
+            "scratch memory without the bias",
+            "num_parts * (taps + 1) * channels",
+            "num_parts * taps * channels",
+        ),
+        Fault(
+            "one part only", "        num_parts = max(num_parts, 1)\n", "        num_parts = 1\n"
+        ),
+        Fault(
+            "parts without a limit",
+            "min(input.numel() // _ELEMENTS_PER_PART, -(-_MAX_PARTIAL_SUMS // channels))",
+            "input.numel() // _ELEMENTS_PER_PART",
+        ),
+        Fault(
+            "several outputs of a channel",
+            "if weight.size(0) != input.size(1):",
+            "if weight.size(0) % input.size(1):",
+        ),
+        Fault(
+            "a dense convolution of one channel",
+            "groups == input.size(1) and (groups > 1 or weight.size(0) == 1)",
+            "groups == input.size(1)",
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/aspp.py": [
+        Fault(
+            "means of too many channels",
+            "max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS",
+            "pool_weight.size(0) > _MAX_POOL_CHANNELS",
+        ),
+        Fault(
+            "too many pooled channels",
+            "max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS",
+            "input.size(1) > _MAX_POOL_CHANNELS",
+        ),
+        Fault("one channel fewer than fit", "> _MAX_POOL_CHANNELS:", ">= _MAX_POOL_CHANNELS:"),
+        Fault(
+            "rows of the projection next to each other",
+            "_C.AsppShape(N, C, P, K, project_weight.stride(0))",
+            "_C.AsppShape(N, C, P, K, P)",
+        ),
+        Fault(
+            "strided biases",
+            "pool_bias, project_bias = pool_bias.contiguous(), project_bias.contiguous()",
+            "pass",
+        ),
+        Fault("strided pooled weight", "    pool_weight = aligned_nhwc(pool_weight)\n", ""),
+        Fault(
+            "channels of the first branch",
+            "sum(weight.size(0) for weight in weights)\n    if",
+            "weights[0].size(0)\n    if",
+        ),
+        Fault(
+            "projection without activation",
+            '[(1, 1)], activation="relu",',
+            '[(1, 1)], activation="none",',
+        ),
+        Fault("branches without activation", 'pairs, "relu")', 'pairs, "none")'),
+    ],
+    "deeplab_fast/cuda_kernels/common.py": [
+        Fault(
+            "aligned to 8 bytes",
+            "tensor.data_ptr() % 16 == 0 else",
+            "tensor.data_ptr() % 2 == 0 else",
+        ),
+        Fault("relu6 without its bound", '"relu6": (0.0, 6.0)', '"relu6": (0.0, math.inf)'),
+        Fault("relu of negatives", '"relu": (0.0, math.inf)', '"relu": (-1.0, math.inf)'),
+    ],
+    "deeplab_fast/cuda_kernels/register.py": [
+        Fault(
+            "a depthwise convolution in place ignores the residual",
+            "depthwise_conv2d.forward(kernels, input, weight, bias, dilation, output, activation)",
+            "depthwise_conv2d.forward(kernels, input, weight, bias, dilation, None, activation)",
+        ),
+        Fault(
+            "an input that is overwritten while it is read",
+            "        input = input.clone()\n",
+            "        pass\n",
+        ),
+        Fault(
+            "a copy of the residual is not brought back",
+            "    if output is not residual:\n        residual.copy_(output)\n",
+            "",
+        ),
+        Fault(
+            "a residual of another shape",
+            "if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):",
+            "if residual.dim() != 4:",
+        ),
+        Fault(
+            "a bias of another dtype",
+            "if bias.dtype != input.dtype or bias.device != input.device:",
+            "if bias.device != input.device:",
+        ),
+        Fault("a bias of another length", "or bias.shape != weight.shape[:1]:", ":"),
     ],
 }
 

@@ -83,7 +83,8 @@ def few_kept(monkeypatch):
     return log
 
 
-def test_what_many_others_came_after_is_dropped_once_the_device_has_read_it(few_kept):
+@pytest.mark.parametrize("by_name", [False, True])
+def test_what_many_others_came_after_is_dropped_once_the_device_has_read_it(few_kept, by_name):
     @resident
     def make(size: int, device: torch.device) -> int:
         few_kept.append(size)
@@ -91,7 +92,7 @@ def test_what_many_others_came_after_is_dropped_once_the_device_has_read_it(few_
 
     gpu = torch.device("cuda", 1)
     for size in (1, 2, 3, 4, 1, 5, 6, 7, 1, 4, 2):
-        assert make(size, gpu) == size
+        assert (make(size, device=gpu) if by_name else make(size, gpu)) == size
     assert few_kept == [1, 2, 3, 4, gpu, 5, 6, gpu, 7, gpu, 2]
 
 

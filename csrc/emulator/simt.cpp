@@ -499,6 +499,15 @@ std::string invalid_configuration(dim3 grid, dim3 block, unsigned cluster_size,
   return {};
 }
 
+// What options.clusters says of a kernel whose grid has so many clusters.
+std::pair<int64_t, int64_t> clusters_to_run(const char* kernel, int64_t count) {
+  const auto found = options.clusters.find(kernel);
+  if (found == options.clusters.end()) return {0, count};
+  const auto [begin, end] = found->second;
+  const int64_t first = std::clamp<int64_t>(begin < 0 ? count + begin : begin, 0, count);
+  return {first, std::clamp(end, first, count)};
+}
+
 }  // namespace
 
 IgnoreAccesses::IgnoreAccesses() {
@@ -528,8 +537,9 @@ Status run(const char* kernel, dim3 grid, dim3 block, unsigned cluster_size, boo
   machine.num_threads = static_cast<int>(block.x * block.y * block.z);
   machine.scheduler.adopt_current_thread();
   const unsigned clusters_x = grid.x / cluster_size;
-  std::vector<uint64_t> clusters(uint64_t{clusters_x} * grid.y * grid.z);
-  std::iota(clusters.begin(), clusters.end(), uint64_t{0});
+  const auto [begin, end] = clusters_to_run(kernel, int64_t{clusters_x} * grid.y * grid.z);
+  std::vector<uint64_t> clusters(static_cast<size_t>(end - begin));
+  std::iota(clusters.begin(), clusters.end(), static_cast<uint64_t>(begin));
   for (; !clusters.empty() && machine.error.empty(); clusters.pop_back()) {
     std::swap(clusters[machine.random(clusters.size())], clusters.back());
     const uint64_t i = clusters.back();
