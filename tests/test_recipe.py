@@ -677,6 +677,40 @@ def test_a_resumed_run_is_the_uninterrupted_one(options, update, shapes, tmp_pat
     assert_same_run(resumed, whole)
 
 
+def test_a_resumed_run_with_readers_is_the_uninterrupted_one(shapes, tmp_path):
+    """Images that were read ahead when the run was stopped are not lost."""
+    recipe = replace(
+        BASE, dtype="bfloat16", batch_size=4, accumulate=2, warmup=3, hard_pixels=0.3,
+        class_weights=(1.0, 2.0, 3.0), label_smoothing=0.1, ema=0.9,
+    )  # fmt: skip
+    whole = run(shapes, tmp_path / "whole", recipe)
+    resumed = stopped_and_resumed(shapes, tmp_path / "stopped", recipe, 3, workers=2)
+    assert_same_run(resumed, whole)
+
+
+def test_a_run_ended_while_it_is_evaluated_goes_on(shapes, tmp_path):
+    """The evaluation is done anew, and is in the log once."""
+    recipe = replace(BASE, ema=0.6)
+    whole = run(shapes, tmp_path / "whole", recipe, evaluate_every=1)
+    stopped = tmp_path / "stopped"
+
+    def end(*arguments):
+        raise KeyboardInterrupt  # as the second Ctrl-C does
+
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in(patch, 3, signal.SIGTERM)
+        with pytest.raises(Interrupted, match="after update 3"):  # before the first evaluation
+            run(shapes, stopped, recipe, evaluate_every=1)
+    assert read(None, stopped).column("val_miou") == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "_save_model", end)
+        with pytest.raises(KeyboardInterrupt):
+            run(shapes, stopped, recipe, resume=True, evaluate_every=1)
+    assert len(read(None, stopped).column("val_miou")) == 1
+    resumed = run(shapes, stopped, recipe, resume=True, evaluate_every=1)
+    assert_same_run(resumed, whole)
+
+
 def test_the_loss_scale_goes_on(shapes, tmp_path):
     recipe = replace(BASE, dtype="float16", aux_weight=0.0)
     whole = run((shapes[0], None), tmp_path / "whole", recipe, Loud())
