@@ -118,9 +118,12 @@ def test_what_a_run_leaves(whole_run, shapes):
     assert list(miou) == [3, 6, 9]
     config = json.loads((whole_run / "config.json").read_text())
     assert config["recipe"]["crop"] == [32, 32] and config["architecture"]["num_classes"] == 3
+    state = torch.load(whole_run / "last.pt", weights_only=True)
     model = DeepLabV3.from_pretrained(whole_run / "last.safetensors")
     assert model.categories == CLASSES
-    state = torch.load(whole_run / "last.pt", weights_only=True)
+    # Convolutions read and write pixels with all their channels.
+    weight = state["model"]["backbone.features.18.0.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last)
     assert state["best_miou"] == pytest.approx(max(miou.values()))
     with pytest.raises(ValueError, match="last.pt: the state of a training run, .*best.safetens"):
         DeepLabV3.from_pretrained(whole_run / "last.pt")
@@ -228,7 +231,7 @@ def test_ctrl_c_saves_and_a_killed_run_goes_on_exactly(shapes, tmp_path, capsys)
     limited(stopped, "--resume")
     limited(whole)
     assert list(curve(stopped)) == list(curve(whole)) == list(range(1, saved + 5))
-    assert list(curve(stopped).values()) == pytest.approx(list(curve(whole).values()), rel=2e-3)
+    assert list(curve(stopped).values()) == pytest.approx(list(curve(whole).values()), rel=1e-3)
     assert curve(stopped, "learning_rate") == curve(whole, "learning_rate")
     one, other = (torch.load(p / "last.pt", weights_only=True) for p in (stopped, whole))
     torch.testing.assert_close(one["random"], other["random"], rtol=0, atol=0)
