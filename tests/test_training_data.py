@@ -389,6 +389,13 @@ def test_resizing_is_that_of_the_whole_image(scale):
         assert np.array_equal(classes, truth[rows][:, columns][top : top + 7, left : left + 9])
 
 
+def test_sides_are_rounded():
+    image, truth = gradient_image(13, 9)
+    _, classes = augment(image, truth, Recipe(crop=(9, 9), jitter=0), Scripted(0.6, (0, 0)))
+    inside = classes != IGNORE
+    assert (inside.any(0).sum(), inside.any(1).sum()) == (8, 5)  # of 7.8 and 5.4
+
+
 def test_sides_are_never_empty():
     image, truth = gradient_image(40, 3)
     recipe = Recipe(crop=(4, 4), jitter=0)
@@ -502,6 +509,7 @@ def test_processes_with_parts_share_each_update():
     for update in (0, 1):
         parts = ranks[0][2 * update : 2 * update + 2] + ranks[1][2 * update : 2 * update + 2]
         assert sorted(sum(parts, [])) == sorted(whole[update])
+        assert sum(ranks[1][2 * update : 2 * update + 2], []) == whole[update][1::2]  # by turns
     # A later start with parts is at an update, not at a part.
     assert list(keys(16, recipe, 1, 1, 2)) == ranks[1][2:]
 
