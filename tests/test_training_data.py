@@ -201,6 +201,8 @@ def broken(tmp_path: Path, case: str) -> SegmentationData:
             labels(label, [0, 2, 7])
         case "size":
             Image.fromarray(np.zeros((8, 6), np.uint8)).save(label)
+        case "height":
+            Image.fromarray(np.zeros((5, 8), np.uint8)).save(label)
         case "colours":
             Image.new("RGB", (8, 6)).save(label)
     return SegmentationData([(image, label)], ("road", "sky"))
@@ -214,6 +216,7 @@ def broken(tmp_path: Path, case: str) -> SegmentationData:
         ("gone", "a.jpg", r"No such file or directory \(expected a readable image\)"),
         ("label", "a.png", r"label 2, 7 is no class \(expected 0-1, or 255"),
         ("size", "a.png", r"6x8 pixels \(expected 8x6, the size of .*a.jpg\)"),
+        ("height", "a.png", r"8x5 pixels \(expected 8x6, the size of .*a.jpg\)"),
         ("colours", "a.png", r"mode RGB \(expected class numbers"),
     ],
 )
