@@ -864,6 +864,21 @@ def test_files_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch
     assert calls == ["fsync", "replace"] and (tmp_path / "a").read_bytes() == b"content"
 
 
+def test_a_signal_during_an_evaluation_ends_the_run_after_it(shapes, tmp_path, monkeypatch):
+    judge = Judge(monkeypatch, 0.8, 0.5)
+
+    def signalled(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        return judge(*arguments, **options)
+
+    monkeypatch.setattr(loop, "evaluate", signalled)
+    with pytest.raises(Interrupted, match="interrupted after update 3 of 6, saved .*last.pt"):
+        run(shapes, tmp_path, BASE, evaluate_every=1)
+    state = read(None, tmp_path).state
+    assert (state["step"], state["evaluated"]) == (3, 3)
+    assert state["best_miou"] == pytest.approx(0.4)
+
+
 def test_signals_have_their_handlers_again(shapes, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run((shapes[0], None), tmp_path, replace(BASE, epochs=1))
