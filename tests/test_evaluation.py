@@ -341,6 +341,21 @@ def test_labels_of_many_classes(classes, dtype, flip):
     assert (labels == classes - 1).all()
 
 
+@pytest.mark.parametrize("window", [None, (32, 32)])
+def test_logits_in_bfloat16_are_averaged_in_float32(window):
+    class Rounded(Local):
+        def logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
+            logits = super().logits(images)["out"].bfloat16()
+            return OrderedDict(out=logits.to(self.dtype))
+
+    torch.manual_seed(0)
+    model, image = Rounded(), torch.randn(1, 3, 64, 96)
+    labels = []
+    for model.dtype in (torch.float32, torch.bfloat16):
+        labels.append(predict_labels(model, image, flip=True, window=window))
+    assert (labels[0] == labels[1]).float().mean() > 0.999
+
+
 def test_strips_of_rows_make_one_map():
     """A last strip that is shorter, and one row more than a strip."""
     torch.manual_seed(0)
@@ -377,6 +392,7 @@ def test_no_full_size_map_of_all_classes_exists(options):
         ({"scales": ()}, "scales: expected positive"),
         ({"scales": (1.0, 0.0)}, "scales: expected positive"),
         ({"scales": (float("nan"),)}, "scales: expected positive"),
+        ({"scales": (float("inf"),)}, "scales: expected positive"),
         ({"window": (64, 65)}, r"window: expected a height and width of 16 k \+ 0, got \(64, 65\)"),
         ({"window": (0, 64)}, "window: expected"),
     ],
