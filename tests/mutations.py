@@ -28,19 +28,22 @@ DEPTHWISE = Guard("tests/test_dilated_conv2d.py tests/test_fused_conv2d.py emula
 ENTROPY = Guard(
     "tests/test_upsample_cross_entropy.py emulated and not (compile or export or opcheck)"
 )
+EVALUATION = Guard("tests/test_evaluation.py not command and not wrong_arguments")
 FAR = "tests/test_large_offsets.py"
 FAR_CONV = Guard(f"{FAR} test_convolution or weight_gradient or bias_gradient or on_the_way")
 FAR_CPU = Guard(f"{FAR} cpu", "_C")
 FAR_DEPTHWISE = Guard(f"{FAR} depthwise")
 FAR_MEANS = Guard(f"{FAR} means or pooled")
 FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
-MEASURED = Guard("tests/test_measured.py")
 MEAN = Guard("tests/test_dilated_conv2d_and_mean.py emulated")
+MEASURED = Guard("tests/test_measured.py")
+RECIPE = Guard("tests/test_recipe.py")
 REGISTRATION = Guard(
     "tests/test_backends.py tests/test_arguments.py not (side_effects or symbolic)"
 )
-TRANSFORMS = Guard("tests/test_transforms.py not (compiled or model_and)")
 SCHEDULES = Guard("tests/test_schedules.py tests/test_zones.py schedules or executed", "_C")
+TRAINING_DATA = Guard("tests/test_training_data.py")
+TRANSFORMS = Guard("tests/test_transforms.py not (compiled or model_and)")
 WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
 
 GUARDS = {
@@ -74,6 +77,7 @@ GUARDS = {
     "csrc/cuda/upsample_cross_entropy_prepare.cu": ENTROPY,
     "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
     "deeplab_fast/_resident.py": Guard("tests/test_resident.py tests/test_cache_keys.py"),
+    "deeplab_fast/backends.py": REGISTRATION,
     "deeplab_fast/cuda_kernels/aspp.py": Guard(
         "tests/test_kernel_calls.py tests/test_aspp.py aspp and (limits or pooled or emulated)"
     ),
@@ -93,8 +97,10 @@ GUARDS = {
         "tests/test_dilated_conv2d_wgrad_sm90.py kernel_calls or convolutions or boxes or fp32"
     ),
     "deeplab_fast/measured.py": MEASURED,
-    "deeplab_fast/backends.py": REGISTRATION,
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
+    "deeplab_fast/ops/_convolution.py": Guard(
+        "tests/test_measured.py tests/test_cache_keys.py classes or class or share"
+    ),
     "deeplab_fast/ops/_library.py": REGISTRATION,
     "deeplab_fast/ops/_transforms.py": TRANSFORMS,
     "deeplab_fast/ops/aspp.py": REGISTRATION,
@@ -103,9 +109,18 @@ GUARDS = {
     "deeplab_fast/ops/fused_conv2d.py": REGISTRATION,
     "deeplab_fast/ops/upsample_argmax.py": REGISTRATION,
     "deeplab_fast/ops/upsample_cross_entropy.py": REGISTRATION,
-    "deeplab_fast/ops/_convolution.py": Guard(
-        "tests/test_measured.py tests/test_cache_keys.py classes or class or share"
-    ),
+    "deeplab_fast/training/checkpoint.py": RECIPE,
+    "deeplab_fast/training/data.py": TRAINING_DATA,
+    "deeplab_fast/training/distributed.py": RECIPE,
+    "deeplab_fast/training/evaluation.py": EVALUATION,
+    "deeplab_fast/training/inference.py": EVALUATION,
+    "deeplab_fast/training/loader.py": TRAINING_DATA,
+    "deeplab_fast/training/log.py": RECIPE,
+    "deeplab_fast/training/loop.py": RECIPE,
+    "deeplab_fast/training/metrics.py": EVALUATION,
+    "deeplab_fast/training/objective.py": RECIPE,
+    "deeplab_fast/training/recipe.py": RECIPE,
+    "deeplab_fast/training/transforms.py": TRAINING_DATA,
 }
 
 
@@ -135,6 +150,190 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "pixel centres off by half", "static_cast<float>(dst) + 0.5f", "static_cast<float>(dst)"
+        ),
+    ],
+    "csrc/common/zones.h": [
+        Fault("zone edge off by one", "d < 0 ? -d : size - d", "d < 0 ? -d : size - d - 1"),
+        Fault("zone edge of negative taps off by one", "d < 0 ? -d :", "d < 0 ? 1 - d :"),
+        Fault(
+            "input gradient with the forward's signs", "mirrored ? -forward : forward", "forward"
+        ),
+        Fault(
+            "rates swapped",
+            "offset(r, kernel_H, dilation_H, H), offset(s, kernel_W, dilation_W, W)",
+            "offset(r, kernel_H, dilation_W, H), offset(s, kernel_W, dilation_H, W)",
+        ),
+        Fault("tap index by columns", "r * kernel_W + s}", "r * kernel_H + s}"),
+        Fault("a tile's taps not united", "open[i] |= zone.taps[i];", "open[i] = zone.taps[i];"),
+        Fault("last partial tile lost", "if (fill > 0) emit(", "if (false) emit("),
+        Fault(
+            "shortest items first",
+            "return a.num_steps > b.num_steps;",
+            "return a.num_steps < b.num_steps;",
+        ),
+        Fault("rectangle on the wrong side", "std::max(0, -tap.dy)", "std::max(0, tap.dy)"),
+        Fault("pixels of another image", "(n * H + y) * W + x);", "(n * W + y) * W + x);"),
+        Fault(
+            "far taps not clipped",
+            "std::clamp<int64_t>(mirrored ? -forward : forward, -size, size)",
+            "mirrored ? -forward : forward",
+        ),
+        Fault("rows backwards", "if (i % 2 == 1) std::reverse", "if (i % 2 == 2) std::reverse"),
+        Fault(
+            "the row below the map is inside",
+            "static_cast<uint32_t>(tap.dy) < static_cast<uint32_t>(H)",
+            "static_cast<uint32_t>(tap.dy) <= static_cast<uint32_t>(H)",
+            CONV,
+        ),
+        Fault(
+            "a piece of a split sum skipped",
+            "for (int64_t p = 1; p <= pieces; ++p) ends",
+            "for (int64_t p = 1; p < pieces; ++p) ends",
+        ),
+        Fault(
+            "a slot of a split sum not added",
+            "first_slot, static_cast<int32_t>(ends.size())}",
+            "first_slot, static_cast<int32_t>(ends.size() - 1)}",
+        ),
+        Fault("pieces overlap", "        begin = end;\n", "        begin = end - 1;\n"),
+        Fault("no wrap-around rule", "part = 64; part <= 96;", "part = 64; part < 64;"),
+        Fault(
+            "split for any gain",
+            "best.makespan + best.makespan / 100 < whole",
+            "best.makespan < whole",
+            SCHEDULES,
+        ),
+        Fault(
+            "never split",
+            "best.makespan + best.makespan / 100 < whole",
+            "2 * best.makespan < whole",
+            SCHEDULES,
+        ),
+        Fault(
+            "no equal pieces",
+            "for (int64_t part = 128; part >= 16; part -= 4)",
+            "for (int64_t part = 128; part > 128; part -= 4)",
+            SCHEDULES,
+        ),
+        Fault(
+            "zones in the order of their sizes",
+            "return from_size < from_snake ? by_size : order;",
+            "return by_size;",
+            SCHEDULES,
+        ),
+        Fault(
+            "no search of an order",
+            "for (bool improved = true; improved;) {",
+            "for (bool improved = false; improved;) {",
+            SCHEDULES,
+        ),
+        Fault(
+            "an order kept that is not better",
+            "if (cost >= best) return false;",
+            "if (cost < best) return false;",
+            SCHEDULES,
+        ),
+        Fault(
+            "the overhead of a piece left out",
+            "item.num_steps + (item.slot < 0 ? 0 : split_overhead)",
+            "item.num_steps",
+        ),
+        Fault(
+            "a worker is free when it starts",
+            "loads.push({end, worker});",
+            "loads.push({begin, worker});",
+        ),
+    ],
+    "csrc/cpu/upsample_argmax.cpp": [
+        Fault(
+            "offset of a row in 32 bits",
+            "logits + n * shape.stride_N + y * shape.stride_H, plan);",
+            "logits + static_cast<int>(n * shape.stride_N + y * shape.stride_H), plan);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a column of all classes in 32 bits",
+            "src + plan.source_columns[x + i] * plan.shape.stride_W;",
+            "src + static_cast<int>(plan.source_columns[x + i] * plan.shape.stride_W);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a class in 32 bits",
+            "dst[c * pitch + x] = to_float(src[c * stride_C + x]);",
+            "dst[c * pitch + x] = to_float(src[static_cast<int>(c * stride_C) + x]);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a gathered class in 32 bits",
+            "src[c * stride_C + columns[x] * stride_W]",
+            "src[static_cast<int>(c * stride_C + columns[x] * stride_W)]",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of an image's labels in 32 bits",
+            "store_band(labels + n * shape.out_H * shape.out_W,",
+            "store_band(labels + static_cast<int>(n * shape.out_H * shape.out_W),",
+            FAR_CPU,
+        ),
+    ],
+    "csrc/cpu/upsample_cross_entropy.cpp": [
+        Fault(
+            "offset of a row in 32 bits",
+            "logits + n * s.stride_N + y * s.stride_H, plan);",
+            "logits + static_cast<int>(n * s.stride_N + y * s.stride_H), plan);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a class in 32 bits",
+            "centred[c * pitch + x + 1] = src[c * stride_C + x];",
+            "centred[c * pitch + x + 1] = src[static_cast<int>(c * stride_C) + x];",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a gathered class in 32 bits",
+            "src[c * stride_C + x * stride_W]",
+            "src[static_cast<int>(c * stride_C + x * stride_W)]",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of an image's incoming gradient in 32 bits",
+            "grad_loss + n * grad_loss_strides[0],",
+            "grad_loss + static_cast<int>(n * grad_loss_strides[0]),",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a row's incoming gradient in 32 bits",
+            "image.grad_loss + (group.y + i) * image.grad_loss_stride_H;",
+            "image.grad_loss + static_cast<int>((group.y + i) * image.grad_loss_stride_H);",
+            FAR_CPU,
+        ),
+        Fault(
+            "offset of a column's incoming gradient in 32 bits",
+            "grad_loss[x * image.grad_loss_stride_W]",
+            "grad_loss[static_cast<int>(x * image.grad_loss_stride_W)]",
+            FAR_CPU,
+        ),
+    ],
+    "csrc/cuda/aspp.cu": [
+        Fault(
+            "no barrier before the vector is read",
+            "__syncthreads();\n\n  constexpr int kSize",
+            "constexpr int kSize",
+        ),
+        Fault("half a warp's sums", "for (int distance = 16;", "for (int distance = 8;"),
+        Fault("linear without bias", "sum += to_float(bias[k]);", ""),
+        Fault("pooled branch without ReLU", "relu && sum < 0.0f ? 0.0f : sum;", "sum;"),
+        Fault(
+            "offset of an image in 32 bits",
+            "const int64_t image = blockIdx.x / blocks;",
+            "const int image = blockIdx.x / blocks;",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of a row of weights in 32 bits",
+            "weight + k * weight_stride + c",
+            "weight + static_cast<int>(k * weight_stride) + c",
+            FAR_MEANS,
         ),
     ],
     "csrc/cuda/cells.cuh": [
@@ -176,6 +375,783 @@ FAULTS: dict[str, list[Fault]] = {
             "const Logit* a;  // class 0\n  int64_t right, down, stride_C;",
             "const Logit* a;  // class 0\n  int right, down;\n  int64_t stride_C;",
             FAR_UPSAMPLING,
+        ),
+    ],
+    "csrc/cuda/conv_epilogue.cuh": [
+        Fault("bias not added", "value[i] += bias[i] + residual[i];", "value[i] += residual[i];"),
+        Fault("residual not added", "value[i] += bias[i] + residual[i];", "value[i] += bias[i];"),
+        Fault(
+            "bias of the first image for all",
+            "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
+            "k",
+        ),
+        Fault(
+            "NaN becomes the bound",
+            "if (value[i] < terms.low) value[i] = terms.low;",
+            "if (!(value[i] >= terms.low)) value[i] = terms.low;",
+        ),
+        Fault("no upper bound", "if (value[i] > terms.high) value[i] = terms.high;", ""),
+        Fault(
+            "vectors at odd channels",
+            "count == 4 && (shape.out_channels | output.first_channel) % 4 == 0",
+            "count == 4",
+        ),
+        Fault(
+            "channels past the branch's last written",
+            "if (i < count) round_to(p[i], value[i]);",
+            "round_to(p[i], value[i]);",
+        ),
+        Fault(
+            "first channel of a branch forgotten",
+            "* shape.out_channels + output.first_channel + k",
+            "* shape.out_channels + k",
+        ),
+        Fault(
+            "a piece left out of the reduction",
+            "for (int i = 0; i < reduction.num_slots; ++i) {",
+            "for (int i = 1; i < reduction.num_slots; ++i) {",
+        ),
+        Fault(
+            "bias not added to split sums",
+            "  epilogue.finish(pixel, sum);\n  epilogue.write(pixel, sum);",
+            "  epilogue.write(pixel, sum);",
+        ),
+        Fault(
+            "reduction of the rows above",
+            "const int row = blockIdx.x % kBlocks * kRows + threadIdx.x / kRowThreads;",
+            "const int row = blockIdx.x % kBlocks * kRows;",
+        ),
+        Fault("no split reduced", "if (work.num_reductions == 0) return {};", "return {};"),
+        Fault(
+            "bias of an image left out of the gradient",
+            "if (image_bias != nullptr && i < count) value[i] += image_bias[i];",
+            "",
+            MEAN,
+        ),
+        Fault(
+            "offset of the output in 32 bits",
+            "return static_cast<int64_t>(pixel) * shape.out_channels + output",
+            "return pixel * shape.out_channels + output",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of an image's bias in 32 bits",
+            "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
+            "pixel / (shape.H * shape.W) * output.K + k",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a piece in 32 bits",
+            "const int64_t slot = reduction.first_slot + i;",
+            "const int slot = reduction.first_slot + i;",
+            FAR_CONV,
+        ),
+    ],
+    "csrc/cuda/depthwise.cuh": [
+        Fault(
+            "a residue has one pixel too few",
+            "const int in_longer = num_longer * (shorter + 1);",
+            "const int in_longer = num_longer * shorter;",
+        ),
+        Fault(
+            "strips overlap",
+            "min(begin + shape.strip_rows, shape.H)}",
+            "min(begin + shape.strip_rows - 1, shape.H)}",
+        ),
+        Fault(
+            "rows not mirrored",
+            "if (!shape.mirrored) return {y, shape.rate_H, count};",
+            "return {y, shape.rate_H, count};",
+        ),
+        Fault(
+            "a run goes past the strip",
+            "const int count = min(end - position,",
+            "const int count = min(shape.H,",
+        ),
+    ],
+    "csrc/cuda/depthwise_conv2d.cu": [
+        Fault(
+            "pixels left of the map",
+            "has_column[s] = x >= 0 && x < shape.W;",
+            "has_column[s] = x < shape.W;",
+        ),
+        Fault(
+            "pixels right of the map",
+            "has_column[s] = x >= 0 && x < shape.W;",
+            "has_column[s] = x >= 0;",
+        ),
+        Fault(
+            "rows below the map",
+            "const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;",
+            "const bool has_next = j + 1 < rows && y >= 0;",
+        ),
+        Fault(
+            "weights transposed",
+            "taps[at % kTaps][at / kTaps] = part[j];",
+            "taps[at / kVector][at % kVector] = part[j];",
+        ),
+        Fault(
+            "columns not mirrored",
+            "const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
+            "const int step_W = shape.rate_W;",
+        ),
+        Fault(
+            "rates swapped",
+            "const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
+            "const int step_W = shape.mirrored ? -shape.rate_H : shape.rate_H;",
+        ),
+        Fault(
+            "sums start without bias",
+            "for (int e = 0; e < kVector; ++e) sum[0][e] = start[e];",
+            "for (int e = 0; e < kVector; ++e) sum[0][e] = 0.0f;",
+        ),
+        Fault("output a row off", "at - (kR / 2 + 1) * stride", "at - kR / 2 * stride"),
+        Fault(
+            "no barrier before the weights",
+            "  __syncthreads();\n\n  const int vector",
+            "  const int vector",
+        ),
+        Fault("residual not added", "value[e] += residual[e];", ";"),
+        Fault(
+            "any kernel: rows not mirrored",
+            "const int64_t step_H = shape.mirrored ? -shape.rate_H : shape.rate_H;",
+            "const int64_t step_H = shape.rate_H;",
+        ),
+        Fault(
+            "any kernel: columns not mirrored",
+            "const int64_t step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
+            "const int64_t step_W = shape.rate_W;",
+        ),
+        Fault(
+            "any kernel: rows above the map",
+            "if (tap_y < 0 || tap_y >= shape.H) continue;",
+            "if (tap_y >= shape.H) continue;",
+        ),
+        Fault(
+            "any kernel: rows below the map",
+            "if (tap_y < 0 || tap_y >= shape.H) continue;",
+            "if (tap_y < 0) continue;",
+        ),
+        Fault(
+            "any kernel: columns right of the map",
+            "if (tap_x < 0 || tap_x >= shape.W) continue;",
+            "if (tap_x < 0) continue;",
+        ),
+        Fault(
+            "rows above the map",
+            "row[s] = load_input(input + at, s, y >= 0 && y < shape.H);",
+            "row[s] = load_input(input + at, s, y < shape.H);",
+        ),
+        Fault(
+            "offset of the weights in 32 bits",
+            "weight + static_cast<int64_t>(c) * kTaps + i",
+            "weight + c * kTaps + i",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of rows in 32 bits",
+            "const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;",
+            "const int row_stride = shape.W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "(static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;",
+            "(strip.n * shape.H * shape.W + strip.x) * shape.C + c;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a column's tap in 32 bits",
+            "static_cast<int64_t>(s - kS / 2) * step_W * shape.C;",
+            "(s - kS / 2) * step_W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of the output in 32 bits",
+            "const ConvEpilogue& epilogue, int64_t offset,",
+            "const ConvEpilogue& epilogue, int offset,",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of the weights in 32 bits",
+            "weight[static_cast<int64_t>(first_c + c) * num_taps + tap]",
+            "weight[(first_c + c) * num_taps + tap]",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of a pixel in 32 bits",
+            "input + ((image + tap_y) * shape.W + tap_x) * shape.C + c;",
+            "input + static_cast<int>(((image + tap_y) * shape.W + tap_x) * shape.C + c);",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of the output in 32 bits",
+            "((image + y) * shape.W + strip.x) * shape.C + c, sum);",
+            "static_cast<int>(((image + y) * shape.W + strip.x) * shape.C + c), sum);",
+            FAR_DEPTHWISE,
+        ),
+    ],
+    "csrc/cuda/depthwise_conv2d_wgrad.cu": [
+        Fault(
+            "no barrier before the sums",
+            "__syncthreads();\n  const int num_taps",
+            "const int num_taps",
+        ),
+        Fault(
+            "one column not added",
+            "for (int column = 0; column < split.columns; ++column) total",
+            "for (int column = 1; column < split.columns; ++column) total",
+        ),
+        Fault(
+            "one part not added",
+            "for (int part = 0; part < num_parts; ++part) sum",
+            "for (int part = 1; part < num_parts; ++part) sum",
+        ),
+        Fault("taps by channel", "grad_weight + c * num_taps + tap", "grad_weight + tap * C + c"),
+        Fault(
+            "zeros around a run multiplied",
+            "add_products([&](int i) { return i <= j && j - i < run.count; });",
+            "add_products([](int) { return true; });",
+        ),
+        Fault(
+            "rows below the map",
+            "const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;",
+            "const bool has_next = j + 1 < rows && y >= 0;",
+        ),
+        Fault(
+            "columns right of the map",
+            "has_column[s] = x >= 0 && x < shape.W;",
+            "has_column[s] = x >= 0;",
+        ),
+        Fault(
+            "a part's columns not strided",
+            "group < split.groups && vector < split.vectors; group += num_parts",
+            "group < split.groups && vector < split.vectors; group += num_parts + 1",
+        ),
+        Fault(
+            "offset of rows in 32 bits",
+            "const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;",
+            "const int row_stride = shape.W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "(static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;",
+            "(strip.n * shape.H * shape.W + strip.x) * shape.C + c;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a column's tap in 32 bits",
+            "static_cast<int64_t>(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
+            "(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of the gradient in 32 bits",
+            "const int64_t to_grad = kR / 2 * stride - offset_H * row_stride;",
+            "const int to_grad = kR / 2 * stride - offset_H * row_stride;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "partial_sums[to * shape.C + first_c + channel] = total;",
+            "partial_sums[static_cast<int>(to) * shape.C + first_c + channel] = total;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a part in 32 bits",
+            "sum += partial_sums[part * size + i];",
+            "sum += partial_sums[part * static_cast<int>(size) + i];",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "const int64_t tap = i / C, c = i % C;",
+            "const int tap = i / C, c = i % C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "number of a sum in 32 bits",
+            "const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
+            "const int i = blockIdx.x * kThreads + threadIdx.x;",
+            FAR_DEPTHWISE,
+        ),
+    ],
+    "csrc/cuda/dilated_conv2d.cu": [
+        Fault("a partial sum stored as if whole", "if (item.slot >= 0) {", "if (item.slot > 0) {"),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "static_cast<int64_t>(item.slot) * kBlockM * kBlockN",
+            "item.slot * kBlockM * kBlockN",
+            FAR_CONV,
+        ),
+    ],
+    "csrc/cuda/dilated_conv2d_sm90.cu": [
+        Fault("no fence between the proxies", "    ptx::fence_proxy_async();\n", ""),
+        Fault(
+            "a stage filled while it is read",
+            "      wait(&barriers.empty[place.stage], place.parity ^ 1);\n",
+            "",
+        ),
+        Fault(
+            "a stage is empty when its own block has read it",
+            "kBlocks * kConsumers * 4);",
+            "kConsumers * 4);",
+        ),
+        Fault(
+            "a stage released while products read it",
+            "if (previous >= 0) release(previous);\n      previous",
+            "release(place.stage);\n      previous",
+        ),
+        Fault(
+            "a stage released a product too early",
+            "ptx::wgmma_wait_group<1>();",
+            "ptx::wgmma_wait_group<2>();",
+        ),
+        Fault("sums stored before they are there", "    ptx::wgmma_wait_group<0>();\n", ""),
+        Fault(
+            "a block leaves before the other",
+            "    ptx::cluster_arrive();  // the other block may still have something for this one\n"
+            "    ptx::cluster_wait();\n",
+            "",
+        ),
+        Fault(
+            "barriers of the other block used before they are there",
+            "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n    const int worker",
+            "    __syncthreads();\n    const int worker",
+        ),
+        Fault("barriers not shown to copies", "      ptx::fence_mbarrier_init();\n", ""),
+        Fault("pixels not swizzled", "(chunk ^ first_row % 8) * 16", "chunk * 16"),
+        Fault("weights for one block only", "(1 << kBlocks) - 1);", "1 << rank);"),
+        Fault(
+            "staged sums overwritten too early",
+            "    __syncwarp();  // what was staged before has been read\n",
+            "",
+        ),
+        Fault("last stages not announced", "  while (under_way > 0) announce();\n", ""),
+        Fault(
+            "stages announced whose copies were not waited for",
+            "          ptx::cp_async_wait_group<kLag - 1>();\n",
+            "",
+        ),
+        Fault(
+            "one group of copies not waited for",
+            "ptx::cp_async_wait_group<kLag - 1>();",
+            "ptx::cp_async_wait_group<kLag>();",
+        ),
+        Fault(
+            "pixels of the last stages not summed",
+            "item.num_steps + (sums != nullptr ? kLag : 0);",
+            "item.num_steps;",
+        ),
+        Fault(
+            "stages of the item before summed", "sums != nullptr && arrived >= 0", "sums != nullptr"
+        ),
+        Fault("pixels of other images summed", "if (pixel >= 0 && pixel < plane)\n", ""),
+        Fault(
+            "a quarter of a warp's pixels not summed",
+            "for (int distance = kChunks; distance < 32;",
+            "for (int distance = kChunks; distance < 16;",
+        ),
+        Fault("each block's sums in the same rows", "+ rank * kBlockM;  // the first", ";"),
+        Fault("no wait for the kernel before", "    ptx::griddepcontrol_wait();\n", ""),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
+            "const uint32_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "const int64_t slot_row = static_cast<int64_t>(item.slot) * kConvTileSm90",
+            "const int slot_row = item.slot * kConvTileSm90",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of sums of pixels in 32 bits",
+            "const int64_t row = int64_t{first / kBlockM + image} * kConvSumParts + warp;",
+            "const int row = (first / kBlockM + image) * kConvSumParts + warp;",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of weights in 32 bits",
+            "unsigned_64(row) * 2}",
+            "static_cast<uint32_t>(row * 2)}",
+            FAR_CONV,
+        ),
+        Fault(
+            "a row of weights in 32 bits",
+            "const int64_t row = output.K > 1 ?",
+            "const int32_t row = output.K > 1 ?",
+            FAR_CONV,
+        ),
+    ],
+    "csrc/cuda/dilated_conv2d_wgrad.cu": [
+        Fault(
+            "sign of the tap",
+            "const int tap_offset = tap.dy * shape.W + tap.dx;",
+            "const int tap_offset = -tap.dy * shape.W - tap.dx;",
+        ),
+        Fault(
+            "pixels past the rectangle",
+            "const bool has_pixel = i * kCopyRows < pixels_left;",
+            "const bool has_pixel = true;",
+        ),
+        Fault("output channels past the branch's last written", "if (k >= branch.K) continue;", ""),
+        Fault(
+            "input channels past the last written",
+            "if (first_c + col + j * 8 >= shape.C) continue;",
+            "",
+        ),
+        Fault(
+            "first channel of a branch forgotten",
+            "grad_output + branch.first_channel + first_k + chunk;",
+            "grad_output + first_k + chunk;",
+        ),
+        Fault(
+            "second block of output channels forgotten",
+            "const int first_k = item.block / blocks_n * kBlockM,",
+            "const int first_k = 0,",
+        ),
+        Fault(
+            "second block of input channels forgotten",
+            "first_c = item.block % blocks_n * kBlockN;",
+            "first_c = 0;",
+        ),
+        Fault(
+            "a split sum starts at its first pixel",
+            "const int first = item.first_step * kBlockK<T> + first_row;",
+            "const int first = first_row;",
+        ),
+        Fault("every step has the first pixels", "advance(pixels[i], pixel_step);", ""),
+        Fault(
+            "weights of another tap",
+            "branch.num_taps + tap.index) * shape.C + first_c;",
+            "branch.num_taps) * shape.C + first_c;",
+        ),
+        Fault(
+            "waits for a stage too few",
+            "ptx::cp_async_wait_group<kStages - 2>();",
+            "ptx::cp_async_wait_group<kStages - 1>();",
+        ),
+        Fault("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
+        Fault(
+            "no barrier between steps",
+            "__syncthreads();  // the stage is here, and all are done with the one before",
+            "",
+        ),
+        Fault(
+            "refills the stage in use",
+            "copy_next_step(ahead % kStages);",
+            "copy_next_step(step % kStages);",
+        ),
+        Fault(
+            "no group for a step without copies",
+            "copy_next_step(ahead % kStages);\n    ptx::cp_async_commit_group();",
+            "{\n copy_next_step(ahead % kStages);\n ptx::cp_async_commit_group();\n }",
+        ),
+        Fault(
+            "prologue one step short",
+            "for (int step = 0; step < kStages - 1; ++step) {",
+            "for (int step = 1; step < kStages - 1; ++step) {",
+        ),
+        Fault(
+            "the last step missing",
+            "for (int step = 0; step < item.num_steps; ++step) {",
+            "for (int step = 0; step + 1 < item.num_steps; ++step) {",
+        ),
+        Fault(
+            "matrices of a swapped",
+            "* kPitch + lane / 8 % 2 * 8;",
+            "* kPitch + (1 - lane / 8 % 2) * 8;",
+        ),
+        Fault(
+            "matrices of b swapped",
+            "{b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}",
+            "{b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]}",
+        ),
+        Fault(
+            "tf32 cut off instead of rounded",
+            "ptx::cvt_rna_tf32(cols[at + (k + j % 2 * 4) * kPitch + j / 2 * 8]);",
+            "__float_as_uint(cols[at + (k + j % 2 * 4) * kPitch + j / 2 * 8]);",
+        ),
+        Fault(
+            "a warp without work leaves no sums",
+            "first_k + warp_row < branch.K && first_c + warp_col < shape.C;",
+            "first_k + warp_row + 8 < branch.K && first_c + warp_col < shape.C;",
+        ),
+        Fault("a partial sum stored as if whole", "if (item.slot < 0) {", "if (item.slot <= 0) {"),
+        Fault(
+            "bias: rows past the end added",
+            "pixel < end; pixel += kBiasRows",
+            "pixel <= end; pixel += kBiasRows",
+        ),
+        Fault("bias: no barrier before the sums", "= sum[i];\n  __syncthreads();", "= sum[i];"),
+        Fault(
+            "bias: a row left out",
+            "for (int r = 0; r < kBiasRows; ++r)",
+            "for (int r = 1; r < kBiasRows; ++r)",
+        ),
+        Fault(
+            "bias: a part left out",
+            "for (int64_t part = 0; part < num_parts; ++part) sum",
+            "for (int64_t part = 1; part < num_parts; ++part) sum",
+        ),
+        Fault(
+            "bias: only the first part",
+            "for (int64_t part = 0; part < num_parts; ++part) sum",
+            "for (int64_t part = 0; part < 1; ++part) sum",
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t pixel = pixels[i].index;",
+            "const int pixel = pixels[i].index;",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "(static_cast<int64_t>(k) * branch.num_taps + tap.index)",
+            "(k * branch.num_taps + tap.index)",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "(static_cast<int64_t>(item.slot) * kBlockM + row) * kBlockN;",
+            "(item.slot * kBlockM + row) * kBlockN;",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a pixel in 32 bits",
+            "load(values, grad_output + pixel * K + k);",
+            "load(values, grad_output + static_cast<int>(pixel) * K + k);",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a part in 32 bits",
+            "partial_sums[part * K + first_k + i] = total;",
+            "partial_sums[static_cast<int>(part) * K + first_k + i] = total;",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a part that is added in 32 bits",
+            "sum += partial_sums[part * K + k];",
+            "sum += partial_sums[static_cast<int>(part) * K + k];",
+            FAR_CONV,
+        ),
+    ],
+    "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": [
+        Fault(
+            "the gradient one row off",
+            "{first_k + chunk * kChunk, x, y, n}",
+            "{first_k + chunk * kChunk, x, y + 1, n}",
+        ),
+        Fault("sign of the tap", "x + tap.dx, y + tap.dy, n}", "x - tap.dx, y - tap.dy, n}"),
+        Fault("no wait for a full stage", "wait(&barriers.full[place.stage], place.parity);", ""),
+        Fault(
+            "no wait for an empty stage",
+            "wait(&barriers.empty[place.stage], place.parity ^ 1);",
+            "",
+        ),
+        Fault(
+            "a stage is free without the other block",
+            "kBlocks * kConsumers * 4);",
+            "kConsumers * 4);",
+        ),
+        Fault("barriers not shown to copies", "ptx::fence_mbarrier_init();", ""),
+        Fault("no fence before products", "ptx::wgmma_fence();", ""),
+        Fault("sums read too early", "ptx::wgmma_wait_group<0>();", ""),
+        Fault(
+            "a stage freed while read",
+            "ptx::wgmma_wait_group<1>();\n      if (previous >= 0) release(previous);",
+            "if (previous >= 0) release(previous);\n      ptx::wgmma_wait_group<1>();",
+        ),
+        Fault("offsets of the descriptor exchanged", "1024, kChunkBytes);", "kChunkBytes, 1024);"),
+        Fault(
+            "gradient not transposed",
+            "ptx::wgmma_m64k16<T, kBlockN, true, true>",
+            "ptx::wgmma_m64k16<T, kBlockN, false, true>",
+        ),
+        Fault(
+            "input not transposed",
+            "ptx::wgmma_m64k16<T, kBlockN, true, true>",
+            "ptx::wgmma_m64k16<T, kBlockN, true, false>",
+        ),
+        Fault("next pixels as in rows of k", "kNext = 16 * kRowBytes / 16;", "kNext = 2;"),
+        Fault("one image at a time", "n += work.box_n;", "n += 1;"),
+        Fault("rows too far apart", "row * work.box_y, x =", "row * work.box_x, x ="),
+        Fault("a piece starts half as far in", "item.first_step * kBoxes;", "item.first_step;"),
+        Fault("channels of the first branch", "branches.of[tap.branch].first_channel", "0"),
+        Fault(
+            "both blocks store the same", "* kConvTileSm90 + rank * kBlockM;", "* kConvTileSm90;"
+        ),
+        Fault(
+            "both blocks bring the same half",
+            "const int first_chunk = rank * (kChunksN / kBlocks);",
+            "const int first_chunk = 0;",
+        ),
+        Fault("rows of the next branch stored", "if (k >= branch.K) continue;", ""),
+        Fault(
+            "a block leaves while the other needs it",
+            "    ptx::cluster_arrive();  // the other block may still have something for this one\n"
+            "    ptx::cluster_wait();\n",
+            "",
+        ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "(static_cast<int64_t>(k) * branch.num_taps + tap.index)",
+            "(k * branch.num_taps + tap.index)",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "const int64_t partial = slot_row * kConvTileSm90 + col;",
+            "const int partial = static_cast<int>(slot_row) * kConvTileSm90 + col;",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of images in 32 bits",
+            "H * W * C * 2}",
+            "static_cast<uint32_t>(H * W * C * 2)}",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of rows in 32 bits",
+            "{C * 2, W * C * 2,",
+            "{C * 2, static_cast<uint32_t>(W * C * 2),",
+            FAR_CONV,
+        ),
+    ],
+    "csrc/cuda/implicit_gemm.cuh": [
+        Fault(
+            "tap sign of rows",
+            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
+            "(-static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
+        ),
+        Fault(
+            "tap sign of columns",
+            "* shape.W + tap.dx) * shape.in_channels",
+            "* shape.W - tap.dx) * shape.in_channels",
+        ),
+        Fault(
+            "weights of the tap before",
+            "static_cast<int64_t>(tap.index) * source.C",
+            "static_cast<int64_t>(tap.index - 1) * source.C",
+        ),
+        Fault(
+            "padding not zero-filled",
+            "const bool has_input = has_channels && is_inside(tap, y[i], x[i], shape.H, shape.W);",
+            "const bool has_input = has_channels && y[i] >= 0;",
+        ),
+        Fault(
+            "channels past the last copied",
+            "const bool has_channels = next_c + chunk * kChunk<T> < source.C;",
+            "const bool has_channels = true;",
+        ),
+        Fault(
+            "rows and columns of a pixel swapped",
+            "x[i] = pixel % shape.W;",
+            "x[i] = pixel % shape.H;",
+        ),
+        Fault(
+            "image of a pixel not left out",
+            "pixel / shape.W % shape.H : INT_MIN",
+            "pixel / shape.W : INT_MIN",
+        ),
+        Fault(
+            "a split sum starts at its first tap",
+            "int next_tap = item.first_step % tile.num_taps;",
+            "int next_tap = 0;",
+        ),
+        Fault(
+            "a split sum starts at its first channel",
+            "int next_c = item.first_step / tile.num_taps * kBlockK<T>;",
+            "int next_c = 0;",
+        ),
+        Fault("channels do not advance", "next_c += kBlockK<T>;", ""),
+        Fault(
+            "waits for a stage too few",
+            "ptx::cp_async_wait_group<kStages - 2>();",
+            "ptx::cp_async_wait_group<kStages - 1>();",
+        ),
+        Fault("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
+        Fault(
+            "no barrier between steps",
+            "__syncthreads();  // the stage is here, and all are done with the one before",
+            "",
+        ),
+        Fault(
+            "no barrier before the sums", "__syncthreads();  // all are done with the stages", ""
+        ),
+        Fault("no barrier after the sums", "__syncthreads();\n  return sums;", "return sums;"),
+        Fault(
+            "refills the stage in use",
+            "copy_next_step(ahead % kStages);",
+            "copy_next_step(step % kStages);",
+        ),
+        Fault(
+            "no group for a step without copies",
+            "copy_next_step(ahead % kStages);\n    ptx::cp_async_commit_group();",
+            "{\n copy_next_step(ahead % kStages);\n ptx::cp_async_commit_group();\n }",
+        ),
+        Fault(
+            "prologue one step short",
+            "for (int step = 0; step < kStages - 1; ++step) {",
+            "for (int step = 1; step < kStages - 1; ++step) {",
+        ),
+        Fault(
+            "the last step missing",
+            "for (int step = 0; step < item.num_steps; ++step) {",
+            "for (int step = 0; step + 1 < item.num_steps; ++step) {",
+        ),
+        Fault(
+            "chunks of reader and writer differ",
+            "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + lane / 16);",
+            "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + 1 - lane / 16);",
+        ),
+        Fault(
+            "matrices of b swapped",
+            "b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]",
+            "b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]",
+        ),
+        Fault(
+            "tf32 cut off instead of rounded",
+            "for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));",
+            "",
+        ),
+        Fault(
+            "a warp idles early",
+            "const bool has_work = warp_row < tile.num_pixels &&",
+            "const bool has_work = warp_row + 1 < tile.num_pixels &&",
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "input + static_cast<int64_t>(pixel) * shape.in_channels",
+            "input + pixel * shape.in_channels",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a row of weights in 32 bits",
+            "weight + k * output.weight_stride +",
+            "weight + k * static_cast<int>(output.weight_stride) +",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap's weights in 32 bits",
+            "static_cast<int64_t>(tap.index) * source.C + source",
+            "tap.index * source.C + source",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap in 32 bits",
+            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
+            "(tap.dy * shape.W + tap.dx) * shape",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap without a sign",
+            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
+            "static_cast<uint32_t>(tap.dy * shape.W + tap.dx) * int64_t{1} * shape",
+            FAR_CONV,
         ),
     ],
     "csrc/cuda/pixel_means.cu": [
@@ -351,664 +1327,6 @@ FAULTS: dict[str, list[Fault]] = {
             "const int64_t pixel = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
             "const int64_t pixel = blockIdx.x * kThreads + threadIdx.x;",
             FAR_UPSAMPLING,
-        ),
-    ],
-    "csrc/common/zones.h": [
-        Fault("zone edge off by one", "d < 0 ? -d : size - d", "d < 0 ? -d : size - d - 1"),
-        Fault("zone edge of negative taps off by one", "d < 0 ? -d :", "d < 0 ? 1 - d :"),
-        Fault(
-            "input gradient with the forward's signs", "mirrored ? -forward : forward", "forward"
-        ),
-        Fault(
-            "rates swapped",
-            "offset(r, kernel_H, dilation_H, H), offset(s, kernel_W, dilation_W, W)",
-            "offset(r, kernel_H, dilation_W, H), offset(s, kernel_W, dilation_H, W)",
-        ),
-        Fault("tap index by columns", "r * kernel_W + s}", "r * kernel_H + s}"),
-        Fault("a tile's taps not united", "open[i] |= zone.taps[i];", "open[i] = zone.taps[i];"),
-        Fault("last partial tile lost", "if (fill > 0) emit(", "if (false) emit("),
-        Fault(
-            "shortest items first",
-            "return a.num_steps > b.num_steps;",
-            "return a.num_steps < b.num_steps;",
-        ),
-        Fault("rectangle on the wrong side", "std::max(0, -tap.dy)", "std::max(0, tap.dy)"),
-        Fault("pixels of another image", "(n * H + y) * W + x);", "(n * W + y) * W + x);"),
-        Fault(
-            "far taps not clipped",
-            "std::clamp<int64_t>(mirrored ? -forward : forward, -size, size)",
-            "mirrored ? -forward : forward",
-        ),
-        Fault("rows backwards", "if (i % 2 == 1) std::reverse", "if (i % 2 == 2) std::reverse"),
-        Fault(
-            "the row below the map is inside",
-            "static_cast<uint32_t>(tap.dy) < static_cast<uint32_t>(H)",
-            "static_cast<uint32_t>(tap.dy) <= static_cast<uint32_t>(H)",
-            CONV,
-        ),
-        Fault(
-            "a piece of a split sum skipped",
-            "for (int64_t p = 1; p <= pieces; ++p) ends",
-            "for (int64_t p = 1; p < pieces; ++p) ends",
-        ),
-        Fault(
-            "a slot of a split sum not added",
-            "first_slot, static_cast<int32_t>(ends.size())}",
-            "first_slot, static_cast<int32_t>(ends.size() - 1)}",
-        ),
-        Fault("pieces overlap", "        begin = end;\n", "        begin = end - 1;\n"),
-        Fault("no wrap-around rule", "part = 64; part <= 96;", "part = 64; part < 64;"),
-        Fault(
-            "split for any gain",
-            "best.makespan + best.makespan / 100 < whole",
-            "best.makespan < whole",
-            SCHEDULES,
-        ),
-        Fault(
-            "never split",
-            "best.makespan + best.makespan / 100 < whole",
-            "2 * best.makespan < whole",
-            SCHEDULES,
-        ),
-        Fault(
-            "no equal pieces",
-            "for (int64_t part = 128; part >= 16; part -= 4)",
-            "for (int64_t part = 128; part > 128; part -= 4)",
-            SCHEDULES,
-        ),
-        Fault(
-            "zones in the order of their sizes",
-            "return from_size < from_snake ? by_size : order;",
-            "return by_size;",
-            SCHEDULES,
-        ),
-        Fault(
-            "no search of an order",
-            "for (bool improved = true; improved;) {",
-            "for (bool improved = false; improved;) {",
-            SCHEDULES,
-        ),
-        Fault(
-            "an order kept that is not better",
-            "if (cost >= best) return false;",
-            "if (cost < best) return false;",
-            SCHEDULES,
-        ),
-        Fault(
-            "the overhead of a piece left out",
-            "item.num_steps + (item.slot < 0 ? 0 : split_overhead)",
-            "item.num_steps",
-        ),
-        Fault(
-            "a worker is free when it starts",
-            "loads.push({end, worker});",
-            "loads.push({begin, worker});",
-        ),
-    ],
-    "csrc/cuda/implicit_gemm.cuh": [
-        Fault(
-            "tap sign of rows",
-            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
-            "(-static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
-        ),
-        Fault(
-            "tap sign of columns",
-            "* shape.W + tap.dx) * shape.in_channels",
-            "* shape.W - tap.dx) * shape.in_channels",
-        ),
-        Fault(
-            "weights of the tap before",
-            "static_cast<int64_t>(tap.index) * source.C",
-            "static_cast<int64_t>(tap.index - 1) * source.C",
-        ),
-        Fault(
-            "padding not zero-filled",
-            "const bool has_input = has_channels && is_inside(tap, y[i], x[i], shape.H, shape.W);",
-            "const bool has_input = has_channels && y[i] >= 0;",
-        ),
-        Fault(
-            "channels past the last copied",
-            "const bool has_channels = next_c + chunk * kChunk<T> < source.C;",
-            "const bool has_channels = true;",
-        ),
-        Fault(
-            "rows and columns of a pixel swapped",
-            "x[i] = pixel % shape.W;",
-            "x[i] = pixel % shape.H;",
-        ),
-        Fault(
-            "image of a pixel not left out",
-            "pixel / shape.W % shape.H : INT_MIN",
-            "pixel / shape.W : INT_MIN",
-        ),
-        Fault(
-            "a split sum starts at its first tap",
-            "int next_tap = item.first_step % tile.num_taps;",
-            "int next_tap = 0;",
-        ),
-        Fault(
-            "a split sum starts at its first channel",
-            "int next_c = item.first_step / tile.num_taps * kBlockK<T>;",
-            "int next_c = 0;",
-        ),
-        Fault("channels do not advance", "next_c += kBlockK<T>;", ""),
-        Fault(
-            "waits for a stage too few",
-            "ptx::cp_async_wait_group<kStages - 2>();",
-            "ptx::cp_async_wait_group<kStages - 1>();",
-        ),
-        Fault("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
-        Fault(
-            "no barrier between steps",
-            "__syncthreads();  // the stage is here, and all are done with the one before",
-            "",
-        ),
-        Fault(
-            "no barrier before the sums", "__syncthreads();  // all are done with the stages", ""
-        ),
-        Fault("no barrier after the sums", "__syncthreads();\n  return sums;", "return sums;"),
-        Fault(
-            "refills the stage in use",
-            "copy_next_step(ahead % kStages);",
-            "copy_next_step(step % kStages);",
-        ),
-        Fault(
-            "no group for a step without copies",
-            "copy_next_step(ahead % kStages);\n    ptx::cp_async_commit_group();",
-            "{\n copy_next_step(ahead % kStages);\n ptx::cp_async_commit_group();\n }",
-        ),
-        Fault(
-            "prologue one step short",
-            "for (int step = 0; step < kStages - 1; ++step) {",
-            "for (int step = 1; step < kStages - 1; ++step) {",
-        ),
-        Fault(
-            "the last step missing",
-            "for (int step = 0; step < item.num_steps; ++step) {",
-            "for (int step = 0; step + 1 < item.num_steps; ++step) {",
-        ),
-        Fault(
-            "chunks of reader and writer differ",
-            "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + lane / 16);",
-            "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + 1 - lane / 16);",
-        ),
-        Fault(
-            "matrices of b swapped",
-            "b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]",
-            "b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]",
-        ),
-        Fault(
-            "tf32 cut off instead of rounded",
-            "for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));",
-            "",
-        ),
-        Fault(
-            "a warp idles early",
-            "const bool has_work = warp_row < tile.num_pixels &&",
-            "const bool has_work = warp_row + 1 < tile.num_pixels &&",
-        ),
-        Fault(
-            "offset of a pixel in 32 bits",
-            "input + static_cast<int64_t>(pixel) * shape.in_channels",
-            "input + pixel * shape.in_channels",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of a row of weights in 32 bits",
-            "weight + k * output.weight_stride +",
-            "weight + k * static_cast<int>(output.weight_stride) +",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of a tap's weights in 32 bits",
-            "static_cast<int64_t>(tap.index) * source.C + source",
-            "tap.index * source.C + source",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of a tap in 32 bits",
-            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
-            "(tap.dy * shape.W + tap.dx) * shape",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of a tap without a sign",
-            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
-            "static_cast<uint32_t>(tap.dy * shape.W + tap.dx) * int64_t{1} * shape",
-            FAR_CONV,
-        ),
-    ],
-    "csrc/cuda/conv_epilogue.cuh": [
-        Fault("bias not added", "value[i] += bias[i] + residual[i];", "value[i] += residual[i];"),
-        Fault("residual not added", "value[i] += bias[i] + residual[i];", "value[i] += bias[i];"),
-        Fault(
-            "bias of the first image for all",
-            "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
-            "k",
-        ),
-        Fault(
-            "NaN becomes the bound",
-            "if (value[i] < terms.low) value[i] = terms.low;",
-            "if (!(value[i] >= terms.low)) value[i] = terms.low;",
-        ),
-        Fault("no upper bound", "if (value[i] > terms.high) value[i] = terms.high;", ""),
-        Fault(
-            "vectors at odd channels",
-            "count == 4 && (shape.out_channels | output.first_channel) % 4 == 0",
-            "count == 4",
-        ),
-        Fault(
-            "channels past the branch's last written",
-            "if (i < count) round_to(p[i], value[i]);",
-            "round_to(p[i], value[i]);",
-        ),
-        Fault(
-            "first channel of a branch forgotten",
-            "* shape.out_channels + output.first_channel + k",
-            "* shape.out_channels + k",
-        ),
-        Fault(
-            "a piece left out of the reduction",
-            "for (int i = 0; i < reduction.num_slots; ++i) {",
-            "for (int i = 1; i < reduction.num_slots; ++i) {",
-        ),
-        Fault(
-            "bias not added to split sums",
-            "  epilogue.finish(pixel, sum);\n  epilogue.write(pixel, sum);",
-            "  epilogue.write(pixel, sum);",
-        ),
-        Fault(
-            "reduction of the rows above",
-            "const int row = blockIdx.x % kBlocks * kRows + threadIdx.x / kRowThreads;",
-            "const int row = blockIdx.x % kBlocks * kRows;",
-        ),
-        Fault("no split reduced", "if (work.num_reductions == 0) return {};", "return {};"),
-        Fault(
-            "bias of an image left out of the gradient",
-            "if (image_bias != nullptr && i < count) value[i] += image_bias[i];",
-            "",
-            MEAN,
-        ),
-        Fault(
-            "offset of the output in 32 bits",
-            "return static_cast<int64_t>(pixel) * shape.out_channels + output",
-            "return pixel * shape.out_channels + output",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of an image's bias in 32 bits",
-            "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
-            "pixel / (shape.H * shape.W) * output.K + k",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of a piece in 32 bits",
-            "const int64_t slot = reduction.first_slot + i;",
-            "const int slot = reduction.first_slot + i;",
-            FAR_CONV,
-        ),
-    ],
-    "csrc/cuda/dilated_conv2d.cu": [
-        Fault("a partial sum stored as if whole", "if (item.slot >= 0) {", "if (item.slot > 0) {"),
-        Fault(
-            "offset of a partial sum in 32 bits",
-            "static_cast<int64_t>(item.slot) * kBlockM * kBlockN",
-            "item.slot * kBlockM * kBlockN",
-            FAR_CONV,
-        ),
-    ],
-    # Staged sums read too early are seen by ThreadSanitizer alone: lanes happen to wait for each
-    # other in the shuffle that follows.
-    "csrc/cuda/dilated_conv2d_sm90.cu": [
-        Fault("no fence between the proxies", "    ptx::fence_proxy_async();\n", ""),
-        Fault(
-            "a stage filled while it is read",
-            "      wait(&barriers.empty[place.stage], place.parity ^ 1);\n",
-            "",
-        ),
-        Fault(
-            "a stage is empty when its own block has read it",
-            "kBlocks * kConsumers * 4);",
-            "kConsumers * 4);",
-        ),
-        Fault(
-            "a stage released while products read it",
-            "if (previous >= 0) release(previous);\n      previous",
-            "release(place.stage);\n      previous",
-        ),
-        Fault(
-            "a stage released a product too early",
-            "ptx::wgmma_wait_group<1>();",
-            "ptx::wgmma_wait_group<2>();",
-        ),
-        Fault("sums stored before they are there", "    ptx::wgmma_wait_group<0>();\n", ""),
-        Fault(
-            "a block leaves before the other",
-            "    ptx::cluster_arrive();  // the other block may still have something for this one\n"
-            "    ptx::cluster_wait();\n",
-            "",
-        ),
-        Fault(
-            "barriers of the other block used before they are there",
-            "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n    const int worker",
-            "    __syncthreads();\n    const int worker",
-        ),
-        Fault("barriers not shown to copies", "      ptx::fence_mbarrier_init();\n", ""),
-        Fault("pixels not swizzled", "(chunk ^ first_row % 8) * 16", "chunk * 16"),
-        Fault("weights for one block only", "(1 << kBlocks) - 1);", "1 << rank);"),
-        Fault(
-            "staged sums overwritten too early",
-            "    __syncwarp();  // what was staged before has been read\n",
-            "",
-        ),
-        Fault("last stages not announced", "  while (under_way > 0) announce();\n", ""),
-        Fault(
-            "stages announced whose copies were not waited for",
-            "          ptx::cp_async_wait_group<kLag - 1>();\n",
-            "",
-        ),
-        Fault(
-            "one group of copies not waited for",
-            "ptx::cp_async_wait_group<kLag - 1>();",
-            "ptx::cp_async_wait_group<kLag>();",
-        ),
-        Fault(
-            "pixels of the last stages not summed",
-            "item.num_steps + (sums != nullptr ? kLag : 0);",
-            "item.num_steps;",
-        ),
-        Fault(
-            "stages of the item before summed", "sums != nullptr && arrived >= 0", "sums != nullptr"
-        ),
-        Fault("pixels of other images summed", "if (pixel >= 0 && pixel < plane)\n", ""),
-        Fault(
-            "a quarter of a warp's pixels not summed",
-            "for (int distance = kChunks; distance < 32;",
-            "for (int distance = kChunks; distance < 16;",
-        ),
-        Fault("each block's sums in the same rows", "+ rank * kBlockM;  // the first", ";"),
-        Fault("no wait for the kernel before", "    ptx::griddepcontrol_wait();\n", ""),
-        Fault(
-            "offset of a pixel in 32 bits",
-            "const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
-            "const uint32_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of a partial sum in 32 bits",
-            "const int64_t slot_row = static_cast<int64_t>(item.slot) * kConvTileSm90",
-            "const int slot_row = item.slot * kConvTileSm90",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of sums of pixels in 32 bits",
-            "const int64_t row = int64_t{first / kBlockM + image} * kConvSumParts + warp;",
-            "const int row = (first / kBlockM + image) * kConvSumParts + warp;",
-            FAR_CONV,
-        ),
-        Fault(
-            "stride of weights in 32 bits",
-            "unsigned_64(row) * 2}",
-            "static_cast<uint32_t>(row * 2)}",
-            FAR_CONV,
-        ),
-        Fault(
-            "a row of weights in 32 bits",
-            "const int64_t row = output.K > 1 ?",
-            "const int32_t row = output.K > 1 ?",
-            FAR_CONV,
-        ),
-    ],
-    "csrc/cuda/aspp.cu": [
-        Fault(
-            "no barrier before the vector is read",
-            "__syncthreads();\n\n  constexpr int kSize",
-            "constexpr int kSize",
-        ),
-        Fault("half a warp's sums", "for (int distance = 16;", "for (int distance = 8;"),
-        Fault("linear without bias", "sum += to_float(bias[k]);", ""),
-        Fault("pooled branch without ReLU", "relu && sum < 0.0f ? 0.0f : sum;", "sum;"),
-        Fault(
-            "offset of an image in 32 bits",
-            "const int64_t image = blockIdx.x / blocks;",
-            "const int image = blockIdx.x / blocks;",
-            FAR_MEANS,
-        ),
-        Fault(
-            "offset of a row of weights in 32 bits",
-            "weight + k * weight_stride + c",
-            "weight + static_cast<int>(k * weight_stride) + c",
-            FAR_MEANS,
-        ),
-    ],
-    "csrc/cuda/depthwise_conv2d.cu": [
-        Fault(
-            "pixels left of the map",
-            "has_column[s] = x >= 0 && x < shape.W;",
-            "has_column[s] = x < shape.W;",
-        ),
-        Fault(
-            "pixels right of the map",
-            "has_column[s] = x >= 0 && x < shape.W;",
-            "has_column[s] = x >= 0;",
-        ),
-        Fault(
-            "rows below the map",
-            "const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;",
-            "const bool has_next = j + 1 < rows && y >= 0;",
-        ),
-        Fault(
-            "weights transposed",
-            "taps[at % kTaps][at / kTaps] = part[j];",
-            "taps[at / kVector][at % kVector] = part[j];",
-        ),
-        Fault(
-            "columns not mirrored",
-            "const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
-            "const int step_W = shape.rate_W;",
-        ),
-        Fault(
-            "rates swapped",
-            "const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
-            "const int step_W = shape.mirrored ? -shape.rate_H : shape.rate_H;",
-        ),
-        Fault(
-            "sums start without bias",
-            "for (int e = 0; e < kVector; ++e) sum[0][e] = start[e];",
-            "for (int e = 0; e < kVector; ++e) sum[0][e] = 0.0f;",
-        ),
-        Fault("output a row off", "at - (kR / 2 + 1) * stride", "at - kR / 2 * stride"),
-        Fault(
-            "no barrier before the weights",
-            "  __syncthreads();\n\n  const int vector",
-            "  const int vector",
-        ),
-        Fault("residual not added", "value[e] += residual[e];", ";"),
-        Fault(
-            "any kernel: rows not mirrored",
-            "const int64_t step_H = shape.mirrored ? -shape.rate_H : shape.rate_H;",
-            "const int64_t step_H = shape.rate_H;",
-        ),
-        Fault(
-            "any kernel: columns not mirrored",
-            "const int64_t step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
-            "const int64_t step_W = shape.rate_W;",
-        ),
-        Fault(
-            "any kernel: rows above the map",
-            "if (tap_y < 0 || tap_y >= shape.H) continue;",
-            "if (tap_y >= shape.H) continue;",
-        ),
-        Fault(
-            "any kernel: rows below the map",
-            "if (tap_y < 0 || tap_y >= shape.H) continue;",
-            "if (tap_y < 0) continue;",
-        ),
-        Fault(
-            "any kernel: columns right of the map",
-            "if (tap_x < 0 || tap_x >= shape.W) continue;",
-            "if (tap_x < 0) continue;",
-        ),
-        Fault(
-            "rows above the map",
-            "row[s] = load_input(input + at, s, y >= 0 && y < shape.H);",
-            "row[s] = load_input(input + at, s, y < shape.H);",
-        ),
-        Fault(
-            "offset of the weights in 32 bits",
-            "weight + static_cast<int64_t>(c) * kTaps + i",
-            "weight + c * kTaps + i",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "offset of rows in 32 bits",
-            "const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;",
-            "const int row_stride = shape.W * shape.C;",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "offset of a pixel in 32 bits",
-            "(static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;",
-            "(strip.n * shape.H * shape.W + strip.x) * shape.C + c;",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "offset of a column's tap in 32 bits",
-            "static_cast<int64_t>(s - kS / 2) * step_W * shape.C;",
-            "(s - kS / 2) * step_W * shape.C;",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "offset of the output in 32 bits",
-            "const ConvEpilogue& epilogue, int64_t offset,",
-            "const ConvEpilogue& epilogue, int offset,",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "any kernel: offset of the weights in 32 bits",
-            "weight[static_cast<int64_t>(first_c + c) * num_taps + tap]",
-            "weight[(first_c + c) * num_taps + tap]",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "any kernel: offset of a pixel in 32 bits",
-            "input + ((image + tap_y) * shape.W + tap_x) * shape.C + c;",
-            "input + static_cast<int>(((image + tap_y) * shape.W + tap_x) * shape.C + c);",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "any kernel: offset of the output in 32 bits",
-            "((image + y) * shape.W + strip.x) * shape.C + c, sum);",
-            "static_cast<int>(((image + y) * shape.W + strip.x) * shape.C + c), sum);",
-            FAR_DEPTHWISE,
-        ),
-    ],
-    "csrc/cuda/depthwise.cuh": [
-        Fault(
-            "a residue has one pixel too few",
-            "const int in_longer = num_longer * (shorter + 1);",
-            "const int in_longer = num_longer * shorter;",
-        ),
-        Fault(
-            "strips overlap",
-            "min(begin + shape.strip_rows, shape.H)}",
-            "min(begin + shape.strip_rows - 1, shape.H)}",
-        ),
-        Fault(
-            "rows not mirrored",
-            "if (!shape.mirrored) return {y, shape.rate_H, count};",
-            "return {y, shape.rate_H, count};",
-        ),
-        Fault(
-            "a run goes past the strip",
-            "const int count = min(end - position,",
-            "const int count = min(shape.H,",
-        ),
-    ],
-    "csrc/cuda/depthwise_conv2d_wgrad.cu": [
-        Fault(
-            "no barrier before the sums",
-            "__syncthreads();\n  const int num_taps",
-            "const int num_taps",
-        ),
-        Fault(
-            "one column not added",
-            "for (int column = 0; column < split.columns; ++column) total",
-            "for (int column = 1; column < split.columns; ++column) total",
-        ),
-        Fault(
-            "one part not added",
-            "for (int part = 0; part < num_parts; ++part) sum",
-            "for (int part = 1; part < num_parts; ++part) sum",
-        ),
-        Fault("taps by channel", "grad_weight + c * num_taps + tap", "grad_weight + tap * C + c"),
-        Fault(
-            "zeros around a run multiplied",
-            "add_products([&](int i) { return i <= j && j - i < run.count; });",
-            "add_products([](int) { return true; });",
-        ),
-        Fault(
-            "rows below the map",
-            "const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;",
-            "const bool has_next = j + 1 < rows && y >= 0;",
-        ),
-        Fault(
-            "columns right of the map",
-            "has_column[s] = x >= 0 && x < shape.W;",
-            "has_column[s] = x >= 0;",
-        ),
-        Fault(
-            "a part's columns not strided",
-            "group < split.groups && vector < split.vectors; group += num_parts",
-            "group < split.groups && vector < split.vectors; group += num_parts + 1",
-        ),
-        Fault(
-            "offset of rows in 32 bits",
-            "const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;",
-            "const int row_stride = shape.W * shape.C;",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "offset of a pixel in 32 bits",
-            "(static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;",
-            "(strip.n * shape.H * shape.W + strip.x) * shape.C + c;",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "offset of a column's tap in 32 bits",
-            "static_cast<int64_t>(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
-            "(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "offset of the gradient in 32 bits",
-            "const int64_t to_grad = kR / 2 * stride - offset_H * row_stride;",
-            "const int to_grad = kR / 2 * stride - offset_H * row_stride;",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "offset of a partial sum in 32 bits",
-            "partial_sums[to * shape.C + first_c + channel] = total;",
-            "partial_sums[static_cast<int>(to) * shape.C + first_c + channel] = total;",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "offset of a part in 32 bits",
-            "sum += partial_sums[part * size + i];",
-            "sum += partial_sums[part * static_cast<int>(size) + i];",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "offset of a weight in 32 bits",
-            "const int64_t tap = i / C, c = i % C;",
-            "const int tap = i / C, c = i % C;",
-            FAR_DEPTHWISE,
-        ),
-        Fault(
-            "number of a sum in 32 bits",
-            "const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
-            "const int i = blockIdx.x * kThreads + threadIdx.x;",
-            FAR_DEPTHWISE,
         ),
     ],
     "csrc/cuda/upsample_cross_entropy.cu": [
@@ -1316,241 +1634,6 @@ FAULTS: dict[str, list[Fault]] = {
             FAR_UPSAMPLING,
         ),
     ],
-    "csrc/cuda/dilated_conv2d_wgrad.cu": [
-        Fault(
-            "sign of the tap",
-            "const int tap_offset = tap.dy * shape.W + tap.dx;",
-            "const int tap_offset = -tap.dy * shape.W - tap.dx;",
-        ),
-        Fault(
-            "pixels past the rectangle",
-            "const bool has_pixel = i * kCopyRows < pixels_left;",
-            "const bool has_pixel = true;",
-        ),
-        Fault("output channels past the branch's last written", "if (k >= branch.K) continue;", ""),
-        Fault(
-            "input channels past the last written",
-            "if (first_c + col + j * 8 >= shape.C) continue;",
-            "",
-        ),
-        Fault(
-            "first channel of a branch forgotten",
-            "grad_output + branch.first_channel + first_k + chunk;",
-            "grad_output + first_k + chunk;",
-        ),
-        Fault(
-            "second block of output channels forgotten",
-            "const int first_k = item.block / blocks_n * kBlockM,",
-            "const int first_k = 0,",
-        ),
-        Fault(
-            "second block of input channels forgotten",
-            "first_c = item.block % blocks_n * kBlockN;",
-            "first_c = 0;",
-        ),
-        Fault(
-            "a split sum starts at its first pixel",
-            "const int first = item.first_step * kBlockK<T> + first_row;",
-            "const int first = first_row;",
-        ),
-        Fault("every step has the first pixels", "advance(pixels[i], pixel_step);", ""),
-        Fault(
-            "weights of another tap",
-            "branch.num_taps + tap.index) * shape.C + first_c;",
-            "branch.num_taps) * shape.C + first_c;",
-        ),
-        Fault(
-            "waits for a stage too few",
-            "ptx::cp_async_wait_group<kStages - 2>();",
-            "ptx::cp_async_wait_group<kStages - 1>();",
-        ),
-        Fault("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
-        Fault(
-            "no barrier between steps",
-            "__syncthreads();  // the stage is here, and all are done with the one before",
-            "",
-        ),
-        Fault(
-            "refills the stage in use",
-            "copy_next_step(ahead % kStages);",
-            "copy_next_step(step % kStages);",
-        ),
-        Fault(
-            "no group for a step without copies",
-            "copy_next_step(ahead % kStages);\n    ptx::cp_async_commit_group();",
-            "{\n copy_next_step(ahead % kStages);\n ptx::cp_async_commit_group();\n }",
-        ),
-        Fault(
-            "prologue one step short",
-            "for (int step = 0; step < kStages - 1; ++step) {",
-            "for (int step = 1; step < kStages - 1; ++step) {",
-        ),
-        Fault(
-            "the last step missing",
-            "for (int step = 0; step < item.num_steps; ++step) {",
-            "for (int step = 0; step + 1 < item.num_steps; ++step) {",
-        ),
-        Fault(
-            "matrices of a swapped",
-            "* kPitch + lane / 8 % 2 * 8;",
-            "* kPitch + (1 - lane / 8 % 2) * 8;",
-        ),
-        Fault(
-            "matrices of b swapped",
-            "{b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}",
-            "{b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]}",
-        ),
-        Fault(
-            "tf32 cut off instead of rounded",
-            "ptx::cvt_rna_tf32(cols[at + (k + j % 2 * 4) * kPitch + j / 2 * 8]);",
-            "__float_as_uint(cols[at + (k + j % 2 * 4) * kPitch + j / 2 * 8]);",
-        ),
-        Fault(
-            "a warp without work leaves no sums",
-            "first_k + warp_row < branch.K && first_c + warp_col < shape.C;",
-            "first_k + warp_row + 8 < branch.K && first_c + warp_col < shape.C;",
-        ),
-        Fault("a partial sum stored as if whole", "if (item.slot < 0) {", "if (item.slot <= 0) {"),
-        Fault(
-            "bias: rows past the end added",
-            "pixel < end; pixel += kBiasRows",
-            "pixel <= end; pixel += kBiasRows",
-        ),
-        Fault("bias: no barrier before the sums", "= sum[i];\n  __syncthreads();", "= sum[i];"),
-        Fault(
-            "bias: a row left out",
-            "for (int r = 0; r < kBiasRows; ++r)",
-            "for (int r = 1; r < kBiasRows; ++r)",
-        ),
-        Fault(
-            "bias: a part left out",
-            "for (int64_t part = 0; part < num_parts; ++part) sum",
-            "for (int64_t part = 1; part < num_parts; ++part) sum",
-        ),
-        Fault(
-            "bias: only the first part",
-            "for (int64_t part = 0; part < num_parts; ++part) sum",
-            "for (int64_t part = 0; part < 1; ++part) sum",
-        ),
-        Fault(
-            "offset of a pixel in 32 bits",
-            "const int64_t pixel = pixels[i].index;",
-            "const int pixel = pixels[i].index;",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of a weight in 32 bits",
-            "(static_cast<int64_t>(k) * branch.num_taps + tap.index)",
-            "(k * branch.num_taps + tap.index)",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of a partial sum in 32 bits",
-            "(static_cast<int64_t>(item.slot) * kBlockM + row) * kBlockN;",
-            "(item.slot * kBlockM + row) * kBlockN;",
-            FAR_CONV,
-        ),
-        Fault(
-            "bias: offset of a pixel in 32 bits",
-            "load(values, grad_output + pixel * K + k);",
-            "load(values, grad_output + static_cast<int>(pixel) * K + k);",
-            FAR_CONV,
-        ),
-        Fault(
-            "bias: offset of a part in 32 bits",
-            "partial_sums[part * K + first_k + i] = total;",
-            "partial_sums[static_cast<int>(part) * K + first_k + i] = total;",
-            FAR_CONV,
-        ),
-        Fault(
-            "bias: offset of a part that is added in 32 bits",
-            "sum += partial_sums[part * K + k];",
-            "sum += partial_sums[static_cast<int>(part) * K + k];",
-            FAR_CONV,
-        ),
-    ],
-    "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": [
-        Fault(
-            "the gradient one row off",
-            "{first_k + chunk * kChunk, x, y, n}",
-            "{first_k + chunk * kChunk, x, y + 1, n}",
-        ),
-        Fault("sign of the tap", "x + tap.dx, y + tap.dy, n}", "x - tap.dx, y - tap.dy, n}"),
-        Fault("no wait for a full stage", "wait(&barriers.full[place.stage], place.parity);", ""),
-        Fault(
-            "no wait for an empty stage",
-            "wait(&barriers.empty[place.stage], place.parity ^ 1);",
-            "",
-        ),
-        Fault(
-            "a stage is free without the other block",
-            "kBlocks * kConsumers * 4);",
-            "kConsumers * 4);",
-        ),
-        Fault("barriers not shown to copies", "ptx::fence_mbarrier_init();", ""),
-        Fault("no fence before products", "ptx::wgmma_fence();", ""),
-        Fault("sums read too early", "ptx::wgmma_wait_group<0>();", ""),
-        Fault(
-            "a stage freed while read",
-            "ptx::wgmma_wait_group<1>();\n      if (previous >= 0) release(previous);",
-            "if (previous >= 0) release(previous);\n      ptx::wgmma_wait_group<1>();",
-        ),
-        Fault("offsets of the descriptor exchanged", "1024, kChunkBytes);", "kChunkBytes, 1024);"),
-        Fault(
-            "gradient not transposed",
-            "ptx::wgmma_m64k16<T, kBlockN, true, true>",
-            "ptx::wgmma_m64k16<T, kBlockN, false, true>",
-        ),
-        Fault(
-            "input not transposed",
-            "ptx::wgmma_m64k16<T, kBlockN, true, true>",
-            "ptx::wgmma_m64k16<T, kBlockN, true, false>",
-        ),
-        Fault("next pixels as in rows of k", "kNext = 16 * kRowBytes / 16;", "kNext = 2;"),
-        Fault("one image at a time", "n += work.box_n;", "n += 1;"),
-        Fault("rows too far apart", "row * work.box_y, x =", "row * work.box_x, x ="),
-        Fault("a piece starts half as far in", "item.first_step * kBoxes;", "item.first_step;"),
-        Fault("channels of the first branch", "branches.of[tap.branch].first_channel", "0"),
-        Fault(
-            "both blocks store the same", "* kConvTileSm90 + rank * kBlockM;", "* kConvTileSm90;"
-        ),
-        Fault(
-            "both blocks bring the same half",
-            "const int first_chunk = rank * (kChunksN / kBlocks);",
-            "const int first_chunk = 0;",
-        ),
-        Fault("rows of the next branch stored", "if (k >= branch.K) continue;", ""),
-        Fault(
-            "a block leaves while the other needs it",
-            "    ptx::cluster_arrive();  // the other block may still have something for this one\n"
-            "    ptx::cluster_wait();\n",
-            "",
-        ),
-        Fault(
-            "offset of a weight in 32 bits",
-            "(static_cast<int64_t>(k) * branch.num_taps + tap.index)",
-            "(k * branch.num_taps + tap.index)",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of a partial sum in 32 bits",
-            "const int64_t partial = slot_row * kConvTileSm90 + col;",
-            "const int partial = static_cast<int>(slot_row) * kConvTileSm90 + col;",
-            FAR_CONV,
-        ),
-        Fault(
-            "stride of images in 32 bits",
-            "H * W * C * 2}",
-            "static_cast<uint32_t>(H * W * C * 2)}",
-            FAR_CONV,
-        ),
-        Fault(
-            "stride of rows in 32 bits",
-            "{C * 2, W * C * 2,",
-            "{C * 2, static_cast<uint32_t>(W * C * 2),",
-            FAR_CONV,
-        ),
-    ],
     "csrc/cuda/wgrad_reduce.cuh": [
         Fault(
             "one piece not added",
@@ -1576,6 +1659,87 @@ FAULTS: dict[str, list[Fault]] = {
             FAR_CONV,
         ),
     ],
+    "deeplab_fast/_resident.py": [
+        Fault(
+            "keyword arguments left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args,)",
+        ),
+        Fault(
+            "names of keyword arguments left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args, *kwargs.values())",
+        ),
+        Fault(
+            "first argument left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args[1:], *kwargs.items())",
+        ),
+        Fault(
+            "last argument left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args[:-1], *kwargs.items())",
+        ),
+        Fault(
+            "the key is how many arguments there are",
+            "key = (*args, *kwargs.items())",
+            "key = (len(args), *kwargs.items())",
+        ),
+        Fault(
+            "one more entry than is kept", "elif len(recent) >= KEPT:", "elif len(recent) > KEPT:"
+        ),
+        Fault(
+            "dropped before the device has read it",
+            "                for gpu in gpus:\n                    torch.cuda.synchronize(gpu)\n",
+            "",
+        ),
+        Fault("only one generation", "recent, older = {}, recent", "recent, older = {}, {}"),
+        Fault(
+            "older entries are not found",
+            "for generation in (recent, older, captured):",
+            "for generation in (recent, captured):",
+        ),
+        Fault(
+            "captured entries are not found",
+            "for generation in (recent, older, captured):",
+            "for generation in (recent, older):",
+        ),
+        Fault(
+            "captured entries are dropped",
+            "                captured[key] = found\n",
+            "                pass\n",
+        ),
+        Fault(
+            "a first call is captured",
+            "                if capturing:\n                    raise RuntimeError",
+            "                if False:\n                    raise RuntimeError",
+        ),
+        Fault(
+            "captured only when new",
+            "if key in generation and not capturing:",
+            "if key in generation:",
+        ),
+        Fault(
+            "made in the caller's thread",
+            "found = thread.submit(make, *args, **kwargs).result()",
+            "found = make(*args, **kwargs)",
+        ),
+        Fault(
+            "made by several threads at once",
+            "        with lock:\n",
+            "        with threading.Lock():\n",
+        ),
+        Fault(
+            "found in an older generation and not kept",
+            "            recent[key] = found\n",
+            "            if generation is not older:\n                recent[key] = found\n",
+        ),
+        Fault(
+            "GPUs given by name are not waited for",
+            "filter(_is_gpu, (*args, *kwargs.values()))",
+            "filter(_is_gpu, args)",
+        ),
+    ],
     "deeplab_fast/backends.py": [
         Fault("forced for ever after an exception", "_forced = self.outer", "_forced = _forced"),
         Fault("an inner backend ends the outer", "_forced = self.outer", '_forced = ""'),
@@ -1598,6 +1762,396 @@ FAULTS: dict[str, list[Fault]] = {
             "op in shape_classes",
         ),
     ],
+    "deeplab_fast/cuda_kernels/aspp.py": [
+        Fault(
+            "means of too many channels",
+            "max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS",
+            "pool_weight.size(0) > _MAX_POOL_CHANNELS",
+        ),
+        Fault(
+            "too many pooled channels",
+            "max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS",
+            "input.size(1) > _MAX_POOL_CHANNELS",
+        ),
+        Fault("one channel fewer than fit", "> _MAX_POOL_CHANNELS:", ">= _MAX_POOL_CHANNELS:"),
+        Fault(
+            "rows of the projection next to each other",
+            "_C.AsppShape(N, C, P, K, project_weight.stride(0))",
+            "_C.AsppShape(N, C, P, K, P)",
+        ),
+        Fault(
+            "strided biases",
+            "pool_bias, project_bias = pool_bias.contiguous(), project_bias.contiguous()",
+            "pass",
+        ),
+        Fault("strided pooled weight", "    pool_weight = aligned_nhwc(pool_weight)\n", ""),
+        Fault(
+            "channels of the first branch",
+            "sum(weight.size(0) for weight in weights)\n    if",
+            "weights[0].size(0)\n    if",
+        ),
+        Fault(
+            "projection without activation",
+            '[(1, 1)], activation="relu",',
+            '[(1, 1)], activation="none",',
+        ),
+        Fault("branches without activation", 'pairs, "relu")', 'pairs, "none")'),
+    ],
+    "deeplab_fast/cuda_kernels/common.py": [
+        Fault(
+            "aligned to 8 bytes",
+            "tensor.data_ptr() % 16 == 0 else",
+            "tensor.data_ptr() % 2 == 0 else",
+        ),
+        Fault("relu6 without its bound", '"relu6": (0.0, 6.0)', '"relu6": (0.0, math.inf)'),
+        Fault("relu of negatives", '"relu": (0.0, math.inf)', '"relu": (-1.0, math.inf)'),
+    ],
+    "deeplab_fast/cuda_kernels/depthwise_conv2d.py": [
+        Fault(
+            "rates limited by the other side",
+            "min(dilation[0], H), min(dilation[1], W)",
+            "min(dilation[0], W), min(dilation[1], H)",
+        ),
+        Fault(
+            "rates swapped",
+            "min(dilation[0], H), min(dilation[1], W)",
+            "min(dilation[1], H), min(dilation[0], W)",
+        ),
+        Fault(
+            "taps not mirrored for the gradient",
+            "_shape(input, weight, dilation, mirrored=True)",
+            "_shape(input, weight, dilation, mirrored=False)",
+        ),
+        Fault(
+            "taps mirrored for the output",
+            "    shape = _shape(input, weight, dilation, mirrored=False)\n",
+            "    shape = _shape(input, weight, dilation, mirrored=True)\n",
+        ),
+        Fault(
+            "one pixel too many",
+            "input.numel() // input.size(1) >= _MAX_PIXELS",
+            "input.numel() // input.size(1) > _MAX_PIXELS",
+        ),
+        Fault(
+            "one tap too many",
+            "weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS",
+            "weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS + 2",
+        ),
+        Fault("strided bias", "None if bias is None else bias.contiguous()", "bias"),
+        Fault(
+            "strided weight",
+            "nhwc, weight = aligned_nhwc(input), aligned(weight, torch.contiguous_format)",
+            "nhwc = aligned_nhwc(input)",
+        ),
+        Fault(
+            "scratch memory without the bias",
+            "num_parts * (taps + 1) * channels",
+            "num_parts * taps * channels",
+        ),
+        Fault(
+            "one part only", "        num_parts = max(num_parts, 1)\n", "        num_parts = 1\n"
+        ),
+        Fault(
+            "parts without a limit",
+            "min(input.numel() // _ELEMENTS_PER_PART, -(-_MAX_PARTIAL_SUMS // channels))",
+            "input.numel() // _ELEMENTS_PER_PART",
+        ),
+        Fault(
+            "several outputs of a channel",
+            "if weight.size(0) != input.size(1):",
+            "if weight.size(0) % input.size(1):",
+        ),
+        Fault(
+            "a dense convolution of one channel",
+            "groups == input.size(1) and (groups > 1 or weight.size(0) == 1)",
+            "groups == input.size(1)",
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/dilated_conv2d.py": [
+        Fault("first channels of branches", "sum(channels[:i]),", "sum(channels[: i + 1]),"),
+        Fault(
+            "strided biases",
+            "None if bias is None else bias.contiguous() for bias in biases",
+            "bias for bias in biases",
+        ),
+        Fault(
+            "rows of any 1x1 weight",
+            "weight.shape[2:] == (1, 1) and weight.stride(1) == 1",
+            "weight.shape[2:] == (1, 1)",
+        ),
+        Fault(
+            "rows of any kernel",
+            "weight.shape[2:] == (1, 1) and weight.stride(1) == 1",
+            "weight.stride(1) == 1",
+        ),
+        Fault(
+            "rows at any address",
+            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
+            "row_bytes % 16 == 0",
+        ),
+        Fault(
+            "rows of any length",
+            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
+            "weight.data_ptr() % 16 == 0",
+        ),
+        Fault(
+            "one pixel too many for the work list",
+            "// input.size(1) >= 2**31",
+            "// input.size(1) > 2**31",
+        ),
+        Fault(
+            "pixels of one branch only",
+            "len(weights) * input.numel() // input",
+            "input.numel() // input",
+        ),
+        Fault(
+            "one branch too many",
+            "len(weights) > _C.MAX_CONV_BRANCHES",
+            "len(weights) > _C.MAX_CONV_BRANCHES + 1",
+        ),
+        Fault("channels of any number", "    if channels % multiple:\n", "    if False:\n"),
+        Fault(
+            "taps of one row",
+            "weight.size(2) * weight.size(3) > MAX_TAPS",
+            "weight.size(2) > MAX_TAPS",
+        ),
+        Fault(
+            "half the partial sums",
+            "work_list.num_slots * work_list.kernel.tile**2",
+            "work_list.num_slots * work_list.kernel.tile**2 // 2",
+        ),
+        Fault(
+            "sums of pixels from any branch",
+            "pixel_sums is not None and i == summing",
+            "pixel_sums is not None",
+        ),
+        Fault(
+            "sums of pixels of a larger kernel",
+            "if w.shape[2:] == (1, 1)), None)",
+            "if w.size(2) == 1), None)",
+        ),
+        Fault(
+            "steps of another kernel",
+            "steps_per_tap(C, input.dtype, kernel)",
+            "steps_per_tap(C, input.dtype)",
+        ),
+        Fault(
+            "unaligned input",
+            "input, *weights = aligned_nhwc(input), *map",
+            "input, *weights = input.contiguous(memory_format=torch.channels_last), *map",
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/dilated_conv2d_and_mean.py": [
+        Fault(
+            "rows of the sums of one image",
+            "(-(-N * H * W // run) + N - 1) * parts",
+            "-(-N * H * W // run) * parts",
+        ),
+        Fault(
+            "rows of one part",
+            "(-(-N * H * W // run) + N - 1) * parts",
+            "-(-N * H * W // run) + N - 1",
+        ),
+        Fault(
+            "pixels of all images",
+            "_C.PixelRuns(N, H * W, C, run, parts)",
+            "_C.PixelRuns(1, N * H * W, C, run, parts)",
+        ),
+        Fault(
+            "runs of another length",
+            "run, parts = _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
+            "run, parts = 2 * _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
+        ),
+        Fault("summed once more", "    if not is_summed:\n", "    if True:\n"),
+    ],
+    "deeplab_fast/cuda_kernels/dilated_conv2d_backward.py": [
+        Fault(
+            "taps of the largest branch",
+            "sum(weight.size(2) * weight.size(3) for weight in weights)",
+            "max(weight.size(2) * weight.size(3) for weight in weights)",
+        ),
+        Fault("weights not transposed", "weight.permute(1, 2, 3, 0)", "weight.permute(1, 3, 2, 0)"),
+        Fault(
+            "steps of the first branch's channels",
+            "steps_per_tap(max(channels), input.dtype, kernel)",
+            "steps_per_tap(channels[0], input.dtype, kernel)",
+        ),
+        Fault(
+            "first channels off by a branch",
+            "zip(accumulate(channels, initial=0), channels,",
+            "zip(accumulate(channels), channels,",
+        ),
+        Fault(
+            "mean's share left out",
+            "bias_address = 0 if image_bias is None else image_bias.data_ptr()",
+            "bias_address = 0",
+        ),
+        Fault("gradients share memory", "[part.clone() for part in", "[part for part in"),
+        Fault("too few pixels a part", "num_pixels // _PIXELS_PER_PART", "num_pixels"),
+        Fault(
+            "more parts than blocks",
+            "max(1, min(kernels.num_workers, num_pixels // _PIXELS_PER_PART))",
+            "max(1, num_pixels // _PIXELS_PER_PART)",
+        ),
+        Fault(
+            "half the partial sums",
+            "work_list.num_slots * kernel.tile**2",
+            "work_list.num_slots * kernel.tile**2 // 2",
+        ),
+        Fault(
+            "half the sums of parts",
+            "new_empty(num_parts * K, dtype=torch.float32)",
+            "new_empty(num_parts * K // 2, dtype=torch.float32)",
+        ),
+        Fault(
+            "gradients of padded channels",
+            "[in_format_of(grad[: w.size(0)], w)",
+            "[in_format_of(grad, w)",
+        ),
+        Fault("strided gradient", "    grad_output = aligned_nhwc(grad_output)\n", "    pass\n"),
+        Fault(
+            "channels padded to 16 in any dtype",
+            "-k % (16 // input.element_size())",
+            "-k % 8 if k % 2 else -k % 4",
+        ),
+    ],
+    "deeplab_fast/cuda_kernels/register.py": [
+        Fault(
+            "a depthwise convolution in place ignores the residual",
+            "depthwise_conv2d.forward(kernels, input, weight, bias, dilation, output, activation)",
+            "depthwise_conv2d.forward(kernels, input, weight, bias, dilation, None, activation)",
+        ),
+        Fault(
+            "an input that is overwritten while it is read",
+            "        input = input.clone()\n",
+            "        pass\n",
+        ),
+        Fault(
+            "a copy of the residual is not brought back",
+            "    if output is not residual:\n        residual.copy_(output)\n",
+            "",
+        ),
+        Fault(
+            "a residual of another shape",
+            "if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):",
+            "if residual.dim() != 4:",
+        ),
+        Fault(
+            "a bias of another dtype",
+            "if bias.dtype != input.dtype or bias.device != input.device:",
+            "if bias.device != input.device:",
+        ),
+        Fault("a bias of another length", "or bias.shape != weight.shape[:1]:", ":"),
+    ],
+    "deeplab_fast/cuda_kernels/work_lists.py": [
+        Fault("items not sorted by worker", "if kernel.is_persistent:", "if False:"),
+        Fault(
+            "as many workers as blocks of the smaller kernel",
+            "    num_workers = max(1, num_workers // kernel.blocks_per_worker)\n    rows",
+            "    num_workers = max(1, num_workers)\n    rows",
+        ),
+        Fault(
+            "weight gradient: as many workers as blocks of the smaller kernel",
+            "    num_workers = max(1, num_workers // kernel.blocks_per_worker)\n    N, H, W",
+            "    num_workers = max(1, num_workers)\n    N, H, W",
+        ),
+        Fault(
+            "a block of channels too many",
+            "-(-out_channels[output] // kernel.tile)",
+            "out_channels[output] // kernel.tile + 1",
+        ),
+        Fault(
+            "blocks of the first output's channels",
+            "-(-out_channels[output] // kernel.tile)",
+            "-(-out_channels[0] // kernel.tile)",
+        ),
+        Fault(
+            "a step too many",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return channels * dtype.itemsize // kernel.step_bytes + 1",
+        ),
+        Fault(
+            "a step too few",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return max(1, channels * dtype.itemsize // kernel.step_bytes)",
+        ),
+        Fault(
+            "steps of elements for bytes",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return -(-channels * 2 // kernel.step_bytes)",
+        ),
+        Fault(
+            "rates limited by the other side",
+            "min(vertical, H), min(horizontal, W))",
+            "min(vertical, W), min(horizontal, H))",
+        ),
+        Fault(
+            "rates swapped",
+            "min(vertical, H), min(horizontal, W))",
+            "min(horizontal, H), min(vertical, W))",
+        ),
+        Fault(
+            "weight gradient: blocks of one operand",
+            "-(-k // kernel.tile) * -(-channels // kernel.tile)",
+            "-(-k // kernel.tile)",
+        ),
+        Fault(
+            "weight gradient: a step too few",
+            "-(-num_boxes(box, N, h, w) * kernel.box_pixels // step)",
+            "num_boxes(box, N, h, w) * kernel.box_pixels // step",
+        ),
+        Fault(
+            "weight gradient: steps of 16-bit elements",
+            "step = kernel.step_bytes // dtype.itemsize",
+            "step = kernel.step_bytes // 2",
+        ),
+        Fault(
+            "boxes of a single image",
+            "-(-w // x) * -(-h // y) * -(-N // n)",
+            "-(-w // x) * -(-h // y)",
+        ),
+        Fault("the worst box", "return min(boxes,", "return max(boxes,"),
+        Fault(
+            "a worker less",
+            "workers.bincount(minlength=num_workers).cumsum(0)",
+            "workers.bincount().cumsum(0)",
+        ),
+        Fault(
+            "tf32 on the kernel that cuts fp32 off",
+            "return CONV_SM90 if kernels.is_sm90 and dtype != torch.float32 else CONV_SM80",
+            "return CONV_SM90 if kernels.is_sm90 else CONV_SM80",
+        ),
+        Fault(
+            "partial sums are never reserved",
+            'return ConvWorkList(kernel, work, tensors, schedule["num_slots"])',
+            "return ConvWorkList(kernel, work, tensors, 0)",
+        ),
+    ],
+    "deeplab_fast/measured.py": [
+        Fault(
+            "the last row of a class decides",
+            "max(ratio, ratios.get(row.kernel, 0))",
+            "ratio",
+        ),
+        Fault(
+            "the first row of a class decides",
+            "max(ratio, ratios.get(row.kernel, 0))",
+            "ratios.get(row.kernel, ratio)",
+        ),
+        Fault(
+            "the best row of a class decides",
+            "max(ratio, ratios.get(row.kernel, 0))",
+            "min(ratio, ratios.get(row.kernel, ratio))",
+        ),
+        Fault("a tie with cuDNN wins", "if ratios[k] < 1", "if ratios[k] <= 1"),
+        Fault("absolute times", "row.median_ms / row.cudnn_ms", "row.median_ms"),
+        Fault("rows of other devices", "if row.device == here:", "if row.device:"),
+        Fault(
+            "the slowest kernel first",
+            "key=ratios.__getitem__)",
+            "key=ratios.__getitem__, reverse=True)",
+        ),
+    ],
     "deeplab_fast/ops/_arguments.py": [
         Fault("False of NumPy is True", "return bool(value)", "return True"),
         Fault(
@@ -1614,6 +2168,50 @@ FAULTS: dict[str, list[Fault]] = {
             "a tensor is a list of tensors",
             "isinstance(values, (Tensor, str))",
             "isinstance(values, str)",
+        ),
+    ],
+    "deeplab_fast/ops/_convolution.py": [
+        Fault(
+            "memory format left out of the class",
+            '        in_format,\n        f"{C}->',
+            '        f"{C}->',
+        ),
+        Fault(
+            "rates swapped",
+            "_taps_inside(H, R, vertical) * _taps_inside(W, S, horizontal)",
+            "_taps_inside(H, R, horizontal) * _taps_inside(W, S, vertical)",
+        ),
+        Fault(
+            "sizes swapped",
+            "_taps_inside(H, R, vertical) * _taps_inside(W, S, horizontal)",
+            "_taps_inside(W, R, vertical) * _taps_inside(H, S, horizontal)",
+        ),
+        Fault(
+            "images left out of the pixels",
+            "max(1, N * H * W).bit_length()",
+            "max(1, H * W).bit_length()",
+        ),
+        Fault(
+            "outputs of the first branch only", "sum(K for K, _, _, _ in kernels)", "kernels[0][0]"
+        ),
+        Fault(
+            "share inside rounded down",
+            "-(-8 * inside // max(1, dense))",
+            "8 * inside // max(1, dense)",
+        ),
+        Fault("groups left out of the class", '*([f"groups {groups}"] if groups > 1 else []),', ""),
+        Fault(
+            "all gradients asked for",
+            "zip(_GRADIENTS, output_mask) if asked",
+            "zip(_GRADIENTS, output_mask)",
+        ),
+        Fault(
+            "tf32 counts as fp32", 'return "tf32" if tf32_is_allowed() else "fp32"', 'return "fp32"'
+        ),
+        Fault(
+            "precision left out of the class",
+            'return f"{_precision(input.dtype)} {shapes}"',
+            'return f"bf16 {shapes}"',
         ),
     ],
     "deeplab_fast/ops/_library.py": [
@@ -1804,590 +2402,537 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("weights with a tangent", "if t_weight is not None:", "if False:", TRANSFORMS),
     ],
-    "deeplab_fast/measured.py": [
+    "deeplab_fast/training/checkpoint.py": [
+        Fault("a file named before it is on the disk", "os.fsync(file.fileno())", "pass"),
+        Fault("a state without its average", '"average", ', ""),
         Fault(
-            "the last row of a class decides",
-            "max(ratio, ratios.get(row.kernel, 0))",
-            "ratio",
-        ),
-        Fault(
-            "the first row of a class decides",
-            "max(ratio, ratios.get(row.kernel, 0))",
-            "ratios.get(row.kernel, ratio)",
-        ),
-        Fault(
-            "the best row of a class decides",
-            "max(ratio, ratios.get(row.kernel, 0))",
-            "min(ratio, ratios.get(row.kernel, ratio))",
-        ),
-        Fault("a tie with cuDNN wins", "if ratios[k] < 1", "if ratios[k] <= 1"),
-        Fault("absolute times", "row.median_ms / row.cudnn_ms", "row.median_ms"),
-        Fault("rows of other devices", "if row.device == here:", "if row.device:"),
-        Fault(
-            "the slowest kernel first",
-            "key=ratios.__getitem__)",
-            "key=ratios.__getitem__, reverse=True)",
-        ),
-    ],
-    "deeplab_fast/_resident.py": [
-        Fault(
-            "keyword arguments left out of the key",
-            "key = (*args, *kwargs.items())",
-            "key = (*args,)",
-        ),
-        Fault(
-            "names of keyword arguments left out of the key",
-            "key = (*args, *kwargs.items())",
-            "key = (*args, *kwargs.values())",
-        ),
-        Fault(
-            "first argument left out of the key",
-            "key = (*args, *kwargs.items())",
-            "key = (*args[1:], *kwargs.items())",
-        ),
-        Fault(
-            "last argument left out of the key",
-            "key = (*args, *kwargs.items())",
-            "key = (*args[:-1], *kwargs.items())",
-        ),
-        Fault(
-            "the key is how many arguments there are",
-            "key = (*args, *kwargs.items())",
-            "key = (len(args), *kwargs.items())",
-        ),
-        Fault(
-            "one more entry than is kept", "elif len(recent) >= KEPT:", "elif len(recent) > KEPT:"
-        ),
-        Fault(
-            "dropped before the device has read it",
-            "                for gpu in gpus:\n                    torch.cuda.synchronize(gpu)\n",
+            "NumPy's generator not restored",
+            '    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), *rest))\n',
             "",
         ),
-        Fault("only one generation", "recent, older = {}, recent", "recent, older = {}, {}"),
+        Fault("Python's generator not restored", '    random.setstate(state["python"])\n', ""),
+        Fault("torch's generator not restored", '    torch.set_rng_state(state["torch"])\n', ""),
+    ],
+    "deeplab_fast/training/data.py": [
+        Fault("255 may count", "{**ids, IGNORE: IGNORE}", "{IGNORE: IGNORE, **ids}"),
         Fault(
-            "older entries are not found",
-            "for generation in (recent, older, captured):",
-            "for generation in (recent, captured):",
+            "files in another order",
+            'for image in sorted(images.rglob("*")):',
+            'for image in sorted(images.rglob("*"), reverse=True):',
         ),
         Fault(
-            "captured entries are not found",
-            "for generation in (recent, older, captured):",
-            "for generation in (recent, older):",
+            "suffixes in upper case left out",
+            "image.suffix.lower() in _IMAGES",
+            "image.suffix in _IMAGES",
+        ),
+        Fault("hidden files taken", ' and not image.name.startswith(".")', ""),
+        Fault("labels to ignore not known", " | {value: IGNORE for value in ignore}", ""),
+        Fault(
+            "SBD's labels for VOC's splits",
+            'if split not in ("train", "val", "trainval", "test") and (root',
+            "if (root",
         ),
         Fault(
-            "captured entries are dropped",
-            "                captured[key] = found\n",
+            "two classes of Cityscapes exchanged",
+            '24: "person", 25: "rider"',
+            '24: "rider", 25: "person"',
+        ),
+    ],
+    "deeplab_fast/training/distributed.py": [
+        Fault(
+            "every process writes",
+            "    if rank() == 0:\n        try:",
+            "    if True:\n        try:",
+        ),
+        Fault(
+            "errors of other processes ignored",
+            "        if message is not None:\n            raise",
+            "        if False:\n            raise",
+        ),
+    ],
+    "deeplab_fast/training/evaluation.py": [
+        Fault(
+            "all processes evaluate the same images",
+            "range(distributed.rank(), len(data), distributed.world_size())",
+            "range(0, len(data), distributed.world_size())",
+        ),
+        Fault("evaluated in training mode", "    model.eval()\n", ""),
+        Fault("mode not restored", "            model.train()\n", "            pass\n"),
+        Fault(
+            "dtype ignored",
+            "enabled=dtype != torch.float32):\n                labels",
+            "enabled=False):\n                labels",
+        ),
+        Fault(
+            "scales ignored",
+            "tuple(target.shape), scales, flip, window",
+            "tuple(target.shape), (1.0,), flip, window",
+        ),
+        Fault(
+            "flip ignored",
+            "tuple(target.shape), scales, flip, window",
+            "tuple(target.shape), scales, False, window",
+        ),
+        Fault(
+            "window ignored",
+            "tuple(target.shape), scales, flip, window",
+            "tuple(target.shape), scales, flip",
+        ),
+        Fault("scores of one process", "distributed.sum_over_processes(total)", "total"),
+        Fault(
+            "images not resized",
+            "network_size(image.size, preprocessing.resize, align_corners)",
+            "network_size(image.size, None, align_corners)",
+        ),
+        Fault(
+            "sizes for align_corners ignored",
+            "network_size(image.size, preprocessing.resize, align_corners)",
+            "network_size(image.size, preprocessing.resize, False)",
+        ),
+        Fault(
+            "images cropped",
+            "replace(preprocessing, resize=None, crop=None)",
+            "replace(preprocessing, resize=None)",
+        ),
+    ],
+    "deeplab_fast/training/inference.py": [
+        Fault(
+            "mirrored images not mirrored",
+            "(scaled, scaled.flip(3)) if flip",
+            "(scaled, scaled) if flip",
+        ),
+        Fault(
+            "mirrored maps not turned back",
+            "maps.append((found, view is not scaled))",
+            "maps.append((found, False))",
+        ),
+        Fault(
+            "logits averaged instead of probabilities", "return logits.softmax(1)", "return logits"
+        ),
+        Fault(
+            "overlapping windows added up",
+            "return _Map(total / counts, size",
+            "return _Map(total, size",
+        ),
+        Fault(
+            "the last window counts",
+            "total[:, :, rows, columns] += logits",
+            "total[:, :, rows, columns] = logits",
+        ),
+        Fault("windows do not overlap", "window * 2 // 3 // _STEP", "window // _STEP"),
+        Fault(
+            "padding stretched over the image", "if seen == covered or seen == size:", "if True:"
+        ),
+        Fault(
+            "no half pixel between the grids",
+            "position = (position + 0.5) * (seen / size * low / covered) - 0.5",
+            "position = position * (seen / size * low / covered)",
+        ),
+    ],
+    "deeplab_fast/training/loader.py": [
+        Fault(
+            "all epochs in one order",
+            "np.random.default_rng([recipe.seed, epoch])",
+            "np.random.default_rng([recipe.seed, 0])",
+        ),
+        Fault(
+            "order without the seed",
+            "np.random.default_rng([recipe.seed, epoch])",
+            "np.random.default_rng([0, epoch])",
+        ),
+        Fault(
+            "all epochs augmented alike",
+            "np.random.default_rng([self.recipe.seed, *key])",
+            "np.random.default_rng([self.recipe.seed, key[1]])",
+        ),
+        Fault(
+            "all images augmented alike",
+            "np.random.default_rng([self.recipe.seed, *key])",
+            "np.random.default_rng([self.recipe.seed, key[0]])",
+        ),
+        Fault(
+            "augmentation without the seed",
+            "np.random.default_rng([self.recipe.seed, *key])",
+            "np.random.default_rng([0, *key])",
+        ),
+        Fault(
+            "last batch dropped",
+            "return -(-images // recipe.batch_size)",
+            "return max(1, images // recipe.batch_size)",
+        ),
+        Fault("all processes see the same images", "[rank::world_size]", "[::world_size]"),
+        Fault("parts overlap", "chosen[i * part : (i + 1) * part]", "chosen[:part]"),
+        Fault(
+            "a resumed run starts over",
+            "for step in range(first_step, steps",
+            "for step in range(0, steps",
+        ),
+        Fault("readers draw from dropout's generator", "generator=torch.Generator(),", ""),
+    ],
+    "deeplab_fast/training/log.py": [
+        Fault("the last point of a curve drawn twice", "purge_step=step + 1", "purge_step=step"),
+        Fault("scores among those of training", 'name.replace("val_", "val/")', "name"),
+        Fault("pictures below one another", "axis=1)", "axis=0)"),
+    ],
+    "deeplab_fast/training/loop.py": [
+        Fault(
+            "the average is one update late",
+            "        self.scaler.step(self.optimizer)\n"
+            "        self.scaler.update()\n"
+            "        self.optimizer.zero_grad(set_to_none=True)\n"
+            "        if self.average is not None:\n"
+            "            self.average.update_parameters(self.model)\n",
+            "        if self.average is not None:\n"
+            "            self.average.update_parameters(self.model)\n"
+            "        self.scaler.step(self.optimizer)\n"
+            "        self.scaler.update()\n"
+            "        self.optimizer.zero_grad(set_to_none=True)\n",
+        ),
+        Fault(
+            "the average is without batch norm's statistics",
+            "multi_avg_fn=decay, use_buffers=True",
+            "multi_avg_fn=decay",
+        ),
+        Fault(
+            "the average has the default decay",
+            "get_ema_multi_avg_fn(recipe.ema)",
+            "get_ema_multi_avg_fn()",
+        ),
+        Fault(
+            "the model is evaluated instead of its average",
+            "            model = self._result()\n            scores",
+            "            model = self.model\n            scores",
+        ),
+        Fault(
+            "the model is kept instead of its average",
+            "self._result().save_pretrained(path)",
+            "self.model.save_pretrained(path)",
+        ),
+        Fault(
+            "the model is returned instead of its average",
+            "return self._result().eval()",
+            "return self.model.eval()",
+        ),
+        Fault(
+            "dropout does not depend on the seed",
+            "        torch.manual_seed(self.recipe.seed + self.rank)\n",
+            "",
+        ),
+        Fault(
+            "all processes draw the same dropout",
+            "self.recipe.seed + self.rank",
+            "self.recipe.seed",
+        ),
+        Fault(
+            "learning rates are not set",
+            "        self.recipe.set_learning_rates(self.optimizer, self.step, self.steps)\n",
+            "",
+        ),
+        Fault(
+            "gradients are not cleared", "        self.optimizer.zero_grad(set_to_none=True)\n", ""
+        ),
+        Fault("the loss is not scaled", "self.scaler.scale(loss).backward()", "loss.backward()"),
+        Fault("the loss scale never changes", "        self.scaler.update()\n", ""),
+        Fault(
+            "no autocast in training",
+            "self.dtype, enabled=self.dtype != torch.float32\n                ):",
+            "self.dtype, enabled=False\n                ):",
+        ),
+        Fault(
+            "evaluated without autocast",
+            "dtype=self.dtype, workers=self.workers",
+            "workers=self.workers",
+        ),
+        Fault(
+            "the workers of training ignored",
+            "self.train_data, self.recipe, self.step, self.workers, self.rank",
+            "self.train_data, self.recipe, self.step, 0, self.rank",
+        ),
+        Fault(
+            "the workers of evaluation ignored",
+            "dtype=self.dtype, workers=self.workers, quiet",
+            "dtype=self.dtype, quiet",
+        ),
+        Fault(
+            "all parts divided by the weight of the first",
+            "weight = torch.stack([self.objective.weight_of(target) for _, target in batch]).sum()",
+            "weight = self.objective.weight_of(batch[0][1])",
+        ),
+        Fault(
+            "the loss logged is of the last part", "total += loss.detach()", "total = loss.detach()"
+        ),
+        Fault(
+            "images not divided by the standard deviation",
+            "/ 255 - self.mean) / self.std",
+            "/ 255 - self.mean)",
+        ),
+        Fault(
+            "batch norm's parameters are not frozen",
+            "                norm.requires_grad_(False)\n",
             "                pass\n",
         ),
         Fault(
-            "a first call is captured",
-            "                if capturing:\n                    raise RuntimeError",
-            "                if False:\n                    raise RuntimeError",
+            "batch norm's statistics are not frozen",
+            "            for norm in _batch_norms(self.model):\n                norm.eval()\n",
+            "            pass\n",
         ),
         Fault(
-            "captured only when new",
-            "if key in generation and not capturing:",
-            "if key in generation:",
+            "not in training mode after an evaluation's pictures",
+            "drawn)\n        self._train_mode()\n",
+            "drawn)\n",
         ),
         Fault(
-            "made in the caller's thread",
-            "found = thread.submit(make, *args, **kwargs).result()",
-            "found = make(*args, **kwargs)",
+            "a tie replaces the best model",
+            "scores.miou > self.best_miou",
+            "scores.miou >= self.best_miou",
         ),
         Fault(
-            "made by several threads at once",
-            "        with lock:\n",
-            "        with threading.Lock():\n",
+            "evaluated after every epoch",
+            "every = self.steps_per_epoch * self.evaluate_every",
+            "every = self.steps_per_epoch",
         ),
         Fault(
-            "found in an older generation and not kept",
-            "            recent[key] = found\n",
-            "            if generation is not older:\n                recent[key] = found\n",
+            "not evaluated at the end",
+            "return self.step % every == 0 or self.step >= self.steps",
+            "return self.step % every == 0",
         ),
         Fault(
-            "GPUs given by name are not waited for",
-            "filter(_is_gpu, (*args, *kwargs.values()))",
-            "filter(_is_gpu, args)",
+            "logged at another interval",
+            "log = self._is_pause() or self.step % self.log_every == 0",
+            "log = self._is_pause() or self.step % (self.log_every + 1) == 0",
         ),
-    ],
-    "deeplab_fast/ops/_convolution.py": [
         Fault(
-            "memory format left out of the class",
-            '        in_format,\n        f"{C}->',
-            '        f"{C}->',
+            "evaluation counts in images per second",
+            "stop = distributed.any_process(stopped.is_set())\n"
+            "                clock = time.perf_counter()\n",
+            "stop = distributed.any_process(stopped.is_set())\n",
         ),
         Fault(
-            "rates swapped",
-            "_taps_inside(H, R, vertical) * _taps_inside(W, S, horizontal)",
-            "_taps_inside(H, R, horizontal) * _taps_inside(W, S, vertical)",
+            "learning rate of the head logged",
+            'self.optimizer.param_groups[0]["lr"]',
+            'self.optimizer.param_groups[1]["lr"]',
         ),
         Fault(
-            "sizes swapped",
-            "_taps_inside(H, R, vertical) * _taps_inside(W, S, horizontal)",
-            "_taps_inside(W, R, vertical) * _taps_inside(H, S, horizontal)",
+            "one part of an update only",
+            "for _ in range(self.recipe.accumulate)]",
+            "for _ in range(1)]",
         ),
         Fault(
-            "images left out of the pixels",
-            "max(1, N * H * W).bit_length()",
-            "max(1, H * W).bit_length()",
-        ),
-        Fault(
-            "outputs of the first branch only", "sum(K for K, _, _, _ in kernels)", "kernels[0][0]"
-        ),
-        Fault(
-            "share inside rounded down",
-            "-(-8 * inside // max(1, dense))",
-            "8 * inside // max(1, dense)",
-        ),
-        Fault("groups left out of the class", '*([f"groups {groups}"] if groups > 1 else []),', ""),
-        Fault(
-            "all gradients asked for",
-            "zip(_GRADIENTS, output_mask) if asked",
-            "zip(_GRADIENTS, output_mask)",
-        ),
-        Fault(
-            "tf32 counts as fp32", 'return "tf32" if tf32_is_allowed() else "fp32"', 'return "fp32"'
-        ),
-        Fault(
-            "precision left out of the class",
-            'return f"{_precision(input.dtype)} {shapes}"',
-            'return f"bf16 {shapes}"',
-        ),
-    ],
-    "csrc/cpu/upsample_argmax.cpp": [
-        Fault(
-            "offset of a row in 32 bits",
-            "logits + n * shape.stride_N + y * shape.stride_H, plan);",
-            "logits + static_cast<int>(n * shape.stride_N + y * shape.stride_H), plan);",
-            FAR_CPU,
-        ),
-        Fault(
-            "offset of a column of all classes in 32 bits",
-            "src + plan.source_columns[x + i] * plan.shape.stride_W;",
-            "src + static_cast<int>(plan.source_columns[x + i] * plan.shape.stride_W);",
-            FAR_CPU,
-        ),
-        Fault(
-            "offset of a class in 32 bits",
-            "dst[c * pitch + x] = to_float(src[c * stride_C + x]);",
-            "dst[c * pitch + x] = to_float(src[static_cast<int>(c * stride_C) + x]);",
-            FAR_CPU,
-        ),
-        Fault(
-            "offset of a gathered class in 32 bits",
-            "src[c * stride_C + columns[x] * stride_W]",
-            "src[static_cast<int>(c * stride_C + columns[x] * stride_W)]",
-            FAR_CPU,
-        ),
-        Fault(
-            "offset of an image's labels in 32 bits",
-            "store_band(labels + n * shape.out_H * shape.out_W,",
-            "store_band(labels + static_cast<int>(n * shape.out_H * shape.out_W),",
-            FAR_CPU,
-        ),
-    ],
-    "csrc/cpu/upsample_cross_entropy.cpp": [
-        Fault(
-            "offset of a row in 32 bits",
-            "logits + n * s.stride_N + y * s.stride_H, plan);",
-            "logits + static_cast<int>(n * s.stride_N + y * s.stride_H), plan);",
-            FAR_CPU,
-        ),
-        Fault(
-            "offset of a class in 32 bits",
-            "centred[c * pitch + x + 1] = src[c * stride_C + x];",
-            "centred[c * pitch + x + 1] = src[static_cast<int>(c * stride_C) + x];",
-            FAR_CPU,
-        ),
-        Fault(
-            "offset of a gathered class in 32 bits",
-            "src[c * stride_C + x * stride_W]",
-            "src[static_cast<int>(c * stride_C + x * stride_W)]",
-            FAR_CPU,
-        ),
-        Fault(
-            "offset of an image's incoming gradient in 32 bits",
-            "grad_loss + n * grad_loss_strides[0],",
-            "grad_loss + static_cast<int>(n * grad_loss_strides[0]),",
-            FAR_CPU,
-        ),
-        Fault(
-            "offset of a row's incoming gradient in 32 bits",
-            "image.grad_loss + (group.y + i) * image.grad_loss_stride_H;",
-            "image.grad_loss + static_cast<int>((group.y + i) * image.grad_loss_stride_H);",
-            FAR_CPU,
-        ),
-        Fault(
-            "offset of a column's incoming gradient in 32 bits",
-            "grad_loss[x * image.grad_loss_stride_W]",
-            "grad_loss[static_cast<int>(x * image.grad_loss_stride_W)]",
-            FAR_CPU,
-        ),
-    ],
-    "deeplab_fast/cuda_kernels/work_lists.py": [
-        Fault("items not sorted by worker", "if kernel.is_persistent:", "if False:"),
-        Fault(
-            "as many workers as blocks of the smaller kernel",
-            "    num_workers = max(1, num_workers // kernel.blocks_per_worker)\n    rows",
-            "    num_workers = max(1, num_workers)\n    rows",
-        ),
-        Fault(
-            "weight gradient: as many workers as blocks of the smaller kernel",
-            "    num_workers = max(1, num_workers // kernel.blocks_per_worker)\n    N, H, W",
-            "    num_workers = max(1, num_workers)\n    N, H, W",
-        ),
-        Fault(
-            "a block of channels too many",
-            "-(-out_channels[output] // kernel.tile)",
-            "out_channels[output] // kernel.tile + 1",
-        ),
-        Fault(
-            "blocks of the first output's channels",
-            "-(-out_channels[output] // kernel.tile)",
-            "-(-out_channels[0] // kernel.tile)",
-        ),
-        Fault(
-            "a step too many",
-            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
-            "return channels * dtype.itemsize // kernel.step_bytes + 1",
-        ),
-        Fault(
-            "a step too few",
-            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
-            "return max(1, channels * dtype.itemsize // kernel.step_bytes)",
-        ),
-        Fault(
-            "steps of elements for bytes",
-            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
-            "return -(-channels * 2 // kernel.step_bytes)",
-        ),
-        Fault(
-            "rates limited by the other side",
-            "min(vertical, H), min(horizontal, W))",
-            "min(vertical, W), min(horizontal, H))",
-        ),
-        Fault(
-            "rates swapped",
-            "min(vertical, H), min(horizontal, W))",
-            "min(horizontal, H), min(vertical, W))",
-        ),
-        Fault(
-            "weight gradient: blocks of one operand",
-            "-(-k // kernel.tile) * -(-channels // kernel.tile)",
-            "-(-k // kernel.tile)",
-        ),
-        Fault(
-            "weight gradient: a step too few",
-            "-(-num_boxes(box, N, h, w) * kernel.box_pixels // step)",
-            "num_boxes(box, N, h, w) * kernel.box_pixels // step",
-        ),
-        Fault(
-            "weight gradient: steps of 16-bit elements",
-            "step = kernel.step_bytes // dtype.itemsize",
-            "step = kernel.step_bytes // 2",
-        ),
-        Fault(
-            "boxes of a single image",
-            "-(-w // x) * -(-h // y) * -(-N // n)",
-            "-(-w // x) * -(-h // y)",
-        ),
-        Fault("the worst box", "return min(boxes,", "return max(boxes,"),
-        Fault(
-            "a worker less",
-            "workers.bincount(minlength=num_workers).cumsum(0)",
-            "workers.bincount().cumsum(0)",
-        ),
-        Fault(
-            "tf32 on the kernel that cuts fp32 off",
-            "return CONV_SM90 if kernels.is_sm90 and dtype != torch.float32 else CONV_SM80",
-            "return CONV_SM90 if kernels.is_sm90 else CONV_SM80",
-        ),
-        Fault(
-            "partial sums are never reserved",
-            'return ConvWorkList(kernel, work, tensors, schedule["num_slots"])',
-            "return ConvWorkList(kernel, work, tensors, 0)",
-        ),
-    ],
-    "deeplab_fast/cuda_kernels/dilated_conv2d.py": [
-        Fault("first channels of branches", "sum(channels[:i]),", "sum(channels[: i + 1]),"),
-        Fault(
-            "strided biases",
-            "None if bias is None else bias.contiguous() for bias in biases",
-            "bias for bias in biases",
-        ),
-        Fault(
-            "rows of any 1x1 weight",
-            "weight.shape[2:] == (1, 1) and weight.stride(1) == 1",
-            "weight.shape[2:] == (1, 1)",
-        ),
-        Fault(
-            "rows of any kernel",
-            "weight.shape[2:] == (1, 1) and weight.stride(1) == 1",
-            "weight.stride(1) == 1",
-        ),
-        Fault(
-            "rows at any address",
-            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
-            "row_bytes % 16 == 0",
-        ),
-        Fault(
-            "rows of any length",
-            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
-            "weight.data_ptr() % 16 == 0",
-        ),
-        Fault(
-            "one pixel too many for the work list",
-            "// input.size(1) >= 2**31",
-            "// input.size(1) > 2**31",
-        ),
-        Fault(
-            "pixels of one branch only",
-            "len(weights) * input.numel() // input",
-            "input.numel() // input",
-        ),
-        Fault(
-            "one branch too many",
-            "len(weights) > _C.MAX_CONV_BRANCHES",
-            "len(weights) > _C.MAX_CONV_BRANCHES + 1",
-        ),
-        Fault("channels of any number", "    if channels % multiple:\n", "    if False:\n"),
-        Fault(
-            "taps of one row",
-            "weight.size(2) * weight.size(3) > MAX_TAPS",
-            "weight.size(2) > MAX_TAPS",
-        ),
-        Fault(
-            "half the partial sums",
-            "work_list.num_slots * work_list.kernel.tile**2",
-            "work_list.num_slots * work_list.kernel.tile**2 // 2",
-        ),
-        Fault(
-            "sums of pixels from any branch",
-            "pixel_sums is not None and i == summing",
-            "pixel_sums is not None",
-        ),
-        Fault(
-            "sums of pixels of a larger kernel",
-            "if w.shape[2:] == (1, 1)), None)",
-            "if w.size(2) == 1), None)",
-        ),
-        Fault(
-            "steps of another kernel",
-            "steps_per_tap(C, input.dtype, kernel)",
-            "steps_per_tap(C, input.dtype)",
-        ),
-        Fault(
-            "unaligned input",
-            "input, *weights = aligned_nhwc(input), *map",
-            "input, *weights = input.contiguous(memory_format=torch.channels_last), *map",
-        ),
-    ],
-    "deeplab_fast/cuda_kernels/dilated_conv2d_backward.py": [
-        Fault(
-            "taps of the largest branch",
-            "sum(weight.size(2) * weight.size(3) for weight in weights)",
-            "max(weight.size(2) * weight.size(3) for weight in weights)",
-        ),
-        Fault("weights not transposed", "weight.permute(1, 2, 3, 0)", "weight.permute(1, 3, 2, 0)"),
-        Fault(
-            "steps of the first branch's channels",
-            "steps_per_tap(max(channels), input.dtype, kernel)",
-            "steps_per_tap(channels[0], input.dtype, kernel)",
-        ),
-        Fault(
-            "first channels off by a branch",
-            "zip(accumulate(channels, initial=0), channels,",
-            "zip(accumulate(channels), channels,",
-        ),
-        Fault(
-            "mean's share left out",
-            "bias_address = 0 if image_bias is None else image_bias.data_ptr()",
-            "bias_address = 0",
-        ),
-        Fault("gradients share memory", "[part.clone() for part in", "[part for part in"),
-        Fault("too few pixels a part", "num_pixels // _PIXELS_PER_PART", "num_pixels"),
-        Fault(
-            "more parts than blocks",
-            "max(1, min(kernels.num_workers, num_pixels // _PIXELS_PER_PART))",
-            "max(1, num_pixels // _PIXELS_PER_PART)",
-        ),
-        Fault(
-            "half the partial sums",
-            "work_list.num_slots * kernel.tile**2",
-            "work_list.num_slots * kernel.tile**2 // 2",
-        ),
-        Fault(
-            "half the sums of parts",
-            "new_empty(num_parts * K, dtype=torch.float32)",
-            "new_empty(num_parts * K // 2, dtype=torch.float32)",
-        ),
-        Fault(
-            "gradients of padded channels",
-            "[in_format_of(grad[: w.size(0)], w)",
-            "[in_format_of(grad, w)",
-        ),
-        Fault("strided gradient", "    grad_output = aligned_nhwc(grad_output)\n", "    pass\n"),
-        Fault(
-            "channels padded to 16 in any dtype",
-            "-k % (16 // input.element_size())",
-            "-k % 8 if k % 2 else -k % 4",
-        ),
-    ],
-    "deeplab_fast/cuda_kernels/dilated_conv2d_and_mean.py": [
-        Fault(
-            "rows of the sums of one image",
-            "(-(-N * H * W // run) + N - 1) * parts",
-            "-(-N * H * W // run) * parts",
-        ),
-        Fault(
-            "rows of one part",
-            "(-(-N * H * W // run) + N - 1) * parts",
-            "-(-N * H * W // run) + N - 1",
-        ),
-        Fault(
-            "pixels of all images",
-            "_C.PixelRuns(N, H * W, C, run, parts)",
-            "_C.PixelRuns(1, N * H * W, C, run, parts)",
-        ),
-        Fault(
-            "runs of another length",
-            "run, parts = _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
-            "run, parts = 2 * _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
-        ),
-        Fault("summed once more", "    if not is_summed:\n", "    if True:\n"),
-    ],
-    "deeplab_fast/cuda_kernels/depthwise_conv2d.py": [
-        Fault(
-            "rates limited by the other side",
-            "min(dilation[0], H), min(dilation[1], W)",
-            "min(dilation[0], W), min(dilation[1], H)",
-        ),
-        Fault(
-            "rates swapped",
-            "min(dilation[0], H), min(dilation[1], W)",
-            "min(dilation[1], H), min(dilation[0], W)",
-        ),
-        Fault(
-            "taps not mirrored for the gradient",
-            "_shape(input, weight, dilation, mirrored=True)",
-            "_shape(input, weight, dilation, mirrored=False)",
-        ),
-        Fault(
-            "taps mirrored for the output",
-            "    shape = _shape(input, weight, dilation, mirrored=False)\n",
-            "    shape = _shape(input, weight, dilation, mirrored=True)\n",
-        ),
-        Fault(
-            "one pixel too many",
-            "input.numel() // input.size(1) >= _MAX_PIXELS",
-            "input.numel() // input.size(1) > _MAX_PIXELS",
-        ),
-        Fault(
-            "one tap too many",
-            "weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS",
-            "weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS + 2",
-        ),
-        Fault("strided bias", "None if bias is None else bias.contiguous()", "bias"),
-        Fault(
-            "strided weight",
-            "nhwc, weight = aligned_nhwc(input), aligned(weight, torch.contiguous_format)",
-            "nhwc = aligned_nhwc(input)",
-        ),
-        Fault(
-            "scratch memory without the bias",
-            "num_parts * (taps + 1) * channels",
-            "num_parts * taps * channels",
-        ),
-        Fault(
-            "one part only", "        num_parts = max(num_parts, 1)\n", "        num_parts = 1\n"
-        ),
-        Fault(
-            "parts without a limit",
-            "min(input.numel() // _ELEMENTS_PER_PART, -(-_MAX_PARTIAL_SUMS // channels))",
-            "input.numel() // _ELEMENTS_PER_PART",
-        ),
-        Fault(
-            "several outputs of a channel",
-            "if weight.size(0) != input.size(1):",
-            "if weight.size(0) % input.size(1):",
-        ),
-        Fault(
-            "a dense convolution of one channel",
-            "groups == input.size(1) and (groups > 1 or weight.size(0) == 1)",
-            "groups == input.size(1)",
-        ),
-    ],
-    "deeplab_fast/cuda_kernels/aspp.py": [
-        Fault(
-            "means of too many channels",
-            "max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS",
-            "pool_weight.size(0) > _MAX_POOL_CHANNELS",
-        ),
-        Fault(
-            "too many pooled channels",
-            "max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS",
-            "input.size(1) > _MAX_POOL_CHANNELS",
-        ),
-        Fault("one channel fewer than fit", "> _MAX_POOL_CHANNELS:", ">= _MAX_POOL_CHANNELS:"),
-        Fault(
-            "rows of the projection next to each other",
-            "_C.AsppShape(N, C, P, K, project_weight.stride(0))",
-            "_C.AsppShape(N, C, P, K, P)",
-        ),
-        Fault(
-            "strided biases",
-            "pool_bias, project_bias = pool_bias.contiguous(), project_bias.contiguous()",
-            "pass",
-        ),
-        Fault("strided pooled weight", "    pool_weight = aligned_nhwc(pool_weight)\n", ""),
-        Fault(
-            "channels of the first branch",
-            "sum(weight.size(0) for weight in weights)\n    if",
-            "weights[0].size(0)\n    if",
-        ),
-        Fault(
-            "projection without activation",
-            '[(1, 1)], activation="relu",',
-            '[(1, 1)], activation="none",',
-        ),
-        Fault("branches without activation", 'pairs, "relu")', 'pairs, "none")'),
-    ],
-    "deeplab_fast/cuda_kernels/common.py": [
-        Fault(
-            "aligned to 8 bytes",
-            "tensor.data_ptr() % 16 == 0 else",
-            "tensor.data_ptr() % 2 == 0 else",
-        ),
-        Fault("relu6 without its bound", '"relu6": (0.0, 6.0)', '"relu6": (0.0, math.inf)'),
-        Fault("relu of negatives", '"relu": (0.0, math.inf)', '"relu": (-1.0, math.inf)'),
-    ],
-    "deeplab_fast/cuda_kernels/register.py": [
-        Fault(
-            "a depthwise convolution in place ignores the residual",
-            "depthwise_conv2d.forward(kernels, input, weight, bias, dilation, output, activation)",
-            "depthwise_conv2d.forward(kernels, input, weight, bias, dilation, None, activation)",
-        ),
-        Fault(
-            "an input that is overwritten while it is read",
-            "        input = input.clone()\n",
-            "        pass\n",
-        ),
-        Fault(
-            "a copy of the residual is not brought back",
-            "    if output is not residual:\n        residual.copy_(output)\n",
+            "the weights are not restored",
+            '        self.model.load_state_dict(state["model"])\n',
             "",
         ),
         Fault(
-            "a residual of another shape",
-            "if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):",
-            "if residual.dim() != 4:",
+            "the average is not restored",
+            '            self.average.load_state_dict(state["average"])\n',
+            "            pass\n",
         ),
         Fault(
-            "a bias of another dtype",
-            "if bias.dtype != input.dtype or bias.device != input.device:",
-            "if bias.device != input.device:",
+            "the momentum is not restored",
+            '        self.optimizer.load_state_dict(state["optimizer"])\n',
+            "",
         ),
-        Fault("a bias of another length", "or bias.shape != weight.shape[:1]:", ":"),
+        Fault(
+            "the loss scale is not restored",
+            '        self.scaler.load_state_dict(state["scaler"])\n',
+            "",
+        ),
+        Fault(
+            "the update is not restored",
+            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
+            'for name in ("evaluated", "loss", "best_miou"):\n            setattr',
+        ),
+        Fault(
+            "the last evaluation is not restored",
+            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
+            'for name in ("step", "loss", "best_miou"):\n            setattr',
+        ),
+        Fault(
+            "the loss is not restored",
+            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
+            'for name in ("step", "evaluated", "best_miou"):\n            setattr',
+        ),
+        Fault(
+            "the best score is not restored",
+            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
+            'for name in ("step", "evaluated", "loss"):\n            setattr',
+        ),
+        Fault(
+            "the random state is not restored",
+            '            checkpoint.set_random_state(state["random"][self.rank], self.device)\n',
+            "            pass\n",
+        ),
+        Fault(
+            "all processes take up the state of the first",
+            'state["random"][self.rank]',
+            'state["random"][0]',
+        ),
+        Fault(
+            "readers start at the first update",
+            "self.train_data, self.recipe, self.step, self.workers",
+            "self.train_data, self.recipe, 0, self.workers",
+        ),
+        Fault(
+            "resumed with other epochs",
+            "    if recipe.power == 0:\n        del",
+            "    if True:\n        del",
+        ),
+        Fault(
+            "signal handlers stay",
+            "            signal.signal(number, handler)\n",
+            "            pass\n",
+        ),
+        Fault(
+            "not saved when stopped",
+            "            if self._is_pause() or stop:\n                self._save()",
+            "            if self._is_pause():\n                self._save()",
+        ),
+    ],
+    "deeplab_fast/training/metrics.py": [
+        Fault(
+            "rows and columns exchanged",
+            "target[counts].long() * num_classes + prediction[counts].long()",
+            "prediction[counts].long() * num_classes + target[counts].long()",
+        ),
+        Fault(
+            "the intersection twice in the union",
+            "self.confusion.sum(0) + self.confusion.sum(1) - hits",
+            "self.confusion.sum(0) + self.confusion.sum(1)",
+        ),
+        Fault(
+            "precision for accuracy",
+            "_divide(np.diag(self.confusion), self.confusion.sum(1))",
+            "_divide(np.diag(self.confusion), self.confusion.sum(0))",
+        ),
+        Fault(
+            "absent classes count as 0",
+            "known = values[~np.isnan(values)]",
+            "known = np.nan_to_num(values)",
+        ),
+        Fault(
+            "frequency of predictions",
+            "frequency = _divide(self.confusion.sum(1), self.confusion.sum())",
+            "frequency = _divide(self.confusion.sum(0), self.confusion.sum())",
+        ),
+    ],
+    "deeplab_fast/training/objective.py": [
+        Fault(
+            "weight of the auxiliary loss ignored",
+            "self.recipe.aux_weight * self._loss",
+            "0.5 * self._loss",
+        ),
+        Fault(
+            "class weights ignored",
+            "            self.class_weights,\n            ignore",
+            "            None,\n            ignore",
+        ),
+        Fault(
+            "divided by the number of pixels",
+            "        return self.class_weights[target.where(counts, 0)].where(counts, 0).sum()",
+            "        return counts.sum(dtype=torch.float32)",
+        ),
+        Fault(
+            "ignored pixels count",
+            "return counts.sum(dtype=torch.float32)",
+            "return (target >= 0).sum(dtype=torch.float32)",
+        ),
+        Fault(
+            "label smoothing ignored",
+            "label_smoothing=self.recipe.label_smoothing,",
+            "label_smoothing=0.0,",
+        ),
+        Fault(
+            "align_corners ignored",
+            "align_corners=self.model.align_corners,",
+            "align_corners=False,",
+        ),
+        Fault("hard_pixels ignored", "int(hard * target.numel())", "int(0.25 * target.numel())"),
+        Fault(
+            "hard pixels of all parts add up",
+            "hardest.mean() / self.recipe.accumulate",
+            "hardest.mean()",
+        ),
+    ],
+    "deeplab_fast/training/recipe.py": [
+        Fault(
+            "no warm-up",
+            "warmup = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0",
+            "warmup = 1.0",
+        ),
+        Fault("warm-up starts at 0", "(step + 1) / self.warmup", "step / self.warmup"),
+        Fault("power ignored", "(1 - step / steps) ** self.power", "(1 - step / steps) ** 0.9"),
+        Fault("momentum ignored", "momentum=self.momentum, ", "momentum=0.9, "),
+        Fault("weight decay ignored", "weight_decay=self.weight_decay)", "weight_decay=1e-4)"),
+        Fault(
+            "Nesterov's momentum",
+            "weight_decay=self.weight_decay)",
+            "weight_decay=self.weight_decay, nesterov=self.momentum > 0)",
+        ),
+        Fault(
+            "learning rate of the head ignored",
+            "head_rate = self.head_learning_rate or self.learning_rate",
+            "head_rate = self.learning_rate",
+        ),
+        Fault(
+            "backbone and head exchanged",
+            '(backbone if name.startswith("backbone.") else head)',
+            '(head if name.startswith("backbone.") else backbone)',
+        ),
+        Fault(
+            "learning rates multiply up",
+            'group["lr"] = group["initial_lr"] * factor',
+            'group["lr"] = group["lr"] * factor',
+        ),
+    ],
+    "deeplab_fast/training/transforms.py": [
+        Fault(
+            "never enlarged",
+            "random.uniform(*recipe.scale)",
+            "random.uniform(recipe.scale[0], 1.0)",
+        ),
+        Fault(
+            "the last crop never taken",
+            "random.integers(whole - part + 1)",
+            "random.integers(max(1, whole - part))",
+        ),
+        Fault(
+            "never darker",
+            "random.uniform(1 - recipe.jitter, 1 + recipe.jitter)",
+            "random.uniform(1, 1 + recipe.jitter)",
+        ),
+        Fault(
+            "no change of saturation",
+            "ImageEnhance.Contrast, ImageEnhance.Color",
+            "ImageEnhance.Contrast, ImageEnhance.Contrast",
+        ),
+        Fault(
+            "labels interpolated", "Image.Resampling.NEAREST, box", "Image.Resampling.BILINEAR, box"
+        ),
+        Fault(
+            "images not interpolated",
+            "image = image.resize(size, Image.Resampling.BILINEAR, box)",
+            "image = image.resize(size, Image.Resampling.NEAREST, box)",
+        ),
+        Fault(
+            "padding is class 0",
+            'Image.new("L", (width, height), IGNORE)',
+            'Image.new("L", (width, height), 0)',
+        ),
+        Fault(
+            "probability of mirroring ignored",
+            "random.random() < recipe.flip",
+            "random.random() < 0.5",
+        ),
+        Fault(
+            "mirrored where the probability is 0",
+            "random.random() < recipe.flip",
+            "random.random() <= recipe.flip",
+        ),
+        Fault(
+            "labels not mirrored",
+            "pixels, classes = pixels[:, ::-1], classes[:, ::-1]",
+            "pixels = pixels[:, ::-1]",
+        ),
     ],
 }
 

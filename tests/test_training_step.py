@@ -171,6 +171,12 @@ def test_a_run_of_two_processes_is_that_of_one(one_and_two):
     assert (two - one).norm() <= 1e-4 * (one - start).norm()
 
 
+def test_scores_of_two_processes_are_those_of_one(one_and_two):
+    one, two = (torch.load(folder / "scores.pt") for folder in one_and_two)
+    assert torch.equal(one, two) and one.sum() == 5 * 56 * 72 - 5 * 72  # a row of each is ignored
+    assert (one.diag() > 0).all() and one.diag().sum() < one.sum()
+
+
 # Compiled
 
 

@@ -19,7 +19,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deeplab_fast import DeepLabV3
-from deeplab_fast.training import Objective, Recipe, TrainingError, distributed, folder, train
+from deeplab_fast.models import Preprocessing
+from deeplab_fast.training import (
+    Objective,
+    Recipe,
+    SegmentationData,
+    TrainingError,
+    distributed,
+    evaluate,
+    folder,
+    train,
+)
 from deeplab_fast.training.loader import keys
 
 DIMS = (0, 2, 3)
@@ -111,6 +121,32 @@ def step(path: Path) -> None:
         torch.save((gradients, dict(model.named_buffers())), path)
 
 
+class Colours(nn.Module):
+    """Finds red and blue by themselves: its labels do not depend on rounding."""
+
+    align_corners = False
+    preprocessing = Preprocessing()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))  # tells the device
+
+    def logits(self, images):
+        red, _, blue = images[0]
+        return {"out": torch.stack([torch.full_like(red, 0.7), red - blue, blue - red])[None]}
+
+
+def count(path: Path, data: Path) -> None:
+    """The scores of five images, of which one process has three and the other two."""
+    whole = folder(data, "train")
+    five = SegmentationData(whole.pairs[:5], whole.classes)
+    scores = evaluate(Colours(), five, workers=0, quiet=True)
+    # Every process has those of all.
+    assert len({scores.confusion.tobytes() for scores in distributed.gather(scores)}) == 1
+    if distributed.rank() == 0:
+        torch.save(torch.from_numpy(scores.confusion), path)
+
+
 def fail(output: Path, data: Path) -> None:
     """A file that only the second process reads is damaged: both say so, and what was done is kept.
 
@@ -144,6 +180,7 @@ def main() -> None:
     torch.set_num_threads(1)
     distributed.start(torch.device("cpu"))
     step(output / "step.pt")
+    count(output / "scores.pt", data)
     recipe = Recipe(
         epochs=2, batch_size=4, crop=(32, 32), freeze_batch_norm=True, accumulate=2,
         learning_rate=0.05, class_weights=(0.5, 2.0, 2.0),
@@ -152,6 +189,14 @@ def main() -> None:
         network(rates=()), folder(data, "train"), folder(data, "val"), recipe, output / "run",
         workers=0, log_every=1,
     )  # fmt: skip
+    # Each draws its own dropout, in the next run too.
+    assert distributed.gather(torch.initial_seed()) == list(range(distributed.world_size()))
+    if distributed.rank() == 0:
+        saved = torch.load(output / "run/last.pt", weights_only=True)["random"]
+        assert len({state["torch"].numpy().tobytes() for state in saved}) == len(saved)
+        assert len(saved) == distributed.world_size()
+    assert distributed.any_process(distributed.rank() == 0)
+    assert not distributed.any_process(False)
     if dist.is_initialized():
         fail(output / "failed", data)
         dist.destroy_process_group()

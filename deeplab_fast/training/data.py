@@ -61,7 +61,7 @@ class SegmentationData:
             dict(enumerate(range(len(self.classes)))) if self.label_ids is None else self.label_ids
         )
         table = np.full(256, -1, dtype=np.int16)
-        for value, label in {IGNORE: IGNORE, **ids}.items():
+        for value, label in {**ids, IGNORE: IGNORE}.items():
             if not 0 <= value < 256 or label not in (*range(len(self.classes)), IGNORE):
                 raise TrainingError(
                     f"label_ids: expected values of 0 to 255 for classes of 0 to "
