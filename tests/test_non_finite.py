@@ -231,7 +231,7 @@ def special_input(N: int, C: int, H: int, W: int, dtype: torch.dtype) -> Tensor:
     input[3, c - 1, y, x] = -INF
     input[4, 0, y, x], input[4, C - 1, y - 1, x + 2] = INF, -INF
     input[5, c, y, x] = LARGE[dtype]
-    input[0, C - 1, 0, 0] = 0  # times Inf it is NaN
+    input[0, [6, C - 1], 0, 0] = 0  # times Inf it is NaN
     return with_cudas_nan(input.to(dtype))
 
 
@@ -339,6 +339,12 @@ def test_depthwise(runner, case, activation, with_residual):
     check_fused(runner, case, activation, with_residual)
 
 
+# With bf16 oneDNN multiplies NaN of one group by the zeros of another.
+@on(*(Runner(name, FP32) for name in ("reference", "cpu", "triton")))
+def test_several_outputs_of_each_channel(runner):
+    check_fused(runner, Conv(6, 8, 16, 4, 5, groups=8), "relu6", with_residual=True)
+
+
 @on(*(runner for runner in WHOLE if not runner.is_ours))
 def test_groups(runner):
     case = Conv(6, 32, 32, 4, 5, groups=2)
@@ -389,10 +395,9 @@ def test_emulated_bias_of_an_image(runner, activation):
 
 
 @on(*RUNNERS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_each_term_is_added_once_and_before_the_activation(runner, activation):
+def test_each_term_is_added_once_and_before_the_activation(runner):
     """Sums on both sides of 0 and 6 with and without each of the terms."""
-    C, K = 72 if runner.splits else 16, 21
+    C, K = 72 if runner.splits else 16, 24
     input, bias = digits(3, C, 4, 5), digits(K, largest=7) / 2
     weight = digits(K, C, 3, 3) * (torch.rand(K, C, 3, 3) < 0.3 / C)
     residual = (digits(3, K, 4, 5, largest=7) / 2).contiguous(memory_format=torch.channels_last)
@@ -402,11 +407,11 @@ def test_each_term_is_added_once_and_before_the_activation(runner, activation):
         assert (partial < 0).any() and (partial > 6).any() and ((0 < partial) & (partial < 6)).any()
     geometry = same_geometry(Conv(3, C, K, 4, 5))
     for added in (None, residual):
-        exact = ACTIVATIONS[activation](terms[0] + terms[1] + (0 if added is None else terms[2]))
+        exact = ACTIVATIONS["relu6"](terms[0] + terms[1] + (0 if added is None else terms[2]))
         if added is None:
-            output = fused_conv2d(input, weight, bias, *geometry, activation)
+            output = fused_conv2d(input, weight, bias, *geometry, "relu6")
         else:
-            output = fused_conv2d_add_(residual, input, weight, bias, *geometry, activation)
+            output = fused_conv2d_add_(residual, input, weight, bias, *geometry, "relu6")
         assert_same(runner, output, [exact])
 
 
@@ -470,9 +475,9 @@ GRADIENTS = tuple(r for r in RUNNERS if r.is_ours or r.dtype == FP32)
 @on(*GRADIENTS)
 def test_gradients_of_parallel_branches_and_mean(runner):
     H, W = (9, 11) if runner.splits and runner.backend == "emulated" else (4, 5)
-    cases = Conv(6, 8, 72 if runner.splits else 16, H, W), Conv(6, 8, 8, H, W, (1, 1))
+    cases = Conv(6, 8, 72 if runner.splits else 16, H, W), Conv(6, 8, 5, H, W, (1, 1))
     input, first, grad = special_gradients(cases[0], runner.dtype)
-    second, other_grad = digits(8, 8, 1, 1).to(runner.dtype), digits(6, 8, H, W).to(runner.dtype)
+    second, other_grad = digits(5, 8, 1, 1).to(runner.dtype), digits(6, 5, H, W).to(runner.dtype)
     grad_mean = H * W * digits(6, 8)
     grad_mean[5, 1], grad_mean[5, 2], grad_mean[5, 3] = NAN, INF, -INF
     before = [launches(name) for name in ("fwd_reduce", "wgrad_reduce")]
@@ -571,7 +576,7 @@ def test_aspp_of_a_broken_image(runner, value):
 def test_aspp_of_broken_branches(runner, place):
     """-Inf in a bias is a channel that ReLU makes 0, NaN and Inf reach all of the output."""
     position, index = PLACES[place]
-    for value in (NAN, INF, -INF):
+    for value in (NAN, INF, -INF) if "bias" in place else (NAN,):
         arguments = aspp_operands((2, 8, 3, 4), runner.dtype, rates=(1,))
         tensor = arguments[position[0]]
         tensor = tensor if len(position) == 1 else tensor[position[1]]
@@ -689,7 +694,9 @@ def mobilenet() -> DeepLabV3:
     return with_statistics(DeepLabV3("mobilenet_v2", 5, output_stride=16))
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("cpu", FP32), ("cpu", BF16), ("reference", FP32)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("cpu", FP32), ("cpu", BF16), ("reference", FP32)], ids=str
+)
 @torch.no_grad()
 def test_a_broken_image_is_broken_in_a_prepared_model(mobilenet, name, dtype):
     """oneDNN's ReLU, which makes 0 of NaN, would hide it."""
