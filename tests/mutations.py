@@ -27,7 +27,7 @@ ENTROPY = Guard(
 MEASURED = Guard("tests/test_measured.py")
 MEAN = Guard("tests/test_dilated_conv2d_and_mean.py emulated")
 NON_FINITE = Guard("tests/test_non_finite.py sm_80 or sm_90")
-NON_FINITE_CPU = Guard("tests/test_non_finite.py cpu or prepared")
+NON_FINITE_CPU = Guard("tests/test_non_finite.py cpu or prepared_model")
 NON_FINITE_TRITON = Guard("tests/test_non_finite.py triton")
 WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
 

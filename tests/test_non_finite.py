@@ -36,9 +36,11 @@ from deeplab_fast.models.deeplabv3 import _deeplab_head
 from deeplab_fast.models.inference import FusedBottleneck, FusedInvertedResidual, _fused_head
 from deeplab_fast.models.mobilenet_v2 import InvertedResidual
 from deeplab_fast.models.resnet import Bottleneck
+from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
 from .cases import Conv
+from .refusals import skip_if_refused
 from .test_aspp import operands as aspp_operands
 
 pytestmark = pytest.mark.usefixtures("tf32")  # else the CUDA kernels take no fp32
@@ -94,6 +96,8 @@ def runner(request, monkeypatch):
     chosen: Runner = request.param
     if reason := backends.unavailable(chosen.backend, "cpu"):
         pytest.skip(reason)
+    if (chosen.backend, chosen.dtype) == ("cpu", BF16):
+        skip_if_refused("cpu", "fused_conv2d", torch.zeros(1, 1, 1, 1, dtype=BF16))
     slots = split_triton(monkeypatch) if chosen.splits and chosen.backend == "triton" else []
     monkeypatch.setattr(emulated, "_NUM_WORKERS", 96 if chosen.splits else 1)
     before = launches("_reduce_")
@@ -507,6 +511,16 @@ def test_gradients_of_parallel_branches_and_mean(runner):
         assert_same(runner, actual, [g.double().sum((0, 2, 3))])
 
 
+@on(*(Runner(name, FP32) for name in ("reference", "cpu")))
+def test_gradient_of_the_mean_alone(runner):
+    input = digits(2, 8, 4, 5).requires_grad_()
+    _, mean = parallel_dilated_conv2d_and_mean(input, [digits(3, 8, 1, 1)], [1])
+    grad_mean = 20 * digits(2, 8, 1, 1)
+    grad_mean[0, 1], grad_mean[0, 2], grad_mean[1, 3] = NAN, INF, -INF
+    (grad_input,) = torch.autograd.grad(mean, input, grad_mean)
+    assert_same(runner, grad_input, [(grad_mean.double() / 20).expand_as(input)])
+
+
 @on(*(r for r in ANY_DEVICE if r in GRADIENTS))
 @pytest.mark.parametrize("case", DEPTHWISE, ids=str)
 def test_gradients_of_a_depthwise_convolution(runner, case, monkeypatch):
@@ -694,23 +708,20 @@ def mobilenet() -> DeepLabV3:
     return with_statistics(DeepLabV3("mobilenet_v2", 5, output_stride=16))
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("cpu", FP32), ("cpu", BF16), ("reference", FP32)], ids=str
-)
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 @torch.no_grad()
-def test_a_broken_image_is_broken_in_a_prepared_model(mobilenet, name, dtype):
+def test_a_broken_image_is_broken_in_a_prepared_model(mobilenet, dtype):
     """oneDNN's ReLU, which makes 0 of NaN, would hide it."""
     images = torch.randn(3, 3, 33, 33)
     images[1, 2, 20, 7] = NAN
-    with deeplab_fast.backend(name):
-        prepared = mobilenet.prepare_for_inference(dtype)
-        for model in (mobilenet, prepared):
-            logits = model(images)["out"]
-            assert logits[1].isnan().all() and logits[[0, 2]].isfinite().all()
-        labels = prepared.predict(images)
-        assert (labels[1] == 0).all() and (labels[[0, 2]] != 0).any()
-        images[1, 2, 20, 7] = -INF
-        assert prepared.logits(images)["out"][1].isnan().all()
+    prepared = mobilenet.prepare_for_inference(dtype)
+    for model in (mobilenet, prepared):
+        logits = model(images)["out"]
+        assert logits[1].isnan().all() and logits[[0, 2]].isfinite().all()
+    labels = prepared.predict(images)
+    assert (labels[1] == 0).all() and (labels[[0, 2]] != 0).any()
+    images[1, 2, 20, 7] = -INF
+    assert prepared.logits(images)["out"][1].isnan().all()
 
 
 @pytest.mark.parametrize(
