@@ -135,7 +135,8 @@ def _onednn_refuses(input: Tensor, *args: Any) -> str | None:
     return "the input is empty" if input.numel() == 0 else None
 
 
-# oneDNN's names and scalar arguments of the activations it applies while a tile is in cache.
+# oneDNN's names and scalar arguments of the activations it applies while a tile is in cache. They
+# may make 0 of NaN, as in models that torch.compile fuses; InferenceModel makes up for it.
 _ACTIVATIONS = {"none": ("none", []), "relu": ("relu", []), "relu6": ("hardtanh", [0.0, 6.0])}
 
 
@@ -214,7 +215,8 @@ def aspp(
     ):
         rate = dilation, dilation
         padding = reference.same_padding(weight, rate)
-        slice.copy_(fused_conv2d(x, weight, bias, (1, 1), padding, rate, 1, "relu"))
+        output = fused_conv2d(x, weight, bias, (1, 1), padding, rate, 1, "none")
+        torch.clamp(output, min=0, out=slice)  # keeps NaN, and has to be copied anyway
     # The pooled branch is constant over space, so its share of the projection is a bias per image.
     pooled = F.linear(x.mean((2, 3)), pool_weight.flatten(1), pool_bias).relu_()
     branch_weight, pooled_weight = project_weight.split([sum(channels), pooled.size(1)], dim=1)

@@ -37,6 +37,9 @@ FAR_MEANS = Guard(f"{FAR} means or pooled")
 FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
 MEAN = Guard("tests/test_dilated_conv2d_and_mean.py emulated")
 MEASURED = Guard("tests/test_measured.py")
+NON_FINITE = Guard("tests/test_non_finite.py sm_80 or sm_90")
+NON_FINITE_CPU = Guard("tests/test_non_finite.py cpu or prepared_model")
+NON_FINITE_TRITON = Guard("tests/test_non_finite.py triton")
 RECIPE = Guard("tests/test_recipe.py")
 REGISTRATION = Guard(
     "tests/test_backends.py tests/test_arguments.py not (side_effects or symbolic)"
@@ -64,6 +67,7 @@ GUARDS = {
         "tests/test_races.py tests/test_dilated_conv2d_backward.py sums or emulated"
     ),
     "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": WGRAD_SM90,
+    "csrc/cuda/elements.cuh": NON_FINITE,
     "csrc/cuda/implicit_gemm.cuh": CONV,
     "csrc/cuda/pixel_means.cu": ASPP,
     "csrc/cuda/tensor_map.cuh": Guard(
@@ -78,6 +82,7 @@ GUARDS = {
     "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
     "deeplab_fast/_resident.py": Guard("tests/test_resident.py tests/test_cache_keys.py"),
     "deeplab_fast/backends.py": REGISTRATION,
+    "deeplab_fast/cpu.py": NON_FINITE_CPU,
     "deeplab_fast/cuda_kernels/aspp.py": Guard(
         "tests/test_kernel_calls.py tests/test_aspp.py aspp and (limits or pooled or emulated)"
     ),
@@ -97,6 +102,7 @@ GUARDS = {
         "tests/test_dilated_conv2d_wgrad_sm90.py kernel_calls or convolutions or boxes or fp32"
     ),
     "deeplab_fast/measured.py": MEASURED,
+    "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
     "deeplab_fast/ops/_convolution.py": Guard(
         "tests/test_measured.py tests/test_cache_keys.py classes or class or share"
@@ -121,6 +127,9 @@ GUARDS = {
     "deeplab_fast/training/objective.py": RECIPE,
     "deeplab_fast/training/recipe.py": RECIPE,
     "deeplab_fast/training/transforms.py": TRAINING_DATA,
+    "deeplab_fast/triton_kernels/aspp.py": NON_FINITE_TRITON,
+    "deeplab_fast/triton_kernels/depthwise_conv2d.py": NON_FINITE_TRITON,
+    "deeplab_fast/triton_kernels/dilated_conv2d.py": NON_FINITE_TRITON,
 }
 
 
@@ -335,6 +344,24 @@ FAULTS: dict[str, list[Fault]] = {
             "weight + static_cast<int>(k * weight_stride) + c",
             FAR_MEANS,
         ),
+        Fault(
+            "ReLU of the pooled branch drops NaN",
+            "relu && sum < 0.0f ? 0.0f : sum;",
+            "relu ? fmaxf(sum, 0.0f) : sum;",
+            NON_FINITE,
+        ),
+        Fault(
+            "infinite means left out",
+            "vector[c] = input[image * C + c];",
+            "vector[c] = fminf(input[image * C + c], 65504.0f);",
+            NON_FINITE,
+        ),
+        Fault(
+            "NaN of a bias not added",
+            "sum += to_float(bias[k]);",
+            "if (to_float(bias[k]) == to_float(bias[k])) sum += to_float(bias[k]);",
+            NON_FINITE,
+        ),
     ],
     "csrc/cuda/cells.cuh": [
         Fault("first pixel of a cell off by one", "begin[mine] = i;", "begin[mine] = i + 1;"),
@@ -446,6 +473,69 @@ FAULTS: dict[str, list[Fault]] = {
             "const int slot = reduction.first_slot + i;",
             FAR_CONV,
         ),
+        Fault(
+            "the lower bound drops NaN",
+            "if (value[i] < terms.low) value[i] = terms.low;",
+            "value[i] = fmaxf(value[i], terms.low);",
+            NON_FINITE,
+        ),
+        Fault(
+            "the upper bound drops NaN",
+            "if (value[i] > terms.high) value[i] = terms.high;",
+            "value[i] = fminf(value[i], terms.high);",
+            NON_FINITE,
+        ),
+        Fault(
+            "NaN of the residual not added",
+            "value[i] += bias[i] + residual[i];",
+            "value[i] += bias[i] + (residual[i] == residual[i] ? residual[i] : 0.0f);",
+            NON_FINITE,
+        ),
+        Fault(
+            "an infinite bias not added",
+            "value[i] += bias[i] + residual[i];",
+            "value[i] += (fabsf(bias[i]) < INFINITY ? bias[i] : 0.0f) + residual[i];",
+            NON_FINITE,
+        ),
+        Fault(
+            "residual behind the bounds",
+            "value[i] += bias[i] + residual[i];\n"
+            "      if (image_bias != nullptr && i < count) value[i] += image_bias[i];\n"
+            "      // NaN is neither below nor above.\n"
+            "      if (value[i] < terms.low) value[i] = terms.low;\n"
+            "      if (value[i] > terms.high) value[i] = terms.high;",
+            "value[i] += bias[i];\n"
+            "      if (image_bias != nullptr && i < count) value[i] += image_bias[i];\n"
+            "      if (value[i] < terms.low) value[i] = terms.low;\n"
+            "      if (value[i] > terms.high) value[i] = terms.high;\n"
+            "      value[i] += residual[i];",
+            NON_FINITE,
+        ),
+        Fault(
+            "bias twice in split sums",
+            "  float sum[4] = {};",
+            "  float sum[4] = {epilogue.bias[0], epilogue.bias[1], "
+            "epilogue.bias[2], epilogue.bias[3]};",
+            NON_FINITE,
+        ),
+        Fault(
+            "a piece that is NaN left out",
+            "sum[c] += piece[c];",
+            "sum[c] += piece[c] == piece[c] ? piece[c] : 0.0f;",
+            NON_FINITE,
+        ),
+        Fault(
+            "each piece bounded below",
+            "sum[c] += piece[c];",
+            "sum[c] += piece[c] < terms.low ? terms.low : piece[c];",
+            NON_FINITE,
+        ),
+        Fault(
+            "last channel without the bias of an image",
+            "if (image_bias != nullptr && i < count)",
+            "if (image_bias != nullptr && i + 1 < count)",
+            NON_FINITE,
+        ),
     ],
     "csrc/cuda/depthwise.cuh": [
         Fault(
@@ -467,6 +557,18 @@ FAULTS: dict[str, list[Fault]] = {
             "a run goes past the strip",
             "const int count = min(end - position,",
             "const int count = min(shape.H,",
+        ),
+        Fault(
+            "bits of the first bf16 of a word in the second",
+            "to[1] = __uint_as_float(word & 0xffff0000u);",
+            "to[1] = __uint_as_float(word);",
+            NON_FINITE,
+        ),
+        Fault(
+            "fp16 saturates",
+            "*p = __float2half_rn(value);",
+            "*p = __float2half_rn(value > 65504.0f ? 65504.0f : value);",
+            NON_FINITE,
         ),
     ],
     "csrc/cuda/depthwise_conv2d.cu": [
@@ -590,6 +692,43 @@ FAULTS: dict[str, list[Fault]] = {
             "static_cast<int>(((image + y) * shape.W + strip.x) * shape.C + c), sum);",
             FAR_DEPTHWISE,
         ),
+        Fault(
+            "the lower bound drops NaN",
+            "value[e] = value[e] < epilogue.low ? epilogue.low : value[e];  // NaN stays",
+            "value[e] = fmaxf(value[e], epilogue.low);",
+            NON_FINITE,
+        ),
+        Fault(
+            "the upper bound drops NaN",
+            "value[e] = value[e] > epilogue.high ? epilogue.high : value[e];",
+            "value[e] = fminf(value[e], epilogue.high);",
+            NON_FINITE,
+        ),
+        Fault(
+            "the upper bound's zero for NaN",
+            "value[e] = value[e] > epilogue.high ? epilogue.high : value[e];",
+            "value[e] = value[e] <= epilogue.high ? value[e] : epilogue.high;",
+            NON_FINITE,
+        ),
+        Fault(
+            "zeros not multiplied",
+            "            sum[i][e] = fmaf(x[e], taps[i * kS + s][e], sum[i][e]);",
+            "            if (x[e] != 0.0f) sum[i][e] = fmaf(x[e], taps[i * kS + s][e], sum[i][e]);",
+            NON_FINITE,
+        ),
+        Fault(
+            "any kernel: zeros not multiplied",
+            "for (int e = 0; e < kVector; ++e) sum[e] = fmaf(x[e], w[e], sum[e]);",
+            "for (int e = 0; e < kVector; ++e)\n"
+            "          if (x[e] != 0.0f) sum[e] = fmaf(x[e], w[e], sum[e]);",
+            NON_FINITE,
+        ),
+        Fault(
+            "an infinite residual not added",
+            "value[e] += residual[e];",
+            "value[e] += fabsf(residual[e]) < INFINITY ? residual[e] : 0.0f;",
+            NON_FINITE,
+        ),
     ],
     "csrc/cuda/depthwise_conv2d_wgrad.cu": [
         Fault(
@@ -675,6 +814,18 @@ FAULTS: dict[str, list[Fault]] = {
             "const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
             "const int i = blockIdx.x * kThreads + threadIdx.x;",
             FAR_DEPTHWISE,
+        ),
+        Fault(
+            "NaN left out of the bias",
+            "grad_sum[e] += grads[0][e];",
+            "grad_sum[e] += grads[0][e] == grads[0][e] ? grads[0][e] : 0.0f;",
+            NON_FINITE,
+        ),
+        Fault(
+            "a part that is NaN left out",
+            "sum += partial_sums[part * size + i];",
+            "sum = fmaxf(sum + partial_sums[part * size + i], -INFINITY);",
+            NON_FINITE,
         ),
     ],
     "csrc/cuda/dilated_conv2d.cu": [
@@ -784,6 +935,19 @@ FAULTS: dict[str, list[Fault]] = {
             "const int64_t row = output.K > 1 ?",
             "const int32_t row = output.K > 1 ?",
             FAR_CONV,
+        ),
+        Fault(
+            "sm_90: NaN pixels left out of the means",
+            "for (int i = 0; i < kChunk; ++i) sum[i] += value[i];",
+            "for (int i = 0; i < kChunk; ++i) sum[i] += value[i] == value[i] ? value[i] : 0.0f;",
+            NON_FINITE,
+        ),
+        Fault(
+            "sm_90: terms in every piece of a split sum",
+            "        store(partial_sums + slot_row * kConvTileSm90 + tile_col, value);",
+            "        epilogue.finish(pixel, value);\n"
+            "        store(partial_sums + slot_row * kConvTileSm90 + tile_col, value);",
+            NON_FINITE,
         ),
     ],
     "csrc/cuda/dilated_conv2d_wgrad.cu": [
@@ -938,6 +1102,20 @@ FAULTS: dict[str, list[Fault]] = {
             "sum += partial_sums[static_cast<int>(part) * K + k];",
             FAR_CONV,
         ),
+        Fault(
+            "bias: NaN left out",
+            "for (int i = 0; i < kChunk<T>; ++i) sum[i] += values[i];",
+            "for (int i = 0; i < kChunk<T>; ++i) sum[i] += values[i] == values[i] "
+            "? values[i] : 0.0f;",
+            NON_FINITE,
+        ),
+        Fault(
+            "bias: infinite parts left out",
+            "sum += partial_sums[part * K + k];",
+            "sum += fabsf(partial_sums[part * K + k]) < INFINITY ? "
+            "partial_sums[part * K + k] : 0.0f;",
+            NON_FINITE,
+        ),
     ],
     "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": [
         Fault(
@@ -1019,6 +1197,13 @@ FAULTS: dict[str, list[Fault]] = {
             "{C * 2, W * C * 2,",
             "{C * 2, static_cast<uint32_t>(W * C * 2),",
             FAR_CONV,
+        ),
+    ],
+    "csrc/cuda/elements.cuh": [
+        Fault(
+            "fp16 saturates",
+            "result = __float2half_rn(value); }",
+            "result = __float2half_rn(value > 65504.0f ? 65504.0f : value); }",
         ),
     ],
     "csrc/cuda/implicit_gemm.cuh": [
@@ -1209,6 +1394,18 @@ FAULTS: dict[str, list[Fault]] = {
             "means[image * runs.C + c]",
             "means[static_cast<int>(image) * runs.C + c]",
             FAR_MEANS,
+        ),
+        Fault(
+            "NaN pixels left out of the means",
+            "sum[i] += chunk[i];",
+            "sum[i] += chunk[i] == chunk[i] ? chunk[i] : 0.0f;",
+            NON_FINITE,
+        ),
+        Fault(
+            "a warp's infinite sum left out of the means",
+            "total += of_warps[w * 32 + lane];",
+            "total += fabsf(of_warps[w * 32 + lane]) < INFINITY ? of_warps[w * 32 + lane] : 0.0f;",
+            NON_FINITE,
         ),
     ],
     "csrc/cuda/tensor_map.cuh": [
@@ -1658,6 +1855,12 @@ FAULTS: dict[str, list[Fault]] = {
             "const int slot = reduction.first_slot + i;",
             FAR_CONV,
         ),
+        Fault(
+            "a piece that is NaN left out",
+            "sum[1] += piece[1];",
+            "sum[1] += piece[1] == piece[1] ? piece[1] : 0.0f;",
+            NON_FINITE,
+        ),
     ],
     "deeplab_fast/_resident.py": [
         Fault(
@@ -1762,6 +1965,33 @@ FAULTS: dict[str, list[Fault]] = {
             "op in shape_classes",
         ),
     ],
+    "deeplab_fast/cpu.py": [
+        Fault(
+            "a branch's ReLU drops NaN",
+            "torch.clamp(output, min=0, out=slice)",
+            "torch.fmax(output, output.new_zeros(()), out=slice)",
+        ),
+        Fault(
+            "ReLU of the pooled branch drops NaN",
+            "F.linear(x.mean((2, 3)), pool_weight.flatten(1), pool_bias).relu_()",
+            "F.linear(x.mean((2, 3)), pool_weight.flatten(1), pool_bias).nan_to_num_().relu_()",
+        ),
+        Fault(
+            "the pooled branch behind the ReLU",
+            "F.conv2d(branches, branch_weight).add_(image_bias[:, :, None, None]).relu_()",
+            "F.conv2d(branches, branch_weight).relu_().add_(image_bias[:, :, None, None])",
+        ),
+        Fault(
+            "ReLU6 as ReLU",
+            'return tensor.relu_() if activation == "relu" else F.relu6(tensor, inplace=True)',
+            "return tensor.relu_()",
+        ),
+        Fault(
+            "sums of blocks lose NaN",
+            "total += convolve(input, weight, None)",
+            "total += convolve(input, weight, None).nan_to_num(0.0)",
+        ),
+    ],
     "deeplab_fast/cuda_kernels/aspp.py": [
         Fault(
             "means of too many channels",
@@ -1805,6 +2035,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("relu6 without its bound", '"relu6": (0.0, 6.0)', '"relu6": (0.0, math.inf)'),
         Fault("relu of negatives", '"relu": (0.0, math.inf)', '"relu": (-1.0, math.inf)'),
+        Fault(
+            "finite bounds without an activation",
+            '"none": (-math.inf, math.inf)',
+            '"none": (-3.4e38, 3.4e38)',
+        ),
+        Fault("ReLU bounded above", '"relu": (0.0, math.inf)', '"relu": (0.0, 3.4e38)'),
     ],
     "deeplab_fast/cuda_kernels/depthwise_conv2d.py": [
         Fault(
@@ -2152,6 +2388,31 @@ FAULTS: dict[str, list[Fault]] = {
             "key=ratios.__getitem__, reverse=True)",
         ),
     ],
+    "deeplab_fast/models/inference.py": [
+        Fault(
+            "a broken image looks healthy",
+            "return logits + nan_or_zero.to(logits.dtype)",
+            "return logits",
+        ),
+        Fault(
+            "NaN of an image left out", "0 * images.sum((1, 2, 3)", "0 * images.nansum((1, 2, 3)"
+        ),
+        Fault(
+            "all images are broken by one",
+            "0 * images.sum((1, 2, 3)",
+            "0 * images.sum((0, 1, 2, 3)",
+        ),
+        Fault(
+            "broken weights look healthy",
+            "last.bias += 0 * parameter.sum(dtype=torch.float64)",
+            "pass",
+        ),
+        Fault(
+            "a broken last layer breaks all classes",
+            "for layer in (prepared.backbone, *layers):",
+            "for layer in (prepared.backbone, *layers, last):",
+        ),
+    ],
     "deeplab_fast/ops/_arguments.py": [
         Fault("False of NumPy is True", "return bool(value)", "return True"),
         Fault(
@@ -2301,6 +2562,16 @@ FAULTS: dict[str, list[Fault]] = {
             "pooling of more pixels",
             "tuple(weight.shape[1:]) != (channels, 1, 1)",
             "weight.size(1) != channels",
+        ),
+        Fault(
+            "no gradient where the output is NaN",
+            "grad_output * ~(output <= 0)",
+            "grad_output * (output > 0)",
+        ),
+        Fault(
+            "no gradient where a branch is NaN",
+            "grad_joined * ~(joined <= 0)",
+            "grad_joined * (joined > 0)",
         ),
     ],
     "deeplab_fast/ops/dilated_conv2d.py": [
@@ -2932,6 +3203,86 @@ FAULTS: dict[str, list[Fault]] = {
             "labels not mirrored",
             "pixels, classes = pixels[:, ::-1], classes[:, ::-1]",
             "pixels = pixels[:, ::-1]",
+        ),
+    ],
+    "deeplab_fast/triton_kernels/aspp.py": [
+        Fault(
+            "ReLU of the pooled branch drops NaN",
+            "pool_bias.float()).relu_()",
+            "pool_bias.float()).nan_to_num_(0.0).relu_()",
+        ),
+        Fault(
+            "infinite means cut off",
+            "mean = input.mean((2, 3), dtype=torch.float32)",
+            "mean = input.mean((2, 3), dtype=torch.float32).clamp(-65504, 65504)",
+        ),
+    ],
+    "deeplab_fast/triton_kernels/depthwise_conv2d.py": [
+        Fault(
+            "NaN of the input is 0",
+            "            b_sum += b_input.to(tl.float32) * b_weight.to(tl.float32)[None, :]",
+            "            b_input = tl.where(b_input == b_input, b_input, 0.0)\n"
+            "            b_sum += b_input.to(tl.float32) * b_weight.to(tl.float32)[None, :]",
+        ),
+        Fault(
+            "zeros not multiplied",
+            "            b_sum += b_input.to(tl.float32) * b_weight.to(tl.float32)[None, :]",
+            "            b_product = b_input.to(tl.float32) * b_weight.to(tl.float32)[None, :]\n"
+            "            b_sum += tl.where(b_input == 0, 0.0, b_product)",
+        ),
+        Fault(
+            "a gradient's NaN is 0",
+            "        b_sum += b_grad * b_input.to(tl.float32)",
+            "        b_sum += tl.where(b_grad == b_grad, b_grad, 0.0) * b_input.to(tl.float32)",
+        ),
+    ],
+    "deeplab_fast/triton_kernels/dilated_conv2d.py": [
+        Fault(
+            "ReLU drops NaN",
+            "b_sum = tl.where(b_sum < 0, 0.0, b_sum)  # NaN stays NaN",
+            "b_sum = tl.where(b_sum > 0, b_sum, 0.0)",
+        ),
+        Fault(
+            "ReLU6 drops NaN",
+            "b_sum = tl.where(b_sum > 6, 6.0, b_sum)",
+            "b_sum = tl.where(b_sum < 6, b_sum, 6.0)",
+        ),
+        Fault(
+            "tf32 makes 0 of NaN",
+            '    b_rounded = tl.where(tl.abs(b_exact) < float("inf"), b_rounded, '
+            "b_exact)  # NaN stays NaN\n",
+            "",
+        ),
+        Fault(
+            "an infinite bias is not added",
+            "b_sum += tl.load(p_bias + o_bias, mask=m_output, other=0.0).to(tl.float32)",
+            "b_bias = tl.load(p_bias + o_bias, mask=m_output, other=0.0).to(tl.float32)\n"
+            '        b_sum += tl.where(tl.abs(b_bias) < float("inf"), b_bias, 0.0)',
+        ),
+        Fault(
+            "the residual behind the activation",
+            "    if HAS_RESIDUAL:\n"
+            "        b_sum += tl.load(p_residual + o_output, mask=m_output, "
+            'other=0.0).to(tl.float32)\n    if ACTIVATION != "none":\n'
+            "        b_sum = tl.where(b_sum < 0, 0.0, b_sum)  # NaN stays NaN\n"
+            '    if ACTIVATION == "relu6":\n        b_sum = tl.where(b_sum > 6, 6.0, b_sum)\n',
+            '    if ACTIVATION != "none":\n        b_sum = tl.where(b_sum < 0, 0.0, b_sum)\n'
+            '    if ACTIVATION == "relu6":\n        b_sum = tl.where(b_sum > 6, 6.0, b_sum)\n'
+            "    if HAS_RESIDUAL:\n"
+            "        b_sum += tl.load(p_residual + o_output, mask=m_output, "
+            "other=0.0).to(tl.float32)\n",
+        ),
+        Fault(
+            "pieces that are NaN left out",
+            "        b_sum += tl.load(p_partial + o_row[:, None] + o_n[None, :])",
+            "        b_piece = tl.load(p_partial + o_row[:, None] + o_n[None, :])\n"
+            "        b_sum += tl.where(b_piece == b_piece, b_piece, 0.0)",
+        ),
+        Fault(
+            "a gradient's NaN is 0",
+            "        b_sum = tl.dot(b_grad, b_input, b_sum, input_precision=PRECISION)",
+            "        b_grad = tl.where(b_grad == b_grad, b_grad, 0.0)\n"
+            "        b_sum = tl.dot(b_grad, b_input, b_sum, input_precision=PRECISION)",
         ),
     ],
 }

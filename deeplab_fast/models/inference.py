@@ -132,7 +132,8 @@ class FusedBackbone(nn.Sequential):
 class InferenceModel(SegmentationModel):
     """What ``DeepLabV3.prepare_for_inference`` returns; it cannot be trained or saved.
 
-    Its blocks write over their inputs: a hook that keeps an activation has to copy it.
+    Its blocks write over their inputs: a hook that keeps an activation has to copy it. An image or
+    weights with NaN or Inf give logits that are NaN, also where oneDNN's ReLU makes 0 of NaN.
     """
 
     def train(self, mode: bool = True) -> InferenceModel:
@@ -142,6 +143,11 @@ class InferenceModel(SegmentationModel):
             )
         super().train(False)
         return self
+
+    def _classify(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
+        logits = super()._classify(features, images)
+        nan_or_zero = 0 * images.sum((1, 2, 3), keepdim=True, dtype=torch.float32)
+        return logits + nan_or_zero.to(logits.dtype)
 
 
 def prepare(model: SegmentationModel, dtype: torch.dtype | None) -> InferenceModel:
@@ -154,7 +160,12 @@ def prepare(model: SegmentationModel, dtype: torch.dtype | None) -> InferenceMod
         model.preprocessing,
         model.categories,
     )
-    return prepared.to(dtype=dtype, memory_format=torch.channels_last).eval()
+    prepared.to(dtype=dtype, memory_format=torch.channels_last)
+    *layers, last = prepared.classifier
+    for layer in (prepared.backbone, *layers):
+        for parameter in layer.parameters():
+            last.bias += 0 * parameter.sum(dtype=torch.float64)  # NaN stays NaN behind any ReLU
+    return prepared.eval()
 
 
 def _fused_backbone(backbone: Any) -> FusedBackbone:

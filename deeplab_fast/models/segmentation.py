@@ -57,7 +57,7 @@ class SegmentationModel(nn.Module):
         >>> loss = upsample_cross_entropy(logits["out"], target, ignore_index=255)
         """
         features = self._features(images)
-        logits = OrderedDict(out=self.classifier(features["out"]))
+        logits = OrderedDict(out=self._classify(features, images))
         if self.aux_classifier is not None:
             logits["aux"] = self.aux_classifier(features["aux"])
         return logits
@@ -101,7 +101,7 @@ class SegmentationModel(nn.Module):
             raise RuntimeError("predict needs evaluation mode: call model.eval() first")
         if images.dim() == 3:
             return self.predict(images[None], size, dtype)[0]
-        logits = self.classifier(self._features(images)["out"])
+        logits = self._classify(self._features(images), images)
         size = (images.size(2), images.size(3)) if size is None else size
         return upsample_argmax(logits, size, align_corners=self.align_corners, dtype=dtype)
 
@@ -116,3 +116,7 @@ class SegmentationModel(nn.Module):
                 f"images: expected normalised floats (see model.preprocessing), got {images.dtype}"
             )
         return self.backbone(images)
+
+    def _classify(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
+        """The main logits, of the features of these images."""
+        return self.classifier(features["out"])

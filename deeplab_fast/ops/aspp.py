@@ -132,9 +132,9 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 
     everything = ([1, 1], 1, [True, True, True])
     grad_joined, grad_project_weight, grad_project_bias = _dilated_conv2d_backward(
-        grad_output * (output > 0), joined, project_weight, *everything, **on
+        grad_output * ~(output <= 0), joined, project_weight, *everything, **on
     )
-    grad_joined = grad_joined * (joined > 0)
+    grad_joined = grad_joined * ~(joined <= 0)  # NaN has a gradient, as in F.relu
     grad_branches, grad_pooled = grad_joined.split([branches.size(1), pooled.size(1)], dim=1)
     grad_mean, grad_pool_weight, grad_pool_bias = _dilated_conv2d_backward(
         grad_pooled.sum((2, 3), keepdim=True), mean, pool_weight, *everything, **on
