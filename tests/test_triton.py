@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -648,10 +649,14 @@ def test_gradients_have_the_dtype_of_what_they_are_of(kind, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("place", ["channels_last", "contiguous", "input", "of the input"])
-def test_a_residual_anywhere_is_written_over(place, groups, dtype):
-    """Also one whose memory the input reads, whole or turned."""
+def test_a_residual_anywhere_is_written_over(monkeypatch, place, groups, dtype):
+    """Also one that is the input, or shares memory with it, which several programs read."""
     from deeplab_fast.ops.fused_conv2d import fused_conv2d_add_
+    from deeplab_fast.triton_kernels import depthwise_conv2d, dilated_conv2d
 
+    blocks = dilated_conv2d.Blocks(16, 16, 16, 4, 1)
+    monkeypatch.setattr(dilated_conv2d, "blocks_for", lambda *shape: blocks)
+    monkeypatch.setattr(depthwise_conv2d, "_blocks", lambda pixels, channels: (16, 4))
     residual = torch.randint(-9, 9, (2, 4, 5, 5)).to(dtype)
     x = torch.randint(-9, 9, (2, 4, 5, 5)).to(dtype)
     weight = torch.randint(-2, 3, (4, 4 // groups, 3, 3)).to(dtype)
@@ -660,8 +665,9 @@ def test_a_residual_anywhere_is_written_over(place, groups, dtype):
         residual = residual.contiguous(memory_format=torch.channels_last)
     if place == "input":
         x = residual
-    elif place == "of the input":
-        x = residual.transpose(2, 3)
+    elif place == "of the input":  # an image before it
+        both = torch.cat([x[:1], residual]).contiguous(memory_format=torch.channels_last)
+        residual, x = both[1:], both[:2]
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1, groups=groups)
     expected = F.relu6(expected + residual.double())
     with deeplab_fast.backend("triton"):
@@ -693,3 +699,47 @@ def test_aspp_of_images_that_differ(format):
     assert output.is_contiguous(memory_format=format)
     for actual, right, scale in zip(output, expected, scales):
         torch.testing.assert_close(actual, right, rtol=1e-4, atol=1e-4 * scale.item())
+
+
+@interpreted
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """Which need not be the current one."""
+    from triton.runtime.interpreter import GridExecutor
+
+    entered, launches = [], []
+    run = GridExecutor.__call__
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        entered.append(tensor)
+        yield
+        entered.pop()
+
+    def checked(*args, **kwargs):
+        launches.append(len(entered))
+        run(*args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(GridExecutor, "__call__", checked)
+    x, weight, bias = torch.ones(1, 2, 3, 3), torch.ones(2, 2, 1, 1), torch.ones(2)
+    depthwise, geometry = torch.ones(2, 1, 1, 1), ([1, 1], [0, 0], [1, 1], 1, "none")
+    target, options = torch.zeros(1, 4, 4).long(), (255, "mean", 0.0, False)
+    ops = torch.ops.deeplab_fast
+    loss, *saved = ops.upsample_cross_entropy(x, target, None, *options, backend="triton")
+    calls = [
+        (ops.dilated_conv2d, x, weight, bias, [1, 1], 1),
+        (ops.dilated_conv2d_backward, x, x, weight, [1, 1], 1, [True] * 3),
+        (ops.dilated_conv2d_backward, x, x, depthwise, [1, 1], 2, [True] * 3),
+        (ops.parallel_dilated_conv2d, x, [weight], [bias], [1]),
+        (ops.parallel_dilated_conv2d_backward, x, x, [weight], [1], [True] * 3),
+        (ops.fused_conv2d, x, weight, bias, *geometry),
+        (ops.fused_conv2d_add_, x.clone(), x, weight, bias, *geometry),
+        (ops.aspp, x, [weight], [bias], [1], weight, bias, torch.ones(2, 4, 1, 1), bias),
+        (ops.upsample_argmax, x, [4, 4], None, False, torch.int64),
+        (ops.upsample_cross_entropy, x, target, None, *options),
+        (ops.upsample_cross_entropy_backward, loss, x, target, None, *saved, *options),
+    ]
+    for op, *arguments in calls:
+        launches.clear()
+        op(*arguments, backend="triton")
+        assert launches and all(launches), op
