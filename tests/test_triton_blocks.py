@@ -237,7 +237,7 @@ def small_blocks(like_a_gpu, monkeypatch) -> Blocks:
         *[(pixels, 5, 5, 1) for pixels in (15, 16, 17, 31, 32, 33)],
         *[(7, channels, 5, 1) for channels in (15, 16, 17)],
         *[(7, 5, channels, 1) for channels in (15, 16, 17, 31, 32, 33)],
-        (64, 32, 32, 132),
+        (64, 48, 48, 132),
         (33, 33, 33, 132),
     ],
 )
@@ -430,12 +430,17 @@ def test_depthwise_sums_are_fp32(monkeypatch):
         2049 * x.float(), weight[..., 1:2], bias, (1, 1), residual
     )
     assert (output == 1.5).all()
+    bias[:], three = -3072, torch.full((2, 1, 1, 1), 3).half()
+    output = depthwise_conv2d.depthwise_conv2d(1025 * x, three, bias, (1, 1))
+    assert (output == 3).all()  # 3075 - 3072, of which fp16 would make 4
+    grad = torch.zeros_like(x)
+    grad[..., 3], grad[..., 7] = 1025, -1024
+    gradient = depthwise_conv2d.depthwise_weight_gradient
+    assert (gradient(grad, 3 * x, three, (1, 1)) == 3).all()
     pixels = torch.tensor([2048, 0, 0, 1, 0, 0, 0, 0, 0, 0, -2048, 1]).half().view(1, 1, 1, 12)
     for run in (4, 16):
         monkeypatch.setattr(depthwise_conv2d, "_RUN", run)
-        grad_weight = depthwise_conv2d.depthwise_weight_gradient(
-            pixels.expand(1, 2, 1, 12), x, weight[..., 1:2], (1, 1)
-        )
+        grad_weight = gradient(pixels.expand(1, 2, 1, 12), x, three, (1, 1))
         assert grad_weight.dtype == torch.float16 and (grad_weight == 2).all()
 
 
