@@ -65,7 +65,9 @@ GUARDS = {
     "deeplab_fast/triton_kernels/aspp.py": Guard(
         "tests/test_triton.py images_that_differ or bias_of_images"
     ),
-    "deeplab_fast/triton_kernels/bilinear.py": Guard("tests/test_triton_blocks.py interpolation"),
+    "deeplab_fast/triton_kernels/bilinear.py": Guard(
+        "tests/test_triton_blocks.py tests/test_triton.py with_the_fma or fma_rounds_once"
+    ),
     "deeplab_fast/triton_kernels/depthwise_conv2d.py": Guard(
         "tests/test_triton_blocks.py depthwise or rate or strides"
     ),

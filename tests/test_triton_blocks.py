@@ -26,6 +26,7 @@ if not is_interpreted("triton"):
 
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
+from triton.runtime.interpreter import TensorHandle, interpreter_builder  # noqa: E402
 
 from deeplab_fast.triton_kernels import bilinear, depthwise_conv2d  # noqa: E402
 from deeplab_fast.triton_kernels import dilated_conv2d as kernels  # noqa: E402
@@ -810,7 +811,12 @@ def interpolated(p_output, p_input, size, scale, ALIGN_CORNERS: tl.constexpr, BL
 def test_interpolation_with_the_fma_of_a_gpu_and_the_emulated_one(
     monkeypatch, emulated, align_corners
 ):
-    """Bit for bit, at both ends too, where the interpreter's own fma rounds once."""
+    """Bit for bit, at both ends too. The interpreter's own fma may round twice, unlike a GPU's."""
+    monkeypatch.setattr(
+        interpreter_builder,
+        "create_fma",
+        lambda a, b, c: TensorHandle(bilinear_oracle.fma(a.data, b.data, c.data), a.dtype.scalar),
+    )
     monkeypatch.setattr(bilinear, "_EMULATE_FMA", tl.constexpr(emulated))
     x, size, scale = torch.randn(100), 128, (99 / 127 if align_corners else 100 / 128)
     output = torch.empty(size)
@@ -818,9 +824,7 @@ def test_interpolation_with_the_fma_of_a_gpu_and_the_emulated_one(
     lo, hi, w0, w1 = bilinear_oracle.source_pairs(size, 100, scale, align_corners)
     values = x.numpy()
     expected = torch.from_numpy(bilinear_oracle.fma(values[lo], w0, values[hi] * w1))
-    if emulated or not bilinear.fma_rounds_twice():
-        assert torch.equal(output, expected)
-    torch.testing.assert_close(output, expected, rtol=1e-6, atol=2e-6)
+    assert torch.equal(output, expected)
     whole = F.interpolate(
         x.double()[None, None, None], (1, size), mode="bilinear", align_corners=align_corners
     )
