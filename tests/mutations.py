@@ -47,6 +47,8 @@ REGISTRATION = Guard(
 SCHEDULES = Guard("tests/test_schedules.py tests/test_zones.py schedules or executed", "_C")
 TRAINING_DATA = Guard("tests/test_training_data.py")
 TRANSFORMS = Guard("tests/test_transforms.py not (compiled or model_and)")
+TRITON_DENSE = Guard("tests/test_triton_blocks.py not depthwise and not interpolation")
+TRITON_FAR = Guard("tests/test_triton_blocks.py far")
 WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
 
 GUARDS = {
@@ -127,7 +129,14 @@ GUARDS = {
     "deeplab_fast/training/objective.py": RECIPE,
     "deeplab_fast/training/recipe.py": RECIPE,
     "deeplab_fast/training/transforms.py": TRAINING_DATA,
+    "deeplab_fast/triton.py": Guard(
+        "tests/test_triton.py versions or every_name or gpus_that or in_the_order or widened "
+        "or refuses or together or asked or have_the_dtype or anywhere"
+    ),
     "deeplab_fast/triton_kernels/aspp.py": NON_FINITE_TRITON,
+    "deeplab_fast/triton_kernels/bilinear.py": Guard(
+        "tests/test_triton_blocks.py tests/test_triton.py with_the_fma or fma_rounds_once"
+    ),
     "deeplab_fast/triton_kernels/depthwise_conv2d.py": NON_FINITE_TRITON,
     "deeplab_fast/triton_kernels/dilated_conv2d.py": NON_FINITE_TRITON,
 }
@@ -3205,6 +3214,58 @@ FAULTS: dict[str, list[Fault]] = {
             "pixels = pixels[:, ::-1]",
         ),
     ],
+    "deeplab_fast/triton.py": [
+        Fault(
+            "versions compared as text",
+            'tuple(map(int, found.split(".")[:2])) < than',
+            'found < "{}.{}".format(*than)',
+        ),
+        Fault("the newest of several GPUs decides", "oldest = min(", "oldest = max("),
+        Fault("no kernels for AMD", "    if torch.version.hip:\n        return None\n", ""),
+        Fault(
+            "bf16 is widened on a GPU",
+            "if not _INTERPRETED:\n        return args",
+            "if False:\n        return args",
+        ),
+        Fault(
+            "the last block runs over int32", "_MAX_INDEX = 2**31 - 4096", "_MAX_INDEX = 2**31 - 1"
+        ),
+        Fault(
+            "pixels of one branch count",
+            "len(weights) * input.numel() // input.size(1)",
+            "input.numel() // input.size(1)",
+        ),
+        Fault(
+            "ASPP's projection may be empty",
+            "[*weights, pool, args[1]]",
+            "[*weights, pool, args[0]]",
+        ),
+        Fault(
+            "a residual of another batch is taken",
+            "if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):",
+            "if residual.shape[1:] != (weight.size(0), *input.shape[2:]):",
+        ),
+        Fault(
+            "the mask of another gradient",
+            "        if output_mask[1]:\n            grad_weight = depthwise",
+            "        if output_mask[0]:\n            grad_weight = depthwise",
+        ),
+        Fault(
+            "only a residual that is the input is read first",
+            "if input.untyped_storage().data_ptr() == sums.untyped_storage().data_ptr():",
+            "if input is residual:",
+        ),
+        Fault(
+            "a residual elsewhere is not written",
+            "    if output is not residual:\n        residual.copy_(output)",
+            "    pass",
+        ),
+        Fault(
+            "no activation after a residual",
+            "dilation, groups, sums, activation)",
+            "dilation, groups, sums)",
+        ),
+    ],
     "deeplab_fast/triton_kernels/aspp.py": [
         Fault(
             "ReLU of the pooled branch drops NaN",
@@ -3216,6 +3277,30 @@ FAULTS: dict[str, list[Fault]] = {
             "mean = input.mean((2, 3), dtype=torch.float32)",
             "mean = input.mean((2, 3), dtype=torch.float32).clamp(-65504, 65504)",
         ),
+        Fault("no activation of the pooled branch", ".relu_()", ""),
+        Fault(
+            "one mean of all images",
+            "input.mean((2, 3), dtype=torch.float32)",
+            "input.mean((0, 2, 3), dtype=torch.float32)[None].expand(input.size(0), -1)",
+        ),
+        Fault(
+            "the bias of images is rounded",
+            "project_bias.float())",
+            "project_bias.float()).to(input.dtype)",
+        ),
+    ],
+    "deeplab_fast/triton_kernels/bilinear.py": [
+        Fault(
+            "the second product is not rounded",
+            "return tl.fma(b_a, b_w0, b_b * b_w1)",
+            "return tl.fma(b_b, b_w1, b_a * b_w0)",
+        ),
+        Fault(
+            "source index not clamped at the end",
+            "tl.minimum(o_lo + 1, size - 1), 1.0",
+            "o_lo + 1, 1.0",
+        ),
+        Fault("an emulated fma that rounds twice", "tl.where(inexact, odd, total)", "total"),
     ],
     "deeplab_fast/triton_kernels/depthwise_conv2d.py": [
         Fault(
@@ -3235,6 +3320,50 @@ FAULTS: dict[str, list[Fault]] = {
             "        b_sum += b_grad * b_input.to(tl.float32)",
             "        b_sum += tl.where(b_grad == b_grad, b_grad, 0.0) * b_input.to(tl.float32)",
         ),
+        Fault(
+            "channels past the last",
+            "o_pixel < num_pixels, o_c < out_channels",
+            "o_pixel < num_pixels, o_c <= out_channels",
+        ),
+        Fault(
+            "one output of each channel",
+            "for i in tl.static_range(MULTIPLIER if MIRRORED else 1):",
+            "for i in tl.static_range(1):",
+        ),
+        Fault("weights past the last", "mask=m_c, other=0.0)", "mask=m_c | True, other=0.0)"),
+        Fault(
+            "products in half precision",
+            "b_sum += b_input.to(tl.float32) * b_weight.to(tl.float32)[None, :]",
+            "b_sum += (b_input * b_weight[None, :]).to(tl.float32)",
+        ),
+        Fault(
+            "offsets of the input in int32",
+            "o_input = (o_pixel + i_dy * W + i_dx).to(tl.int64)[:, None] * in_channels",
+            "o_input = (o_pixel + i_dy * W + i_dx)[:, None] * in_channels",
+        ),
+        Fault(
+            "offsets of partial sums in int32",
+            "tl.program_id(0).to(tl.int64) * K",
+            "tl.program_id(0) * K",
+        ),
+        Fault(
+            "only the first block of a run is summed",
+            "range(0, RUN, BLOCK_P)",
+            "range(0, BLOCK_P, BLOCK_P)",
+        ),
+        Fault("runs that overlap", "_RUN = 2048", "_RUN = 2000"),
+        Fault("only the first run counts", "partial.sum(0)", "partial[0]"),
+        Fault(
+            "partial sums in half precision",
+            "new_empty((runs, R, S, K), dtype=torch.float32)",
+            "new_empty((runs, R, S, K))",
+        ),
+        Fault(
+            "rates clamped to the other side",
+            "min(dilation[0], input.size(2)), min(dilation[1], input.size(3))",
+            "min(dilation[0], input.size(3)), min(dilation[1], input.size(2))",
+        ),
+        Fault("a weight with gaps", "weight.contiguous(),", "weight,"),
     ],
     "deeplab_fast/triton_kernels/dilated_conv2d.py": [
         Fault(
@@ -3284,6 +3413,128 @@ FAULTS: dict[str, list[Fault]] = {
             "        b_grad = tl.where(b_grad == b_grad, b_grad, 0.0)\n"
             "        b_sum = tl.dot(b_grad, b_input, b_sum, input_precision=PRECISION)",
         ),
+        Fault(
+            "split sums lose rows",
+            "dilated_conv2d_reduce_kernel[(work.reductions.numel() // 4 * (blocks.m // rows),)](",
+            "dilated_conv2d_reduce_kernel[(work.reductions.numel() // 4,)](",
+        ),
+        Fault(
+            "split gradients lose rows",
+            "wgrad_reduce_kernel[(work.reductions.numel() // 4 * (blocks.m // rows),)](",
+            "wgrad_reduce_kernel[(work.reductions.numel() // 4,)](",
+        ),
+        Fault(
+            "pieces of the rows above",
+            "((i_first_slot + i).to(tl.int64) * BLOCK_M + o_m) * BLOCK_N",
+            "((i_first_slot + i).to(tl.int64) * BLOCK_M + o_m % 16) * BLOCK_N",
+        ),
+        Fault(
+            "one piece not added", "for i in range(num_slots):", "for i in range(num_slots - 1):"
+        ),
+        Fault(
+            "channels past a branch",
+            "m_n = o_n < (C if MIRRORED else num_channels)",
+            "m_n = o_n < C",
+        ),
+        Fault(
+            "weights past the last",
+            "mask=m_k[:, None] & m_n[None, :], other=0.0)\n        i_dy",
+            "mask=(m_k[:, None] | True) & m_n[None, :], other=0.0)\n        i_dy",
+        ),
+        Fault(
+            "input past the last",
+            "mask=(m_inside & m_pixel)[:, None] & m_k[None, :],",
+            "mask=(m_inside & m_pixel)[:, None] & (m_k[None, :] | True),",
+        ),
+        Fault(
+            "bias of the first image",
+            "        out_channels, H * W, stride_bias, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,\n    )",
+            "        out_channels, H * W, 0, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,\n    )",
+        ),
+        Fault(
+            "gradients of a column too many",
+            "tl.cdiv(C, BLOCK_N)\n    o_m = i_block // num_column_blocks * BLOCK_M + tl",
+            "C // BLOCK_N + 1\n    o_m = i_block // num_column_blocks * BLOCK_M + tl",
+        ),
+        Fault(
+            "gradient rows past the last",
+            "m_m, m_n = o_m < K, o_n < C",
+            "m_m, m_n = o_m >= 0, o_n < C",
+        ),
+        Fault(
+            "pieces in half precision",
+            "work.num_slots * blocks.m * blocks.n, dtype=torch.float32)\n    epilogue",
+            "work.num_slots * blocks.m * blocks.n)\n    epilogue",
+        ),
+        Fault(
+            "offsets of the output in int32",
+            "o_output = o_pixel.to(tl.int64)[:, None]",
+            "o_output = o_pixel[:, None]",
+            TRITON_FAR,
+        ),
+        Fault(
+            "offsets of a bias in int32",
+            "o_image = (o_pixel // pixels_per_image).to(tl.int64)",
+            "o_image = o_pixel // pixels_per_image",
+            TRITON_FAR,
+        ),
+        Fault(
+            "offsets of the weight in int32",
+            "o_weight = (o_n.to(tl.int64) * num_taps + i_tap)[None, :]",
+            "o_weight = (o_n * num_taps + i_tap)[None, :]",
+            TRITON_FAR,
+        ),
+        Fault(
+            "offsets of the mirrored weight in int32",
+            "o_weight = (o_c.to(tl.int64) * num_taps + i_tap)[:, None]",
+            "o_weight = (o_c * num_taps + i_tap)[:, None]",
+            TRITON_FAR,
+        ),
+        Fault(
+            "offsets of pieces in int32",
+            "((i_first_slot + i).to(tl.int64) * BLOCK_M + o_m)",
+            "((i_first_slot + i) * BLOCK_M + o_m)",
+            TRITON_FAR,
+        ),
+        Fault(
+            "offsets of tf32 in int32",
+            "o = tl.program_id(0).to(tl.int64) * BLOCK",
+            "o = tl.program_id(0) * BLOCK",
+            TRITON_FAR,
+        ),
+        Fault("tf32 past the last", "mask=o < num_elements, other=0.0)", "mask=o >= 0, other=0.0)"),
+        Fault("tf32 on AMD", "and not torch.version.hip", ""),
+        Fault(
+            "tuning of one dtype for all",
+            "_tuned.get((dtype, pinned), pinned)",
+            "next((b for (_, p), b in _tuned.items() if p == pinned), pinned)",
+        ),
+        Fault("blocks smaller than tensor cores multiply", "_SMALLEST = 16", "_SMALLEST = 8"),
+        Fault(
+            "columns fit the depth",
+            "n=fitting(columns, largest.n), k=fitting(depth, largest.k)",
+            "n=fitting(depth, largest.n), k=fitting(columns, largest.k)",
+        ),
+        Fault(
+            "more shared memory than AMD has",
+            "if torch.version.hip:\n        largest",
+            "if False:\n        largest",
+        ),
+        Fault(
+            "steps of the first branch",
+            "depth = max(out_channels) if mirrored",
+            "depth = out_channels[0] if mirrored",
+        ),
+        Fault(
+            "the first branch is aligned", "math.gcd(16, *channels)", "math.gcd(16, channels[0])"
+        ),
+        Fault("no sum is split", "multi_processor_count", "multi_processor_count // 200"),
+        Fault(
+            "rates clamped to the other side",
+            "min(vertical, H), min(horizontal, W)",
+            "min(vertical, W), min(horizontal, H)",
+        ),
+        Fault("a bias with gaps", "bias = given[0].contiguous() if", "bias = given[0] if"),
     ],
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -135,6 +136,85 @@ def test_an_old_triton_is_refused(monkeypatch):
 
     monkeypatch.setattr(triton, "version", lambda name: "3.5.1")
     assert triton._installation_problem.__wrapped__() == "needs Triton 3.6, 3.5.1 is installed"
+
+
+@pytest.mark.parametrize(
+    ("found", "than", "expected"),
+    [
+        ("3.5.9", (3, 6), True),
+        ("3.6.0", (3, 6), False),
+        ("3.10.1", (3, 6), False),
+        ("4.0.0", (3, 6), False),
+        ("2.9.0", (3, 6), True),
+        ("3.6.0+git1a2b", (3, 6), False),
+        (None, (3, 6), False),
+    ],
+)
+def test_versions_are_numbers(found, than, expected):
+    from deeplab_fast import triton
+
+    assert triton._is_older(found, than) == expected
+
+
+@pytest.mark.parametrize("there", ["triton", "pytorch-triton", "pytorch-triton-rocm"])
+def test_every_name_of_tritons_package_is_known(monkeypatch, there):
+    from deeplab_fast import triton
+
+    def version(name: str) -> str:
+        if name != there:
+            raise triton.PackageNotFoundError(name)
+        return "3.5.1"
+
+    monkeypatch.setattr(triton, "version", version)
+    assert triton._installation_problem.__wrapped__() == "needs Triton 3.6, 3.5.1 is installed"
+
+
+@pytest.mark.parametrize(
+    ("interpreted", "is_amd", "capabilities", "expected"),
+    [
+        (True, False, [(9, 0)], "TRITON_INTERPRET is set"),
+        (False, False, [], "there is no GPU that torch can use"),
+        (False, False, [(9, 0), (8, 0)], None),
+        (False, False, [(9, 0), (7, 5)], "needs compute capability 8.0, a GPU here has 7.5"),
+        (False, False, [(7, 5), (9, 0)], "needs compute capability 8.0, a GPU here has 7.5"),
+        (False, True, [(7, 5)], None),
+    ],
+)
+def test_gpus_that_it_can_compile_for(monkeypatch, interpreted, is_amd, capabilities, expected):
+    from deeplab_fast import triton
+
+    monkeypatch.setattr(triton, "_INTERPRETED", interpreted)
+    monkeypatch.setattr(triton, "_problem", triton._problem.__wrapped__)
+    monkeypatch.setattr(torch.version, "hip", "7.0" if is_amd else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    reason = backends.unavailable("triton", "cuda")
+    assert reason is None if expected is None else reason.startswith(expected)
+
+
+def test_problems_in_the_order_in_which_they_are_said(monkeypatch):
+    """Of the installation, which no device type cures, and of the interpreter."""
+    from deeplab_fast import triton
+
+    monkeypatch.setattr(triton, "_INTERPRETED", True)
+    monkeypatch.setattr(triton, "_interpreter_problem", lambda: "numpy is too new")
+    assert backends.unavailable("triton", "cpu") == "numpy is too new"
+    monkeypatch.setattr(triton, "_installation_problem", lambda: "triton is too old")
+    for device_type in ("cpu", "cuda", "xpu"):
+        assert backends.unavailable("triton", device_type) == "triton is too old"
+
+
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_bf16_is_widened_for_the_interpreter_only(monkeypatch, interpreted):
+    from deeplab_fast import triton
+
+    monkeypatch.setattr(triton, "_INTERPRETED", interpreted)
+    tensors = [torch.ones(1).to(d) for d in (torch.bfloat16, torch.float16, torch.int64)]
+    first, (second, third), nothing, number = triton._widened(tensors[0], tensors[1:], None, 3)
+    expected = torch.float32 if interpreted else torch.bfloat16
+    assert (first.dtype, second.dtype, third.dtype) == (expected, torch.float16, torch.int64)
+    assert nothing is None and number == 3
 
 
 @pytest.mark.parametrize(
@@ -343,3 +423,323 @@ def test_tuning_pins_the_fastest(monkeypatch):
     expected = F.conv2d(x, w, padding=2, dilation=2)
     for output in outputs:
         torch.testing.assert_close(output, expected)
+
+
+def huge(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Takes no memory."""
+    return torch.zeros(1, dtype=dtype).expand(shape)
+
+
+def name(value: object) -> str:
+    """Of a parameter of a test: that of a tensor is its dtype and shape."""
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}-{'x'.join(map(str, value.shape))}"
+    return str(value)
+
+
+X, W = huge(2, 8, 5, 7), huge(4, 8, 3, 3)
+POOL, PROJECT = huge(3, 8, 1, 1), huge(2, 7, 1, 1)
+MOST = 2**31 - 4096  # pixels: the last block of a kernel may run beyond them in int32
+EMPTY = "the input or a weight is empty"
+MANY = "fewer than 2^31 pixels, those of all branches together"
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("input", "weight", "groups", "reason"),
+    [
+        (X, W, 1, None),
+        (X.half(), W.half(), 1, None),
+        (X.bfloat16(), W.bfloat16(), 1, None),
+        (X.double(), W.double(), 1, "float32, float16 and bfloat16, not torch.float64"),
+        (X, huge(8, 1, 3, 3), 8, None),
+        (X, huge(16, 1, 3, 3), 8, None),
+        (X, huge(8, 2, 3, 3), 4, "one group or one for each input channel, got 4"),
+        (X, huge(8, 4, 3, 3), 2, "one group or one for each input channel, got 2"),
+        (huge(2, 1, 5, 7), huge(3, 1, 3, 3), 1, None),
+        (huge(0, 8, 5, 7), W, 1, EMPTY),
+        (huge(2, 8, 0, 7), W, 1, EMPTY),
+        (X, huge(0, 8, 3, 3), 1, EMPTY),
+        (huge(0, 8, 5, 7), huge(8, 1, 3, 3), 8, EMPTY),
+        (X, huge(4, 8, 31, 33), 1, None),
+        (X, huge(4, 8, 33, 33), 1, "at most 1024 taps"),
+        (huge(1, 8, 1, MOST), W, 1, None),
+        (huge(1, 8, 1, MOST + 1), W, 1, MANY),
+        (huge(2, 8, MOST // 2 + 1, 1), W, 1, MANY),
+        (huge(1, 8, 1, MOST + 1), huge(8, 1, 3, 3), 8, MANY),
+    ],
+    ids=name,
+)
+def test_convolutions_it_refuses(input, weight, groups, reason):
+    """Forward, backward, and fused with an activation and a residual."""
+    K, (N, _, H, W) = weight.size(0), input.shape
+    bias, output = huge(K), huge(N, K, H, W)
+    kernel = weight.shape[2:]
+    geometry = [1, 1], [kernel[0] // 2, kernel[1] // 2], [1, 1], groups, "relu"
+    calls = {
+        "dilated_conv2d": (input, weight, bias, [1, 1], groups),
+        "dilated_conv2d_backward": (output, input, weight, [1, 1], groups, [True] * 3),
+        "fused_conv2d": (input, weight, bias, *geometry),
+        "fused_conv2d_add_": (output, input, weight, bias, *geometry),
+    }
+    if groups == 1:
+        calls |= {
+            "parallel_dilated_conv2d": (input, [weight], [bias], [1]),
+            "parallel_dilated_conv2d_and_mean": (input, [weight], [1]),
+            "parallel_dilated_conv2d_backward": (output, input, [weight], [1], [True] * 3),
+        }
+    for op, arguments in calls.items():
+        said = backends.why_not(op, "triton", "cpu", *arguments)
+        assert said is None if reason is None else reason in said, op
+
+
+@interpreted
+def test_branches_count_together():
+    """Their pixels and their taps, and those of ASPP's pooled branch and projection."""
+
+    def said(op: str, *arguments) -> str | None:
+        return backends.why_not(op, "triton", "cpu", *arguments)
+
+    half = huge(1, 8, 1, MOST // 2 + 1)
+    assert said("parallel_dilated_conv2d", half, [W], [], [1]) is None
+    assert MANY in said("parallel_dilated_conv2d", half, [W, W], [], [1, 2])
+    assert EMPTY in said("parallel_dilated_conv2d", X, [W, W[:0]], [], [1, 2])
+    taps = [huge(4, 8, 31, 33), huge(4, 8, 1, 1), huge(4, 8, 1, 1)]
+    assert said("parallel_dilated_conv2d", X, taps[:2], [], [1, 1]) is None
+    assert "at most 1024 taps" in said("parallel_dilated_conv2d", X, taps, [], [1, 1, 1])
+
+    def aspp(weights=(W,), input=X, pool=POOL, project=PROJECT):
+        biases = [huge(w.size(0)) for w in weights]
+        dilations = [1] * len(weights)
+        return said("aspp", input, weights, biases, dilations, pool, huge(3), project, huge(2))
+
+    assert aspp() is None
+    assert EMPTY in aspp(pool=huge(0, 8, 1, 1))
+    assert EMPTY in aspp(project=huge(0, 7, 1, 1))
+    assert EMPTY in aspp(weights=(W, W[:0]))
+    assert MANY in aspp(input=half)
+    assert "at most 1024 taps" in aspp(weights=(taps[0],))
+    assert "not torch.float64" in aspp(input=X.double())
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("changed", "value", "reason"),
+    [
+        ("groups", 1, None),
+        ("stride", [1, 2], "has stride (1, 1), not (1, 2)"),
+        ("padding", [1, 2], "pads to the same size"),
+        ("dilation", [1, 2], "pads to the same size"),
+        ("weight", huge(4, 8, 2, 3), "pads to the same size"),
+        ("residual", huge(2, 4, 7, 5), "has not the shape of the output"),
+        ("residual", huge(2, 8, 5, 7), "has not the shape of the output"),
+        ("residual", huge(1, 4, 5, 7), "has not the shape of the output"),
+    ],
+    ids=name,
+)
+def test_fused_convolutions_it_refuses(changed, value, reason):
+    arguments = {"residual": huge(2, 4, 5, 7), "input": X, "weight": W, "bias": huge(4)}
+    arguments |= {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+    residual, *others = (arguments | {changed: value}).values()
+    for op, given in (("fused_conv2d", others), ("fused_conv2d_add_", [residual, *others])):
+        expected = None if op == "fused_conv2d" and changed == "residual" else reason
+        said = backends.why_not(op, "triton", "cpu", *given, "relu")
+        assert said is None if expected is None else expected in said
+
+
+@interpreted
+def test_upsampling_it_refuses():
+    """Sizes and classes beyond int32, and of a gradient beyond a grid."""
+
+    def said(op: str, *arguments) -> str | None:
+        return backends.why_not(op, "triton", "cpu", *arguments)
+
+    beyond = (MOST + 1, 1, 1), (1, MOST + 1, 1), (1, 1, MOST + 1)
+    for shape, large in (((MOST, 1, 1), False), *[(shape, True) for shape in beyond]):
+        logits, target = huge(1, *shape), huge(1, 2, 3)
+        reasons = [
+            said("upsample_argmax", logits, [2, 3]),
+            said("upsample_cross_entropy", logits, target),
+            said("upsample_cross_entropy_backward", huge(1), logits, target),
+        ]
+        assert [reason is not None for reason in reasons[:2]] == [large] * 2
+        assert reasons[2] is not None  # all have many classes or are large
+    small = huge(1, 65535, 2, 2)
+    for rows, reason in ((MOST // 3, False), (MOST // 3 + 1, True)):
+        target = huge(1, rows, 3)
+        reasons = [
+            said("upsample_argmax", small, [rows, 3]),
+            said("upsample_cross_entropy", small, target),
+            said("upsample_cross_entropy_backward", huge(1), small, target),
+        ]
+        assert [said is not None for said in reasons] == [reason] * 3
+    many = said("upsample_cross_entropy_backward", huge(1), huge(1, 65536, 2, 2), huge(1, 2, 3))
+    assert many == "the kernel takes at most 65535 classes"
+    assert said("upsample_cross_entropy", huge(1, 65536, 2, 2), huge(1, 2, 3)) is None
+
+
+@interpreted
+@pytest.mark.parametrize("mask", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (0, 0, 0)])
+@pytest.mark.parametrize("kind", ["dense", "depthwise", "parallel"])
+def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch, kind, mask):
+    from deeplab_fast.triton_kernels import depthwise_conv2d, dilated_conv2d
+
+    launched = []
+    for module, name in (
+        (dilated_conv2d, "input_gradient"),
+        (dilated_conv2d, "weight_gradients"),
+        (depthwise_conv2d, "depthwise_input_gradient"),
+        (depthwise_conv2d, "depthwise_weight_gradient"),
+    ):
+        run = getattr(module, name)
+        monkeypatch.setattr(
+            module,
+            name,
+            lambda *a, run=run, name=name: launched.append(name.split("_")[-2]) or run(*a),
+        )
+    x, grad = torch.randn(2, 3, 4, 5).half(), torch.randn(2, 6, 4, 5).half()
+    ops = torch.ops.deeplab_fast
+    if kind == "parallel":
+        weights = [torch.randn(2, 3, 1, 3).half(), torch.randn(4, 3, 1, 1).half()]
+        op, arguments = ops.parallel_dilated_conv2d_backward, (grad, x, weights, [2, 1])
+    else:
+        groups = 3 if kind == "depthwise" else 1
+        weight = torch.randn(6, 3 // groups, 1, 3).half()
+        op, arguments = ops.dilated_conv2d_backward, (grad, x, weight, [1, 2], groups)
+
+    def run(output_mask):
+        results = op(*arguments, output_mask, backend="triton")
+        return [r if isinstance(r, (list, tuple)) else [r] for r in results]
+
+    expected = run([True] * 3)
+    launched.clear()
+    actual = run(list(map(bool, mask)))
+    assert launched == [name for name, asked in zip(("input", "weight"), mask) if asked]
+    for grads, others, asked in zip(actual, expected, mask):
+        if asked:
+            assert len(grads) == len(others) and all(map(torch.equal, grads, others))
+        else:
+            assert all(grad.numel() == 0 for grad in grads)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["dense", "depthwise", "parallel"])
+def test_gradients_have_the_dtype_of_what_they_are_of(kind, dtype):
+    """And, of the branches' biases, memory of their own."""
+    ops, groups = torch.ops.deeplab_fast, 4 if kind == "depthwise" else 1
+    x, weight = torch.ones(1, 4, 2, 3).to(dtype), torch.ones(4, 4 // groups, 1, 1).to(dtype)
+    if kind == "parallel":
+        arguments = (torch.ones(1, 8, 2, 3).to(dtype), x, [weight, weight], [1, 1], [True] * 3)
+        results = ops.parallel_dilated_conv2d_backward(*arguments, backend="triton")
+        biases = results[2]
+        assert len({b.untyped_storage().data_ptr() for b in biases}) == 2
+        results, expected = [results[0], *results[1], *biases], 8
+    else:
+        arguments = (x, x, weight, [1, 1], groups, [True] * 3)
+        results = ops.dilated_conv2d_backward(*arguments, backend="triton")
+        expected = 4 // groups
+    assert {r.dtype for r in results} == {dtype}
+    assert (results[0] == expected).all() and results[0].shape == x.shape
+    for grad in results[1:]:
+        assert (grad == 6).all() and grad.shape in (weight.shape, (4,))
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("place", ["channels_last", "contiguous", "input", "of the input"])
+def test_a_residual_anywhere_is_written_over(monkeypatch, place, groups, dtype):
+    """Also one that is the input, or shares memory with it, which several programs read."""
+    from deeplab_fast.ops.fused_conv2d import fused_conv2d_add_
+    from deeplab_fast.triton_kernels import depthwise_conv2d, dilated_conv2d
+
+    blocks = dilated_conv2d.Blocks(16, 16, 16, 4, 1)
+    monkeypatch.setattr(dilated_conv2d, "blocks_for", lambda *shape: blocks)
+    monkeypatch.setattr(depthwise_conv2d, "_blocks", lambda pixels, channels: (16, 4))
+    residual = torch.randint(-9, 9, (2, 4, 5, 5)).to(dtype)
+    x = torch.randint(-9, 9, (2, 4, 5, 5)).to(dtype)
+    weight = torch.randint(-2, 3, (4, 4 // groups, 3, 3)).to(dtype)
+    bias = torch.randint(-9, 9, (4,)).to(dtype)
+    if place != "contiguous":
+        residual = residual.contiguous(memory_format=torch.channels_last)
+    if place == "input":
+        x = residual
+    elif place == "of the input":  # an image before it
+        both = torch.cat([x[:1], residual]).contiguous(memory_format=torch.channels_last)
+        residual, x = both[1:], both[:2]
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1, groups=groups)
+    expected = F.relu6(expected + residual.double())
+    with deeplab_fast.backend("triton"):
+        output = fused_conv2d_add_(
+            residual, x, weight, bias, (1, 1), (1, 1), (1, 1), groups, "relu6"
+        )
+    assert output is residual and torch.equal(residual.double(), expected)
+
+
+@interpreted
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_aspp_of_images_that_differ(format):
+    """Each has a mean of its own."""
+    scales = torch.tensor([1.0, 10, 100])
+    x = torch.randn(3, 5, 3, 4) * scales[:, None, None, None]
+    x = x.contiguous(memory_format=format)
+    weights = [torch.randn(k, 5, r, r) for k, r in ((3, 1), (2, 3), (4, 3))]
+    biases = [torch.randn(w.size(0)) for w in weights]
+    pool, pool_bias = torch.randn(6, 5, 1, 1), torch.randn(6)
+    project, bias = torch.randn(7, 15, 1, 1), torch.randn(7)
+    branches = [
+        F.conv2d(x, w, b, padding="same", dilation=d) for w, b, d in zip(weights, biases, (1, 2, 3))
+    ]
+    pooled = F.conv2d(x.mean((2, 3), keepdim=True), pool, pool_bias).expand(-1, -1, 3, 4)
+    expected = F.relu(F.conv2d(F.relu(torch.cat([*branches, pooled], 1)), project, bias))
+    arguments = x, weights, biases, [1, 2, 3], pool, pool_bias, project, bias
+    with deeplab_fast.backend("triton"):
+        output = deeplab_fast.aspp(*arguments)
+    assert output.is_contiguous(memory_format=format)
+    for actual, right, scale in zip(output, expected, scales):
+        torch.testing.assert_close(actual, right, rtol=1e-4, atol=1e-4 * scale.item())
+
+
+@interpreted
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """Which need not be the current one."""
+    from triton.runtime.interpreter import GridExecutor
+
+    entered, launches = [], []
+    run = GridExecutor.__call__
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        entered.append(tensor)
+        yield
+        entered.pop()
+
+    def checked(*args, **kwargs):
+        launches.append(len(entered))
+        run(*args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(GridExecutor, "__call__", checked)
+    x, weight, bias = torch.ones(1, 2, 3, 3), torch.ones(2, 2, 1, 1), torch.ones(2)
+    depthwise, geometry = torch.ones(2, 1, 1, 1), ([1, 1], [0, 0], [1, 1], 1, "none")
+    target, options = torch.zeros(1, 4, 4).long(), (255, "mean", 0.0, False)
+    ops = torch.ops.deeplab_fast
+    loss, *saved = ops.upsample_cross_entropy(x, target, None, *options, backend="triton")
+    calls = [
+        (ops.dilated_conv2d, x, weight, bias, [1, 1], 1),
+        (ops.dilated_conv2d_backward, x, x, weight, [1, 1], 1, [True] * 3),
+        (ops.dilated_conv2d_backward, x, x, depthwise, [1, 1], 2, [True] * 3),
+        (ops.parallel_dilated_conv2d, x, [weight], [bias], [1]),
+        (ops.parallel_dilated_conv2d_backward, x, x, [weight], [1], [True] * 3),
+        (ops.fused_conv2d, x, weight, bias, *geometry),
+        (ops.fused_conv2d_add_, x.clone(), x, weight, bias, *geometry),
+        (ops.aspp, x, [weight], [bias], [1], weight, bias, torch.ones(2, 4, 1, 1), bias),
+        (ops.upsample_argmax, x, [4, 4], None, False, torch.int64),
+        (ops.upsample_cross_entropy, x, target, None, *options),
+        (ops.upsample_cross_entropy_backward, loss, x, target, None, *saved, *options),
+    ]
+    for op, *arguments in calls:
+        launches.clear()
+        op(*arguments, backend="triton")
+        assert launches and all(launches), op

@@ -387,7 +387,9 @@ def tune(input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[
     return _tuned[key]
 
 
-_REDUCED_ROWS = 512 if INTERPRETED else 16  # of a block, by a program that adds pieces of sums
+def _reduced_rows(blocks: Blocks) -> int:
+    """Rows of a block whose pieces one program adds up."""
+    return block_for(blocks.m, 16, 512)
 
 
 class WorkList(NamedTuple):
@@ -590,7 +592,7 @@ def _sum_taps(
         **epilogue,
     )
     if work.reductions.numel():
-        rows = min(blocks.m, _REDUCED_ROWS)
+        rows = _reduced_rows(blocks)
         dilated_conv2d_reduce_kernel[(work.reductions.numel() // 4 * (blocks.m // rows),)](
             output,
             partial,
@@ -684,7 +686,7 @@ def weight_gradients(
         enable_fp_fusion=True,
     )
     if work.reductions.numel():
-        rows = min(blocks.m, _REDUCED_ROWS)
+        rows = _reduced_rows(blocks)
         dilated_conv2d_wgrad_reduce_kernel[(work.reductions.numel() // 4 * (blocks.m // rows),)](
             tuple(grads),
             partial,
