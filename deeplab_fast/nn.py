@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops._library import in_format_of
 from .ops.dilated_conv2d import dilated_conv2d
 from .ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 
@@ -151,7 +150,9 @@ def _conv1x1(input: Tensor, weight: Tensor, image_bias: Tensor) -> Tensor:
     bias = image_bias[:, None].expand(N, H * W, K)
     pixels = input.permute(0, 2, 3, 1).reshape(N * H * W, C)
     output = torch.addmm(bias.reshape(N * H * W, K), pixels, weight.flatten(1).t())
-    return in_format_of(output.view(N, H, W, K).permute(0, 3, 1, 2), input)
+    output = output.view(N, H, W, K).permute(0, 3, 1, 2)
+    in_channels_last = input.is_contiguous(memory_format=torch.channels_last)
+    return output if in_channels_last else output.contiguous()
 
 
 def _is_plain(conv: Any) -> bool:

@@ -107,6 +107,18 @@ def test_the_residual_may_be_the_input(backend, device, name):
     torch.testing.assert_close(output, expected, **CLOSE[torch.bfloat16])
 
 
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("name", ["atrous", "depthwise"])
+def test_strides_of_the_bias(backend, device, name, with_residual):
+    arguments = operands(name, with_residual, torch.bfloat16, device)
+    arguments[2] = torch.randn(2 * len(arguments[2])).to(device, torch.bfloat16)[::2]
+    skip_if_refused(backend, *call(arguments, "relu"))
+    expected = definition(*arguments, "relu")
+    with deeplab_fast.backend(backend):
+        output = fused(*arguments, "relu")
+    torch.testing.assert_close(output, expected, **CLOSE[torch.bfloat16])
+
+
 def test_only_the_residual_is_written():
     arguments = operands("atrous", True, torch.float32, "cpu")
     before = tree_map_only(Tensor, Tensor.clone, arguments)

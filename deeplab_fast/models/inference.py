@@ -132,8 +132,8 @@ class FusedBackbone(nn.Sequential):
 class InferenceModel(SegmentationModel):
     """What ``DeepLabV3.prepare_for_inference`` returns; it cannot be trained or saved.
 
-    Its blocks write over their inputs: a hook that keeps an activation has to copy it. An image or
-    weights with NaN or Inf give logits that are NaN, also where oneDNN's ReLU makes 0 of NaN.
+    Its blocks write over their inputs: a hook that keeps an activation has to copy it. On a CPU,
+    where oneDNN's ReLU turns NaN into 0, an image with NaN or Inf still gets logits that are NaN.
     """
 
     def train(self, mode: bool = True) -> InferenceModel:
@@ -146,6 +146,8 @@ class InferenceModel(SegmentationModel):
 
     def _classify(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
         logits = super()._classify(features, images)
+        if images.device.type != "cpu":
+            return logits
         nan_or_zero = 0 * images.sum((1, 2, 3), keepdim=True, dtype=torch.float32)
         return logits + nan_or_zero.to(logits.dtype)
 

@@ -173,8 +173,7 @@ def _one_by_one(
         raise NotImplementedError(f"{call.op}: vmap over a dimension of size 0")
 
     def sample(i: int) -> Iterable[Tensor]:
-        # oneDNN reads a bias with strides as if it had none.
-        return (t if d is None else t.select(d, i).clone() for t, d in zip(tensors, dims))
+        return (t if d is None else t.select(d, i) for t, d in zip(tensors, dims))
 
     samples = [_as_tuple(_Transformed.apply(call, *sample(i))) for i in range(batch_size)]
     return [torch.stack(outputs) for outputs in zip(*samples)]

@@ -63,7 +63,6 @@ def aspp(
     >>> y = aspp(x, w, [b, b], [1, 6], torch.randn(k, 64, 1, 1), b, torch.randn(k, 3 * k, 1, 1), b)
     """
     weights, biases = tensor_list(weights, "weights"), tensor_list(biases, "biases")
-    biases = [bias.contiguous() for bias in biases]  # oneDNN reads strided ones wrongly
     dilations = _dilation_list(dilations)
     for name, tensor in (
         ("input", input),
