@@ -223,7 +223,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "stale candidates after the last",
-            "  std::fill_n(candidates + count, kUnroll, candidates[count - 1]);  // repeats win nothing\n",
+            "std::fill_n(candidates + count, kUnroll, candidates[count - 1]);",
             "",
         ),
         Fault(
@@ -311,13 +311,13 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "logits read past the last column",
-            "for (int64_t x = 0; x < width; ++x) dst[c * pitch + x] = to_float(src[c * stride_C + x]);",
-            "for (int64_t x = 0; x <= width; ++x) dst[c * pitch + x] = to_float(src[c * stride_C + x]);",
+            "x < width; ++x) dst[c * pitch + x] = to_float(src[c * stride_C + x]);",
+            "x <= width; ++x) dst[c * pitch + x] = to_float(src[c * stride_C + x]);",
         ),
         Fault(
-            "the band below one row short",
-            "for (int64_t y = band.begin; y < band.end; ++y) {\n    const int32_t* __restrict__ src",
-            "for (int64_t y = band.begin; y < band.end - (band.end - band.begin == kTileRows); ++y) {\n    const int32_t* __restrict__ src",
+            "a row of the greatest band not stored",
+            "y = band.begin; y < band.end; ++y",
+            "y = band.begin; y < band.end - (band.end - band.begin) / kTileRows; ++y",
         ),
     ],
     "csrc/cuda/cells.cuh": [
