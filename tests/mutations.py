@@ -177,7 +177,6 @@ FAULTS: dict[str, list[Fault]] = {
             "value < b ? value : b;\n      s",
             "value < b ? value : s;\n      s",
         ),
-        Fault("a tie is safe", "k = b < value ? first + j : k;", "k = b <= value ? first + j : k;"),
         Fault("every winner is safe", "kNotFinite : safe ?", "kNotFinite : true ?"),
         Fault(
             "three corners agree",

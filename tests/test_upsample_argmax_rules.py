@@ -408,6 +408,35 @@ def test_as_many_candidates_as_classes(backend, device, upsampling, num_classes)
     assert_labels_of_patches(backend, patches.to(device, dtype), expected, upsampling)
 
 
+@every_upsampling
+def test_a_class_that_wins_near_one_corner(backend, device, upsampling):
+    """It loses by far at the other three."""
+    patches = torch.zeros(12, 3, 2, 2)
+    for i, (corner, k) in enumerate(itertools.product(range(4), range(3))):
+        patches[i, k] = -1
+        patches[i, k, corner // 2, corner % 2] = 8
+    size = (upsampling.size, upsampling.size)
+    expected = exact(patches, size, upsampling.align_corners)
+    assert all((labels == i % 3).any() for i, labels in enumerate(expected))
+    assert_labels_of_patches(backend, patches.to(device), expected, upsampling)
+
+
+@pytest.mark.parametrize("size", [(11, 13), (3, 3)], ids=["candidates", "all_classes"])
+def test_neighbouring_floats_everywhere(backend, device, size):
+    """The winner at all four corners ties where rounding takes its lead."""
+    if backend == "reference":
+        pytest.skip("PyTorch has an order of operations of its own")
+    lead = torch.randn(8, 1, 2, 2)
+    behind = torch.nextafter(lead, torch.tensor(-INF))
+    far = lead - 1
+    for order in ((behind, lead, far), (far, behind, lead), (behind, behind, far, far, far, lead)):
+        logits = torch.cat(order, 1)
+        expected = canonical(logits, size)
+        assert len(expected.unique()) == 2
+        labels = labels_of(backend, logits.to(device), size, False, LABELS[:1])
+        assert torch.equal(labels, expected)
+
+
 # Output rows (or columns) to which each of three source rows contributes, be it with weight 0.
 SPOTS = [  # size, align_corners, contributions
     (6, False, ((0, 1, 2), (0, 1, 2, 3, 4), (3, 4, 5))),
