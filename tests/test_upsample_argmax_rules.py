@@ -273,7 +273,7 @@ def pairs_of_classes(backend: str, num_classes: int) -> list[tuple[int, int]]:
     """Pairs, the lower class first, near to one another and far apart."""
     if num_classes > 65 and backend == "emulated":
         pytest.skip("takes long, and adds no kind of loop")
-    if is_interpreted(backend) and num_classes not in (1, 2, 33, 65):
+    if is_interpreted(backend) and num_classes not in (1, 2, 33):
         pytest.skip("Triton's interpreter: classes come in blocks of 32")
     if backend == "reference" and num_classes not in (1, 5, 33):
         pytest.skip("PyTorch's argmax needs no tests at every vector length")
@@ -447,10 +447,14 @@ SPOTS = [  # size, align_corners, contributions
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
-@pytest.mark.parametrize(("size", "align_corners", "contributions"), SPOTS, ids=str)
+@pytest.mark.parametrize(
+    ("size", "align_corners", "contributions"), SPOTS, ids=["6", "5-aligned", "12", "9-aligned"]
+)
 def test_a_spot_of_nan_or_infinity(backend, device, size, align_corners, contributions, value):
     """It reaches every pixel that it contributes to, also with weight 0, and no other."""
     spots = [(y, x) for y in range(3) for x in range(3)]
+    if is_interpreted(backend):
+        spots = [(0, 2), (2, 0), (1, 1), (2, 2)]
     logits = torch.zeros(len(spots), 6, 3, 3)
     logits[:, 2] = 1
     expected = torch.full((len(spots), size, size), 2)
@@ -538,12 +542,12 @@ TRITON_SIZES = [
     # 256 and 4096 pixels of an image
     *(((2, 3, 8, 8), size, False) for size in ((15, 17), (16, 16), (1, 257), (1, 1))),
     *(((2, 3, 2, 2), size, True) for size in ((15, 17), (16, 16), (257, 1))),
-    *(((1, 2, 2, 3), (64, width), False) for width in (64, 65)),
+    ((1, 2, 2, 3), (64, 65), False),
     # 8 and 1024 cells, images included
     *(((N, 3, 1, W), (4, 4 * W), False) for N, W in ((1, 1), (1, 7), (2, 4), (3, 3))),
     # 32 classes
-    *(((1, C, 2, 2), (8, 5), True) for C in (1, 2, 31, 32, 33)),
-    *(((1, C, 2, 2), (2, 3), True) for C in (1, 2, 31, 32, 33)),
+    *(((1, C, 2, 2), (8, 5), True) for C in (1, 2, 32, 33)),
+    *(((1, C, 2, 2), (2, 3), True) for C in (1, 2, 32, 33)),
 ]
 
 
