@@ -532,11 +532,6 @@ FAULTS: dict[str, list[Fault]] = {
             "(shape.out_W + kTileW - 2) / kTileW",
         ),
         Fault(
-            "NaN from the second corner on",
-            "if (!finite) return kNotFinite;",
-            "if (!finite && part == 0) return kNotFinite;",
-        ),
-        Fault(
             "a cell's first columns only",
             "x < x_end; x += kCellLanesW",
             "x < min(x_end, tile.cols.begin[j] + 2 * kCellLanesW); x += kCellLanesW",
