@@ -261,9 +261,6 @@ FAULTS: dict[str, list[Fault]] = {
             "             next->end - cell->begin <= 2 * kTileColumns",
         ),
         Fault(
-            "cells with a winner in contested tiles", "common_winner(top, bottom, *next) < 0 &&", ""
-        ),
-        Fault(
             "a row of another image",
             "if (row.index == n * shape.H + y) continue;",
             "if (row.index == y) continue;",
