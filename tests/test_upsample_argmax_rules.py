@@ -176,6 +176,8 @@ RULES = [
 @every_upsampling
 @pytest.mark.parametrize("dtype", LOGITS, ids=str)
 def test_rules_of_the_order(backend, device, upsampling, dtype):
+    if is_interpreted(backend) and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter: bf16 is fp32 there")
     by_classes: dict[int, list] = {}
     for values, inside, edge in RULES:
         if is_interpreted(backend):  # all in one image; a repeated last class never wins
@@ -272,8 +274,8 @@ FAR = (0, 1, 3, 4, 15, 16, 31, 32, 63, 64, 128, 255, 256)
 
 def pairs_of_classes(backend: str, num_classes: int) -> list[tuple[int, int]]:
     """Pairs, the lower class first, near to one another and far apart."""
-    if num_classes > 65 and backend == "emulated":
-        pytest.skip("takes long, and adds no kind of loop")
+    if backend == "emulated" and num_classes not in (1, 2, 3, 4, 5, 31, 32, 33, 65):
+        pytest.skip("takes long: classes come in fours and in blocks of 32")
     if is_interpreted(backend) and num_classes not in (1, 2, 33):
         pytest.skip("Triton's interpreter: classes come in blocks of 32")
     if backend == "reference" and num_classes not in (1, 5, 33):
@@ -328,8 +330,8 @@ def test_a_class_on_each_side(backend, device, upsampling, num_classes):
 @pytest.mark.parametrize("num_classes", [300, 33000])
 @pytest.mark.parametrize("size", [(8, 9), (2, 3)], ids=["candidates", "all_classes"])
 def test_labels_that_need_more_than_a_byte(backend, device, size, num_classes):
-    if num_classes > 300 and is_interpreted(backend):
-        pytest.skip("Triton's interpreter takes long for as many")
+    if is_interpreted(backend) and (num_classes > 300 or size == (2, 3)):
+        pytest.skip("Triton's interpreter takes long for as many classes")
     logits = torch.zeros(1, num_classes, 2, 2)
     logits[0, 40] = 0.5
     logits[0, num_classes - 1, 0] = 2
@@ -372,7 +374,7 @@ EXACT = [  # height, width, size, align_corners
 def test_many_ties_and_many_winners(
     backend, device, height, width, size, align_corners, num_classes
 ):
-    if is_interpreted(backend) and num_classes != 34:
+    if is_interpreted(backend) and (num_classes != 34 or height in (2, 6)):
         pytest.skip("Triton's interpreter: less of the same")
     generator = torch.Generator().manual_seed(num_classes)
     shape = (1, num_classes, height, width)
