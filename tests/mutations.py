@@ -1399,11 +1399,6 @@ FAULTS: dict[str, list[Fault]] = {
             "b_src = _emulated_fma(b_scale, b_dst + b_half, -b_half)",
             "b_src = b_scale * (b_dst + b_half) - b_half",
         ),
-        Fault(
-            "blocks smaller than what is in them",
-            "min(triton.next_power_of_2(size), interpreted)",
-            "min(triton.next_power_of_2(size + 1) // 2, interpreted)",
-        ),
     ],
     "deeplab_fast/triton_kernels/upsample_argmax.py": [
         Fault("-0 loses to +0", "tl.where(b_value == 0, 0.0, b_value).to(", "b_value.to("),
