@@ -15,7 +15,16 @@ class Guard(NamedTuple):
     module: str = "_emulated"  # the one to compile, for csrc; the work lists are made by _C
 
 
-ARGMAX = Guard("tests/test_upsample_argmax.py emulated")
+ARGMAX = Guard("tests/test_upsample_argmax_rules.py tests/test_upsample_argmax.py emulated")
+ARGMAX_CPU = Guard(
+    "tests/test_upsample_argmax_rules.py tests/test_upsample_argmax.py "
+    "(cpu or outputs or streamed or half_precision or several_threads) and not emulated",
+    "_C",
+)
+ARGMAX_TRITON = Guard(
+    "tests/test_upsample_argmax_rules.py tests/test_upsample_argmax.py "
+    "(triton or interpreter or interpreted) and not (compile or export or opcheck or real_logits)"
+)
 ASPP = Guard("tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or emulated")
 CALLS = Guard(
     "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_tile_edges.py "
@@ -53,7 +62,10 @@ WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
 
 GUARDS = {
     "csrc/common/bilinear.h": ARGMAX,
+    "csrc/common/half.h": ARGMAX_CPU,
     "csrc/common/zones.h": Guard("tests/test_zones.py", "_C"),
+    "csrc/cpu/stream.h": ARGMAX_CPU,
+    "csrc/cpu/upsample_argmax.cpp": ARGMAX_CPU,
     "csrc/cuda/aspp.cu": ASPP,
     "csrc/cuda/cells.cuh": ARGMAX,
     "csrc/cuda/conv_epilogue.cuh": CONV,
@@ -139,6 +151,7 @@ GUARDS = {
     ),
     "deeplab_fast/triton_kernels/depthwise_conv2d.py": NON_FINITE_TRITON,
     "deeplab_fast/triton_kernels/dilated_conv2d.py": NON_FINITE_TRITON,
+    "deeplab_fast/triton_kernels/upsample_argmax.py": ARGMAX_TRITON,
 }
 
 
@@ -169,6 +182,21 @@ FAULTS: dict[str, list[Fault]] = {
         Fault(
             "pixel centres off by half", "static_cast<float>(dst) + 0.5f", "static_cast<float>(dst)"
         ),
+    ],
+    "csrc/common/half.h": [
+        Fault(
+            "half infinity is finite",
+            "if (magnitude >= 0x0f800000u)",
+            "if (magnitude > 0x0f800000u)",
+        ),
+        Fault("half NaN is finite", "bits |= 0x7f800000u;", "bits = 0x7f800000u;"),
+        Fault(
+            "half denormals are zero",
+            "float_to_bits(bits_to_float(magnitude) * 0x1p112f)",
+            "(magnitude < 0x00800000u ? 0u : magnitude + 0x38000000u)",
+        ),
+        Fault("half without its sign", "bits_to_float(bits | sign)", "bits_to_float(bits)"),
+        Fault("bfloat16 shifted too little", "value.bits) << 16", "value.bits) << 15"),
     ],
     "csrc/common/zones.h": [
         Fault("zone edge off by one", "d < 0 ? -d : size - d", "d < 0 ? -d : size - d - 1"),
@@ -262,6 +290,12 @@ FAULTS: dict[str, list[Fault]] = {
             "loads.push({begin, worker});",
         ),
     ],
+    "csrc/cpu/stream.h": [
+        Fault(
+            "the last part of a line not stored", "i < kLineBytes / 16;", "i < kLineBytes / 16 - 1;"
+        ),
+        Fault("a part of a line too much", "i < kLineBytes / 16;", "i <= kLineBytes / 16;"),
+    ],
     "csrc/cpu/upsample_argmax.cpp": [
         Fault(
             "offset of a row in 32 bits",
@@ -292,6 +326,198 @@ FAULTS: dict[str, list[Fault]] = {
             "store_band(labels + n * shape.out_H * shape.out_W,",
             "store_band(labels + static_cast<int>(n * shape.out_H * shape.out_W),",
             FAR_CPU,
+        ),
+        Fault(
+            "a line past the end of the row",
+            "x + kLine <= out_W; x += kLine",
+            "x < out_W; x += kLine",
+        ),
+        Fault(
+            "a row shorter than the way to the next line",
+            "std::min<int64_t>((kLine - misaligned) % kLine, out_W)",
+            "static_cast<int64_t>((kLine - misaligned) % kLine)",
+        ),
+        Fault(
+            "lines that start elsewhere", "(kLine - misaligned) % kLine, out_W", "misaligned, out_W"
+        ),
+        Fault(
+            "no labels after the last line",
+            "    for (; x < out_W; ++x) row[x]",
+            "    for (; x < (stream ? x : out_W); ++x) row[x]",
+        ),
+        Fault(
+            "a label too many",
+            "    for (; x < out_W; ++x) row[x]",
+            "    for (; x <= out_W; ++x) row[x]",
+        ),
+        Fault(
+            "the last label left out",
+            "    for (; x < out_W; ++x) row[x]",
+            "    for (; x < out_W - 1; ++x) row[x]",
+        ),
+        Fault(
+            "labels by way of a byte",
+            "    for (; x < out_W; ++x) row[x] = static_cast<Label>(src[x]);",
+            "    for (; x < out_W; ++x) row[x] = static_cast<Label>(static_cast<uint8_t>(src[x]));",
+        ),
+        Fault("wide cells not split", "dst - axis.spans.back().begin == max_span", "false"),
+        Fault(
+            "cells one pixel wider than a tile",
+            "dst - axis.spans.back().begin == max_span",
+            "dst - axis.spans.back().begin > max_span",
+        ),
+        Fault("an unused column before", "columns[last] == column ? last : last - 1", "last"),
+        Fault(
+            "the last pixels not transposed", "    transpose_from<1>(rest, dst, src, plan);\n", ""
+        ),
+        Fault("the last classes not ranked", "  rank_from<1>(rest, row, scratch, plan);\n", ""),
+        Fault(
+            "all columns taken for used", "stride_W == 1 && width == plan.shape.W", "stride_W == 1"
+        ),
+        Fault("infinity counts as finite", ">= infinity ?", "> infinity ?"),
+        Fault("second best forgotten", "      s = s < loser ? loser : s;\n", ""),
+        Fault(
+            "second best is not the one that was best",
+            "value < b ? value : b;\n      s",
+            "value < b ? value : s;\n      s",
+        ),
+        Fault("every winner is safe", "kNotFinite : safe ?", "kNotFinite : true ?"),
+        Fault(
+            "three corners agree",
+            "&& bottom.sure[cell.lo] == k && bottom.sure[cell.hi] == k",
+            "&& bottom.sure[cell.lo] == k",
+        ),
+        Fault("left corners agree", "top.sure[cell.hi] == k && bottom", "bottom"),
+        Fault(
+            "the last column not looked at for NaN",
+            "x <= tile.last_column(); ++x) {\n    finite",
+            "x < tile.last_column(); ++x) {\n    finite",
+        ),
+        Fault("the lower row not looked at for NaN", " && tile.bottom->sure[x] != kNotFinite", ""),
+        Fault(
+            "lower corners win nothing",
+            "      stays |= bottom[c * pitch + x] > bottom_bound[x];\n",
+            "",
+        ),
+        Fault(
+            "bounds of the upper row for both",
+            "losing_bound(bottom[k * pitch + x])",
+            "losing_bound(top[k * pitch + x])",
+        ),
+        Fault(
+            "no margin",
+            "losing_bound(top[k * pitch + x]) : INFINITY",
+            "top[k * pitch + x] : INFINITY",
+        ),
+        Fault(
+            "the last corners win nothing",
+            "padded = round_up(columns, kLanes)",
+            "padded = columns / kLanes * kLanes",
+        ),
+        Fault(
+            "the last pixels of a cell not interpolated",
+            "x0 < cell->end; x0 += kCellLanes",
+            "x0 + kCellLanes <= cell->end; x0 += kCellLanes",
+        ),
+        Fault(
+            "weights of the first pixels of a cell",
+            "plan.columns.w1[x0 + x]",
+            "plan.columns.w1[cell->begin + x]",
+        ),
+        Fault(
+            "stale candidates after the last",
+            "std::fill_n(candidates + count, kUnroll, candidates[count - 1]);",
+            "",
+        ),
+        Fault(
+            "the last candidates left out",
+            "round_up(std::min<int64_t>(count - first, kTileClasses), kUnroll);",
+            "std::min<int64_t>(count - first, kTileClasses) / kUnroll * kUnroll;",
+        ),
+        Fault(
+            "candidates of the first 32 only",
+            "first < count; first += kTileClasses",
+            "first < std::min<int64_t>(count, kTileClasses); first += kTileClasses",
+        ),
+        Fault("the least finite value wins nothing", "width, -INFINITY);", "width, -FLT_MAX);"),
+        Fault("negative values win nothing", "width, -INFINITY);", "width, 0.0f);"),
+        Fault(
+            "ties to the highest candidate", "kFinite ? next > best :", "kFinite ? next >= best :"
+        ),
+        Fault(
+            "NaN as in finite tiles",
+            "return compare_candidates<false>(",
+            "return compare_candidates<true>(",
+        ),
+        Fault(
+            "the weights of the row above",
+            "plan.rows.w1[band.begin + y];",
+            "plan.rows.w1[band.begin];",
+        ),
+        Fault(
+            "cells of any winner joined",
+            "common_winner(top, bottom, *next) == winner",
+            "common_winner(top, bottom, *next) >= 0",
+        ),
+        Fault(
+            "tiles of any width",
+            "             next->end - cell->begin <= kTileColumns",
+            "             next->end - cell->begin <= 2 * kTileColumns",
+        ),
+        Fault(
+            "a row of another image",
+            "if (row.index == n * shape.H + y) continue;",
+            "if (row.index == y) continue;",
+        ),
+        Fault(
+            "rows of labels that overlap",
+            "label_pitch(s.out_W + kTilePitch)",
+            "label_pitch(s.out_W)",
+        ),
+        Fault(
+            "images over one another",
+            "store_band(labels + n * shape.out_H * shape.out_W,",
+            "store_band(labels,",
+        ),
+        Fault(
+            "int32 offsets of classes",
+            "to_float(src[c * stride_C + columns[x] * stride_W])",
+            "to_float(src[static_cast<int32_t>(c * stride_C) + columns[x] * stride_W])",
+        ),
+        Fault(
+            "int32 offsets of columns",
+            "to_float(src[c * stride_C + columns[x] * stride_W])",
+            "to_float(src[c * stride_C + static_cast<int32_t>(columns[x] * stride_W)])",
+        ),
+        Fault(
+            "int32 offsets of classes in dense rows",
+            "to_float(src[c * stride_C + x])",
+            "to_float(src[static_cast<int32_t>(c * stride_C) + x])",
+        ),
+        Fault(
+            "int32 offsets of images",
+            "logits + n * shape.stride_N +",
+            "logits + static_cast<int32_t>(n * shape.stride_N) +",
+        ),
+        Fault(
+            "int32 offsets of rows",
+            "+ y * shape.stride_H, plan",
+            "+ static_cast<int32_t>(y * shape.stride_H), plan",
+        ),
+        Fault(
+            "room for the candidates alone",
+            "candidates(plan.shape.C + kUnroll)",
+            "candidates(plan.shape.C)",
+        ),
+        Fault(
+            "logits read past the last column",
+            "x < width; ++x) dst[c * pitch + x] = to_float(src[c * stride_C + x]);",
+            "x <= width; ++x) dst[c * pitch + x] = to_float(src[c * stride_C + x]);",
+        ),
+        Fault(
+            "a row of the greatest band not stored",
+            "y = band.begin; y < band.end; ++y",
+            "y = band.begin; y < band.end - (band.end - band.begin) / kTileRows; ++y",
         ),
     ],
     "csrc/cpu/upsample_cross_entropy.cpp": [
@@ -411,6 +637,23 @@ FAULTS: dict[str, list[Fault]] = {
             "const Logit* a;  // class 0\n  int64_t right, down, stride_C;",
             "const Logit* a;  // class 0\n  int right, down;\n  int64_t stride_C;",
             FAR_UPSAMPLING,
+        ),
+        Fault("too few cells to a tile", "return pixels * 3 / 10 + 2;", "return pixels * 2 / 10;"),
+        Fault(
+            "an int32 offset of the third class",
+            "const Logit* p = a + c * stride_C;",
+            "const Logit* p = a + static_cast<int32_t>(c * stride_C);",
+        ),
+        Fault(
+            "an int32 offset of the image",
+            "logits + n * shape.stride_N +",
+            "logits + static_cast<int32_t>(n * shape.stride_N) +",
+        ),
+        Fault("pixels past the output", "    if (i >= n) return;\n", ""),
+        Fault(
+            "cells counted from the first of the map",
+            "if (i == 0) first_cell = static_cast<int32_t>(origin);",
+            "if (i == 0) first_cell = 0;",
         ),
     ],
     "csrc/cuda/conv_epilogue.cuh": [
@@ -1533,6 +1776,101 @@ FAULTS: dict[str, list[Fault]] = {
             "const int64_t pixel = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
             "const int64_t pixel = blockIdx.x * kThreads + threadIdx.x;",
             FAR_UPSAMPLING,
+        ),
+        Fault("pixels past the last", "  if (pixel >= pixels) return;\n", ""),
+        Fault(
+            "vectors where rows have none", "shape.out_W % kVector == 0", "shape.out_W >= kVector"
+        ),
+        Fault(
+            "a row past the tile stored",
+            "y < tile.rows.count; y += kRowStep",
+            "y <= tile.rows.count; y += kRowStep",
+        ),
+        Fault(
+            "the last classes not listed",
+            "first < C && count <= kMaxCandidates; first += 32",
+            "first + 31 < C && count <= kMaxCandidates; first += 32",
+        ),
+        Fault(
+            "a candidate more than fits listed",
+            "can_win && slot < kMaxCandidates",
+            "can_win && slot <= kMaxCandidates",
+        ),
+        Fault("classes past the last read", "corners.at(min(c, C - 1))", "corners.at(c)"),
+        Fault("negative values win nothing", "best_class < 0 || replaces_best", "replaces_best"),
+        Fault(
+            "rows past the last read",
+            "min(tile.rows.first_cell + pixel / (cells_W + 1), last_row)",
+            "tile.rows.first_cell + pixel / (cells_W + 1)",
+        ),
+        Fault(
+            "columns past the last read",
+            "min(tile.cols.first_cell + pixel % (cells_W + 1), last_col)",
+            "tile.cols.first_cell + pixel % (cells_W + 1)",
+        ),
+        Fault(
+            "only one lane's classes are finite",
+            "    finite &= __shfl_xor_sync(kAllLanes, finite, lanes);\n",
+            "",
+        ),
+        Fault(
+            "weights of the first row", "weights[min(y + r * kCellLanesH, y_end - 1)]", "weights[y]"
+        ),
+        Fault(
+            "int32 offsets of images",
+            "logits + blockIdx.z * shape.stride_N +",
+            "logits + static_cast<int>(blockIdx.z * shape.stride_N) +",
+        ),
+        Fault(
+            "int32 offsets of classes",
+            "load(pixel + c * stride_C)",
+            "load(pixel + static_cast<int32_t>(c * stride_C))",
+        ),
+        Fault(
+            "labels by way of a byte",
+            "*labels = static_cast<Label>(vector[0]);",
+            "*labels = static_cast<Label>(static_cast<uint8_t>(vector[0]));",
+        ),
+        Fault(
+            "labels of all classes by way of int16",
+            "      best_class = c;\n",
+            "      best_class = static_cast<int16_t>(c);\n",
+        ),
+        Fault(
+            "the last part of the classes not ranked",
+            "for (int32_t c = part; c < C; c +=",
+            "for (int32_t c = part; c < C / kLanesPerPixel * kLanesPerPixel; c +=",
+        ),
+        Fault(
+            "cells past as many as threads",
+            "cell < cells_H * cells_W; cell += kThreads",
+            "cell < min(cells_H * cells_W, kThreads); cell += kThreads",
+        ),
+        Fault(
+            "ranks past as many as threads",
+            "i - lane < pixels * kLanesPerPixel; i += kThreads",
+            "i - lane < min(pixels * kLanesPerPixel, kThreads); i += kThreads",
+        ),
+        Fault(
+            "a block of pixels too few",
+            "(pixels + kThreads - 1) / kThreads",
+            "(pixels + kThreads - 2) / kThreads",
+        ),
+        Fault(
+            "a tile too few",
+            "(shape.out_W + kTileW - 1) / kTileW",
+            "(shape.out_W + kTileW - 2) / kTileW",
+        ),
+        Fault(
+            "a cell's first columns only",
+            "x < x_end; x += kCellLanesW",
+            "x < min(x_end, tile.cols.begin[j] + 2 * kCellLanesW); x += kCellLanesW",
+        ),
+        Fault("the least finite value wins nothing", "best[r] = -INFINITY;", "best[r] = -1.0f;"),
+        Fault(
+            "a tie for the later candidate",
+            "label[r] = value > best[r] ? k",
+            "label[r] = value >= best[r] ? k",
         ),
     ],
     "csrc/cuda/upsample_cross_entropy.cu": [
@@ -3301,6 +3639,30 @@ FAULTS: dict[str, list[Fault]] = {
             "o_lo + 1, 1.0",
         ),
         Fault("an emulated fma that rounds twice", "tl.where(inexact, odd, total)", "total"),
+        Fault("source index not clamped at 0", "tl.where(b_src < 0, 0.0, b_src)", "b_src"),
+        Fault(
+            "source index not clamped at the end",
+            "tl.minimum(b_src.to(tl.int32), size - 1)",
+            "b_src.to(tl.int32)",
+        ),
+        Fault("past the last source pixel", "tl.minimum(o_lo + 1, size - 1)", "o_lo + 1"),
+        Fault("weights swapped", "size - 1), 1.0 - b_w1, b_w1", "size - 1), b_w1, 1.0 - b_w1"),
+        Fault(
+            "the other product rounded",
+            "return _emulated_fma(b_a, b_w0, b_b * b_w1)",
+            "return _emulated_fma(b_b, b_w1, b_a * b_w0)",
+        ),
+        Fault(
+            "both products rounded",
+            "return _emulated_fma(b_a, b_w0, b_b * b_w1)",
+            "return b_a * b_w0 + b_b * b_w1",
+        ),
+        Fault("rounded to nearest first", "return tl.where(inexact, odd, total)", "return total"),
+        Fault(
+            "index rounded twice",
+            "b_src = _emulated_fma(b_scale, b_dst + b_half, -b_half)",
+            "b_src = b_scale * (b_dst + b_half) - b_half",
+        ),
     ],
     "deeplab_fast/triton_kernels/depthwise_conv2d.py": [
         Fault(
@@ -3535,6 +3897,180 @@ FAULTS: dict[str, list[Fault]] = {
             "min(vertical, W), min(horizontal, H)",
         ),
         Fault("a bias with gaps", "bias = given[0].contiguous() if", "bias = given[0] if"),
+    ],
+    "deeplab_fast/triton_kernels/upsample_argmax.py": [
+        Fault("-0 loses to +0", "tl.where(b_value == 0, 0.0, b_value).to(", "b_value.to("),
+        Fault(
+            "NaN by its bits",
+            "b_ordered = tl.where(b_value != b_value, _NAN_KEY, b_ordered)\n",
+            "b_ordered = b_ordered\n",
+        ),
+        Fault(
+            "NaN is least",
+            "_NAN_KEY = tl.constexpr(0x7FFFFFFF)",
+            "_NAN_KEY = tl.constexpr(-0x7FFFFFFF)",
+        ),
+        Fault(
+            "negative values in reverse",
+            "b_ordered = b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)",
+            "b_ordered = b_bits",
+        ),
+        Fault(
+            "ties by a byte of the class",
+            "| (0x7FFFFFFF - o_class).to(tl.int64)",
+            "| (0x7FFFFFFF - o_class % 256).to(tl.int64)",
+        ),
+        Fault(
+            "no key below any other",
+            "_NO_KEY = tl.constexpr(-(2**63))",
+            "_NO_KEY = tl.constexpr(-(2**62))",
+        ),
+        Fault(
+            "a corner less to win at",
+            "    b_can_win |= b_d > _losing_bound(p_d + o_winner, m_cell)[None, :]\n",
+            "",
+        ),
+        Fault("no margin", "b_logit - (tl.abs(b_logit) * 2.0**-18 + 2.0**-118)", "b_logit"),
+        Fault(
+            "no margin for denormals",
+            "b_logit - (tl.abs(b_logit) * 2.0**-18 + 2.0**-118)",
+            "b_logit - tl.abs(b_logit) * 2.0**-18",
+        ),
+        Fault("margin of the sign", "tl.abs(b_logit) * 2.0**-18", "b_logit * 2.0**-18"),
+        Fault("anything is finite", "(tl.abs(b_logit) < 2.0**126)", "(b_logit == b_logit)"),
+        Fault(
+            "NaN is finite",
+            "(tl.abs(b_logit) < 2.0**126)",
+            "((tl.abs(b_logit) < 2.0**126) | (b_logit != b_logit))",
+        ),
+        Fault(
+            "only the last block of classes is finite",
+            "b_finite &= _is_finite(b_a)",
+            "b_finite = _is_finite(b_a)",
+        ),
+        Fault(
+            "a corner's infinity missed", "& _is_finite(b_c) & _is_finite(b_d)", "& _is_finite(b_c)"
+        ),
+        Fault(
+            "classes past the last read",
+            "o_c = tl.minimum(i_c + tl.arange(0, BLOCK_C), C - 1)[:, None]",
+            "o_c = (i_c + tl.arange(0, BLOCK_C))[:, None]",
+        ),
+        Fault(
+            "classes past the last listed",
+            "m_class = (o_c < C) & m_cell[None, :]",
+            "m_class = (o_c <= C) & m_cell[None, :]",
+        ),
+        Fault(
+            "the last class never listed",
+            "m_class = (o_c < C) & m_cell[None, :]",
+            "m_class = (o_c < C - 1) & m_cell[None, :]",
+        ),
+        Fault("next row past the last", "(tl.minimum(o_lo_y + 1, H - 1) - o_lo_y)", "1"),
+        Fault(
+            "next column past the last",
+            "o_hi_x = tl.minimum(o_lo_x + 1, W - 1)",
+            "o_hi_x = o_lo_x + 1",
+        ),
+        Fault(
+            "cells of the first image", "(o_cell // W // H) * stride_n", "(o_cell // W // H) * 0"
+        ),
+        Fault(
+            "cells past the last counted",
+            "tl.store(p_counts + o_cell, b_count, mask=m_cell)",
+            "tl.store(p_counts + o_cell, b_count)",
+        ),
+        Fault(
+            "a candidate more than fits",
+            "mask=m_win & (o_slot < _MAX_CANDIDATES)",
+            "mask=m_win & (o_slot <= _MAX_CANDIDATES)",
+        ),
+        Fault(
+            "candidates of a block over those of the one before",
+            "o_slot = b_count[None, :] + tl.cumsum",
+            "o_slot = tl.cumsum",
+        ),
+        Fault(
+            "a cell that is not finite listed",
+            "tl.where(b_finite != 0, b_count, _MAX_CANDIDATES + 1)",
+            "b_count",
+        ),
+        Fault(
+            "a cell of too many listed",
+            "m_listed = b_count <= _MAX_CANDIDATES",
+            "m_listed = b_count <= _MAX_CANDIDATES + 1",
+        ),
+        Fault("two candidates are one", "m_open = b_count > 1", "m_open = b_count > 2"),
+        Fault(
+            "a candidate too few",
+            "m_c = (o_c < b_num[None, :]) & m_open",
+            "m_c = (o_c < b_num[None, :] - 1) & m_open",
+        ),
+        Fault(
+            "candidates of another image",
+            "o_cell = (i_n * H + o_y_lo) * W + o_x_lo",
+            "o_cell = o_y_lo * W + o_x_lo",
+        ),
+        Fault(
+            "the last class left out",
+            "            m_c = o_c < C\n",
+            "            m_c = o_c < C - 1\n",
+        ),
+        Fault(
+            "classes past the last win",
+            "b_key = tl.where(m_c, _key(b_value, o_c), _NO_KEY)",
+            "b_key = _key(b_value, o_c)",
+        ),
+        Fault(
+            "rows exchanged",
+            "b_value = interpolate(b_top, b_bottom, b_h0",
+            "b_value = interpolate(b_bottom, b_top, b_h0",
+        ),
+        Fault(
+            "images over one another",
+            "p_label = p_labels + i_n * num_pixels + o_p",
+            "p_label = p_labels + o_p",
+        ),
+        Fault(
+            "pixels past the image",
+            "    o_p = tl.where(m_p, o_p, 0)\n",
+            "    m_p = o_p <= num_pixels\n",
+        ),
+        Fault(
+            "int32 offsets of images",
+            "i_n = (tl.program_id(0) // num_blocks).to(tl.int64)",
+            "i_n = tl.program_id(0) // num_blocks",
+        ),
+        Fault(
+            "int32 offsets of rows",
+            "p_hi_row = p_image + o_y_hi.to(tl.int64) * stride_h",
+            "p_hi_row = p_image + o_y_hi * stride_h",
+        ),
+        Fault(
+            "int32 offsets of columns",
+            "p_hi_row + o_x_hi.to(tl.int64) * stride_w",
+            "p_hi_row + o_x_hi * stride_w",
+        ),
+        Fault(
+            "int32 offsets of winners",
+            "o_winner_d = _class_of(b_key_d).to(tl.int64) * stride_c",
+            "o_winner_d = _class_of(b_key_d) * stride_c",
+        ),
+        Fault(
+            "as many blocks as pixels fill",
+            "(N * triton.cdiv(out_H * out_W, block_p),)",
+            "(max(1, N * (out_H * out_W // block_p)),)",
+        ),
+        Fault(
+            "as many blocks as cells fill",
+            "triton.cdiv(num_cells, block_s)",
+            "max(1, num_cells // block_s)",
+        ),
+        Fault(
+            "scales exchanged",
+            "        scale_h,\n        scale_w,\n        PRUNED",
+            "        scale_w,\n        scale_h,\n        PRUNED",
+        ),
     ],
 }
 

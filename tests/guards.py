@@ -1,0 +1,133 @@
+"""Memory with guards around it, to detect what a kernel writes or reads outside its tensors.
+
+Two kinds of guards. A GuardedMemory has a known pattern around each tensor, which shows writes up
+to GUARD_BYTES away. A tensor beside an unreadable page ends the process at the first access past
+it, reads included, so the code that uses it runs in a child process: in_child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+GUARD_BYTES = 512
+LINE_BYTES = 64
+PATTERN = 0xA5  # of guards, and of tensors that nothing was written to yet
+
+
+class GuardedMemory:
+    """Tensors with a pattern on both sides."""
+
+    def __init__(self) -> None:
+        self._regions: list[tuple[Tensor, int, int]] = []
+
+    def empty(
+        self,
+        size: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        misalignment: int = 0,
+    ) -> Tensor:
+        """Contiguous tensor that starts ``misalignment`` elements after a line of memory."""
+        num_bytes = torch.Size(size).numel() * dtype.itemsize
+        length = num_bytes + 2 * GUARD_BYTES + 2 * LINE_BYTES
+        buffer = torch.full((length,), PATTERN, dtype=torch.uint8, device=device)
+        begin = GUARD_BYTES + -buffer.data_ptr() % LINE_BYTES + misalignment * dtype.itemsize
+        self._regions.append((buffer, begin, begin + num_bytes))
+        return buffer[begin : begin + num_bytes].view(dtype).view(*size)
+
+    def assert_intact(self) -> None:
+        for buffer, begin, end in self._regions:
+            for side, guard in (("before", buffer[:begin]), ("after", buffer[end:])):
+                written = (guard != PATTERN).nonzero()
+                assert len(written) == 0, f"{len(written)} bytes written {side} a tensor"
+
+    def __len__(self) -> int:
+        return len(self._regions)
+
+
+@contextlib.contextmanager
+def allocations_from(empty: Callable[..., Tensor]) -> Iterator[None]:
+    """Uninitialised tensors come from ``empty(size, dtype, device)``: outputs and workspaces."""
+
+    def size_of(size: tuple[Any, ...]) -> tuple[int, ...]:
+        return size if not size or isinstance(size[0], int) else tuple(size[0])
+
+    def new_empty(self: Tensor, *size: Any, dtype: Any = None, device: Any = None) -> Tensor:
+        return empty(size_of(size), dtype or self.dtype, device or self.device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "new_empty", new_empty)
+        yield
+
+
+@contextlib.contextmanager
+def guarded_allocations() -> Iterator[GuardedMemory]:
+    """Uninitialised tensors made inside have guards, which must be intact at the end."""
+    memory = GuardedMemory()
+    with allocations_from(memory.empty):
+        yield memory
+    memory.assert_intact()
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def beside_unreadable_page(num_bytes: int, after: bool) -> Tensor:
+    """Bytes that end where an unreadable page starts, or that start where one ends."""
+    page = mmap.PAGESIZE
+    usable = -(-max(num_bytes, 1) // page) * page
+    memory = mmap.mmap(-1, usable + 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (address, address + page + usable):
+        protected = _LIBC.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0)
+        assert protected == 0, ctypes.get_errno()
+    offset = page + (usable - num_bytes if after else 0)
+    if num_bytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(memory, dtype=torch.uint8, count=num_bytes, offset=offset)
+
+
+def empty_beside_unreadable_page(
+    size: Sequence[int], dtype: torch.dtype, device: object = "cpu", *, after: bool
+) -> Tensor:
+    num_bytes = torch.Size(size).numel() * dtype.itemsize
+    return beside_unreadable_page(num_bytes, after).fill_(PATTERN).view(dtype).view(*size)
+
+
+def copy_beside_unreadable_page(tensor: Tensor, after: bool) -> Tensor:
+    """Copy of a tensor without gaps, in the same order of dimensions."""
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    dense = tensor.permute(order)
+    assert dense.is_contiguous()
+    copy = empty_beside_unreadable_page(dense.shape, tensor.dtype, after=after).copy_(dense)
+    return copy.permute([order.index(d) for d in range(tensor.dim())])
+
+
+def in_child(function: Callable[[], None], timeout: int = 300) -> None:
+    """Runs ``function`` in a forked process, on one thread; fails if it raises or crashes there.
+
+    Memory from malloc holds a pattern there until it is written.
+    """
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        if hasattr(_LIBC, "mallopt"):
+            _LIBC.mallopt(-6, PATTERN)  # M_PERTURB
+        function()
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    assert process.exitcode == 0, f"the child process ended with {process.exitcode}"
