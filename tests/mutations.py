@@ -56,7 +56,9 @@ REGISTRATION = Guard(
 SCHEDULES = Guard("tests/test_schedules.py tests/test_zones.py schedules or executed", "_C")
 TRAINING_DATA = Guard("tests/test_training_data.py")
 TRANSFORMS = Guard("tests/test_transforms.py not (compiled or model_and)")
+TRITON_ASPP = Guard("tests/test_triton.py images_that_differ or bias_of_images")
 TRITON_DENSE = Guard("tests/test_triton_blocks.py not depthwise and not interpolation")
+TRITON_DEPTHWISE = Guard("tests/test_triton_blocks.py depthwise or rate or strides")
 TRITON_FAR = Guard("tests/test_triton_blocks.py far")
 WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
 
@@ -2386,8 +2388,9 @@ FAULTS: dict[str, list[Fault]] = {
             "finite bounds without an activation",
             '"none": (-math.inf, math.inf)',
             '"none": (-3.4e38, 3.4e38)',
+            NON_FINITE,
         ),
-        Fault("ReLU bounded above", '"relu": (0.0, math.inf)', '"relu": (0.0, 3.4e38)'),
+        Fault("ReLU bounded above", '"relu": (0.0, math.inf)', '"relu": (0.0, 3.4e38)', NON_FINITE),
     ],
     "deeplab_fast/cuda_kernels/depthwise_conv2d.py": [
         Fault(
@@ -2914,11 +2917,13 @@ FAULTS: dict[str, list[Fault]] = {
             "no gradient where the output is NaN",
             "grad_output * ~(output <= 0)",
             "grad_output * (output > 0)",
+            Guard("tests/test_non_finite.py aspp and reference"),
         ),
         Fault(
             "no gradient where a branch is NaN",
             "grad_joined * ~(joined <= 0)",
             "grad_joined * (joined > 0)",
+            Guard("tests/test_non_finite.py aspp and reference"),
         ),
     ],
     "deeplab_fast/ops/dilated_conv2d.py": [
@@ -3615,16 +3620,18 @@ FAULTS: dict[str, list[Fault]] = {
             "mean = input.mean((2, 3), dtype=torch.float32)",
             "mean = input.mean((2, 3), dtype=torch.float32).clamp(-65504, 65504)",
         ),
-        Fault("no activation of the pooled branch", ".relu_()", ""),
+        Fault("no activation of the pooled branch", ".relu_()", "", TRITON_ASPP),
         Fault(
             "one mean of all images",
             "input.mean((2, 3), dtype=torch.float32)",
             "input.mean((0, 2, 3), dtype=torch.float32)[None].expand(input.size(0), -1)",
+            TRITON_ASPP,
         ),
         Fault(
             "the bias of images is rounded",
             "project_bias.float())",
             "project_bias.float()).to(input.dtype)",
+            TRITON_ASPP,
         ),
     ],
     "deeplab_fast/triton_kernels/bilinear.py": [
@@ -3637,31 +3644,56 @@ FAULTS: dict[str, list[Fault]] = {
             "source index not clamped at the end",
             "tl.minimum(o_lo + 1, size - 1), 1.0",
             "o_lo + 1, 1.0",
+            ARGMAX_TRITON,
         ),
         Fault("an emulated fma that rounds twice", "tl.where(inexact, odd, total)", "total"),
-        Fault("source index not clamped at 0", "tl.where(b_src < 0, 0.0, b_src)", "b_src"),
+        Fault(
+            "source index not clamped at 0",
+            "tl.where(b_src < 0, 0.0, b_src)",
+            "b_src",
+            ARGMAX_TRITON,
+        ),
         Fault(
             "source index not clamped at the end",
             "tl.minimum(b_src.to(tl.int32), size - 1)",
             "b_src.to(tl.int32)",
+            ARGMAX_TRITON,
         ),
-        Fault("past the last source pixel", "tl.minimum(o_lo + 1, size - 1)", "o_lo + 1"),
-        Fault("weights swapped", "size - 1), 1.0 - b_w1, b_w1", "size - 1), b_w1, 1.0 - b_w1"),
+        Fault(
+            "past the last source pixel",
+            "tl.minimum(o_lo + 1, size - 1)",
+            "o_lo + 1",
+            ARGMAX_TRITON,
+        ),
+        Fault(
+            "weights swapped",
+            "size - 1), 1.0 - b_w1, b_w1",
+            "size - 1), b_w1, 1.0 - b_w1",
+            ARGMAX_TRITON,
+        ),
         Fault(
             "the other product rounded",
             "return _emulated_fma(b_a, b_w0, b_b * b_w1)",
             "return _emulated_fma(b_b, b_w1, b_a * b_w0)",
+            ARGMAX_TRITON,
         ),
         Fault(
             "both products rounded",
             "return _emulated_fma(b_a, b_w0, b_b * b_w1)",
             "return b_a * b_w0 + b_b * b_w1",
+            ARGMAX_TRITON,
         ),
-        Fault("rounded to nearest first", "return tl.where(inexact, odd, total)", "return total"),
+        Fault(
+            "rounded to nearest first",
+            "return tl.where(inexact, odd, total)",
+            "return total",
+            ARGMAX_TRITON,
+        ),
         Fault(
             "index rounded twice",
             "b_src = _emulated_fma(b_scale, b_dst + b_half, -b_half)",
             "b_src = b_scale * (b_dst + b_half) - b_half",
+            ARGMAX_TRITON,
         ),
     ],
     "deeplab_fast/triton_kernels/depthwise_conv2d.py": [
@@ -3686,46 +3718,59 @@ FAULTS: dict[str, list[Fault]] = {
             "channels past the last",
             "o_pixel < num_pixels, o_c < out_channels",
             "o_pixel < num_pixels, o_c <= out_channels",
+            TRITON_DEPTHWISE,
         ),
         Fault(
             "one output of each channel",
             "for i in tl.static_range(MULTIPLIER if MIRRORED else 1):",
             "for i in tl.static_range(1):",
+            TRITON_DEPTHWISE,
         ),
-        Fault("weights past the last", "mask=m_c, other=0.0)", "mask=m_c | True, other=0.0)"),
+        Fault(
+            "weights past the last",
+            "mask=m_c, other=0.0)",
+            "mask=m_c | True, other=0.0)",
+            TRITON_DEPTHWISE,
+        ),
         Fault(
             "products in half precision",
             "b_sum += b_input.to(tl.float32) * b_weight.to(tl.float32)[None, :]",
             "b_sum += (b_input * b_weight[None, :]).to(tl.float32)",
+            TRITON_DEPTHWISE,
         ),
         Fault(
             "offsets of the input in int32",
             "o_input = (o_pixel + i_dy * W + i_dx).to(tl.int64)[:, None] * in_channels",
             "o_input = (o_pixel + i_dy * W + i_dx)[:, None] * in_channels",
+            TRITON_DEPTHWISE,
         ),
         Fault(
             "offsets of partial sums in int32",
             "tl.program_id(0).to(tl.int64) * K",
             "tl.program_id(0) * K",
+            TRITON_DEPTHWISE,
         ),
         Fault(
             "only the first block of a run is summed",
             "range(0, RUN, BLOCK_P)",
             "range(0, BLOCK_P, BLOCK_P)",
+            TRITON_DEPTHWISE,
         ),
-        Fault("runs that overlap", "_RUN = 2048", "_RUN = 2000"),
-        Fault("only the first run counts", "partial.sum(0)", "partial[0]"),
+        Fault("runs that overlap", "_RUN = 2048", "_RUN = 2000", TRITON_DEPTHWISE),
+        Fault("only the first run counts", "partial.sum(0)", "partial[0]", TRITON_DEPTHWISE),
         Fault(
             "partial sums in half precision",
             "new_empty((runs, R, S, K), dtype=torch.float32)",
             "new_empty((runs, R, S, K))",
+            TRITON_DEPTHWISE,
         ),
         Fault(
             "rates clamped to the other side",
             "min(dilation[0], input.size(2)), min(dilation[1], input.size(3))",
             "min(dilation[0], input.size(3)), min(dilation[1], input.size(2))",
+            TRITON_DEPTHWISE,
         ),
-        Fault("a weight with gaps", "weight.contiguous(),", "weight,"),
+        Fault("a weight with gaps", "weight.contiguous(),", "weight,", TRITON_DEPTHWISE),
     ],
     "deeplab_fast/triton_kernels/dilated_conv2d.py": [
         Fault(
@@ -3779,54 +3824,67 @@ FAULTS: dict[str, list[Fault]] = {
             "split sums lose rows",
             "dilated_conv2d_reduce_kernel[(work.reductions.numel() // 4 * (blocks.m // rows),)](",
             "dilated_conv2d_reduce_kernel[(work.reductions.numel() // 4,)](",
+            TRITON_DENSE,
         ),
         Fault(
             "split gradients lose rows",
             "wgrad_reduce_kernel[(work.reductions.numel() // 4 * (blocks.m // rows),)](",
             "wgrad_reduce_kernel[(work.reductions.numel() // 4,)](",
+            TRITON_DENSE,
         ),
         Fault(
             "pieces of the rows above",
             "((i_first_slot + i).to(tl.int64) * BLOCK_M + o_m) * BLOCK_N",
             "((i_first_slot + i).to(tl.int64) * BLOCK_M + o_m % 16) * BLOCK_N",
+            TRITON_DENSE,
         ),
         Fault(
-            "one piece not added", "for i in range(num_slots):", "for i in range(num_slots - 1):"
+            "one piece not added",
+            "for i in range(num_slots):",
+            "for i in range(num_slots - 1):",
+            TRITON_DENSE,
         ),
         Fault(
             "channels past a branch",
             "m_n = o_n < (C if MIRRORED else num_channels)",
             "m_n = o_n < C",
+            TRITON_DENSE,
         ),
         Fault(
             "weights past the last",
             "mask=m_k[:, None] & m_n[None, :], other=0.0)\n        i_dy",
             "mask=(m_k[:, None] | True) & m_n[None, :], other=0.0)\n        i_dy",
+            TRITON_DENSE,
         ),
         Fault(
             "input past the last",
             "mask=(m_inside & m_pixel)[:, None] & m_k[None, :],",
             "mask=(m_inside & m_pixel)[:, None] & (m_k[None, :] | True),",
+            TRITON_DENSE,
         ),
         Fault(
             "bias of the first image",
             "        out_channels, H * W, stride_bias, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,\n    )",
             "        out_channels, H * W, 0, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,\n    )",
+            TRITON_DENSE,
         ),
         Fault(
             "gradients of a column too many",
             "tl.cdiv(C, BLOCK_N)\n    o_m = i_block // num_column_blocks * BLOCK_M + tl",
             "C // BLOCK_N + 1\n    o_m = i_block // num_column_blocks * BLOCK_M + tl",
+            TRITON_DENSE,
         ),
         Fault(
             "gradient rows past the last",
             "m_m, m_n = o_m < K, o_n < C",
             "m_m, m_n = o_m >= 0, o_n < C",
+            TRITON_DENSE,
         ),
         Fault(
             "pieces in half precision",
             "work.num_slots * blocks.m * blocks.n, dtype=torch.float32)\n    epilogue",
             "work.num_slots * blocks.m * blocks.n)\n    epilogue",
+            TRITON_DENSE,
         ),
         Fault(
             "offsets of the output in int32",
@@ -3864,39 +3922,64 @@ FAULTS: dict[str, list[Fault]] = {
             "o = tl.program_id(0) * BLOCK",
             TRITON_FAR,
         ),
-        Fault("tf32 past the last", "mask=o < num_elements, other=0.0)", "mask=o >= 0, other=0.0)"),
-        Fault("tf32 on AMD", "and not torch.version.hip", ""),
+        Fault(
+            "tf32 past the last",
+            "mask=o < num_elements, other=0.0)",
+            "mask=o >= 0, other=0.0)",
+            TRITON_DENSE,
+        ),
+        Fault("tf32 on AMD", "and not torch.version.hip", "", TRITON_DENSE),
         Fault(
             "tuning of one dtype for all",
             "_tuned.get((dtype, pinned), pinned)",
             "next((b for (_, p), b in _tuned.items() if p == pinned), pinned)",
+            TRITON_DENSE,
         ),
-        Fault("blocks smaller than tensor cores multiply", "_SMALLEST = 16", "_SMALLEST = 8"),
+        Fault(
+            "blocks smaller than tensor cores multiply",
+            "_SMALLEST = 16",
+            "_SMALLEST = 8",
+            TRITON_DENSE,
+        ),
         Fault(
             "columns fit the depth",
             "n=fitting(columns, largest.n), k=fitting(depth, largest.k)",
             "n=fitting(depth, largest.n), k=fitting(columns, largest.k)",
+            TRITON_DENSE,
         ),
         Fault(
             "more shared memory than AMD has",
             "if torch.version.hip:\n        largest",
             "if False:\n        largest",
+            TRITON_DENSE,
         ),
         Fault(
             "steps of the first branch",
             "depth = max(out_channels) if mirrored",
             "depth = out_channels[0] if mirrored",
+            TRITON_DENSE,
         ),
         Fault(
-            "the first branch is aligned", "math.gcd(16, *channels)", "math.gcd(16, channels[0])"
+            "the first branch is aligned",
+            "math.gcd(16, *channels)",
+            "math.gcd(16, channels[0])",
+            TRITON_DENSE,
         ),
-        Fault("no sum is split", "multi_processor_count", "multi_processor_count // 200"),
+        Fault(
+            "no sum is split", "multi_processor_count", "multi_processor_count // 200", TRITON_DENSE
+        ),
         Fault(
             "rates clamped to the other side",
             "min(vertical, H), min(horizontal, W)",
             "min(vertical, W), min(horizontal, H)",
+            TRITON_DENSE,
         ),
-        Fault("a bias with gaps", "bias = given[0].contiguous() if", "bias = given[0] if"),
+        Fault(
+            "a bias with gaps",
+            "bias = given[0].contiguous() if",
+            "bias = given[0] if",
+            TRITON_DENSE,
+        ),
     ],
     "deeplab_fast/triton_kernels/upsample_argmax.py": [
         Fault("-0 loses to +0", "tl.where(b_value == 0, 0.0, b_value).to(", "b_value.to("),

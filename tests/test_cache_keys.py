@@ -124,10 +124,13 @@ def described(work_list: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("make", "arguments", "name", "value"),
     [
-        *((work_lists.conv_work_list, CONV_ARGUMENTS, *change) for change in CONV_CHANGES),
-        *((work_lists.wgrad_work_list, WGRAD_ARGUMENTS, *change) for change in WGRAD_CHANGES),
+        pytest.param(make, arguments, name, value, id=f"{make.__name__}-{name}-{i}")
+        for make, arguments, changes in (
+            (work_lists.conv_work_list, CONV_ARGUMENTS, CONV_CHANGES),
+            (work_lists.wgrad_work_list, WGRAD_ARGUMENTS, WGRAD_CHANGES),
+        )
+        for i, (name, value) in enumerate(changes)
     ],
-    ids=str,
 )
 def test_work_lists_of_other_arguments(make, arguments, name, value):
     changed = arguments | {name: value}
