@@ -305,7 +305,7 @@ def test_nothing_outside_the_tensors_is_touched(
         pytest.skip("for our kernels in a CPU's memory")
     if dtype == torch.float16 and scale > 1:
         pytest.skip("with fp32 suffices")
-    other = logits_shape != BOUNDS[1][0]
+    other = logits_shape != BOUNDS[4][0]
     spare_the_interpreter(backend, other or scale > 1 or dtype == torch.float16)
     tensors = problem(logits_shape, size, device)
     tensors = tensors[0].to(dtype) * scale, *tensors[1:]
@@ -578,7 +578,7 @@ def test_class_weights_of_zero_nan_and_infinity(backend, device, value, label_sm
 
     Weights of 1 / frequency are infinite there.
     """
-    spare_the_interpreter(backend, label_smoothing == 1.0 or math.isnan(value))
+    spare_the_interpreter(backend, label_smoothing == 1.0 or value != math.inf)
     logits, target, _ = problem((1, 3, 3, 4), (7, 9), device)
     logits[0, 2] -= 1
     if not hit:
@@ -763,7 +763,7 @@ def test_dtypes_are_those_of_their_fp32_values(backend, device, dtype, weight_dt
     spare_the_interpreter(backend, dtype == torch.bfloat16 or weight_dtype == torch.float16)
     logits, target, weight = problem((2, 3, 4, 5), (8, 10), device, dtype, ignored=-100)
     weight = weight.to(weight_dtype)
-    for align_corners in (False, True):
+    for align_corners in [False] if is_interpreted(backend) else [False, True]:
         ours = partial(
             upsample_cross_entropy, target=target, label_smoothing=0.1, align_corners=align_corners
         )
