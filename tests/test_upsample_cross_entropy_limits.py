@@ -829,6 +829,18 @@ def test_every_range_of_the_logarithm(backend, device):
         assert ((loss.cpu() - exact).abs() <= allowed).all()
 
 
+@pytest.mark.parametrize("gap", [30.0, 41.0, 43.0, 55.0, 57.0, 80.0, 95.0])
+def test_cells_of_two_rows_between_distant_logits(backend, device, gap):
+    """Where a progression that ran on past the cell's last row could overflow."""
+    spare_the_interpreter(backend, gap != 95.0)
+    logits = torch.zeros(1, 2, 10, 2, device=device)
+    logits[:, 0, ::2] = logits[:, 1, 1::2] = -gap
+    target = torch.randint(2, (1, 11, 3), device=device)
+    grad = torch.rand(target.shape, device=device)
+    with deeplab_fast.backend(backend):
+        assert_like_pytorch(logits, target, grad, reduction="none", label_smoothing=0.1)
+
+
 # Triton's kernels with the blocks of a GPU, on more than sizes.
 
 

@@ -266,8 +266,7 @@ def upsample_cross_entropy_bwd_kernel(
             b_grad_logit = b_softmax * b_softmax_grad[None, :]
             b_grad_logit -= tl.where(o_c == o_target[None, :], b_hit[None, :], 0.0)
             if SMOOTH:
-                b_smoothed = b_smooth[None, :] * b_class_weight
-                b_grad_logit -= tl.where(m_counted[None, :], b_smoothed, 0.0)
+                b_grad_logit -= b_smooth[None, :] * b_class_weight
             b_grad_logit = tl.where(m_pixel[None, :], b_grad_logit, 0.0)
             b_grad_top += b_grad_logit * b_h0[None, :]
             b_grad_bottom += b_grad_logit * b_h1[None, :]
