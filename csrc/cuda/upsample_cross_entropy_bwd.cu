@@ -189,9 +189,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
         const int begin = max(col_begin[cell], x) - x;
         const int end = min(col_begin[cell + 1], x + kThreads) - x;
         const float weight = smooths ? class_weight(terms, first_class + c) : 0.0f;
-        corners[i] = add_columns(corners[i], tile, values[strip.left(cell)],
-                                 values[strip.right(cell)], begin, end, progression, wild,
-                                 first_class + c, weight);
+        corners[i] =
+            add_columns(corners[i], tile, values[strip.left(cell)], values[strip.right(cell)],
+                        begin, end, progression, wild, first_class + c, weight);
       }
       __syncthreads();
     }
