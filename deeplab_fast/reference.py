@@ -297,10 +297,12 @@ def upsample_cross_entropy_backward(
     grad = torch.where(target == ignore_index, 0.0, grad).unsqueeze(1)
     index = target.clamp(0, classes - 1).unsqueeze(1)
     hit = (1 - label_smoothing) * weight[index] * grad
-    smooth = label_smoothing / classes * grad
 
     softmax = upsample(logits, size, None, align_corners).softmax(1)
-    grad_upsampled = softmax * (hit + smooth * weight.sum()) - smooth * weight[:, None, None]
+    grad_upsampled = softmax * hit
+    if label_smoothing > 0:  # else an infinite weight of a class that no pixel has makes 0 * inf
+        smooth = label_smoothing / classes * grad
+        grad_upsampled = softmax * (hit + smooth * weight.sum()) - smooth * weight[:, None, None]
     grad_upsampled.scatter_(1, index, grad_upsampled.gather(1, index) - hit)
     grad_logits = torch.ops.aten.upsample_bilinear2d_backward(
         grad_upsampled, size, logits.shape, align_corners, None, None

@@ -35,8 +35,11 @@ CONV = Guard(
 )
 DEPTHWISE = Guard("tests/test_dilated_conv2d.py tests/test_fused_conv2d.py emulated and depthwise")
 ENTROPY = Guard(
-    "tests/test_upsample_cross_entropy.py emulated and not (compile or export or opcheck)"
+    "tests/test_upsample_cross_entropy_limits.py tests/test_upsample_cross_entropy.py "
+    "emulated and not (compile or export or opcheck)"
 )
+ENTROPY_CPU = Guard("tests/test_upsample_cross_entropy_limits.py cpu or threads_share", "_C")
+ENTROPY_TRITON = Guard("tests/test_upsample_cross_entropy_limits.py triton")
 EVALUATION = Guard("tests/test_evaluation.py not command and not wrong_arguments")
 FAR = "tests/test_large_offsets.py"
 FAR_CONV = Guard(f"{FAR} test_convolution or weight_gradient or bias_gradient or on_the_way")
@@ -66,8 +69,10 @@ GUARDS = {
     "csrc/common/bilinear.h": ARGMAX,
     "csrc/common/half.h": ARGMAX_CPU,
     "csrc/common/zones.h": Guard("tests/test_zones.py", "_C"),
+    "csrc/cpu/exp2_log2.h": ENTROPY_CPU,
     "csrc/cpu/stream.h": ARGMAX_CPU,
     "csrc/cpu/upsample_argmax.cpp": ARGMAX_CPU,
+    "csrc/cpu/upsample_cross_entropy.cpp": ENTROPY_CPU,
     "csrc/cuda/aspp.cu": ASPP,
     "csrc/cuda/cells.cuh": ARGMAX,
     "csrc/cuda/conv_epilogue.cuh": CONV,
@@ -113,6 +118,7 @@ GUARDS = {
     ),
     "deeplab_fast/cuda_kernels/dilated_conv2d_backward.py": CALLS,
     "deeplab_fast/cuda_kernels/register.py": Guard("tests/test_fused_conv2d.py emulated"),
+    "deeplab_fast/cuda_kernels/upsample_cross_entropy.py": ENTROPY,
     "deeplab_fast/cuda_kernels/work_lists.py": Guard(
         "tests/test_kernel_calls.py tests/test_cache_keys.py tests/test_dilated_conv2d_sm90.py "
         "tests/test_dilated_conv2d_wgrad_sm90.py kernel_calls or convolutions or boxes or fp32"
@@ -154,6 +160,7 @@ GUARDS = {
     "deeplab_fast/triton_kernels/depthwise_conv2d.py": NON_FINITE_TRITON,
     "deeplab_fast/triton_kernels/dilated_conv2d.py": NON_FINITE_TRITON,
     "deeplab_fast/triton_kernels/upsample_argmax.py": ARGMAX_TRITON,
+    "deeplab_fast/triton_kernels/upsample_cross_entropy.py": ENTROPY_TRITON,
 }
 
 
@@ -291,6 +298,10 @@ FAULTS: dict[str, list[Fault]] = {
             "loads.push({end, worker});",
             "loads.push({begin, worker});",
         ),
+    ],
+    "csrc/cpu/exp2_log2.h": [
+        Fault("2^x: a coefficient off", "0x1.5f7276p-10f", "0x1.4f7276p-10f"),
+        Fault("log2: a coefficient off", "0x1.ec70e6p-1f", "0x1.ec9000p-1f"),
     ],
     "csrc/cpu/stream.h": [
         Fault(
@@ -558,6 +569,59 @@ FAULTS: dict[str, list[Fault]] = {
             "grad_loss[x * image.grad_loss_stride_W]",
             "grad_loss[static_cast<int>(x * image.grad_loss_stride_W)]",
             FAR_CPU,
+        ),
+        Fault(
+            "cpu: a band past the last row",
+            "std::min(begin + band_rows, s.H), plan)",
+            "begin + band_rows, plan)",
+        ),
+        Fault(
+            "cpu: a source row of another image",
+            "row.index != n * s.H + y) {",
+            "row.index % s.H != y || row.index < 0) {",
+        ),
+        Fault(
+            "cpu: tame where exponentials underflow",
+            "constexpr float kTame = -80.0f",
+            "constexpr float kTame = -150.0f",
+        ),
+        Fault(
+            "cpu: the last corner is tame",
+            "v <= block.cell + kLanes; ++v",
+            "v < block.cell + kLanes; ++v",
+        ),
+        Fault(
+            "cpu: 32-bit strides of classes",
+            "const int64_t stride_C = plan.shape.stride_C, stride_W",
+            "const int32_t stride_C = plan.shape.stride_C, stride_W",
+        ),
+        Fault(
+            "cpu: 32-bit offsets of the incoming gradient",
+            "(group.y + i) * image.grad_loss_stride_H;",
+            "static_cast<int32_t>((group.y + i) * image.grad_loss_stride_H);",
+        ),
+        Fault(
+            "cpu: ignored pixels' NaN forgotten",
+            "log_sum[slot] = image.log_sum_exp[pixel] * kLog2E;",
+            "if (target != plan.terms.ignore_index)\n"
+            "        log_sum[slot] = image.log_sum_exp[pixel] * kLog2E;",
+        ),
+        Fault(
+            "cpu: sums of rows in fp32",
+            "double loss = 0.0, weight = 0.0;",
+            "float loss = 0.0f, weight = 0.0f;",
+        ),
+        Fault("cpu: exponentials out of range", "(x < kTame ? 0u : ~0u)", "~0u"),
+        Fault(
+            "cpu: the last bad target is named",
+            "if (sums->bad_pixel < 0 && row_sums[row].bad_x >= 0) {",
+            "if (row_sums[row].bad_x >= 0) {",
+        ),
+        Fault("cpu: last source pixel not repeated", "    logit[W + 1] = logit[W];\n", ""),
+        Fault(
+            "cpu: 32-bit targets",
+            "if (target < 0 || target >= C) {  // refused",
+            "if (int32_t(target) < 0 || int32_t(target) >= C) {  // refused",
         ),
     ],
     "csrc/cuda/aspp.cu": [
@@ -1913,6 +1977,19 @@ FAULTS: dict[str, list[Fault]] = {
             "const int pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;",
             FAR_UPSAMPLING,
         ),
+        Fault(
+            "only the first 512 blocks' sums",
+            "i < blocks; i += kReduceThreads",
+            "i < (blocks < 512 ? blocks : 512); i += kReduceThreads",
+        ),
+        Fault(
+            "half of the reducing warps", "warp < kReduceThreads / 32; ++warp", "warp < 8; ++warp"
+        ),
+        Fault(
+            "a column past the last read",
+            "my_x = min(x + static_cast<int32_t>(threadIdx.x), x_end - 1);",
+            "my_x = min(x + static_cast<int32_t>(threadIdx.x), x_end);",
+        ),
     ],
     "csrc/cuda/upsample_cross_entropy.cuh": [
         Fault(
@@ -1971,6 +2048,28 @@ FAULTS: dict[str, list[Fault]] = {
             "const int offset = (first + c) * stride_C + i * stride_W;",
             FAR_UPSAMPLING,
         ),
+        Fault("sums in fp32", "double loss, weight;", "float loss, weight;"),
+        Fault("only tops decide what is tame", "fminf(top.y, bottom.y) >= kTame", "top.y >= kTame"),
+        Fault(
+            "tame where exponentials underflow",
+            "constexpr float kTame = -60.0f",
+            "constexpr float kTame = -140.0f",
+        ),
+        Fault(
+            "32-bit offsets of classes",
+            "const int64_t offset = (first + c) * stride_C + i * stride_W;",
+            "const int32_t offset = static_cast<int32_t>((first + c) * stride_C + i * stride_W);",
+        ),
+        Fault(
+            "32 classes of a chunk in channels_last",
+            "c < count; c += 32) put(c, i);",
+            "c < min(count, 32); c += 32) put(c, i);",
+        ),
+        Fault(
+            "steps that do not reach the last row",
+            "/ static_cast<float>(num_rows - 1)",
+            "/ static_cast<float>(num_rows)",
+        ),
     ],
     "csrc/cuda/upsample_cross_entropy_bwd.cu": [
         Fault(
@@ -2002,16 +2101,6 @@ FAULTS: dict[str, list[Fault]] = {
             "gradient: class weight left out",
             "const float taken = target_part * class_weight(terms, label[r]) * grad[r];",
             "const float taken = target_part * grad[r];",
-        ),
-        Fault(
-            "gradient: class weight left out of smoothing",
-            "first_class + c, class_weight(terms, first_class + c));",
-            "first_class + c, 1.0f);",
-        ),
-        Fault(
-            "gradient: total weight left out of smoothing",
-            "(taken + smoothed * total_class_weight)",
-            "(taken + smoothed)",
         ),
         Fault(
             "gradient: mean without its divisor",
@@ -2137,6 +2226,36 @@ FAULTS: dict[str, list[Fault]] = {
             "static_cast<int>(channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x)",
             FAR_UPSAMPLING,
         ),
+        Fault(
+            "gradient: class weight left out of smoothing",
+            "smooths ? class_weight(terms, first_class + c) : 0.0f",
+            "smooths ? 1.0f : 0.0f",
+        ),
+        Fault(
+            "gradient: total weight left out of smoothing",
+            "scale = taken + smoothed * total_class_weight;",
+            "scale = taken + smoothed;",
+        ),
+        Fault(
+            "gradient: an element past the last",
+            "if (i >= shape.N * shape.H * plane) return;",
+            "if (i > shape.N * shape.H * plane) return;",
+        ),
+        Fault(
+            "gradient: 32-bit offsets of the incoming one",
+            "y * grad.stride_H + my_x * grad.stride_W",
+            "static_cast<int32_t>(y * grad.stride_H) + my_x * grad.stride_W",
+        ),
+        Fault(
+            "gradient: ignored pixels' NaN forgotten",
+            "scale *= ptx::ex2_approx(-d.log_sum[r]);",
+            "if (label[r] != kIgnored) scale *= ptx::ex2_approx(-d.log_sum[r]);",
+        ),
+        Fault(
+            "gradient: pixels past the last row read",
+            "if (r + 1 < num_rows) {",
+            "if (r + 1 < kRows) {",
+        ),
     ],
     "csrc/cuda/upsample_cross_entropy_prepare.cu": [
         Fault(
@@ -2179,6 +2298,27 @@ FAULTS: dict[str, list[Fault]] = {
             "int bytes = 0;",
             FAR_UPSAMPLING,
         ),
+        Fault(
+            "threads for two cells too few",
+            "blocks_for(shape.H + 2 + shape.W + 2)",
+            "blocks_for(shape.H + shape.W + 2)",
+        ),
+        Fault(
+            "no memory for the last column's cell",
+            "take(workspace.col_begin, shape.W + 2)",
+            "take(workspace.col_begin, shape.W + 1)",
+        ),
+        Fault(
+            "no memory for the last cells' gradients",
+            "shape.N * (shape.H + 1) * 2 * shape.C * shape.W : 0",
+            "shape.N * shape.H * 2 * shape.C * shape.W : 0",
+        ),
+        Fault(
+            "no memory for the last pixel's range",
+            "take(workspace.ranges, shape.N * shape.H * shape.W)",
+            "take(workspace.ranges, shape.N * shape.H * shape.W - 1)",
+        ),
+        Fault("more blocks than an int32", " && num_blocks(shape, layout) < INT32_MAX", ""),
     ],
     "csrc/cuda/wgrad_reduce.cuh": [
         Fault(
@@ -2628,6 +2768,18 @@ FAULTS: dict[str, list[Fault]] = {
             "if bias.device != input.device:",
         ),
         Fault("a bias of another length", "or bias.shape != weight.shape[:1]:", ":"),
+    ],
+    "deeplab_fast/cuda_kernels/upsample_cross_entropy.py": [
+        Fault(
+            "strided log-sum-exp as if contiguous",
+            "target.contiguous(), log_sum_exp.contiguous()",
+            "target.contiguous(), log_sum_exp",
+        ),
+        Fault(
+            "mean without its total weight",
+            'total_weight.data_ptr() if reduction == "mean" else 0',
+            "0",
+        ),
     ],
     "deeplab_fast/cuda_kernels/work_lists.py": [
         Fault("items not sorted by worker", "if kernel.is_persistent:", "if False:"),
@@ -4153,6 +4305,77 @@ FAULTS: dict[str, list[Fault]] = {
             "scales exchanged",
             "        scale_h,\n        scale_w,\n        PRUNED",
             "        scale_w,\n        scale_h,\n        PRUNED",
+        ),
+    ],
+    "deeplab_fast/triton_kernels/upsample_cross_entropy.py": [
+        Fault("triton: last cell not written", "mask=o_cell <= size)", "mask=o_cell < size)"),
+        Fault(
+            "triton: a halving too few", "out_size.bit_length(),", "(out_size - 1).bit_length(),"
+        ),
+        Fault(
+            "triton: no block for the last cell's begin",
+            "[(triton.cdiv(size + 1, block),)]",
+            "[(triton.cdiv(size, block),)]",
+        ),
+        Fault(
+            "triton: last classes forgotten",
+            "triton.cdiv(num_cells, block_s), triton.cdiv(C, block_c)",
+            "triton.cdiv(num_cells, block_s), max(C // block_c, 1)",
+        ),
+        Fault(
+            "triton: last cells forgotten",
+            "triton.cdiv(num_cells, block_s), triton.cdiv(C, block_c)",
+            "max(num_cells // block_s, 1), triton.cdiv(C, block_c)",
+        ),
+        Fault(
+            "triton: last elements forgotten",
+            "(triton.cdiv(logits.numel(), block),)",
+            "(max(logits.numel() // block, 1),)",
+        ),
+        Fault(
+            "triton: last pixels forgotten",
+            "num_blocks = N * triton.cdiv(out_H * out_W, block_p)",
+            "num_blocks = N * max(out_H * out_W // block_p, 1)",
+        ),
+        Fault("triton: an element past the last", "m = o < num_logits", "m = o <= num_logits"),
+        Fault(
+            "triton: pixels past the last written",
+            "tl.store(p_log_sum_exp + o_pixel, b_log_sum_exp, mask=m_p)",
+            "tl.store(\n"
+            "        p_log_sum_exp + i_n * num_pixels + tl.program_id(0) % num_blocks * BLOCK_P\n"
+            "        + tl.arange(0, BLOCK_P),\n"
+            "        b_log_sum_exp,\n"
+            "    )",
+        ),
+        Fault(
+            "triton: one block of a cell's columns",
+            "range(0, tl.max(b_width, axis=0), BLOCK_X)",
+            "range(0, 1, BLOCK_X)",
+        ),
+        Fault(
+            "triton: no NaN for a bad target",
+            'tl.where(m_counted & (m_known == 0), float("nan"), b_grad)',
+            "b_grad",
+        ),
+        Fault(
+            "triton: unused infinite weight",
+            'MEAN=reduction == "mean",\n        SMOOTH=label_smoothing > 0,',
+            'MEAN=reduction == "mean",\n        SMOOTH=True,',
+        ),
+        Fault(
+            "triton: ignored pixels' NaN forgotten",
+            "tl.where(m_pixel[None, :], b_grad_logit, 0.0)",
+            "tl.where(m_counted[None, :], b_grad_logit, 0.0)",
+        ),
+        Fault(
+            "triton: weights of ignored pixels count",
+            "tl.where(m_counted, b_weight, 0.0)",
+            "tl.where(m_p, b_weight, 0.0)",
+        ),
+        Fault(
+            "triton: strided log-sum-exp as if contiguous",
+            "log_sum_exp.contiguous(),",
+            "log_sum_exp,",
         ),
     ],
 }

@@ -93,7 +93,7 @@ struct Plan {
         slot(s.out_W),
         pitch(s.W / kLanes * kLanes + 2 * kLanes) {
     double total = 0.0;
-    for (int64_t c = 0; c < s.C; ++c) total += class_weight(c);
+    for (int64_t c = 0; c < s.C; ++c) total += smoothing_weight(c);
     total_class_weight = static_cast<float>(total);
 
     // Cell 0 lies between two copies of a source pixel: halves of them keep an infinite one.
@@ -124,6 +124,11 @@ struct Plan {
   }
 
   float class_weight(int64_t c) const { return terms.weight ? terms.weight[c] : 1.0f; }
+
+  // 0 without smoothing: an infinite weight of a class that no pixel has would make 0 * inf.
+  float smoothing_weight(int64_t c) const {
+    return terms.label_smoothing > 0.0f ? class_weight(c) : 0.0f;
+  }
 };
 
 // A source row with its first and last pixel repeated: cell v lies between entries v and v + 1.
@@ -203,7 +208,7 @@ TARGET_CLONES void load_row(SourceRow& row, Scratch& scratch, const float* __res
   }
   for (int64_t c = 0; c < C; ++c) {
     float* __restrict__ logit = centred + c * pitch;
-    const float weight = plan.class_weight(c);
+    const float weight = plan.smoothing_weight(c);
     for (int64_t x = 1; x <= W; ++x) {
       float value = (logit[x] - best[x]) * kLog2E;
       // A finite logit stays finite: an infinite one would be NaN where its weight is 0.
@@ -456,8 +461,10 @@ ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, c
     const float* grad_loss = image.grad_loss + (group.y + i) * image.grad_loss_stride_H;
     for (int64_t x = block.x_begin; x < block.x_end; ++x) {
       const int64_t pixel = (group.y + i) * plan.shape.out_W + x, target = image.target[pixel];
-      if (target == plan.terms.ignore_index) continue;
       const int32_t slot = plan.slot[x];
+      // An ignored pixel gives 0 times its softmax, as PyTorch does: NaN where a logit is NaN.
+      log_sum[slot] = image.log_sum_exp[pixel] * kLog2E;
+      if (target == plan.terms.ignore_index) continue;
       if (target < 0 || target >= C) {  // refused by the forward
         top[slot] = bottom[slot] = NAN;
         continue;
@@ -479,7 +486,6 @@ ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, c
       const float softmax = hit + smooth * plan.total_class_weight;
       top[slot] = softmax * h0;
       bottom[slot] = softmax * h1;
-      log_sum[slot] = image.log_sum_exp[pixel] * kLog2E;
     }
   }
 }
@@ -596,7 +602,7 @@ void write_row(float* grad_logits, const Scratch& scratch, int64_t y, const Plan
   const float* smooth = scratch.carry.data() + C * plan.pitch;
   for (int64_t c = 0; c < C; ++c) {
     const float* carry = scratch.carry.data() + c * plan.pitch;
-    const float weight = plan.class_weight(c);
+    const float weight = plan.smoothing_weight(c);
     float* row = grad_logits + (c * H + y) * W;
     for (int64_t x = 0; x < W; ++x) row[x] = carry[x + 1] + weight * smooth[x + 1];
     row[0] += carry[0] + weight * smooth[0];

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) upsample_cross_entropy
   const float target_part = 1.0f - terms.label_smoothing;
   const float smooth_part = terms.label_smoothing / static_cast<float>(shape.C);
   const bool smooths = smooth_part > 0.0f;
-  const float total_class_weight = *workspace.total_class_weight;
+  const float total_class_weight = smooths ? *workspace.total_class_weight : 0.0f;
   const auto out_W = static_cast<int32_t>(shape.out_W);
   Sums sums{0.0, 0.0};
   const int32_t y_end = workspace.row_begin[strip.row + 1];

@@ -80,8 +80,10 @@ __device__ void set_column(BackwardTile& tile, const Column& column, Denominator
       run.top = fma_rn(taken, h.x, run.top);
       run.bottom = fma_rn(taken, h.y, run.bottom);
       smooth = make_float2(fma_rn(smoothed, h.x, smooth.x), fma_rn(smoothed, h.y, smooth.y));
-      scale = (taken + smoothed * total_class_weight) * ptx::ex2_approx(-d.log_sum[r]);
+      scale = taken + smoothed * total_class_weight;
     }
+    // An ignored pixel gives 0 times its softmax, as PyTorch does: NaN where a logit is NaN.
+    scale *= ptx::ex2_approx(-d.log_sum[r]);
     tile.softmax[i][r] = make_float2(scale * h.x, scale * h.y);
     if (wild) tile.shift[r][i] = d.shift[r];
   }
@@ -154,7 +156,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     corners[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   }
 
-  const float total_class_weight = *workspace.total_class_weight;
+  // Without smoothing an infinite weight of a class that no pixel has would make 0 * inf.
+  const bool smooths = terms.label_smoothing > 0.0f;
+  const float total_class_weight = smooths ? *workspace.total_class_weight : 0.0f;
   const float grad_scale = grad.divisor ? 1.0f / *grad.divisor : 1.0f;
   const int32_t y_end = workspace.row_begin[strip.row + 1];
   const int32_t* col_begin = workspace.col_begin + strip.first;
@@ -184,9 +188,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
         const float2* values = edges.values + c * kEdges;
         const int begin = max(col_begin[cell], x) - x;
         const int end = min(col_begin[cell + 1], x + kThreads) - x;
-        corners[i] = add_columns(corners[i], tile, values[strip.left(cell)],
-                                 values[strip.right(cell)], begin, end, progression, wild,
-                                 first_class + c, class_weight(terms, first_class + c));
+        const float weight = smooths ? class_weight(terms, first_class + c) : 0.0f;
+        corners[i] =
+            add_columns(corners[i], tile, values[strip.left(cell)], values[strip.right(cell)],
+                        begin, end, progression, wild, first_class + c, weight);
       }
       __syncthreads();
     }

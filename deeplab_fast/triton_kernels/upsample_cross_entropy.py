@@ -189,6 +189,7 @@ def upsample_cross_entropy_bwd_kernel(
     ignore_index,
     label_smoothing,
     MEAN: tl.constexpr,
+    SMOOTH: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -219,8 +220,9 @@ def upsample_cross_entropy_bwd_kernel(
     b_b = _centred(p_top + o_right, tl.load(p_centre_top + o_x_hi)[None, :], m_c)
     b_c = _centred(p_bottom + o_left, tl.load(p_centre_bottom + o_x_lo)[None, :], m_c)
     b_d = _centred(p_bottom + o_right, tl.load(p_centre_bottom + o_x_hi)[None, :], m_c)
-    b_class_weight = tl.load(p_weight + o_c, mask=o_c < C, other=0.0)
-    b_weight_sum = tl.load(p_weight_sum)
+    if SMOOTH:  # else an infinite weight of a class that no pixel has would make 0 * inf
+        b_class_weight = tl.load(p_weight + o_c, mask=o_c < C, other=0.0)
+        b_weight_sum = tl.load(p_weight_sum)
     if MEAN:
         b_total_weight = tl.load(p_total_weight)
 
@@ -245,22 +247,27 @@ def upsample_cross_entropy_bwd_kernel(
             m_counted = m_pixel & (b_target != ignore_index)
             b_grad = tl.load(p_grad_loss + o_loss, mask=m_counted, other=0.0)
             if MEAN:
-                b_grad /= b_total_weight
+                b_grad = tl.where(m_counted, b_grad / b_total_weight, 0.0)
             m_known = (b_target >= 0) & (b_target < C)
             o_target = tl.where(m_known, b_target, 0).to(tl.int32)
             b_weight = tl.load(p_weight + o_target, mask=m_counted, other=0.0)
             # The forward refused other targets, or made the loss NaN.
-            b_grad = tl.where(m_known, b_grad, float("nan"))
+            b_grad = tl.where(m_counted & (m_known == 0), float("nan"), b_grad)
             b_hit = (1.0 - label_smoothing) * b_weight * b_grad
-            b_smooth = label_smoothing / C * b_grad
+            b_softmax_grad = b_hit
+            if SMOOTH:
+                b_smooth = label_smoothing / C * b_grad
+                b_softmax_grad += tl.where(m_counted, b_smooth * b_weight_sum, 0.0)
 
             _, _, b_h0, b_h1 = source_pair(o_y, H, scale_h, ALIGN_CORNERS)
             b_logit = interpolate(b_top, b_bottom, b_h0[None, :], b_h1[None, :])
             b_softmax = tl.exp(b_logit - b_log_sum_exp[None, :])
-            b_grad_logit = b_softmax * (b_hit + b_smooth * b_weight_sum)[None, :]
+            # An ignored pixel gives 0 times its softmax, as PyTorch does: NaN where a logit is NaN.
+            b_grad_logit = b_softmax * b_softmax_grad[None, :]
             b_grad_logit -= tl.where(o_c == o_target[None, :], b_hit[None, :], 0.0)
-            b_grad_logit -= b_smooth[None, :] * b_class_weight
-            b_grad_logit = tl.where(m_counted[None, :], b_grad_logit, 0.0)
+            if SMOOTH:
+                b_grad_logit -= b_smooth[None, :] * b_class_weight
+            b_grad_logit = tl.where(m_pixel[None, :], b_grad_logit, 0.0)
             b_grad_top += b_grad_logit * b_h0[None, :]
             b_grad_bottom += b_grad_logit * b_h1[None, :]
         b_grad_a += b_grad_top * b_w0[None, :]
@@ -453,6 +460,7 @@ def upsample_cross_entropy_backward(
         ignore_index,
         label_smoothing,
         MEAN=reduction == "mean",
+        SMOOTH=label_smoothing > 0,
         ALIGN_CORNERS=align_corners,
         BLOCK_C=block_c,
         BLOCK_S=block_s,
