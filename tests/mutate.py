@@ -1,6 +1,6 @@
 """Breaks the code on purpose, one fault at a time, and says which test notices.
 
-    python tests/mutate.py                    all faults of mutations.py
+    python tests/mutate.py                    all faults of mutations/
     python tests/mutate.py --report FILE      and a table of them, as docs/mutations.md
     python tests/mutate.py --few 3            as many, others for every commit
     python tests/mutate.py barrier cells.cuh  those with one of these in their name or file
@@ -49,7 +49,9 @@ class Scratch:
     """A copy of the sources, its build folder, and the package with the modules built there."""
 
     def __init__(self, folder: Path) -> None:
-        self.source, self.build = folder / "source", folder / "build"
+        self.source, self.build, self.sound = (
+            folder / name for name in ("source", "build", "sound")
+        )
         compiled = shutil.ignore_patterns("*.so", "__pycache__")
         for name in ("csrc", "deeplab_fast"):
             shutil.copytree(ROOT / name, self.source / name, ignore=compiled)
@@ -64,9 +66,11 @@ class Scratch:
             f"-DDEEPLAB_FAST_VERSION={importlib.metadata.version('deeplab-fast')}",
         ]
         self._run("cmake", "-S", self.source, "-B", self.build, "-G", "Ninja", *options)
+        self.compile(*MODULES)
+        self.sound.mkdir()
         for module in MODULES:
-            link = self.source / "deeplab_fast" / f"{module}.so"
-            link.symlink_to(self.build / f"{module}.so")
+            shutil.copy(self.build / f"{module}.so", self.sound)
+            self.install(self.sound, module)
 
     @staticmethod
     def _run(*command: str | Path) -> None:
@@ -76,6 +80,10 @@ class Scratch:
 
     def compile(self, *targets: str) -> None:
         self._run("cmake", "--build", self.build, "--target", *targets)
+
+    def install(self, folder: Path, module: str) -> None:
+        """Copy a compiled module from this folder into the package."""
+        shutil.copy(folder / f"{module}.so", self.source / "deeplab_fast")
 
     def failing_test(self, tests: str) -> str | None:
         """The first test of this selection that fails, or None."""
@@ -110,9 +118,11 @@ class Scratch:
         try:
             if path.startswith("csrc/"):
                 self.compile(guard.module)
+                self.install(self.build, guard.module)
             caught_by = self.failing_test(guard.tests)
         finally:
             file.write_text(sound)
+            self.install(self.sound, guard.module)
         return Verdict(path, fault, caught_by, time.monotonic() - start)
 
 
@@ -182,14 +192,16 @@ def main() -> int:
     verdicts = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Scratch(Path(folder))
-        scratch.compile(*MODULES)
         for tests in dict.fromkeys(guard_of(*item).tests for item in faults):
             if failing := scratch.failing_test(tests):
                 sys.exit(f"without any fault {failing} fails")
         for path, fault in faults:
             verdicts.append(scratch.verdict(path, fault))
             _, _, caught_by, seconds = verdicts[-1]
-            print(f"{fault.name}: {caught_by or 'NOT CAUGHT'}, {seconds:.0f} s", flush=True)
+            print(
+                f"{Path(path).name}: {fault.name}: {caught_by or 'NOT CAUGHT'}, {seconds:.0f} s",
+                flush=True,
+            )
     text = report(verdicts)
     if arguments.report:
         arguments.report.write_text(text)

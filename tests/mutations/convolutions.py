@@ -1,0 +1,1207 @@
+"""Faults: The convolution kernels and their schedules."""
+
+from __future__ import annotations
+
+from .guards import CONV, FAR_CONV, FAR_DEPTHWISE, FAR_MEANS, MEAN, NON_FINITE, SCHEDULES, Fault
+
+FAULTS: dict[str, list[Fault]] = {
+    "csrc/common/zones.h": [
+        Fault("zone edge off by one", "d < 0 ? -d : size - d", "d < 0 ? -d : size - d - 1"),
+        Fault("zone edge of negative taps off by one", "d < 0 ? -d :", "d < 0 ? 1 - d :"),
+        Fault(
+            "input gradient with the forward's signs", "mirrored ? -forward : forward", "forward"
+        ),
+        Fault(
+            "rates swapped",
+            "offset(r, kernel_H, dilation_H, H), offset(s, kernel_W, dilation_W, W)",
+            "offset(r, kernel_H, dilation_W, H), offset(s, kernel_W, dilation_H, W)",
+        ),
+        Fault("tap index by columns", "r * kernel_W + s}", "r * kernel_H + s}"),
+        Fault("a tile's taps not united", "open[i] |= zone.taps[i];", "open[i] = zone.taps[i];"),
+        Fault("last partial tile lost", "if (fill > 0) emit(", "if (false) emit("),
+        Fault(
+            "shortest items first",
+            "return a.num_steps > b.num_steps;",
+            "return a.num_steps < b.num_steps;",
+        ),
+        Fault("rectangle on the wrong side", "std::max(0, -tap.dy)", "std::max(0, tap.dy)"),
+        Fault("pixels of another image", "(n * H + y) * W + x);", "(n * W + y) * W + x);"),
+        Fault(
+            "far taps not clipped",
+            "std::clamp<int64_t>(mirrored ? -forward : forward, -size, size)",
+            "mirrored ? -forward : forward",
+        ),
+        Fault("rows backwards", "if (i % 2 == 1) std::reverse", "if (i % 2 == 2) std::reverse"),
+        Fault(
+            "the row below the map is inside",
+            "static_cast<uint32_t>(tap.dy) < static_cast<uint32_t>(H)",
+            "static_cast<uint32_t>(tap.dy) <= static_cast<uint32_t>(H)",
+            CONV,
+        ),
+        Fault(
+            "a piece of a split sum skipped",
+            "for (int64_t p = 1; p <= pieces; ++p) ends",
+            "for (int64_t p = 1; p < pieces; ++p) ends",
+        ),
+        Fault(
+            "a slot of a split sum not added",
+            "first_slot, static_cast<int32_t>(ends.size())}",
+            "first_slot, static_cast<int32_t>(ends.size() - 1)}",
+        ),
+        Fault("pieces overlap", "        begin = end;\n", "        begin = end - 1;\n"),
+        Fault("no wrap-around rule", "part = 64; part <= 96;", "part = 64; part < 64;"),
+        Fault(
+            "split for any gain",
+            "best.makespan + best.makespan / 100 < whole",
+            "best.makespan < whole",
+            SCHEDULES,
+        ),
+        Fault(
+            "never split",
+            "best.makespan + best.makespan / 100 < whole",
+            "2 * best.makespan < whole",
+            SCHEDULES,
+        ),
+        Fault(
+            "no equal pieces",
+            "for (int64_t part = 128; part >= 16; part -= 4)",
+            "for (int64_t part = 128; part > 128; part -= 4)",
+            SCHEDULES,
+        ),
+        Fault(
+            "zones in the order of their sizes",
+            "return from_size < from_snake ? by_size : order;",
+            "return by_size;",
+            SCHEDULES,
+        ),
+        Fault(
+            "no search of an order",
+            "for (bool improved = true; improved;) {",
+            "for (bool improved = false; improved;) {",
+            SCHEDULES,
+        ),
+        Fault(
+            "an order kept that is not better",
+            "if (cost >= best) return false;",
+            "if (cost < best) return false;",
+            SCHEDULES,
+        ),
+        Fault(
+            "the overhead of a piece left out",
+            "item.num_steps + (item.slot < 0 ? 0 : split_overhead)",
+            "item.num_steps",
+        ),
+        Fault(
+            "a worker is free when it starts",
+            "loads.push({end, worker});",
+            "loads.push({begin, worker});",
+        ),
+    ],
+    "csrc/cuda/aspp.cu": [
+        Fault(
+            "no barrier before the vector is read",
+            "__syncthreads();\n\n  constexpr int kSize",
+            "constexpr int kSize",
+        ),
+        Fault("half a warp's sums", "for (int distance = 16;", "for (int distance = 8;"),
+        Fault("linear without bias", "sum += to_float(bias[k]);", ""),
+        Fault("pooled branch without ReLU", "relu && sum < 0.0f ? 0.0f : sum;", "sum;"),
+        Fault(
+            "offset of an image in 32 bits",
+            "const int64_t image = blockIdx.x / blocks;",
+            "const int image = blockIdx.x / blocks;",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of a row of weights in 32 bits",
+            "weight + k * weight_stride + c",
+            "weight + static_cast<int>(k * weight_stride) + c",
+            FAR_MEANS,
+        ),
+        Fault(
+            "ReLU of the pooled branch drops NaN",
+            "relu && sum < 0.0f ? 0.0f : sum;",
+            "relu ? fmaxf(sum, 0.0f) : sum;",
+            NON_FINITE,
+        ),
+        Fault(
+            "infinite means left out",
+            "vector[c] = input[image * C + c];",
+            "vector[c] = fminf(input[image * C + c], 65504.0f);",
+            NON_FINITE,
+        ),
+        Fault(
+            "NaN of a bias not added",
+            "sum += to_float(bias[k]);",
+            "if (to_float(bias[k]) == to_float(bias[k])) sum += to_float(bias[k]);",
+            NON_FINITE,
+        ),
+    ],
+    "csrc/cuda/conv_epilogue.cuh": [
+        Fault("bias not added", "value[i] += bias[i] + residual[i];", "value[i] += residual[i];"),
+        Fault("residual not added", "value[i] += bias[i] + residual[i];", "value[i] += bias[i];"),
+        Fault(
+            "bias of the first image for all",
+            "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
+            "k",
+        ),
+        Fault(
+            "NaN becomes the bound",
+            "if (value[i] < terms.low) value[i] = terms.low;",
+            "if (!(value[i] >= terms.low)) value[i] = terms.low;",
+        ),
+        Fault("no upper bound", "if (value[i] > terms.high) value[i] = terms.high;", ""),
+        Fault(
+            "vectors at odd channels",
+            "count == 4 && (shape.out_channels | output.first_channel) % 4 == 0",
+            "count == 4",
+        ),
+        Fault(
+            "channels past the branch's last written",
+            "if (i < count) round_to(p[i], value[i]);",
+            "round_to(p[i], value[i]);",
+        ),
+        Fault(
+            "first channel of a branch forgotten",
+            "* shape.out_channels + output.first_channel + k",
+            "* shape.out_channels + k",
+        ),
+        Fault(
+            "a piece left out of the reduction",
+            "for (int i = 0; i < reduction.num_slots; ++i) {",
+            "for (int i = 1; i < reduction.num_slots; ++i) {",
+        ),
+        Fault(
+            "bias not added to split sums",
+            "  epilogue.finish(pixel, sum);\n  epilogue.write(pixel, sum);",
+            "  epilogue.write(pixel, sum);",
+        ),
+        Fault(
+            "reduction of the rows above",
+            "const int row = blockIdx.x % kBlocks * kRows + threadIdx.x / kRowThreads;",
+            "const int row = blockIdx.x % kBlocks * kRows;",
+        ),
+        Fault("no split reduced", "if (work.num_reductions == 0) return {};", "return {};"),
+        Fault(
+            "bias of an image left out of the gradient",
+            "if (image_bias != nullptr && i < count) value[i] += image_bias[i];",
+            "",
+            MEAN,
+        ),
+        Fault(
+            "offset of the output in 32 bits",
+            "return static_cast<int64_t>(pixel) * shape.out_channels + output",
+            "return pixel * shape.out_channels + output",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of an image's bias in 32 bits",
+            "int64_t{pixel / (shape.H * shape.W)} * output.K + k",
+            "pixel / (shape.H * shape.W) * output.K + k",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a piece in 32 bits",
+            "const int64_t slot = reduction.first_slot + i;",
+            "const int slot = reduction.first_slot + i;",
+            FAR_CONV,
+        ),
+        Fault(
+            "the lower bound drops NaN",
+            "if (value[i] < terms.low) value[i] = terms.low;",
+            "value[i] = fmaxf(value[i], terms.low);",
+            NON_FINITE,
+        ),
+        Fault(
+            "the upper bound drops NaN",
+            "if (value[i] > terms.high) value[i] = terms.high;",
+            "value[i] = fminf(value[i], terms.high);",
+            NON_FINITE,
+        ),
+        Fault(
+            "NaN of the residual not added",
+            "value[i] += bias[i] + residual[i];",
+            "value[i] += bias[i] + (residual[i] == residual[i] ? residual[i] : 0.0f);",
+            NON_FINITE,
+        ),
+        Fault(
+            "an infinite bias not added",
+            "value[i] += bias[i] + residual[i];",
+            "value[i] += (fabsf(bias[i]) < INFINITY ? bias[i] : 0.0f) + residual[i];",
+            NON_FINITE,
+        ),
+        Fault(
+            "residual behind the bounds",
+            "value[i] += bias[i] + residual[i];\n"
+            "      if (image_bias != nullptr && i < count) value[i] += image_bias[i];\n"
+            "      // NaN is neither below nor above.\n"
+            "      if (value[i] < terms.low) value[i] = terms.low;\n"
+            "      if (value[i] > terms.high) value[i] = terms.high;",
+            "value[i] += bias[i];\n"
+            "      if (image_bias != nullptr && i < count) value[i] += image_bias[i];\n"
+            "      if (value[i] < terms.low) value[i] = terms.low;\n"
+            "      if (value[i] > terms.high) value[i] = terms.high;\n"
+            "      value[i] += residual[i];",
+            NON_FINITE,
+        ),
+        Fault(
+            "bias twice in split sums",
+            "  float sum[4] = {};",
+            "  float sum[4] = {epilogue.bias[0], epilogue.bias[1], "
+            "epilogue.bias[2], epilogue.bias[3]};",
+            NON_FINITE,
+        ),
+        Fault(
+            "a piece that is NaN left out",
+            "sum[c] += piece[c];",
+            "sum[c] += piece[c] == piece[c] ? piece[c] : 0.0f;",
+            NON_FINITE,
+        ),
+        Fault(
+            "each piece bounded below",
+            "sum[c] += piece[c];",
+            "sum[c] += piece[c] < terms.low ? terms.low : piece[c];",
+            NON_FINITE,
+        ),
+        Fault(
+            "last channel without the bias of an image",
+            "if (image_bias != nullptr && i < count)",
+            "if (image_bias != nullptr && i + 1 < count)",
+            NON_FINITE,
+        ),
+    ],
+    "csrc/cuda/depthwise.cuh": [
+        Fault(
+            "a residue has one pixel too few",
+            "const int in_longer = num_longer * (shorter + 1);",
+            "const int in_longer = num_longer * shorter;",
+        ),
+        Fault(
+            "strips overlap",
+            "min(begin + shape.strip_rows, shape.H)}",
+            "min(begin + shape.strip_rows - 1, shape.H)}",
+        ),
+        Fault(
+            "rows not mirrored",
+            "if (!shape.mirrored) return {y, shape.rate_H, count};",
+            "return {y, shape.rate_H, count};",
+        ),
+        Fault(
+            "a run goes past the strip",
+            "const int count = min(end - position,",
+            "const int count = min(shape.H,",
+        ),
+        Fault(
+            "bits of the first bf16 of a word in the second",
+            "to[1] = __uint_as_float(word & 0xffff0000u);",
+            "to[1] = __uint_as_float(word);",
+            NON_FINITE,
+        ),
+        Fault(
+            "fp16 saturates",
+            "*p = __float2half_rn(value);",
+            "*p = __float2half_rn(value > 65504.0f ? 65504.0f : value);",
+            NON_FINITE,
+        ),
+    ],
+    "csrc/cuda/depthwise_conv2d.cu": [
+        Fault(
+            "pixels left of the map",
+            "has_column[s] = x >= 0 && x < shape.W;",
+            "has_column[s] = x < shape.W;",
+        ),
+        Fault(
+            "pixels right of the map",
+            "has_column[s] = x >= 0 && x < shape.W;",
+            "has_column[s] = x >= 0;",
+        ),
+        Fault(
+            "rows below the map",
+            "const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;",
+            "const bool has_next = j + 1 < rows && y >= 0;",
+        ),
+        Fault(
+            "weights transposed",
+            "taps[at % kTaps][at / kTaps] = part[j];",
+            "taps[at / kVector][at % kVector] = part[j];",
+        ),
+        Fault(
+            "columns not mirrored",
+            "const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
+            "const int step_W = shape.rate_W;",
+        ),
+        Fault(
+            "rates swapped",
+            "const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
+            "const int step_W = shape.mirrored ? -shape.rate_H : shape.rate_H;",
+        ),
+        Fault(
+            "sums start without bias",
+            "for (int e = 0; e < kVector; ++e) sum[0][e] = start[e];",
+            "for (int e = 0; e < kVector; ++e) sum[0][e] = 0.0f;",
+        ),
+        Fault("output a row off", "at - (kR / 2 + 1) * stride", "at - kR / 2 * stride"),
+        Fault(
+            "no barrier before the weights",
+            "  __syncthreads();\n\n  const int vector",
+            "  const int vector",
+        ),
+        Fault("residual not added", "value[e] += residual[e];", ";"),
+        Fault(
+            "any kernel: rows not mirrored",
+            "const int64_t step_H = shape.mirrored ? -shape.rate_H : shape.rate_H;",
+            "const int64_t step_H = shape.rate_H;",
+        ),
+        Fault(
+            "any kernel: columns not mirrored",
+            "const int64_t step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
+            "const int64_t step_W = shape.rate_W;",
+        ),
+        Fault(
+            "any kernel: rows above the map",
+            "if (tap_y < 0 || tap_y >= shape.H) continue;",
+            "if (tap_y >= shape.H) continue;",
+        ),
+        Fault(
+            "any kernel: rows below the map",
+            "if (tap_y < 0 || tap_y >= shape.H) continue;",
+            "if (tap_y < 0) continue;",
+        ),
+        Fault(
+            "any kernel: columns right of the map",
+            "if (tap_x < 0 || tap_x >= shape.W) continue;",
+            "if (tap_x < 0) continue;",
+        ),
+        Fault(
+            "rows above the map",
+            "row[s] = load_input(input + at, s, y >= 0 && y < shape.H);",
+            "row[s] = load_input(input + at, s, y < shape.H);",
+        ),
+        Fault(
+            "offset of the weights in 32 bits",
+            "weight + static_cast<int64_t>(c) * kTaps + i",
+            "weight + c * kTaps + i",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of rows in 32 bits",
+            "const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;",
+            "const int row_stride = shape.W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "(static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;",
+            "(strip.n * shape.H * shape.W + strip.x) * shape.C + c;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a column's tap in 32 bits",
+            "static_cast<int64_t>(s - kS / 2) * step_W * shape.C;",
+            "(s - kS / 2) * step_W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of the output in 32 bits",
+            "const ConvEpilogue& epilogue, int64_t offset,",
+            "const ConvEpilogue& epilogue, int offset,",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of the weights in 32 bits",
+            "weight[static_cast<int64_t>(first_c + c) * num_taps + tap]",
+            "weight[(first_c + c) * num_taps + tap]",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of a pixel in 32 bits",
+            "input + ((image + tap_y) * shape.W + tap_x) * shape.C + c;",
+            "input + static_cast<int>(((image + tap_y) * shape.W + tap_x) * shape.C + c);",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "any kernel: offset of the output in 32 bits",
+            "((image + y) * shape.W + strip.x) * shape.C + c, sum);",
+            "static_cast<int>(((image + y) * shape.W + strip.x) * shape.C + c), sum);",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "the lower bound drops NaN",
+            "value[e] = value[e] < epilogue.low ? epilogue.low : value[e];  // NaN stays",
+            "value[e] = fmaxf(value[e], epilogue.low);",
+            NON_FINITE,
+        ),
+        Fault(
+            "the upper bound drops NaN",
+            "value[e] = value[e] > epilogue.high ? epilogue.high : value[e];",
+            "value[e] = fminf(value[e], epilogue.high);",
+            NON_FINITE,
+        ),
+        Fault(
+            "the upper bound's zero for NaN",
+            "value[e] = value[e] > epilogue.high ? epilogue.high : value[e];",
+            "value[e] = value[e] <= epilogue.high ? value[e] : epilogue.high;",
+            NON_FINITE,
+        ),
+        Fault(
+            "zeros not multiplied",
+            "            sum[i][e] = fmaf(x[e], taps[i * kS + s][e], sum[i][e]);",
+            "            if (x[e] != 0.0f) sum[i][e] = fmaf(x[e], taps[i * kS + s][e], sum[i][e]);",
+            NON_FINITE,
+        ),
+        Fault(
+            "any kernel: zeros not multiplied",
+            "for (int e = 0; e < kVector; ++e) sum[e] = fmaf(x[e], w[e], sum[e]);",
+            "for (int e = 0; e < kVector; ++e)\n"
+            "          if (x[e] != 0.0f) sum[e] = fmaf(x[e], w[e], sum[e]);",
+            NON_FINITE,
+        ),
+        Fault(
+            "an infinite residual not added",
+            "value[e] += residual[e];",
+            "value[e] += fabsf(residual[e]) < INFINITY ? residual[e] : 0.0f;",
+            NON_FINITE,
+        ),
+    ],
+    "csrc/cuda/depthwise_conv2d_wgrad.cu": [
+        Fault(
+            "no barrier before the sums",
+            "__syncthreads();\n  const int num_taps",
+            "const int num_taps",
+        ),
+        Fault(
+            "one column not added",
+            "for (int column = 0; column < split.columns; ++column) total",
+            "for (int column = 1; column < split.columns; ++column) total",
+        ),
+        Fault(
+            "one part not added",
+            "for (int part = 0; part < num_parts; ++part) sum",
+            "for (int part = 1; part < num_parts; ++part) sum",
+        ),
+        Fault("taps by channel", "grad_weight + c * num_taps + tap", "grad_weight + tap * C + c"),
+        Fault(
+            "zeros around a run multiplied",
+            "add_products([&](int i) { return i <= j && j - i < run.count; });",
+            "add_products([](int) { return true; });",
+        ),
+        Fault(
+            "rows below the map",
+            "const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;",
+            "const bool has_next = j + 1 < rows && y >= 0;",
+        ),
+        Fault(
+            "columns right of the map",
+            "has_column[s] = x >= 0 && x < shape.W;",
+            "has_column[s] = x >= 0;",
+        ),
+        Fault(
+            "a part's columns not strided",
+            "group < split.groups && vector < split.vectors; group += num_parts",
+            "group < split.groups && vector < split.vectors; group += num_parts + 1",
+        ),
+        Fault(
+            "offset of rows in 32 bits",
+            "const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;",
+            "const int row_stride = shape.W * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "(static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;",
+            "(strip.n * shape.H * shape.W + strip.x) * shape.C + c;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a column's tap in 32 bits",
+            "static_cast<int64_t>(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
+            "(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of the gradient in 32 bits",
+            "const int64_t to_grad = kR / 2 * stride - offset_H * row_stride;",
+            "const int to_grad = kR / 2 * stride - offset_H * row_stride;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "partial_sums[to * shape.C + first_c + channel] = total;",
+            "partial_sums[static_cast<int>(to) * shape.C + first_c + channel] = total;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a part in 32 bits",
+            "sum += partial_sums[part * size + i];",
+            "sum += partial_sums[part * static_cast<int>(size) + i];",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "const int64_t tap = i / C, c = i % C;",
+            "const int tap = i / C, c = i % C;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "number of a sum in 32 bits",
+            "const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;",
+            "const int i = blockIdx.x * kThreads + threadIdx.x;",
+            FAR_DEPTHWISE,
+        ),
+        Fault(
+            "NaN left out of the bias",
+            "grad_sum[e] += grads[0][e];",
+            "grad_sum[e] += grads[0][e] == grads[0][e] ? grads[0][e] : 0.0f;",
+            NON_FINITE,
+        ),
+        Fault(
+            "a part that is NaN left out",
+            "sum += partial_sums[part * size + i];",
+            "sum = fmaxf(sum + partial_sums[part * size + i], -INFINITY);",
+            NON_FINITE,
+        ),
+    ],
+    "csrc/cuda/dilated_conv2d.cu": [
+        Fault("a partial sum stored as if whole", "if (item.slot >= 0) {", "if (item.slot > 0) {"),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "static_cast<int64_t>(item.slot) * kBlockM * kBlockN",
+            "item.slot * kBlockM * kBlockN",
+            FAR_CONV,
+        ),
+    ],
+    "csrc/cuda/dilated_conv2d_sm90.cu": [
+        Fault("no fence between the proxies", "    ptx::fence_proxy_async();\n", ""),
+        Fault(
+            "a stage filled while it is read",
+            "      wait(&barriers.empty[place.stage], place.parity ^ 1);\n",
+            "",
+        ),
+        Fault(
+            "a stage is empty when its own block has read it",
+            "kBlocks * kConsumers * 4);",
+            "kConsumers * 4);",
+        ),
+        Fault(
+            "a stage released while products read it",
+            "if (previous >= 0) release(previous);\n      previous",
+            "release(place.stage);\n      previous",
+        ),
+        Fault(
+            "a stage released a product too early",
+            "ptx::wgmma_wait_group<1>();",
+            "ptx::wgmma_wait_group<2>();",
+        ),
+        Fault("sums stored before they are there", "    ptx::wgmma_wait_group<0>();\n", ""),
+        Fault(
+            "a block leaves before the other",
+            "    ptx::cluster_arrive();  // the other block may still have something for this one\n"
+            "    ptx::cluster_wait();\n",
+            "",
+        ),
+        Fault(
+            "barriers of the other block used before they are there",
+            "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n    const int worker",
+            "    __syncthreads();\n    const int worker",
+        ),
+        Fault("barriers not shown to copies", "      ptx::fence_mbarrier_init();\n", ""),
+        Fault("pixels not swizzled", "(chunk ^ first_row % 8) * 16", "chunk * 16"),
+        Fault("weights for one block only", "(1 << kBlocks) - 1);", "1 << rank);"),
+        Fault(
+            "staged sums overwritten too early",
+            "    __syncwarp();  // what was staged before has been read\n",
+            "",
+        ),
+        Fault("last stages not announced", "  while (under_way > 0) announce();\n", ""),
+        Fault(
+            "stages announced whose copies were not waited for",
+            "          ptx::cp_async_wait_group<kLag - 1>();\n",
+            "",
+        ),
+        Fault(
+            "one group of copies not waited for",
+            "ptx::cp_async_wait_group<kLag - 1>();",
+            "ptx::cp_async_wait_group<kLag>();",
+        ),
+        Fault(
+            "pixels of the last stages not summed",
+            "item.num_steps + (sums != nullptr ? kLag : 0);",
+            "item.num_steps;",
+        ),
+        Fault(
+            "stages of the item before summed", "sums != nullptr && arrived >= 0", "sums != nullptr"
+        ),
+        Fault("pixels of other images summed", "if (pixel >= 0 && pixel < plane)\n", ""),
+        Fault(
+            "a quarter of a warp's pixels not summed",
+            "for (int distance = kChunks; distance < 32;",
+            "for (int distance = kChunks; distance < 16;",
+        ),
+        Fault("each block's sums in the same rows", "+ rank * kBlockM;  // the first", ";"),
+        Fault("no wait for the kernel before", "    ptx::griddepcontrol_wait();\n", ""),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
+            "const uint32_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "const int64_t slot_row = static_cast<int64_t>(item.slot) * kConvTileSm90",
+            "const int slot_row = item.slot * kConvTileSm90",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of sums of pixels in 32 bits",
+            "const int64_t row = int64_t{first / kBlockM + image} * kConvSumParts + warp;",
+            "const int row = (first / kBlockM + image) * kConvSumParts + warp;",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of weights in 32 bits",
+            "unsigned_64(row) * 2}",
+            "static_cast<uint32_t>(row * 2)}",
+            FAR_CONV,
+        ),
+        Fault(
+            "a row of weights in 32 bits",
+            "const int64_t row = output.K > 1 ?",
+            "const int32_t row = output.K > 1 ?",
+            FAR_CONV,
+        ),
+        Fault(
+            "sm_90: NaN pixels left out of the means",
+            "for (int i = 0; i < kChunk; ++i) sum[i] += value[i];",
+            "for (int i = 0; i < kChunk; ++i) sum[i] += value[i] == value[i] ? value[i] : 0.0f;",
+            NON_FINITE,
+        ),
+        Fault(
+            "sm_90: terms in every piece of a split sum",
+            "        store(partial_sums + slot_row * kConvTileSm90 + tile_col, value);",
+            "        epilogue.finish(pixel, value);\n"
+            "        store(partial_sums + slot_row * kConvTileSm90 + tile_col, value);",
+            NON_FINITE,
+        ),
+    ],
+    "csrc/cuda/dilated_conv2d_wgrad.cu": [
+        Fault(
+            "sign of the tap",
+            "const int tap_offset = tap.dy * shape.W + tap.dx;",
+            "const int tap_offset = -tap.dy * shape.W - tap.dx;",
+        ),
+        Fault(
+            "pixels past the rectangle",
+            "const bool has_pixel = i * kCopyRows < pixels_left;",
+            "const bool has_pixel = true;",
+        ),
+        Fault("output channels past the branch's last written", "if (k >= branch.K) continue;", ""),
+        Fault(
+            "input channels past the last written",
+            "if (first_c + col + j * 8 >= shape.C) continue;",
+            "",
+        ),
+        Fault(
+            "first channel of a branch forgotten",
+            "grad_output + branch.first_channel + first_k + chunk;",
+            "grad_output + first_k + chunk;",
+        ),
+        Fault(
+            "second block of output channels forgotten",
+            "const int first_k = item.block / blocks_n * kBlockM,",
+            "const int first_k = 0,",
+        ),
+        Fault(
+            "second block of input channels forgotten",
+            "first_c = item.block % blocks_n * kBlockN;",
+            "first_c = 0;",
+        ),
+        Fault(
+            "a split sum starts at its first pixel",
+            "const int first = item.first_step * kBlockK<T> + first_row;",
+            "const int first = first_row;",
+        ),
+        Fault("every step has the first pixels", "advance(pixels[i], pixel_step);", ""),
+        Fault(
+            "weights of another tap",
+            "branch.num_taps + tap.index) * shape.C + first_c;",
+            "branch.num_taps) * shape.C + first_c;",
+        ),
+        Fault(
+            "waits for a stage too few",
+            "ptx::cp_async_wait_group<kStages - 2>();",
+            "ptx::cp_async_wait_group<kStages - 1>();",
+        ),
+        Fault("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
+        Fault(
+            "no barrier between steps",
+            "__syncthreads();  // the stage is here, and all are done with the one before",
+            "",
+        ),
+        Fault(
+            "refills the stage in use",
+            "copy_next_step(ahead % kStages);",
+            "copy_next_step(step % kStages);",
+        ),
+        Fault(
+            "no group for a step without copies",
+            "copy_next_step(ahead % kStages);\n    ptx::cp_async_commit_group();",
+            "{\n copy_next_step(ahead % kStages);\n ptx::cp_async_commit_group();\n }",
+        ),
+        Fault(
+            "prologue one step short",
+            "for (int step = 0; step < kStages - 1; ++step) {",
+            "for (int step = 1; step < kStages - 1; ++step) {",
+        ),
+        Fault(
+            "the last step missing",
+            "for (int step = 0; step < item.num_steps; ++step) {",
+            "for (int step = 0; step + 1 < item.num_steps; ++step) {",
+        ),
+        Fault(
+            "matrices of a swapped",
+            "* kPitch + lane / 8 % 2 * 8;",
+            "* kPitch + (1 - lane / 8 % 2) * 8;",
+        ),
+        Fault(
+            "matrices of b swapped",
+            "{b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}",
+            "{b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]}",
+        ),
+        Fault(
+            "tf32 cut off instead of rounded",
+            "ptx::cvt_rna_tf32(cols[at + (k + j % 2 * 4) * kPitch + j / 2 * 8]);",
+            "__float_as_uint(cols[at + (k + j % 2 * 4) * kPitch + j / 2 * 8]);",
+        ),
+        Fault(
+            "a warp without work leaves no sums",
+            "first_k + warp_row < branch.K && first_c + warp_col < shape.C;",
+            "first_k + warp_row + 8 < branch.K && first_c + warp_col < shape.C;",
+        ),
+        Fault("a partial sum stored as if whole", "if (item.slot < 0) {", "if (item.slot <= 0) {"),
+        Fault(
+            "bias: rows past the end added",
+            "pixel < end; pixel += kBiasRows",
+            "pixel <= end; pixel += kBiasRows",
+        ),
+        Fault("bias: no barrier before the sums", "= sum[i];\n  __syncthreads();", "= sum[i];"),
+        Fault(
+            "bias: a row left out",
+            "for (int r = 0; r < kBiasRows; ++r)",
+            "for (int r = 1; r < kBiasRows; ++r)",
+        ),
+        Fault(
+            "bias: a part left out",
+            "for (int64_t part = 0; part < num_parts; ++part) sum",
+            "for (int64_t part = 1; part < num_parts; ++part) sum",
+        ),
+        Fault(
+            "bias: only the first part",
+            "for (int64_t part = 0; part < num_parts; ++part) sum",
+            "for (int64_t part = 0; part < 1; ++part) sum",
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "const int64_t pixel = pixels[i].index;",
+            "const int pixel = pixels[i].index;",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "(static_cast<int64_t>(k) * branch.num_taps + tap.index)",
+            "(k * branch.num_taps + tap.index)",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "(static_cast<int64_t>(item.slot) * kBlockM + row) * kBlockN;",
+            "(item.slot * kBlockM + row) * kBlockN;",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a pixel in 32 bits",
+            "load(values, grad_output + pixel * K + k);",
+            "load(values, grad_output + static_cast<int>(pixel) * K + k);",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a part in 32 bits",
+            "partial_sums[part * K + first_k + i] = total;",
+            "partial_sums[static_cast<int>(part) * K + first_k + i] = total;",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: offset of a part that is added in 32 bits",
+            "sum += partial_sums[part * K + k];",
+            "sum += partial_sums[static_cast<int>(part) * K + k];",
+            FAR_CONV,
+        ),
+        Fault(
+            "bias: NaN left out",
+            "for (int i = 0; i < kChunk<T>; ++i) sum[i] += values[i];",
+            "for (int i = 0; i < kChunk<T>; ++i) sum[i] += values[i] == values[i] "
+            "? values[i] : 0.0f;",
+            NON_FINITE,
+        ),
+        Fault(
+            "bias: infinite parts left out",
+            "sum += partial_sums[part * K + k];",
+            "sum += fabsf(partial_sums[part * K + k]) < INFINITY ? "
+            "partial_sums[part * K + k] : 0.0f;",
+            NON_FINITE,
+        ),
+    ],
+    "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": [
+        Fault(
+            "the gradient one row off",
+            "{first_k + chunk * kChunk, x, y, n}",
+            "{first_k + chunk * kChunk, x, y + 1, n}",
+        ),
+        Fault("sign of the tap", "x + tap.dx, y + tap.dy, n}", "x - tap.dx, y - tap.dy, n}"),
+        Fault("no wait for a full stage", "wait(&barriers.full[place.stage], place.parity);", ""),
+        Fault(
+            "no wait for an empty stage",
+            "wait(&barriers.empty[place.stage], place.parity ^ 1);",
+            "",
+        ),
+        Fault(
+            "a stage is free without the other block",
+            "kBlocks * kConsumers * 4);",
+            "kConsumers * 4);",
+        ),
+        Fault("barriers not shown to copies", "ptx::fence_mbarrier_init();", ""),
+        Fault("no fence before products", "ptx::wgmma_fence();", ""),
+        Fault("sums read too early", "ptx::wgmma_wait_group<0>();", ""),
+        Fault(
+            "a stage freed while read",
+            "ptx::wgmma_wait_group<1>();\n      if (previous >= 0) release(previous);",
+            "if (previous >= 0) release(previous);\n      ptx::wgmma_wait_group<1>();",
+        ),
+        Fault("offsets of the descriptor exchanged", "1024, kChunkBytes);", "kChunkBytes, 1024);"),
+        Fault(
+            "gradient not transposed",
+            "ptx::wgmma_m64k16<T, kBlockN, true, true>",
+            "ptx::wgmma_m64k16<T, kBlockN, false, true>",
+        ),
+        Fault(
+            "input not transposed",
+            "ptx::wgmma_m64k16<T, kBlockN, true, true>",
+            "ptx::wgmma_m64k16<T, kBlockN, true, false>",
+        ),
+        Fault("next pixels as in rows of k", "kNext = 16 * kRowBytes / 16;", "kNext = 2;"),
+        Fault("one image at a time", "n += work.box_n;", "n += 1;"),
+        Fault("rows too far apart", "row * work.box_y, x =", "row * work.box_x, x ="),
+        Fault("a piece starts half as far in", "item.first_step * kBoxes;", "item.first_step;"),
+        Fault("channels of the first branch", "branches.of[tap.branch].first_channel", "0"),
+        Fault(
+            "both blocks store the same", "* kConvTileSm90 + rank * kBlockM;", "* kConvTileSm90;"
+        ),
+        Fault(
+            "both blocks bring the same half",
+            "const int first_chunk = rank * (kChunksN / kBlocks);",
+            "const int first_chunk = 0;",
+        ),
+        Fault("rows of the next branch stored", "if (k >= branch.K) continue;", ""),
+        Fault(
+            "a block leaves while the other needs it",
+            "    ptx::cluster_arrive();  // the other block may still have something for this one\n"
+            "    ptx::cluster_wait();\n",
+            "",
+        ),
+        Fault(
+            "offset of a weight in 32 bits",
+            "(static_cast<int64_t>(k) * branch.num_taps + tap.index)",
+            "(k * branch.num_taps + tap.index)",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "const int64_t partial = slot_row * kConvTileSm90 + col;",
+            "const int partial = static_cast<int>(slot_row) * kConvTileSm90 + col;",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of images in 32 bits",
+            "H * W * C * 2}",
+            "static_cast<uint32_t>(H * W * C * 2)}",
+            FAR_CONV,
+        ),
+        Fault(
+            "stride of rows in 32 bits",
+            "{C * 2, W * C * 2,",
+            "{C * 2, static_cast<uint32_t>(W * C * 2),",
+            FAR_CONV,
+        ),
+    ],
+    "csrc/cuda/elements.cuh": [
+        Fault(
+            "fp16 saturates",
+            "result = __float2half_rn(value); }",
+            "result = __float2half_rn(value > 65504.0f ? 65504.0f : value); }",
+        ),
+    ],
+    "csrc/cuda/implicit_gemm.cuh": [
+        Fault(
+            "tap sign of rows",
+            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
+            "(-static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
+        ),
+        Fault(
+            "tap sign of columns",
+            "* shape.W + tap.dx) * shape.in_channels",
+            "* shape.W - tap.dx) * shape.in_channels",
+        ),
+        Fault(
+            "weights of the tap before",
+            "static_cast<int64_t>(tap.index) * source.C",
+            "static_cast<int64_t>(tap.index - 1) * source.C",
+        ),
+        Fault(
+            "padding not zero-filled",
+            "const bool has_input = has_channels && is_inside(tap, y[i], x[i], shape.H, shape.W);",
+            "const bool has_input = has_channels && y[i] >= 0;",
+        ),
+        Fault(
+            "channels past the last copied",
+            "const bool has_channels = next_c + chunk * kChunk<T> < source.C;",
+            "const bool has_channels = true;",
+        ),
+        Fault(
+            "rows and columns of a pixel swapped",
+            "x[i] = pixel % shape.W;",
+            "x[i] = pixel % shape.H;",
+        ),
+        Fault(
+            "image of a pixel not left out",
+            "pixel / shape.W % shape.H : INT_MIN",
+            "pixel / shape.W : INT_MIN",
+        ),
+        Fault(
+            "a split sum starts at its first tap",
+            "int next_tap = item.first_step % tile.num_taps;",
+            "int next_tap = 0;",
+        ),
+        Fault(
+            "a split sum starts at its first channel",
+            "int next_c = item.first_step / tile.num_taps * kBlockK<T>;",
+            "int next_c = 0;",
+        ),
+        Fault("channels do not advance", "next_c += kBlockK<T>;", ""),
+        Fault(
+            "waits for a stage too few",
+            "ptx::cp_async_wait_group<kStages - 2>();",
+            "ptx::cp_async_wait_group<kStages - 1>();",
+        ),
+        Fault("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
+        Fault(
+            "no barrier between steps",
+            "__syncthreads();  // the stage is here, and all are done with the one before",
+            "",
+        ),
+        Fault(
+            "no barrier before the sums", "__syncthreads();  // all are done with the stages", ""
+        ),
+        Fault("no barrier after the sums", "__syncthreads();\n  return sums;", "return sums;"),
+        Fault(
+            "refills the stage in use",
+            "copy_next_step(ahead % kStages);",
+            "copy_next_step(step % kStages);",
+        ),
+        Fault(
+            "no group for a step without copies",
+            "copy_next_step(ahead % kStages);\n    ptx::cp_async_commit_group();",
+            "{\n copy_next_step(ahead % kStages);\n ptx::cp_async_commit_group();\n }",
+        ),
+        Fault(
+            "prologue one step short",
+            "for (int step = 0; step < kStages - 1; ++step) {",
+            "for (int step = 1; step < kStages - 1; ++step) {",
+        ),
+        Fault(
+            "the last step missing",
+            "for (int step = 0; step < item.num_steps; ++step) {",
+            "for (int step = 0; step + 1 < item.num_steps; ++step) {",
+        ),
+        Fault(
+            "chunks of reader and writer differ",
+            "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + lane / 16);",
+            "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + 1 - lane / 16);",
+        ),
+        Fault(
+            "matrices of b swapped",
+            "b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]",
+            "b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]",
+        ),
+        Fault(
+            "tf32 cut off instead of rounded",
+            "for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));",
+            "",
+        ),
+        Fault(
+            "a warp idles early",
+            "const bool has_work = warp_row < tile.num_pixels &&",
+            "const bool has_work = warp_row + 1 < tile.num_pixels &&",
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "input + static_cast<int64_t>(pixel) * shape.in_channels",
+            "input + pixel * shape.in_channels",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a row of weights in 32 bits",
+            "weight + k * output.weight_stride +",
+            "weight + k * static_cast<int>(output.weight_stride) +",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap's weights in 32 bits",
+            "static_cast<int64_t>(tap.index) * source.C + source",
+            "tap.index * source.C + source",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap in 32 bits",
+            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
+            "(tap.dy * shape.W + tap.dx) * shape",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a tap without a sign",
+            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
+            "static_cast<uint32_t>(tap.dy * shape.W + tap.dx) * int64_t{1} * shape",
+            FAR_CONV,
+        ),
+    ],
+    "csrc/cuda/pixel_means.cu": [
+        Fault(
+            "the last run of pixels is short",
+            "const int64_t end = min(begin + runs.run, runs.N * runs.num_pixels);",
+            "const int64_t end = min(begin + runs.run, runs.N * runs.num_pixels - 1);",
+        ),
+        Fault(
+            "one warp's sum missing",
+            "total += of_warps[w * kColumns + c];",
+            "total += w == 0 ? 0.0f : of_warps[w * kColumns + c];",
+        ),
+        Fault(
+            "no barrier before warps are added",
+            "    __syncthreads();\n    if (c >= kColumns",
+            "    if (c >= kColumns",
+        ),
+        Fault(
+            "sums overwritten while they are read",
+            "    __syncthreads();  // the sums before are no longer read\n",
+            "",
+        ),
+        Fault(
+            "no barrier before the rows of warps are added",
+            "  __syncthreads();\n  if (warp > 0",
+            "  if (warp > 0",
+        ),
+        Fault("mean without its divisor", "total / static_cast<float>(runs.num_pixels);", "total;"),
+        Fault(
+            "an image without its last run",
+            "row < (last_run + image + 1) * runs.parts;",
+            "row < (last_run + image) * runs.parts;",
+        ),
+        Fault(
+            "offset of a pixel in 32 bits",
+            "load(chunk, p + pixel * runs.C);",
+            "load(chunk, p + static_cast<int>(pixel) * runs.C);",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of a run's sums in 32 bits",
+            "sums[(i_run + image) * runs.C + first_c + c] = total;",
+            "sums[static_cast<int>(i_run + image) * runs.C + first_c + c] = total;",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of sums in 32 bits",
+            "sum += sums[row * runs.C + c];",
+            "sum += sums[static_cast<int>(row) * runs.C + c];",
+            FAR_MEANS,
+        ),
+        Fault(
+            "offset of a mean in 32 bits",
+            "means[image * runs.C + c]",
+            "means[static_cast<int>(image) * runs.C + c]",
+            FAR_MEANS,
+        ),
+        Fault(
+            "NaN pixels left out of the means",
+            "sum[i] += chunk[i];",
+            "sum[i] += chunk[i] == chunk[i] ? chunk[i] : 0.0f;",
+            NON_FINITE,
+        ),
+        Fault(
+            "a warp's infinite sum left out of the means",
+            "total += of_warps[w * 32 + lane];",
+            "total += fabsf(of_warps[w * 32 + lane]) < INFINITY ? of_warps[w * 32 + lane] : 0.0f;",
+            NON_FINITE,
+        ),
+    ],
+    "csrc/cuda/tensor_map.cuh": [
+        Fault(
+            "the description of a smaller weight at the same address",
+            "  std::copy_n(dims, kRank, key.begin() + kRank);\n",
+            "",
+        ),
+        Fault(
+            "the description of a weight with other strides",
+            "  std::copy_n(strides, kRank - 1, key.begin() + 1);\n",
+            "",
+        ),
+        Fault(
+            "the description of a weight at another address",
+            "key{reinterpret_cast<uintptr_t>(address)};",
+            "key{};",
+        ),
+        Fault(
+            "one stride overwritten in the key",
+            "key.begin() + kRank);\n",
+            "key.begin() + kRank - 1);\n",
+        ),
+        Fault(
+            "the last dimension left out of the key",
+            "std::copy_n(dims, kRank, key.begin() + kRank);",
+            "std::copy_n(dims, kRank - 1, key.begin() + kRank);",
+        ),
+        Fault(
+            "the last stride left out of the key",
+            "std::copy_n(strides, kRank - 1, key.begin() + 1);",
+            "std::copy_n(strides, kRank - 2, key.begin() + 1);",
+        ),
+    ],
+    "csrc/cuda/wgrad_reduce.cuh": [
+        Fault(
+            "one piece not added",
+            "i < reduction.num_slots; ++i",
+            "i + 1 < reduction.num_slots; ++i",
+        ),
+        Fault(
+            "reduction of the rows above",
+            "const int row = blockIdx.x % kBlocks * kRows + threadIdx.x / kRowThreads;",
+            "const int row = blockIdx.x % kBlocks * kRows;",
+        ),
+        Fault("no split reduced", "if (work.num_reductions == 0) return {};", "return {};"),
+        Fault(
+            "offset of a weight in 32 bits",
+            "(static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + c",
+            "(k * branch.num_taps + tap.index) * shape.C + c",
+            FAR_CONV,
+        ),
+        Fault(
+            "offset of a piece in 32 bits",
+            "const int64_t slot = reduction.first_slot + i;",
+            "const int slot = reduction.first_slot + i;",
+            FAR_CONV,
+        ),
+        Fault(
+            "a piece that is NaN left out",
+            "sum[1] += piece[1];",
+            "sum[1] += piece[1] == piece[1] ? piece[1] : 0.0f;",
+            NON_FINITE,
+        ),
+    ],
+}

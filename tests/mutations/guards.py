@@ -1,0 +1,169 @@
+"""What a fault is, and the tests that must detect it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Guard(NamedTuple):
+    """Of a source: the tests that must notice."""
+
+    tests: str  # files, and what -k selects in them
+    module: str = "_emulated"  # the one to compile, for csrc; the work lists are made by _C
+
+
+class Fault(NamedTuple):
+    name: str
+    sound: str  # occurs once in the file
+    faulty: str
+    guard: Guard | None = None  # where it is not that of the file
+
+
+ARGMAX = Guard("tests/test_upsample_argmax_rules.py tests/test_upsample_argmax.py emulated")
+ARGMAX_CPU = Guard(
+    "tests/test_upsample_argmax_rules.py tests/test_upsample_argmax.py "
+    "(cpu or outputs or streamed or half_precision or several_threads) and not emulated",
+    "_C",
+)
+ARGMAX_TRITON = Guard(
+    "tests/test_upsample_argmax_rules.py tests/test_upsample_argmax.py "
+    "(triton or interpreter or interpreted) and not (compile or export or opcheck or real_logits)"
+)
+ASPP = Guard("tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or emulated")
+CALLS = Guard(
+    "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_tile_edges.py "
+    "kernel_calls or workspaces or branches or along"
+)
+CONV = Guard(
+    "tests/test_convolution_kernel.py tests/test_dilated_conv2d.py convolution_kernel or emulated_"
+)
+DEPTHWISE = Guard("tests/test_dilated_conv2d.py tests/test_fused_conv2d.py emulated and depthwise")
+ENTROPY = Guard(
+    "tests/test_upsample_cross_entropy_limits.py tests/test_upsample_cross_entropy.py "
+    "emulated and not (compile or export or opcheck)"
+)
+ENTROPY_CPU = Guard("tests/test_upsample_cross_entropy_limits.py cpu or threads_share", "_C")
+ENTROPY_TRITON = Guard("tests/test_upsample_cross_entropy_limits.py triton")
+EVALUATION = Guard("tests/test_evaluation.py not command and not wrong_arguments")
+FAR = "tests/test_large_offsets.py"
+FAR_CONV = Guard(f"{FAR} test_convolution or weight_gradient or bias_gradient or on_the_way")
+FAR_CPU = Guard(f"{FAR} cpu", "_C")
+FAR_DEPTHWISE = Guard(f"{FAR} depthwise")
+FAR_MEANS = Guard(f"{FAR} means or pooled")
+FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
+MEAN = Guard("tests/test_dilated_conv2d_and_mean.py emulated")
+MEASURED = Guard("tests/test_measured.py")
+NON_FINITE = Guard("tests/test_non_finite.py sm_80 or sm_90")
+NON_FINITE_CPU = Guard("tests/test_non_finite.py cpu or prepared_model")
+NON_FINITE_TRITON = Guard("tests/test_non_finite.py triton")
+RECIPE = Guard("tests/test_recipe.py")
+REGISTRATION = Guard(
+    "tests/test_backends.py tests/test_arguments.py not (side_effects or symbolic)"
+)
+SCHEDULES = Guard("tests/test_schedules.py tests/test_zones.py schedules or executed", "_C")
+TRAINING_DATA = Guard("tests/test_training_data.py")
+TRANSFORMS = Guard("tests/test_transforms.py not (compiled or model_and)")
+TRITON_ASPP = Guard("tests/test_triton.py images_that_differ or bias_of_images")
+TRITON_DENSE = Guard("tests/test_triton_blocks.py not depthwise and not interpolation")
+TRITON_DEPTHWISE = Guard("tests/test_triton_blocks.py depthwise or rate or strides")
+TRITON_FAR = Guard("tests/test_triton_blocks.py far")
+WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
+
+# Of each file; a fault can have its own.
+GUARDS = {
+    "csrc/common/bilinear.h": ARGMAX,
+    "csrc/common/half.h": ARGMAX_CPU,
+    "csrc/common/zones.h": Guard("tests/test_zones.py", "_C"),
+    "csrc/cpu/exp2_log2.h": ENTROPY_CPU,
+    "csrc/cpu/stream.h": ARGMAX_CPU,
+    "csrc/cpu/upsample_argmax.cpp": ARGMAX_CPU,
+    "csrc/cpu/upsample_cross_entropy.cpp": ENTROPY_CPU,
+    "csrc/cuda/aspp.cu": ASPP,
+    "csrc/cuda/cells.cuh": ARGMAX,
+    "csrc/cuda/conv_epilogue.cuh": CONV,
+    "csrc/cuda/depthwise.cuh": DEPTHWISE,
+    "csrc/cuda/depthwise_conv2d.cu": DEPTHWISE,
+    "csrc/cuda/depthwise_conv2d_wgrad.cu": DEPTHWISE,
+    "csrc/cuda/dilated_conv2d.cu": CONV,
+    "csrc/cuda/dilated_conv2d_sm90.cu": Guard(
+        "tests/test_races.py tests/test_dilated_conv2d_sm90.py "
+        "sm_90 or seeds_agree or pipeline or epilogue or means"
+    ),
+    "csrc/cuda/dilated_conv2d_wgrad.cu": Guard(
+        "tests/test_races.py tests/test_dilated_conv2d_backward.py sums or emulated"
+    ),
+    "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": WGRAD_SM90,
+    "csrc/cuda/elements.cuh": NON_FINITE,
+    "csrc/cuda/implicit_gemm.cuh": CONV,
+    "csrc/cuda/pixel_means.cu": ASPP,
+    "csrc/cuda/tensor_map.cuh": Guard(
+        "tests/test_dilated_conv2d_sm90.py tests/test_cache_keys.py "
+        "same_address or memory_of_others or more_weights"
+    ),
+    "csrc/cuda/upsample_argmax.cu": ARGMAX,
+    "csrc/cuda/upsample_cross_entropy.cu": ENTROPY,
+    "csrc/cuda/upsample_cross_entropy.cuh": ENTROPY,
+    "csrc/cuda/upsample_cross_entropy_bwd.cu": ENTROPY,
+    "csrc/cuda/upsample_cross_entropy_prepare.cu": ENTROPY,
+    "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
+    "deeplab_fast/_resident.py": Guard("tests/test_resident.py tests/test_cache_keys.py"),
+    "deeplab_fast/backends.py": REGISTRATION,
+    "deeplab_fast/cpu.py": NON_FINITE_CPU,
+    "deeplab_fast/cuda_kernels/aspp.py": Guard(
+        "tests/test_kernel_calls.py tests/test_aspp.py aspp and (limits or pooled or emulated)"
+    ),
+    "deeplab_fast/cuda_kernels/common.py": CALLS,
+    "deeplab_fast/cuda_kernels/depthwise_conv2d.py": Guard(
+        "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_dilated_conv2d.py "
+        "depthwise or rates_between"
+    ),
+    "deeplab_fast/cuda_kernels/dilated_conv2d.py": CALLS,
+    "deeplab_fast/cuda_kernels/dilated_conv2d_and_mean.py": Guard(
+        "tests/test_workspaces.py tests/test_tile_edges.py tests/test_dilated_conv2d_sm90.py means"
+    ),
+    "deeplab_fast/cuda_kernels/dilated_conv2d_backward.py": CALLS,
+    "deeplab_fast/cuda_kernels/register.py": Guard("tests/test_fused_conv2d.py emulated"),
+    "deeplab_fast/cuda_kernels/upsample_cross_entropy.py": ENTROPY,
+    "deeplab_fast/cuda_kernels/work_lists.py": Guard(
+        "tests/test_kernel_calls.py tests/test_cache_keys.py tests/test_dilated_conv2d_sm90.py "
+        "tests/test_dilated_conv2d_wgrad_sm90.py kernel_calls or convolutions or boxes or fp32"
+    ),
+    "deeplab_fast/measured.py": MEASURED,
+    "deeplab_fast/models/inference.py": NON_FINITE_CPU,
+    "deeplab_fast/ops/_arguments.py": REGISTRATION,
+    "deeplab_fast/ops/_convolution.py": Guard(
+        "tests/test_measured.py tests/test_cache_keys.py classes or class or share"
+    ),
+    "deeplab_fast/ops/_library.py": REGISTRATION,
+    "deeplab_fast/ops/_transforms.py": TRANSFORMS,
+    "deeplab_fast/ops/aspp.py": REGISTRATION,
+    "deeplab_fast/ops/dilated_conv2d.py": REGISTRATION,
+    "deeplab_fast/ops/dilated_conv2d_and_mean.py": REGISTRATION,
+    "deeplab_fast/ops/fused_conv2d.py": REGISTRATION,
+    "deeplab_fast/ops/upsample_argmax.py": REGISTRATION,
+    "deeplab_fast/ops/upsample_cross_entropy.py": REGISTRATION,
+    "deeplab_fast/training/checkpoint.py": RECIPE,
+    "deeplab_fast/training/data.py": TRAINING_DATA,
+    "deeplab_fast/training/distributed.py": RECIPE,
+    "deeplab_fast/training/evaluation.py": EVALUATION,
+    "deeplab_fast/training/inference.py": EVALUATION,
+    "deeplab_fast/training/loader.py": TRAINING_DATA,
+    "deeplab_fast/training/log.py": RECIPE,
+    "deeplab_fast/training/loop.py": RECIPE,
+    "deeplab_fast/training/metrics.py": EVALUATION,
+    "deeplab_fast/training/objective.py": RECIPE,
+    "deeplab_fast/training/recipe.py": RECIPE,
+    "deeplab_fast/training/transforms.py": TRAINING_DATA,
+    "deeplab_fast/triton.py": Guard(
+        "tests/test_triton.py versions or every_name or gpus_that or in_the_order or widened "
+        "or refuses or together or asked or have_the_dtype or anywhere"
+    ),
+    "deeplab_fast/triton_kernels/aspp.py": NON_FINITE_TRITON,
+    "deeplab_fast/triton_kernels/bilinear.py": Guard(
+        "tests/test_triton_blocks.py tests/test_triton.py with_the_fma or fma_rounds_once"
+    ),
+    "deeplab_fast/triton_kernels/depthwise_conv2d.py": NON_FINITE_TRITON,
+    "deeplab_fast/triton_kernels/dilated_conv2d.py": NON_FINITE_TRITON,
+    "deeplab_fast/triton_kernels/upsample_argmax.py": ARGMAX_TRITON,
+    "deeplab_fast/triton_kernels/upsample_cross_entropy.py": ENTROPY_TRITON,
+}
