@@ -25,7 +25,6 @@ CHANNELS = (
     (16, 16, 1),
     (24, 16, 1),
     (40, 32, 1),
-    (64, 21, 1),
     (16, 16, 16),
     (40, 40, 40),
     (48, 32, 4),
@@ -33,8 +32,16 @@ CHANNELS = (
 WIDTHS = (9, 17, 29, 33, 65)
 DILATIONS = (1, 2, 3, 6, 12)
 KERNELS = (3, 1)
-FORMATS = (torch.contiguous_format, torch.channels_last)
-HEIGHT = 13
+# Backend, threads, memory format.
+RUNS = (
+    ("cpu", 1, torch.contiguous_format),
+    ("cpu", 1, torch.channels_last),
+    ("cpu", 2, torch.contiguous_format),
+    ("cpu", 2, torch.channels_last),
+    ("reference", 1, torch.channels_last),
+    ("reference", 2, torch.contiguous_format),
+)
+HEIGHT = 9
 # Half an ulp of rounding is 2^-9 of a bfloat16 and 2^-12 of a float16: twice to four times that.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
@@ -55,10 +62,10 @@ def cases() -> list[Case]:
 def wrong_gradients(case: Case) -> Iterator[str]:
     """A description of each gradient that is further from float64 than its dtype explains."""
     C, K, groups = case.channels
-    input = torch.randn(2, C, HEIGHT, case.width).to(case.dtype)
+    input = torch.randn(1, C, HEIGHT, case.width).to(case.dtype)
     weight = torch.randn(K, C // groups, case.kernel, case.kernel).to(case.dtype)
     bias = torch.randn(K).to(case.dtype)
-    grad_output = torch.randn(2, K, HEIGHT, case.width).to(case.dtype)
+    grad_output = torch.randn(1, K, HEIGHT, case.width).to(case.dtype)
 
     def exact(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(input, weight, bias, 1, "same", case.dilation, groups)
@@ -69,7 +76,7 @@ def wrong_gradients(case: Case) -> Iterator[str]:
     expected = gradients(
         exact, (input.double(), weight.double(), bias.double()), grad_output.double()
     )
-    for backend, threads, memory_format in itertools.product(("cpu", "reference"), (1, 2), FORMATS):
+    for backend, threads, memory_format in RUNS:
         torch.set_num_threads(threads)
         operands = (input.contiguous(memory_format=memory_format), weight, bias)
         with deeplab_fast.backend(backend):

@@ -36,7 +36,7 @@ struct Options {
   size_t shared_memory_limit = 163 * 1024;  // bytes a block can have; this is sm_80's
   // Kernels of which only the clusters [begin, end) of the grid run, negative begins counted from
   // its end: the other blocks of a huge launch would take for ever.
-  std::map<std::string, std::pair<int64_t, int64_t>> clusters;
+  std::map<std::string, std::pair<int64_t, int64_t>> clusters{};
 };
 extern Options options;
 
