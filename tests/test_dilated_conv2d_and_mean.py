@@ -234,12 +234,17 @@ def test_autocast(dtype):
             outputs, peers = ours(*leaves), theirs(*leaves)
         assert [t.dtype for t in outputs] == [t.dtype for t in peers]
         torch.testing.assert_close(outputs, peers, rtol=2e-2, atol=2e-2)
-        actual, peer = (
-            torch.autograd.grad([y.float().square().sum() for y in ys], leaves)
-            for ys in (outputs, peers)
+        doubles = [t.detach().double().requires_grad_() for t in leaves]
+        actual, peer, exact = (
+            torch.autograd.grad([y.to(sum_dtype).square().sum() for y in ys], xs)
+            for ys, xs, sum_dtype in (
+                (outputs, leaves, torch.float32),
+                (peers, leaves, torch.float32),
+                (theirs(*doubles), doubles, torch.float64),
+            )
         )
-        for a, p in zip(actual, peer):
-            torch.testing.assert_close(a, p, rtol=2e-2, atol=5e-2)
+        for a, p, e in zip(actual, peer, exact):
+            assert_as_accurate_as(a, p, e)
 
 
 def test_bad_input():
