@@ -110,7 +110,7 @@ GUARDS = {
     "deeplab_fast/backends.py": REGISTRATION,
     "deeplab_fast/cpu.py": NON_FINITE_CPU,
     "deeplab_fast/cuda_kernels/aspp.py": Guard(
-        "tests/test_kernel_calls.py tests/test_aspp.py aspp and (limits or pooled or emulated)"
+        "tests/test_kernel_calls.py tests/test_aspp.py pooled or aspp and (limits or emulated)"
     ),
     "deeplab_fast/cuda_kernels/common.py": CALLS,
     "deeplab_fast/cuda_kernels/depthwise_conv2d.py": Guard(

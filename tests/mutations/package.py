@@ -177,7 +177,9 @@ FAULTS: dict[str, list[Fault]] = {
             "tensor.data_ptr() % 2 == 0 else",
         ),
         Fault("relu6 without its bound", '"relu6": (0.0, 6.0)', '"relu6": (0.0, math.inf)'),
-        Fault("relu of negatives", '"relu": (0.0, math.inf)', '"relu": (-1.0, math.inf)'),
+        Fault(
+            "relu of negatives", '"relu": (0.0, math.inf)', '"relu": (-1.0, math.inf)', NON_FINITE
+        ),
         Fault(
             "finite bounds without an activation",
             '"none": (-math.inf, math.inf)',
