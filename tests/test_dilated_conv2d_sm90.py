@@ -19,6 +19,7 @@ from deeplab_fast import (
     emulated,
     parallel_dilated_conv2d,
 )
+from deeplab_fast.cuda_kernels import dilated_conv2d as dilated_conv2d_calls
 from deeplab_fast.cuda_kernels import work_lists
 from deeplab_fast.cuda_kernels.common import Kernels, nhwc_output
 from deeplab_fast.cuda_kernels.dilated_conv2d import convolve
@@ -200,10 +201,10 @@ def test_means_of_the_pixels_of_a_1x1_branch(shape, channels, num_workers):
     """They are summed once, on the way, whatever comes before and after."""
     C, counts = shape[1], _emulated.launch_counts()
     input = nhwc(*shape, dtype=torch.bfloat16) + 1
-    weights = [torch.randn(8, C, 3, 1).bfloat16()]
+    weights = [torch.randn(8, C, *kernel).bfloat16() for kernel in ((3, 1), (1, 3))]
     weights += [(torch.randn(k, C, 1, 1) / C**0.5).bfloat16() for k in channels]
     weights += weights[:1]
-    rates = [(r, 1) for r in (2, *[1] * len(channels), 3)]
+    rates = [(2, 1), (1, 2), *[(1, 1)] * len(channels), (3, 1)]
     expected = torch.cat(
         [same_conv2d(input, w, None, r) for w, r in zip(weights, rates, strict=True)], dim=1
     )
@@ -222,6 +223,22 @@ def test_means_of_the_pixels_of_a_1x1_branch(shape, channels, num_workers):
     assert _emulated.launch_counts().get("pixel_sums_fwd_kernel") == counts.get(
         "pixel_sums_fwd_kernel"
     )
+
+
+@pytest.mark.parametrize(("channels", "steps"), [(8, 1), (64, 1), (72, 2), (136, 3)])
+def test_a_step_is_64_channels(monkeypatch, channels, steps):
+    """Counted in those of another kernel a launch would run twice as many, on zeros."""
+    listed = []
+
+    def conv_work_list(*args):
+        listed.append(args[3])
+        return work_lists.conv_work_list(*args)
+
+    monkeypatch.setattr(dilated_conv2d_calls, "conv_work_list", conv_work_list)
+    x, w = nhwc(1, channels, 3, 3, dtype=torch.bfloat16), torch.ones(8, channels, 3, 3).bfloat16()
+    with machine(0, "sm_90"):
+        dilated_conv2d_calls.forward(kernels(4), x, [w], [None], [(1, 1)])
+    assert listed == [steps]
 
 
 def launch(

@@ -48,6 +48,9 @@ def shifted(tensor: Tensor) -> Tensor:
 WEIGHTS = {
     "columns of longer rows": lambda w: torch.cat([w, w + 7], dim=1)[:, : w.size(1)],
     "later columns": lambda w: torch.cat([w + 7, w], dim=1)[:, w.size(1) :],
+    "columns of longer channels_last rows": lambda w: torch.cat([w + 7, w], dim=1).contiguous(
+        memory_format=torch.channels_last
+    )[:, w.size(1) :],
     "columns that start unaligned": lambda w: torch.cat([w[:, :1], w], dim=1)[:, 1:],
     "rows of unaligned length": lambda w: torch.cat([w, w[:, :1]], dim=1)[:, : w.size(1)],
     "transposed": lambda w: w.transpose(0, 1).contiguous().transpose(0, 1),

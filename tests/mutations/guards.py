@@ -30,6 +30,10 @@ ARGMAX_TRITON = Guard(
     "(triton or interpreter or interpreted) and not (compile or export or opcheck or real_logits)"
 )
 ASPP = Guard("tests/test_aspp.py tests/test_prepared_kernels.py prepared_kernels or emulated")
+BACKWARD = Guard(
+    "tests/test_dilated_conv2d_backward.py tests/test_dilated_conv2d.py "
+    "seeds or backward and emulated"
+)
 CALLS = Guard(
     "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_tile_edges.py "
     "kernel_calls or workspaces or branches or along"
@@ -61,6 +65,7 @@ REGISTRATION = Guard(
     "tests/test_backends.py tests/test_arguments.py not (side_effects or symbolic)"
 )
 SCHEDULES = Guard("tests/test_schedules.py tests/test_zones.py schedules or executed", "_C")
+SM90 = Guard("tests/test_dilated_conv2d_sm90.py means or step_is")
 TRAINING_DATA = Guard("tests/test_training_data.py")
 TRANSFORMS = Guard("tests/test_transforms.py not (compiled or model_and)")
 TRITON_ASPP = Guard("tests/test_triton.py images_that_differ or bias_of_images")

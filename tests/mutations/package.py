@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .guards import NON_FINITE, TRANSFORMS, Fault, Guard
+from .guards import BACKWARD, NON_FINITE, SM90, TRANSFORMS, Fault, Guard
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/_resident.py": [
@@ -243,11 +243,6 @@ FAULTS: dict[str, list[Fault]] = {
             "if weight.size(0) != input.size(1):",
             "if weight.size(0) % input.size(1):",
         ),
-        Fault(
-            "a dense convolution of one channel",
-            "groups == input.size(1) and (groups > 1 or weight.size(0) == 1)",
-            "groups == input.size(1)",
-        ),
     ],
     "deeplab_fast/cuda_kernels/dilated_conv2d.py": [
         Fault("first channels of branches", "sum(channels[:i]),", "sum(channels[: i + 1]),"),
@@ -311,16 +306,19 @@ FAULTS: dict[str, list[Fault]] = {
             "sums of pixels of a larger kernel",
             "if w.shape[2:] == (1, 1)), None)",
             "if w.size(2) == 1), None)",
+            SM90,
         ),
         Fault(
             "steps of another kernel",
             "steps_per_tap(C, input.dtype, kernel)",
             "steps_per_tap(C, input.dtype)",
+            SM90,
         ),
         Fault(
             "unaligned input",
             "input, *weights = aligned_nhwc(input), *map",
             "input, *weights = input.contiguous(memory_format=torch.channels_last), *map",
+            Guard("tests/test_dilated_conv2d.py unaligned"),
         ),
     ],
     "deeplab_fast/cuda_kernels/dilated_conv2d_and_mean.py": [
@@ -357,6 +355,7 @@ FAULTS: dict[str, list[Fault]] = {
             "steps of the first branch's channels",
             "steps_per_tap(max(channels), input.dtype, kernel)",
             "steps_per_tap(channels[0], input.dtype, kernel)",
+            BACKWARD,
         ),
         Fault(
             "first channels off by a branch",
@@ -367,6 +366,7 @@ FAULTS: dict[str, list[Fault]] = {
             "mean's share left out",
             "bias_address = 0 if image_bias is None else image_bias.data_ptr()",
             "bias_address = 0",
+            Guard("tests/test_dilated_conv2d_and_mean.py outputs_and_gradients and emulated"),
         ),
         Fault("gradients share memory", "[part.clone() for part in", "[part for part in"),
         Fault("too few pixels a part", "num_pixels // _PIXELS_PER_PART", "num_pixels"),
@@ -379,6 +379,7 @@ FAULTS: dict[str, list[Fault]] = {
             "half the partial sums",
             "work_list.num_slots * kernel.tile**2",
             "work_list.num_slots * kernel.tile**2 // 2",
+            BACKWARD,
         ),
         Fault(
             "half the sums of parts",
@@ -389,13 +390,9 @@ FAULTS: dict[str, list[Fault]] = {
             "gradients of padded channels",
             "[in_format_of(grad[: w.size(0)], w)",
             "[in_format_of(grad, w)",
+            BACKWARD,
         ),
         Fault("strided gradient", "    grad_output = aligned_nhwc(grad_output)\n", "    pass\n"),
-        Fault(
-            "channels padded to 16 in any dtype",
-            "-k % (16 // input.element_size())",
-            "-k % 8 if k % 2 else -k % 4",
-        ),
     ],
     "deeplab_fast/cuda_kernels/register.py": [
         Fault(
