@@ -29,8 +29,8 @@ CHANNELS = (
     (40, 40, 40),
     (48, 32, 4),
 )
-WIDTHS = (9, 17, 29, 33, 65)
-DILATIONS = (1, 2, 3, 6, 12)
+WIDTHS = (9, 29, 33, 65)
+DILATIONS = (1, 2, 6, 12)
 KERNELS = (3, 1)
 # Backend, threads, memory format.
 RUNS = (
