@@ -600,11 +600,6 @@ FAULTS: dict[str, list[Fault]] = {
             "(max(1, N * (out_H * out_W // block_p)),)",
         ),
         Fault(
-            "as many blocks as cells fill",
-            "triton.cdiv(num_cells, block_s)",
-            "max(1, num_cells // block_s)",
-        ),
-        Fault(
             "scales exchanged",
             "        scale_h,\n        scale_w,\n        PRUNED",
             "        scale_w,\n        scale_h,\n        PRUNED",
