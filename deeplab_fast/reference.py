@@ -35,7 +35,7 @@ def needs_fp32_weight_gradient(input: Tensor, dilation: Sequence[int]) -> bool:
 
     On x86 CPUs oneDNN's bf16 kernel gives wrong numbers or crashes for many dilated convolutions of
     channels_last tensors: docs/onednn_bf16_weight_gradient.md. Its fp32 kernels are right on all
-    CPUs, and where the CPU has no fp16 arithmetic also three times as fast as its fp16 ones.
+    CPUs, and faster than its fp16 ones on a CPU without fp16 arithmetic.
     """
     is_half = input.dtype in (torch.bfloat16, torch.float16)
     return input.device.type == "cpu" and is_half and max(dilation) > 1

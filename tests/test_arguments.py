@@ -1,4 +1,4 @@
-"""What public ops take as arguments: NumPy's numbers, wrong types, dtypes and autocast."""
+"""Arguments of the public ops: NumPy's numbers, wrong types, dtypes and autocast."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ def test_other_values():
 
 
 def wrong_tensors() -> list[tuple[str, dict[str, Any], type[Exception], str]]:
-    """Of every op each tensor with a dimension less, one channel more, on another device."""
+    """Each tensor of every op has a dimension less, one channel more, or another device."""
     cases: list[tuple[str, dict[str, Any], type[Exception], str]] = []
     for name, argument in TENSORS:
         tensor = OPS[name].arguments[argument]
@@ -503,7 +503,7 @@ CONVOLUTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int]] = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_dtypes_are_those_of_conv2d(name, mode):
-    """Of output and gradients, for every dtype of input, weight and bias; and what is an error."""
+    """Output, gradients and errors, for every dtype of input, weight and bias."""
     ours, theirs, size = CONVOLUTIONS[name]
     values = {
         "input": torch.randn(1, 3, 4, 5),

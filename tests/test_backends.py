@@ -245,7 +245,7 @@ def cross_entropy(x, w1, w3, b1, b3):
     return upsample_cross_entropy(x, torch.arange(144).view(2, 9, 8) % 2)
 
 
-# Of each function: what it depends on, and the groups of arguments asked for together.
+# The functions, the arguments they depend on, and the groups of arguments asked for together.
 DIFFERENTIABLE = [
     (convolve, (1, 0, 1, 0, 1), [(0,), (2,), (4,)]),
     (branches, (1, 1, 1, 1, 1), [(0,), (1, 2), (3, 4)]),
@@ -315,7 +315,7 @@ def test_public_functions_take_the_forced_backend(ran):
 
 
 def test_saved_tensors_are_those_of_the_caller():
-    """What is kept for backward are the arguments and small outputs, not copies of them."""
+    """Backward keeps the arguments and small outputs themselves, not copies of them."""
     for function, _, _ in DIFFERENTIABLE:
         leaves, kept = leaves_of((1, 1, 1, 1, 1)), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # noqa: B023

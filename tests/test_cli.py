@@ -31,13 +31,7 @@ from deeplab_fast.palette import label_image, overlay, voc_palette
 CLASSES = 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The networks here are so small that a second thread only costs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def whole(preprocessing: Preprocessing) -> Preprocessing:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import deeplab_fast
@@ -42,6 +42,7 @@ from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 from .cases import Conv
 from .refusals import skip_if_refused
 from .test_aspp import operands as aspp_operands
+from .test_prepared_kernels import with_statistics
 
 pytestmark = pytest.mark.usefixtures("tf32")  # else the CUDA kernels take no fp32
 
@@ -665,15 +666,6 @@ def test_module(training, value):
 
 
 # --- models
-
-
-def with_statistics(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.7, 1.5)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model.eval()
 
 
 BLOCKS = {

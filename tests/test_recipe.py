@@ -47,13 +47,7 @@ UPDATES_PER_EPOCH = 3  # 6 images in batches of 2
 BASE = Recipe(epochs=2, batch_size=2, crop=(24, 32), learning_rate=0.2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The networks here are so small that a second thread only costs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -41,13 +41,7 @@ SMALL = ["--backbone", "mobilenet_v2", "--output-stride", "16", "--device", "cpu
 SMALL += ["--epochs", "3", "--batch-size", "2", "--crop", "32", "32", "--log-every", "1"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The networks here are so small that a second thread only costs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from deeplab_fast.emulated import machine
 from . import bilinear_oracle
 from .cases import DTYPES, LAYOUTS, with_layout
 from .conftest import is_interpreted
-from .guards import (
+from .guarded_memory import (
     GuardedMemory,
     allocations_from,
     copy_beside_unreadable_page,

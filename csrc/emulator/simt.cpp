@@ -499,7 +499,7 @@ std::string invalid_configuration(dim3 grid, dim3 block, unsigned cluster_size,
   return {};
 }
 
-// What options.clusters says of a kernel whose grid has so many clusters.
+// The range of clusters that options.clusters selects from the `count` clusters of a grid.
 std::pair<int64_t, int64_t> clusters_to_run(const char* kernel, int64_t count) {
   const auto found = options.clusters.find(kernel);
   if (found == options.clusters.end()) return {0, count};

@@ -83,7 +83,7 @@ class _Call:
         return tuple(_filled(self.template, values))
 
     def outputs(self, tensors: Any) -> Any:
-        """What the op returns, from what the autograd.Function returned."""
+        """The outputs in the structure in which the op returns them."""
         assert self.output_template is not None
         outputs = _filled(self.output_template, _as_tuple(tensors))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -139,7 +139,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *others: Any) -> tuple[Tensor 
 def _jvp(
     arguments: Any, tangents: Any, output: tuple[Tensor, ...], backend: str
 ) -> tuple[Tensor, None, None]:
-    """Of a loss that is one number: the inner product of its gradient and the tangent."""
+    """The tangent of a scalar loss: the inner product of its gradient and the tangent of logits."""
     logits, target, weight, *options = arguments
     t_logits, _, t_weight, *_ = tangents
     loss, *saved = output

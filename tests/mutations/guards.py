@@ -1,4 +1,4 @@
-"""What a fault is, and the tests that must detect it."""
+"""Definition of a fault, and the tests that must detect it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Guard(NamedTuple):
-    """Of a source: the tests that must notice."""
+    """The tests that must detect the faults of a source file."""
 
     tests: str  # files, and what -k selects in them
     module: str = "_emulated"  # the one to compile, for csrc; the work lists are made by _C
@@ -74,7 +74,7 @@ TRITON_DEPTHWISE = Guard("tests/test_triton_blocks.py depthwise or rate or strid
 TRITON_FAR = Guard("tests/test_triton_blocks.py far")
 WGRAD_SM90 = Guard("tests/test_dilated_conv2d_wgrad_sm90.py not compiler")
 
-# Of each file; a fault can have its own.
+# Each file's guard; a fault can have its own instead.
 GUARDS = {
     "csrc/common/bilinear.h": ARGMAX,
     "csrc/common/half.h": ARGMAX_CPU,

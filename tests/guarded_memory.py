@@ -20,7 +20,7 @@ from torch import Tensor
 
 GUARD_BYTES = 512
 LINE_BYTES = 64
-PATTERN = 0xA5  # of guards, and of tensors that nothing was written to yet
+PATTERN = 0xA5  # the byte that fills guards and tensors that nothing was written to yet
 
 
 class GuardedMemory:
