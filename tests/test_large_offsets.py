@@ -26,6 +26,8 @@ from deeplab_fast.cuda_kernels.bilinear import upsample_shape
 from deeplab_fast.cuda_kernels.common import DTYPES
 from deeplab_fast.emulated import machine
 
+from .memory import sparse_zeros
+
 FAR = 2**32
 LAST = 2**62  # past the last cluster of any launch
 STREAM = 0
@@ -37,15 +39,7 @@ def sparse(*shape: int, dtype: torch.dtype) -> Tensor:
 
     A 32-bit offset with a sign leads to the memory before them, which is zeros as well.
     """
-    before = 2**31 * dtype.itemsize
-    num_bytes = before + math.prod(shape) * dtype.itemsize
-    no_reserve = 0x4000  # mmap.MAP_NORESERVE, which Python has from 3.13 on
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
-    try:
-        memory = mmap.mmap(-1, num_bytes, flags=flags)
-    except OSError as error:
-        pytest.skip(f"{num_bytes >> 30} GiB of address space are not to be had: {error}")
-    return torch.frombuffer(memory, dtype=dtype, offset=before).view(shape)
+    return sparse_zeros(math.prod(shape), dtype, before=2**31).view(shape)
 
 
 def far_view(values: Tensor, strides: Sequence[int]) -> Tensor:

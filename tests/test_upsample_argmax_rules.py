@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import mmap
 from typing import NamedTuple
 
 import pytest
@@ -24,13 +23,14 @@ from deeplab_fast.emulated import machine
 from . import bilinear_oracle
 from .cases import DTYPES, LAYOUTS, with_layout
 from .conftest import is_interpreted
-from .guarded_memory import (
+from .memory import (
     GuardedMemory,
     allocations_from,
     copy_beside_unreadable_page,
     empty_beside_unreadable_page,
     guarded_allocations,
     in_child,
+    sparse_zeros,
 )
 from .test_upsample_argmax import LABELS, blocks, canonical, near_ties, noise, non_finite
 
@@ -710,12 +710,7 @@ def test_offsets_past_32_bits(backend, device, dimension, size):
     shape = [2, 2, 2, 2]
     shape[dimension] = 3
     values = noise(torch.Generator().manual_seed(dimension), shape).half()
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    try:
-        memory = mmap.mmap(-1, 2 * (2 * stride + 64), flags=flags)
-    except OSError:
-        pytest.skip("no 4 GiB of address space")
-    buffer = torch.frombuffer(memory, dtype=torch.float16)
+    buffer = sparse_zeros(2 * stride + 64, torch.float16)
     expected = canonical(values, size)
     shape[dimension] = 1
     layouts = [list(torch.empty(shape).stride()) for _ in range(3)]

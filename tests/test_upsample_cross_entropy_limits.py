@@ -5,9 +5,7 @@ test_upsample_cross_entropy.py has the ordinary inputs.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import mmap
 from functools import partial
 from typing import Any
 
@@ -15,7 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 import deeplab_fast
 from deeplab_fast import _C, _emulated, backends, upsample_cross_entropy
@@ -24,6 +21,7 @@ from deeplab_fast.ops._bilinear import source_scale
 from . import bilinear_oracle
 from .cases import DTYPES, with_layout
 from .conftest import is_interpreted
+from .memory import GuardedAllocations, copy_beside_unreadable_page, sparse_zeros
 from .test_upsample_cross_entropy import (
     OP,
     REDUCTIONS,
@@ -240,50 +238,6 @@ def _shape(logits: Tensor, target: Tensor, align_corners: bool = False) -> _C.Up
 # What is read and written outside the tensors.
 
 
-class GuardedAllocations(TorchFunctionMode):
-    """Puts each new tensor between bytes that must not change, and NaN into it."""
-
-    GUARD = 4096
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.buffers: list[Tensor] = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if function not in (torch.empty, torch.empty_like, Tensor.new_empty):
-            return result
-        if result.device.type == "meta" or result.numel() == 0:
-            return result
-        with torch._C.DisableTorchFunction():
-            span = sum((n - 1) * s for n, s in zip(result.shape, result.stride())) + 1
-            nbytes = span * result.element_size()
-            buffer = torch.full((2 * self.GUARD + nbytes,), 0xA5, dtype=torch.uint8)
-            inside = buffer[self.GUARD : self.GUARD + nbytes].fill_(0xFF)
-            self.buffers.append(buffer)
-            return inside.view(result.dtype).as_strided(result.shape, result.stride())
-
-    def assert_untouched(self) -> None:
-        assert self.buffers
-        for buffer in self.buffers:
-            for guard in (buffer[: self.GUARD], buffer[-self.GUARD :]):
-                assert (guard == 0xA5).all()
-
-
-def beside_no_memory(tensor: Tensor, at_end: bool) -> Tensor:
-    """A copy that ends, or begins, where memory ends: a step further is a segmentation fault."""
-    page = mmap.PAGESIZE
-    size = -(-tensor.nbytes // page) * page
-    memory = mmap.mmap(-1, size + 2 * page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
-    for address in (start, start + page + size):
-        assert libc.mprotect(ctypes.c_void_p(address), page, 0) == 0  # PROT_NONE
-    offset = page + (size - tensor.nbytes if at_end else 0)
-    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
-    return copy.view(tensor.shape).copy_(tensor)
-
-
 BOUNDS = [  # logits, size
     ((1, 1, 1, 1), (1, 1)),
     ((2, 3, 1, 15), (9, 31)),  # one block of cells and less than it
@@ -309,7 +263,7 @@ def test_nothing_outside_the_tensors_is_touched(
     spare_the_interpreter(backend, other or scale > 1 or dtype == torch.float16)
     tensors = problem(logits_shape, size, device)
     tensors = tensors[0].to(dtype) * scale, *tensors[1:]
-    inputs = [beside_no_memory(tensor, at_end) for tensor in tensors]
+    inputs = [copy_beside_unreadable_page(tensor, at_end) for tensor in tensors]
     for reduction in ["none" if at_end else "mean"] if is_interpreted(backend) else REDUCTIONS:
         options = (255, reduction, 0.1, False)
         expected = backends.run(OP, backend, *tensors, *options)
@@ -317,9 +271,9 @@ def test_nothing_outside_the_tensors_is_touched(
         expected_grad = backends.run(BACKWARD, backend, grad, *tensors, *expected[1:], *options)
         with GuardedAllocations() as guards:
             actual = backends.run(OP, backend, *inputs, *options)
-            saved = [beside_no_memory(tensor, at_end) for tensor in (grad, *actual[1:])]
+            saved = [copy_beside_unreadable_page(tensor, at_end) for tensor in (grad, *actual[1:])]
             actual_grad = backends.run(BACKWARD, backend, saved[0], *inputs, *saved[1:], *options)
-        guards.assert_untouched()
+        guards.assert_intact()
         for a, e in zip((*actual, actual_grad), (*expected, expected_grad)):
             assert torch.equal(a, e)
 
@@ -327,9 +281,7 @@ def test_nothing_outside_the_tensors_is_touched(
 def sparse(shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
     """fp32 of these strides in memory of which only the pages that are written exist."""
     span = sum((n - 1) * s for n, s in zip(shape, strides)) + 1
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-    memory = mmap.mmap(-1, 4 * span, flags=flags)
-    return torch.frombuffer(memory, dtype=torch.float32).as_strided(shape, strides)
+    return sparse_zeros(span, torch.float32).as_strided(shape, strides)
 
 
 @pytest.mark.parametrize("dim", range(4))

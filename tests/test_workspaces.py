@@ -11,46 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from deeplab_fast import backends, emulated
 from deeplab_fast.cuda_kernels import depthwise_conv2d
 from deeplab_fast.emulated import machine
 
-GUARD = 4096  # bytes before and after each tensor
-MARK = 0x5A
-_aten = torch.ops.aten
-_ALLOCATIONS = {
-    _aten.empty.memory_format,
-    _aten.empty_like.default,
-    _aten.empty_strided.default,
-    _aten.new_empty.default,
-    _aten.new_empty_strided.default,
-}
-
-
-class Guarded(TorchDispatchMode):
-    """Every uninitialised tensor that is made lies between marks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.buffers: list[Tensor] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **kwargs or {})
-        if function not in _ALLOCATIONS or made.numel() == 0 or made.is_meta:
-            return made
-        extent = 1 + sum((n - 1) * s for n, s in zip(made.shape, made.stride(), strict=True))
-        buffer = torch.full((extent * made.element_size() + 2 * GUARD,), MARK, dtype=torch.uint8)
-        self.buffers.append(buffer)
-        inside = buffer[GUARD:-GUARD].view(made.dtype)
-        return inside.as_strided(made.shape, made.stride()).copy_(made)
-
-    def assert_marks_are_left(self) -> None:
-        assert self.buffers
-        for buffer in self.buffers:
-            assert (buffer[:GUARD] == MARK).all() and (buffer[-GUARD:] == MARK).all()
+from .memory import GuardedAllocations
 
 
 def nhwc(*shape: int) -> Tensor:
@@ -145,12 +112,12 @@ def test_nothing_is_touched_around_outputs_and_scratch_memory(monkeypatch, name)
     op, device, workers, arguments = CALLS[name]
     monkeypatch.setattr(emulated, "_NUM_WORKERS", workers)
     monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_PART", 512)
-    call, guarded = arguments(), Guarded()
+    call, guarded = arguments(), GuardedAllocations()
     run = backends._table[op]["emulated"].run  # as an op it would be opaque to the mode
     with machine(1, device):
         expected = run(*call)
         with guarded:
             actual = run(*call)
-    guarded.assert_marks_are_left()
+    guarded.assert_intact()
     for a, e in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
         assert torch.equal(a, e)

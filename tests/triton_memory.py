@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from .memory import sparse_zeros
+
 Addresses = NDArray[np.int64]
 
 
 def zeros_without_memory(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Pages of it take memory once they are written to. Channels last if there are four sizes."""
-    size = torch.Size(shape).numel() * dtype.itemsize
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-    flat = torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=dtype)
+    """Zeros that take memory only where they are touched; channels_last if there are four sizes."""
+    flat = sparse_zeros(torch.Size(shape).numel(), dtype)
     if len(shape) != 4:
         return flat.view(shape)
     N, C, H, W = shape

@@ -1,8 +1,8 @@
-"""Memory with guards around it, to detect what a kernel writes or reads outside its tensors.
+"""Memory that shows what a kernel touches outside its tensors, and memory for huge tensors.
 
-Two kinds of guards. A GuardedMemory has a known pattern around each tensor, which shows writes up
-to GUARD_BYTES away. A tensor beside an unreadable page ends the process at the first access past
-it, reads included, so the code that uses it runs in a child process: in_child.
+Guards are of two kinds. GuardedMemory and GuardedAllocations have a known pattern around each
+tensor, which shows writes close to it. A tensor beside an unreadable page ends the process at the
+first access past it, reads included: code that should survive that runs in a child, in_child.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 GUARD_BYTES = 512
 LINE_BYTES = 64
@@ -52,6 +53,43 @@ class GuardedMemory:
 
     def __len__(self) -> int:
         return len(self._regions)
+
+
+_aten = torch.ops.aten
+_ALLOCATIONS = {
+    _aten.empty.memory_format,
+    _aten.empty_like.default,
+    _aten.empty_strided.default,
+    _aten.new_empty.default,
+    _aten.new_empty_strided.default,
+}
+
+
+class GuardedAllocations(TorchDispatchMode):
+    """Puts a pattern around every uninitialised tensor that is made inside."""
+
+    GUARD_BYTES = 4096
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffers: list[Tensor] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **kwargs or {})
+        if function not in _ALLOCATIONS or made.numel() == 0 or made.is_meta:
+            return made
+        extent = 1 + sum((n - 1) * s for n, s in zip(made.shape, made.stride(), strict=True))
+        num_bytes = extent * made.element_size() + 2 * self.GUARD_BYTES
+        buffer = torch.full((num_bytes,), PATTERN, dtype=torch.uint8)
+        self._buffers.append(buffer)
+        inside = buffer[self.GUARD_BYTES : -self.GUARD_BYTES].view(made.dtype)
+        return inside.as_strided(made.shape, made.stride()).copy_(made)
+
+    def assert_intact(self) -> None:
+        assert self._buffers
+        for buffer in self._buffers:
+            for guard in (buffer[: self.GUARD_BYTES], buffer[-self.GUARD_BYTES :]):
+                assert (guard == PATTERN).all()
 
 
 @contextlib.contextmanager
@@ -100,7 +138,7 @@ def empty_beside_unreadable_page(
     size: Sequence[int], dtype: torch.dtype, device: object = "cpu", *, after: bool
 ) -> Tensor:
     num_bytes = torch.Size(size).numel() * dtype.itemsize
-    return beside_unreadable_page(num_bytes, after).fill_(PATTERN).view(dtype).view(*size)
+    return beside_unreadable_page(num_bytes, after).fill_(PATTERN).view(dtype).view(tuple(size))
 
 
 def copy_beside_unreadable_page(tensor: Tensor, after: bool) -> Tensor:
@@ -110,6 +148,17 @@ def copy_beside_unreadable_page(tensor: Tensor, after: bool) -> Tensor:
     assert dense.is_contiguous()
     copy = empty_beside_unreadable_page(dense.shape, tensor.dtype, after=after).copy_(dense)
     return copy.permute([order.index(d) for d in range(tensor.dim())])
+
+
+def sparse_zeros(num_elements: int, dtype: torch.dtype, before: int = 0) -> Tensor:
+    """Zeros that take memory only where they are touched, behind as many as ``before`` more."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    num_bytes = (before + num_elements) * dtype.itemsize
+    try:
+        memory = mmap.mmap(-1, num_bytes, flags=flags)
+    except OSError as error:
+        pytest.skip(f"{num_bytes >> 30} GiB of address space are not to be had: {error}")
+    return torch.frombuffer(memory, dtype=dtype, offset=before * dtype.itemsize)
 
 
 def in_child(function: Callable[[], None], timeout: int = 300) -> None:
