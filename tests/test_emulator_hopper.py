@@ -193,6 +193,18 @@ def mbarrier() -> tuple[np.ndarray, np.ndarray]:
     return padded(rounds), rounds[:, np.arange(32) ^ 13].ravel()
 
 
+def copies_arrive() -> tuple[np.ndarray, np.ndarray]:
+    rounds = random(5).integers(0, 2**32, (5, 512), np.uint64).astype(np.uint32)
+    return padded(rounds), rounds[:, np.arange(512) ^ 0x155].ravel()
+
+
+def stmatrix() -> tuple[np.ndarray, np.ndarray]:
+    """The inverse of ldmatrix, to rows in another order."""
+    values = random(4).integers(0, 2**32, (32, 4), np.uint64).astype(np.uint32)
+    rows = values.T.reshape(32, 4)  # [matrix and row, pair]: lane 4 row + pair has it
+    return padded(values), rows[np.arange(32) ^ 13].ravel()
+
+
 def cluster() -> tuple[np.ndarray, np.ndarray]:
     return padded(), np.concatenate([np.arange(128), 1000 + np.arange(128)]).astype(np.uint32)
 
@@ -228,7 +240,10 @@ INSTRUCTIONS = {
     "multicast": multicast,
     "multicast_4d": multicast_4d,
     "mbarrier": mbarrier,
+    "copies_arrive": copies_arrive,
+    "stmatrix": stmatrix,
     "cluster": cluster,
+    "cluster_relaxed": cluster,
     "elect": elect,
     "registers": registers,
     "wgmma_f16": lambda: wgmma(torch.float16, False, False),

@@ -34,6 +34,12 @@ __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 
+// The same without the fence of the GPU's memory that ordering writes takes: shows others only the
+// mbarriers of a fence_mbarrier_init before it. cluster_wait follows.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
 __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
@@ -71,6 +77,13 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, int
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
       "r"(bytes)
       : "memory");
+}
+
+// One arrival, when all copies have come that this thread has started with cp_async, in a group or
+// not: whoever waits for the phase sees what they brought. The count of the mbarrier includes it.
+__device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
+               : "memory");
 }
 
 // Whether the phase of this parity is complete, which it waits for as long as the system allows.
@@ -129,6 +142,21 @@ __device__ __forceinline__ void cp_async_bulk_tensor_multicast(void* dst, const 
         "h"(static_cast<uint16_t>(ranks))
         : "memory");
   }
+}
+
+// Brings a map, a kernel parameter, to where copies will look for it.
+__device__ __forceinline__ void prefetch_tensormap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// Stores 4 matrices of 8x8 16-bit elements, as ldmatrix loads them: lane 8 i + j passes the address
+// of the 16 bytes of row j of matrix i, values[i] are elements (l / 4, 2 (l % 4)) of lane l and
+// their right neighbours.
+__device__ __forceinline__ void stmatrix_x4(void* row, const uint32_t (&values)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+      "r"(values[0]), "r"(values[1]), "r"(values[2]), "r"(values[3])
+      : "memory");
 }
 
 // Orders ordinary accesses to shared memory that this thread has seen before those of wgmma and of

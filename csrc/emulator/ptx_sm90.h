@@ -108,9 +108,8 @@ inline Barrier64 load_barrier(const char* function, const uint64_t* p, Site site
   return barrier;
 }
 
-inline void arrive(const char* function, uint64_t* p, int64_t bytes, Site site) {
+inline void count_arrival(const char* function, uint64_t* p, int64_t bytes, Site site) {
   const IgnoreAccesses ignore;
-  release(p);
   Barrier64 barrier = load_barrier(function, p, site);
   if (barrier.pending == 0) fail(function, site, "more arrivals than the mbarrier expects");
   barrier.bytes += bytes;
@@ -119,6 +118,11 @@ inline void arrive(const char* function, uint64_t* p, int64_t bytes, Site site) 
          static_cast<long long>(barrier.bytes));
   --barrier.pending;
   barrier.update(p);
+}
+
+inline void arrive(const char* function, uint64_t* p, int64_t bytes, Site site) {
+  release(p);
+  count_arrival(function, p, bytes, site);
 }
 
 // The address that wgmma and cp.async.bulk see, with the bits of the row of 128 bytes that it is in
@@ -223,7 +227,11 @@ inline uint32_t shared_address(const void* p) {
 inline int cluster_ctarank() { return emulator::cluster_rank(); }
 
 inline void cluster_arrive(Site site = Site::here()) {
-  emulator::cluster_barrier_arrive("cluster_arrive", site);
+  emulator::cluster_barrier_arrive("cluster_arrive", /*releases=*/true, site);
+}
+
+inline void cluster_arrive_relaxed(Site site = Site::here()) {
+  emulator::cluster_barrier_arrive("cluster_arrive_relaxed", /*releases=*/false, site);
 }
 
 inline void cluster_wait(Site site = Site::here()) {
@@ -274,6 +282,17 @@ inline void mbarrier_arrive_expect_tx(uint64_t* barrier, int bytes, Site site = 
   emulator::arrive("mbarrier_arrive_expect_tx", barrier, bytes, site);
 }
 
+inline void cp_async_mbarrier_arrive_noinc(uint64_t* barrier, Site site = Site::here()) {
+  constexpr const char* kName = "cp_async_mbarrier_arrive_noinc";
+  emulator::check_shared(kName, barrier, sizeof(*barrier), site);
+  emulator::load_barrier(kName, barrier, site);
+  const int block = emulator::cluster_rank();
+  emulator::after_copies(barrier, [=] {
+    if (emulator::has_exited(block)) emulator::fail(kName, site, "the block has exited");
+    emulator::count_arrival(kName, barrier, 0, site);
+  });
+}
+
 // Now and then its time is over before the phase is.
 inline bool mbarrier_try_wait_parity(uint64_t* barrier, int parity, Site site = Site::here()) {
   constexpr const char* kName = "mbarrier_try_wait_parity";
@@ -294,16 +313,26 @@ inline bool mbarrier_try_wait_parity(uint64_t* barrier, int parity, Site site = 
 
 // Bulk tensor copies.
 
+inline emulator::TensorMap decode(const char* function, const CUtensorMap* encoded, Site site) {
+  emulator::TensorMap map;
+  memcpy(&map, encoded, sizeof(map));
+  if (map.magic != emulator::TensorMap::kMagic)
+    emulator::fail(function, site, "this is no tensor map");
+  return map;
+}
+
+inline void prefetch_tensormap(const CUtensorMap* map, Site site = Site::here()) {
+  decode("prefetch_tensormap", map, site);
+}
+
 template <int kRank>
 void cp_async_bulk_tensor_multicast(void* dst, const CUtensorMap* encoded, uint64_t* barrier,
                                     const int (&at)[kRank], uint32_t ranks,
                                     const char* function = "cp_async_bulk_tensor_multicast",
                                     Site site = Site::here()) {
   using namespace emulator;
-  TensorMap map;
-  memcpy(&map, encoded, sizeof(map));
-  if (map.magic != TensorMap::kMagic || map.rank != kRank)
-    fail(function, site, "this is no tensor map of %d dimensions", kRank);
+  const TensorMap map = decode(function, encoded, site);
+  if (map.rank != kRank) fail(function, site, "the tensor map is not of %d dimensions", kRank);
   if (ranks == 0 || ranks >> cluster_size() != 0)
     fail(function, site, "the cluster has no such blocks: %#x", ranks);
   check_shared(function, barrier, sizeof(*barrier), site);
@@ -393,6 +422,31 @@ inline void fence_proxy_async() {
   const emulator::IgnoreAccesses ignore;
   memcpy(emulator::block_state().async_view.data(), emulator::shared_memory(),
          emulator::shared_bytes());
+}
+
+// row: where this lane points to, and what comes there.
+struct StoreMatrix {
+  uint32_t values[4];
+  uint16_t row[8];
+};
+
+inline void stmatrix_x4(void* row, const uint32_t (&values)[4], Site site = Site::here()) {
+  StoreMatrix operands;
+  memcpy(operands.values, values, sizeof(values));
+  emulator::check_shared("stmatrix_x4", row, sizeof(operands.row), site);
+  emulator::warp_collective(
+      "stmatrix_x4", kFullWarp, &operands,
+      [](void* const* lanes) {
+        for (int lane = 0; lane < 32; ++lane) {
+          for (int x = 0; x < 8; ++x) {
+            const auto* source = static_cast<const StoreMatrix*>(lanes[lane % 8 * 4 + x / 2]);
+            static_cast<StoreMatrix*>(lanes[lane])->row[x] =
+                static_cast<uint16_t>(source->values[lane / 8] >> x % 2 * 16);
+          }
+        }
+      },
+      false, site);
+  memcpy(row, operands.row, sizeof(operands.row));
 }
 
 // Always the same lane of a launch, but not always the first.

@@ -75,7 +75,7 @@ struct Copy {
   void* dst;
   const void* src;
   size_t bytes, src_bytes;
-  int64_t group;
+  int64_t number;  // among the thread's, from 1
   bool landed;
 };
 
@@ -95,9 +95,12 @@ struct Thread {
   uint32_t mask;
   void* operands;
   const void* awaited;
-  // Asynchronous copies that no wait has covered yet.
+  // Asynchronous copies that neither a wait nor an arrival after them has covered yet; how many
+  // were started, all in all, how many of those an arrival will cover, and the last of each group.
   std::vector<Copy> copies;
-  int64_t committed_groups;
+  int64_t copies_started;
+  int64_t copies_awaited;
+  std::vector<int64_t> groups;
   int unwaited;             // operations of other kinds
   int64_t cluster_barrier;  // the one that it has arrived at and not waited for, or -1
   bool precedes;            // it may run before the launches before have ended
@@ -205,12 +208,14 @@ Machine machine;
 
 Block& this_block() { return *machine.running->block; }
 
-// On behalf of a thread that is waiting.
-void acquire_as(const Thread& thread, void* address) {
-  if (!__tsan_switch_to_fiber) return;
+// Lets the sanitizer take what action does for what this thread does.
+template <typename Action>
+void as(const Thread& thread, Action action) {
+  if (!__tsan_switch_to_fiber) return action();
+  void* current = __tsan_get_current_fiber();
   __tsan_switch_to_fiber(thread.fiber.tsan(), kTsanNoSync);
-  __tsan_acquire(address);
-  __tsan_switch_to_fiber(machine.running->fiber.tsan(), kTsanNoSync);
+  action();
+  __tsan_switch_to_fiber(current, kTsanNoSync);
 }
 
 std::string text(const char* format, va_list args) {
@@ -278,6 +283,16 @@ void land(Copy& copy) {
   copy.landed = true;
 }
 
+// Its copies up to this one.
+void land_until(Thread& thread, int64_t last) {
+  const auto covered = [&](const Copy& copy) { return copy.number <= last; };
+  for (Copy& copy : thread.copies)
+    if (covered(copy) && !copy.landed) land(copy);
+  const IgnoreAccesses ignore;
+  thread.copies.erase(std::remove_if(thread.copies.begin(), thread.copies.end(), covered),
+                      thread.copies.end());
+}
+
 // There must be one under way.
 void land_any_operation() {
   const std::shared_ptr<Operation> operation =
@@ -323,7 +338,7 @@ void reset(Barrier& barrier) {
 
 void complete(Barrier& barrier) {
   for (Thread* thread : barrier.waiting) {
-    acquire_as(*thread, &barrier);
+    as(*thread, [&] { acquire(&barrier); });
     make_ready(*thread);
   }
   reset(barrier);
@@ -351,9 +366,13 @@ void thread_main() {
   acquire(&machine.launch_started);
   (*machine.body)();
   release(&machine.block_exited);
-  if (!thread.copies.empty()) {
+  const int64_t never_waited =
+      std::count_if(thread.copies.begin(), thread.copies.end(),
+                    [&](const Copy& copy) { return copy.number > thread.copies_awaited; });
+  if (never_waited > 0) {
     abandon(describe("thread", threadIdx) + describe(" of block", blockIdx) +
-            text(" exited with %zu asynchronous copies never waited for", thread.copies.size()));
+            text(" exited with %d asynchronous copies never waited for",
+                 static_cast<int>(never_waited)));
   }
   if (thread.unwaited > 0) {
     abandon(describe("thread", threadIdx) + describe(" of block", blockIdx) +
@@ -382,7 +401,9 @@ void start_threads(Block& block) {
     thread.index = {number % blockDim.x, number / blockDim.x % blockDim.y,
                     number / blockDim.x / blockDim.y};
     thread.copies.clear();
-    thread.committed_groups = 0;
+    thread.copies_started = 0;
+    thread.copies_awaited = 0;
+    thread.groups.clear();
     thread.unwaited = 0;
     thread.cluster_barrier = -1;
     thread.precedes = machine.overlaps;
@@ -680,12 +701,12 @@ void named_barrier_arrive(const char* function, int id, int threads, Site site) 
   if (barrier.arrived == threads) complete(barrier);
 }
 
-void cluster_barrier_arrive(const char* function, Site site) {
+void cluster_barrier_arrive(const char* function, bool releases, Site site) {
   Barrier& barrier = machine.cluster_barrier;
   int64_t& arrived_at = machine.running->cluster_barrier;
   if (arrived_at >= 0) fail(function, site, "this thread has arrived before and not waited");
   arrived_at = machine.cluster_barriers_completed;
-  release(&barrier);
+  if (releases) release(&barrier);
   if (++barrier.arrived < machine.num_blocks * machine.num_threads) return;
   ++machine.cluster_barriers_completed;
   complete(barrier);
@@ -752,7 +773,7 @@ void warp_collective(const char* function, uint32_t mask, void* operands, Evalua
     }
     for (Thread* other : lanes) {
       if (!other) continue;
-      if (orders_memory) acquire_as(*other, synced);
+      if (orders_memory) as(*other, [&] { acquire(synced); });
       make_ready(*other);
     }
   }
@@ -768,7 +789,7 @@ void check_waited_for_launches(const char* function, Site site) {
 
 void copy_async(void* dst, const void* src, size_t bytes, size_t src_bytes) {
   Thread& thread = *machine.running;
-  Copy copy{dst, src, bytes, src_bytes, thread.committed_groups, false};
+  Copy copy{dst, src, bytes, src_bytes, ++thread.copies_started, false};
   if (options.seed == 0) {
     land(copy);
   } else {
@@ -783,20 +804,32 @@ void copy_async(void* dst, const void* src, size_t bytes, size_t src_bytes) {
 
 void commit_copies() {
   Thread& thread = *machine.running;
-  ++thread.committed_groups;
+  {
+    const IgnoreAccesses ignore;
+    thread.groups.push_back(thread.copies_started);
+  }
   land_some(thread);
 }
 
 void wait_for_copies(int groups_left) {
   Thread& thread = *machine.running;
-  const auto covered = [&](const Copy& copy) {
-    return copy.group + groups_left < thread.committed_groups;
+  const auto groups = static_cast<int>(thread.groups.size());
+  if (groups > groups_left) land_until(thread, thread.groups[groups - groups_left - 1]);
+}
+
+void after_copies(void* address, std::function<void()> arrive) {
+  Thread& thread = *machine.running;
+  const int64_t last = thread.copies_started;
+  thread.copies_awaited = last;
+  auto operation = std::make_shared<Operation>();
+  operation->effect = [=, &thread] {
+    as(thread, [&] {
+      land_until(thread, last);
+      release(address);
+    });
+    arrive();
   };
-  for (Copy& copy : thread.copies)
-    if (covered(copy) && !copy.landed) land(copy);
-  const IgnoreAccesses ignore;
-  thread.copies.erase(std::remove_if(thread.copies.begin(), thread.copies.end(), covered),
-                      thread.copies.end());
+  start(operation);
 }
 
 }  // namespace deeplab_fast::emulator

@@ -133,8 +133,9 @@ void block_barrier(const char* function, Site site);
 void named_barrier_sync(const char* function, int id, int threads, Site site);
 void named_barrier_arrive(const char* function, int id, int threads, Site site);
 
-// Every thread of the cluster arrives, then waits.
-void cluster_barrier_arrive(const char* function, Site site);
+// Every thread of the cluster arrives, then waits. releases: what it wrote before, to those that
+// have waited.
+void cluster_barrier_arrive(const char* function, bool releases, Site site);
 void cluster_barrier_wait(const char* function, Site site);
 
 // Returns once every lane of mask is here, at the same line and with the same mask. By then
@@ -154,5 +155,9 @@ void check_waited_for_launches(const char* function, Site site);
 void copy_async(void* dst, const void* src, size_t bytes, size_t src_bytes);
 void commit_copies();
 void wait_for_copies(int groups_left);
+
+// Calls arrive, as an operation, when the copies that this thread has started so far have landed.
+// They are released, in its name, to those who acquire address then.
+void after_copies(void* address, std::function<void()> arrive);
 
 }  // namespace deeplab_fast::emulator

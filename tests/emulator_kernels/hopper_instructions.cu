@@ -41,6 +41,7 @@ __global__ void copy_kernel(uint32_t* out, const uint32_t*,
                                 {-8, -1, 1, 0}, {16, 0, 0, 5}, {0, 1, -3, -1}};
     auto* boxes = shared_memory<unsigned char>();
     if (threadIdx.x == 0) {
+      ptx::prefetch_tensormap(&map);
       ptx::mbarrier_init(barriers(), 1);
       ptx::fence_mbarrier_init();
       ptx::mbarrier_arrive_expect_tx(barriers(), kBoxes * kBytes);
@@ -120,7 +121,64 @@ __global__ void mbarrier_kernel(uint32_t* out, const uint32_t* in,
   }
 }
 
+// Each thread copies 16 bytes to one of two places, in a group or not, and writes four words that
+// other threads copied.
+__global__ void copies_arrive_kernel(uint32_t* out, const uint32_t* in,
+                                     const __grid_constant__ CUtensorMap) {
+  if constexpr (ptx::kIsSm90a) {
+    constexpr int kRounds = 5, kThreads = 128;
+    auto* words = shared_memory<uint32_t>();
+    uint64_t *full = barriers(), *empty = full + 2;
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < 4; ++i) ptx::mbarrier_init(full + i, kThreads);
+      ptx::fence_mbarrier_init();
+    }
+    __syncthreads();
+    for (int round = 0; round < kRounds; ++round) {
+      const int place = round % 2, parity = round / 2 % 2;
+      uint32_t* copied = words + place * kThreads * 4;
+      const int first = round * kThreads * 4;
+      wait(&empty[place], parity ^ 1);
+      ptx::cp_async<16>(copied + threadIdx.x * 4, in + first + threadIdx.x * 4);
+      if (round % 3 > 0) ptx::cp_async_commit_group();
+      ptx::cp_async_mbarrier_arrive_noinc(&full[place]);
+      wait(&full[place], parity);
+      for (int i = 0; i < 4; ++i) {
+        const int j = i * kThreads + threadIdx.x;
+        out[first + j] = copied[j ^ 0x155];
+      }
+      ptx::mbarrier_arrive(&empty[place]);
+    }
+  }
+}
+
+// in: the values of each lane. out: what lies in shared memory, where the rows are in another
+// order.
+__global__ void stmatrix_kernel(uint32_t* out, const uint32_t* in,
+                                const __grid_constant__ CUtensorMap) {
+  if constexpr (ptx::kIsSm90a) {
+    auto* words = shared_memory<uint32_t>();
+    const int lane = threadIdx.x;
+    uint32_t values[4];
+    for (int i = 0; i < 4; ++i) values[i] = in[lane * 4 + i];
+    ptx::stmatrix_x4(words + (lane ^ 13) * 4, values);
+    __syncwarp();
+    for (int i = 0; i < 4; ++i) out[i * 32 + lane] = words[i * 32 + lane];
+  }
+}
+
+template <bool kRelaxed>
+__device__ void cluster_barrier() {
+  if (kRelaxed) {
+    ptx::cluster_arrive_relaxed();
+  } else {
+    ptx::cluster_arrive();
+  }
+  ptx::cluster_wait();
+}
+
 // Each block of two writes what the other says has come, and its rank.
+template <bool kRelaxed>
 __global__ void cluster_kernel(uint32_t* out, const uint32_t*,
                                const __grid_constant__ CUtensorMap) {
   if constexpr (ptx::kIsSm90a) {
@@ -129,14 +187,12 @@ __global__ void cluster_kernel(uint32_t* out, const uint32_t*,
       ptx::mbarrier_init(barriers(), 2 * blockDim.x);
       ptx::fence_mbarrier_init();
     }
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
+    cluster_barrier<kRelaxed>();
     ptx::mbarrier_arrive_cluster(barriers(), rank ^ 1);
     ptx::mbarrier_arrive_cluster(barriers(), rank);
     wait(barriers(), 0);
     out[blockIdx.x * blockDim.x + threadIdx.x] = rank * 1000 + threadIdx.x;
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
+    cluster_barrier<kRelaxed>();
   }
 }
 
@@ -217,7 +273,10 @@ const Case kCases[] = {
     {"multicast", multicast_kernel<3>, 128, 2},
     {"multicast_4d", multicast_kernel<4>, 128, 2, 4},
     {"mbarrier", mbarrier_kernel},
-    {"cluster", cluster_kernel, 128, 2},
+    {"copies_arrive", copies_arrive_kernel},
+    {"stmatrix", stmatrix_kernel, 32},
+    {"cluster", cluster_kernel<false>, 128, 2},
+    {"cluster_relaxed", cluster_kernel<true>, 128, 2},
     {"elect", elect_kernel, 32},
     {"registers", registers_kernel, 384},
     {"wgmma_f16", wgmma_kernel<__half, false, false>},
@@ -240,8 +299,8 @@ extern "C" const char* run_instruction(const char* name, uint32_t* out, const ui
                     : encode_tensor_map<4>(&map, in, {72, 3, 4, 5},
                                            {72 * 2, 3 * 72 * 2, 4 * 3 * 72 * 2}, {64, 2, 4, 2});
     if (!status.ok()) return status.message;
-    return launch_with({c.cluster_size}, name, c.kernel, c.cluster_size, c.threads, kSmem,
-                           nullptr, out, in, map)
+    return launch_with({c.cluster_size}, name, c.kernel, c.cluster_size, c.threads, kSmem, nullptr,
+                       out, in, map)
         .message;
   }
   return "no such kernel";
