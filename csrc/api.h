@@ -27,6 +27,9 @@ struct Tap;
 struct TapRectangle;
 struct Tile;
 struct WorkItem;
+struct ListedPixel;
+struct TileItem;
+struct BoxItem;
 struct Reduction;
 
 // What the work list of the CUDA kernel is made for: tiles of kConvTile pixels, in jobs of
@@ -59,6 +62,9 @@ struct ConvWork {
   int32_t num_items, num_reductions;
   const int32_t* first_items;  // [num_workers + 1]: where a worker's items begin
   int32_t num_workers;
+  // For compute capability 9.0 only, in the place of pixels, tiles and items; no worker is idle.
+  const ListedPixel* listed_pixels;
+  const TileItem* tile_items;
 };
 
 // What the taps of one branch (Tap::branch) multiply: C channels of the input from first_channel
@@ -102,6 +108,7 @@ struct ConvWgradWork {
   const int32_t* first_items;
   int32_t num_workers;
   int32_t box_x, box_y, box_n;  // kWgradBoxSm90 pixels; one for the other kernel
+  const BoxItem* box_items;     // for compute capability 9.0 only, in the place of items
 };
 
 constexpr int kWgradBoxSm90 = 32;
@@ -236,6 +243,11 @@ Status dilated_conv2d_fwd_sm90(void* output, float* partial_sums, const void* in
                                const std::vector<ConvSource>& sources, const ConvWork& work,
                                const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
                                void* stream);
+
+// Which of two forms of dilated_conv2d_fwd_sm90 is launched from now on: whether the copies of
+// pixels tell the consumers that they have arrived, or the threads that issued them. Until a GPU
+// has shown which is faster. Returns what was set before.
+bool set_copies_arrive(bool value);
 
 // The gradients of all branches' weights, kFloat16 | kBFloat16 | kFloat32 (tf32 products) as input
 // and grad_output, which are aligned to 16 bytes, as are C, K, first_channel and out_channels.

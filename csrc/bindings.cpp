@@ -89,6 +89,7 @@ void bind_cuda(py::module_ m) {
   };
   def_convolution("dilated_conv2d_fwd", cuda::dilated_conv2d_fwd);
   def_convolution("dilated_conv2d_fwd_sm90", cuda::dilated_conv2d_fwd_sm90);
+  m.def("set_copies_arrive", cuda::set_copies_arrive);
   const auto def_wgrad = [&](const char* name, auto launcher) {
     m.def(
         name,
@@ -205,7 +206,8 @@ void bind_shapes(py::module_& m) {
   py::class_<ConvWork>(m, "ConvWork")
       .def(py::init([](uintptr_t pixels, uintptr_t taps, uintptr_t tiles, uintptr_t items,
                        uintptr_t reductions, int32_t num_items, int32_t num_reductions,
-                       uintptr_t first_items, int32_t num_workers) {
+                       uintptr_t first_items, int32_t num_workers, uintptr_t listed_pixels,
+                       uintptr_t tile_items) {
              return ConvWork{static_cast<const int32_t*>(pointer(pixels)),
                              static_cast<const Tap*>(pointer(taps)),
                              static_cast<const Tile*>(pointer(tiles)),
@@ -214,11 +216,14 @@ void bind_shapes(py::module_& m) {
                              num_items,
                              num_reductions,
                              static_cast<const int32_t*>(pointer(first_items)),
-                             num_workers};
+                             num_workers,
+                             static_cast<const ListedPixel*>(pointer(listed_pixels)),
+                             static_cast<const TileItem*>(pointer(tile_items))};
            }),
            py::arg("pixels"), py::arg("taps"), py::arg("tiles"), py::arg("items"),
            py::arg("reductions"), py::arg("num_items"), py::arg("num_reductions"),
-           py::arg("first_items"), py::arg("num_workers"));
+           py::arg("first_items"), py::arg("num_workers"), py::arg("listed_pixels") = 0,
+           py::arg("tile_items") = 0);
   py::class_<ConvSource>(m, "ConvSource")
       .def(py::init([](int32_t first_channel, int32_t C, int32_t first_weight) {
              return ConvSource{first_channel, C, first_weight};
@@ -246,7 +251,7 @@ void bind_shapes(py::module_& m) {
   py::class_<ConvWgradWork>(m, "ConvWgradWork")
       .def(py::init([](uintptr_t rectangles, uintptr_t items, uintptr_t reductions,
                        int32_t num_items, int32_t num_reductions, uintptr_t first_items,
-                       int32_t num_workers, std::array<int32_t, 3> box) {
+                       int32_t num_workers, std::array<int32_t, 3> box, uintptr_t box_items) {
              return ConvWgradWork{static_cast<const TapRectangle*>(pointer(rectangles)),
                                   static_cast<const WorkItem*>(pointer(items)),
                                   static_cast<const Reduction*>(pointer(reductions)),
@@ -256,11 +261,12 @@ void bind_shapes(py::module_& m) {
                                   num_workers,
                                   box[0],
                                   box[1],
-                                  box[2]};
+                                  box[2],
+                                  static_cast<const BoxItem*>(pointer(box_items))};
            }),
            py::arg("rectangles"), py::arg("items"), py::arg("reductions"), py::arg("num_items"),
            py::arg("num_reductions"), py::arg("first_items"), py::arg("num_workers"),
-           py::arg("box"), "box: (x, y, n).");
+           py::arg("box"), py::arg("box_items") = 0, "box: (x, y, n).");
   py::class_<ConvWgradShape>(m, "ConvWgradShape")
       .def(py::init([](int32_t N, int32_t H, int32_t W, int32_t C, int32_t out_channels) {
              return ConvWgradShape{N, H, W, C, out_channels};
@@ -348,7 +354,7 @@ void bind_cpu(py::module_ m) {
 // Structs of int32 as a buffer of [rows, fields].
 template <typename Row>
 py::bytearray int32_rows(const std::vector<Row>& rows) {
-  static_assert(std::is_trivially_copyable_v<Row> && alignof(Row) == alignof(int32_t));
+  static_assert(std::is_trivially_copyable_v<Row> && sizeof(Row) % sizeof(int32_t) == 0);
   return py::bytearray(reinterpret_cast<const char*>(rows.data()), rows.size() * sizeof(Row));
 }
 
@@ -408,16 +414,16 @@ void bind_zones(py::module_ m) {
   m.def(
       "schedule",
       [](const std::vector<std::array<int32_t, 2>>& rows, int32_t num_workers,
-         int32_t split_overhead) {
+         int32_t split_overhead, int32_t item_overhead) {
         std::vector<Job> jobs;
         for (const auto& row : rows) jobs.push_back({row[0], row[1]});
-        const Schedule schedule = make_schedule(jobs, num_workers, split_overhead);
+        const Schedule schedule = make_schedule(jobs, num_workers, split_overhead, item_overhead);
         return py::dict("items"_a = int32_rows(schedule.items),
                         "workers"_a = int32_rows(schedule.workers),
                         "reductions"_a = int32_rows(schedule.reductions),
                         "num_slots"_a = schedule.num_slots, "makespan"_a = schedule.makespan);
       },
-      "jobs"_a, "num_workers"_a, "split_overhead"_a,
+      "jobs"_a, "num_workers"_a, "split_overhead"_a, "item_overhead"_a = 0,
       "[(steps, blocks)] -> items longest first and their workers, reductions, number of slots and "
       "makespan.");
 }

@@ -223,7 +223,15 @@ def multiply(input: Tensor, weights: list[Tensor], tap: int = 0, *, runs: bool =
     ]
     tensors = [torch.tensor(rows, dtype=torch.int32) for rows in lists]
     first_items = torch.tensor([0, count], dtype=torch.int32)
-    work = _C.ConvWork(*(t.data_ptr() for t in tensors), count, 0, first_items.data_ptr(), 1)
+    pixels, _, tiles, items, _ = tensors
+    more = (
+        work_lists.listed_pixels(pixels, (1, P, 1)),
+        work_lists.tile_items(items, tiles, pixels, (1, P, 1), 64),
+    )
+    work = _C.ConvWork(
+        *(t.data_ptr() for t in tensors), count, 0, first_items.data_ptr(), 1,
+        *(t.data_ptr() for t in more),
+    )  # fmt: skip
     clusters = {} if runs else {"dilated_conv2d_fwd_sm90_kernel": (0, 0)}
     outer = _emulated.set_clusters(clusters)
     try:

@@ -47,6 +47,17 @@ WORKERS = pytest.mark.parametrize("num_workers", [1, 24])
 ON_SM90 = pytest.mark.usefixtures("on_sm90")
 
 
+@pytest.fixture(params=[False, True], ids=["threads arrive", "copies arrive"])
+def arrival(request) -> Iterator[None]:
+    """Each of the two forms of the kernel: who tells its consumers that a stage is full."""
+    outer = _emulated.cuda.set_copies_arrive(request.param)
+    yield
+    _emulated.cuda.set_copies_arrive(outer)
+
+
+IN_BOTH_FORMS = pytest.mark.usefixtures("arrival")
+
+
 @pytest.fixture
 def on_sm90() -> Iterator[None]:
     """The test has to launch this kernel, and must not launch the one for other devices."""
@@ -87,6 +98,7 @@ def test_parallel(dtype):
 
 
 @ON_SM90
+@IN_BOTH_FORMS
 @WORKERS
 @DTYPES
 @pytest.mark.parametrize(("shape", "kernels", "rates"), SEEDED)
@@ -113,6 +125,7 @@ def test_seeds_agree(monkeypatch, shape, kernels, rates, dtype, num_workers):
 
 
 @ON_SM90
+@IN_BOTH_FORMS
 def test_pipeline_on_more_seeds():
     """Several items of one cluster, each of several rounds of the pipeline."""
     input, weight, bias = operands(Conv(2, 72, 264, 12, 13, (3, 3), 2), torch.bfloat16, "cpu")
@@ -133,11 +146,13 @@ def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 @ON_SM90
+@IN_BOTH_FORMS
 @WORKERS
 @DTYPES
-def test_epilogue(dtype, num_workers):
-    """Bias, bias of an image, residual in place and ReLU, with channels that fill no vector."""
-    N, C, K, H, W = 3, 72, 21, 5, 7
+@pytest.mark.parametrize("K", [21, 24, 280])  # that fill no vector; vectors; more than one block
+def test_epilogue(dtype, num_workers, K):
+    """Bias, bias of an image, residual in place and ReLU."""
+    N, C, H, W = 3, 72, 5, 7
     input, residual = nhwc(N, C, H, W, dtype=dtype), nhwc(N, K, H, W, dtype=dtype)
     weight = (5 * torch.randn(K, C, 3, 3) / (9 * C) ** 0.5).to(dtype)
     bias, image_bias = torch.randn(K).to(dtype), torch.randn(N, K)
@@ -187,6 +202,7 @@ def test_aspp(dtype):
 
 
 @ON_SM90
+@IN_BOTH_FORMS
 @pytest.mark.parametrize(
     ("shape", "channels", "num_workers"),
     [
@@ -289,6 +305,7 @@ def test_weights_at_the_same_address():
 
 
 @ON_SM90
+@IN_BOTH_FORMS
 @WORKERS
 @DTYPES
 def test_taps_of_several_sources(dtype, num_workers):
@@ -328,12 +345,48 @@ def test_workers_share_the_items():
         _C.zones.forward_tiles, (2, 33, 33), ((3, 3, 12, 12),), 4, (256,), torch.device("cpu"), 24,
         work_lists.CONV_SM90,
     )  # fmt: skip
-    *_, items, _, first_items = work_list.tensors
+    _, _, _, items, _, first_items, _, tile_items = work_list.tensors
     items = items.view(-1, 6)
     assert first_items[0] == 0 and first_items[-1] == len(items) and len(first_items) == 24 // 4 + 1
     for begin, end in first_items.unfold(0, 2, 1).tolist():
         steps = items[begin:end, 3]
         assert len(steps) > 0 and torch.equal(steps, steps.sort(descending=True).values)
+    assert torch.equal(tile_items[:, 3], items[:, 3])
+
+
+def test_no_worker_is_idle():
+    """A worker without an item would not wait for the kernel before."""
+    work_list = work_lists.conv_work_list(
+        _C.zones.forward_tiles, (1, 4, 4), ((1, 1, 1, 1),), 1, (8,), torch.device("cpu"), 24,
+        work_lists.CONV_SM90,
+    )  # fmt: skip
+    first_items = work_list.tensors[5]
+    assert first_items.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("num_workers", [4, 24])
+def test_items_with_their_tiles(num_workers):
+    """What the kernel reads of an item, its tile and pixels, against where it is copied from."""
+    N, H, W = plane = 3, 9, 13
+    pixels, taps, tiles, items, _, _, listed, tile_items = work_lists.conv_work_list(
+        _C.zones.forward_tiles, plane, ((3, 3, 2, 5), (1, 1, 1, 1)), 3, (264, 8),
+        torch.device("cpu"), num_workers, work_lists.CONV_SM90,
+    ).tensors  # fmt: skip
+    tiles, items = tiles.view(-1, 5).tolist(), items.view(-1, 6).tolist()
+    for index, row in zip(pixels.tolist(), listed.tolist(), strict=True):
+        y, x = index // W % H, index % W
+        assert row == [index, y * 2**16 + x]
+    assert len(tile_items) == len(items)
+    for row, (job, block, first_step, num_steps, slot, _) in zip(
+        tile_items.tolist(), items, strict=True
+    ):
+        output, first_pixel, num_pixels, first_tap, num_taps = tiles[job]
+        first_index = pixels[first_pixel].item()
+        assert row == [
+            block, output, slot, num_steps, first_pixel, num_pixels, first_tap, num_taps,
+            first_step % num_taps, first_step // num_taps * 64, first_index, first_index // (H * W),
+        ]  # fmt: skip
+    assert any(row[8] > 0 for row in tile_items.tolist()) == (num_workers == 24)
 
 
 @pytest.mark.skipif(not NVCC, reason="needs nvcc")
@@ -349,5 +402,12 @@ def test_the_compiler_has_nothing_to_say(tmp_path, architecture):
 
 
 def test_fp32_stays_with_the_other_kernel():
-    assert work_lists.conv_kernel(kernels(1), torch.float32) is work_lists.CONV_SM80
-    assert work_lists.conv_kernel(kernels(1), torch.float16) is work_lists.CONV_SM90
+    input = torch.empty(1, 8, 1, 2**15 - 1)
+    assert work_lists.conv_kernel(kernels(1), input) is work_lists.CONV_SM80
+    assert work_lists.conv_kernel(kernels(1), input.half()) is work_lists.CONV_SM90
+
+
+@pytest.mark.parametrize("size", [(2**15, 1), (1, 2**15)])
+def test_maps_beyond_16_bits_of_a_coordinate_stay_with_the_other_kernel(size):
+    input = torch.empty(1, 8, *size).half()
+    assert work_lists.conv_kernel(kernels(1), input) is work_lists.CONV_SM80

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import deeplab_fast
 from deeplab_fast import _C, _emulated, upsample_argmax, upsample_cross_entropy
+from deeplab_fast.cuda_kernels import work_lists
 from deeplab_fast.cuda_kernels.bilinear import upsample_shape
 from deeplab_fast.cuda_kernels.common import DTYPES
 from deeplab_fast.emulated import machine
@@ -116,7 +117,19 @@ def convolve(
     lists = pixels, taps, [(0, 0, len(pixels), 0, len(taps))], items, reductions
     tensors = [int32(rows) for rows in lists]
     first_items = int32([0, len(items)])
-    work = _C.ConvWork(*map(address, tensors), len(items), len(reductions), address(first_items), 1)
+    more: list[Tensor] = []
+    if suffix:
+        listed, _, tiles, item_rows, _ = tensors
+        more = [
+            work_lists.listed_pixels(listed, (1, *plane)),
+            work_lists.tile_items(
+                item_rows, tiles, listed, (1, *plane), step_of(suffix, input.dtype)
+            ),
+        ]
+    work = _C.ConvWork(
+        *map(address, tensors), len(items), len(reductions), address(first_items), 1,
+        *map(address, more),
+    )  # fmt: skip
     run(
         "dilated_conv2d_fwd" + suffix,
         output.data_ptr(),
@@ -241,9 +254,14 @@ def weight_gradient(
     N, H, W, _ = input.shape
     tensors = [int32(rows) for rows in (rectangles, items, reductions)]
     first_items = int32([0, len(items)])
+    box, more = (1, 1, 1), []
+    if suffix:
+        box = _C.WGRAD_BOX_SM90, 1, 1
+        boxes = step_of(suffix, input.dtype) // _C.WGRAD_BOX_SM90
+        more = [work_lists.box_items(tensors[1], tensors[0], box, boxes, C, tile_of(suffix))]
     work = _C.ConvWgradWork(
         *(t.data_ptr() for t in tensors), len(items), len(reductions), first_items.data_ptr(), 1,
-        (_C.WGRAD_BOX_SM90 if suffix else 1, 1, 1),
+        box, *(t.data_ptr() for t in more),
     )  # fmt: skip
     run(
         "dilated_conv2d_wgrad" + suffix,

@@ -32,6 +32,20 @@ def test_makespans(jobs, num_workers, makespan):
     assert -(-total // num_workers) <= schedule(jobs, num_workers)[1] <= makespan
 
 
+@pytest.mark.parametrize(
+    ("jobs", "num_workers", "makespan"),
+    [
+        ([(100, 1)] * 3, 2, 162),  # one sum in two pieces
+        ([(72, 4)] * 18, 66, 98),
+        ([(20, 1)] * 7, 3, 64),
+    ],
+)
+def test_makespans_of_items_with_an_overhead(jobs, num_workers, makespan):
+    total = sum((steps + 2) * blocks for steps, blocks in jobs)
+    result = _C.zones.schedule(jobs, num_workers, 8, item_overhead=2)
+    assert -(-total // num_workers) <= result["makespan"] <= makespan
+
+
 def test_sums_are_split_for_one_percent_or_more():
     """Partial sums take memory and a second launch."""
     num_slots, makespan = schedule([(1813, 1), (1792, 1)], 2, split_overhead=0)

@@ -398,10 +398,31 @@ def test_tap_rectangles_bad_input():
         _C.zones.tap_rectangles((5, -1), [(3, 3, 1, 1)])
 
 
+@pytest.mark.parametrize("jobs", JOBS.values(), ids=JOBS)
+def test_every_item_costs_its_overhead(jobs):
+    result = _C.zones.schedule(jobs, 7, 8, item_overhead=5)
+    loads = [0] * 7
+    for *_, steps, slot, _ in rows(result["items"], 6).tolist():
+        heapq.heapreplace(loads, loads[0] + steps + 5 + (8 if slot >= 0 else 0))
+    assert result["makespan"] == max(loads)
+
+
+def test_items_that_cost_more_than_they_save_are_not_made():
+    """A sum of 40 steps in two pieces takes 20 + 8 without an overhead, 20 + 8 + 30 with it."""
+    assert _C.zones.schedule([(40, 1)], 2, 8)["makespan"] == 28
+    result = _C.zones.schedule([(40, 1), (0, 1)], 2, 8, item_overhead=30)
+    assert (result["num_slots"], result["makespan"]) == (0, 70)
+
+
 @pytest.mark.parametrize(
-    "jobs,num_workers,overhead,message",
-    [([(1, 1)], 0, 8, "num_workers"), ([(1, 1)], 1, -1, "split"), ([(-1, 1)], 1, 8, "steps")],
+    "jobs,num_workers,overheads,message",
+    [
+        ([(1, 1)], 0, (8, 0), "num_workers"),
+        ([(1, 1)], 1, (-1, 0), "split"),
+        ([(1, 1)], 1, (8, -1), "item_overhead"),
+        ([(-1, 1)], 1, (8, 0), "steps"),
+    ],
 )
-def test_bad_schedule(jobs, num_workers, overhead, message):
+def test_bad_schedule(jobs, num_workers, overheads, message):
     with pytest.raises(ValueError, match=message):
-        _C.zones.schedule(jobs, num_workers, overhead)
+        _C.zones.schedule(jobs, num_workers, *overheads)

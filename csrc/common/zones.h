@@ -46,10 +46,10 @@ struct Plane {
   int32_t N, H, W;
 };
 
-struct Tap {
-  int32_t dy, dx;  // from output to input pixel; clipped to H and W, outside the map anyway
-  int32_t branch;  // whose weight
-  int32_t index;   // r * kernel_W + s of the weight [K, C, kernel_H, kernel_W]
+struct alignas(16) Tap {  // a kernel loads it at once
+  int32_t dy, dx;         // from output to input pixel; clipped to H and W, outside the map anyway
+  int32_t branch;         // whose weight
+  int32_t index;          // r * kernel_W + s of the weight [K, C, kernel_H, kernel_W]
 };
 
 // Consecutive entries of TileList::pixels; every pixel runs every tap of the tile.
@@ -83,6 +83,31 @@ struct WorkItem {
   int32_t first_step, num_steps;  // 0 steps: write zeros
   int32_t slot;                   // -1: the whole sum, else where the partial sum goes
   int32_t reduction;              // -1, or the Reduction it belongs to
+};
+
+// A pixel of a TileList as a kernel needs it that is not to divide: H and W are below 2^15.
+struct alignas(8) ListedPixel {
+  int32_t index, yx;  // y * 2^16 + x
+};
+
+// A WorkItem together with its Tile, so that a kernel neither follows another pointer nor divides:
+// the fields of both, and which tap of its tile and which input channel the item begins with.
+struct alignas(16) TileItem {
+  int32_t block, output, slot, num_steps;
+  int32_t first_pixel, num_pixels, first_tap, num_taps;
+  int32_t tap, c;
+  int32_t first_index, first_image;  // of the tile's first pixel
+};
+
+// The same for a WorkItem of a weight gradient, whose steps are boxes of pixels that are copied
+// together: its tap, its channels, how many boxes cover the rectangle, and the box it begins with.
+struct alignas(16) BoxItem {
+  int32_t slot, num_steps, branch, index;  // index: Tap::index
+  int32_t k, c;                            // the first output channel of the branch, input channel
+  int32_t dy, dx;
+  int32_t y, x, rows, columns;  // of the rectangle: its first pixel, boxes
+  int32_t row, column, n;       // the first box, n in images
+  int32_t unused;
 };
 
 // A split sum: slots first_slot .. first_slot + num_slots, added in this order, whoever adds them.
@@ -425,19 +450,27 @@ struct EqualPieces {
   }
 };
 
+// What an item costs besides its steps, counted in steps: each one, and a piece of a split sum
+// more, which is written and read back.
+struct Overheads {
+  int32_t item, split;
+};
+
 // The wrap-around rule: workers are filled to `limit` one after another, and a sum that does not
 // fit goes on with the next (McNaughton, "Scheduling with Deadlines and Loss Functions", 1959);
-// but a piece costs `overhead`, and none is shorter than that.
+// but a piece costs its overheads, and none is shorter than that of a split.
 struct WrapAround {
-  int64_t limit, overhead;
+  int64_t limit;
+  Overheads overheads;
   int64_t used = 0;  // of the worker
 
   Cuts operator()(int64_t steps) {
-    const int64_t shortest = std::max<int64_t>(1, overhead);
+    const int64_t shortest = std::max<int64_t>(1, overheads.split);
     Cuts ends;
     for (int64_t begin = 0;;) {
-      const int64_t rest = steps - begin, cost = rest + (begin > 0 ? overhead : 0);
-      const int64_t piece = limit - used - overhead;
+      const int64_t rest = steps - begin;
+      const int64_t cost = rest + overheads.item + (begin > 0 ? overheads.split : 0);
+      const int64_t piece = limit - used - overheads.item - overheads.split;
       const bool can_cut = std::min(piece, rest - piece) >= shortest;
       if (used + cost <= limit || (used == 0 && !can_cut)) {
         used += cost;
@@ -480,7 +513,7 @@ Schedule split(const std::vector<Job>& jobs, Cut cut) {
 }
 
 // Longest first, each to the worker that is free first.
-inline void order_items(Schedule& schedule, int32_t num_workers, int32_t split_overhead) {
+inline void order_items(Schedule& schedule, int32_t num_workers, const Overheads& overheads) {
   std::stable_sort(schedule.items.begin(), schedule.items.end(),
                    [](const WorkItem& a, const WorkItem& b) { return a.num_steps > b.num_steps; });
   using Load = std::pair<int64_t, int32_t>;  // with its worker
@@ -488,7 +521,8 @@ inline void order_items(Schedule& schedule, int32_t num_workers, int32_t split_o
   for (int32_t w = 0; w < num_workers; ++w) loads.push({0, w});
   for (const WorkItem& item : schedule.items) {
     const auto [begin, worker] = loads.top();
-    const int64_t end = begin + item.num_steps + (item.slot < 0 ? 0 : split_overhead);
+    const int64_t end =
+        begin + item.num_steps + overheads.item + (item.slot < 0 ? 0 : overheads.split);
     loads.pop();
     loads.push({end, worker});
     schedule.workers.push_back(worker);
@@ -502,35 +536,38 @@ inline void order_items(Schedule& schedule, int32_t num_workers, int32_t split_o
 // would otherwise finish unevenly: beside no splitting, equal pieces of at most two to a quarter of
 // a worker's share of the steps are tried, and workers filled to one to one and a half shares; the
 // earliest finish wins, by 1 % or more if it splits. split_overhead: how many steps it takes to
-// write a partial sum and read it back.
+// write a partial sum and read it back. item_overhead: how many it takes to begin an item and to
+// store its sums.
 inline Schedule make_schedule(const std::vector<Job>& jobs, int32_t num_workers,
-                              int32_t split_overhead) {
-  if (num_workers < 1 || split_overhead < 0)
+                              int32_t split_overhead, int32_t item_overhead) {
+  if (num_workers < 1 || split_overhead < 0 || item_overhead < 0)
     throw std::invalid_argument(
-        "num_workers must be at least 1 and split_overhead not negative, got " +
-        std::to_string(num_workers) + " and " + std::to_string(split_overhead));
+        "num_workers must be at least 1, split_overhead and item_overhead not negative, got " +
+        std::to_string(num_workers) + ", " + std::to_string(split_overhead) + " and " +
+        std::to_string(item_overhead));
+  const zones::Overheads overheads = {item_overhead, split_overhead};
   int64_t total = 0, longest = 1;
   for (const Job& job : jobs) {
     if (job.steps < 0 || job.blocks < 0)
       throw std::invalid_argument("steps and blocks of a job must not be negative, got " +
                                   std::to_string(job.steps) + " and " + std::to_string(job.blocks));
-    total += static_cast<int64_t>(job.steps) * job.blocks;
+    total += (int64_t{job.steps} + item_overhead) * job.blocks;
     if (job.blocks > 0) longest = std::max<int64_t>(longest, job.steps);
   }
   const auto share = [&](int64_t sixty_fourths) {
     return std::max<int64_t>(1, total * sixty_fourths / (64 * int64_t{num_workers}));
   };
   Schedule whole = zones::split(jobs, zones::EqualPieces{longest});
-  zones::order_items(whole, num_workers, split_overhead);
+  zones::order_items(whole, num_workers, overheads);
   Schedule best = whole;
   const auto keep_if_better = [&](Schedule trial) {
-    zones::order_items(trial, num_workers, split_overhead);
+    zones::order_items(trial, num_workers, overheads);
     if (trial.makespan < best.makespan) best = std::move(trial);
   };
   for (int64_t part = 128; part >= 16; part -= 4)
     if (share(part) < longest) keep_if_better(zones::split(jobs, zones::EqualPieces{share(part)}));
   for (int64_t part = 64; part <= 96; ++part)
-    keep_if_better(zones::split(jobs, zones::WrapAround{share(part), split_overhead}));
+    keep_if_better(zones::split(jobs, zones::WrapAround{share(part), overheads}));
   return best.makespan + best.makespan / 100 < whole.makespan ? best : whole;
 }
 

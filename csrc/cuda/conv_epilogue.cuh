@@ -15,6 +15,7 @@ namespace deeplab_fast::cuda {
 struct ConvOperands {
   ConvOutput outputs[kMaxConvBranches];
   ConvSource sources[kMaxConvBranches];
+  int num_sources;
 };
 
 // Of four output channels from k on. A residual that is the output itself is read and written by

@@ -8,12 +8,14 @@
 // that both blocks have read it. Steps take all taps of 64 channels before the next 64, so that the
 // taps find in L2 what the first of them read. A 1x1 convolution gathers each pixel once: there the
 // producers can add up the pixels of an image on the way.
+//
+// How a stage becomes full comes in two forms, to be compared on a GPU (Arrival).
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <algorithm>
-#include <climits>
+#include <atomic>
 #include <cstdint>
 
 #include "../api.h"
@@ -24,6 +26,7 @@
 #include "pipeline.cuh"
 #include "ptx_sm90.cuh"
 #include "tensor_map.cuh"
+#include "warp_rows.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {
@@ -43,15 +46,13 @@ constexpr int kChunk = 8;                        // elements of a copy
 constexpr int kChunks = kBlockK / kChunk;        // in a row
 constexpr int kCopyRows = kWarpgroup / kChunks;  // that the producers copy at once
 constexpr int kCopies = kBlockM / kCopyRows;     // of a thread, for a stage
-constexpr int kLag = 2;                          // stages whose copies may be under way
+constexpr int kLag = 2;  // steps from a thread's copies to where it waits for them
 
-// Of a warp of consumers: 16 rows of 64 sums at a time, on their way from registers to memory.
-constexpr int kStagedCols = 64;
-constexpr int kStagedSums = 16 * kStagedCols;
-
-// 65536 are what an SM has, 168 a thread what the kernel starts with.
-constexpr int kProducerRegisters = 88, kConsumerRegisters = 208;
-static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536);
+// setmaxnreg draws from what the block was launched with, 168 registers a thread.
+constexpr int kLaunchRegisters = 168, kProducerRegisters = 104, kConsumerRegisters = 200;
+static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <=
+                  kLaunchRegisters * kThreads,
+              "else setmaxnreg waits for ever");
 static_assert(kBlockM == kConsumers * 64, "a warpgroup multiplies 64 rows");
 static_assert(kBlocks * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
                   kRowBytes == kConvStepBytesSm90,
@@ -59,12 +60,18 @@ static_assert(kBlocks * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
 static_assert(kBlockM == kConvSumRun && kWarpgroup == kConvSumParts * 32,
               "the rows of the sums of pixels");
 
+// Who tells the consumers that the pixels of a stage are there, and orders them before wgmma.
+enum class Arrival {
+  kThread,  // a producer, once it has waited for its copies, which it fences
+  kCopies,  // the copies themselves; consumers fence them after their wait
+};
+
 struct Barriers {
   uint64_t full[kStages], empty[kStages];
 };
 
-constexpr int kSumsAt = kStages * kStageBytes;
-constexpr int kBarriersAt = kSumsAt + kConsumers * 4 * kStagedSums * int{sizeof(float)};
+constexpr int kStagedAt = kStages * kStageBytes;  // the sums of a warp, on their way to memory
+constexpr int kBarriersAt = kStagedAt + kConsumers * 4 * kStagedBytes;
 constexpr size_t kSmem = kBarriersAt + sizeof(Barriers);
 static_assert(kSmem <= 227 * 1024, "what a block can have");
 
@@ -74,13 +81,14 @@ struct TensorMaps {
 };
 
 // What a warp has gathered in a stage, added up into its row for each image of the block's pixels
-// first .. end. Rows of the stage past the end are zeros.
+// first .. end, those of first_image or later. Rows of the stage past the end are zeros.
 template <typename T>
-__device__ void sum_pixels(float* sums, const unsigned char* first_copy, int first, int end, int c,
-                           int C, const ConvShape& shape) {
+__device__ void sum_pixels(float* sums, const unsigned char* first_copy, int first, int end,
+                           int first_image, int c, int C, const ConvShape& shape) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first_row = threadIdx.x / kChunks, plane = shape.H * shape.W;
-  for (int image = first / plane; image * plane < end; ++image) {
+  for (int image = first_image; image * plane < end; ++image) {
+    if (image * plane + plane <= first) continue;
     float sum[kChunk] = {};
 #pragma unroll
     for (int j = 0; j < kCopies; ++j) {
@@ -102,7 +110,7 @@ __device__ void sum_pixels(float* sums, const unsigned char* first_copy, int fir
 }
 
 // For the first warpgroup: the stages of the worker's items.
-template <typename T>
+template <typename T, Arrival kArrival>
 __device__ void produce(const T* input, const ConvOperands& operands, const TensorMaps& maps,
                         const ConvWork& work, const ConvShape& shape, int first_item, int end_item,
                         int rank, unsigned char* stages, Barriers& barriers) {
@@ -111,144 +119,209 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
   static_assert(kCopyRows % 8 == 0, "the rows of a thread are swizzled alike");
   unsigned char* first_copy = stages + first_row * kRowBytes + (chunk ^ first_row % 8) * 16;
 
-  Place<kStages> place, filled;  // where the next copies go, and those that have not been announced
-  int under_way = 0;             // stages between the two
-  const auto announce = [&] {    // the first, whose copies have arrived
-    ptx::fence_proxy_async();
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&barriers.full[filled.stage]);
-    filled.advance();
-    --under_way;
-  };
-
+  Place<kStages> place;  // where the next copies go
   for (int i = first_item; i < end_item; ++i) {
-    const WorkItem item = work.items[i];
-    const Tile tile = work.tiles[item.job];
-    const Tap* taps = work.taps + tile.first_tap;
-    const int first_k = item.block * kBlockN + rank * (kBlockN / kBlocks);
-    int pixel[kCopies], y[kCopies], x[kCopies];
+    const TileItem item = work.tile_items[i];
+    const int num_rows = item.num_pixels - rank * kBlockM;  // of this block; may be negative
+    const ListedPixel* listed = work.listed_pixels + item.first_pixel;
+    const Tap* taps = work.taps + item.first_tap;
+    int next_tap = item.tap, next_c = item.c;
+    ListedPixel pixel[kCopies];
+#pragma unroll
+    for (int j = 0; j < kCopies; ++j)  // all at once: no load waits for another
+      pixel[j] = listed[min(rank * kBlockM + first_row + j * kCopyRows, item.num_pixels - 1)];
+    Tap tap = taps[next_tap];
+    int y[kCopies], x[kCopies];
 #pragma unroll
     for (int j = 0; j < kCopies; ++j) {
-      const int row = rank * kBlockM + first_row + j * kCopyRows;
-      const bool is_listed = row < tile.num_pixels;
-      pixel[j] = is_listed ? work.pixels[tile.first_pixel + row] : 0;
-      x[j] = pixel[j] % shape.W;
-      y[j] = is_listed ? pixel[j] / shape.W % shape.H : INT_MIN;  // no tap gets inside from there
+      constexpr int kNowhere = -(1 << 15);  // no tap gets inside from there
+      y[j] = first_row + j * kCopyRows < num_rows ? pixel[j].yx >> 16 : kNowhere;
+      x[j] = pixel[j].yx & 0xffff;
     }
-    float* sums = item.block == 0 ? operands.outputs[tile.output].pixel_sums : nullptr;
-    const int summed_pixel = work.pixels[tile.first_pixel] + rank * kBlockM;  // the first
-    int next_tap = item.first_step % tile.num_taps;
-    int next_c = item.first_step / tile.num_taps * kBlockK;
-    Tap tap = taps[next_tap];
-    // Of pixels that are summed, none are left for the next item to announce.
-    const int num_rounds = item.num_steps + (sums != nullptr ? kLag : 0);
+    float* sums = item.block == 0 ? operands.outputs[item.output].pixel_sums : nullptr;
+    if (i == first_item) ptx::griddepcontrol_wait();  // the kernel before may write the input
+
+    // A thread waits for its copies kLag steps later, in those after the last for the last ones.
+    const bool waits = kArrival == Arrival::kThread || sums != nullptr;
+    const int num_rounds = item.num_steps + (waits ? kLag : 0);
+    Place<kStages> arrived = place;  // the copies to be waited for next
     for (int round = 0; round < num_rounds; ++round) {
-      const bool fills = round < item.num_steps;
-      if (under_way >= (fills ? kLag : 1)) {
-        if (fills) {
-          ptx::cp_async_wait_group<kLag - 1>();
-        } else {
-          ptx::cp_async_wait_all();
-        }
-        const int arrived = min(round, item.num_steps) - under_way;  // step, if of this item
-        if (sums != nullptr && arrived >= 0) {
-          sum_pixels<T>(sums, first_copy + filled.stage * kStageBytes, summed_pixel,
-                        summed_pixel + min(tile.num_pixels - rank * kBlockM, kBlockM),
-                        (item.first_step + arrived) * kBlockK + chunk * kChunk,
+      if (waits && round >= kLag) {
+        ptx::cp_async_wait_group<kLag - 1>();
+        if (sums != nullptr) {
+          const int first = item.first_index + rank * kBlockM;
+          sum_pixels<T>(sums, first_copy + arrived.stage * kStageBytes, first,
+                        first + min(num_rows, kBlockM), item.first_image,
+                        item.c + (round - kLag) * kBlockK + chunk * kChunk,
                         operands.sources[tap.branch].C, shape);
         }
-        announce();
+        if constexpr (kArrival == Arrival::kThread) {
+          ptx::fence_proxy_async();
+          __syncwarp();
+          if (lane == 0) ptx::mbarrier_arrive(&barriers.full[arrived.stage]);
+        }
+        arrived.advance();
       }
-      if (!fills) continue;
-      uint64_t* full = &barriers.full[place.stage];
-      wait(&barriers.empty[place.stage], place.parity ^ 1);
-      if (warp == 0 && ptx::elect_sync()) {
-        constexpr int kHalf = kWeightBytes / kBlocks;
-        ptx::mbarrier_arrive_expect_tx(full, kWeightBytes);
-        ptx::cp_async_bulk_tensor_multicast(
-            stages + place.stage * kStageBytes + kInputBytes + rank * kHalf, &maps.of[tap.branch],
-            full, {next_c, tap.index, first_k}, (1 << kBlocks) - 1);
-      }
-      const ConvSource& source = operands.sources[tap.branch];
-      const int c = next_c + chunk * kChunk;
-      const auto shift = static_cast<uint32_t>(tap.dy * shape.W + tap.dx);
+      if (round < item.num_steps) {
+        uint64_t* full = &barriers.full[place.stage];
+        wait(&barriers.empty[place.stage], place.parity ^ 1);
+        if (warp == 0 && ptx::elect_sync()) {
+          constexpr int kHalf = kWeightBytes / kBlocks;
+          ptx::mbarrier_arrive_expect_tx(full, kWeightBytes);
+          ptx::cp_async_bulk_tensor_multicast(
+              stages + place.stage * kStageBytes + kInputBytes + rank * kHalf, &maps.of[tap.branch],
+              full, {next_c, tap.index, item.block * kBlockN + rank * (kBlockN / kBlocks)},
+              (1 << kBlocks) - 1);
+        }
+        // Where a thread has no channels, no row of the map is inside.
+        const ConvSource& source = operands.sources[tap.branch];
+        const int c = next_c + chunk * kChunk, rows = c < source.C ? shape.H : 0;
+        const T* channels = input + source.first_channel + (c < source.C ? c : 0);
+        const auto shift = static_cast<uint32_t>(tap.dy * shape.W + tap.dx);
 #pragma unroll
-      for (int j = 0; j < kCopies; ++j) {
-        const bool has_input = c < source.C && is_inside(tap, y[j], x[j], shape.H, shape.W);
-        const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;  // < 2^31, if inside
-        const T* p = input + neighbour * shape.in_channels + source.first_channel + c;
-        ptx::cp_async<16>(first_copy + place.stage * kStageBytes + j * kCopyRows * kRowBytes,
-                          has_input ? p : input, has_input ? 16 : 0);
+        for (int j = 0; j < kCopies; ++j) {
+          const bool has_input = is_inside(tap, y[j], x[j], rows, shape.W);
+          const uint32_t neighbour = has_input ? pixel[j].index + shift : 0;
+          const T* p = channels + uint64_t{neighbour} * static_cast<uint32_t>(shape.in_channels);
+          ptx::cp_async<16>(first_copy + place.stage * kStageBytes + j * kCopyRows * kRowBytes, p,
+                            has_input ? 16 : 0);
+        }
+        if constexpr (kArrival == Arrival::kCopies) ptx::cp_async_mbarrier_arrive_noinc(full);
+        place.advance();
+        if (++next_tap == item.num_taps) {
+          next_tap = 0;
+          next_c += kBlockK;
+        }
+        tap = taps[next_tap];  // arrives while this thread waits
       }
-      ptx::cp_async_commit_group();
-      place.advance();
-      ++under_way;
-      if (++next_tap == tile.num_taps) {
-        next_tap = 0;
-        next_c += kBlockK;
-      }
-      tap = taps[next_tap];  // arrives while this thread waits
+      if (waits) ptx::cp_async_commit_group();  // of no copies, after the last step
     }
   }
-  ptx::cp_async_wait_all();
-  while (under_way > 0) announce();
 }
 
-// Four sums of a row are in one place, so that the fragments of a warp go to all banks.
-__device__ int staged_at(int row, int col) {
-  return row * kStagedCols + (col / 4 ^ row % 8 * 2) * 4 + col % 4;
-}
-
-// Stores the sums of a warp, of 16 pixels from first_row of the tile on; a lane has the pixel of
-// row lane % 16, or -1 past the end.
+// Channels 8 j + 2 (lane % 4) and the next of a bias, for the j that are lane / 4 modulo 8.
 template <typename T>
-__device__ void store_sums(const float (&sum)[kBlockN / 2], int pixel_of_lane, T* tensor,
-                           float* partial_sums, const ConvEpilogue& terms, const ConvShape& shape,
-                           const WorkItem& item, const ConvOutput& output, int first_row,
-                           float* staged) {
-  constexpr int kRowLanes = kStagedCols / 4;
-  const int lane = threadIdx.x % 32, col = lane % kRowLanes * 4;
+__device__ void load_bias(Pair<T> (&bias)[kBlockN / 64], const ConvOutput& output, int first_k) {
+  const int lane = threadIdx.x % 32;
+  const T* p = static_cast<const T*>(output.bias);
 #pragma unroll
-  for (int part = 0; part < kBlockN / kStagedCols; ++part) {
-    const int tile_col = part * kStagedCols + col;
-    const Epilogue<T> epilogue(tensor, terms, shape, output, item.block * kBlockN + tile_col);
-    __syncwarp();  // what was staged before has been read
+  for (int i = 0; i < kBlockN / 64; ++i) {
+    const int k = first_k + (i * 8 + lane / 4) * 8 + lane % 4 * 2;
+    bias[i] = {};
+    if (p != nullptr && k < output.K) bias[i].x = p[k];
+    if (p != nullptr && k + 1 < output.K) bias[i].y = p[k + 1];
+  }
+}
+
+// Adds two values next to each other, those of them that there are: `count` or more than that.
+template <bool kIsVector, typename U>
+__device__ void add_two(float* sum, const U* p, int count) {
+  if constexpr (kIsVector) {
+    float value[2] = {};
+    if (count > 0) load(value, p);
+    sum[0] += value[0];
+    sum[1] += value[1];
+  } else {
+    if (count > 0) sum[0] += to_float(p[0]);
+    if (count > 1) sum[1] += to_float(p[1]);
+  }
+}
+
+// Adds biases and residual to the sums of a warp, as wgmma leaves them, clamps and stores them: of
+// 16 pixels, of which a lane has that of row lane % 16, or -1 past the end, and of kBlockN channels
+// from first_k on. kIsVector: the output's channels come in whole vectors of 16 bytes.
+template <bool kIsVector, typename T>
+__device__ void finish(float (&sum)[kBlockN / 2], T* tensor, const Pair<T> (&bias)[kBlockN / 64],
+                       const ConvOutput& output, const ConvEpilogue& terms, const ConvShape& shape,
+                       int pixel_of_lane, int first_k, unsigned char* staged) {
+  const int lane = threadIdx.x % 32, col = lane % 4 * 2;
+  const int first_channel = output.first_channel + first_k;
+  const int count = output.K - first_k;  // there may be more or fewer than kBlockN
+  int pixel[2];                          // of the two rows that the lane has sums of
+  const float* image_bias[2];
 #pragma unroll
-    for (int j = 0; j < kStagedCols / 8; ++j) {
+  for (int half = 0; half < 2; ++half) {
+    pixel[half] = __shfl_sync(0xffffffffu, pixel_of_lane, half * 8 + lane / 4);
+    image_bias[half] = output.image_bias;
+    if (output.image_bias != nullptr)
+      image_bias[half] += int64_t{max(pixel[half], 0) / (shape.H * shape.W)} * output.K + first_k;
+  }
+  const auto row_of = [&](auto* elements, int row_pixel, int k) {
+    // One instruction, other than the product of an int and an int64_t.
+    return elements + (first_channel + k) +
+           uint64_t{static_cast<uint32_t>(row_pixel)} * static_cast<uint32_t>(shape.out_channels);
+  };
+  Pair<T> low, high;  // 0, 6 or infinite, which 16 bits have: rounding first changes nothing
+  round_to(low, terms.low, terms.low);
+  round_to(high, terms.high, terms.high);
+
+#pragma unroll
+  for (int part = 0; part < kBlockN; part += kStagedCols) {
+    float* part_sum = sum + part / 2;
+    if (output.bias != nullptr) {
+#pragma unroll
+      for (int j = 0; j < kStagedCols / 8; ++j) {
+        const Pair<T> of_lane = bias[part / 64 + j / 8];
+        const uint32_t bits = __shfl_sync(0xffffffffu, bits_of(of_lane), j % 8 * 4 + lane % 4);
+        const float2 added = to_floats(pair_of<T>(bits));
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          part_sum[j * 4 + half * 2] += added.x;
+          part_sum[j * 4 + half * 2 + 1] += added.y;
+        }
+      }
+    }
+    if (output.image_bias != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kStagedCols / 4; ++i) {
+        const int k = part + i / 2 * 8 + col;
+        add_two<kIsVector>(part_sum + i * 2, image_bias[i % 2] + k, count - k);
+      }
+    }
+    if (terms.residual != nullptr) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int at = part * kStagedCols / 2 + j * 4 + half * 2;
-        const float pair[2] = {sum[at], sum[at + 1]};
-        store(staged + staged_at(half * 8 + lane / 4, j * 8 + lane % 4 * 2), pair);
+        if (pixel[half] < 0) continue;
+        const T* residual = row_of(static_cast<const T*>(terms.residual), pixel[half], col);
+#pragma unroll
+        for (int j = 0; j < kStagedCols / 8; ++j) {
+          const int k = part + j * 8;
+          add_two<kIsVector>(part_sum + j * 4 + half * 2, residual + k, count - k - col);
+        }
       }
     }
-    __syncwarp();
-#pragma unroll 2  // more is more code than there is cache for
-    for (int row = lane / kRowLanes; row < 16; row += 32 / kRowLanes) {
-      const int pixel = __shfl_sync(0xffffffffu, pixel_of_lane, row);
-      if (pixel < 0 || epilogue.count <= 0) continue;
-      float value[4];
-      load(value, staged + staged_at(row, col));
-      if (item.slot < 0) {
-        epilogue.finish(pixel, value);
-        epilogue.write(pixel, value);
-      } else {
-        const int64_t slot_row = static_cast<int64_t>(item.slot) * kConvTileSm90 + first_row + row;
-        store(partial_sums + slot_row * kConvTileSm90 + tile_col, value);
-      }
-    }
+    // Lanes write what others read as a residual that is the output: it was read by now.
+    store_rows<T>(
+        staged,
+        [&](int j, int half) {
+          Pair<T> pair;
+          round_to(pair, part_sum[j * 4 + half * 2], part_sum[j * 4 + half * 2 + 1]);
+          return bits_of(clamp_pair(pair, low, high));
+        },
+        [&](int row, int k, const Vector<T, 8>& chunk) {
+          const int row_pixel = __shfl_sync(0xffffffffu, pixel_of_lane, row);
+          if (row_pixel < 0) return;
+          T* p = row_of(tensor, row_pixel, k) + part;
+          if constexpr (kIsVector) {
+            if (part + k < count) *reinterpret_cast<Vector<T, 8>*>(p) = chunk;
+          } else {
+#pragma unroll
+            for (int i = 0; i < 8; ++i)
+              if (part + k + i < count) p[i] = chunk.element[i];
+          }
+        });
   }
 }
 
 // For the other warpgroups: what the stages give.
-template <typename T>
+template <typename T, Arrival kArrival>
 __device__ void consume(T* tensor, float* partial_sums, const ConvOperands& operands,
                         const ConvWork& work, const ConvEpilogue& terms, const ConvShape& shape,
                         int first_item, int end_item, int rank, unsigned char* stages,
                         Barriers& barriers) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
   const int warpgroup = warp / 4;
-  float* staged = reinterpret_cast<float*>(stages + kSumsAt) + warp * kStagedSums;
+  unsigned char* staged = stages + kStagedAt + warp * kStagedBytes;
   const auto release = [&](int stage) {
     if (lane != 0) return;
     for (int block = 0; block < kBlocks; ++block)
@@ -258,16 +331,21 @@ __device__ void consume(T* tensor, float* partial_sums, const ConvOperands& oper
   Place<kStages> place;
   float sum[kBlockN / 2];
   for (int i = first_item; i < end_item; ++i) {
-    const WorkItem item = work.items[i];
-    const Tile tile = work.tiles[item.job];
-    const int first_row = rank * kBlockM + warp * 16;
-    const int row = first_row + lane % 16;
-    const int pixel = row < tile.num_pixels ? work.pixels[tile.first_pixel + row] : -1;
+    const TileItem item = work.tile_items[i];
+    const ConvOutput& output = operands.outputs[item.output];
+    const int first_row = rank * kBlockM + warp * 16, row = first_row + lane % 16;
+    const int last_row = item.num_pixels - 1;
+    const int pixel = work.listed_pixels[item.first_pixel + min(row, last_row)].index;
+    const int pixel_of_lane = row <= last_row ? pixel : -1, first_k = item.block * kBlockN;
+    if (i == first_item) ptx::griddepcontrol_wait();  // the kernel before may write biases
+    Pair<T> bias[kBlockN / 64];
+    load_bias<T>(bias, output, first_k);
 #pragma unroll
     for (float& value : sum) value = 0.0f;
     int previous = -1;
     for (int step = 0; step < item.num_steps; ++step) {
       wait(&barriers.full[place.stage], place.parity);
+      if constexpr (kArrival == Arrival::kCopies) ptx::fence_proxy_async();
       const unsigned char* stage = stages + place.stage * kStageBytes;
       const uint64_t a = ptx::swizzled_128b_descriptor(stage + warpgroup * 64 * kRowBytes);
       const uint64_t b = ptx::swizzled_128b_descriptor(stage + kInputBytes);
@@ -283,78 +361,94 @@ __device__ void consume(T* tensor, float* partial_sums, const ConvOperands& oper
     }
     ptx::wgmma_wait_group<0>();
     if (previous >= 0) release(previous);
-    store_sums(sum, pixel, tensor, partial_sums, terms, shape, item, operands.outputs[tile.output],
-               first_row, staged);
+    const bool is_vector = (output.K | output.first_channel | shape.out_channels) % 8 == 0;
+    if (item.slot >= 0) {
+      store_partial_sums<kConvTileSm90>(sum, partial_sums, item.slot, first_row);
+    } else if (is_vector) {
+      finish<true>(sum, tensor, bias, output, terms, shape, pixel_of_lane, first_k, staged);
+    } else {
+      finish<false>(sum, tensor, bias, output, terms, shape, pixel_of_lane, first_k, staged);
+    }
   }
 }
 
-template <typename T>
+template <typename T, Arrival kArrival>
 __global__ void __launch_bounds__(kThreads, 1)
     dilated_conv2d_fwd_sm90_kernel(T* tensor,            // [N, H, W, out_channels]
                                    float* partial_sums,  // [slots, kConvTileSm90, kConvTileSm90]
-                                   const T* __restrict__ input,  // [N, H, W, in_channels]
+                                   const T* input,       // [N, H, W, in_channels]
                                    const __grid_constant__ ConvOperands operands,
                                    const __grid_constant__ TensorMaps maps,
                                    const __grid_constant__ ConvWork work,
                                    const __grid_constant__ ConvEpilogue terms,
                                    const __grid_constant__ ConvShape shape) {
   if (ptx::kIsSm90a) {
+    ptx::griddepcontrol_launch_dependents();
     auto* stages = shared_memory<unsigned char>();
     Barriers& barriers = *reinterpret_cast<Barriers*>(stages + kBarriersAt);
     const int rank = ptx::cluster_ctarank();
     if (threadIdx.x == 0) {
+      constexpr int kArrivals = kArrival == Arrival::kThread ? 4 : kWarpgroup;  // of producers
       for (int stage = 0; stage < kStages; ++stage) {
-        ptx::mbarrier_init(&barriers.full[stage], 4 + 1);  // warps that gather; who brings weights
+        ptx::mbarrier_init(&barriers.full[stage], kArrivals + 1);  // and who brings weights
         ptx::mbarrier_init(&barriers.empty[stage], kBlocks * kConsumers * 4);
       }
       ptx::fence_mbarrier_init();
+      for (int i = 0; i < operands.num_sources; ++i) ptx::prefetch_tensormap(&maps.of[i]);
     }
-    ptx::cluster_arrive();
+    ptx::cluster_arrive_relaxed();  // the barriers are there, as the fence shows
     ptx::cluster_wait();
     const int worker = blockIdx.x / kBlocks;
     const int first_item = work.first_items[worker], end_item = work.first_items[worker + 1];
-    ptx::griddepcontrol_wait();
-    ptx::griddepcontrol_launch_dependents();
     if (threadIdx.x < kWarpgroup) {
       ptx::setmaxnreg_dec<kProducerRegisters>();
-      produce(input, operands, maps, work, shape, first_item, end_item, rank, stages, barriers);
+      produce<T, kArrival>(input, operands, maps, work, shape, first_item, end_item, rank, stages,
+                           barriers);
     } else {
       ptx::setmaxnreg_inc<kConsumerRegisters>();
-      consume(tensor, partial_sums, operands, work, terms, shape, first_item, end_item, rank,
-              stages, barriers);
+      consume<T, kArrival>(tensor, partial_sums, operands, work, terms, shape, first_item, end_item,
+                           rank, stages, barriers);
     }
-    ptx::cluster_arrive();  // the other block may still have something for this one
+    ptx::cluster_arrive_relaxed();  // the other block may still have something for this one
     ptx::cluster_wait();
   }
 }
 
 // Weights [K, taps, C] of the source, as many taps as a row has room for, in boxes of half of a
-// stage's rows. Of a single row the stride means nothing.
+// stage's rows. Where there is one row, or one tap, the stride to the next means nothing: it is a
+// multiple of 16 bytes, and no more than the strides after it.
 Status encode_weights(CUtensorMap* map, const ConvOutput& output, const ConvSource& source) {
   const auto unsigned_64 = [](int64_t value) { return static_cast<uint64_t>(value); };
   const int64_t row = output.K > 1 ? output.weight_stride : int64_t{source.C} << 16;
   const int64_t taps = std::max<int64_t>(1, (row - source.first_weight) / source.C);
   const char* address = static_cast<const char*>(output.weight) + int64_t{source.first_weight} * 2;
-  return cached_tensor_map<3>(
-      map, address, {unsigned_64(source.C), unsigned_64(taps), unsigned_64(output.K)},
-      {unsigned_64(source.C) * 2, unsigned_64(row) * 2}, {kBlockK, 1, kBlockN / kBlocks});
+  return cached_tensor_map<3>(map, address,
+                              {unsigned_64(source.C), unsigned_64(taps), unsigned_64(output.K)},
+                              {unsigned_64(taps > 1 ? source.C : row) * 2, unsigned_64(row) * 2},
+                              {kBlockK, 1, kBlockN / kBlocks});
 }
+
+std::atomic<bool> copies_arrive{false};
 
 template <typename T>
 Status launch_typed(void* output, float* partial_sums, const void* input,
                     const ConvOperands& operands, const TensorMaps& maps, const ConvWork& work,
                     const ConvEpilogue& terms, const ConvShape& shape, void* stream) {
   auto* tensor = static_cast<T*>(output);
-  const Status status = launch_with(
-      {kBlocks, /*overlaps=*/true}, "dilated_conv2d_fwd_sm90_kernel",
-      dilated_conv2d_fwd_sm90_kernel<T>, kBlocks * work.num_workers, kThreads, kSmem, stream,
-      tensor, partial_sums, static_cast<const T*>(input), operands, maps, work, terms, shape);
+  const Status status =
+      launch_with({kBlocks, /*overlaps=*/true}, "dilated_conv2d_fwd_sm90_kernel",
+                  copies_arrive ? dilated_conv2d_fwd_sm90_kernel<T, Arrival::kCopies>
+                                : dilated_conv2d_fwd_sm90_kernel<T, Arrival::kThread>,
+                  kBlocks * work.num_workers, kThreads, kSmem, stream, tensor, partial_sums,
+                  static_cast<const T*>(input), operands, maps, work, terms, shape);
   if (!status.ok()) return status;
   return launch_reduce<kConvTileSm90, kConvTileSm90>({1, /*overlaps=*/true}, tensor, partial_sums,
                                                      operands, work, terms, shape, stream);
 }
 
 }  // namespace
+
+bool set_copies_arrive(bool value) { return copies_arrive.exchange(value); }
 
 Status dilated_conv2d_fwd_sm90(void* output, float* partial_sums, const void* input,
                                const std::vector<ConvOutput>& outputs,
@@ -371,7 +465,10 @@ Status dilated_conv2d_fwd_sm90(void* output, float* partial_sums, const void* in
   for (const ConvSource& s : sources) unaligned |= s.C | s.first_channel | s.first_weight;
   for (const ConvOutput& o : outputs) unaligned |= o.weight_stride;
   if (unaligned % kChunk != 0) return {kName, "input channels must be a multiple of 16 bytes"};
+  if (work.tile_items == nullptr || work.listed_pixels == nullptr)
+    return {kName, "the work list is that of another kernel"};
   ConvOperands operands{};
+  operands.num_sources = static_cast<int>(sources.size());
   std::copy(outputs.begin(), outputs.end(), operands.outputs);
   std::copy(sources.begin(), sources.end(), operands.sources);
   TensorMaps maps;

@@ -22,6 +22,7 @@
 #include "pipeline.cuh"
 #include "ptx_sm90.cuh"
 #include "tensor_map.cuh"
+#include "warp_rows.cuh"
 #include "wgrad_reduce.cuh"
 
 namespace deeplab_fast::cuda {
@@ -43,9 +44,11 @@ constexpr int kStageBytes = (kChunksM + kChunksN) * kChunkBytes;
 constexpr int kBoxes = kBlockK / kWgradBoxSm90;
 constexpr int kBoxBytes = kWgradBoxSm90 * kRowBytes;
 
-// 65536 are what an SM has, 168 a thread what the kernel starts with.
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536);
+// setmaxnreg draws from what the block was launched with, 168 registers a thread.
+constexpr int kLaunchRegisters = 168, kProducerRegisters = 40, kConsumerRegisters = 232;
+static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <=
+                  kLaunchRegisters * kThreads,
+              "else setmaxnreg waits for ever");
 static_assert(kChunksM == kConsumers, "a warpgroup multiplies 64 rows");
 static_assert(kBoxBytes % 1024 == 0, "boxes are swizzled from their first row on");
 static_assert(kBlocks * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
@@ -56,7 +59,8 @@ struct Barriers {
   uint64_t full[kStages], empty[kStages];
 };
 
-constexpr int kBarriersAt = kStages * kStageBytes;
+constexpr int kStagedAt = kStages * kStageBytes;  // the sums of a warp, on their way to memory
+constexpr int kBarriersAt = kStagedAt + kConsumers * 4 * kStagedBytes;
 constexpr size_t kSmem = kBarriersAt + sizeof(Barriers);
 static_assert(kSmem <= 227 * 1024, "what a block can have");
 
@@ -65,37 +69,18 @@ struct TensorMaps {
   CUtensorMap grad_output, input;
 };
 
-// The channels of an item: those of the output within its branch.
-struct Channels {
-  int first_k, first_c;
-
-  __device__ Channels(const WorkItem& item, const ConvWgradShape& shape, int rank) {
-    const int blocks_n = (shape.C + kBlockN - 1) / kBlockN;
-    first_k = item.block / blocks_n * kConvTileSm90 + rank * kBlockM;
-    first_c = item.block % blocks_n * kBlockN;
-  }
-};
-
 // For one thread: the stages of the worker's items.
 __device__ void produce(const TensorMaps& maps, const WgradBranches& branches,
-                        const ConvWgradWork& work, const ConvWgradShape& shape, int first_item,
-                        int end_item, int rank, unsigned char* stages, Barriers& barriers) {
+                        const ConvWgradWork& work, int first_item, int end_item, int rank,
+                        unsigned char* stages, Barriers& barriers) {
   Place<kStages> place;
   for (int i = first_item; i < end_item; ++i) {
-    const WorkItem item = work.items[i];
-    if (item.num_steps == 0) continue;
-    const TapRectangle rectangle = work.rectangles[item.job];
-    const Tap tap = rectangle.tap;
-    const Channels channels(item, shape, rank);
-    const int first_k = branches.of[tap.branch].first_channel + channels.first_k;
+    const BoxItem item = work.box_items[i];
+    const int first_k = branches.of[item.branch].first_channel + item.k + rank * kBlockM;
     const int first_chunk = rank * (kChunksN / kBlocks);
-    const int first_c = channels.first_c + first_chunk * kChunk;
-    const int columns = (rectangle.w + work.box_x - 1) / work.box_x;
-    const int rows = (rectangle.h + work.box_y - 1) / work.box_y;
-    const int first_box = item.first_step * kBoxes;
+    const int first_c = item.c + first_chunk * kChunk;
     // The last boxes of the last step may be past the last image, zeros as well.
-    int column = first_box % columns, row = first_box / columns % rows;
-    int n = first_box / columns / rows * work.box_n;
+    int column = item.column, row = item.row, n = item.n;
     for (int step = 0; step < item.num_steps; ++step) {
       uint64_t* full = &barriers.full[place.stage];
       wait(&barriers.empty[place.stage], place.parity ^ 1);
@@ -104,7 +89,7 @@ __device__ void produce(const TensorMaps& maps, const WgradBranches& branches,
       unsigned char* input_rows = grad_rows + (kChunksM + first_chunk) * kChunkBytes;
 #pragma unroll
       for (int box = 0; box < kBoxes; ++box) {
-        const int y = rectangle.y + row * work.box_y, x = rectangle.x + column * work.box_x;
+        const int y = item.y + row * work.box_y, x = item.x + column * work.box_x;
 #pragma unroll
         for (int chunk = 0; chunk < kChunksM; ++chunk)
           ptx::cp_async_bulk_tensor(grad_rows + chunk * kChunkBytes + box * kBoxBytes,
@@ -113,10 +98,10 @@ __device__ void produce(const TensorMaps& maps, const WgradBranches& branches,
         for (int chunk = 0; chunk < kChunksN / kBlocks; ++chunk)
           ptx::cp_async_bulk_tensor_multicast(
               input_rows + chunk * kChunkBytes + box * kBoxBytes, &maps.input, full,
-              {first_c + chunk * kChunk, x + tap.dx, y + tap.dy, n}, (1 << kBlocks) - 1);
-        if (++column < columns) continue;
+              {first_c + chunk * kChunk, x + item.dx, y + item.dy, n}, (1 << kBlocks) - 1);
+        if (++column < item.columns) continue;
         column = 0;
-        if (++row < rows) continue;
+        if (++row < item.rows) continue;
         row = 0;
         n += work.box_n;
       }
@@ -125,32 +110,33 @@ __device__ void produce(const TensorMaps& maps, const WgradBranches& branches,
   }
 }
 
-// Stores the sums of a warp, of the 16 output channels from first_row of the block on.
+// Stores the sums of a warp, of the 16 output channels from first_row of the item's on.
 template <typename T>
 __device__ void store_sums(const float (&sum)[kBlockN / 2], float* partial_sums,
-                           const ConvWgradBranch& branch, const Tap& tap,
-                           const ConvWgradShape& shape, const WorkItem& item,
-                           const Channels& channels, int rank, int first_row) {
-  const int lane = threadIdx.x % 32, col = lane % 4 * 2;
+                           const ConvWgradBranch& branch, const ConvWgradShape& shape,
+                           const BoxItem& item, int first_row, unsigned char* staged) {
+  if (item.slot >= 0) {
+    store_partial_sums<kConvTileSm90>(sum, partial_sums, item.slot, first_row);
+    return;
+  }
+  const int first_k = item.k + first_row;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = first_row + half * 8 + lane / 4, k = channels.first_k + row;
-    if (k >= branch.K) continue;
-    T* grad_weight = static_cast<T*>(branch.grad_weight) +
-                     (static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C +
-                     channels.first_c + col;
-    const int64_t slot_row = static_cast<int64_t>(item.slot) * kConvTileSm90 + rank * kBlockM + row;
-    const int64_t partial = slot_row * kConvTileSm90 + col;  // no pointer: there may be no sums
-#pragma unroll
-    for (int j = 0; j < kBlockN / 8; ++j) {
-      const float pair[2] = {sum[j * 4 + half * 2], sum[j * 4 + half * 2 + 1]};
-      if (channels.first_c + j * 8 >= shape.C) continue;
-      if (item.slot < 0) {
-        store(grad_weight + j * 8, pair);
-      } else {
-        store(partial_sums + partial + j * 8, pair);
-      }
-    }
+  for (int part = 0; part < kBlockN; part += kStagedCols) {
+    store_rows<T>(
+        staged,
+        [&](int j, int half) {
+          Pair<T> pair;
+          const int at = part / 2 + j * 4 + half * 2;
+          round_to(pair, sum[at], sum[at + 1]);
+          return bits_of(pair);
+        },
+        [&](int row, int col, const Vector<T, 8>& chunk) {
+          const int k = first_k + row, c = item.c + part + col;
+          if (k >= branch.K || c >= shape.C) return;
+          T* weight = static_cast<T*>(branch.grad_weight) +
+                      (static_cast<int64_t>(k) * branch.num_taps + item.index) * shape.C;
+          *reinterpret_cast<Vector<T, 8>*>(weight + c) = chunk;
+        });
   }
 }
 
@@ -161,6 +147,7 @@ __device__ void consume(float* partial_sums, const WgradBranches& branches,
                         int end_item, int rank, unsigned char* stages, Barriers& barriers) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
   const int warpgroup = warp / 4;
+  unsigned char* staged = stages + kStagedAt + warp * kStagedBytes;
   const auto release = [&](int stage) {
     if (lane != 0) return;
     for (int block = 0; block < kBlocks; ++block)
@@ -170,8 +157,7 @@ __device__ void consume(float* partial_sums, const WgradBranches& branches,
   Place<kStages> place;
   float sum[kBlockN / 2];
   for (int i = first_item; i < end_item; ++i) {
-    const WorkItem item = work.items[i];
-    const Tap tap = work.rectangles[item.job].tap;
+    const BoxItem item = work.box_items[i];
 #pragma unroll
     for (float& value : sum) value = 0.0f;
     int previous = -1;
@@ -194,8 +180,8 @@ __device__ void consume(float* partial_sums, const WgradBranches& branches,
     }
     ptx::wgmma_wait_group<0>();
     if (previous >= 0) release(previous);
-    store_sums<T>(sum, partial_sums, branches.of[tap.branch], tap, shape, item,
-                  Channels(item, shape, rank), rank, warp * 16);
+    store_sums<T>(sum, partial_sums, branches.of[item.branch], shape, item,
+                  rank * kBlockM + warp * 16, staged);
   }
 }
 
@@ -216,21 +202,23 @@ __global__ void __launch_bounds__(kThreads, 1)
         ptx::mbarrier_init(&barriers.empty[stage], kBlocks * kConsumers * 4);
       }
       ptx::fence_mbarrier_init();
+      ptx::prefetch_tensormap(&maps.grad_output);
+      ptx::prefetch_tensormap(&maps.input);
     }
-    ptx::cluster_arrive();
+    ptx::cluster_arrive_relaxed();  // the barriers are there, as the fence shows
     ptx::cluster_wait();
     const int worker = blockIdx.x / kBlocks;
     const int first_item = work.first_items[worker], end_item = work.first_items[worker + 1];
     if (threadIdx.x < kWarpgroup) {
       ptx::setmaxnreg_dec<kProducerRegisters>();
       if (threadIdx.x < 32 && ptx::elect_sync())
-        produce(maps, branches, work, shape, first_item, end_item, rank, stages, barriers);
+        produce(maps, branches, work, first_item, end_item, rank, stages, barriers);
       __syncwarp();
     } else {
       ptx::setmaxnreg_inc<kConsumerRegisters>();
       consume<T>(partial_sums, branches, work, shape, first_item, end_item, rank, stages, barriers);
     }
-    ptx::cluster_arrive();  // the other block may still have something for this one
+    ptx::cluster_arrive_relaxed();  // the other block may still have something for this one
     ptx::cluster_wait();
   }
 }
@@ -270,6 +258,7 @@ Status dilated_conv2d_wgrad_sm90(float* partial_sums, const void* grad_output, c
   if (work.box_x * work.box_y * work.box_n != kWgradBoxSm90)
     return {kName, "the work list has boxes of another size"};
   if (work.num_items == 0) return {};
+  if (work.box_items == nullptr) return {kName, "the work list is that of another kernel"};
   WgradBranches of;
   std::copy(branches.begin(), branches.end(), of.of);
   TensorMaps maps;

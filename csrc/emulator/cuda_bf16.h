@@ -33,3 +33,26 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
 inline float2 __bfloat1622float2(__nv_bfloat162 value) {
   return {__bfloat162float(value.x), __bfloat162float(value.y)};
 }
+
+// Of each half; NaN, CUDA's 0x7fff, if either is. -0 is below +0.
+inline __nv_bfloat16 __hmax_nan(__nv_bfloat16 x, __nv_bfloat16 y) {
+  const float a = __bfloat162float(x), b = __bfloat162float(y);
+  if (a != a || b != b) return {0x7fff};
+  if (a == b) return {static_cast<uint16_t>(x.bits & y.bits)};
+  return a > b ? x : y;
+}
+
+inline __nv_bfloat16 __hmin_nan(__nv_bfloat16 x, __nv_bfloat16 y) {
+  const float a = __bfloat162float(x), b = __bfloat162float(y);
+  if (a != a || b != b) return {0x7fff};
+  if (a == b) return {static_cast<uint16_t>(x.bits | y.bits)};
+  return a < b ? x : y;
+}
+
+inline __nv_bfloat162 __hmax2_nan(__nv_bfloat162 x, __nv_bfloat162 y) {
+  return {__hmax_nan(x.x, y.x), __hmax_nan(x.y, y.y)};
+}
+
+inline __nv_bfloat162 __hmin2_nan(__nv_bfloat162 x, __nv_bfloat162 y) {
+  return {__hmin_nan(x.x, y.x), __hmin_nan(x.y, y.y)};
+}

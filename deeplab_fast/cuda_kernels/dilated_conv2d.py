@@ -105,7 +105,7 @@ def convolve(
         )
         for i, (weight, bias) in enumerate(zip(weights, biases))
     ]
-    kernel = conv_kernel(kernels, input.dtype)
+    kernel = conv_kernel(kernels, input)
     launch(
         kernels,
         output,
@@ -128,7 +128,7 @@ def convolve(
 
 def summing_branch(kernels: Kernels, input: Tensor, weights: Sequence[Tensor]) -> int | None:
     """The branch during which ``convolve`` can sum the pixels of ``input``: a 1x1 on sm_90."""
-    if conv_kernel(kernels, input.dtype) is not CONV_SM90:
+    if conv_kernel(kernels, input) is not CONV_SM90:
         return None
     return next((i for i, w in enumerate(weights) if w.shape[2:] == (1, 1)), None)
 

@@ -102,7 +102,7 @@ def input_gradient(
         image_bias = share_of_pixel(grad_mean, input).float().contiguous()
     bias_address = 0 if image_bias is None else image_bias.data_ptr()
     grad_input = nhwc_output(input, C)
-    kernel = conv_kernel(kernels, input.dtype)
+    kernel = conv_kernel(kernels, input)
     launch(
         kernels,
         grad_input,

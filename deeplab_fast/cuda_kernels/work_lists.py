@@ -21,12 +21,18 @@ class ConvKernel(NamedTuple):
     step_bytes: int  # of input channels of one tap; of a weight gradient: pixels of one channel
     blocks_per_worker: int  # of CONV_SM80 in the place that a worker takes
     is_persistent: bool = False  # a worker has several items; else a block has one
+    item_steps: int = 0  # that beginning an item and storing its sums take the time of
     box_pixels: int = 1  # of a weight gradient, that are copied together
 
 
 CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
 CONV_SM90 = ConvKernel(
-    "dilated_conv2d_fwd_sm90", _C.CONV_TILE_SM90, _C.CONV_STEP_BYTES_SM90, 4, is_persistent=True
+    "dilated_conv2d_fwd_sm90",
+    _C.CONV_TILE_SM90,
+    _C.CONV_STEP_BYTES_SM90,
+    4,
+    is_persistent=True,
+    item_steps=2,
 )
 
 WGRAD_SM80 = ConvKernel("dilated_conv2d_wgrad", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
@@ -36,13 +42,21 @@ WGRAD_SM90 = ConvKernel(
     _C.CONV_STEP_BYTES_SM90,
     4,
     is_persistent=True,
+    item_steps=2,
     box_pixels=_C.WGRAD_BOX_SM90,
 )
 
 
-def conv_kernel(kernels: Kernels, dtype: torch.dtype) -> ConvKernel:
-    """tf32 stays with the kernel that rounds to it: wgmma would cut fp32 off."""
-    return CONV_SM90 if kernels.is_sm90 and dtype != torch.float32 else CONV_SM80
+def conv_kernel(kernels: Kernels, input: Tensor) -> ConvKernel:
+    """The kernel for convolutions of ``input``, or of gradients of its size.
+
+    TF32 uses the sm_80 kernel, which rounds its operands: wgmma would truncate them. The sm_90
+    kernel reads the coordinates of a pixel as two times 16 bits.
+    """
+    is_small = max(input.shape[2:]) < 2**15
+    if kernels.is_sm90 and input.dtype != torch.float32 and is_small:
+        return CONV_SM90
+    return CONV_SM80
 
 
 def wgrad_kernel(kernels: Kernels, dtype: torch.dtype) -> ConvKernel:
@@ -109,14 +123,21 @@ def conv_work_list(
         (num_taps * steps_per_tap, -(-out_channels[output] // kernel.tile))
         for output, _, _, _, num_taps in tiles.view(-1, 5).tolist()
     ]
-    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS)
-    items, first_items = items_of_workers(schedule, num_workers, kernel)
+    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS, kernel.item_steps)
+    items, first_items = items_of_workers(schedule, kernel)
     reductions = int32_tensor(schedule["reductions"])
-    lists = (pixels, taps, tiles, items, reductions, first_items)
+    lists = [pixels, taps, tiles, items, reductions, first_items]
+    if kernel.is_persistent:
+        channels = kernel.step_bytes // 2  # the kernel takes 16-bit types only
+        lists += [
+            listed_pixels(pixels, plane),
+            tile_items(items, tiles, pixels, plane, channels),
+        ]
     tensors = tuple(t.to(device) for t in lists)
-    *addresses, first_item = (t.data_ptr() for t in tensors)
+    *addresses, first_item = (t.data_ptr() for t in tensors[:6])
     counts = items.numel() // 6, reductions.numel() // 4
-    work = _C.ConvWork(*addresses, *counts, first_item, num_workers)
+    more = (t.data_ptr() for t in tensors[6:])
+    work = _C.ConvWork(*addresses, *counts, first_item, first_items.numel() - 1, *more)
     return ConvWorkList(kernel, work, tensors, schedule["num_slots"])
 
 
@@ -155,13 +176,18 @@ def wgrad_work_list(
         (-(-num_boxes(box, N, h, w) * kernel.box_pixels // step), blocks[branch])
         for _, _, branch, _, _, _, h, w in rows
     ]
-    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS)
-    items, first_items = items_of_workers(schedule, num_workers, kernel)
+    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS, kernel.item_steps)
+    items, first_items = items_of_workers(schedule, kernel)
     reductions = int32_tensor(schedule["reductions"])
-    tensors = tuple(t.to(device) for t in (rectangles, items, reductions, first_items))
-    *addresses, first_item = (t.data_ptr() for t in tensors)
+    lists = [rectangles, items, reductions, first_items]
+    if kernel.is_persistent:
+        boxes = step // kernel.box_pixels
+        lists.append(box_items(items, rectangles, box, boxes, channels, kernel.tile))
+    tensors = tuple(t.to(device) for t in lists)
+    *addresses, first_item = (t.data_ptr() for t in tensors[:4])
     counts = items.numel() // 6, reductions.numel() // 4
-    work = _C.ConvWgradWork(*addresses, *counts, first_item, num_workers, box)
+    more = (t.data_ptr() for t in tensors[4:])
+    work = _C.ConvWgradWork(*addresses, *counts, first_item, first_items.numel() - 1, box, *more)
     return WgradWorkList(work, tensors, schedule["num_slots"])
 
 
@@ -178,15 +204,70 @@ def best_box(N: int, sizes: Sequence[tuple[int, int]], pixels: int) -> tuple[int
     return min(boxes, key=lambda box: sum(num_boxes(box, N, h, w) for h, w in sizes))
 
 
-def items_of_workers(
-    schedule: dict[str, Any], num_workers: int, kernel: ConvKernel
-) -> tuple[Tensor, Tensor]:
-    """Items, one worker's after another's where it has several, and where they begin."""
+def items_of_workers(schedule: dict[str, Any], kernel: ConvKernel) -> tuple[Tensor, Tensor]:
+    """Items, one worker's after another's where it has several, and where they begin.
+
+    Workers without items are left out. They are the last: each of the first items is another's.
+    """
     items, workers = int32_tensor(schedule["items"]), int32_tensor(schedule["workers"])
     if kernel.is_persistent:
         items = items.view(-1, 6)[workers.argsort(stable=True)].flatten()
-    first_items = workers.bincount(minlength=num_workers).cumsum(0)
+    first_items = workers.bincount().cumsum(0)
     return items, torch.cat([first_items.new_zeros(1), first_items]).int()
+
+
+def listed_pixels(pixels: Tensor, plane: tuple[int, int, int]) -> Tensor:
+    """Rows of zones.h's ``ListedPixel``."""
+    _, H, W = plane
+    return torch.stack([pixels, pixels // W % H << 16 | pixels % W], dim=1).int()
+
+
+def tile_items(
+    items: Tensor,
+    tiles: Tensor,
+    pixels: Tensor,
+    plane: tuple[int, int, int],
+    channels: int,
+) -> Tensor:
+    """Rows of zones.h's ``TileItem``; ``channels`` are those of a step."""
+    _, H, W = plane
+    job, block, first_step, num_steps, slot, _ = items.view(-1, 6).long().unbind(1)
+    output, first_pixel, num_pixels, first_tap, num_taps = tiles.view(-1, 5)[job].long().unbind(1)
+    first_index = pixels[first_pixel]
+    # fmt: off
+    return torch.stack([
+        block, output, slot, num_steps,
+        first_pixel, num_pixels, first_tap, num_taps,
+        first_step % num_taps, first_step // num_taps * channels,
+        first_index, first_index // (H * W),
+    ], dim=1).int()  # fmt: on
+
+
+def box_items(
+    items: Tensor,
+    rectangles: Tensor,
+    box: tuple[int, int, int],
+    boxes_per_step: int,
+    channels: int,
+    tile: int,
+) -> Tensor:
+    """Rows of zones.h's ``BoxItem``, of ``channels`` input channels."""
+    box_x, box_y, box_n = box
+    job, block, first_step, num_steps, slot, _ = items.view(-1, 6).long().unbind(1)
+    dy, dx, branch, index, y, x, h, w = rectangles.view(-1, 8)[job].long().unbind(1)
+    blocks_c = -(-channels // tile)
+    # One box for a rectangle of no pixels: its items have no steps.
+    columns, rows = ((w + box_x - 1) // box_x).clamp(min=1), ((h + box_y - 1) // box_y).clamp(min=1)
+    first_box = first_step * boxes_per_step
+    # fmt: off
+    return torch.stack([
+        slot, num_steps, branch, index,
+        block // blocks_c * tile, block % blocks_c * tile,
+        dy, dx,
+        y, x, rows, columns,
+        first_box // columns % rows, first_box % columns, first_box // columns // rows * box_n,
+        torch.zeros_like(job),
+    ], dim=1).int()  # fmt: on
 
 
 def int32_tensor(buffer: bytearray) -> Tensor:

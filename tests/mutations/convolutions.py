@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from .guards import CONV, FAR_CONV, FAR_DEPTHWISE, FAR_MEANS, MEAN, NON_FINITE, SCHEDULES, Fault
+from .guards import (
+    CONV,
+    FAR_CONV,
+    FAR_DEPTHWISE,
+    FAR_MEANS,
+    MEAN,
+    NON_FINITE,
+    SCHEDULES,
+    SM90,
+    SM90_FORMS,
+    Fault,
+)
 
 FAULTS: dict[str, list[Fault]] = {
     "csrc/common/zones.h": [
+        Fault(
+            "items cost their steps alone",
+            "begin + item.num_steps + overheads.item + (item.slot",
+            "begin + item.num_steps + (item.slot",
+        ),
+        Fault(
+            "pieces fill a worker without their overhead",
+            "const int64_t piece = limit - used - overheads.item - overheads.split;",
+            "const int64_t piece = limit - used - overheads.split;",
+        ),
         Fault("zone edge off by one", "d < 0 ? -d : size - d", "d < 0 ? -d : size - d - 1"),
         Fault("zone edge of negative taps off by one", "d < 0 ? -d :", "d < 0 ? 1 - d :"),
         Fault(
@@ -88,8 +109,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "the overhead of a piece left out",
-            "item.num_steps + (item.slot < 0 ? 0 : split_overhead)",
-            "item.num_steps",
+            "overheads.item + (item.slot < 0 ? 0 : overheads.split);",
+            "overheads.item;",
         ),
         Fault(
             "a worker is free when it starts",
@@ -571,10 +592,44 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "csrc/cuda/dilated_conv2d_sm90.cu": [
-        Fault("no fence between the proxies", "    ptx::fence_proxy_async();\n", ""),
+        Fault(
+            "no fence between the proxies", "          ptx::fence_proxy_async();\n", "", SM90_FORMS
+        ),
+        Fault(
+            "consumers do not fence what copies brought",
+            "if constexpr (kArrival == Arrival::kCopies) ptx::fence_proxy_async();",
+            "",
+            SM90_FORMS,
+        ),
+        Fault(
+            "consumers fence before they have waited",
+            "      wait(&barriers.full[place.stage], place.parity);\n"
+            "      if constexpr (kArrival == Arrival::kCopies) ptx::fence_proxy_async();\n",
+            "      if constexpr (kArrival == Arrival::kCopies) ptx::fence_proxy_async();\n"
+            "      wait(&barriers.full[place.stage], place.parity);\n",
+            SM90_FORMS,
+        ),
+        Fault(
+            "copies arrive as warps, not as threads",
+            "kArrival == Arrival::kThread ? 4 : kWarpgroup;",
+            "4;",
+            SM90_FORMS,
+        ),
+        Fault(
+            "a stage announced by the copies of the one before",
+            "kCopies) ptx::cp_async_mbarrier_arrive_noinc(full);",
+            "kCopies) ptx::mbarrier_arrive(full);",
+            SM90_FORMS,
+        ),
+        Fault(
+            "pixels summed before their copies have come",
+            "const bool waits = kArrival == Arrival::kThread || sums != nullptr;",
+            "const bool waits = kArrival == Arrival::kThread;",
+            SM90_FORMS,
+        ),
         Fault(
             "a stage filled while it is read",
-            "      wait(&barriers.empty[place.stage], place.parity ^ 1);\n",
+            "        wait(&barriers.empty[place.stage], place.parity ^ 1);\n",
             "",
         ),
         Fault(
@@ -595,27 +650,27 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("sums stored before they are there", "    ptx::wgmma_wait_group<0>();\n", ""),
         Fault(
             "a block leaves before the other",
-            "    ptx::cluster_arrive();  // the other block may still have something for this one\n"
-            "    ptx::cluster_wait();\n",
+            "    ptx::cluster_arrive_relaxed();  // the other block may still have something for "
+            "this one\n    ptx::cluster_wait();\n",
             "",
         ),
         Fault(
             "barriers of the other block used before they are there",
-            "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n    const int worker",
-            "    __syncthreads();\n    const int worker",
+            "    ptx::cluster_arrive_relaxed();  // the barriers are there, as the fence shows\n"
+            "    ptx::cluster_wait();\n",
+            "    __syncthreads();\n",
         ),
         Fault("barriers not shown to copies", "      ptx::fence_mbarrier_init();\n", ""),
         Fault("pixels not swizzled", "(chunk ^ first_row % 8) * 16", "chunk * 16"),
         Fault("weights for one block only", "(1 << kBlocks) - 1);", "1 << rank);"),
         Fault(
-            "staged sums overwritten too early",
-            "    __syncwarp();  // what was staged before has been read\n",
-            "",
+            "last stages not announced",
+            "item.num_steps + (waits ? kLag : 0);",
+            "item.num_steps + (waits && i + 1 == end_item ? kLag : 0);",
         ),
-        Fault("last stages not announced", "  while (under_way > 0) announce();\n", ""),
         Fault(
             "stages announced whose copies were not waited for",
-            "          ptx::cp_async_wait_group<kLag - 1>();\n",
+            "        ptx::cp_async_wait_group<kLag - 1>();\n",
             "",
         ),
         Fault(
@@ -624,31 +679,118 @@ FAULTS: dict[str, list[Fault]] = {
             "ptx::cp_async_wait_group<kLag>();",
         ),
         Fault(
-            "pixels of the last stages not summed",
-            "item.num_steps + (sums != nullptr ? kLag : 0);",
-            "item.num_steps;",
-        ),
-        Fault(
-            "stages of the item before summed", "sums != nullptr && arrived >= 0", "sums != nullptr"
+            "no groups after the last step",
+            "if (waits) ptx::cp_async_commit_group();",
+            "if (waits && round < item.num_steps) ptx::cp_async_commit_group();",
         ),
         Fault("pixels of other images summed", "if (pixel >= 0 && pixel < plane)\n", ""),
+        Fault(
+            "sums of an image before the block's pixels",
+            "    if (image * plane + plane <= first) continue;\n",
+            "",
+        ),
         Fault(
             "a quarter of a warp's pixels not summed",
             "for (int distance = kChunks; distance < 32;",
             "for (int distance = kChunks; distance < 16;",
         ),
-        Fault("each block's sums in the same rows", "+ rank * kBlockM;  // the first", ";"),
-        Fault("no wait for the kernel before", "    ptx::griddepcontrol_wait();\n", ""),
+        Fault(
+            "each block's sums in the same rows",
+            "const int first = item.first_index + rank * kBlockM;",
+            "const int first = item.first_index;",
+        ),
+        Fault(
+            "channels of another step summed",
+            "item.c + (round - kLag) * kBlockK",
+            "item.c + round * kBlockK",
+        ),
+        Fault(
+            "producers do not wait for the kernel before",
+            "    if (i == first_item) ptx::griddepcontrol_wait();  // the kernel before may write "
+            "the input\n",
+            "",
+        ),
+        Fault(
+            "consumers do not wait for the kernel before",
+            "    if (i == first_item) ptx::griddepcontrol_wait();  // the kernel before may write "
+            "biases\n",
+            "",
+        ),
+        # Packed coordinates.
+        Fault(
+            "row of a pixel in 15 bits",
+            "pixel[j].yx >> 16 : kNowhere",
+            "pixel[j].yx >> 17 : kNowhere",
+        ),
+        Fault(
+            "column of a pixel with its row",
+            "x[j] = pixel[j].yx & 0xffff;",
+            "x[j] = pixel[j].yx & 0x1ffff;",
+        ),
+        Fault(
+            "pixels past the end are the last one",
+            "first_row + j * kCopyRows < num_rows ? pixel[j].yx >> 16 : kNowhere;",
+            "pixel[j].yx >> 16;",
+            SM90,
+        ),
+        Fault(
+            "the tile of the item before",
+            "const ListedPixel* listed = work.listed_pixels + item.first_pixel;",
+            "const ListedPixel* listed = work.listed_pixels;",
+        ),
+        Fault("an item begins with the first tap", "int next_tap = item.tap,", "int next_tap = 0,"),
+        Fault("an item begins with the first channels", "next_c = item.c;", "next_c = 0;"),
+        # The way from registers to memory.
+        Fault(
+            "bias of other channels",
+            "bits_of(of_lane), j % 8 * 4 + lane % 4);",
+            "bits_of(of_lane), j % 4 * 4 + lane % 4);",
+        ),
+        Fault(
+            "bias of the first channels in all blocks",
+            "load_bias<T>(bias, output, first_k);",
+            "load_bias<T>(bias, output, 0);",
+        ),
+        Fault(
+            "bias of an image of the first row only",
+            "image_bias[i % 2] + k",
+            "image_bias[0] + k",
+        ),
+        Fault(
+            "residual of pixels past the end",
+            "        if (pixel[half] < 0) continue;\n",
+            "",
+        ),
+        Fault(
+            "rows past the end stored",
+            "          if (row_pixel < 0) return;\n",
+            "",
+        ),
+        Fault(
+            "vectors past the last channel stored",
+            "if (part + k < count) *reinterpret_cast",
+            "*reinterpret_cast",
+        ),
+        Fault(
+            "channels past the last stored",
+            "if (part + k + i < count) p[i] = chunk.element[i];",
+            "p[i] = chunk.element[i];",
+        ),
+        Fault(
+            "vectors where channels fill none",
+            "(output.K | output.first_channel | shape.out_channels) % 8 == 0;",
+            "(output.K | shape.out_channels) % 8 == 0;",
+        ),
         Fault(
             "offset of a pixel in 32 bits",
-            "const int64_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
-            "const uint32_t neighbour = static_cast<uint32_t>(pixel[j]) + shift;",
+            "channels + uint64_t{neighbour} * static_cast<uint32_t>(shape.in_channels);",
+            "channels + neighbour * static_cast<uint32_t>(shape.in_channels);",
             FAR_CONV,
         ),
         Fault(
-            "offset of a partial sum in 32 bits",
-            "const int64_t slot_row = static_cast<int64_t>(item.slot) * kConvTileSm90",
-            "const int slot_row = item.slot * kConvTileSm90",
+            "offset of an output pixel in 32 bits",
+            "uint64_t{static_cast<uint32_t>(row_pixel)}",
+            "static_cast<uint32_t>(row_pixel)",
             FAR_CONV,
         ),
         Fault(
@@ -676,11 +818,47 @@ FAULTS: dict[str, list[Fault]] = {
             NON_FINITE,
         ),
         Fault(
-            "sm_90: terms in every piece of a split sum",
-            "        store(partial_sums + slot_row * kConvTileSm90 + tile_col, value);",
-            "        epilogue.finish(pixel, value);\n"
-            "        store(partial_sums + slot_row * kConvTileSm90 + tile_col, value);",
+            "sm_90: NaN clamped to the lower bound",
+            "return bits_of(clamp_pair(pair, low, high));",
+            "return bits_of(Pair<T>{to_float(pair.x) >= to_float(low.x) ? pair.x : low.x, "
+            "to_float(pair.y) >= to_float(low.y) ? pair.y : low.y});",
             NON_FINITE,
+        ),
+        Fault(
+            "sm_90: terms in every piece of a split sum",
+            "      store_partial_sums<kConvTileSm90>(sum, partial_sums, item.slot, first_row);",
+            "      if (output.image_bias != nullptr) sum[0] += output.image_bias[first_k];\n"
+            "      store_partial_sums<kConvTileSm90>(sum, partial_sums, item.slot, first_row);",
+        ),
+    ],
+    "csrc/cuda/warp_rows.cuh": [
+        Fault(
+            "staged rows overwritten too early",
+            "  __syncwarp();  // what was staged before has been read\n",
+            "",
+        ),
+        Fault(
+            "staged rows read before they are there",
+            "  }\n  __syncwarp();\n  constexpr int kRows",
+            "  }\n  constexpr int kRows",
+        ),
+        Fault(
+            "rows 8 to 15 in the place of the next columns",
+            "{pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1)}",
+            "{pair(j, 0), pair(j + 1, 0), pair(j, 1), pair(j + 1, 1)}",
+        ),
+        Fault("chunks read where others were written", "(read ^ i % 8 * 16)", "read"),
+        Fault("chunks written in one place", "(written ^ j * 16)", "(written ^ j % 8 * 16)"),
+        Fault(
+            "pieces of sums in the first rows",
+            "* kTile + first_row + half * 8 + lane / 4;",
+            "* kTile + half * 8 + lane / 4;",
+        ),
+        Fault(
+            "offset of a partial sum in 32 bits",
+            "const int64_t row = static_cast<int64_t>(slot) * kTile",
+            "const int row = slot * kTile",
+            FAR_CONV,
         ),
     ],
     "csrc/cuda/dilated_conv2d_wgrad.cu": [
@@ -856,7 +1034,7 @@ FAULTS: dict[str, list[Fault]] = {
             "{first_k + chunk * kChunk, x, y, n}",
             "{first_k + chunk * kChunk, x, y + 1, n}",
         ),
-        Fault("sign of the tap", "x + tap.dx, y + tap.dy, n}", "x - tap.dx, y - tap.dy, n}"),
+        Fault("sign of the tap", "x + item.dx, y + item.dy, n}", "x - item.dx, y - item.dy, n}"),
         Fault("no wait for a full stage", "wait(&barriers.full[place.stage], place.parity);", ""),
         Fault(
             "no wait for an empty stage",
@@ -890,33 +1068,42 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("next pixels as in rows of k", "kNext = 16 * kRowBytes / 16;", "kNext = 2;"),
         Fault("one image at a time", "n += work.box_n;", "n += 1;"),
         Fault("rows too far apart", "row * work.box_y, x =", "row * work.box_x, x ="),
-        Fault("a piece starts half as far in", "item.first_step * kBoxes;", "item.first_step;"),
-        Fault("channels of the first branch", "branches.of[tap.branch].first_channel", "0"),
         Fault(
-            "both blocks store the same", "* kConvTileSm90 + rank * kBlockM;", "* kConvTileSm90;"
+            "a piece starts with the first columns", "int column = item.column,", "int column = 0,"
+        ),
+        Fault("a piece starts with the first row", "row = item.row,", "row = 0,"),
+        Fault("a piece starts with the first image", "n = item.n;", "n = 0;"),
+        Fault("channels of the first branch", "branches.of[item.branch].first_channel", "0"),
+        Fault(
+            "both blocks store the same",
+            "rank * kBlockM + warp * 16, staged);",
+            "warp * 16, staged);",
         ),
         Fault(
             "both blocks bring the same half",
             "const int first_chunk = rank * (kChunksN / kBlocks);",
             "const int first_chunk = 0;",
         ),
-        Fault("rows of the next branch stored", "if (k >= branch.K) continue;", ""),
+        Fault(
+            "rows of the next branch stored",
+            "if (k >= branch.K || c >= shape.C) return;",
+            "if (c >= shape.C) return;",
+        ),
+        Fault(
+            "columns past the last channel stored",
+            "if (k >= branch.K || c >= shape.C) return;",
+            "if (k >= branch.K) return;",
+        ),
         Fault(
             "a block leaves while the other needs it",
-            "    ptx::cluster_arrive();  // the other block may still have something for this one\n"
-            "    ptx::cluster_wait();\n",
+            "    ptx::cluster_arrive_relaxed();  // the other block may still have something for "
+            "this one\n    ptx::cluster_wait();\n",
             "",
         ),
         Fault(
             "offset of a weight in 32 bits",
-            "(static_cast<int64_t>(k) * branch.num_taps + tap.index)",
-            "(k * branch.num_taps + tap.index)",
-            FAR_CONV,
-        ),
-        Fault(
-            "offset of a partial sum in 32 bits",
-            "const int64_t partial = slot_row * kConvTileSm90 + col;",
-            "const int partial = static_cast<int>(slot_row) * kConvTileSm90 + col;",
+            "(static_cast<int64_t>(k) * branch.num_taps + item.index)",
+            "(k * branch.num_taps + item.index)",
             FAR_CONV,
         ),
         Fault(

@@ -66,6 +66,7 @@ REGISTRATION = Guard(
 )
 SCHEDULES = Guard("tests/test_schedules.py tests/test_zones.py schedules or executed", "_C")
 SM90 = Guard("tests/test_dilated_conv2d_sm90.py means or step_is")
+SM90_FORMS = Guard("tests/test_dilated_conv2d_sm90.py seeds_agree or pipeline or means")
 TRAINING_DATA = Guard("tests/test_training_data.py")
 TRANSFORMS = Guard("tests/test_transforms.py not (compiled or model_and)")
 TRITON_ASPP = Guard("tests/test_triton.py images_that_differ or bias_of_images")
@@ -110,6 +111,9 @@ GUARDS = {
     "csrc/cuda/upsample_cross_entropy.cuh": ENTROPY,
     "csrc/cuda/upsample_cross_entropy_bwd.cu": ENTROPY,
     "csrc/cuda/upsample_cross_entropy_prepare.cu": ENTROPY,
+    "csrc/cuda/warp_rows.cuh": Guard(
+        "tests/test_races.py tests/test_dilated_conv2d_sm90.py sm_90 or seeds_agree or epilogue"
+    ),
     "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
     "deeplab_fast/_resident.py": Guard("tests/test_resident.py tests/test_cache_keys.py"),
     "deeplab_fast/backends.py": REGISTRATION,

@@ -435,7 +435,11 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/cuda_kernels/work_lists.py": [
-        Fault("items not sorted by worker", "if kernel.is_persistent:", "if False:"),
+        Fault(
+            "items not sorted by worker",
+            "if kernel.is_persistent:\n        items =",
+            "if False:\n        items =",
+        ),
         Fault(
             "as many workers as blocks of the smaller kernel",
             "    num_workers = max(1, num_workers // kernel.blocks_per_worker)\n    rows",
@@ -503,14 +507,45 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("the worst box", "return min(boxes,", "return max(boxes,"),
         Fault(
-            "a worker less",
-            "workers.bincount(minlength=num_workers).cumsum(0)",
+            "a worker without items",
             "workers.bincount().cumsum(0)",
+            "workers.bincount(minlength=6).cumsum(0)",
         ),
         Fault(
             "tf32 on the kernel that cuts fp32 off",
-            "return CONV_SM90 if kernels.is_sm90 and dtype != torch.float32 else CONV_SM80",
-            "return CONV_SM90 if kernels.is_sm90 else CONV_SM80",
+            "if kernels.is_sm90 and input.dtype != torch.float32 and is_small:",
+            "if kernels.is_sm90 and is_small:",
+        ),
+        Fault(
+            "coordinates of 16 bits with a sign",
+            "is_small = max(input.shape[2:]) < 2**15",
+            "is_small = max(input.shape[2:]) <= 2**15",
+        ),
+        Fault(
+            "coordinates of large maps",
+            "is_small = max(input.shape[2:]) < 2**15",
+            "is_small = input.size(2) < 2**15",
+        ),
+        Fault("rows counted over all images", "pixels // W % H << 16", "pixels // W << 16"),
+        Fault(
+            "channels and taps of an item exchanged",
+            "first_step % num_taps, first_step // num_taps * channels,",
+            "first_step // num_taps, first_step % num_taps * channels,",
+        ),
+        Fault(
+            "the first box of an item in another row",
+            "first_box // columns % rows, first_box % columns,",
+            "first_box // rows % columns, first_box % columns,",
+        ),
+        Fault(
+            "the first box of an item one image on",
+            "first_box // columns // rows * box_n,",
+            "first_box // columns // rows,",
+        ),
+        Fault(
+            "blocks of input channels of other output channels",
+            "block // blocks_c * tile, block % blocks_c * tile,",
+            "block % blocks_c * tile, block // blocks_c * tile,",
         ),
         Fault(
             "partial sums are never reserved",
