@@ -80,6 +80,8 @@ MESSAGES = {
     "nobody_fences": NOT_FENCED,
     "fence_before_wait": NOT_FENCED,
     "one_lane_fences": NOT_FENCED,
+    "store_before_wait": r"wgmma at .+ was written since the last fence.proxy.async",
+    "store_and_one_lane": r"wgmma at .+ since the last fence.proxy.async that every lane has seen",
     "relaxed_order": NOT_FENCED,
     "registers_of_launch": r"block \(0, 0, 0\) waits for ever; warp 0: .*setmaxnreg_inc at",
     "registers": r"block \(0, 0, 0\) waits for ever; warp 0: .*setmaxnreg_inc at",
@@ -92,6 +94,7 @@ MESSAGES_ON_SOME = {
     "count_of_increments": r"waits for ever",
     "arrival_never_waited": r"exited with 1 asynchronous operations under way",
     "sum_refill": r"waits for ever",
+    "sum_wgmma_refill": r"wgmma at .+ since the last fence.proxy.async that every lane has seen",
     "cluster_init": r"cp_async_bulk_tensor_multicast at .+: this is no mbarrier",
     "cluster_exit": r"mbarrier_arrive_cluster at .+: block [01] of the cluster has exited",
 }
@@ -104,7 +107,6 @@ WRONG_OUTPUT = [
     "try_once",
     "parity",
     "wgmma_wait",
-    "sum_wgmma_refill",
     "sum_cluster_refill",
 ]
 

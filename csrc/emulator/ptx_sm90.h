@@ -1,8 +1,10 @@
 // What each function of cuda/ptx_sm90.cuh means, after the PTX ISA's description of its
 // instruction.
 //
-// The asynchronous proxy has a view of shared memory of its own, which ordinary stores do not reach
-// until a fence: products read both and fail where they differ. Products read their operands at
+// The asynchronous proxy has a view of shared memory of its own, which ordinary stores and cp.async
+// do not reach until a fence, and that fence must be known to all who multiply: products read both
+// and fail where they differ. A fence counts for the cp.async that happen before it; of ordinary
+// stores, whose thread the emulator does not see, for all so far. Products read their operands at
 // some moment between issue and wait, and the sums are poison for as long.
 #pragma once
 
@@ -45,6 +47,7 @@ struct WarpState {
 
 struct BlockState {
   std::vector<unsigned char> async_view;  // of shared memory
+  std::vector<int32_t> fences;            // that changed it, the last for each 16 bytes
   std::vector<uint64_t*> unfenced_barriers[32 * kWarps];
   WarpState warps[kWarps];
 };
@@ -54,6 +57,7 @@ inline BlockState& block_state(int rank) {
   if (!slot) {
     auto state = std::make_shared<BlockState>();
     state->async_view.assign(shared_bytes(), 0xff);
+    state->fences.resize(shared_bytes() / 16 + 1);
     slot = state;
   }
   return *static_cast<BlockState*>(slot.get());
@@ -183,15 +187,23 @@ inline void check_operand(const Matrix& matrix, int first_mn, int num_mn, Site s
   });
 }
 
-// Calls put(mn, k, value) for rows first_mn .. first_mn + num_mn of 16 elements.
+// Calls put(mn, k, value) for rows first_mn .. first_mn + num_mn of 16 elements. fence: the last
+// that the warp knows of.
 template <typename T, typename Put>
-void read_matrix(const Matrix& matrix, int block, int first_mn, int num_mn, Site site, Put put) {
+void read_matrix(const Matrix& matrix, int block, int first_mn, int num_mn, int32_t fence,
+                 Site site, Put put) {
   const unsigned char* memory = shared_memory_of(block);
   const BlockState& state = block_state(block);
   visit_chunks(matrix, first_mn, num_mn, [&](int mn, int k, uint32_t offset) {
     if (memcmp(memory + offset, &state.async_view[offset], 16) != 0)
       fail("wgmma", site, "offset %u in shared memory was written since the last fence.proxy.async",
            offset);
+    if (state.fences[offset / 16] > fence)
+      fail(
+          "wgmma", site,
+          "offset %u in shared memory was written since the last fence.proxy.async that every lane "
+          "has seen",
+          offset);
     uint16_t elements[8];
     memcpy(elements, memory + offset, 16);
     for (int i = 0; i < 8; ++i)
@@ -378,6 +390,7 @@ void cp_async_bulk_tensor_multicast(void* dst, const CUtensorMap* encoded, uint6
       fail(function, site, "no fence.mbarrier_init since the mbarrier was initialised");
     targets.emplace_back(rank, their_barrier);
     forget_copies(rank, shared_memory_of(rank) + offset, bytes);
+    std::fill_n(&block_state(rank).fences[offset / 16], bytes / 16, 0);
     if (options.seed == 0) continue;
     memset(shared_memory_of(rank) + offset, 0xff, bytes);
     memset(&block_state(rank).async_view[offset], 0xff, bytes);
@@ -440,12 +453,20 @@ void cp_async_bulk_tensor(void* dst, const CUtensorMap* map, uint64_t* barrier,
 // TSan knows no proxies: what is ordered for the threads is ordered.
 inline void fence_proxy_async() {
   const emulator::IgnoreAccesses ignore;
-  emulator::fence_copies();
+  const int32_t fence = emulator::fence_proxies();
   const auto* memory = static_cast<const unsigned char*>(emulator::shared_memory());
-  std::vector<unsigned char>& view = emulator::block_state().async_view;
-  for (size_t at = 0; at < view.size(); at += 1024) {  // to read both is faster than to write one
-    const size_t bytes = std::min<size_t>(1024, view.size() - at);
-    if (memcmp(&view[at], memory + at, bytes) != 0) memcpy(&view[at], memory + at, bytes);
+  emulator::BlockState& state = emulator::block_state();
+  std::vector<unsigned char>& view = state.async_view;
+  constexpr size_t kPage = 1024;
+  for (size_t page = 0; page < view.size(); page += kPage) {
+    const size_t end = std::min(page + kPage, view.size());
+    if (memcmp(&view[page], memory + page, end - page) == 0) continue;
+    for (size_t at = page; at < end; at += 16) {
+      const size_t bytes = std::min<size_t>(16, end - at);
+      if (memcmp(&view[at], memory + at, bytes) == 0) continue;
+      memcpy(&view[at], memory + at, bytes);
+      state.fences[at / 16] = fence;
+    }
   }
 }
 
@@ -531,17 +552,18 @@ struct ProductOperands {
 struct ProductMatrices {
   emulator::Matrix a, b;
   int first_row;  // of a
+  int32_t fence;  // the last that all lanes know of
   bool accumulate;
   Site site;
 };
 
 template <typename T, int N>
 void multiply(std::vector<float>& sums, const ProductMatrices& matrices, int block) {
-  const auto [a_matrix, b_matrix, first_row, accumulate, site] = matrices;
+  const auto [a_matrix, b_matrix, first_row, fence, accumulate, site] = matrices;
   float a[16][16], b[16][N];
-  emulator::read_matrix<T>(a_matrix, block, first_row, 16, site,
+  emulator::read_matrix<T>(a_matrix, block, first_row, 16, fence, site,
                            [&, first = first_row](int m, int k, float x) { a[m - first][k] = x; });
-  emulator::read_matrix<T>(b_matrix, block, 0, N, site,
+  emulator::read_matrix<T>(b_matrix, block, 0, N, fence, site,
                            [&](int n, int k, float x) { b[k][n] = x; });
   for (int row = 0; row < 16; ++row) {
     float* sum = sums.data() + row * N;
@@ -570,7 +592,10 @@ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate,
         const Site site = first.site;
         const ProductMatrices matrices{Matrix::decode("wgmma", first.a, !kTransA, site),
                                        Matrix::decode("wgmma", first.b, !kTransB, site),
-                                       thread_number() / 32 % 4 * 16, first.accumulate, site};
+                                       thread_number() / 32 % 4 * 16,
+                                       last_fence_of_warp(),
+                                       first.accumulate,
+                                       site};
         check_operand(matrices.a, matrices.first_row, 16, site);
         check_operand(matrices.b, 0, N, site);
         Accumulators mine;

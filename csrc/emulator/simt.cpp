@@ -81,19 +81,23 @@ struct Copy {
   bool landed;
 };
 
-// What somebody knows of the copies of each thread of the block: how many, from the first on, have
-// landed, and how many of those are fenced. None of threads past the end.
+// What somebody knows of what has happened in the block: of the copies of each thread, how many,
+// from the first on, have landed, and how many of those are fenced, none of threads past the end;
+// and the last fence of the proxies, by its number.
 struct Knowledge {
   std::vector<int32_t> landed, fenced;
+  int32_t fence = 0;
 
   void clear() {
     landed.clear();
     fenced.clear();
+    fence = 0;
   }
 
   void add(const Knowledge& other) {
     add(landed, other.landed);
     add(fenced, other.fenced);
+    fence = std::max(fence, other.fence);
   }
 
   static void add(std::vector<int32_t>& mine, const std::vector<int32_t>& others) {
@@ -209,6 +213,7 @@ struct Block {
   char warp_synced[kMaxThreads / kWarpSize];  // what the sanitizer orders memory accesses by
   std::vector<CopiedLine> copied_lines;       // of shared memory, or empty
   std::unordered_map<const void*, Knowledge> released;  // by the address
+  int32_t proxy_fences;                                 // so far
 };
 
 // The launch in progress; there is one at a time.
@@ -268,7 +273,7 @@ void tsan_acquire(void* address) {
   if (__tsan_acquire) __tsan_acquire(address);
 }
 
-// What the sanitizer is not told: the knowledge of copies that was released there.
+// What the sanitizer is not told: the knowledge that was released there.
 void learn(Thread& thread, const void* address) {
   const auto found = thread.block->released.find(address);
   if (found == thread.block->released.end()) return;
@@ -456,6 +461,7 @@ void start_threads(Block& block) {
   for (Barrier& barrier : block.named_barriers) reset(barrier);
   block.copied_lines.clear();
   block.released.clear();
+  block.proxy_fences = 0;
   for (int i = 0; i < machine.num_threads; ++i) {
     if (static_cast<int>(block.threads.size()) == i)
       block.threads.push_back(std::make_unique<Thread>());
@@ -675,7 +681,7 @@ uint64_t random(uint64_t n) { return machine.random(n); }
 void release(void* address) {
   tsan_release(address);
   const Knowledge& mine = machine.running->knowledge;
-  if (mine.landed.empty()) return;
+  if (mine.landed.empty() && mine.fence == 0) return;
   const IgnoreAccesses ignore;
   this_block().released[address].add(mine);
 }
@@ -910,10 +916,20 @@ void after_copies(void* address, std::function<void()> arrive) {
   start(operation);
 }
 
-void fence_copies() {
+int32_t fence_proxies() {
   const IgnoreAccesses ignore;
   Knowledge& mine = machine.running->knowledge;
   mine.fenced = mine.landed;
+  mine.fence = ++this_block().proxy_fences;
+  return mine.fence;
+}
+
+int32_t last_fence_of_warp() {
+  int32_t fence = INT32_MAX;
+  const int first = machine.running->number / kWarpSize * kWarpSize;
+  for (int i = first; i < first + kWarpSize; ++i)
+    fence = std::min(fence, this_block().threads[i]->knowledge.fence);
+  return fence;
 }
 
 int unfenced_copy(const void* p) {

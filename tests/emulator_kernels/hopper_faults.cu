@@ -280,7 +280,7 @@ __global__ void proxy_fence_order_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
-// Of 64 producers, threads 128 .. 191, each copies a row; the others multiply.
+// Of 64 producers, threads 128 .. 191, each copies a row, or stores it; the others multiply.
 enum Handover {
   kProducersFence,
   kWarpFences,  // one lane for all, after __syncwarp
@@ -295,7 +295,7 @@ enum Handover {
   kNobodyWaits         // for the last copies
 };
 
-template <Handover kHandover>
+template <Handover kHandover, bool kStores = false>
 __global__ void handover_kernel(float* out, const float* in, const __grid_constant__ CUtensorMap) {
   constexpr int kConsumers = 128, kProducers = 64;
   auto* a = shared_memory<__nv_bfloat16>();
@@ -310,6 +310,11 @@ __global__ void handover_kernel(float* out, const float* in, const __grid_consta
   if (threadIdx.x >= kConsumers) {
     const int row = threadIdx.x - kConsumers;
     const bool is_first = row % 32 == 0;
+    if (kStores) {
+      *reinterpret_cast<float*>(a + element(row, 0)) = in[63 - row];
+      ptx::mbarrier_arrive(full);
+      return;
+    }
     if (kHandover == kCopyAfterArrival) ptx::cp_async_mbarrier_arrive_noinc(full);
     ptx::cp_async<4>(a + element(row, 0), &in[63 - row]);
     if (kHandover == kCopyAfterArrival) {
@@ -653,6 +658,10 @@ const Case kCases[] = {
     {"nobody_fences", handover_kernel<kWarpFences>, handover_kernel<kNoFence>, 192},
     {"fence_before_wait", handover_kernel<kConsumersFence>, handover_kernel<kFenceBeforeWait>, 192},
     {"one_lane_fences", handover_kernel<kConsumersFence>, handover_kernel<kLaneFences>, 192},
+    {"store_before_wait", handover_kernel<kConsumersFence, true>,
+     handover_kernel<kFenceBeforeWait, true>, 192},
+    {"store_and_one_lane", handover_kernel<kConsumersFence, true>,
+     handover_kernel<kLaneFences, true>, 192},
     {"no_wait_for_arrival", handover_kernel<kConsumersFence>, handover_kernel<kNoWait>, 192},
     {"copy_after_arrival", handover_kernel<kConsumersFence>, handover_kernel<kCopyAfterArrival>,
      192},
