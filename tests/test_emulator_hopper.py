@@ -61,6 +61,7 @@ def run(library: ctypes.CDLL, name: str, fault: bool, seed: int) -> str | None:
 
 # What the faulty kernels must be caught by: a message on every seed, on some seeds where a fault
 # shows by chance, or wrong output on some.
+NOT_FENCED = r"wgmma at .+ not every lane has seen a fence.proxy.async"
 MESSAGES = {
     "init_fence": r"cp_async_bulk_tensor at .+: no fence.mbarrier_init since",
     "expects_more": r"block \(0, 0, 0\) waits for ever; warp 0: lanes 0-31 in mbarrier_try_wait",
@@ -74,13 +75,26 @@ MESSAGES = {
     "descriptor": r"wgmma at .+: the matrix does not start at a multiple of 1024 bytes",
     "overlap_wait": r"thread \(64, 0, 0\) of block .+ exited without griddepcontrol_wait",
     "overlap_copy": r"cp_async_bulk_tensor at .+: no griddepcontrol_wait before this access",
+    "proxy_fence_order": NOT_FENCED,
+    "one_does_not_fence": r"wgmma at .+: after the copy by thread 133 .+ not every lane has",
+    "nobody_fences": NOT_FENCED,
+    "fence_before_wait": NOT_FENCED,
+    "one_lane_fences": NOT_FENCED,
+    "store_before_wait": r"wgmma at .+ was written since the last fence.proxy.async",
+    "store_and_one_lane": r"wgmma at .+ since the last fence.proxy.async that every lane has seen",
+    "relaxed_order": NOT_FENCED,
+    "registers_of_launch": r"block \(0, 0, 0\) waits for ever; warp 0: .*setmaxnreg_inc at",
     "registers": r"block \(0, 0, 0\) waits for ever; warp 0: .*setmaxnreg_inc at",
 }
 MESSAGES_ON_SOME = {
     "init_sync": r"mbarrier_try_wait_parity at .+: this is no mbarrier: it was not initialised",
     "copy_never_waited": r"block \(0, 0, 0\) exited with 1 asynchronous operations under way",
-    "proxy_fence_order": r"wgmma at .+ was written since the last fence.proxy.async",
+    "no_wait_for_arrival": NOT_FENCED,
+    "copy_after_arrival": NOT_FENCED,
+    "count_of_increments": r"waits for ever",
+    "arrival_never_waited": r"exited with 1 asynchronous operations under way",
     "sum_refill": r"waits for ever",
+    "sum_wgmma_refill": r"wgmma at .+ since the last fence.proxy.async that every lane has seen",
     "cluster_init": r"cp_async_bulk_tensor_multicast at .+: this is no mbarrier",
     "cluster_exit": r"mbarrier_arrive_cluster at .+: block [01] of the cluster has exited",
 }
@@ -93,7 +107,6 @@ WRONG_OUTPUT = [
     "try_once",
     "parity",
     "wgmma_wait",
-    "sum_wgmma_refill",
     "sum_cluster_refill",
 ]
 

@@ -1,8 +1,10 @@
 // What each function of cuda/ptx_sm90.cuh means, after the PTX ISA's description of its
 // instruction.
 //
-// The asynchronous proxy has a view of shared memory of its own, which ordinary stores do not reach
-// until a fence: products read both and fail where they differ. Products read their operands at
+// The asynchronous proxy has a view of shared memory of its own, which ordinary stores and cp.async
+// do not reach until a fence, and that fence must be known to all who multiply: products read both
+// and fail where they differ. A fence counts for the cp.async that happen before it; of ordinary
+// stores, whose thread the emulator does not see, for all so far. Products read their operands at
 // some moment between issue and wait, and the sums are poison for as long.
 #pragma once
 
@@ -45,6 +47,7 @@ struct WarpState {
 
 struct BlockState {
   std::vector<unsigned char> async_view;  // of shared memory
+  std::vector<int32_t> fences;            // that changed it, the last for each 16 bytes
   std::vector<uint64_t*> unfenced_barriers[32 * kWarps];
   WarpState warps[kWarps];
 };
@@ -54,6 +57,7 @@ inline BlockState& block_state(int rank) {
   if (!slot) {
     auto state = std::make_shared<BlockState>();
     state->async_view.assign(shared_bytes(), 0xff);
+    state->fences.resize(shared_bytes() / 16 + 1);
     slot = state;
   }
   return *static_cast<BlockState*>(slot.get());
@@ -157,28 +161,55 @@ struct Matrix {
   }
 };
 
-// Calls put(mn, k, value) for rows first_mn .. first_mn + num_mn of 16 elements.
+// Calls visit(mn, k, offset in shared memory) for each 16 bytes of rows first_mn .. first_mn +
+// num_mn of 16 elements.
+template <typename Visit>
+void visit_chunks(const Matrix& matrix, int first_mn, int num_mn, Visit visit) {
+  const int mn_step = matrix.k_major ? 1 : 8, k_step = matrix.k_major ? 8 : 1;
+  for (int mn = first_mn; mn < first_mn + num_mn; mn += mn_step)
+    for (int k = 0; k < 16; k += k_step) visit(mn, k, matrix.chunk(mn, k) - kSharedBase);
+}
+
+// Fails unless the warp may read these rows. PTX does not say which of its threads reads what, so
+// each must have a fence.proxy.async, its own or one it has acquired, between the copies and this.
+inline void check_operand(const Matrix& matrix, int first_mn, int num_mn, Site site) {
+  const auto* memory = static_cast<const unsigned char*>(shared_memory());
+  visit_chunks(matrix, first_mn, num_mn, [&](int, int, uint32_t offset) {
+    if (offset + 16 > shared_bytes())
+      fail("wgmma", site, "the matrix reaches offset %u of %zu bytes of shared memory", offset,
+           shared_bytes());
+    const int copier = unfenced_copy(memory + offset);
+    if (copier >= 0)
+      fail("wgmma", site,
+           "after the copy by thread %d to offset %u in shared memory not every lane has seen a "
+           "fence.proxy.async",
+           copier, offset);
+  });
+}
+
+// Calls put(mn, k, value) for rows first_mn .. first_mn + num_mn of 16 elements. fence: the last
+// that the warp knows of.
 template <typename T, typename Put>
-void read_matrix(const Matrix& matrix, int block, int first_mn, int num_mn, Site site, Put put) {
+void read_matrix(const Matrix& matrix, int block, int first_mn, int num_mn, int32_t fence,
+                 Site site, Put put) {
   const unsigned char* memory = shared_memory_of(block);
   const BlockState& state = block_state(block);
-  const int mn_step = matrix.k_major ? 1 : 8, k_step = matrix.k_major ? 8 : 1;
-  for (int mn = first_mn; mn < first_mn + num_mn; mn += mn_step) {
-    for (int k = 0; k < 16; k += k_step) {
-      const uint32_t offset = matrix.chunk(mn, k) - kSharedBase;
-      if (offset + 16 > state.async_view.size())
-        fail("wgmma", site, "the matrix reaches offset %u of %zu bytes of shared memory", offset,
-             state.async_view.size());
-      if (memcmp(memory + offset, &state.async_view[offset], 16) != 0)
-        fail("wgmma", site,
-             "offset %u in shared memory was written since the last fence.proxy.async", offset);
-      uint16_t elements[8];
-      memcpy(elements, memory + offset, 16);
-      for (int i = 0; i < 8; ++i)
-        put(mn + (matrix.k_major ? 0 : i), k + (matrix.k_major ? i : 0),
-            ptx::to_float(T{}, elements[i]));
-    }
-  }
+  visit_chunks(matrix, first_mn, num_mn, [&](int mn, int k, uint32_t offset) {
+    if (memcmp(memory + offset, &state.async_view[offset], 16) != 0)
+      fail("wgmma", site, "offset %u in shared memory was written since the last fence.proxy.async",
+           offset);
+    if (state.fences[offset / 16] > fence)
+      fail(
+          "wgmma", site,
+          "offset %u in shared memory was written since the last fence.proxy.async that every lane "
+          "has seen",
+          offset);
+    uint16_t elements[8];
+    memcpy(elements, memory + offset, 16);
+    for (int i = 0; i < 8; ++i)
+      put(mn + (matrix.k_major ? 0 : i), k + (matrix.k_major ? i : 0),
+          ptx::to_float(T{}, elements[i]));
+  });
 }
 
 // Where sum j of a lane is in [16, n], PTX ISA, "WGMMA .m64nNk16 register fragment layout for D".
@@ -351,14 +382,16 @@ void cp_async_bulk_tensor_multicast(void* dst, const CUtensorMap* encoded, uint6
   for (int i = 0; i < kRank; ++i) origin[i] = at[i];
   std::vector<std::pair<int, uint64_t*>> targets;
   const IgnoreAccesses ignore;
+  const size_t offset = first - kSharedBase, bytes = static_cast<size_t>(rows) * row_bytes;
   for (int rank = 0; rank < cluster_size(); ++rank) {
     if ((ranks >> rank & 1) == 0) continue;
     auto* their_barrier = static_cast<uint64_t*>(in_block(rank, barrier));
     if (load_barrier(function, their_barrier, site).tag != Barrier64::kFenced)
       fail(function, site, "no fence.mbarrier_init since the mbarrier was initialised");
     targets.emplace_back(rank, their_barrier);
+    forget_copies(rank, shared_memory_of(rank) + offset, bytes);
+    std::fill_n(&block_state(rank).fences[offset / 16], bytes / 16, 0);
     if (options.seed == 0) continue;
-    const size_t offset = first - kSharedBase, bytes = static_cast<size_t>(rows) * row_bytes;
     memset(shared_memory_of(rank) + offset, 0xff, bytes);
     memset(&block_state(rank).async_view[offset], 0xff, bytes);
   }
@@ -420,8 +453,21 @@ void cp_async_bulk_tensor(void* dst, const CUtensorMap* map, uint64_t* barrier,
 // TSan knows no proxies: what is ordered for the threads is ordered.
 inline void fence_proxy_async() {
   const emulator::IgnoreAccesses ignore;
-  memcpy(emulator::block_state().async_view.data(), emulator::shared_memory(),
-         emulator::shared_bytes());
+  const int32_t fence = emulator::fence_proxies();
+  const auto* memory = static_cast<const unsigned char*>(emulator::shared_memory());
+  emulator::BlockState& state = emulator::block_state();
+  std::vector<unsigned char>& view = state.async_view;
+  constexpr size_t kPage = 1024;
+  for (size_t page = 0; page < view.size(); page += kPage) {
+    const size_t end = std::min(page + kPage, view.size());
+    if (memcmp(&view[page], memory + page, end - page) == 0) continue;
+    for (size_t at = page; at < end; at += 16) {
+      const size_t bytes = std::min<size_t>(16, end - at);
+      if (memcmp(&view[at], memory + at, bytes) == 0) continue;
+      memcpy(&view[at], memory + at, bytes);
+      state.fences[at / 16] = fence;
+    }
+  }
 }
 
 // row: where this lane points to, and what comes there.
@@ -459,14 +505,13 @@ inline bool elect_sync(Site site = Site::here()) {
 
 inline void set_registers(const char* function, int count, bool increases, Site site) {
   using namespace emulator;
-  constexpr int kRegisters = 65536;
   if (count % 8 != 0 || count < 24 || count > 256)
     fail(function, site, "%d is no multiple of 8 from 24 to 256", count);
   warp_collective(function, kFullWarp, nullptr, [](void* const*) {}, false, site);
   const IgnoreAccesses ignore;
   BlockState& state = block_state();
   const int threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
-  const int at_launch = std::min(255, kRegisters / threads) / 8 * 8;
+  const int at_launch = std::min(255, 65536 / threads) / 8 * 8;  // by __launch_bounds__
   const auto registers = [&](int warp) {
     const int set = state.warps[warp].registers;
     return set == 0 ? at_launch : set;
@@ -481,7 +526,7 @@ inline void set_registers(const char* function, int count, bool increases, Site 
     fail(function, site, "from %d registers to %d", registers(warp), count);
   state.warps[warp].registers = count;
   wake(&state);
-  while (total() > kRegisters) wait_on(&state, function, site);
+  while (total() > at_launch * threads) wait_on(&state, function, site);
 }
 
 template <int kCount>
@@ -503,19 +548,26 @@ struct ProductOperands {
   Site site;
 };
 
-template <typename T, int N, bool kTransA, bool kTransB>
-void multiply(std::vector<float>& sums, const ProductOperands& operands, int block, int warp) {
-  using emulator::Matrix;
-  const Site site = operands.site;
+// Of a warp.
+struct ProductMatrices {
+  emulator::Matrix a, b;
+  int first_row;  // of a
+  int32_t fence;  // the last that all lanes know of
+  bool accumulate;
+  Site site;
+};
+
+template <typename T, int N>
+void multiply(std::vector<float>& sums, const ProductMatrices& matrices, int block) {
+  const auto [a_matrix, b_matrix, first_row, fence, accumulate, site] = matrices;
   float a[16][16], b[16][N];
-  const int first_row = warp % 4 * 16;
-  emulator::read_matrix<T>(Matrix::decode("wgmma", operands.a, !kTransA, site), block, first_row,
-                           16, site, [&](int m, int k, float x) { a[m - first_row][k] = x; });
-  emulator::read_matrix<T>(Matrix::decode("wgmma", operands.b, !kTransB, site), block, 0, N, site,
+  emulator::read_matrix<T>(a_matrix, block, first_row, 16, fence, site,
+                           [&, first = first_row](int m, int k, float x) { a[m - first][k] = x; });
+  emulator::read_matrix<T>(b_matrix, block, 0, N, fence, site,
                            [&](int n, int k, float x) { b[k][n] = x; });
   for (int row = 0; row < 16; ++row) {
     float* sum = sums.data() + row * N;
-    if (!operands.accumulate) std::fill(sum, sum + N, 0.0f);
+    if (!accumulate) std::fill(sum, sum + N, 0.0f);
     for (int k = 0; k < 16; ++k)
       for (int n = 0; n < N; ++n) sum[n] += a[row][k] * b[k][n];
   }
@@ -538,6 +590,14 @@ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate,
         using namespace emulator;
         const auto first = *static_cast<const ProductOperands*>(lanes[0]);
         const Site site = first.site;
+        const ProductMatrices matrices{Matrix::decode("wgmma", first.a, !kTransA, site),
+                                       Matrix::decode("wgmma", first.b, !kTransB, site),
+                                       thread_number() / 32 % 4 * 16,
+                                       last_fence_of_warp(),
+                                       first.accumulate,
+                                       site};
+        check_operand(matrices.a, matrices.first_row, 16, site);
+        check_operand(matrices.b, 0, N, site);
         Accumulators mine;
         for (int lane = 0; lane < 32; ++lane) {
           const auto& other = *static_cast<const ProductOperands*>(lanes[lane]);
@@ -563,10 +623,10 @@ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate,
         auto operation = std::make_shared<Operation>();
         std::shared_ptr<Operation> previous;
         if (!warp.products.empty()) previous = warp.products.back().operation;
-        const int block = cluster_rank(), number = thread_number() / 32;
+        const int block = cluster_rank();
         operation->effect = [=, sums = mine.sums] {
           if (previous) land(*previous);
-          multiply<T, N, kTransA, kTransB>(*sums, first, block, number);
+          multiply<T, N>(*sums, matrices, block);
         };
         warp.products.push_back({warp.committed_groups, mine.sums, operation});
         start(operation);

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <numeric>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -65,6 +66,7 @@ constexpr int kWarpSize = 32;
 constexpr int kNamedBarriers = 16;
 constexpr size_t kGuardBytes = 4096;
 constexpr size_t kSharedAlignment = 1024;
+constexpr size_t kLineBytes = 16;  // that one copy brings at most
 constexpr int64_t kMaxIdleYields = int64_t{1} << 24;
 
 // Even seeds: NaN in every float type, -1 in every integer. Odd seeds: small and positive in all of
@@ -75,8 +77,43 @@ struct Copy {
   void* dst;
   const void* src;
   size_t bytes, src_bytes;
-  int64_t number;  // among the thread's, from 1
+  int32_t number;  // among the thread's, from 1
   bool landed;
+};
+
+// What somebody knows of what has happened in the block: of the copies of each thread, how many,
+// from the first on, have landed, and how many of those are fenced, none of threads past the end;
+// and the last fence of the proxies, by its number.
+struct Knowledge {
+  std::vector<int32_t> landed, fenced;
+  int32_t fence = 0;
+
+  void clear() {
+    landed.clear();
+    fenced.clear();
+    fence = 0;
+  }
+
+  void add(const Knowledge& other) {
+    add(landed, other.landed);
+    add(fenced, other.fenced);
+    fence = std::max(fence, other.fence);
+  }
+
+  static void add(std::vector<int32_t>& mine, const std::vector<int32_t>& others) {
+    mine.resize(std::max(mine.size(), others.size()));
+    for (size_t i = 0; i < others.size(); ++i) mine[i] = std::max(mine[i], others[i]);
+  }
+
+  void add_landed(size_t thread, int32_t copies) {
+    landed.resize(std::max(landed.size(), thread + 1));
+    landed[thread] = std::max(landed[thread], copies);
+  }
+};
+
+// The last copy to 16 bytes: its thread, and its number among the thread's copies, 0 if none.
+struct CopiedLine {
+  int32_t thread, number;
 };
 
 enum class State { kReady, kWaiting, kExited };
@@ -98,9 +135,10 @@ struct Thread {
   // Asynchronous copies that neither a wait nor an arrival after them has covered yet; how many
   // were started, all in all, how many of those an arrival will cover, and the last of each group.
   std::vector<Copy> copies;
-  int64_t copies_started;
-  int64_t copies_awaited;
-  std::vector<int64_t> groups;
+  int32_t copies_started;
+  int32_t copies_awaited;
+  std::vector<int32_t> groups;
+  Knowledge knowledge;
   int unwaited;             // operations of other kinds
   int64_t cluster_barrier;  // the one that it has arrived at and not waited for, or -1
   bool precedes;            // it may run before the launches before have ended
@@ -173,6 +211,9 @@ struct Block {
   Barrier block_barrier;
   Barrier named_barriers[kNamedBarriers];
   char warp_synced[kMaxThreads / kWarpSize];  // what the sanitizer orders memory accesses by
+  std::vector<CopiedLine> copied_lines;       // of shared memory, or empty
+  std::unordered_map<const void*, Knowledge> released;  // by the address
+  int32_t proxy_fences;                                 // so far
 };
 
 // The launch in progress; there is one at a time.
@@ -208,6 +249,12 @@ Machine machine;
 
 Block& this_block() { return *machine.running->block; }
 
+// Of the block's shared memory.
+size_t line_of(const Block& block, const void* p) {
+  return static_cast<size_t>(static_cast<const unsigned char*>(p) - block.shared->data()) /
+         kLineBytes;
+}
+
 // Lets the sanitizer take what action does for what this thread does.
 template <typename Action>
 void as(const Thread& thread, Action action) {
@@ -216,6 +263,27 @@ void as(const Thread& thread, Action action) {
   __tsan_switch_to_fiber(thread.fiber.tsan(), kTsanNoSync);
   action();
   __tsan_switch_to_fiber(current, kTsanNoSync);
+}
+
+void tsan_release(void* address) {
+  if (__tsan_release) __tsan_release(address);
+}
+
+void tsan_acquire(void* address) {
+  if (__tsan_acquire) __tsan_acquire(address);
+}
+
+// What the sanitizer is not told: the knowledge that was released there.
+void learn(Thread& thread, const void* address) {
+  const auto found = thread.block->released.find(address);
+  if (found == thread.block->released.end()) return;
+  const IgnoreAccesses ignore;
+  thread.knowledge.add(found->second);
+}
+
+void acquire(Thread& thread, void* address) {
+  as(thread, [&] { tsan_acquire(address); });
+  learn(thread, address);
 }
 
 std::string text(const char* format, va_list args) {
@@ -284,7 +352,7 @@ void land(Copy& copy) {
 }
 
 // Its copies up to this one.
-void land_until(Thread& thread, int64_t last) {
+void land_until(Thread& thread, int32_t last) {
   const auto covered = [&](const Copy& copy) { return copy.number <= last; };
   for (Copy& copy : thread.copies)
     if (covered(copy) && !copy.landed) land(copy);
@@ -338,7 +406,7 @@ void reset(Barrier& barrier) {
 
 void complete(Barrier& barrier) {
   for (Thread* thread : barrier.waiting) {
-    as(*thread, [&] { acquire(&barrier); });
+    acquire(*thread, &barrier);
     make_ready(*thread);
   }
   reset(barrier);
@@ -363,9 +431,9 @@ Barrier& named_barrier(const char* function, int id, Site site) {
 
 void thread_main() {
   Thread& thread = *machine.running;
-  acquire(&machine.launch_started);
+  tsan_acquire(&machine.launch_started);
   (*machine.body)();
-  release(&machine.block_exited);
+  tsan_release(&machine.block_exited);
   const int64_t never_waited =
       std::count_if(thread.copies.begin(), thread.copies.end(),
                     [&](const Copy& copy) { return copy.number > thread.copies_awaited; });
@@ -391,6 +459,9 @@ void thread_main() {
 void start_threads(Block& block) {
   reset(block.block_barrier);
   for (Barrier& barrier : block.named_barriers) reset(barrier);
+  block.copied_lines.clear();
+  block.released.clear();
+  block.proxy_fences = 0;
   for (int i = 0; i < machine.num_threads; ++i) {
     if (static_cast<int>(block.threads.size()) == i)
       block.threads.push_back(std::make_unique<Thread>());
@@ -404,6 +475,7 @@ void start_threads(Block& block) {
     thread.copies_started = 0;
     thread.copies_awaited = 0;
     thread.groups.clear();
+    thread.knowledge.clear();
     thread.unwaited = 0;
     thread.cluster_barrier = -1;
     thread.precedes = machine.overlaps;
@@ -459,7 +531,7 @@ void run_cluster(size_t shared_bytes) {
   reset(machine.cluster_barrier);
   for (int i = 0; i < machine.num_blocks; ++i)
     machine.blocks[i].shared = std::make_unique<SharedMemory>(shared_bytes);
-  release(&machine.launch_started);
+  tsan_release(&machine.launch_started);
   for (int i = 0; i < machine.num_blocks; ++i) start_threads(machine.blocks[i]);
   const int num_threads = machine.num_blocks * machine.num_threads;
   while (machine.error.empty() && machine.num_exited < num_threads) {
@@ -482,16 +554,16 @@ void run_cluster(size_t shared_bytes) {
         const Thread& thread = *machine.blocks[b].threads[i];
         if (thread.state == State::kExited) continue;
         __tsan_switch_to_fiber(thread.fiber.tsan(), kTsanNoSync);
-        release(&machine.block_exited);
+        tsan_release(&machine.block_exited);
       }
     }
     // Freed as a fiber that comes after this block: the scheduler, which later blocks come after,
     // must not, or accesses of two blocks to the same memory would seem to be in order.
     void* after = __tsan_create_fiber(0);
     __tsan_switch_to_fiber(after, kTsanNoSync);
-    acquire(&machine.block_exited);
+    tsan_acquire(&machine.block_exited);
     for (Block& block : machine.blocks) block.shared.reset();
-    release(&machine.block_exited);
+    tsan_release(&machine.block_exited);
     __tsan_switch_to_fiber(machine.scheduler.tsan(), kTsanNoSync);
     __tsan_destroy_fiber(after);
   }
@@ -572,7 +644,7 @@ Status run(const char* kernel, dim3 grid, dim3 block, unsigned cluster_size, boo
     }
     run_cluster(shared_bytes);
   }
-  acquire(&machine.block_exited);
+  tsan_acquire(&machine.block_exited);
   if (!machine.error.empty()) return {kernel, machine.error.c_str()};
   return {};
 }
@@ -607,11 +679,16 @@ std::shared_ptr<void>& block_extension(int rank) { return machine.blocks[rank].e
 uint64_t random(uint64_t n) { return machine.random(n); }
 
 void release(void* address) {
-  if (__tsan_release) __tsan_release(address);
+  tsan_release(address);
+  const Knowledge& mine = machine.running->knowledge;
+  if (mine.landed.empty() && mine.fence == 0) return;
+  const IgnoreAccesses ignore;
+  this_block().released[address].add(mine);
 }
 
 void acquire(void* address) {
-  if (__tsan_acquire) __tsan_acquire(address);
+  tsan_acquire(address);
+  learn(*machine.running, address);
 }
 
 void start(const std::shared_ptr<Operation>& operation) {
@@ -773,7 +850,7 @@ void warp_collective(const char* function, uint32_t mask, void* operands, Evalua
     }
     for (Thread* other : lanes) {
       if (!other) continue;
-      if (orders_memory) as(*other, [&] { acquire(synced); });
+      if (orders_memory) acquire(*other, synced);
       make_ready(*other);
     }
   }
@@ -798,6 +875,8 @@ void copy_async(void* dst, const void* src, size_t bytes, size_t src_bytes) {
   {
     const IgnoreAccesses ignore;
     thread.copies.push_back(copy);
+    this_block().copied_lines.resize(shared_bytes() / kLineBytes + 1);
+    this_block().copied_lines[line_of(this_block(), dst)] = {thread.number, copy.number};
   }
   land_some(thread);
 }
@@ -814,22 +893,63 @@ void commit_copies() {
 void wait_for_copies(int groups_left) {
   Thread& thread = *machine.running;
   const auto groups = static_cast<int>(thread.groups.size());
-  if (groups > groups_left) land_until(thread, thread.groups[groups - groups_left - 1]);
+  if (groups <= groups_left) return;
+  const int32_t last = thread.groups[groups - groups_left - 1];
+  land_until(thread, last);
+  const IgnoreAccesses ignore;
+  thread.knowledge.add_landed(static_cast<size_t>(thread.number), last);
 }
 
 void after_copies(void* address, std::function<void()> arrive) {
   Thread& thread = *machine.running;
-  const int64_t last = thread.copies_started;
+  const int32_t last = thread.copies_started;
   thread.copies_awaited = last;
   auto operation = std::make_shared<Operation>();
   operation->effect = [=, &thread] {
     as(thread, [&] {
       land_until(thread, last);
-      release(address);
+      tsan_release(address);
     });
+    thread.block->released[address].add_landed(static_cast<size_t>(thread.number), last);
     arrive();
   };
   start(operation);
+}
+
+int32_t fence_proxies() {
+  const IgnoreAccesses ignore;
+  Knowledge& mine = machine.running->knowledge;
+  mine.fenced = mine.landed;
+  mine.fence = ++this_block().proxy_fences;
+  return mine.fence;
+}
+
+int32_t last_fence_of_warp() {
+  int32_t fence = INT32_MAX;
+  const int first = machine.running->number / kWarpSize * kWarpSize;
+  for (int i = first; i < first + kWarpSize; ++i)
+    fence = std::min(fence, this_block().threads[i]->knowledge.fence);
+  return fence;
+}
+
+int unfenced_copy(const void* p) {
+  const Block& block = this_block();
+  if (block.copied_lines.empty()) return -1;
+  const auto [copier, number] = block.copied_lines[line_of(block, p)];
+  const int warp = machine.running->number / kWarpSize;
+  for (int i = 0; number > 0 && i < kWarpSize; ++i) {
+    const std::vector<int32_t>& fenced = block.threads[warp * kWarpSize + i]->knowledge.fenced;
+    if (static_cast<size_t>(copier) >= fenced.size() || fenced[copier] < number) return copier;
+  }
+  return -1;
+}
+
+void forget_copies(int rank, const void* p, size_t bytes) {
+  Block& block = machine.blocks[rank];
+  if (block.copied_lines.empty()) return;
+  const size_t first = line_of(block, p);
+  std::fill_n(block.copied_lines.begin() + static_cast<std::ptrdiff_t>(first), bytes / kLineBytes,
+              CopiedLine{});
 }
 
 }  // namespace deeplab_fast::emulator

@@ -160,4 +160,19 @@ void wait_for_copies(int groups_left);
 // They are released, in its name, to those who acquire address then.
 void after_copies(void* address, std::function<void()> arrive);
 
+// A fence between the proxies: shows the asynchronous one the copies that this thread knows to have
+// landed, its own that it has waited for and those that it has acquired. Returns the number of the
+// fence, from 1 in each block.
+int32_t fence_proxies();
+
+// The last fence that every lane of this warp knows of, its own or acquired; 0 if none.
+int32_t last_fence_of_warp();
+
+// A thread of the block whose copy was the last to these 16 bytes of its shared memory, where not
+// every lane of this warp knows that the copy was fenced; else -1.
+int unfenced_copy(const void* p);
+
+// These bytes of the shared memory of a block are written otherwise.
+void forget_copies(int rank, const void* p, size_t bytes);
+
 }  // namespace deeplab_fast::emulator

@@ -280,6 +280,101 @@ __global__ void proxy_fence_order_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
+// Of 64 producers, threads 128 .. 191, each copies a row, or stores it; the others multiply.
+enum Handover {
+  kProducersFence,
+  kWarpFences,  // one lane for all, after __syncwarp
+  kOneDoesNotFence,
+  kNoFence,
+  kConsumersFence,  // producers arrive by the end of their copies
+  kFenceBeforeWait,
+  kLaneFences,
+  kNoWait,
+  kCopyAfterArrival,
+  kCountOfIncrements,  // the count that cp.async.mbarrier.arrive without noinc takes
+  kNobodyWaits         // for the last copies
+};
+
+template <Handover kHandover, bool kStores = false>
+__global__ void handover_kernel(float* out, const float* in, const __grid_constant__ CUtensorMap) {
+  constexpr int kConsumers = 128, kProducers = 64;
+  auto* a = shared_memory<__nv_bfloat16>();
+  auto* full = reinterpret_cast<uint64_t*>(a + kStageA);
+  if (threadIdx.x < kConsumers) {
+    for (int i = threadIdx.x; i < 64 * 16; i += kConsumers)
+      a[element(i / 16, i % 16)] = __float2bfloat16(0.0f);
+    store_b();
+    ptx::fence_proxy_async();
+  }
+  init(full, kHandover == kCountOfIncrements ? 1 : kHandover == kWarpFences ? 2 : kProducers);
+  if (threadIdx.x >= kConsumers) {
+    const int row = threadIdx.x - kConsumers;
+    const bool is_first = row % 32 == 0;
+    if (kStores) {
+      *reinterpret_cast<float*>(a + element(row, 0)) = in[63 - row];
+      ptx::mbarrier_arrive(full);
+      return;
+    }
+    if (kHandover == kCopyAfterArrival) ptx::cp_async_mbarrier_arrive_noinc(full);
+    ptx::cp_async<4>(a + element(row, 0), &in[63 - row]);
+    if (kHandover == kCopyAfterArrival) {
+      ptx::cp_async_wait_all();
+    } else if (kHandover >= kConsumersFence) {
+      ptx::cp_async_mbarrier_arrive_noinc(full);
+    } else {
+      ptx::cp_async_wait_all();
+      if (kHandover == kWarpFences) __syncwarp();
+      const bool fences = (kHandover == kWarpFences && is_first) || kHandover == kProducersFence ||
+                          (kHandover == kOneDoesNotFence && row != 5);
+      if (fences) ptx::fence_proxy_async();
+      if (kHandover != kWarpFences || is_first) ptx::mbarrier_arrive(full);
+    }
+    return;
+  }
+  if (kHandover == kFenceBeforeWait) ptx::fence_proxy_async();
+  if (kHandover != kNoWait) wait(full, 0);
+  if (kHandover >= kConsumersFence && kHandover != kFenceBeforeWait &&
+      (kHandover != kLaneFences || threadIdx.x % 32 == 0))
+    ptx::fence_proxy_async();
+  float sum[kN / 2];
+  ptx::wgmma_fence();
+  multiply(sum, a, false);
+  ptx::wgmma_commit_group();
+  ptx::wgmma_wait_group<0>();
+  write_column(out, sum);
+  if (kHandover == kNobodyWaits) {
+    if (threadIdx.x == 0) {
+      ptx::cp_async<4>(a, in);
+      ptx::cp_async_mbarrier_arrive_noinc(full);
+    }
+  } else {
+    wait(full, 0);
+  }
+}
+
+// The fault: the order of a barrier that gives none. Clusters of one block.
+template <bool kFault>
+__global__ void relaxed_order_kernel(float* out, const float* in,
+                                     const __grid_constant__ CUtensorMap) {
+  auto* a = shared_memory<__nv_bfloat16>();
+  for (int i = threadIdx.x; i < 64 * 16; i += 128)
+    a[element(i / 16, i % 16)] = __float2bfloat16(0.0f);
+  store_b();
+  __syncthreads();
+  if (threadIdx.x < 64) ptx::cp_async<4>(a + element(threadIdx.x, 0), &in[63 - threadIdx.x]);
+  ptx::cp_async_wait_all();
+  if (!kFault) __syncthreads();
+  ptx::cluster_arrive_relaxed();
+  ptx::cluster_wait();
+  ptx::fence_proxy_async();
+  float sum[kN / 2];
+  ptx::wgmma_fence();
+  multiply(sum, a, false);
+  ptx::wgmma_commit_group();
+  ptx::wgmma_wait_group<0>();
+  write_column(out, sum);
+}
+
 // The fault: the second sum starts without a fence after the first was within reach.
 template <bool kFault>
 __global__ void wgmma_fence_kernel(float* out, const float* in,
@@ -426,16 +521,14 @@ __global__ void major_kernel(float* out, const float* in, const __grid_constant_
   out[row + 8] = sum[3 * 64 / 8 * 4 + 2];
 }
 
-// Two warpgroups of 248 registers are more than there are, with a third of 24.
-template <bool kFault>
+// Two warpgroups share what a third leaves of the 384 x 168 registers of the launch.
+template <int kLeft, int kTaken>
 __global__ void __launch_bounds__(384, 1)
     registers_kernel(float* out, const float* in, const __grid_constant__ CUtensorMap) {
   if (threadIdx.x < 128) {
-    ptx::setmaxnreg_dec<24>();
-  } else if (kFault) {
-    ptx::setmaxnreg_inc<248>();
+    ptx::setmaxnreg_dec<kLeft>();
   } else {
-    ptx::setmaxnreg_inc<240>();
+    ptx::setmaxnreg_inc<kTaken>();
   }
   if (threadIdx.x < kTile) out[threadIdx.x] = in[kTile - 1 - threadIdx.x];
 }
@@ -560,6 +653,22 @@ const Case kCases[] = {
     {"sum_refill", sum_refill_kernel<false>, sum_refill_kernel<true>},
     {"proxy_fence", proxy_fence_kernel<false>, proxy_fence_kernel<true>},
     {"proxy_fence_order", proxy_fence_order_kernel<false>, proxy_fence_order_kernel<true>},
+    {"one_does_not_fence", handover_kernel<kProducersFence>, handover_kernel<kOneDoesNotFence>,
+     192},
+    {"nobody_fences", handover_kernel<kWarpFences>, handover_kernel<kNoFence>, 192},
+    {"fence_before_wait", handover_kernel<kConsumersFence>, handover_kernel<kFenceBeforeWait>, 192},
+    {"one_lane_fences", handover_kernel<kConsumersFence>, handover_kernel<kLaneFences>, 192},
+    {"store_before_wait", handover_kernel<kConsumersFence, true>,
+     handover_kernel<kFenceBeforeWait, true>, 192},
+    {"store_and_one_lane", handover_kernel<kConsumersFence, true>,
+     handover_kernel<kLaneFences, true>, 192},
+    {"no_wait_for_arrival", handover_kernel<kConsumersFence>, handover_kernel<kNoWait>, 192},
+    {"copy_after_arrival", handover_kernel<kConsumersFence>, handover_kernel<kCopyAfterArrival>,
+     192},
+    {"count_of_increments", handover_kernel<kConsumersFence>, handover_kernel<kCountOfIncrements>,
+     192},
+    {"arrival_never_waited", handover_kernel<kConsumersFence>, handover_kernel<kNobodyWaits>, 192},
+    {"relaxed_order", relaxed_order_kernel<false>, relaxed_order_kernel<true>},
     {"wgmma_fence", wgmma_fence_kernel<false>, wgmma_fence_kernel<true>},
     {"wgmma_wait", wgmma_wait_kernel<false>, wgmma_wait_kernel<true>},
     {"wgmma_written", wgmma_written_kernel<false>, wgmma_written_kernel<true>},
@@ -570,7 +679,8 @@ const Case kCases[] = {
     {"major_b_bit", major_kernel<kCorrect>, major_kernel<kBitB>},
     {"major_exchanged", major_kernel<kCorrect>, major_kernel<kExchanged>},
     {"major_step", major_kernel<kCorrect>, major_kernel<kStep>},
-    {"registers", registers_kernel<false>, registers_kernel<true>, 384},
+    {"registers", registers_kernel<24, 240>, registers_kernel<24, 248>, 384},
+    {"registers_of_launch", registers_kernel<88, 208>, registers_kernel<96, 208>, 384},
     {"cluster_init", cluster_init_kernel<false>, cluster_init_kernel<true>, 128, 2},
     {"cluster_exit", cluster_exit_kernel<false>, cluster_exit_kernel<true>, 128, 2},
     {"sum_cluster_refill", sum_cluster_refill_kernel<false>, sum_cluster_refill_kernel<true>, 128,
