@@ -133,6 +133,20 @@ def prepare(run: Run, device: torch.device) -> tuple[Run, int | None]:
         return thread.submit(capture).result()
 
 
+def is_lost(device: torch.device) -> bool:
+    """Whether a CUDA error has left ``device`` unusable for the rest of this process.
+
+    After some errors, like an illegal memory access, every later CUDA call fails too.
+    """
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:  # torch.AcceleratorError is one
+        return True
+    return False
+
+
 def leaves(outputs: Any) -> list[Tensor]:
     """The tensors of a tensor or a nested sequence of them."""
     if isinstance(outputs, Tensor):

@@ -1,4 +1,4 @@
-"""The benchmarks run, in a toy size, and refuse to time what is wrong."""
+"""The benchmarks run, in a toy size, and time nothing that is wrong."""
 
 from __future__ import annotations
 
@@ -221,27 +221,28 @@ def test_run_all_runs_a_piece(harness, tmp_path, capsys):
     assert "no piece begins with 'lunch': --list names them" in capsys.readouterr().err
 
 
-def test_run_all_goes_on_unless_something_is_wrong(harness, monkeypatch, tmp_path, capsys):
+def test_run_all_goes_on_after_pieces_that_fail_or_hang(harness, monkeypatch, tmp_path, capsys):
     run_all = importlib.import_module("run_all")
     python = {
+        "correctness": "raise SystemExit(1)",
         "slow": "import time; time.sleep(60)",
         "broken": "raise RuntimeError",
         "good": "print('x')",
     }
     commands = {name: [sys.executable, "-I", "-c", code] for name, code in python.items()}
     monkeypatch.setattr(run_all, "pieces", lambda *args: commands)
-    with pytest.raises(SystemExit, match="^not finished: slow broken$"):
+    with pytest.raises(SystemExit, match="^failed or not finished: correctness slow broken$"):
         run_all.main(["--limit", "1", "--output", str(tmp_path)])
-    slow, broken, good, _ = capsys.readouterr().out.splitlines()
+    correctness, slow, broken, good, _ = capsys.readouterr().out.splitlines()
+    assert correctness.startswith("correctness: failed, status 1")
     assert slow.startswith("slow: out of time after 1 s")
     assert broken.startswith("broken: failed, status 1") and good.startswith("good: done")
-    commands["broken"][-1] = "raise SystemExit('WRONG: aspp has error 1')"
-    with pytest.raises(SystemExit, match="^broken failed, nothing more is timed: "):
-        run_all.main(["broken", "good", "--output", str(tmp_path)])
-    assert "good" not in capsys.readouterr().out
-    commands = {"correctness": commands["slow"], "good": commands["good"]}
-    with pytest.raises(SystemExit, match="^correctness failed, nothing more is timed: "):
-        run_all.main(["--limit", "0.1", "--output", str(tmp_path)])
+
+
+def test_run_all_plots_no_empty_file(harness, tmp_path):
+    (tmp_path / "aspp-1.csv").write_text("# failed case: WRONG\n" + ",".join(harness.COLUMNS))
+    importlib.import_module("run_all").plot_what_ran_out_of_time(tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".csv"]
 
 
 def test_the_results_in_the_readme_are_those_of_the_files(harness):
@@ -279,6 +280,11 @@ def test_table_of_results(harness, tmp_path):
     write("cpu-2026-01-01/model-20260101-100000.csv", "model", "x,1,fp32,ours,a,1,,,",
           "x,1,fp32,baseline,PyTorch,9,,,")  # fmt: skip
     write("local/model-20260301-100000.csv", "model", "x,1,fp32,ours,a,1,,,")
+    write("gpu-2026-02-01/aspp-20260201-130000.csv", "aspp", "ours,1,bf16,ours,alone,1,,,")
+    failed = tmp_path / "gpu-2026-02-01" / "aspp-20260201-130000.csv"
+    failed.write_text(
+        "# failed ours, batch 1, bf16, PyTorch: WRONG: error 1\n" + failed.read_text()
+    )
     first, second = table.tables(tmp_path).split("A GPU, 2 threads; torch 3; ")[1:]
     assert (
         "| aspp: old, batch 1, bf16 | 2.35 ms (deeplab_fast) | 4.69 ms (torchvision) | 2.00x "
@@ -287,31 +293,109 @@ def test_table_of_results(harness, tmp_path):
     assert "| 2.00x | 10.0 / 20.0 | in uint8 1.50; PyTorch NCHW 240; OpenVINO 3.00 |" in first
     assert first.count("\n| aspp") == 1 and "rate 6" not in first and "half" not in first
     assert "Ceilings of that machine: product in bf16 800 TFLOP/s; copy in fp32 4000 GB/s." in first
+    assert "raised:\n\n* ours, batch 1, bf16, PyTorch: WRONG: error 1\n\n" in first
+    assert "| aspp: ours" not in first and "raised" not in second
     assert "model: x" in second and "2026-01-01" in second
 
 
 @pytest.mark.parametrize("kind", ["ours", "baselines"])
 @pytest.mark.parametrize("value", [1.1, float("nan"), None], ids=["off", "nan", "shape"])
-def test_wrong_output_ends_the_run_without_a_time(report, tmp_path, capsys, kind, value):
-    measure(report)
-    capsys.readouterr()
+def test_wrong_variant_is_named_and_the_rest_is_timed(report, tmp_path, capsys, kind, value):
+    def bad():
+        return torch.ones(2) if value is None else ones(value)
+
+    good = {"ours": {"good": ones}, "baselines": {"peer": ones}}
+    measure(report, **{kind: {**good[kind], "bad": bad}})
+    measure(report, dtype="bf16")
+    error = {None: "inf", 1.1: "0.1"}.get(value, "nan")
+    failure = f"failed sum, batch 1, fp32, bad: WRONG: error {error}, tolerance 1e-06"
+    assert f"{failure}\n" in capsys.readouterr().out
+    comments, rows = read_csv(tmp_path)
+    assert f"# {failure}" in comments
+    assert [(row["dtype"], row["variant"]) for row in rows] == [
+        ("fp32", "good"), ("fp32", "peer"), ("bf16", "good"), ("bf16", "peer")
+    ]  # fmt: skip
+    with pytest.raises(SystemExit, match=f"^{re.escape(failure)}$"):
+        report.finish()
+
+
+@pytest.mark.parametrize("kind", ["ours", "baselines"])
+def test_variant_that_raises_is_named_and_the_rest_is_timed(report, tmp_path, capsys, kind):
+    def bad():
+        raise ValueError("needs a bigger machine\nand more")
+
+    good = {"ours": {"good": ones}, "baselines": {"peer": ones}}
+    measure(report, **{kind: {"bad": bad, **good[kind]}})
+    failure = "failed sum, batch 1, fp32, bad: ValueError: needs a bigger machine"
+    assert f"{failure}\n" in capsys.readouterr().out
+    comments, rows = read_csv(tmp_path)
+    assert f"# {failure}" in comments and [row["variant"] for row in rows] == ["good", "peer"]
+    with pytest.raises(SystemExit, match=f"^{failure}$"):
+        report.finish()
+
+
+def test_case_whose_reference_or_timing_raises_is_named(report, tmp_path, monkeypatch):
+    def bad(*args, **options):
+        raise RuntimeError("out of memory")
+
+    measure(report, reference=bad)
+    measure(report, dtype="bf16")
+    monkeypatch.setattr(importlib.import_module("harness"), "interleaved", bad)
+    measure(report, dtype="fp16")
+    comments, rows = read_csv(tmp_path)
+    assert "# failed sum, batch 1, fp32, reference: RuntimeError: out of memory" in comments
+    assert "# failed sum, batch 1, fp16, timing: RuntimeError: out of memory" in comments
+    assert {row["dtype"] for row in rows} == {"bf16"}
+    with pytest.raises(SystemExit):
+        report.finish()
+
+
+def test_no_variant_left_is_still_reported(report, tmp_path):
+    measure(report, ours={"bad": lambda: ones(2.0)}, baselines={})
+    with pytest.raises(SystemExit, match="bad: WRONG: error 1, tolerance 1e-06"):
+        report.finish()
+    comments, rows = read_csv(tmp_path)
+    assert not rows and any("bad: WRONG" in line for line in comments)
+
+
+def test_process_stops_when_the_gpu_is_lost(report, tmp_path, monkeypatch):
+    def bad():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with")
+
+    later = []
+    monkeypatch.setattr(importlib.import_module("harness"), "is_lost", lambda device: True)
     with pytest.raises(SystemExit) as error:
-        measure(report, **{kind: {"bad": lambda: torch.ones(2) if value is None else ones(value)}})
-    assert str(error.value.code).startswith("WRONG: sum, batch 1, fp32: bad")
-    assert " ms " not in capsys.readouterr().out
-    assert [row["variant"] for row in read_csv(tmp_path)[1]] == ["good", "peer"]
+        measure(report, ours={"bad": bad, "good": lambda: later.append(1)})
+    assert error.value.code == (
+        "CUDA ERROR: failed sum, batch 1, fp32, bad: RuntimeError: CUDA error: an illegal memory "
+        "access was encountered: the GPU is lost to this process, nothing more is measured here"
+    )
+    assert not later and any("illegal memory access" in line for line in read_csv(tmp_path)[0])
 
 
-def test_wrong_kernel_ends_bench_aspp(monkeypatch, tmp_path, capsys):
+def test_gpu_is_lost_when_it_does_not_synchronize(monkeypatch):
+    def lost(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    is_lost = importlib.import_module("measure").is_lost
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    assert is_lost(torch.device("cuda")) and not is_lost(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert not is_lost(torch.device("cuda"))
+
+
+def test_wrong_kernel_is_dropped_from_bench_aspp(monkeypatch, tmp_path, capsys):
     good = backends._table["aspp"]["cpu"]
     monkeypatch.setitem(
         backends._table["aspp"], "cpu", good._replace(run=lambda *args: good.run(*args) * 1.001)
     )
-    with pytest.raises(SystemExit, match="WRONG: tiny, batch 1, fp32: deeplab_fast"):
+    with pytest.raises(SystemExit, match="tiny, batch 1, fp32, deeplab_fast.aspp.*: WRONG: error"):
         importlib.import_module("bench_aspp").main(
             ["--tiny", "--device", "cpu", "--output", str(tmp_path)]
         )
-    assert not list(tmp_path.iterdir())
+    _, rows = read_csv(tmp_path)
+    variants = {row["variant"] for row in rows}
+    assert "deeplab_fast.aspp, folded" not in variants and "deeplab_fast" in variants
 
 
 def test_regret_tells_wrong_labels_from_ties():
@@ -331,17 +415,6 @@ def test_preferring_a_kernel_wherever_it_can(harness, ran):
     run()
     deeplab_fast.dilated_conv2d(x, weight)
     assert [name for _, name in ran] == ["cpu", "emulated", "cpu"]
-
-
-def test_baseline_that_cannot_run_is_named(report, tmp_path, capsys):
-    def broken():
-        raise RuntimeError("needs a bigger machine\nand more")
-
-    measure(report, baselines={"peer": ones, "engine": broken})
-    assert "engine does not run here: needs a bigger machine\n" in capsys.readouterr().out
-    assert [row["variant"] for row in read_csv(tmp_path)[1]] == ["good", "peer"]
-    with pytest.raises(RuntimeError, match="bigger machine"):
-        measure(report, ours={"good": broken})
 
 
 def test_plot_needs_matplotlib_and_says_so(report, monkeypatch, tmp_path, capsys):
