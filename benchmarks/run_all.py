@@ -24,6 +24,7 @@ import harness
 import torch
 
 BENCHMARKS = Path(__file__).resolve().parent
+TESTS = BENCHMARKS.parent / "tests"
 CHOICES = "choices"  # first, so that the benchmarks after it show what was chosen
 GPU_DTYPES = {
     CHOICES: ("bf16", "fp16", "tf32"),
@@ -97,9 +98,8 @@ def pieces(device: torch.device, batches: list[int], tiny: bool) -> dict[str, li
         file = "measure_choices.py" if name == CHOICES else f"bench_{name}.py"
         return [sys.executable, str(BENCHMARKS / file), *size, *options]
 
-    tests = BENCHMARKS.parent / "tests" / "test_cudnn_reference.py"
     found = {
-        CORRECTNESS: [sys.executable, "-m", "pytest", "-q", str(tests)],
+        CORRECTNESS: [sys.executable, "-m", "pytest", "-q", str(TESTS / "test_cudnn_reference.py")],
         "ceilings": script("ceilings"),
     }
     benchmarks = GPU_DTYPES if device.type == "cuda" else CPU_DTYPES
@@ -136,11 +136,15 @@ def folder_name(device: torch.device) -> str:
 
 
 def run(command: list[str], log: Path, limit: float) -> str:
-    """The outcome of a command whose output goes to ``log``, in words."""
+    """The outcome of a command whose output goes to ``log``, in words.
+
+    It starts in the folder of the tests, because ``python -m`` imports from the folder where it
+    starts, and in the checkout's root that would be the package without its compiled modules.
+    """
     start = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=TESTS, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             status = process.wait(limit)

@@ -221,6 +221,25 @@ def test_run_all_runs_a_piece(harness, tmp_path, capsys):
     assert "no piece begins with 'lunch': --list names them" in capsys.readouterr().err
 
 
+def test_run_all_tests_the_installed_package(harness, monkeypatch, tmp_path, capsys):
+    run_all = importlib.import_module("run_all")
+    for place in ("checkout", "installed"):
+        package = tmp_path / place / "deeplab_fast" / "__init__.py"
+        package.parent.mkdir(parents=True)
+        package.write_text(f"place = {place!r}")
+    tests = tmp_path / "checkout" / "tests"
+    tests.mkdir()
+    (tests / "test_cudnn_reference.py").write_text(
+        "import deeplab_fast\n\ndef test_place():\n    assert deeplab_fast.place == 'installed'\n"
+    )
+    monkeypatch.setattr(run_all, "TESTS", tests)
+    monkeypatch.chdir(tmp_path / "checkout")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    run_all.main(["correctness", "--output", str(tmp_path / "out")])
+    assert re.search(r"^correctness: done in \d+ s$", capsys.readouterr().out, re.MULTILINE)
+    assert "1 passed" in (tmp_path / "out" / "correctness.txt").read_text()
+
+
 def test_run_all_goes_on_after_pieces_that_fail_or_hang(harness, monkeypatch, tmp_path, capsys):
     run_all = importlib.import_module("run_all")
     python = {
