@@ -377,6 +377,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
+def compiled(function: Callable[..., Any], device: torch.device, **options: bool) -> Run:
+    """``function``, or a module, by torch.compile, for the shapes that it is called with next.
+
+    Without the reset the second shape of a process would give a graph of symbolic sizes, which is
+    slower, and from some number of shapes on none at all. ``options`` are those of Inductor; on a
+    GPU it also tries its own kernels and keeps the fastest.
+    """
+    torch._dynamo.reset()
+    options["max_autotune"] = device.type == "cuda"
+    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+
 def forced(run: Run, backend: str) -> Run:
     """``run`` on a backend, "" for the automatic choice."""
 

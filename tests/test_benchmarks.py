@@ -524,6 +524,53 @@ def test_compiled_peer_gives_the_same():
         torch.testing.assert_close(peers.applied(module, x, compile=True)(), module(x))
 
 
+COMPILING = {
+    "bench_aspp": lambda script, report, shape: script.inference(report, shape, "fp32", 1, True),
+    "bench_upsample_argmax": lambda script, report, shape: script.measure(
+        report, shape, "fp32", "noise", torch.randn(1, shape.classes, *shape.feature)
+    ),
+    "bench_upsample_cross_entropy": lambda script, report, shape: script.step(
+        report, shape, "fp32", 1, True
+    ),
+}
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The sizes of the inputs of every graph that torch.compile makes, which then runs eagerly."""
+    sizes = []
+
+    def record(graph, inputs):
+        sizes.append([size for input in inputs for size in getattr(input, "shape", [input])])
+        return graph
+
+    def compile(function, options, compile=torch.compile, **rest):
+        return compile(function, backend=record, **rest)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return sizes
+
+
+@pytest.mark.parametrize("script", COMPILING)
+def test_compiled_peer_is_of_fixed_sizes_for_every_shape(script, report, graphs):
+    report.args.full = True
+    tiny = importlib.import_module("cases").TINY
+    with torch._dynamo.config.patch(cache_size_limit=1):  # shapes may be more than torch allows
+        for image in (tiny.image, (41, 49), (57, 65)):
+            COMPILING[script](importlib.import_module(script), report, tiny._replace(image=image))
+    compiled = [row for row in report.rows if row["variant"].endswith(" compiled")]
+    assert len(compiled) == len(graphs) == 3
+    assert all(type(size) is int for sizes in graphs for size in sizes), graphs
+
+
+def test_compiled_function_is_of_fixed_sizes_when_called_with_others(harness, graphs):
+    double = harness.compiled(lambda x: 2 * x, torch.device("cpu"))
+    for size in (3, 5, 7):
+        assert torch.equal(double(torch.ones(size, 2)), torch.full((size, 2), 2.0))
+    assert graphs == [[3, 2], [5, 2], [7, 2]]
+    assert all(type(size) is int for sizes in graphs for size in sizes)
+
+
 def test_training_on_camvid_beside_torchvision(tmp_path, monkeypatch, capsys):
     """The whole comparison, on two made-up frames and at a toy size."""
     pytest.importorskip("torchvision")
