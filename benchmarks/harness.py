@@ -195,6 +195,7 @@ class Report:
         error: Callable[[Any, Any], float] = relative_error,
         flops: float = 0,
         bytes: float = 0,
+        graphs: bool = True,
     ) -> None:
         """Check every variant against the reference, then time them; one row each.
 
@@ -206,6 +207,8 @@ class Report:
             tolerance, error: ``error(output, expected) <= tolerance``, or the variant is reported
                 as WRONG and dropped.
             flops, bytes: the least work this task needs; 0 for what does not bound it.
+            graphs: on a GPU, time replays of CUDA graphs; without it a call as users make it, from
+                Python until the GPU is done. On a CPU it is always the latter.
 
         Raises:
             SystemExit: a CUDA error after which this process cannot use the GPU any more.
@@ -222,7 +225,7 @@ class Report:
             checked: dict[str, dict[str, Any]] = {}
             for variant, run in {**ours, **baselines}.items():
                 try:
-                    run, memory = prepare(run, self.device)
+                    run, memory = prepare(run, self.device, graphs)
                     output = run()
                     found = error(output, expected)
                 except Exception as problem:
@@ -247,7 +250,8 @@ class Report:
                     flops / self._roof(f"{dtype} matmul") if flops else 0,
                     bytes / self._roof("copy") if bytes else 0,
                 )
-                samples = interleaved(runs, self.device, budget=0 if self.args.tiny else 8)
+                budget = 0 if self.args.tiny else 8
+                samples = interleaved(runs, self.device, budget, graphs)
             except Exception as problem:
                 self._drop(title, "timing", problem)
                 return

@@ -456,6 +456,37 @@ def test_variants_take_turns(monkeypatch):
     assert {name: len(times) for name, times in samples.items()} == dict.fromkeys("abc", 2)
 
 
+def test_call_from_python_ends_when_the_gpu_is_done(monkeypatch):
+    timing, gpu, done = importlib.import_module("measure"), torch.device("cuda"), []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append(str(device)))
+    monkeypatch.setattr(timing, "extra_memory", lambda run, device: 8)
+    run, memory = timing.prepare(lambda: done.append("run") or "output", gpu, graphs=False)
+    assert run() == "output" and memory == 8
+    assert done == ["run", "cuda", "run", "cuda"]  # a warm-up, a call
+    monkeypatch.setattr(timing, "_seconds", lambda run: 1.0)
+    (times,) = timing.interleaved({"one": run}, gpu, budget=0, graphs=False).values()
+    assert len(times) == 2 and done == ["run", "cuda"] * 6
+
+
+def test_models_are_called_from_python_at_batch_1_of_a_gpu():
+    timings = importlib.import_module("bench_model").timings
+    assert timings(torch.device("cuda"), 1) == {"": True, ", called from Python": False}
+    for device, batch in (("cuda", 8), ("cpu", 1)):
+        assert timings(torch.device(device), batch) == {"": True}
+
+
+def test_cases_pass_on_whether_they_are_captured(report, monkeypatch):
+    harness, seen = importlib.import_module("harness"), []
+    prepare, interleaved = harness.prepare, harness.interleaved
+    monkeypatch.setattr(harness, "prepare", lambda *args: seen.append(args[-1]) or prepare(*args))
+    monkeypatch.setattr(
+        harness, "interleaved", lambda *args: seen.append(args[-1]) or interleaved(*args)
+    )
+    measure(report, graphs=False)
+    measure(report)
+    assert seen == 3 * [False] + 3 * [True]
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="not Linux")
 def test_extra_memory_is_that_of_the_peak():
     extra = importlib.import_module("measure").extra_memory
