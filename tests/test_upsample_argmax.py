@@ -8,7 +8,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,7 +17,7 @@ from deeplab_fast import upsample_argmax
 from deeplab_fast.emulated import machine
 
 from . import bilinear_oracle
-from .cases import DTYPES, LAYOUTS, with_layout
+from .cases import DTYPES, LAYOUTS, upsampled, with_layout
 from .conftest import is_interpreted
 
 OP = "upsample_argmax"
@@ -47,9 +46,7 @@ def canonical(logits: Tensor, size=None, scale_factor=None, align_corners=False)
 
 
 def pytorch(logits: Tensor, size=None, scale_factor=None, align_corners=False) -> Tensor:
-    return F.interpolate(
-        logits.contiguous(), size, scale_factor, "bilinear", align_corners=align_corners
-    )
+    return upsampled(logits.contiguous(), size, scale_factor, align_corners)
 
 
 def assert_only_ties_differ(labels: Tensor, expected: Tensor, logits: Tensor, **arguments) -> None:
