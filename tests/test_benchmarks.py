@@ -48,7 +48,8 @@ def harness():
 
 @pytest.fixture
 def report(harness, tmp_path):
-    return harness.Report("test", harness.arguments("", ["--tiny", "--output", str(tmp_path)]))
+    options = ["--tiny", "--device", "cpu", "--output", str(tmp_path)]
+    return harness.Report("test", harness.arguments("", options))
 
 
 def ones(value: float = 1.0) -> torch.Tensor:
@@ -207,8 +208,11 @@ def test_run_all_lists_its_pieces(harness, capsys):
     assert "choices-bf16-1" not in run_all.pieces(torch.device("cpu"), [1], tiny=True)
 
 
-def test_run_all_runs_a_piece(harness, tmp_path, capsys):
+def test_run_all_runs_a_piece(harness, tmp_path, monkeypatch, capsys):
     run_all = importlib.import_module("run_all")
+    commands = run_all.pieces(torch.device("cpu"), [1], tiny=True)
+    on_cpu = {name: [*command, "--device", "cpu"] for name, command in commands.items()}
+    monkeypatch.setattr(run_all, "pieces", lambda *args: on_cpu)
     run_all.main(["ceil", "--tiny", "--output", str(tmp_path / "new")])
     assert re.search(r"^ceilings: done in \d+ s$", capsys.readouterr().out, re.MULTILINE)
     files = {path.suffix: path for path in (tmp_path / "new").glob("c*")}
