@@ -18,7 +18,7 @@ from deeplab_fast.emulated import machine
 
 from . import bilinear_oracle
 from .cases import DTYPES, LAYOUTS, upsampled, with_layout
-from .conftest import is_interpreted
+from .conftest import device_of, is_interpreted, needs_triton, triton_examples
 
 OP = "upsample_argmax"
 LABELS = (torch.int64, torch.int32, torch.uint8)
@@ -203,16 +203,16 @@ FIXTURES = [HealthCheck.function_scoped_fixture]
 def test_kernels_compute_the_canonical_arithmetic(backend, device, case, dtype):
     if backend == "reference":
         pytest.skip("PyTorch has an order of operations of its own")
-    if is_interpreted(backend):
-        pytest.skip("Triton's interpreter: fewer examples in the next test")
+    if backend == "triton":
+        pytest.skip("Triton: fewer examples in the next test")
     assert_canonical(backend, device, case, dtype)
 
 
-@pytest.mark.skipif(not is_interpreted("triton"), reason="Triton's kernels are compiled here")
-@settings(max_examples=40, deadline=None)
+@needs_triton()
+@settings(max_examples=triton_examples(interpreted=40), deadline=None)
 @given(case=upsamplings(), dtype=st.sampled_from(LABELS))
-def test_interpreted_kernels_compute_the_canonical_arithmetic(case, dtype):
-    assert_canonical("triton", "cpu", case, dtype)
+def test_triton_kernels_compute_the_canonical_arithmetic(case, dtype):
+    assert_canonical("triton", device_of("triton"), case, dtype)
 
 
 def assert_canonical(backend, device, case, dtype):
@@ -231,8 +231,8 @@ NORMAL = [content for content in CONTENTS if content not in (non_finite, huge, t
 @settings(max_examples=200, deadline=None, suppress_health_check=FIXTURES)
 @given(case=upsamplings(NORMAL))
 def test_only_ties_differ_from_pytorch_and_from_float64(backend, device, case):
-    if is_interpreted(backend):
-        pytest.skip("Triton's interpreter: the canonical arithmetic is compared with the cpu's")
+    if backend == "triton":
+        pytest.skip("Triton: the canonical arithmetic is compared with the cpu's")
     logits, arguments = case
     with deeplab_fast.backend(backend):
         labels = upsample_argmax(logits.to(device), **arguments).cpu()

@@ -19,7 +19,7 @@ from deeplab_fast import _C, upsample_cross_entropy
 from deeplab_fast.emulated import machine
 
 from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, upsampled, with_layout
-from .conftest import is_interpreted
+from .conftest import device_of, is_interpreted, needs_triton, triton_examples
 
 OP = "upsample_cross_entropy"
 REDUCTIONS = ("mean", "sum", "none")
@@ -147,16 +147,16 @@ CASES_OF_ANY_KIND = given(
 @settings(max_examples=100, deadline=None, suppress_health_check=FIXTURES)
 @CASES_OF_ANY_KIND
 def test_like_pytorch(backend, device, **case):
-    if is_interpreted(backend):
-        pytest.skip("Triton's interpreter: fewer examples in the next test")
+    if backend == "triton":
+        pytest.skip("Triton: fewer examples in the next test")
     assert_any_kind(backend, device, **case)
 
 
-@pytest.mark.skipif(not is_interpreted("triton"), reason="Triton's kernels are compiled here")
-@settings(max_examples=20, deadline=None)
+@needs_triton()
+@settings(max_examples=triton_examples(interpreted=20), deadline=None)
 @CASES_OF_ANY_KIND
-def test_interpreted_like_pytorch(**case):
-    assert_any_kind("triton", "cpu", **case)
+def test_triton_like_pytorch(**case):
+    assert_any_kind("triton", device_of("triton"), **case)
 
 
 def assert_any_kind(backend, device, seed, shape, size, scale, dtype, layout, **arguments):
