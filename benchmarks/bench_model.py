@@ -1,8 +1,9 @@
 """DeepLab-v3 from images to labels: deeplab_fast against torchvision's model.
 
 On a GPU and with --full also torch.compile; on a GPU also each of the kernels of convolutions in
-every layer that it takes, where the automatic choice may pass it over; with --full on the CPU also
-ONNX Runtime and OpenVINO, where `pip install ".[peers]"` brought them.
+every layer that it takes, where the automatic choice may pass it over, and at batch 1 everything
+once more without CUDA graphs, Python's part included; with --full on the CPU also ONNX Runtime and
+OpenVINO, where `pip install ".[peers]"` brought them.
 """
 
 from __future__ import annotations
@@ -72,17 +73,30 @@ def inference(
             if backends.unavailable(kernel, "cuda") is None:
                 name = f"deeplab_fast prepared, {kernel} where it can"
                 ours[name] = harness.preferring(ours["deeplab_fast prepared"], kernel)
-    report.case(
-        f"{backbone} {shape.name}",
-        batch=batch,
-        dtype=dtype,
-        reference=lambda: twin(images)["out"],
-        ours=ours,
-        baselines=baselines,
-        error=regret,
-        tolerance=TOLERANCE[dtype],
-        flops=flops(model, shape, batch),
-    )
+    for suffix, graphs in timings(report.device, batch).items():
+        report.case(
+            f"{backbone} {shape.name}{suffix}",
+            batch=batch,
+            dtype=dtype,
+            reference=lambda: twin(images)["out"],
+            ours=ours,
+            baselines=baselines,
+            error=regret,
+            tolerance=TOLERANCE[dtype],
+            flops=flops(model, shape, batch),
+            graphs=graphs,
+        )
+
+
+def timings(device: torch.device, batch: int) -> dict[str, bool]:
+    """Suffix of a case's name -> whether its variants are timed in CUDA graphs.
+
+    Graphs hide what Python and the launches of some hundred kernels take, which at batch 1 can be
+    longer than the kernels themselves. On a CPU all times include it.
+    """
+    if device.type == "cuda" and batch == 1:
+        return {"": True, ", called from Python": False}
+    return {"": True}
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def measure(report: harness.Report, shape: Shape, dtype: str, kind: str, logits:
         "PyTorch channels_last": lambda: theirs(last),
     }
     if report.args.full or report.device.type == "cuda":
-        compiled = torch.compile(theirs)
+        compiled = harness.compiled(theirs, report.device)
         baselines["PyTorch compiled"] = lambda: compiled(nchw)
     report.case(
         f"{shape.name}, {kind}",

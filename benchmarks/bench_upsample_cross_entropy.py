@@ -55,7 +55,8 @@ def step(report: harness.Report, shape: Shape, dtype: str, batch: int, compile: 
         "PyTorch channels_last": trained(theirs, last),
     }
     if compile:
-        baselines["PyTorch compiled"] = trained(torch.compile(theirs), nchw)
+        compiled = harness.compiled(theirs, report.device)
+        baselines["PyTorch compiled"] = trained(compiled, nchw)
     report.case(
         shape.name,
         batch=batch,

@@ -23,10 +23,11 @@ A benchmark is a loop over cases. Each case gives callables that compute the sam
         report.finish()
 
 Before anything of a case is timed, the output of every callable is compared with the reference:
-``error(output, expected)`` has to be a number at most ``tolerance``, or the run ends there with
-WRONG and exit status 1. Callables run in the grad mode that is on around ``report.case``; whatever
-else they depend on (autocast, a forced backend) they switch on inside themselves, because on a GPU
-each is captured into a CUDA graph in a thread of its own.
+``error(output, expected)`` has to be a number at most ``tolerance``. A callable that is wrong, or
+that raises, is reported and dropped; the others are timed, and ``report.finish()`` exits with
+status 1. Callables run in the grad mode that is on around ``report.case``; whatever else they
+depend on (autocast, a forced backend) they switch on inside themselves, because on a GPU each is
+captured into a CUDA graph in a thread of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Run, copy_roof, interleaved, leaves, matmul_roof, prepare
+from measure import Run, copy_roof, interleaved, is_lost, leaves, matmul_roof, prepare
 from torch import Tensor
 
 import deeplab_fast
@@ -61,6 +62,8 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+FAILED = "failed "  # begins the header line of a variant that raised or was wrong
 
 COLUMNS = (
     "case", "batch", "dtype", "variant", "kind", "median_ms", "min_ms", "spread_percent", "rounds",
@@ -192,6 +195,7 @@ class Report:
         error: Callable[[Any, Any], float] = relative_error,
         flops: float = 0,
         bytes: float = 0,
+        graphs: bool = True,
     ) -> None:
         """Check every variant against the reference, then time them; one row each.
 
@@ -199,36 +203,39 @@ class Report:
             name: what is computed; with batch and dtype it identifies the case.
             dtype: a key of DTYPES. tf32 is off for "fp32" and for the reference.
             reference: returns the expected output.
-            ours, baselines: variant name -> callable. A baseline that raises is reported and left
-                out; an exception of ours ends the run.
-            tolerance, error: ``error(output, expected) <= tolerance``, or the run ends with WRONG.
+            ours, baselines: variant name -> callable. One that raises is reported and dropped.
+            tolerance, error: ``error(output, expected) <= tolerance``, or the variant is reported
+                as WRONG and dropped.
             flops, bytes: the least work this task needs; 0 for what does not bound it.
+            graphs: on a GPU, time replays of CUDA graphs; without it a call as users make it, from
+                Python until the GPU is done. On a CPU it is always the latter.
 
         Raises:
-            SystemExit: a variant's output is wrong.
+            SystemExit: a CUDA error after which this process cannot use the GPU any more.
         """
         title = f"{name}, batch {batch}, {dtype}"
-        with tf32(False):
-            expected = reference()
+        try:
+            with tf32(False):
+                expected = reference()
+        except Exception as problem:
+            self._drop(title, "reference", problem)
+            return
         with tf32(dtype == "tf32"):
             runs: dict[str, Run] = {}
             checked: dict[str, dict[str, Any]] = {}
             for variant, run in {**ours, **baselines}.items():
                 try:
-                    run, memory = prepare(run, self.device)
+                    run, memory = prepare(run, self.device, graphs)
                     output = run()
+                    found = error(output, expected)
                 except Exception as problem:
-                    if variant in ours:
-                        raise
-                    reason = str(problem).partition("\n")[0] or type(problem).__name__
-                    print(f"{title}: {variant} does not run here: {reason}")
+                    self._drop(title, variant, problem)
                     continue
-                found = error(output, expected)
                 if not found <= tolerance:  # NaN is wrong too
-                    raise SystemExit(
-                        f"WRONG: {title}: {variant} has error {found:.3g} against the reference, "
-                        f"allowed is {tolerance:.3g}"
+                    self._drop(
+                        title, variant, f"WRONG: error {found:.3g}, tolerance {tolerance:.3g}"
                     )
+                    continue
                 runs[variant] = run
                 checked[variant] = {
                     "kind": "ours" if variant in ours else "baseline",
@@ -236,13 +243,18 @@ class Report:
                     "error": found,
                 }
             del expected
-            floor = max(
-                flops / self._roof(f"{dtype} matmul") if flops else 0,
-                bytes / self._roof("copy") if bytes else 0,
-            )
             if not runs:
                 return
-            samples = interleaved(runs, self.device, budget=0 if self.args.tiny else 8)
+            try:
+                floor = max(
+                    flops / self._roof(f"{dtype} matmul") if flops else 0,
+                    bytes / self._roof("copy") if bytes else 0,
+                )
+                budget = 0 if self.args.tiny else 8
+                samples = interleaved(runs, self.device, budget, graphs)
+            except Exception as problem:
+                self._drop(title, "timing", problem)
+                return
         medians = {variant: statistics.median(times) for variant, times in samples.items()}
         best = min((medians[v] for v in runs if checked[v]["kind"] == "baseline"), default=None)
         rows = []
@@ -264,7 +276,7 @@ class Report:
         gc.collect()
 
     def finish(self) -> None:
-        """Draw the plot and say where the results are."""
+        """Draw the plot, say where the results are, exit with status 1 if a variant was dropped."""
         print("\nfloors are those of the best rates seen in this run:")
         for key, value in self.header.items():
             if key.startswith("roof"):
@@ -274,10 +286,37 @@ class Report:
             import plot
         except ImportError:
             print('no plot: pip install ".[bench]" brings matplotlib and the torchvision rows')
-            return
-        picture = self.csv.with_suffix(".png")
-        write_atomically(picture, plot.png(self.header, self.rows))
-        print(f"wrote {picture}")
+        else:
+            if self.rows:
+                picture = self.csv.with_suffix(".png")
+                write_atomically(picture, plot.png(self.header, self.rows))
+                print(f"wrote {picture}")
+        self.exit_if_failed()
+
+    def exit_if_failed(self) -> None:
+        """Exit with status 1, and all failures again, if a variant was dropped."""
+        failed = [
+            f"{key}: {reason}" for key, reason in self.header.items() if key.startswith(FAILED)
+        ]
+        if failed:
+            raise SystemExit("\n".join(failed))
+
+    def _drop(self, title: str, variant: str, reason: Exception | str) -> None:
+        """Report a variant that cannot be timed, in the terminal and in the CSV's header.
+
+        Raises:
+            SystemExit: the GPU does not answer any more, so nothing after this can run.
+        """
+        text = reason if isinstance(reason, str) else describe(reason)
+        key = f"{FAILED}{title}, {variant}"
+        self.header[key] = text
+        print(f"{key}: {text}", flush=True)
+        self._write_csv()
+        if is_lost(self.device):
+            raise SystemExit(
+                f"CUDA ERROR: {key}: {text}: the GPU is lost to this process, nothing more is "
+                "measured here"
+            )
 
     def _note(self, key: str, value: str) -> None:
         self.header[key] = value
@@ -325,6 +364,12 @@ class Report:
         write_atomically(self.csv, text.getvalue().encode())
 
 
+def describe(problem: Exception) -> str:
+    """The first line of an exception's message, with its type."""
+    message = str(problem).partition("\n")[0]
+    return f"{type(problem).__name__}: {message}"
+
+
 def _text(value: float | None, spec: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{spec}}{unit}"
 
@@ -334,6 +379,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def compiled(function: Callable[..., Any], device: torch.device, **options: bool) -> Run:
+    """``function``, or a module, by torch.compile, for the shapes that it is called with next.
+
+    Without the reset the second shape of a process would give a graph of symbolic sizes, which is
+    slower, and from some number of shapes on none at all. ``options`` are those of Inductor; on a
+    GPU it also tries its own kernels and keeps the fastest.
+    """
+    torch._dynamo.reset()
+    options["max_autotune"] = device.type == "cuda"
+    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 
 def forced(run: Run, backend: str) -> Run:

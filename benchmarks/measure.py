@@ -19,14 +19,15 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 100
 
 
 def interleaved(
-    runs: Mapping[str, Run], device: torch.device, budget: float
+    runs: Mapping[str, Run], device: torch.device, budget: float, graphs: bool = True
 ) -> dict[str, list[float]]:
     """Seconds per call of each variant, one sample per round, the variants taking turns.
 
     Turns spread whatever else the machine does over all variants alike. ``budget`` is the time to
-    spend in seconds, within MIN_ROUNDS and MAX_ROUNDS rounds; 0 means two rounds.
+    spend in seconds, within MIN_ROUNDS and MAX_ROUNDS rounds; 0 means two rounds. Without
+    ``graphs`` the variants on a GPU are those of :func:`synchronized`, and wall time is taken.
     """
-    timer = _GpuTimer(device) if device.type == "cuda" else _CpuTimer(runs)
+    timer = _GpuTimer(device) if device.type == "cuda" and graphs else _WallTimer(runs)
     names = list(runs)
     start = time.perf_counter()
     for round in range(MAX_ROUNDS):
@@ -38,7 +39,7 @@ def interleaved(
     return timer.samples()
 
 
-class _CpuTimer:
+class _WallTimer:
     """Wall time of several calls in a row after one that is not timed, of 5 ms or more in all.
 
     The first call wakes the variant's threads and brings its memory back into the caches.
@@ -97,14 +98,26 @@ def _seconds(run: Run) -> float:
     return time.perf_counter() - start
 
 
-def prepare(run: Run, device: torch.device) -> tuple[Run, int | None]:
+def synchronized(run: Run, device: torch.device) -> Run:
+    """``run`` that returns when the GPU is done."""
+
+    def until_done() -> Any:
+        output = run()
+        torch.cuda.synchronize(device)
+        return output
+
+    return until_done if device.type == "cuda" else run
+
+
+def prepare(run: Run, device: torch.device, graphs: bool = True) -> tuple[Run, int | None]:
     """``run`` warmed up and ready to be timed, and the extra memory that it takes.
 
-    On a GPU it becomes a CUDA graph, which replays without the CPU's part. All of that happens in a
-    thread of its own, because cuDNN's choice of algorithm is cached per thread: in a shared one the
-    first variant's choice (cudnn.benchmark or not) would serve all later ones.
+    On a GPU, with ``graphs``, it becomes a CUDA graph, which replays without the CPU's part. All of
+    that happens in a thread of its own, because cuDNN's choice of algorithm is cached per thread:
+    in a shared one the first variant's choice (cudnn.benchmark or not) would serve all later ones.
     """
-    if device.type == "cpu":
+    if device.type == "cpu" or not graphs:
+        run = synchronized(run, device)
         run()
         return run, extra_memory(run, device)
     grad = torch.is_grad_enabled()
@@ -131,6 +144,20 @@ def prepare(run: Run, device: torch.device) -> tuple[Run, int | None]:
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(capture).result()
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether a CUDA error has left ``device`` unusable for the rest of this process.
+
+    After some errors, like an illegal memory access, every later CUDA call fails too.
+    """
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:  # torch.AcceleratorError is one
+        return True
+    return False
 
 
 def leaves(outputs: Any) -> list[Tensor]:

@@ -6,6 +6,7 @@ import copy
 import tempfile
 from pathlib import Path
 
+import harness
 import torch
 import torch.nn.functional as F
 from harness import Run
@@ -79,15 +80,13 @@ def model(module: DeepLabV3) -> tuple[str, nn.Module]:
 def applied(module: nn.Module, x: Tensor, compile: bool = False) -> Run:
     """``module(x)``, by a copy of the module in the device, dtype and memory format of ``x``.
 
-    Compiled, its weights are frozen: Inductor folds batch norm and lays them out as it likes. On a
-    GPU it also tries its own kernels and keeps the fastest.
+    Compiled, its weights are frozen: Inductor folds batch norm and lays them out as it likes.
     """
     last = x.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if last else torch.contiguous_format
     module = copy.deepcopy(module).to(x.device, x.dtype, memory_format=memory_format)
-    if compile:
-        module.compile(fullgraph=True, options={"freezing": True, "max_autotune": x.is_cuda})
-    return lambda: module(x)
+    function = harness.compiled(module, x.device, freezing=True) if compile else module
+    return lambda: function(x)
 
 
 def engines(module: nn.Module, x: Tensor, dtype: str) -> dict[str, Run]:

@@ -1,9 +1,9 @@
 """Everything there is to measure on a machine, in pieces: correctness, ceilings, then benchmarks.
 
-A piece is one benchmark in one dtype and batch size, with --full. All write to one folder,
-benchmarks/results/DEVICE-DATE: raw CSVs, plots, what each piece printed, nvidia-smi's output. A
-piece that fails or runs out of time keeps what it had measured, and the next one begins; only a
-wrong result ends the run.
+A piece is one benchmark in one dtype and batch size, with --full, in a process of its own. All
+write to one folder, benchmarks/results/DEVICE-DATE: raw CSVs, plots, what each piece printed,
+nvidia-smi's output. A piece that fails, hangs or runs out of time keeps what it had measured, and
+the next one begins. The exit status is 1 if there was such a piece; the last line names them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import harness
 import torch
 
 BENCHMARKS = Path(__file__).resolve().parent
+TESTS = BENCHMARKS.parent / "tests"
 CHOICES = "choices"  # first, so that the benchmarks after it show what was chosen
 GPU_DTYPES = {
     CHOICES: ("bf16", "fp16", "tf32"),
@@ -48,7 +49,9 @@ def main(argv: list[str] | None = None) -> None:
         help="its name or the beginning of names; default: all",
     )
     parser.add_argument("--list", action="store_true", help="print the names of all pieces")
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="for each piece")
+    parser.add_argument(
+        "--limit", type=float, metavar="SECONDS", default=600, help="for each piece; default: 600"
+    )
     parser.add_argument("--batch", nargs="+", type=int, default=[8, 1, 16], help="default: 8 1 16")
     parser.add_argument("--tiny", action="store_true", help="toy sizes: does it run at all")
     parser.add_argument("--output", type=Path, help="instead of benchmarks/results/DEVICE-DATE")
@@ -81,13 +84,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name}: {outcome}", flush=True)
         if not outcome.startswith("done"):
             failed.append(name)
-            lines = log.read_text().splitlines()
-            if name == CORRECTNESS or any(line.startswith("WRONG") for line in lines):
-                raise SystemExit(f"{name} failed, nothing more is timed: {log}")
     plot_what_ran_out_of_time(folder)
     print(f"results are in {folder}")
     if failed:
-        raise SystemExit(f"not finished: {' '.join(failed)}")
+        raise SystemExit(f"failed or not finished: {' '.join(failed)}")
 
 
 def pieces(device: torch.device, batches: list[int], tiny: bool) -> dict[str, list[str]]:
@@ -98,9 +98,8 @@ def pieces(device: torch.device, batches: list[int], tiny: bool) -> dict[str, li
         file = "measure_choices.py" if name == CHOICES else f"bench_{name}.py"
         return [sys.executable, str(BENCHMARKS / file), *size, *options]
 
-    tests = BENCHMARKS.parent / "tests" / "test_cudnn_reference.py"
     found = {
-        CORRECTNESS: [sys.executable, "-m", "pytest", "-q", str(tests)],
+        CORRECTNESS: [sys.executable, "-m", "pytest", "-q", str(TESTS / "test_cudnn_reference.py")],
         "ceilings": script("ceilings"),
     }
     benchmarks = GPU_DTYPES if device.type == "cuda" else CPU_DTYPES
@@ -119,11 +118,14 @@ def output_of(name: str, folder: Path) -> list[str]:
 def plot_what_ran_out_of_time(folder: Path) -> None:
     for file in folder.glob("*.csv"):
         picture = file.with_suffix(".png")
-        if not picture.exists() and not file.name.startswith(CHOICES):
-            with contextlib.suppress(ImportError):  # of matplotlib, which the benchmarks name
-                import plot
+        if picture.exists() or file.name.startswith(CHOICES):
+            continue
+        with contextlib.suppress(ImportError):  # of matplotlib, which the benchmarks name
+            import plot
 
-                harness.write_atomically(picture, plot.png(*plot.read(file)))
+            header, rows = plot.read(file)
+            if rows:
+                harness.write_atomically(picture, plot.png(header, rows))
 
 
 def folder_name(device: torch.device) -> str:
@@ -133,12 +135,16 @@ def folder_name(device: torch.device) -> str:
     return f"{name}-{datetime.date.today()}"
 
 
-def run(command: list[str], log: Path, limit: float | None) -> str:
-    """The outcome of a command whose output goes to ``log``, in words."""
+def run(command: list[str], log: Path, limit: float) -> str:
+    """The outcome of a command whose output goes to ``log``, in words.
+
+    It starts in the folder of the tests, because ``python -m`` imports from the folder where it
+    starts, and in the checkout's root that would be the package without its compiled modules.
+    """
     start = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=TESTS, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             status = process.wait(limit)

@@ -69,8 +69,17 @@ def table(folder: Path) -> str:
         if benchmark == "ceilings":
             ceilings += [f"{case} in {dtype} {rate(row)}" for row in rows]
         elif dtype in DTYPES and batch in BATCHES and " rate " not in case:
-            lines.append(f"| {benchmark}: {case}, batch {batch}, {dtype} | {cells(rows)} |")
+            if text := cells(rows):
+                lines.append(f"| {benchmark}: {case}, batch {batch}, {dtype} | {text} |")
     text = "\n".join(lines) + "\n\n"
+    failures = [
+        f"* {key.removeprefix(harness.FAILED)}: {reason}\n"
+        for header in headers
+        for key, reason in header.items()
+        if key.startswith(harness.FAILED)
+    ]
+    if failures:
+        text += f"Left out, because they were wrong or raised:\n\n{''.join(failures)}\n"
     return f"{text}Ceilings of that machine: {'; '.join(ceilings)}.\n\n" if ceilings else text
 
 
@@ -90,10 +99,12 @@ def read(folder: Path) -> tuple[list[dict[str, str]], dict[tuple[str, ...], Rows
     return headers, dict(sorted(cases.items(), key=lambda case: BENCHMARKS.index(case[0][0])))
 
 
-def cells(rows: Rows) -> str:
-    """Labels in uint8 are less to write, and so are no rival of PyTorch's."""
+def cells(rows: Rows) -> str | None:
+    """None if one side is missing. Labels in uint8 are less to write, so no rival of PyTorch's."""
     ours = [r for r in rows if r["kind"] == "ours" and "uint8" not in r["variant"]]
     theirs = [r for r in rows if r["variant"].startswith(("PyTorch", "torchvision"))]
+    if not ours or not theirs:
+        return None
     best, rival = min(ours, key=time), min(theirs, key=time)
     others = [f"{r['variant']} {digits(time(r))}" for r in rows if r is not best and r is not rival]
     ratio = time(rival) / time(best)

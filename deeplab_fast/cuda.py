@@ -74,15 +74,25 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+@functools.cache
+def _capacity(device: torch.device) -> tuple[int, bool]:
+    """The blocks of dilated_conv2d that run at once, and whether the kernels for 9.0 can run.
+
+    Asking torch for the properties takes longer than a small kernel's whole call should.
+    """
+    properties = torch.cuda.get_device_properties(device)
+    capability = properties.major, properties.minor
+    blocks = 1 if capability in _ONE_BLOCK_PER_PROCESSOR else 2
+    return blocks * properties.multi_processor_count, _runs_sm90(properties)
+
+
 @contextlib.contextmanager
 def _kernels(tensor: Tensor, sm90: bool = True) -> Iterator[Kernels]:
+    num_workers, runs_sm90 = _capacity(tensor.device)
+    # CUDA launches on a stream only while that stream's device is the current one.
     with torch.cuda.device(tensor.device):
         stream = torch.cuda.current_stream().cuda_stream
-        properties = torch.cuda.get_device_properties(tensor.device)
-        capability = properties.major, properties.minor
-        blocks = 1 if capability in _ONE_BLOCK_PER_PROCESSOR else 2
-        num_workers = blocks * properties.multi_processor_count
-        yield Kernels(_C.cuda, stream, num_workers, sm90 and _runs_sm90(properties))
+        yield Kernels(_C.cuda, stream, num_workers, sm90 and runs_sm90)
 
 
 implement("cuda", _kernels)

@@ -92,6 +92,20 @@ def oracle_input(input: Tensor) -> Tensor:
     return input.contiguous() if input.dtype in (torch.bfloat16, torch.float16) else input
 
 
+def upsampled(
+    input: Tensor,
+    size: tuple[int, int] | None = None,
+    scale_factor: tuple[float, float] | None = None,
+    align_corners: bool = False,
+) -> Tensor:
+    """F.interpolate's bilinear kernel.
+
+    Under deterministic algorithms, which the tests switch on, F.interpolate itself is another
+    formula on a GPU. Next to infinities that one gives NaN where the kernel gives infinity.
+    """
+    return torch.ops.aten.upsample_bilinear2d.vec(input, size, align_corners, scale_factor)
+
+
 LAYOUTS = ("contiguous", "channels_last", "sliced")
 
 # Rounding to the dtype costs up to half an ulp whatever the implementation does.

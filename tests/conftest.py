@@ -49,6 +49,20 @@ def is_interpreted(backend: str) -> bool:
     return backend == "triton" and backends.unavailable("triton", "cpu") is None
 
 
+def needs_triton() -> pytest.MarkDecorator:
+    """A skip, with the reason, where Triton's kernels can be neither compiled nor interpreted."""
+    reason = backends.unavailable("triton", device_of("triton"))
+    return pytest.mark.skipif(reason is not None, reason=f"triton: {reason}")
+
+
+def triton_examples(interpreted: int) -> int:
+    """How many examples of hypothesis a test of Triton's kernels affords.
+
+    On a GPU nearly every example is a kernel to compile: its code depends on sizes and strides.
+    """
+    return interpreted if is_interpreted("triton") else 20
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with a ``backend`` argument runs on every implementation of its module's ``OP``.
 

@@ -15,7 +15,7 @@ from deeplab_fast.cuda_kernels import aspp as aspp_kernels
 from deeplab_fast.cuda_kernels.common import Kernels, nhwc_output
 from deeplab_fast.cuda_kernels.dilated_conv2d_and_mean import convolve_with_means
 
-from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
+from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, upsampled, with_layout
 from .refusals import skip_if_refused, skip_without
 
 OP = "aspp"
@@ -68,7 +68,7 @@ def definition(input, weights, biases, dilations, pool_weight, pool_bias, projec
         for w, b, d in zip(weights, biases, dilations, strict=True)
     ]
     pooled = F.relu(F.conv2d(F.adaptive_avg_pool2d(input, 1), pool_weight, pool_bias))
-    pooled = F.interpolate(pooled, size=input.shape[-2:], mode="bilinear")
+    pooled = upsampled(pooled, input.shape[-2:])
     return F.relu(F.conv2d(torch.cat([*branches, pooled], 1), project_weight, bias))
 
 

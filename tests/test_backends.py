@@ -25,7 +25,7 @@ from deeplab_fast import (
     upsample_argmax,
     upsample_cross_entropy,
 )
-from deeplab_fast.ops._library import empty_like_format, in_format_of
+from deeplab_fast.ops._library import _strides, empty_like_format, in_format_of
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_, geometry_refused
 
@@ -213,6 +213,16 @@ def test_in_format_of():
     for one in (nchw[:, :1], nchw[:, :1].contiguous(memory_format=torch.channels_last)):
         assert empty_like_format(one, (2, 3, 4, 5)).is_contiguous()
         assert in_format_of(nhwc, one).is_contiguous()
+
+
+def test_strides_of_an_output_are_those_that_torch_gives_it():
+    for sizes in itertools.product((0, 1, 2, 5), repeat=4):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            expected = torch.empty(sizes, device="meta", memory_format=memory_format).stride()
+            assert _strides(sizes, memory_format) == expected, (sizes, memory_format)
+    for sizes in ((), (0,), (3,), (2, 0, 3), (2, 3, 4), (2, 3, 4, 5, 6)):
+        expected = torch.empty(sizes, device="meta").stride()
+        assert _strides(sizes, torch.contiguous_format) == expected, sizes
 
 
 def convolve(x, w1, w3, b1, b3):

@@ -1,4 +1,4 @@
-"""The benchmarks run, in a toy size, and refuse to time what is wrong."""
+"""The benchmarks run, in a toy size, and time nothing that is wrong."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def harness():
 
 @pytest.fixture
 def report(harness, tmp_path):
-    return harness.Report("test", harness.arguments("", ["--tiny", "--output", str(tmp_path)]))
+    options = ["--tiny", "--device", "cpu", "--output", str(tmp_path)]
+    return harness.Report("test", harness.arguments("", options))
 
 
 def ones(value: float = 1.0) -> torch.Tensor:
@@ -207,8 +208,11 @@ def test_run_all_lists_its_pieces(harness, capsys):
     assert "choices-bf16-1" not in run_all.pieces(torch.device("cpu"), [1], tiny=True)
 
 
-def test_run_all_runs_a_piece(harness, tmp_path, capsys):
+def test_run_all_runs_a_piece(harness, tmp_path, monkeypatch, capsys):
     run_all = importlib.import_module("run_all")
+    commands = run_all.pieces(torch.device("cpu"), [1], tiny=True)
+    on_cpu = {name: [*command, "--device", "cpu"] for name, command in commands.items()}
+    monkeypatch.setattr(run_all, "pieces", lambda *args: on_cpu)
     run_all.main(["ceil", "--tiny", "--output", str(tmp_path / "new")])
     assert re.search(r"^ceilings: done in \d+ s$", capsys.readouterr().out, re.MULTILINE)
     files = {path.suffix: path for path in (tmp_path / "new").glob("c*")}
@@ -221,27 +225,47 @@ def test_run_all_runs_a_piece(harness, tmp_path, capsys):
     assert "no piece begins with 'lunch': --list names them" in capsys.readouterr().err
 
 
-def test_run_all_goes_on_unless_something_is_wrong(harness, monkeypatch, tmp_path, capsys):
+def test_run_all_tests_the_installed_package(harness, monkeypatch, tmp_path, capsys):
+    run_all = importlib.import_module("run_all")
+    for place in ("checkout", "installed"):
+        package = tmp_path / place / "deeplab_fast" / "__init__.py"
+        package.parent.mkdir(parents=True)
+        package.write_text(f"place = {place!r}")
+    tests = tmp_path / "checkout" / "tests"
+    tests.mkdir()
+    (tests / "test_cudnn_reference.py").write_text(
+        "import deeplab_fast\n\ndef test_place():\n    assert deeplab_fast.place == 'installed'\n"
+    )
+    monkeypatch.setattr(run_all, "TESTS", tests)
+    monkeypatch.chdir(tmp_path / "checkout")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    run_all.main(["correctness", "--output", str(tmp_path / "out")])
+    assert re.search(r"^correctness: done in \d+ s$", capsys.readouterr().out, re.MULTILINE)
+    assert "1 passed" in (tmp_path / "out" / "correctness.txt").read_text()
+
+
+def test_run_all_goes_on_after_pieces_that_fail_or_hang(harness, monkeypatch, tmp_path, capsys):
     run_all = importlib.import_module("run_all")
     python = {
+        "correctness": "raise SystemExit(1)",
         "slow": "import time; time.sleep(60)",
         "broken": "raise RuntimeError",
         "good": "print('x')",
     }
     commands = {name: [sys.executable, "-I", "-c", code] for name, code in python.items()}
     monkeypatch.setattr(run_all, "pieces", lambda *args: commands)
-    with pytest.raises(SystemExit, match="^not finished: slow broken$"):
+    with pytest.raises(SystemExit, match="^failed or not finished: correctness slow broken$"):
         run_all.main(["--limit", "1", "--output", str(tmp_path)])
-    slow, broken, good, _ = capsys.readouterr().out.splitlines()
+    correctness, slow, broken, good, _ = capsys.readouterr().out.splitlines()
+    assert correctness.startswith("correctness: failed, status 1")
     assert slow.startswith("slow: out of time after 1 s")
     assert broken.startswith("broken: failed, status 1") and good.startswith("good: done")
-    commands["broken"][-1] = "raise SystemExit('WRONG: aspp has error 1')"
-    with pytest.raises(SystemExit, match="^broken failed, nothing more is timed: "):
-        run_all.main(["broken", "good", "--output", str(tmp_path)])
-    assert "good" not in capsys.readouterr().out
-    commands = {"correctness": commands["slow"], "good": commands["good"]}
-    with pytest.raises(SystemExit, match="^correctness failed, nothing more is timed: "):
-        run_all.main(["--limit", "0.1", "--output", str(tmp_path)])
+
+
+def test_run_all_plots_no_empty_file(harness, tmp_path):
+    (tmp_path / "aspp-1.csv").write_text("# failed case: WRONG\n" + ",".join(harness.COLUMNS))
+    importlib.import_module("run_all").plot_what_ran_out_of_time(tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".csv"]
 
 
 def test_the_results_in_the_readme_are_those_of_the_files(harness):
@@ -279,6 +303,11 @@ def test_table_of_results(harness, tmp_path):
     write("cpu-2026-01-01/model-20260101-100000.csv", "model", "x,1,fp32,ours,a,1,,,",
           "x,1,fp32,baseline,PyTorch,9,,,")  # fmt: skip
     write("local/model-20260301-100000.csv", "model", "x,1,fp32,ours,a,1,,,")
+    write("gpu-2026-02-01/aspp-20260201-130000.csv", "aspp", "ours,1,bf16,ours,alone,1,,,")
+    failed = tmp_path / "gpu-2026-02-01" / "aspp-20260201-130000.csv"
+    failed.write_text(
+        "# failed ours, batch 1, bf16, PyTorch: WRONG: error 1\n" + failed.read_text()
+    )
     first, second = table.tables(tmp_path).split("A GPU, 2 threads; torch 3; ")[1:]
     assert (
         "| aspp: old, batch 1, bf16 | 2.35 ms (deeplab_fast) | 4.69 ms (torchvision) | 2.00x "
@@ -287,31 +316,109 @@ def test_table_of_results(harness, tmp_path):
     assert "| 2.00x | 10.0 / 20.0 | in uint8 1.50; PyTorch NCHW 240; OpenVINO 3.00 |" in first
     assert first.count("\n| aspp") == 1 and "rate 6" not in first and "half" not in first
     assert "Ceilings of that machine: product in bf16 800 TFLOP/s; copy in fp32 4000 GB/s." in first
+    assert "raised:\n\n* ours, batch 1, bf16, PyTorch: WRONG: error 1\n\n" in first
+    assert "| aspp: ours" not in first and "raised" not in second
     assert "model: x" in second and "2026-01-01" in second
 
 
 @pytest.mark.parametrize("kind", ["ours", "baselines"])
 @pytest.mark.parametrize("value", [1.1, float("nan"), None], ids=["off", "nan", "shape"])
-def test_wrong_output_ends_the_run_without_a_time(report, tmp_path, capsys, kind, value):
-    measure(report)
-    capsys.readouterr()
+def test_wrong_variant_is_named_and_the_rest_is_timed(report, tmp_path, capsys, kind, value):
+    def bad():
+        return torch.ones(2) if value is None else ones(value)
+
+    good = {"ours": {"good": ones}, "baselines": {"peer": ones}}
+    measure(report, **{kind: {**good[kind], "bad": bad}})
+    measure(report, dtype="bf16")
+    error = {None: "inf", 1.1: "0.1"}.get(value, "nan")
+    failure = f"failed sum, batch 1, fp32, bad: WRONG: error {error}, tolerance 1e-06"
+    assert f"{failure}\n" in capsys.readouterr().out
+    comments, rows = read_csv(tmp_path)
+    assert f"# {failure}" in comments
+    assert [(row["dtype"], row["variant"]) for row in rows] == [
+        ("fp32", "good"), ("fp32", "peer"), ("bf16", "good"), ("bf16", "peer")
+    ]  # fmt: skip
+    with pytest.raises(SystemExit, match=f"^{re.escape(failure)}$"):
+        report.finish()
+
+
+@pytest.mark.parametrize("kind", ["ours", "baselines"])
+def test_variant_that_raises_is_named_and_the_rest_is_timed(report, tmp_path, capsys, kind):
+    def bad():
+        raise ValueError("needs a bigger machine\nand more")
+
+    good = {"ours": {"good": ones}, "baselines": {"peer": ones}}
+    measure(report, **{kind: {"bad": bad, **good[kind]}})
+    failure = "failed sum, batch 1, fp32, bad: ValueError: needs a bigger machine"
+    assert f"{failure}\n" in capsys.readouterr().out
+    comments, rows = read_csv(tmp_path)
+    assert f"# {failure}" in comments and [row["variant"] for row in rows] == ["good", "peer"]
+    with pytest.raises(SystemExit, match=f"^{failure}$"):
+        report.finish()
+
+
+def test_case_whose_reference_or_timing_raises_is_named(report, tmp_path, monkeypatch):
+    def bad(*args, **options):
+        raise RuntimeError("out of memory")
+
+    measure(report, reference=bad)
+    measure(report, dtype="bf16")
+    monkeypatch.setattr(importlib.import_module("harness"), "interleaved", bad)
+    measure(report, dtype="fp16")
+    comments, rows = read_csv(tmp_path)
+    assert "# failed sum, batch 1, fp32, reference: RuntimeError: out of memory" in comments
+    assert "# failed sum, batch 1, fp16, timing: RuntimeError: out of memory" in comments
+    assert {row["dtype"] for row in rows} == {"bf16"}
+    with pytest.raises(SystemExit):
+        report.finish()
+
+
+def test_no_variant_left_is_still_reported(report, tmp_path):
+    measure(report, ours={"bad": lambda: ones(2.0)}, baselines={})
+    with pytest.raises(SystemExit, match="bad: WRONG: error 1, tolerance 1e-06"):
+        report.finish()
+    comments, rows = read_csv(tmp_path)
+    assert not rows and any("bad: WRONG" in line for line in comments)
+
+
+def test_process_stops_when_the_gpu_is_lost(report, tmp_path, monkeypatch):
+    def bad():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with")
+
+    later = []
+    monkeypatch.setattr(importlib.import_module("harness"), "is_lost", lambda device: True)
     with pytest.raises(SystemExit) as error:
-        measure(report, **{kind: {"bad": lambda: torch.ones(2) if value is None else ones(value)}})
-    assert str(error.value.code).startswith("WRONG: sum, batch 1, fp32: bad")
-    assert " ms " not in capsys.readouterr().out
-    assert [row["variant"] for row in read_csv(tmp_path)[1]] == ["good", "peer"]
+        measure(report, ours={"bad": bad, "good": lambda: later.append(1)})
+    assert error.value.code == (
+        "CUDA ERROR: failed sum, batch 1, fp32, bad: RuntimeError: CUDA error: an illegal memory "
+        "access was encountered: the GPU is lost to this process, nothing more is measured here"
+    )
+    assert not later and any("illegal memory access" in line for line in read_csv(tmp_path)[0])
 
 
-def test_wrong_kernel_ends_bench_aspp(monkeypatch, tmp_path, capsys):
+def test_gpu_is_lost_when_it_does_not_synchronize(monkeypatch):
+    def lost(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    is_lost = importlib.import_module("measure").is_lost
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    assert is_lost(torch.device("cuda")) and not is_lost(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert not is_lost(torch.device("cuda"))
+
+
+def test_wrong_kernel_is_dropped_from_bench_aspp(monkeypatch, tmp_path, capsys):
     good = backends._table["aspp"]["cpu"]
     monkeypatch.setitem(
         backends._table["aspp"], "cpu", good._replace(run=lambda *args: good.run(*args) * 1.001)
     )
-    with pytest.raises(SystemExit, match="WRONG: tiny, batch 1, fp32: deeplab_fast"):
+    with pytest.raises(SystemExit, match="tiny, batch 1, fp32, deeplab_fast.aspp.*: WRONG: error"):
         importlib.import_module("bench_aspp").main(
             ["--tiny", "--device", "cpu", "--output", str(tmp_path)]
         )
-    assert not list(tmp_path.iterdir())
+    _, rows = read_csv(tmp_path)
+    variants = {row["variant"] for row in rows}
+    assert "deeplab_fast.aspp, folded" not in variants and "deeplab_fast" in variants
 
 
 def test_regret_tells_wrong_labels_from_ties():
@@ -333,17 +440,6 @@ def test_preferring_a_kernel_wherever_it_can(harness, ran):
     assert [name for _, name in ran] == ["cpu", "emulated", "cpu"]
 
 
-def test_baseline_that_cannot_run_is_named(report, tmp_path, capsys):
-    def broken():
-        raise RuntimeError("needs a bigger machine\nand more")
-
-    measure(report, baselines={"peer": ones, "engine": broken})
-    assert "engine does not run here: needs a bigger machine\n" in capsys.readouterr().out
-    assert [row["variant"] for row in read_csv(tmp_path)[1]] == ["good", "peer"]
-    with pytest.raises(RuntimeError, match="bigger machine"):
-        measure(report, ours={"good": broken})
-
-
 def test_plot_needs_matplotlib_and_says_so(report, monkeypatch, tmp_path, capsys):
     for module in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -362,6 +458,37 @@ def test_variants_take_turns(monkeypatch):
     samples = timing.interleaved(runs, torch.device("cpu"), budget=0)
     assert turns == list("aabbccbbccaa")  # each sample begins with a call that is not timed
     assert {name: len(times) for name, times in samples.items()} == dict.fromkeys("abc", 2)
+
+
+def test_call_from_python_ends_when_the_gpu_is_done(monkeypatch):
+    timing, gpu, done = importlib.import_module("measure"), torch.device("cuda"), []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append(str(device)))
+    monkeypatch.setattr(timing, "extra_memory", lambda run, device: 8)
+    run, memory = timing.prepare(lambda: done.append("run") or "output", gpu, graphs=False)
+    assert run() == "output" and memory == 8
+    assert done == ["run", "cuda", "run", "cuda"]  # a warm-up, a call
+    monkeypatch.setattr(timing, "_seconds", lambda run: 1.0)
+    (times,) = timing.interleaved({"one": run}, gpu, budget=0, graphs=False).values()
+    assert len(times) == 2 and done == ["run", "cuda"] * 6
+
+
+def test_models_are_called_from_python_at_batch_1_of_a_gpu():
+    timings = importlib.import_module("bench_model").timings
+    assert timings(torch.device("cuda"), 1) == {"": True, ", called from Python": False}
+    for device, batch in (("cuda", 8), ("cpu", 1)):
+        assert timings(torch.device(device), batch) == {"": True}
+
+
+def test_cases_pass_on_whether_they_are_captured(report, monkeypatch):
+    harness, seen = importlib.import_module("harness"), []
+    prepare, interleaved = harness.prepare, harness.interleaved
+    monkeypatch.setattr(harness, "prepare", lambda *args: seen.append(args[-1]) or prepare(*args))
+    monkeypatch.setattr(
+        harness, "interleaved", lambda *args: seen.append(args[-1]) or interleaved(*args)
+    )
+    measure(report, graphs=False)
+    measure(report)
+    assert seen == 3 * [False] + 3 * [True]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="not Linux")
@@ -430,6 +557,53 @@ def test_compiled_peer_gives_the_same():
     x = torch.randn(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         torch.testing.assert_close(peers.applied(module, x, compile=True)(), module(x))
+
+
+COMPILING = {
+    "bench_aspp": lambda script, report, shape: script.inference(report, shape, "fp32", 1, True),
+    "bench_upsample_argmax": lambda script, report, shape: script.measure(
+        report, shape, "fp32", "noise", torch.randn(1, shape.classes, *shape.feature)
+    ),
+    "bench_upsample_cross_entropy": lambda script, report, shape: script.step(
+        report, shape, "fp32", 1, True
+    ),
+}
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The sizes of the inputs of every graph that torch.compile makes, which then runs eagerly."""
+    sizes = []
+
+    def record(graph, inputs):
+        sizes.append([size for input in inputs for size in getattr(input, "shape", [input])])
+        return graph
+
+    def compile(function, options, compile=torch.compile, **rest):
+        return compile(function, backend=record, **rest)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return sizes
+
+
+@pytest.mark.parametrize("script", COMPILING)
+def test_compiled_peer_is_of_fixed_sizes_for_every_shape(script, report, graphs):
+    report.args.full = True
+    tiny = importlib.import_module("cases").TINY
+    with torch._dynamo.config.patch(cache_size_limit=1):  # shapes may be more than torch allows
+        for image in (tiny.image, (41, 49), (57, 65)):
+            COMPILING[script](importlib.import_module(script), report, tiny._replace(image=image))
+    compiled = [row for row in report.rows if row["variant"].endswith(" compiled")]
+    assert len(compiled) == len(graphs) == 3
+    assert all(type(size) is int for sizes in graphs for size in sizes), graphs
+
+
+def test_compiled_function_is_of_fixed_sizes_when_called_with_others(harness, graphs):
+    double = harness.compiled(lambda x: 2 * x, torch.device("cpu"))
+    for size in (3, 5, 7):
+        assert torch.equal(double(torch.ones(size, 2)), torch.full((size, 2), 2.0))
+    assert graphs == [[3, 2], [5, 2], [7, 2]]
+    assert all(type(size) is int for sizes in graphs for size in sizes)
 
 
 def test_training_on_camvid_beside_torchvision(tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ Each test changes one component of a key alone, after a first call. A stale entr
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated, backends, measured
+from deeplab_fast import _C, _emulated, backends, cuda, measured
 from deeplab_fast._resident import resident
 from deeplab_fast.cuda_kernels import dilated_conv2d, dilated_conv2d_backward, work_lists
 from deeplab_fast.cuda_kernels.common import DTYPES, Kernels, nhwc_output
@@ -363,6 +364,29 @@ def test_each_gpu_has_its_own_choice(two_gpus):
         ]
         classes = list(map(measured.device_class, two_gpus))
         assert classes == ["sm_90 with 132 processors", "sm_80 with 108 processors"]
+
+
+def test_each_gpu_has_its_own_capacity_and_is_asked_once(two_gpus, monkeypatch):
+    asked = []
+    properties = torch.cuda.get_device_properties
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda gpu: asked.append(gpu) or properties(gpu)
+    )
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(_C, "cuda", "the kernels", raising=False)
+    monkeypatch.setattr(cuda, "_HAS_SM90", True)
+    cuda._capacity.cache_clear()
+    try:
+        for _ in range(2):
+            for gpu, num_workers, is_sm90 in zip(two_gpus, (2 * 132, 2 * 108), (True, False)):
+                with cuda._kernels(SimpleNamespace(device=gpu)) as kernels:
+                    assert kernels == Kernels("the kernels", 7, num_workers, is_sm90)
+                with cuda._kernels(SimpleNamespace(device=gpu), sm90=False) as kernels:
+                    assert kernels == Kernels("the kernels", 7, num_workers, False)
+    finally:
+        cuda._capacity.cache_clear()
+    assert asked == two_gpus
 
 
 def test_each_backend_and_reason_is_said_once():

@@ -105,8 +105,12 @@ def photo(width: int = 96, height: int = 72) -> Image.Image:
 
 
 def segment(capsys, *arguments: object) -> tuple[int, str, list[str]]:
-    """Exit status, stdout and the lines of stderr of ``deeplab-fast segment ARGUMENTS``."""
-    status = main(["segment", *map(str, arguments)])
+    """Exit status, stdout and the lines of stderr of ``deeplab-fast segment ARGUMENTS``.
+
+    On the CPU unless they say otherwise, as what it is compared with: other devices round
+    otherwise, and so have other labels.
+    """
+    status = main(["segment", "--device", "cpu", *map(str, arguments)])
     out, err = capsys.readouterr()
     assert all(line.startswith("deeplab-fast: ") for line in err.splitlines()), err
     return status, out, err.splitlines()
@@ -119,7 +123,8 @@ def files(folder: Path) -> list[str]:
 def test_as_a_process(model, predict, weights, folder):
     photo().save(folder / "photo.png")
     (folder / "notes.jpg").write_text("no image")
-    command = [sys.executable, "-m", "deeplab_fast", "segment", "*.[jp][pn]g", "--weights", weights]
+    command = [sys.executable, "-m", "deeplab_fast", "segment", "*.[jp][pn]g"]
+    command += ["--weights", weights, "--device", "cpu"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
@@ -252,7 +257,7 @@ def segmented_kinds(weights, tmp_path_factory):
         image.save(folder / name)
     status = main(
         ["segment", *(str(folder / n) for n in KINDS), "--weights", weights]
-        + ["--output", str(folder / "out")]
+        + ["--output", str(folder / "out"), "--device", "cpu"]
     )
     assert status == 0
     return folder
@@ -564,7 +569,7 @@ def test_devices_that_are_not_there(device, stand_in, capsys):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype, predict, weights, capsys):
     photo().save("x.png")
-    options = ["--weights", weights, "--device", "cpu", "--dtype", dtype]
+    options = ["--weights", weights, "--dtype", dtype]
     assert segment(capsys, "x.png", *options)[0] == 0
     labels = np.asarray(Image.open("segmented/x_labels.png"))
     assert np.array_equal(labels, predict(photo(), getattr(torch, dtype)))

@@ -8,7 +8,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,8 +17,8 @@ from deeplab_fast import upsample_argmax
 from deeplab_fast.emulated import machine
 
 from . import bilinear_oracle
-from .cases import DTYPES, LAYOUTS, with_layout
-from .conftest import is_interpreted
+from .cases import DTYPES, LAYOUTS, upsampled, with_layout
+from .conftest import device_of, is_interpreted, needs_triton, triton_examples
 
 OP = "upsample_argmax"
 LABELS = (torch.int64, torch.int32, torch.uint8)
@@ -47,9 +46,7 @@ def canonical(logits: Tensor, size=None, scale_factor=None, align_corners=False)
 
 
 def pytorch(logits: Tensor, size=None, scale_factor=None, align_corners=False) -> Tensor:
-    return F.interpolate(
-        logits.contiguous(), size, scale_factor, "bilinear", align_corners=align_corners
-    )
+    return upsampled(logits.contiguous(), size, scale_factor, align_corners)
 
 
 def assert_only_ties_differ(labels: Tensor, expected: Tensor, logits: Tensor, **arguments) -> None:
@@ -206,16 +203,16 @@ FIXTURES = [HealthCheck.function_scoped_fixture]
 def test_kernels_compute_the_canonical_arithmetic(backend, device, case, dtype):
     if backend == "reference":
         pytest.skip("PyTorch has an order of operations of its own")
-    if is_interpreted(backend):
-        pytest.skip("Triton's interpreter: fewer examples in the next test")
+    if backend == "triton":
+        pytest.skip("Triton: fewer examples in the next test")
     assert_canonical(backend, device, case, dtype)
 
 
-@pytest.mark.skipif(not is_interpreted("triton"), reason="Triton's kernels are compiled here")
-@settings(max_examples=40, deadline=None)
+@needs_triton()
+@settings(max_examples=triton_examples(interpreted=40), deadline=None)
 @given(case=upsamplings(), dtype=st.sampled_from(LABELS))
-def test_interpreted_kernels_compute_the_canonical_arithmetic(case, dtype):
-    assert_canonical("triton", "cpu", case, dtype)
+def test_triton_kernels_compute_the_canonical_arithmetic(case, dtype):
+    assert_canonical("triton", device_of("triton"), case, dtype)
 
 
 def assert_canonical(backend, device, case, dtype):
@@ -234,8 +231,8 @@ NORMAL = [content for content in CONTENTS if content not in (non_finite, huge, t
 @settings(max_examples=200, deadline=None, suppress_health_check=FIXTURES)
 @given(case=upsamplings(NORMAL))
 def test_only_ties_differ_from_pytorch_and_from_float64(backend, device, case):
-    if is_interpreted(backend):
-        pytest.skip("Triton's interpreter: the canonical arithmetic is compared with the cpu's")
+    if backend == "triton":
+        pytest.skip("Triton: the canonical arithmetic is compared with the cpu's")
     logits, arguments = case
     with deeplab_fast.backend(backend):
         labels = upsample_argmax(logits.to(device), **arguments).cpu()

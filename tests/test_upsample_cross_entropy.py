@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import deeplab_fast
 from deeplab_fast import _C, upsample_cross_entropy
 from deeplab_fast.emulated import machine
 
-from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
-from .conftest import is_interpreted
+from .cases import DTYPES, LAYOUTS, assert_as_accurate_as, upsampled, with_layout
+from .conftest import device_of, is_interpreted, needs_triton, triton_examples
 
 OP = "upsample_cross_entropy"
 REDUCTIONS = ("mean", "sum", "none")
@@ -29,12 +30,9 @@ def interpolate_and_cross_entropy(
 ) -> Tensor:
     """PyTorch's, in fp32 or in float64 if the logits are that."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    upsampled = F.interpolate(
-        logits, target.shape[1:], mode="bilinear", align_corners=align_corners
-    )
-    return F.cross_entropy(
-        upsampled, target, None if weight is None else weight.to(upsampled.dtype), **options
-    )
+    weight = None if weight is None else weight.to(logits.dtype)
+    pixels = upsampled(logits, target.shape[1:], align_corners=align_corners)
+    return F.cross_entropy(pixels, target, weight, **options)
 
 
 def loss_and_gradient(function, logits: Tensor, grad_loss: Tensor | None = None):
@@ -149,16 +147,16 @@ CASES_OF_ANY_KIND = given(
 @settings(max_examples=100, deadline=None, suppress_health_check=FIXTURES)
 @CASES_OF_ANY_KIND
 def test_like_pytorch(backend, device, **case):
-    if is_interpreted(backend):
-        pytest.skip("Triton's interpreter: fewer examples in the next test")
+    if backend == "triton":
+        pytest.skip("Triton: fewer examples in the next test")
     assert_any_kind(backend, device, **case)
 
 
-@pytest.mark.skipif(not is_interpreted("triton"), reason="Triton's kernels are compiled here")
-@settings(max_examples=20, deadline=None)
+@needs_triton()
+@settings(max_examples=triton_examples(interpreted=20), deadline=None)
 @CASES_OF_ANY_KIND
-def test_interpreted_like_pytorch(**case):
-    assert_any_kind("triton", "cpu", **case)
+def test_triton_like_pytorch(**case):
+    assert_any_kind("triton", device_of("triton"), **case)
 
 
 def assert_any_kind(backend, device, seed, shape, size, scale, dtype, layout, **arguments):
@@ -231,6 +229,45 @@ def test_masked_class(backend, device, value):
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(grad[:, others], expected_grad)
     assert (grad[:, 3] == 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, math.inf, -math.inf, math.nan])
+def test_upsampled_is_the_kernel_of_interpolate(value):
+    logits = torch.randn(2, 3, 6, 7)
+    logits[torch.rand(logits.shape) < 0.1] = value
+    for arguments in (
+        {"size": (11, 18)},
+        {"size": (24, 28), "align_corners": True},
+        {"scale_factor": (1.7, 2.3)},
+    ):
+        expected = F.interpolate(logits, mode="bilinear", **arguments)
+        actual = upsampled(logits, **arguments)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+class Called(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.ops.append(function._schema.name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_comparisons_on_a_device_take_the_kernel():
+    """On the meta device F.interpolate decides as on a GPU."""
+    assert torch.are_deterministic_algorithms_enabled()
+    logits, kernel = torch.empty(1, 3, 4, 5, device="meta"), "aten::upsample_bilinear2d"
+    with Called() as theirs:
+        F.interpolate(logits, (7, 9), mode="bilinear")
+    with Called() as helper:
+        upsampled(logits, (7, 9))
+    assert kernel not in theirs.ops and helper.ops == [kernel]
+    target = torch.zeros(1, 7, 9, dtype=torch.int64, device="meta")
+    with Called() as loss:
+        interpolate_and_cross_entropy(logits, target)
+    assert kernel in loss.ops
 
 
 @pytest.mark.parametrize("size", [(24, 28), (11, 18), (3, 3)])

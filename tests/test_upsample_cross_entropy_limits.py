@@ -19,7 +19,7 @@ from deeplab_fast import _C, _emulated, backends, upsample_cross_entropy
 from deeplab_fast.ops._bilinear import source_scale
 
 from . import bilinear_oracle
-from .cases import DTYPES, with_layout
+from .cases import DTYPES, upsampled, with_layout
 from .conftest import is_interpreted
 from .memory import GuardedAllocations, copy_beside_unreadable_page, sparse_zeros
 from .test_upsample_cross_entropy import (
@@ -390,12 +390,12 @@ class Expected:
         others = {k: v for k, v in options.items() if k not in ("weight", "align_corners")}
         size = tuple(target.shape[1:])
         scales = [source_scale(i, o, None, align_corners) for i, o in zip(logits.shape[2:], size)]
-        upsampled = bilinear_oracle.upsample(logits, size, (scales[0], scales[1]), align_corners)
-        upsampled = upsampled.double().requires_grad_()
+        pixels = bilinear_oracle.upsample(logits, size, (scales[0], scales[1]), align_corners)
+        pixels = pixels.double().requires_grad_()
         weight = None if weight is None else weight.cpu().double()
-        loss = F.cross_entropy(upsampled, target.cpu(), weight, **others)
+        loss = F.cross_entropy(pixels, target.cpu(), weight, **others)
         grad_loss = torch.ones(()) if grad_loss is None else grad_loss.cpu()
-        (grad,) = torch.autograd.grad(loss, upsampled, grad_loss.double().expand(loss.shape))
+        (grad,) = torch.autograd.grad(loss, pixels, grad_loss.double().expand(loss.shape))
         self.pairs = [
             bilinear_oracle.source_pairs(out, n, scale, align_corners)
             for out, n, scale in zip(size, logits.shape[2:], scales)
@@ -501,7 +501,7 @@ def test_ignored_pixels_with_logits_that_are_not_finite(backend, device, value, 
             loss, grad = loss_and_gradient(partial(upsample_cross_entropy, **options), logits)
         assert loss.isfinite().all()
         if value == -math.inf:  # a class that no pixel there can have: its softmax is 0
-            pixels = F.interpolate(logits, target.shape[1:], mode="bilinear")[:, :, :, 15:26]
+            pixels = upsampled(logits, target.shape[1:])[:, :, :, 15:26]
             assert pixels.softmax(1).isnan().any() == grad.isnan().any()
         else:
             assert grad[0, :, 1, 9].isnan().all()

@@ -136,7 +136,17 @@ def _format(tensor: Tensor) -> torch.memory_format:
 
 def in_format_of(result: Tensor, input: Tensor) -> Tensor:
     """``result`` with the strides that :func:`empty_like_format` promises for ``input``."""
-    promised = torch.empty(result.shape, device="meta", memory_format=_format(input))
-    if result.stride() == promised.stride():
+    if result.stride() == _strides(result.shape, _format(input)):
         return result
     return empty_like_format(input, tuple(result.shape)).copy_(result)
+
+
+def _strides(shape: Sequence[int], memory_format: torch.memory_format) -> tuple[int, ...]:
+    """The strides of ``torch.empty(shape, memory_format=memory_format)``, without the tensor."""
+    if memory_format == torch.channels_last:
+        _, channels, height, width = shape
+        return (height * width * channels, 1, width * channels, channels)
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * max(size, 1))
+    return tuple(reversed(strides)) if shape else ()

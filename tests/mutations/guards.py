@@ -118,6 +118,7 @@ GUARDS = {
     "deeplab_fast/_resident.py": Guard("tests/test_resident.py tests/test_cache_keys.py"),
     "deeplab_fast/backends.py": REGISTRATION,
     "deeplab_fast/cpu.py": NON_FINITE_CPU,
+    "deeplab_fast/cuda.py": Guard("tests/test_cache_keys.py gpu"),
     "deeplab_fast/cuda_kernels/aspp.py": Guard(
         "tests/test_kernel_calls.py tests/test_aspp.py pooled or aspp and (limits or emulated)"
     ),

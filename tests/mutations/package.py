@@ -665,6 +665,14 @@ FAULTS: dict[str, list[Fault]] = {
             'return f"bf16 {shapes}"',
         ),
     ],
+    "deeplab_fast/cuda.py": [
+        Fault("the sm_80 kernels are Hopper's", "sm90 and runs_sm90)", "runs_sm90)"),
+        Fault(
+            "the properties of one GPU for all",
+            "device_properties(device)",
+            "device_properties(torch.device('cuda', 0))",
+        ),
+    ],
     "deeplab_fast/ops/_library.py": [
         Fault(
             "autocast halves float64",
@@ -695,9 +703,13 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "any strides are those promised",
-            "if result.stride() == promised.stride():",
+            "if result.stride() == _strides(result.shape, _format(input)):",
             "if True:",
         ),
+        Fault(
+            "strides of the wrong side", "1, width * channels, channels", "1, height * channels, 1"
+        ),
+        Fault("no pixels have no stride", "strides[-1] * max(size, 1)", "strides[-1] * size"),
         Fault(
             "transforms on the automatic choice",
             "_transforms.call(op, _rules[name], args, backend)",
