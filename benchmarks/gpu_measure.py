@@ -16,7 +16,7 @@ from unittest import mock
 
 import harness
 import torch
-from gpu_families import FAMILIES, REAL, TINY, Family, Size, reference
+from gpu_families import FAMILIES, TINY, Family, Size, reference
 from harness import Run
 from measure import copy_roof, interleaved, matmul_roof, prepare
 from torch import Tensor
@@ -144,39 +144,42 @@ def unwritten(output: Tensor) -> Tensor:
     return output == torch.iinfo(output.dtype).max
 
 
-def measured_time(family: Family, dtype: str, rates: dict[str, float]) -> dict[str, Any]:
-    """Ours beside PyTorch at VOC, output stride 8, batch 8; ``rates`` are those of ``ceilings``."""
-    arguments = arguments_of(family, REAL, dtype, GPU.device)
-    with harness.tf32(dtype == "tf32"), torch.no_grad():
-        run = ours(family, GPU, arguments)
-        runs = {"": prepare(run, GPU.device)[0]}
-        problems = []
+def measured_time(
+    family: Family, place: Place, size: Size, dtype: str, rates: dict[str, float]
+) -> dict[str, Any]:
+    """Ours beside the family's peers; ``rates`` are those of ``ceilings``."""
+    arguments = arguments_of(family, size, dtype, place.device)
+    with harness.tf32(dtype == "tf32"), place.machine(family), torch.no_grad():
+        run = ours(family, place, arguments)
+        runs = {"": prepare(run, place.device)[0]}
+        notes = []
         for name, peer in family.peers(family.op, *arguments).items():
             try:
-                runs[name] = prepare(peer, GPU.device)[0]
+                runs[name] = prepare(peer, place.device)[0]
             except Exception as problem:
-                problems.append(f"{name} does not run: {str(problem).partition(chr(10))[0]}")
-        samples = interleaved(runs, GPU.device, budget=1.0)
-        steps = longest_worker(run) if family.backend == "cuda/sm90" else 0
+                reason = str(problem).partition("\n")[0] or type(problem).__name__
+                notes.append(f"{name} does not run: {reason}")
+        samples = interleaved(runs, place.device, budget=1.0)
+        steps = longest_worker(run) if family.backend == "cuda/sm90" else None
     medians = {name: 1e6 * statistics.median(times) for name, times in samples.items()}
     us = medians.pop("")
-    best = min(medians, key=medians.__getitem__, default=None)
-    work = family.work(REAL, harness.DTYPES[dtype].itemsize)
-    floor = None
+    peer = min(medians, key=medians.__getitem__, default=None)
+    work = family.work(size, harness.DTYPES[dtype].itemsize)
+    bound = None
     if {dtype, "copy"} <= rates.keys():
-        floor = 1e6 * max(work.flops / rates[dtype], work.bytes / rates["copy"])
+        bound = 1e6 * max(work.flops / rates[dtype], work.bytes / rates["copy"])
     return {
         "us": us,
-        "peer us": medians.get(best),
-        "peer": best,
-        "ratio": medians[best] / us if best else None,
-        "TFLOP/s": work.dense_flops / us / 1e6 or None,
+        "peer us": medians.get(peer),
+        "peer": peer,
+        "ratio": medians[peer] / us if peer else None,
+        "TFLOP/s": work.dense_flops / us / 1e6 if work.dense_flops else None,
         "GB/s": None if work.dense_flops else work.bytes / us / 1e3,
-        "bound us": floor,
-        "of bound": 100 * floor / us if floor else None,
-        "steps": steps or None,
+        "bound us": bound,
+        "of bound": 100 * bound / us if bound else None,
+        "steps": steps,
         "us/step": us / steps if steps else None,
-        "note": "; ".join(problems),
+        "note": "; ".join(notes),
     }
 
 

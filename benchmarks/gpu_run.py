@@ -19,7 +19,7 @@ import gpu_measure
 import gpu_tools
 import harness
 import torch
-from gpu_families import FAMILIES, SIZES, TINY, Size
+from gpu_families import FAMILIES, REAL, SIZES, TINY, Size
 from gpu_measure import CPU, GPU, Place
 from gpu_process import run_apart
 from gpu_report import Report
@@ -221,7 +221,5 @@ def check(name: str, place: Place, sizes: Sequence[Size]) -> Iterator[dict[str, 
 
 def times(name: str, dtypes: Sequence[str], rates: dict[str, float]) -> Iterator[dict[str, Any]]:
     for dtype in dtypes:
-        yield {
-            "outcome": "timed",
-            **gpu_measure.measured_time(FAMILIES[name], dtype, rates),
-        }
+        row = gpu_measure.measured_time(FAMILIES[name], GPU, REAL, dtype, rates)
+        yield {"outcome": "timed", **row}
