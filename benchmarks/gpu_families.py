@@ -48,10 +48,10 @@ class Work(NamedTuple):
 
 
 class Family(NamedTuple):
-    """``arguments`` makes those of ``op``; all functions but it and ``work`` take them.
+    """An op on one backend.
 
-    ``truth`` and ``peers`` give outputs, which ``error`` compares; ``peers`` are what is timed
-    beside ours, PyTorch at its best.
+    ``arguments`` makes those of the op, which ``truth`` and ``peers`` take after its name;
+    ``error`` compares outputs with those of ``truth``; the calls of ``peers`` are timed beside ours.
     """
 
     op: str

@@ -75,10 +75,11 @@ def _kill(child: multiprocessing.process.BaseProcess) -> None:
 
 
 def _end(exitcode: int, log: Path) -> str:
+    """How a process ended, in words: of an exception its first line."""
     if exitcode < 0:
         return f"ended by {signal.Signals(-exitcode).name}"
     if exitcode == 0:
         return ""
-    lines = log.read_text(errors="replace").split("\n")
-    said = [line for line in lines if line and not line.startswith(" ")]
-    return said[-1] if said else f"ended with status {exitcode}"
+    _, traceback, said = log.read_text(errors="replace").rpartition("Traceback (most recent call")
+    lines = [line for line in said.splitlines()[1:] if line and not line.startswith(" ")]
+    return lines[0] if traceback and lines else f"ended with status {exitcode}"
