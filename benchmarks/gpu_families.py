@@ -51,7 +51,7 @@ class Family(NamedTuple):
     """An op on one backend.
 
     ``arguments`` makes those of the op, which ``truth`` and ``peers`` take after its name;
-    ``error`` compares outputs with those of ``truth``; the calls of ``peers`` are timed beside ours.
+    ``error`` compares outputs with the truth; the calls of ``peers`` are timed beside ours.
     """
 
     op: str
