@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib
 import itertools
 import os
@@ -223,6 +224,82 @@ def test_a_call_that_is_refused_is_skipped_with_the_reason(tmp_path, monkeypatch
     }
 
 
+@pytest.fixture
+def fake_sanitizer(monkeypatch, tmp_path):
+    """Makes a program of that name that says ``output``, and keeps what it was called with."""
+
+    def make(output: str, status: int) -> None:
+        program = tmp_path / "compute-sanitizer"
+        program.write_text(
+            f"#!/bin/sh\necho $* >{tmp_path}/arguments\ncat <<'END'\n{output}END\nexit {status}\n"
+        )
+        program.chmod(0o755)
+
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return make
+
+
+@pytest.fixture
+def two_rounds(monkeypatch):
+    """Of each timing, instead of those of a second."""
+    gpu_measure, measure = map(importlib.import_module, ("gpu_measure", "measure"))
+    shortest = functools.partial(measure.interleaved, budget=0)
+    monkeypatch.setattr(gpu_measure, "interleaved", lambda *args, budget: shortest(*args))
+
+
+@pytest.fixture
+def as_if_on_a_gpu(monkeypatch, two_rounds):
+    """gpu_check's other parts, with the emulator in the place of a GPU."""
+    gpu_run, gpu_measure = map(importlib.import_module, ("gpu_run", "gpu_measure"))
+    tiny = importlib.import_module("gpu_families").TINY
+    for name, value in {"GPU": gpu_measure.CPU, "SIZES": (tiny,), "REAL": tiny}.items():
+        monkeypatch.setattr(gpu_run, name, value)
+    rates = [
+        {"name": "bf16", "what": "matrix product", "rate": 8e14},
+        {"name": "copy", "what": "copy", "rate": 4e12},
+    ]
+    monkeypatch.setattr(gpu_measure, "ceilings", lambda: rates)
+
+
+def test_only_what_is_right_is_timed(tmp_path, as_if_on_a_gpu, faulty, monkeypatch):
+    families = importlib.import_module("gpu_families").FAMILIES
+    crashing = families["depthwise-wgrad"]._replace(peers=lambda *args: os._exit(0))
+    monkeypatch.setitem(families, "depthwise-wgrad", crashing)
+    faulty("fused_conv2d", lambda output: output + 1)
+    names = ["depthwise-forward", "depthwise-dgrad", "depthwise-wgrad"]
+    arguments = ["--time", "--output", str(tmp_path), "--families", *names]
+    assert importlib.import_module("gpu_check").main(arguments) == 1
+    assert [row["outcome"] for row in read(tmp_path)] == ["FAIL", "pass", "pass"]
+    first, second = read(tmp_path, "time")
+    assert (first["family"], first["outcome"]) == ("depthwise-dgrad", "timed")
+    bound = 2 * 2 * 24 * 7 * 8 * 2 / 4e12  # 2 images of 24 channels in and out, at the copy's rate
+    assert float(first["bound us"]) == pytest.approx(1e6 * bound, rel=1e-4)
+    assert (second["family"], second["outcome"]) == ("depthwise-wgrad", "FAIL")
+    assert second["note"] == "ended without a result" and not second["us"]
+    assert [row["TFLOP/s"] or row["GB/s"] for row in read(tmp_path, "ceilings")] == ["800", "4000"]
+
+
+def test_races_are_looked_for_where_the_tool_can(tmp_path, as_if_on_a_gpu, fake_sanitizer):
+    fake_sanitizer("family argmax\nend argmax\n", status=1)
+    names = ["argmax", "depthwise-forward", "sm90-projection"]
+    arguments = ["--sanitize", "racecheck", "--output", str(tmp_path), "--families", *names]
+    assert importlib.import_module("gpu_check").main(arguments) == 1
+    called = (tmp_path / "arguments").read_text().split()
+    assert called[:2] == ["--tool", "racecheck"] and called[-2].endswith(".py")
+    assert called[-1] == "argmax"
+    assert [(row["family"], row["outcome"]) for row in read(tmp_path, "sanitizer")] == [
+        ("argmax", "pass"), ("all", "FAIL")
+    ]  # fmt: skip
+
+
+def test_variants_that_cannot_be_compared_are_skipped(tmp_path, as_if_on_a_gpu):
+    arguments = ["--variants", "--output", str(tmp_path), "--families", "argmax"]
+    assert importlib.import_module("gpu_check").main(arguments) == 0
+    (row,) = read(tmp_path, "variants")
+    assert row["outcome"] == "skipped"
+    assert row["note"] == "neither sm90-projection nor sm90-forward was found right"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -271,14 +348,8 @@ def test_tables(report, tmp_path, capsys):
     assert [row["ratio"] for row in read(tmp_path, "time")] == ["1.5789", ""]
 
 
-def test_times_have_what_the_table_shows(monkeypatch):
+def test_times_have_what_the_table_shows(two_rounds):
     gpu_measure = importlib.import_module("gpu_measure")
-    measure = importlib.import_module("measure")
-    monkeypatch.setattr(
-        gpu_measure,
-        "interleaved",
-        lambda runs, device, budget: measure.interleaved(runs, device, 0),
-    )
     columns = importlib.import_module("gpu_report").TABLES["Time"]
     families = importlib.import_module("gpu_families")
     rates = {"bf16": 1e12, "copy": 1e9}
@@ -368,13 +439,8 @@ end argmax
     ],
     ids=["clean", "status", "findings", "unsupported", "cut off"],
 )  # fmt: skip
-def test_what_compute_sanitizer_says(monkeypatch, tmp_path, output, status, expected):
-    program = tmp_path / "compute-sanitizer"
-    program.write_text(
-        f"#!/bin/sh\necho \"$@\" >{tmp_path}/arguments\ncat <<'END'\n{output}END\nexit {status}\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+def test_what_compute_sanitizer_says(fake_sanitizer, tmp_path, output, status, expected):
+    fake_sanitizer(output, status)
     gpu_tools = importlib.import_module("gpu_tools")
     rows = list(gpu_tools.sanitize("memcheck", ["argmax", "cross-entropy"]))
     assert [(row["family"], row["outcome"], row["note"]) for row in rows] == expected
@@ -435,3 +501,35 @@ def test_variants_show_the_real_shape_and_its_time(report, tmp_path):
     for row in rows:
         report.add("Variants", **row)
     assert "| wait_group | sm90-forward | pass | 1.0e-03 |" in (tmp_path / "report.md").read_text()
+
+
+def test_the_first_run_goes_on_after_what_fails(tmp_path):
+    """With programs that only write down how they were called."""
+    for name in ("python", "cmake", "ninja"):
+        (tmp_path / name).write_text(
+            f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\n'
+            'case "$*" in *conformance*) echo bad bits; exit 3;; esac\n'
+        )
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {
+        "PYTHON": str(tmp_path / "python"),
+        "CUDACXX": "true",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    script = str(BENCHMARKS / "first_gpu_run.sh")
+
+    def run(*arguments: str) -> int:
+        return subprocess.run([script, *arguments], env=environment).returncode
+
+    assert run("first", str(tmp_path / "1")) == run("second", str(tmp_path / "2")) == 0
+    assert run() == run("third", str(tmp_path)) == 2
+    summary = (tmp_path / "1" / "summary.txt").read_text().splitlines()
+    parts = [line.partition(":")[0] for line in summary[:-1]]
+    assert parts == ["build", "architectures", "conformance", "check", "sm80", "upsampling", "sm90",
+                     "sanitizer"]  # fmt: skip
+    assert re.fullmatch(r"conformance: failed, status 3 after \d s; bad bits", summary[2])
+    assert all(": done after " in line for line in summary[3:-1])
+    files = {word for word in (tmp_path / "calls").read_text().split() if word.endswith(".py")}
+    assert {"test_cudnn_reference.py", "test_aspp.py", "test_triton.py"} < files
+    tests = Path(__file__).parent
+    assert [file for file in files if not (tests / file).exists()] == []
