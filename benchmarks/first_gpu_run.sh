@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The first minutes of a checkout on a GPU: builds it and runs what says most first, each part under a
-# time limit. A part that fails or hangs does not keep the next one from running.
+# The first minutes of a checkout on a GPU: builds it and runs what says most first, each part under
+# a time limit. A part that fails or hangs does not keep the next one from running.
 #
-#   benchmarks/first_gpu_run.sh first OUT    kernels checked and timed, their tests, compute-sanitizer
-#   benchmarks/first_gpu_run.sh second OUT   tests against cuDNN, times for the automatic choice, Triton
+#   benchmarks/first_gpu_run.sh first OUT    the CUDA kernels: right, how fast, tests, sanitizer
+#   benchmarks/first_gpu_run.sh second OUT   tests against cuDNN, the automatic choice, Triton
 #
 # Either takes at most 400 s. OUT/summary.txt has a line for each part, OUT/log.txt what all of them
 # printed; both are written as the run goes on.
@@ -24,7 +24,7 @@ python=${PYTHON:-python3}
 root=$(realpath "$(dirname "$0")/..")
 mkdir -p "$2"
 out=$(realpath "$2")
-cd "$root/tests"  # in the checkout itself Python would import the package there, which has no kernels
+cd "$root/tests"  # at the top Python would import the checkout's package, which has no kernels
 total=400
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 export CUDACXX=${CUDACXX:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
@@ -94,8 +94,10 @@ fi
 no_tests=$(missing pytest xdist hypothesis)
 timeout_options=(--timeout 60 --timeout-method thread)
 [ -z "$(missing pytest_timeout)" ] || timeout_options=()
-optional=$(missing triton pytest xdist hypothesis pytest_timeout expecttest skimage torchvision matplotlib)
-[ -z "$optional" ] || echo "missing, what needs it is left out: $optional" | tee -a "$out/summary.txt"
+optional=$(missing triton pytest xdist hypothesis pytest_timeout expecttest skimage torchvision)
+if [ -n "$optional" ]; then
+  echo "missing, what needs it is left out: $optional" | tee -a "$out/summary.txt"
+fi
 
 part build 150 "$python" -m pip install --no-build-isolation --no-deps "$root" || exit 1
 part architectures 30 "$python" -c '
@@ -108,14 +110,15 @@ assert "90a-real" in built["architectures"], "there are no kernels for sm_90a"
 convolutions=(test_{dilated_conv2d,dilated_conv2d_backward,dilated_conv2d_and_mean}.py
   test_{fused_conv2d,aspp}.py)
 upsampling=(test_upsample_{argmax,argmax_rules,cross_entropy,cross_entropy_limits}.py)
+cuda=(sm90 argmax cross-entropy depthwise sm80)
 
 if [ "$1" = first ]; then
   tests conformance 60 -n 0 test_emulator.py -k conformance
-  check check 180 --time --families sm90 argmax cross-entropy depthwise sm80
+  check check 180 --time --families "${cuda[@]}"
   tests sm80 60 "${convolutions[@]}" -k sm80
   tests upsampling 60 "${upsampling[@]}" -k "cuda and not triton"
   tests sm90 60 "${convolutions[@]}" -k "cuda and not sm80 and not triton"
-  check sanitizer 90 --sanitize memcheck racecheck --families sm90 argmax cross-entropy depthwise sm80
+  check sanitizer 90 --sanitize memcheck racecheck --families "${cuda[@]}"
 else
   tests cudnn 120 test_cudnn_reference.py
   part choices 120 "$python" "$root/benchmarks/measure_choices.py" --dtype bf16 --batch 8 \

@@ -90,6 +90,7 @@ def test_its_own_process_leaves_cuda_alone(tmp_path):
 import argparse, torch
 def used(*args): raise AssertionError("CUDA is used")
 torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = used
+torch._C._cuda_getDeviceCount = torch._C._cuda_init = used
 import gpu_run
 args = argparse.Namespace(families=[], limit=None, backend=None, output=None, family_limit=1)
 gpu_run.Run(args).header("a GPU")
