@@ -113,8 +113,8 @@ upsampling=(test_upsample_{argmax,argmax_rules,cross_entropy,cross_entropy_limit
 cuda=(sm90 argmax cross-entropy depthwise sm80)
 
 if [ "$1" = first ]; then
-  tests conformance 60 -n 0 test_emulator.py -k conformance
-  check check 180 --time --families "${cuda[@]}"
+  tests conformance 60 -n 0 test_emulator.py test_emulator_hopper.py -k conformance
+  check check 180 --time --variants --families "${cuda[@]}"
   tests sm80 60 "${convolutions[@]}" -k sm80
   tests upsampling 60 "${upsampling[@]}" -k "cuda and not triton"
   tests sm90 60 "${convolutions[@]}" -k "cuda and not sm80 and not triton"

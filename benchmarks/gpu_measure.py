@@ -22,9 +22,11 @@ from measure import copy_roof, interleaved, matmul_roof, prepare
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from deeplab_fast import backends, cuda_kernels, emulated
+from deeplab_fast import _C, _emulated, backends, cuda_kernels, emulated
 
 EMULATED_ON = {"cuda/sm90": "sm_90", "cuda/sm80": "sm_80", "cuda": "sm_80"}
+# Who tells the consumers of dilated_conv2d_fwd_sm90 that a stage is full.
+FORMS = {"threads arrive": False, "copies arrive": True}
 SEED = 1  # of the emulator: copies land as late as their waits allow
 
 # Relative to the largest |truth|: what rounding to the dtype costs, whatever the implementation
@@ -40,6 +42,10 @@ class Place(NamedTuple):
     def backend(self, family: Family) -> str:
         on_cpu = self.device.type == "cpu" and family.backend in EMULATED_ON
         return "emulated" if on_cpu else family.backend
+
+    def kernels(self) -> Any:
+        """The compiled module."""
+        return _C.cuda if self.device.type == "cuda" else _emulated.cuda
 
     def machine(self, family: Family) -> contextlib.AbstractContextManager[None]:
         if self.backend(family) != "emulated":
@@ -183,8 +189,32 @@ def measured_time(
     }
 
 
+def compare_forms(family: Family, place: Place, sizes: Sequence[Size]) -> Iterator[dict[str, Any]]:
+    """The two forms of the Hopper producer: whether each is right, and on a GPU how fast.
+
+    Times are taken in turns, of what is right, at the last of ``sizes``.
+    """
+    dtype = family.dtypes[0]
+    rows, runs = {}, {}
+    for form, copies_arrive in FORMS.items():
+        place.kernels().set_copies_arrive(copies_arrive)
+        checks = [check(family, place, size, dtype) for size in sizes]
+        wrong = [row for row in checks if row["outcome"] != "pass"]
+        rows[form] = (wrong or checks[-1:])[0]
+        if not wrong and place.device.type == "cuda":
+            arguments = arguments_of(family, sizes[-1], dtype, place.device)
+            runs[form] = prepare(ours(family, place, arguments), place.device)[0]
+    samples = interleaved(runs, place.device, budget=1.0) if runs else {}
+    for form, row in rows.items():
+        times = samples.get(form)
+        yield {"variant": form, **row, "us": 1e6 * statistics.median(times) if times else None}
+
+
 def longest_worker(run: Run) -> int:
-    """The steps of the worker that has most of them, in the first work list that ``run`` takes."""
+    """The steps of the worker that has most, in the first work list that ``run`` takes.
+
+    Each of its items counts two more, for what it costs besides.
+    """
     lists: list[Any] = []
 
     def kept(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -201,10 +231,7 @@ def longest_worker(run: Run) -> int:
             name = f"{kind}_work_list"
             stack.enter_context(mock.patch.object(module, name, kept(getattr(module, name))))
         run()
-    *_, items, _, first_items = lists[0].tensors
-    steps = items.cpu().view(-1, 6)[:, 3].long()
-    sums = torch.cat([steps.new_zeros(1), steps.cumsum(0)])[first_items.cpu().long()]
-    return int(sums.diff().max())
+    return lists[0].makespan
 
 
 def ceilings() -> Iterator[dict[str, Any]]:

@@ -28,6 +28,8 @@ import deeplab_fast
 from deeplab_fast import _C, backends
 
 OUT_OF_TIME = "the limit of the whole run was reached"
+# The families whose kernel has two forms of its producer.
+VARIED = ("sm90-projection", "sm90-forward", "sm90-dgrad")
 Rows = list[dict[str, Any]]
 
 
@@ -72,9 +74,7 @@ class Run:
             "versions": f"deeplab_fast {deeplab_fast.__version__}, torch {torch.__version__}, "
             f"triton {triton_version()}, python {platform.python_version()}",
             "CUDA": f"{torch.version.cuda} of torch; kernels built with {build['cuda']} for "
-            f"{' '.join(build['architectures']) or 'no GPU'}"
-            + ", async arrive"
-            * bool(build.get("async_arrive")),
+            f"{' '.join(build['architectures']) or 'no GPU'}",
             "commit": harness.commit(),
             "date": self.now.isoformat(timespec="seconds"),
             "families": " ".join(self.args.families) or "all",
@@ -128,17 +128,19 @@ class Run:
                 self.report.add("Time", family=name, dtype=dtype, **row)
 
     def variants(self, right: dict[str, list[str]]) -> None:
-        names = [name for name in gpu_tools.VARIED if name in right]
-        reason = gpu_tools.cannot_build()
-        if not names:
-            reason = f"neither {' nor '.join(gpu_tools.VARIED)} was found right"
-        if reason:
-            self.report.add("Variants", variant="both", outcome="skipped", note=reason)
-            return
-        limit = 600 + 2 * len(names) * self.args.family_limit  # two builds take minutes
-        rows, problem = self.apart(gpu_tools.variants, (names,), "variants", limit)
-        for row in rows + unfinished(bool(problem), problem):
-            self.report.add("Variants", **row)
+        for name in VARIED:
+            if name not in right:
+                row = {"outcome": "skipped", "note": "was not found right"}
+                self.report.add("Variants", family=name, variant="both", **row)
+                continue
+            arguments = name, self.place, self.sizes
+            rows, problem = self.apart(forms, arguments, f"{name}-variants")
+            left = list(gpu_measure.FORMS)[len(rows) :]
+            rows += [
+                {"variant": form, **row} for form, row in zip(left, unfinished(len(left), problem))
+            ]
+            for row in rows:
+                self.report.add("Variants", family=name, **row)
 
     def sanitize(self, tool: str, right: dict[str, list[str]]) -> None:
         names = [
@@ -217,6 +219,10 @@ def check(name: str, place: Place, sizes: Sequence[Size]) -> Iterator[dict[str, 
     for size in sizes:
         for dtype in FAMILIES[name].dtypes:
             yield gpu_measure.check(FAMILIES[name], place, size, dtype)
+
+
+def forms(name: str, place: Place, sizes: Sequence[Size]) -> Iterator[dict[str, Any]]:
+    return gpu_measure.compare_forms(FAMILIES[name], place, sizes)
 
 
 def times(name: str, dtypes: Sequence[str], rates: dict[str, float]) -> Iterator[dict[str, Any]]:

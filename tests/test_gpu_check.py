@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -293,19 +294,45 @@ def test_races_are_looked_for_where_the_tool_can(tmp_path, as_if_on_a_gpu, fake_
     ]  # fmt: skip
 
 
-def test_variants_that_cannot_be_compared_are_skipped(tmp_path, as_if_on_a_gpu):
-    arguments = ["--variants", "--output", str(tmp_path), "--families", "argmax"]
-    assert importlib.import_module("gpu_check").main(arguments) == 0
-    (row,) = read(tmp_path, "variants")
-    assert row["outcome"] == "skipped"
-    assert row["note"] == "neither sm90-projection nor sm90-forward was found right"
+def test_both_variants_of_the_hopper_producer_are_right(tmp_path):
+    command = ["--backend", "emulated", "--variants", "--families", "sm90-projection", "sm90-dgrad"]
+    assert importlib.import_module("gpu_check").main([*command, "--output", str(tmp_path)]) == 0
+    rows = [(row["family"], row["variant"], row["outcome"]) for row in read(tmp_path, "variants")]
+    assert rows == [
+        ("sm90-projection", "threads arrive", "pass"),
+        ("sm90-projection", "copies arrive", "pass"),
+        ("sm90-forward", "both", "skipped"),
+        ("sm90-dgrad", "threads arrive", "pass"),
+        ("sm90-dgrad", "copies arrive", "pass"),
+    ]
+
+
+def test_each_variant_runs_the_form_that_it_names(monkeypatch):
+    """And only what is right is timed."""
+    gpu_measure, gpu_families = map(importlib.import_module, ("gpu_measure", "gpu_families"))
+    family, place, sizes = gpu_families.FAMILIES["sm90-forward"], gpu_measure.CPU, ["tiny", "real"]
+    switched: list[bool] = []
+    kernels = types.SimpleNamespace(set_copies_arrive=switched.append)
+    monkeypatch.setattr(gpu_measure.Place, "kernels", lambda self: kernels)
+
+    def check(family, place, size, dtype):
+        wrong = switched[-1] and size == "tiny"
+        return {"outcome": "FAIL" if wrong else "pass", "note": size}
+
+    monkeypatch.setattr(gpu_measure, "check", check)
+    rows = list(gpu_measure.compare_forms(family, place, sizes))
+    assert switched == [False, True]
+    assert [(row["variant"], row["outcome"], row["note"], row["us"]) for row in rows] == [
+        ("threads arrive", "pass", "real", None),
+        ("copies arrive", "FAIL", "tiny", None),
+    ]
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--families", "lunch"], "no family begins with 'lunch': sm90-projection sm90-forward"),
-        (["--backend", "emulated", "--time"], "--time, --sanitize and --variants need a GPU"),
+        (["--backend", "emulated", "--time"], "--time and --sanitize need a GPU"),
         (["--sanitize", "synccheck"], "invalid choice: 'synccheck'"),
     ],
 )
@@ -373,7 +400,7 @@ def test_times_have_what_the_table_shows(two_rounds):
 
 
 def test_steps_of_the_worker_that_has_most(monkeypatch):
-    """One worker has them all: of each tap those that its tiles need."""
+    """One worker has them all: of each tap those that its tiles need, and two for the item."""
     from deeplab_fast import dilated_conv2d, emulated
     from deeplab_fast.backends import backend
 
@@ -386,7 +413,7 @@ def test_steps_of_the_worker_that_has_most(monkeypatch):
             gpu_measure.longest_worker(lambda w=w: dilated_conv2d(x, w, dilation=2))
             for w in weights
         ]
-    assert steps == [4, 9 * 4]  # 200 channels are four steps of 64
+    assert steps == [4 + 2, 9 * 4 + 2]  # 200 channels are four steps of 64
 
 
 CLEAN = """========= COMPUTE-SANITIZER
@@ -456,52 +483,6 @@ def test_without_compute_sanitizer_its_part_is_skipped(monkeypatch):
     monkeypatch.setattr(gpu_tools.shutil, "which", lambda *args, **kwargs: None)
     (row,) = gpu_tools.sanitize("racecheck", ["argmax"])
     assert (row["outcome"], row["note"]) == ("skipped", "compute-sanitizer is not installed")
-
-
-def test_variants_need_a_compiler(monkeypatch):
-    gpu_tools = importlib.import_module("gpu_tools")
-    monkeypatch.delenv("CUDACXX", raising=False)
-    monkeypatch.setattr(gpu_tools.shutil, "which", lambda name: name == "cmake" and "/bin/cmake")
-    assert gpu_tools.cannot_build() == (
-        "building the kernels twice needs nvcc (CUDACXX, or on the path), ninja"
-    )
-
-
-def test_a_variant_that_was_not_built_is_a_failure(monkeypatch, tmp_path):
-    """Both builds say that they have the old form."""
-    (tmp_path / "deeplab_fast").mkdir()
-    (tmp_path / "deeplab_fast" / "__init__.py").touch()
-    code = "def build_info(): return {'async_arrive': False}\n"
-    (tmp_path / "deeplab_fast" / "_C.py").write_text(code)
-    gpu_tools = importlib.import_module("gpu_tools")
-    monkeypatch.setattr(gpu_tools, "build", lambda place, switch: tmp_path)
-    monkeypatch.setattr(gpu_tools, "variant_rows", lambda name, results: iter([{"variant": name}]))
-    monkeypatch.setattr(gpu_tools, "BENCHMARKS", tmp_path)  # no gpu_check there
-    first, second = gpu_tools.variants(["sm90-forward"])
-    assert first == {"variant": "wait_group"}
-    assert second == {
-        "variant": "async arrive",
-        "family": "all",
-        "outcome": "FAIL",
-        "note": "the build says async_arrive is False",
-    }
-
-
-def test_variants_show_the_real_shape_and_its_time(report, tmp_path):
-    case = {"family": "sm90-forward", "dtype": "bf16"}
-    right = {"error": 1e-3, "tolerance": 1e-2}
-    report.add("Correctness", **case, shape="tiny", outcome="pass", **right)
-    report.add("Correctness", **case, shape="VOC", outcome="pass", **right)
-    wrong = {"outcome": "FAIL", "note": "wrong", "error": 0.5, "tolerance": 1e-2}
-    report.add("Correctness", family="sm90-projection", shape="tiny", dtype="bf16", **wrong)
-    rows = list(importlib.import_module("gpu_tools").variant_rows("wait_group", tmp_path))
-    first = {"variant": "wait_group", "family": "sm90-forward", "outcome": "pass", "note": ""}
-    times = {"us": 950.04, "ratio": 1.5789, "us/step": 1.2386}
-    assert rows[0] == {**first, **right, **times}
-    assert rows[1] == {"variant": "wait_group", "family": "sm90-projection", **wrong}
-    for row in rows:
-        report.add("Variants", **row)
-    assert "| wait_group | sm90-forward | pass | 1.0e-03 |" in (tmp_path / "report.md").read_text()
 
 
 def test_the_first_run_goes_on_after_what_fails(tmp_path):

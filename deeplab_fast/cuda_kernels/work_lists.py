@@ -97,6 +97,7 @@ class ConvWorkList(NamedTuple):
     work: _C.ConvWork
     tensors: tuple[Tensor, ...]
     num_slots: int
+    makespan: int  # steps of the worker that has most, with what its items cost besides
 
 
 @resident
@@ -138,7 +139,7 @@ def conv_work_list(
     counts = items.numel() // 6, reductions.numel() // 4
     more = (t.data_ptr() for t in tensors[6:])
     work = _C.ConvWork(*addresses, *counts, first_item, first_items.numel() - 1, *more)
-    return ConvWorkList(kernel, work, tensors, schedule["num_slots"])
+    return ConvWorkList(kernel, work, tensors, schedule["num_slots"], schedule["makespan"])
 
 
 class WgradWorkList(NamedTuple):
@@ -147,6 +148,7 @@ class WgradWorkList(NamedTuple):
     work: _C.ConvWgradWork
     tensors: tuple[Tensor, ...]  # rectangles, items, reductions: rows of zones.h; first items
     num_slots: int
+    makespan: int  # as in ConvWorkList
 
 
 @resident
@@ -188,7 +190,7 @@ def wgrad_work_list(
     counts = items.numel() // 6, reductions.numel() // 4
     more = (t.data_ptr() for t in tensors[4:])
     work = _C.ConvWgradWork(*addresses, *counts, first_item, first_items.numel() - 1, box, *more)
-    return WgradWorkList(work, tensors, schedule["num_slots"])
+    return WgradWorkList(work, tensors, schedule["num_slots"], schedule["makespan"])
 
 
 def num_boxes(box: tuple[int, int, int], N: int, h: int, w: int) -> int:

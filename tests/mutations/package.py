@@ -549,8 +549,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "partial sums are never reserved",
-            'return ConvWorkList(kernel, work, tensors, schedule["num_slots"])',
-            "return ConvWorkList(kernel, work, tensors, 0)",
+            'return ConvWorkList(kernel, work, tensors, schedule["num_slots"],',
+            "return ConvWorkList(kernel, work, tensors, 0,",
         ),
     ],
     "deeplab_fast/measured.py": [
