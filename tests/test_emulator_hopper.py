@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from .emulator_kernels.hopper_faults import load, run
 from .test_emulator import (
     KERNELS,
     NVCC,
@@ -21,15 +23,12 @@ from .test_emulator import (
     compile_emulated,
     load_instructions,
     random,
+    sanitizer_environment,
     small_integers,
     words,
 )
 
 SEEDS = range(12)
-STEPS, TILE = 6, 64
-
-# Integers that bf16 has, and sums of theirs that it need not have.
-INPUT = np.random.default_rng(90).integers(1, 200, (STEPS, TILE)).astype(np.float32)
 
 
 # Faults.
@@ -37,26 +36,7 @@ INPUT = np.random.default_rng(90).integers(1, 200, (STEPS, TILE)).astype(np.floa
 
 @pytest.fixture(scope="module")
 def fault_library(build_folder) -> ctypes.CDLL:  # noqa: F811
-    library = ctypes.CDLL(str(compile_emulated("hopper_faults", build_folder)))
-    library.run_fault.restype = ctypes.c_char_p
-    library.run_fault.argtypes = [ctypes.c_char_p, ctypes.c_bool, ctypes.c_uint64] + [
-        ctypes.c_void_p
-    ] * 2
-    library.can_encode.restype = ctypes.c_bool
-    return library
-
-
-def run(library: ctypes.CDLL, name: str, fault: bool, seed: int) -> str | None:
-    """What shows that the kernel is wrong: the emulator's message, or "wrong output"."""
-    memory = np.zeros(INPUT.size + 4, np.float32)
-    data = memory[-memory.ctypes.data % 16 // 4 :][: INPUT.size]
-    data[:] = INPUT.ravel()
-    output = np.full(TILE, np.nan, np.float32)
-    message = library.run_fault(name.encode(), fault, seed, output.ctypes.data, data.ctypes.data)
-    if message is not None:
-        return message.decode()
-    expected = (INPUT.sum(0) if name.startswith("sum_") else INPUT[0])[::-1]
-    return None if np.array_equal(output, expected) else "wrong output"
+    return load(str(compile_emulated("hopper_faults", build_folder)))
 
 
 # What the faulty kernels must be caught by: a message on every seed, on some seeds where a fault
@@ -111,7 +91,7 @@ WRONG_OUTPUT = [
 ]
 
 
-@pytest.mark.parametrize("name", [*MESSAGES, *MESSAGES_ON_SOME, *WRONG_OUTPUT])
+@pytest.mark.parametrize("name", [*MESSAGES, *MESSAGES_ON_SOME, *WRONG_OUTPUT, "relaxed_data"])
 def test_correct_kernels_pass_on_every_seed(fault_library, name):
     for seed in SEEDS:
         assert run(fault_library, name, False, seed) is None, f"seed {seed}"
@@ -134,6 +114,36 @@ def test_faults_that_fail_some_launches(fault_library, name):
 def test_faults_that_spoil_the_output(fault_library, name):
     caught = [run(fault_library, name, True, seed) for seed in SEEDS]
     assert "wrong output" in caught[:6], caught
+
+
+# Kernels for ThreadSanitizer, and the line that its reports must name, as in hopper_faults.cu.
+RACES = {
+    "relaxed_data:faulty": "out[threadIdx.x] = tile[kTile - 1 - threadIdx.x];",
+    "relaxed_data:correct": None,
+    "relaxed_order:correct": None,
+    "one_does_not_fence:correct": None,
+    "nobody_fences:correct": None,
+    "fence_before_wait:correct": None,
+    "store_before_wait:correct": None,
+}
+
+
+@pytest.mark.slow
+def test_thread_sanitizer_names_the_line(tmp_path):
+    module = compile_emulated("hopper_faults", tmp_path, "-fsanitize=thread")
+    command = [sys.executable, KERNELS / "hopper_faults.py", module, *RACES]
+    environment = sanitizer_environment("thread")
+    log = subprocess.run(command, env=environment, capture_output=True, text=True).stderr
+
+    lines = (KERNELS / "hopper_faults.cu").read_text().splitlines()
+    runs = re.findall(r"^== (\S+) \d\n(.*?)(?=^== |\Z)", log, re.M | re.S)
+    assert len(runs) == len(RACES) * 3, log
+    for kernel, report in runs:
+        named = {lines[int(n) - 1].strip() for n in re.findall(r"faults\.cu:(\d+)", report)}
+        if RACES[kernel] is None:
+            assert "SUMMARY" not in report, report
+        else:
+            assert RACES[kernel] in named, report
 
 
 def test_tensor_maps_that_the_driver_refuses(fault_library):

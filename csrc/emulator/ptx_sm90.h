@@ -316,6 +316,7 @@ inline void mbarrier_arrive_expect_tx(uint64_t* barrier, int bytes, Site site = 
 inline void cp_async_mbarrier_arrive_noinc(uint64_t* barrier, Site site = Site::here()) {
   constexpr const char* kName = "cp_async_mbarrier_arrive_noinc";
   emulator::check_shared(kName, barrier, sizeof(*barrier), site);
+  const emulator::IgnoreAccesses ignore;
   emulator::load_barrier(kName, barrier, site);
   const int block = emulator::cluster_rank();
   emulator::after_copies(barrier, [=] {

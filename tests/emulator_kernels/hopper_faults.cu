@@ -352,7 +352,21 @@ __global__ void handover_kernel(float* out, const float* in, const __grid_consta
   }
 }
 
-// The fault: the order of a barrier that gives none. Clusters of one block.
+// The fault: only the order of a barrier that gives none. A cluster of one block.
+template <bool kFault>
+__global__ void relaxed_data_kernel(float* out, const float* in,
+                                    const __grid_constant__ CUtensorMap) {
+  float* tile = shared_memory<float>();
+  if (threadIdx.x < kTile) tile[threadIdx.x] = in[threadIdx.x];
+  if (!kFault) __syncthreads();
+  ptx::cluster_arrive_relaxed();
+  ptx::cluster_wait();
+  if (threadIdx.x < kTile) {
+    out[threadIdx.x] = tile[kTile - 1 - threadIdx.x];
+  }
+}
+
+// The same of copies for a product.
 template <bool kFault>
 __global__ void relaxed_order_kernel(float* out, const float* in,
                                      const __grid_constant__ CUtensorMap) {
@@ -668,6 +682,7 @@ const Case kCases[] = {
     {"count_of_increments", handover_kernel<kConsumersFence>, handover_kernel<kCountOfIncrements>,
      192},
     {"arrival_never_waited", handover_kernel<kConsumersFence>, handover_kernel<kNobodyWaits>, 192},
+    {"relaxed_data", relaxed_data_kernel<false>, relaxed_data_kernel<true>},
     {"relaxed_order", relaxed_order_kernel<false>, relaxed_order_kernel<true>},
     {"wgmma_fence", wgmma_fence_kernel<false>, wgmma_fence_kernel<true>},
     {"wgmma_wait", wgmma_wait_kernel<false>, wgmma_wait_kernel<true>},
