@@ -84,6 +84,12 @@ def with_layout(tensor: Tensor, layout: str) -> Tensor:
     raise ValueError(layout)
 
 
+def to_tf32(tensor: Tensor) -> Tensor:
+    """fp32 rounded to 10 bits of mantissa, ties away from zero."""
+    assert tensor.dtype == torch.float32
+    return ((tensor.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
 def oracle_input(input: Tensor) -> Tensor:
     """``input`` as PyTorch's own convolution takes it to be compared with: half precision in NCHW.
 

@@ -26,7 +26,11 @@ SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("bench_*.py"))
 DEVICES = [
     "cpu",
     pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+        "cuda",
+        marks=[
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+            pytest.mark.slow,  # the compiled peers try many kernels for every convolution
+        ],
     ),
 ]
 

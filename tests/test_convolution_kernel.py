@@ -17,7 +17,7 @@ from deeplab_fast.models.inference import FoldedASPP
 from deeplab_fast.nn import ASPP
 from deeplab_fast.ops._convolution import tf32_is_allowed
 
-from .cases import DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, with_layout
+from .cases import DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, to_tf32, with_layout
 
 # One writes whole sums, the other splits them and adds the parts in a second kernel.
 WORKERS = pytest.mark.parametrize("num_workers", [1, 24])
@@ -33,14 +33,8 @@ def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def rounded_to_tf32(x: Tensor) -> Tensor:
-    """To 10 bits of mantissa, ties away from zero."""
-    assert x.dtype == torch.float32
-    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
 def as_multiplied(x: Tensor) -> Tensor:
-    return rounded_to_tf32(x) if x.dtype == torch.float32 else x
+    return to_tf32(x) if x.dtype == torch.float32 else x
 
 
 @WORKERS
@@ -173,7 +167,7 @@ def test_tf32(tf32, ran, case, layout):
     with deeplab_fast.backend("emulated"):
         output = dilated_conv2d(with_layout(input, layout), weight, bias, case.dilation)
     assert ran == [("dilated_conv2d", "emulated")]
-    tensors = rounded_to_tf32(input), rounded_to_tf32(weight), bias
+    tensors = to_tf32(input), to_tf32(weight), bias
 
     def same(input, weight, bias):
         return F.conv2d(input, weight, bias, padding="same", dilation=case.dilation)

@@ -1,15 +1,18 @@
 """Ops, ASPP and DeepLabV3, forward and backward, against PyTorch on cuDNN: the check of every GPU.
 
-Outputs and gradients of ours and of PyTorch's, in one dtype on one device, are both compared with a
-float64 result of the CPU. Every comparison also runs on the CPU, in small, where backends and peer
-are others, and once on a backend that is wrong: so it is known to pass and to fail without a GPU.
+Outputs and gradients of ours and of PyTorch's, in one dtype on one device, are both compared with
+PyTorch's in float64 on that device. Every comparison also runs on the CPU, in small, where backends
+and peer are others, and once on a backend that is wrong: so it is known to pass and to fail without
+a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,7 +33,7 @@ from deeplab_fast import (
     upsample_cross_entropy,
 )
 
-from .cases import DTYPES, Conv, assert_as_accurate_as, operands
+from .cases import DTYPES, Conv, assert_as_accurate_as, operands, to_tf32
 from .test_aspp import definition as aspp_of_pytorch
 from .test_models import with_statistics
 from .test_upsample_argmax import assert_only_ties_differ, pytorch
@@ -73,7 +76,8 @@ def needs_its_device(request):
         index = torch.device(place.device).index or 0
         if not torch.cuda.is_available() or torch.cuda.device_count() <= index:
             pytest.skip(f"needs {index + 1} GPU{'s' * index}")
-        if reason := place.backend and backends.unavailable(place.backend, "cuda"):
+    if place is not None and place.backend:
+        if reason := backends.unavailable(place.backend, torch.device(place.device).type):
             pytest.skip(f"{place.backend}: {reason}")
 
 
@@ -134,9 +138,9 @@ def assert_as_accurate_in_norm(actual: list[Tensor], exact: list[Tensor], *peers
 def compare(
     place: Place, run: Callable, ours: Callable, theirs: Callable, tensors, has_relu=False
 ) -> None:
-    """``tensors`` are on the CPU, in the dtype in question; functions of them compute there too."""
-    exact = run(theirs, [t.double() for t in tensors])
+    """``tensors`` are on the CPU, in the dtype in question; the functions compute anywhere."""
     here = [t.to(place.device) for t in tensors]
+    exact = run(theirs, [t.double() for t in here])
     layouts = [in_format(here, f) for f in (torch.contiguous_format, torch.channels_last)]
     peers = [run(theirs, layout) for layout in layouts]
     for layout in layouts:
@@ -182,6 +186,55 @@ def test_dilated_conv2d(place, case: Conv, dtype, run):
         return F.conv2d(input, weight, bias, 1, padding, dilation, case.groups)
 
     compare(place, run, ours, theirs, operands(case, dtype, "cpu"))
+
+
+TF32_ON_CPU = [Place("cpu", "emulated"), Place("cpu", "triton")]
+TF32_CASES = [Conv(2, 64, 48, 33, 33, (3, 3), 12), Conv(2, 40, 21, 9, 13, (3, 3), (3, 2))]
+
+
+@pytest.mark.parametrize("differentiated", [None, "input", "weight"])
+@pytest.mark.parametrize(
+    ("place", "case"),
+    [(place, SMALL[0]) for place in TF32_ON_CPU]
+    + [(place, case) for place in GPU[1:4] for case in TF32_CASES],
+    ids=str,
+)
+def test_tf32_convolution(place, case: Conv, differentiated, tf32, ran):
+    """As far from fp32 as fp32 on rounded operands is, in the output and each gradient alone.
+
+    Of cuDNN that cannot be asked, which may choose not to round. That the bias is zero leaves a sum
+    of products, all of whose operands are rounded.
+    """
+    input, weight, _ = operands(case, torch.float32, "cpu")
+    dilation = (case.dilation, case.dilation) if isinstance(case.dilation, int) else case.dilation
+
+    def run(function, input, weight):
+        tensors = {"input": input.detach(), "weight": weight.detach()}
+        if differentiated is None:
+            return forward(function, list(tensors.values()))[0]
+        tensors[differentiated].requires_grad_()
+        output = function(*tensors.values())
+        generator = torch.Generator().manual_seed(1)
+        grad = torch.randint(-8, 9, output.shape, generator=generator) / 8  # exact in tf32
+        (gradient,) = torch.autograd.grad(output, tensors[differentiated], grad.to(output))
+        return gradient
+
+    def theirs(input, weight):
+        return F.conv2d(input, weight, padding="same", dilation=dilation)
+
+    exact = run(theirs, input.double(), weight.double())
+    peer = run(theirs, to_tf32(input), to_tf32(weight))
+    here = [t.to(place.device) for t in (input, weight)]
+    ours = partial(dilated_conv2d, dilation=dilation)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        ran.clear()
+        with deeplab_fast.backend(place.backend):
+            actual = run(ours, *in_format(here, memory_format))
+        assert {name for _, name in ran} == {place.backend}
+        assert_as_accurate_as(actual, peer, exact)
+        # Not true fp32, which other tests see: then the rounding here would go unnoticed.
+        error = (actual.double().cpu() - exact).abs().max() / exact.abs().max()
+        assert error > 2**-15
 
 
 class Branches(NamedTuple):
@@ -392,11 +445,54 @@ def test_prepared_for_inference(place, images: Images, dtype):
     input = torch.randn(images.N, 3, images.size, images.size).to(dtype)
     here = input.to(place.device)
     with torch.no_grad():
-        exact = theirs.double()(input.double())["out"]
-        theirs = theirs.to(place.device, dtype)
+        theirs.to(place.device)
+        exact = theirs.double()(here.double())["out"]
+        theirs = theirs.to(dtype)
         peers = [theirs(x)["out"] for x in (here, in_format([here], torch.channels_last)[0])]
         output = on_backend(place, lambda: prepared(here)["out"])
     assert_as_accurate_as(output, peers[0], exact, peers[1])
+
+
+@contextlib.contextmanager
+def preferring(backend: str):
+    """Ops run on the backend where it takes the call, else on the automatic choice."""
+    with pytest.MonkeyPatch.context() as patch:
+        automatic = backends.automatic
+        patch.setattr(backends, "automatic", lambda op, *args: (backend, *automatic(op, *args)))
+        yield
+
+
+@pytest.mark.parametrize(
+    ("place", "backbone"),
+    [
+        (Place("cpu", "emulated"), "mobilenet_v2"),
+        *itertools.product(GPU[1:4], ("mobilenet_v2", "resnet50")),
+    ],
+    ids=str,
+)
+def test_prepared_for_inference_on_our_kernels(place, backbone, ran):
+    """All but the strided convolutions, for which we have none."""
+    ours = with_statistics(DeepLabV3(backbone, 5, 16)).eval().to(place.device)
+    size, dtype = (257 if place.is_gpu else 17), torch.bfloat16
+    input = torch.randn(2, 3, size, size).to(place.device, dtype)
+    with torch.no_grad():
+        # Else the logits of a random network are their mean, and hide errors in what they vary by.
+        ours.classifier[-1].bias -= ours(input.float())["out"].mean((0, 2, 3))
+        prepared = ours.prepare_for_inference(dtype)
+        with deeplab_fast.backend("reference"):
+            exact = ours.double()(input.double())["out"]
+            peers = [
+                ours.to(dtype)(x)["out"]
+                for x in (input, in_format([input], torch.channels_last)[0])
+            ]
+        ran.clear()
+        with preferring(place.backend):
+            output = prepared(input)["out"]
+    assert_as_accurate_as(output, peers[0], exact, peers[1])
+    elsewhere = [op for op, name in ran if name != place.backend]
+    convolutions = [m for m in ours.modules() if isinstance(m, nn.Conv2d)]
+    strided = sum(m.stride != (1, 1) for m in convolutions)
+    assert elsewhere == ["fused_conv2d"] * strided and len(ran) > len(convolutions) - 8
 
 
 # Streams and graphs. name -> function and the tensor that it is called with.

@@ -23,7 +23,7 @@ from deeplab_fast.cuda_kernels.common import Kernels
 from deeplab_fast.emulated import machine
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 
-from .cases import Conv, assert_as_accurate_as, operands, oracle_input, with_layout
+from .cases import Conv, assert_as_accurate_as, operands, oracle_input, to_tf32, with_layout
 
 # Of (input, [(K, R, S)], rates): channels and pixels past several ends, taps that are never inside,
 # steps that cross rows and images, a sum over channels and one over pixels that 24 workers split.
@@ -87,11 +87,6 @@ def test_emulated_gradients_on_seeds(monkeypatch, shape, kernels, rates, dtype, 
         assert_as_accurate_as(a, p, e)
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
-
-
-def to_tf32(tensor: Tensor) -> Tensor:
-    """Rounded to 10 bits of mantissa, ties away from zero."""
-    return ((tensor.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 @pytest.mark.parametrize("num_workers", [1, 24])

@@ -18,7 +18,7 @@ import deeplab_fast
 from deeplab_fast import backends, dilated_conv2d, parallel_dilated_conv2d, upsample_argmax
 
 from . import bilinear_oracle
-from .cases import Conv, assert_as_accurate_as, operands
+from .cases import Conv, assert_as_accurate_as, operands, to_tf32
 from .conftest import is_interpreted
 
 pytest.importorskip("triton", minversion="3.6")
@@ -269,11 +269,6 @@ def test_fma_rounds_once():
         out = torch.empty(4096)
         bilinear.fma_kernel[(1,)](out, *operands, EMULATE=emulate, BLOCK=4096)
         assert torch.equal(out, expected)
-
-
-def to_tf32(tensor: torch.Tensor) -> torch.Tensor:
-    """Rounded to 10 bits of mantissa, ties away from zero."""
-    return ((tensor.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 @interpreted
