@@ -33,3 +33,19 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
 inline float2 __bfloat1622float2(__nv_bfloat162 value) {
   return {__bfloat162float(value.x), __bfloat162float(value.y)};
 }
+
+inline __nv_bfloat162 __float2bfloat162_rn(float value) {
+  return {__float2bfloat16_rn(value), __float2bfloat16_rn(value)};
+}
+
+inline __nv_bfloat162 __hmax2_nan(__nv_bfloat162 a, __nv_bfloat162 b) {
+  using deeplab_fast::emulator::max_nan;
+  return {__float2bfloat16_rn(max_nan(__bfloat162float(a.x), __bfloat162float(b.x))),
+          __float2bfloat16_rn(max_nan(__bfloat162float(a.y), __bfloat162float(b.y)))};
+}
+
+inline __nv_bfloat162 __hmin2_nan(__nv_bfloat162 a, __nv_bfloat162 b) {
+  using deeplab_fast::emulator::min_nan;
+  return {__float2bfloat16_rn(min_nan(__bfloat162float(a.x), __bfloat162float(b.x))),
+          __float2bfloat16_rn(min_nan(__bfloat162float(a.y), __bfloat162float(b.y)))};
+}
