@@ -245,6 +245,23 @@ def half() -> tuple[np.ndarray, np.ndarray]:
     return words(x.numpy()), np.concatenate(outputs)
 
 
+def min_max(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Of any bits; NaN if one is, and 0 is greater than -0."""
+    bits = random(38).integers(0, 2**16, (2, 2048), np.uint16)
+    infinity, nan = {torch.float16: (0x7C00, 0x7FFF), torch.bfloat16: (0x7F80, 0x7FFF)}[dtype]
+    special = np.array([0, 0x8000, 1, 0x8001, infinity, infinity | 0x8000, nan, infinity + 1])
+    bits[:, :64] = np.repeat(special, 8), np.tile(special, 8)
+    a, b = (torch.from_numpy(row.view(np.int16)).view(dtype) for row in bits)
+    negative_first = torch.where(a.signbit(), a, b), torch.where(a.signbit(), b, a)
+    greater = torch.where(a == b, negative_first[1], a.maximum(b))
+    smaller = torch.where(a == b, negative_first[0], a.minimum(b))
+    results = []
+    for result in (greater, smaller):
+        patterns = result.view(torch.int16).numpy().view(np.uint16)
+        results.append(np.where(result.isnan().numpy(), nan, patterns).astype(np.uint16))
+    return bits.ravel().view(np.uint32), np.concatenate(results).view(np.uint32)
+
+
 def bar() -> tuple[np.ndarray, np.ndarray]:
     data = random(32).integers(0, 2**32, 32, np.uint64).astype(np.uint32)
     return data, data[WARP ^ 5 ^ 3]
@@ -308,6 +325,8 @@ INSTRUCTIONS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
     "vote": vote,
     "atomic": atomic,
     "half": half,
+    "min_max_f16": lambda: min_max(torch.float16),
+    "min_max_bf16": lambda: min_max(torch.bfloat16),
 }
 
 
@@ -384,6 +403,42 @@ def test_ex2_approx_on_a_gpu(gpu_instructions):
     assert_is_ex2(x.cpu().numpy(), output.cpu().numpy())
 
 
+def divisors() -> np.ndarray:
+    special = [1.0, -2.0, 2.0**126, -(2.0**-126), 0.0, -0.0, 1e-40, np.inf, -np.inf, np.nan, 3e38]
+    ordinary = 2.0 ** random(10).uniform(-125, 125, 1024 - len(special))
+    return np.concatenate([special, ordinary * np.tile([1, -1], 507)[: len(ordinary)]]).astype(
+        np.float32
+    )
+
+
+def assert_is_rcp(x: np.ndarray, result: np.ndarray) -> None:
+    """1 / x within 2^-23 of it, denormals flushed, that of a power of two exact."""
+    with np.errstate(divide="ignore"):
+        exact = 1 / np.where(np.abs(x) < 2.0**-126, np.copysign(0.0, x), x).astype(np.float64)
+    exact = np.where(np.abs(exact) < 2.0**-126, np.copysign(0.0, exact), exact)
+    special = ~np.isfinite(exact) | (exact == 0) | (np.frexp(x)[0] == 0.5)
+    np.testing.assert_array_equal(result[special], exact[special].astype(np.float32))
+    error = np.abs(result[~special] / exact[~special] - 1)
+    assert error.max() <= 2.0**-23
+
+
+def test_rcp_approx(instructions):
+    x, output = aligned(divisors()), aligned(np.full(1024, np.nan, np.float32))
+    assert instructions.run_instruction(b"rcp", output.ctypes.data, x.ctypes.data) is None
+    assert_is_rcp(x, output)
+    exact = (1 / x[11:].astype(np.float64)).astype(np.float32)
+    assert np.mean(output[11:] != exact) > 0.3, "an approximation that is never off hides errors"
+
+
+def test_rcp_approx_on_a_gpu(gpu_instructions):
+    x = torch.from_numpy(divisors()).cuda()
+    output = torch.full_like(x, math.nan)
+    torch.cuda.synchronize()
+    assert gpu_instructions.run_instruction(b"rcp", output.data_ptr(), x.data_ptr()) is None
+    torch.cuda.synchronize()
+    assert_is_rcp(x.cpu().numpy(), output.cpu().numpy())
+
+
 def test_every_instruction_has_a_conformance_kernel():
     """Whoever adds a function to ptx.cuh shows in instructions.cu what it does."""
     functions = re.findall(
@@ -395,7 +450,7 @@ def test_every_instruction_has_a_conformance_kernel():
     functions.remove("shared_address")  # of an operand, no instruction
     assert "mma_m16n8k16" in functions
     assert [name for name in functions if not re.search(rf"ptx::{name}\b", kernels)] == []
-    assert re.findall(r'{"(\w+)", \w+_kernel', kernels) == [*INSTRUCTIONS, "ex2"]
+    assert re.findall(r'{"(\w+)", \w+_kernel', kernels) == [*INSTRUCTIONS, "ex2", "rcp"]
 
 
 @pytest.mark.skipif(not NVCC, reason="needs nvcc")

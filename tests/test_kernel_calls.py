@@ -5,6 +5,8 @@ Small integers, whose sums are exact, so that results are compared with float64 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -380,3 +382,41 @@ def test_parts_of_a_depthwise_gradient(shape, parts):
     where = Kernels(recorder, 0, 8)
     depthwise_conv2d.backward(where, x, x, weight, (1, 1), [False, True, False])
     assert recorder.calls["depthwise_conv2d_wgrad"][-3] == parts
+
+
+def strip_rows(monkeypatch, num_workers: int, shape: tuple[int, ...], kernel: tuple[int, int]):
+    """Of the strips of a convolution, of the gradient of its input and of that of its weight."""
+    recorder = Recorder()
+    shapes = SimpleNamespace(DepthwiseShape=lambda size, kernel, rates, rows, mirrored: rows)
+    monkeypatch.setattr(depthwise_conv2d, "_C", shapes)
+    where = Kernels(recorder, 0, num_workers)
+    x = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    weight = torch.empty(shape[1], 1, *kernel, dtype=torch.bfloat16)
+    depthwise_conv2d.forward(where, x, weight, None, (1, 1))
+    forward = recorder.calls["depthwise_conv2d_fwd"][-3]
+    depthwise_conv2d.backward(where, x, x, weight, (1, 1), [True, True, False])
+    grad_input = recorder.calls["depthwise_conv2d_fwd"][-3]
+    return forward, grad_input, recorder.calls["depthwise_conv2d_wgrad"][-4]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "num_workers", "rows"),
+    [((1, 960, 65, 65), (3, 3), 264, 11),  # 375 of 396 blocks; of 10 rows there would be 435
+     ((8, 384, 65, 65), (3, 3), 264, 33),  # 390; 22 rows: 585
+     ((1, 40, 65, 65), (5, 5), 264, 2),  # 4 channels a thread: 179 of 264; 1 row: 353
+     ((8, 40, 65, 65), (5, 5), 264, 11),  # 260; 10 rows: 304
+     ((1, 36, 65, 65), (3, 3), 264, 4),  # 1 channel a thread: 369 of 396; 3 rows: 477
+     ((1, 24, 65, 65), (7, 3), 264, 1),  # 101 of 528
+     ((1, 960, 65, 65), (3, 3), 8, 33)],  # 12 rounds of 12, nearly full; 65 rows: 6 rounds
+)  # fmt: skip
+def test_depthwise_strips_fill_rounds_of_blocks(monkeypatch, shape, kernel, num_workers, rows):
+    """132 processors have three blocks of a 3x3 kernel each, two of 5x5, four of others."""
+    forward, grad_input, _ = strip_rows(monkeypatch, num_workers, shape, kernel)
+    assert forward == grad_input == rows
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((1, 960, 65, 65), 8), ((8, 384, 65, 65), 13)])
+def test_strips_of_a_depthwise_gradient_are_those_of_every_device(monkeypatch, shape, rows):
+    """Its sums are in the order of the strips."""
+    for num_workers in (8, 264):
+        assert strip_rows(monkeypatch, num_workers, shape, (3, 3))[-1] == rows

@@ -1,7 +1,8 @@
 // Depthwise dilated convolution, stride 1, zero padding that keeps the size:
 // output[n, y, x, c] = bias[c] + sum over taps of input[n, y + dy, x + dx, c] weight[c, tap], then
 // the residual and the clamp of the epilogue. depthwise.cuh says how work is split. A thread adds
-// an input row that it loads to the R output rows that need it, whose sums wait in registers.
+// an input row that it loads to the R output rows that need it, whose sums wait in registers. It
+// loads them kRowsAhead rows before it adds them.
 
 #include <cmath>
 #include <cstdint>
@@ -14,26 +15,56 @@
 namespace deeplab_fast::cuda {
 namespace {
 
+// NaN stays.
+__device__ inline float clamp(float value, float low, float high) {
+  value = value < low ? low : value;
+  return value > high ? high : value;
+}
+
+// The elements of a word. Rounded values can be clamped because all dtypes hold the bounds exactly.
+__device__ inline uint32_t clamp(uint32_t word, float low, float high, const float*) {
+  return __float_as_uint(clamp(__uint_as_float(word), low, high));
+}
+__device__ inline uint32_t clamp(uint32_t word, float low, float high, const __half*) {
+  __half2 pair;
+  memcpy(&pair, &word, sizeof(pair));
+  pair = __hmin2_nan(__hmax2_nan(pair, __float2half2_rn(low)), __float2half2_rn(high));
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+__device__ inline uint32_t clamp(uint32_t word, float low, float high, const __nv_bfloat16*) {
+  __nv_bfloat162 pair;
+  memcpy(&pair, &word, sizeof(pair));
+  pair = __hmin2_nan(__hmax2_nan(pair, __float2bfloat162_rn(low)), __float2bfloat162_rn(high));
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+
+template <typename T, int kVector>
+__device__ void clamp(Vector<T, kVector>& vector, float low, float high) {
+  if constexpr (kVector == 1) {
+    round_to(&vector.value, clamp(to_float(vector.value), low, high));
+  } else {
+#pragma unroll
+    for (uint32_t& word : vector.words) {
+      word = clamp(word, low, high, static_cast<const T*>(nullptr));
+    }
+  }
+}
+
+// Changes sum.
 template <typename T, int kVector>
 __device__ void store_output(T* output, const ConvEpilogue& epilogue, int64_t offset,
-                             const float (&sum)[kVector]) {
-  float value[kVector];
-#pragma unroll
-  for (int e = 0; e < kVector; ++e) value[e] = sum[e];
+                             float (&sum)[kVector]) {
   if (epilogue.residual) {
     float residual[kVector];
     unpack(residual, load<T, kVector>(static_cast<const T*>(epilogue.residual) + offset));
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) value[e] += residual[e];
+    for (int e = 0; e < kVector; ++e) sum[e] += residual[e];
   }
-  if (epilogue.low > -INFINITY) {
-#pragma unroll
-    for (int e = 0; e < kVector; ++e) {
-      value[e] = value[e] < epilogue.low ? epilogue.low : value[e];  // NaN stays
-      value[e] = value[e] > epilogue.high ? epilogue.high : value[e];
-    }
-  }
-  *reinterpret_cast<Vector<T, kVector>*>(output + offset) = pack<T>(value);
+  Vector<T, kVector> vector = pack<T>(sum);
+  clamp(vector, epilogue.low, epilogue.high);
+  *reinterpret_cast<Vector<T, kVector>*>(output + offset) = vector;
 }
 
 // bias of a thread's channels from c on, or zeros.
@@ -42,6 +73,11 @@ __device__ void load_bias(float (&to)[kVector], const T* bias, int c) {
 #pragma unroll
   for (int e = 0; e < kVector; ++e) to[e] = bias ? to_float(bias[c + e]) : 0.0f;
 }
+
+// Input rows whose loads are under way while another is added: as many as registers hold. The three
+// warps of a scheduler add a row each in about 420 cycles, and a load from memory takes longer.
+template <int kTaps>
+constexpr int kRowsAhead = kTaps > 9 ? 1 : 2;
 
 template <typename T, int kVector, int kR, int kS>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
@@ -56,7 +92,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
   const Strip strip = strip_of(blockIdx.x / split.chunks, shape, split);
   if (vector >= split.vectors || strip.begin == strip.end) return;
 
-  constexpr int kTaps = kR * kS;
+  constexpr int kTaps = kR * kS, kAhead = kRowsAhead<kTaps>;
+  constexpr int64_t kBytes = sizeof(T);
   float taps[kTaps][kVector], start[kVector];
 #pragma unroll
   for (int i = 0; i < kTaps; ++i) {
@@ -73,58 +110,82 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
   const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;
   const int64_t first = (static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;
   const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;
+  const int64_t column_bytes = static_cast<int64_t>(step_W) * shape.C * kBytes;
   bool has_column[kS];
-  int64_t offset[kS];
 #pragma unroll
   for (int s = 0; s < kS; ++s) {
     const int x = strip.x + (s - kS / 2) * step_W;
     has_column[s] = x >= 0 && x < shape.W;
-    offset[s] = static_cast<int64_t>(s - kS / 2) * step_W * shape.C;
   }
-  const auto load_input = [&](const T* pixel, int s, bool has_row) {
-    return has_row && has_column[s] ? load<T, kVector>(pixel + offset[s]) : Vector<T, kVector>{};
-  };
 
-  for (int position = strip.begin; position < strip.end;) {
-    const Run run = run_of(position, strip.end, shape);
-    position += run.count;
+  // A run's input rows go from kR / 2 steps before its first output row to as many after its last.
+  const auto convolve = [&](const Run& run) {
+    int above = 0, inside = run.count;  // input rows before the map, and those in it
+#pragma unroll
+    for (int i = 1; i <= kR / 2; ++i) {
+      const int before = run.first - i * run.step;
+      const int after = run.first + (run.count - 1 + i) * run.step;
+      (before >= 0 && before < shape.H ? inside : above) += 1;
+      inside += after >= 0 && after < shape.H;
+    }
 
-    // Input row j is tap row i of output row j - i, which sum[i] is for.
-    const int rows = run.count + kR - 1;
+    // Input row i waits in rows[i % kAhead] until it is added, then row i + kAhead is loaded there.
     const int64_t stride = run.step * row_stride;
-    int y = run.first - kR / 2 * run.step;
-    int64_t at = first + y * row_stride;
-    float sum[kR][kVector] = {};
-    Vector<T, kVector> row[kS];
-#pragma unroll
-    for (int s = 0; s < kS; ++s) row[s] = load_input(input + at, s, y >= 0 && y < shape.H);
-#pragma unroll kR
-    for (int j = 0; j < rows; ++j) {
-#pragma unroll
-      for (int i = kR - 1; i > 0; --i) {
-#pragma unroll
-        for (int e = 0; e < kVector; ++e) sum[i][e] = sum[i - 1][e];
+    const char* next = reinterpret_cast<const char*>(  // the row to load, at the thread's column
+        input + first + run.first * row_stride - kR / 2 * stride);
+    Vector<T, kVector> rows[kAhead][kS];
+    const auto load_next = [&](Vector<T, kVector>& to, int s, int inner) {  // inner: i - above
+      to = {};
+      if (has_column[s] && static_cast<unsigned>(inner) < static_cast<unsigned>(inside)) {
+        to = load<T, kVector>(reinterpret_cast<const T*>(next + (s - kS / 2) * column_bytes));
       }
+    };
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) sum[0][e] = start[e];
-      y += run.step;
-      at += stride;
-      const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;
+    for (int i = 0; i < kAhead; ++i) {
+#pragma unroll
+      for (int s = 0; s < kS; ++s) load_next(rows[i][s], s, i - above);
+      next += stride * kBytes;
+    }
+
+    // Input row i is tap row k of output row i - k, whose sum is in sums[(i - k) % kR].
+    float sums[kR][kVector];
+    const auto add_row = [&](int i, int inner, int num_taps) {
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) sums[i % kR][e] = start[e];
 #pragma unroll
       for (int s = 0; s < kS; ++s) {
         float x[kVector];
-        unpack(x, row[s]);
-        row[s] = load_input(input + at, s, has_next);  // arrives during the products
+        unpack(x, rows[i % kAhead][s]);
+        load_next(rows[i % kAhead][s], s, inner + kAhead);
 #pragma unroll
-        for (int i = 0; i < kR; ++i) {
+        for (int k = 0; k < num_taps; ++k) {
+          float (&sum)[kVector] = sums[(i + kR - k) % kR];
 #pragma unroll
-          for (int e = 0; e < kVector; ++e) {
-            sum[i][e] = fmaf(x[e], taps[i * kS + s][e], sum[i][e]);
-          }
+          for (int e = 0; e < kVector; ++e) sum[e] = fmaf(x[e], taps[k * kS + s][e], sum[e]);
         }
       }
-      if (j >= kR - 1) store_output(output, epilogue, at - (kR / 2 + 1) * stride, sum[kR - 1]);
+      next += stride * kBytes;
+    };
+
+    // The first rows complete no output row, each of the others completes one.
+#pragma unroll
+    for (int i = 0; i < kR - 1; ++i) add_row(i, i - above, i + 1);
+    int64_t to = first + run.first * row_stride;
+    const int end = run.count + kR - 1 - above;
+    for (int inner = kR - 1 - above; inner < end; inner += kR * kAhead) {
+#pragma unroll
+      for (int i = 0; i < kR * kAhead; ++i) {
+        if (inner + i >= end) return;
+        add_row(kR - 1 + i, inner + i, kR);
+        store_output(output, epilogue, to, sums[i % kR]);
+        to += stride;
+      }
     }
+  };
+  for (int position = strip.begin; position < strip.end;) {
+    const Run run = run_of(position, strip.end, shape);
+    convolve(run);
+    position += run.count;
   }
 }
 

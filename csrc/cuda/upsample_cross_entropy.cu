@@ -48,8 +48,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) upsample_cross_entropy
       const int64_t pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;
       const Column column(my_x, strip, shape);
       int32_t label[kRows];
+      const int64_t* column_target = target + pixel;
       for (int r = 0; r < kRows; ++r) {
-        label[r] = r < num_rows ? label_of(target[pixel + r * out_W], terms, shape.C) : kIgnored;
+        label[r] = label_of(column_target[min(r, num_rows - 1) * out_W], terms, shape.C);
+        if (r >= num_rows) label[r] = kIgnored;
       }
 
       Denominators d;
@@ -72,6 +74,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) upsample_cross_entropy
 
       const bool active = x + static_cast<int32_t>(threadIdx.x) < x_end;
       float loss_sum = 0.0f, weight_sum = 0.0f;
+      float* column_log_sum_exp = log_sum_exp + pixel;
+      float* column_losses = pixel_losses ? pixel_losses + pixel : nullptr;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const float log_sum = d.shift[r] + d.log_sum[r];
@@ -79,14 +83,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) upsample_cross_entropy
         if (label[r] >= 0) {
           const float weight = class_weight(terms, label[r]);
           const float hit = d.shift[r] - logit_of_label[r] + d.log_sum[r];
-          const float smooth = total_class_weight * log_sum - between(weighted, frame.rows[r]);
-          loss = (target_part * weight * hit + smooth_part * smooth) * kLn2;
+          loss = target_part * weight * hit;
+          if (smooths) {
+            const float smooth = total_class_weight * log_sum - between(weighted, frame.rows[r]);
+            loss += smooth_part * smooth;
+          }
+          loss *= kLn2;
           weight_sum += weight;
         }
         loss_sum += loss;
         if (active && r < num_rows) {
-          log_sum_exp[pixel + r * out_W] = log_sum * kLn2;
-          if (pixel_losses) pixel_losses[pixel + r * out_W] = loss;
+          column_log_sum_exp[r * out_W] = log_sum * kLn2;
+          if (column_losses) column_losses[r * out_W] = loss;
         }
       }
       if (active) {

@@ -245,11 +245,16 @@ __device__ inline float between(float2 ends, float2 h) {
   return interpolate(ends.x, ends.y, h.x, h.y);
 }
 
+// By which exponentials grow from a row of a column to the next.
+__device__ inline float ratio_of(float2 ends, const Progression& progression) {
+  return ptx::ex2_approx(mul_rn(ends.y - ends.x, progression.step));
+}
+
 // Calls visit(row, exponential) for the rows of a column. Rows past the last have finite ones.
 template <typename Visit>
 __device__ __forceinline__ void for_each_exponential(float2 ends, const Progression& progression,
                                                      Visit visit) {
-  const float ratio = ptx::ex2_approx(mul_rn(ends.y - ends.x, progression.step));
+  const float ratio = ratio_of(ends, progression);
 #pragma unroll
   for (int i = 0; i < kRows / kRestart; ++i) {
     if (i > 0 && i * kRestart >= progression.num_rows) break;
@@ -260,6 +265,22 @@ __device__ __forceinline__ void for_each_exponential(float2 ends, const Progress
       e = mul_rn(e, ratio);
     }
   }
+}
+
+// log2(x) of a positive, normal x, within 4 ulp, near 1 too; NaN stays NaN. With the polynomial of
+// csrc/cpu/exp2_log2.h, in half as many instructions as log2f.
+__device__ __forceinline__ float log2_of_normal(float x) {
+  const unsigned sqrt_half = 0x3f3504f3u;
+  const unsigned exponent = (__float_as_uint(x) - sqrt_half) & 0xff800000u;
+  const float m = __uint_as_float(__float_as_uint(x) - exponent);  // [sqrt(1/2), sqrt(2))
+  const float s = mul_rn(m - 1.0f, ptx::rcp_approx(m + 1.0f));
+  const float u = mul_rn(s, s);
+  float p = 0x1.ba18f8p-2f;
+  p = fma_rn(p, u, 0x1.27471cp-1f);
+  p = fma_rn(p, u, 0x1.ec70e6p-1f);
+  p = fma_rn(p, u, 0x1.715476p+1f);
+  const float integer = fma_rn(static_cast<float>(static_cast<int>(exponent)), 0x1p-23f, x - x);
+  return fma_rn(p, s, integer);
 }
 
 // Of a column's pixels, log2 of the softmax's denominator: the sum over classes of
@@ -312,12 +333,13 @@ __device__ __forceinline__ void sum_exponentials(Denominators& d, Edges<Logit>& 
     }
     each_chunk();
   }
-  for (int r = 0; r < kRows; ++r) d.log_sum[r] = log2f(sum[r]);
+  for (int r = 0; r < kRows; ++r) d.log_sum[r] = log2_of_normal(sum[r]);
 }
 
 __device__ inline int32_t label_of(int64_t target, const CrossEntropyTerms& terms, int64_t C) {
   if (target == terms.ignore_index) return kIgnored;
-  return target < 0 || target >= C ? kBad : static_cast<int32_t>(target);
+  const bool is_class = static_cast<uint64_t>(target) < static_cast<uint64_t>(C);
+  return is_class ? static_cast<int32_t>(target) : kBad;
 }
 
 }  // namespace deeplab_fast::cuda::cross_entropy

@@ -16,12 +16,19 @@ struct alignas(16) Run {
   int32_t count;  // of the column's runs, in its first
 };
 
-// Gradients of the pixels of kThreads columns and kRows rows, in shared memory. Of a pixel, its
-// share of the cell's top and of its bottom is a pair.
+// Gradients of kRows pixels of a column. Of a pixel, its share of the cell's top and of its bottom
+// is a pair. Columns are an odd number of vectors of 16 bytes apart, so that those that
+// neighbouring threads store at once lie in different banks.
+struct alignas(16) ColumnGradients {
+  float4 softmax[kRows / 2];  // what its exponentials are multiplied by, of two pixels each
+  float4 weights;             // w0, w1, and what smoothing takes per class weight
+  Run runs[kRows];
+};
+static_assert(sizeof(ColumnGradients) / 16 % 2 == 1, "no bank conflicts");
+
+// Of kThreads columns, in shared memory.
 struct alignas(16) BackwardTile {
-  float2 softmax[kThreads][kRows + 2];  // what its exponentials are multiplied by; no conflicts
-  float4 columns[kThreads];             // w0, w1, and what smoothing takes per class weight
-  Run runs[kRows][kThreads];
+  ColumnGradients columns[kThreads];
   float shift[kRows][kThreads];  // in wild blocks
   Frame frame;
 };
@@ -46,26 +53,26 @@ __device__ void set_column(BackwardTile& tile, const Column& column, Denominator
                            int num_rows, PixelInputs pixel, float total_class_weight,
                            const UpsampleShape& shape, const CrossEntropyTerms& terms) {
   const int i = threadIdx.x;
+  ColumnGradients& gradients = tile.columns[i];
   const float target_part = 1.0f - terms.label_smoothing;
   const float smooth_part = terms.label_smoothing / static_cast<float>(shape.C);
+  const auto out_W = static_cast<int32_t>(shape.out_W);
   int32_t label[kRows];
   float grad[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    label[r] = r < num_rows ? label_of(*pixel.target, terms, shape.C) : kIgnored;
-    grad[r] = *pixel.grad_loss * pixel.grad_scale;
+    const int row = min(r, num_rows - 1);
+    label[r] = label_of(pixel.target[row * out_W], terms, shape.C);
+    if (r >= num_rows) label[r] = kIgnored;
+    grad[r] = pixel.grad_loss[row * pixel.grad_stride_H] * pixel.grad_scale;
     // Beside a large shift log_sum_exp has lost the logarithm.
-    if (!wild) d.log_sum[r] = *pixel.log_sum_exp * kLog2E;
-    if (r + 1 < num_rows) {
-      pixel.target += shape.out_W;
-      pixel.log_sum_exp += shape.out_W;
-      pixel.grad_loss += pixel.grad_stride_H;
-    }
+    if (!wild) d.log_sum[r] = pixel.log_sum_exp[row * out_W] * kLog2E;
   }
 
   float2 smooth = make_float2(0.0f, 0.0f);
   Run run{kIgnored, 0.0f, 0.0f, 0};
   int num_runs = 0;
+  float2 row_before = smooth;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const float2 h = tile.frame.rows[r];
@@ -74,7 +81,7 @@ __device__ void set_column(BackwardTile& tile, const Column& column, Denominator
       const float taken = target_part * class_weight(terms, label[r]) * grad[r];
       const float smoothed = smooth_part * grad[r];
       if (label[r] != run.label) {
-        if (run.label != kIgnored) tile.runs[num_runs++][i] = run;
+        if (run.label != kIgnored) gradients.runs[num_runs++] = run;
         run = {label[r], 0.0f, 0.0f, 0};
       }
       run.top = fma_rn(taken, h.x, run.top);
@@ -84,12 +91,37 @@ __device__ void set_column(BackwardTile& tile, const Column& column, Denominator
     }
     // An ignored pixel gives 0 times its softmax, as PyTorch does: NaN where a logit is NaN.
     scale *= ptx::ex2_approx(-d.log_sum[r]);
-    tile.softmax[i][r] = make_float2(scale * h.x, scale * h.y);
+    const float2 row = make_float2(scale * h.x, scale * h.y);
+    if (r % 2 == 1) {
+      gradients.softmax[r / 2] = make_float4(row_before.x, row_before.y, row.x, row.y);
+    }
+    row_before = row;
     if (wild) tile.shift[r][i] = d.shift[r];
   }
-  tile.columns[i] = make_float4(column.w.x, column.w.y, smooth.x, smooth.y);
-  tile.runs[num_runs][i] = run;
-  tile.runs[0][i].count = num_runs + 1;
+  gradients.weights = make_float4(column.w.x, column.w.y, smooth.x, smooth.y);
+  gradients.runs[num_runs] = run;
+  gradients.runs[0].count = num_runs + 1;
+}
+
+// Adds to the gradients of a cell's top and bottom those of a column: exponentials times softmax.
+// The exponentials grow by one ratio, so that their sum is a polynomial, which is taken from the
+// last row up (Horner's rule). Rows after a cell's last have 0.
+__device__ __forceinline__ void add_progression(float& top, float& bottom,
+                                                const ColumnGradients& column, float2 ends,
+                                                const Progression& progression) {
+  static_assert(kRestart == 4, "two vectors of two rows");
+  const float ratio = ratio_of(ends, progression);
+#pragma unroll
+  for (int i = 0; i < kRows / kRestart; ++i) {
+    const float e = ptx::ex2_approx(between(ends, progression.starts[i]));
+    const float4 rows = column.softmax[2 * i], rows_after = column.softmax[2 * i + 1];
+    float2 sum = make_float2(rows_after.z, rows_after.w);
+    sum = make_float2(fma_rn(sum.x, ratio, rows_after.x), fma_rn(sum.y, ratio, rows_after.y));
+    sum = make_float2(fma_rn(sum.x, ratio, rows.z), fma_rn(sum.y, ratio, rows.w));
+    sum = make_float2(fma_rn(sum.x, ratio, rows.x), fma_rn(sum.y, ratio, rows.y));
+    top = fma_rn(sum.x, e, top);
+    bottom = fma_rn(sum.y, e, bottom);
+  }
 }
 
 // Adds to the gradients of a cell's corners, a b / c d, those of columns [begin, end) in class c.
@@ -99,32 +131,31 @@ __device__ __forceinline__ float4 add_columns(float4 corners, const BackwardTile
                                               float weight) {
 #pragma unroll 1
   for (int i = begin; i < end; ++i) {
-    const float4 column = tile.columns[i];
-    const float2 w = make_float2(column.x, column.y);
-    float top = -weight * column.z, bottom = -weight * column.w;
-    Run run = tile.runs[0][i];
-    top -= run.label == c ? run.top : 0.0f;
-    bottom -= run.label == c ? run.bottom : 0.0f;
+    const ColumnGradients& column = tile.columns[i];
+    const float4 weights = column.weights;
+    const float2 w = make_float2(weights.x, weights.y);
+    Run run = column.runs[0];
+    float top = fma_rn(-weight, weights.z, run.label == c ? -run.top : 0.0f);
+    float bottom = fma_rn(-weight, weights.w, run.label == c ? -run.bottom : 0.0f);
+    const int num_runs = run.count;
 #pragma unroll 1
-    for (int k = 1; k < tile.runs[0][i].count; ++k) {
-      run = tile.runs[k][i];
+    for (int k = 1; k < num_runs; ++k) {
+      run = column.runs[k];
       top -= run.label == c ? run.top : 0.0f;
       bottom -= run.label == c ? run.bottom : 0.0f;
     }
     const float2 ends =
         make_float2(interpolate(left.x, right.x, w.x, w.y), interpolate(left.y, right.y, w.x, w.y));
-    const auto add = [&](int r, float e) {
-      const float2 softmax = tile.softmax[i][r];
-      top = fma_rn(softmax.x, e, top);
-      bottom = fma_rn(softmax.y, e, bottom);
-    };
     if (wild) {
+      const auto* softmax = reinterpret_cast<const float2*>(column.softmax);
 #pragma unroll 1
       for (int r = 0; r < progression.num_rows; ++r) {
-        add(r, ptx::ex2_approx(between(ends, tile.frame.rows[r]) - tile.shift[r][i]));
+        const float e = ptx::ex2_approx(between(ends, tile.frame.rows[r]) - tile.shift[r][i]);
+        top = fma_rn(softmax[r].x, e, top);
+        bottom = fma_rn(softmax[r].y, e, bottom);
       }
     } else {
-      for_each_exponential(ends, progression, add);
+      add_progression(top, bottom, column, ends, progression);
     }
     corners.x = fma_rn(top, w.x, corners.x);
     corners.y = fma_rn(top, w.y, corners.y);

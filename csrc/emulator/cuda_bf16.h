@@ -34,25 +34,18 @@ inline float2 __bfloat1622float2(__nv_bfloat162 value) {
   return {__bfloat162float(value.x), __bfloat162float(value.y)};
 }
 
-// Of each half; NaN, CUDA's 0x7fff, if either is. -0 is below +0.
-inline __nv_bfloat16 __hmax_nan(__nv_bfloat16 x, __nv_bfloat16 y) {
-  const float a = __bfloat162float(x), b = __bfloat162float(y);
-  if (a != a || b != b) return {0x7fff};
-  if (a == b) return {static_cast<uint16_t>(x.bits & y.bits)};
-  return a > b ? x : y;
+inline __nv_bfloat162 __float2bfloat162_rn(float value) {
+  return {__float2bfloat16_rn(value), __float2bfloat16_rn(value)};
 }
 
-inline __nv_bfloat16 __hmin_nan(__nv_bfloat16 x, __nv_bfloat16 y) {
-  const float a = __bfloat162float(x), b = __bfloat162float(y);
-  if (a != a || b != b) return {0x7fff};
-  if (a == b) return {static_cast<uint16_t>(x.bits | y.bits)};
-  return a < b ? x : y;
+inline __nv_bfloat162 __hmax2_nan(__nv_bfloat162 a, __nv_bfloat162 b) {
+  using deeplab_fast::emulator::max_nan;
+  return {__float2bfloat16_rn(max_nan(__bfloat162float(a.x), __bfloat162float(b.x))),
+          __float2bfloat16_rn(max_nan(__bfloat162float(a.y), __bfloat162float(b.y)))};
 }
 
-inline __nv_bfloat162 __hmax2_nan(__nv_bfloat162 x, __nv_bfloat162 y) {
-  return {__hmax_nan(x.x, y.x), __hmax_nan(x.y, y.y)};
-}
-
-inline __nv_bfloat162 __hmin2_nan(__nv_bfloat162 x, __nv_bfloat162 y) {
-  return {__hmin_nan(x.x, y.x), __hmin_nan(x.y, y.y)};
+inline __nv_bfloat162 __hmin2_nan(__nv_bfloat162 a, __nv_bfloat162 b) {
+  using deeplab_fast::emulator::min_nan;
+  return {__float2bfloat16_rn(min_nan(__bfloat162float(a.x), __bfloat162float(b.x))),
+          __float2bfloat16_rn(min_nan(__bfloat162float(a.y), __bfloat162float(b.y)))};
 }

@@ -45,25 +45,18 @@ inline float2 __half22float2(__half2 value) {
   return {__half2float(value.x), __half2float(value.y)};
 }
 
-// Of each half; NaN, CUDA's 0x7fff, if either is. -0 is below +0.
-inline __half __hmax_nan(__half x, __half y) {
-  const float a = __half2float(x), b = __half2float(y);
-  if (a != a || b != b) return {0x7fff};
-  if (a == b) return {static_cast<uint16_t>(x.bits & y.bits)};
-  return a > b ? x : y;
+inline __half2 __float2half2_rn(float value) {
+  return {__float2half_rn(value), __float2half_rn(value)};
 }
 
-inline __half __hmin_nan(__half x, __half y) {
-  const float a = __half2float(x), b = __half2float(y);
-  if (a != a || b != b) return {0x7fff};
-  if (a == b) return {static_cast<uint16_t>(x.bits | y.bits)};
-  return a < b ? x : y;
+inline __half2 __hmax2_nan(__half2 a, __half2 b) {
+  using deeplab_fast::emulator::max_nan;
+  return {__float2half_rn(max_nan(__half2float(a.x), __half2float(b.x))),
+          __float2half_rn(max_nan(__half2float(a.y), __half2float(b.y)))};
 }
 
-inline __half2 __hmax2_nan(__half2 x, __half2 y) {
-  return {__hmax_nan(x.x, y.x), __hmax_nan(x.y, y.y)};
-}
-
-inline __half2 __hmin2_nan(__half2 x, __half2 y) {
-  return {__hmin_nan(x.x, y.x), __hmin_nan(x.y, y.y)};
+inline __half2 __hmin2_nan(__half2 a, __half2 b) {
+  using deeplab_fast::emulator::min_nan;
+  return {__float2half_rn(min_nan(__half2float(a.x), __half2float(b.x))),
+          __float2half_rn(min_nan(__half2float(a.y), __half2float(b.y)))};
 }

@@ -69,6 +69,18 @@ inline float __uint_as_float(unsigned bits) {
   memcpy(&value, &bits, sizeof(value));
   return value;
 }
+
+namespace deeplab_fast::emulator {
+
+// NaN if one is; 0 is greater than -0.
+inline float max_nan(float a, float b) {
+  if (a != a || b != b) return NAN;
+  return a > b || (a == b && std::signbit(b)) ? a : b;
+}
+inline float min_nan(float a, float b) { return -max_nan(-a, -b); }
+
+}  // namespace deeplab_fast::emulator
+
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }

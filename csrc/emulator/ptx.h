@@ -190,4 +190,14 @@ inline void bar_arrive(int id, int threads, Site site = Site::here()) {
   emulator::named_barrier_arrive("bar_arrive", id, threads, site);
 }
 
+// The float below or above 1 / x, by the bits of x, unless one of them is 1 / x.
+inline float rcp_approx(float x) {
+  if (std::fabs(x) < 0x1p-126f) return std::copysign(INFINITY, x);
+  const double exact = 1.0 / x;
+  if (std::fabs(exact) < 0x1p-126) return std::copysign(0.0f, x);
+  const float nearest = static_cast<float>(exact);
+  const bool takes_other = float_to_bits(x) * 0x9e3779b9u >> 31 != 0 && nearest != exact;
+  return takes_other ? std::nextafter(nearest, exact > nearest ? INFINITY : -INFINITY) : nearest;
+}
+
 }  // namespace deeplab_fast::ptx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,11 @@ from ..ops._library import empty_like_format, in_format_of
 from .common import CLAMPS, DTYPES, Kernels, aligned, aligned_nhwc
 
 _MAX_PIXELS = 2**28
-_STRIP_ROWS = (16, 8)  # longer ones read fewer rows twice and load weights less often
+_STRIP_ROWS = (16, 8)  # of the weight gradient: longer ones read fewer rows twice
 _ELEMENTS_PER_ROW = 2**18  # with fewer for a strip's row, few blocks are left: shorter strips
+_ROWS_TO_START = 4  # as long as they take, a thread takes to load its weights and its first row
+_BLOCKS_PER_PROCESSOR = {(3, 3): 3, (5, 5): 2}  # of the kernels for these sizes, by registers
+_OTHER_BLOCKS_PER_PROCESSOR = 4
 _ELEMENTS_PER_PART = 2**15  # or more, of a sum over pixels
 _MAX_PARTIAL_SUMS = 2**16  # of one tap, in all channels
 
@@ -42,15 +46,52 @@ def refuses(input: Tensor, weight: Tensor) -> str | None:
     return None
 
 
-def _shape(input: Tensor, weight: Tensor, dilation: Sequence[int], mirrored: bool) -> Any:
+def _shape(
+    input: Tensor, weight: Tensor, dilation: Sequence[int], strip_rows: int, mirrored: bool = False
+) -> Any:
     N, C, H, W = input.shape
     # A rate beyond the map does what the map's size does.
     rates = min(dilation[0], H), min(dilation[1], W)
-    strip_rows = next(
-        (rows for rows in _STRIP_ROWS if input.numel() >= rows * _ELEMENTS_PER_ROW), 4
-    )
-    strip_rows = -(-H // -(-H // strip_rows))  # else the last strip may have one row
     return _C.DepthwiseShape((N, H, W, C), weight.shape[2:], rates, strip_rows, mirrored)
+
+
+def _strip_rows(kernels: Kernels, input: Tensor, weight: Tensor) -> int:
+    """Rows of a strip that let a convolution's blocks end soonest. Its sums do not depend on it."""
+    kernel = weight.size(2), weight.size(3)
+    # num_workers counts two blocks a processor, or one on some, where this is half of what fits.
+    per_processor = _BLOCKS_PER_PROCESSOR.get(kernel, _OTHER_BLOCKS_PER_PROCESSOR)
+    blocks_at_once = per_processor * kernels.num_workers // 2
+    return _rows_by_rounds(tuple(input.shape), input.element_size(), kernel, blocks_at_once)
+
+
+@functools.lru_cache(maxsize=4096)
+def _rows_by_rounds(
+    shape: tuple[int, int, int, int], itemsize: int, kernel: tuple[int, int], blocks_at_once: int
+) -> int:
+    """As `_strip_rows`: the rounds of blocks that run at once, times the rows of each."""
+    N, C, H, W = shape
+    # As split_of in csrc/cuda/depthwise.cuh cuts channels and columns into blocks.
+    vector = 16 // itemsize if C % (16 // itemsize) == 0 else 1
+    if kernel == (5, 5) and vector > 1:
+        vector = 4
+    vectors = C // vector
+    chunks = -(-vectors // (128 // (vector * itemsize)))
+    columns = 128 // -(-vectors // chunks)
+
+    def cost(strips: int) -> int:
+        rows = -(-H // strips)
+        blocks = chunks * -(-N * -(-H // rows) * W // columns)
+        return -(-blocks // blocks_at_once) * (rows + kernel[0] - 1 + _ROWS_TO_START)
+
+    return -(-H // min(range(1, H + 1), key=cost))
+
+
+def _fixed_strip_rows(input: Tensor) -> int:
+    """Rows of a strip for sums over pixels: from the shape alone, so that every device adds in the
+    same order."""
+    rows = next((rows for rows in _STRIP_ROWS if input.numel() >= rows * _ELEMENTS_PER_ROW), 4)
+    H = input.size(2)
+    return -(-H // -(-H // rows))  # else the last strip may have one row
 
 
 def forward(
@@ -63,7 +104,7 @@ def forward(
     activation: str = "none",
 ) -> Tensor:
     """``activation(conv2d(input, weight, bias) + residual)``, over ``residual`` where it can be."""
-    shape = _shape(input, weight, dilation, mirrored=False)
+    shape = _shape(input, weight, dilation, _strip_rows(kernels, input, weight))
     output = _convolve(kernels, input, weight, bias, shape, residual, activation)
     return output if residual is not None else in_format_of(output, input)
 
@@ -80,7 +121,8 @@ def backward(
     nhwc_grad = aligned_nhwc(grad_output)
     grad_input = grad_weight = grad_bias = input.new_empty(0)
     if output_mask[0]:
-        mirrored = _shape(input, weight, dilation, mirrored=True)
+        strip_rows = _strip_rows(kernels, input, weight)
+        mirrored = _shape(input, weight, dilation, strip_rows, mirrored=True)
         grad_input = _convolve(kernels, nhwc_grad, weight, None, mirrored, None, "none")
         grad_input = in_format_of(grad_input, input)
     if output_mask[1]:
@@ -89,7 +131,7 @@ def backward(
         grad_bias = input.new_empty(weight.size(0))
     if output_mask[1] or output_mask[2]:
         channels, taps = weight.size(0), weight.size(2) * weight.size(3)
-        # From the shape alone, so that every device adds in the same order.
+        # From the shape alone, as in _fixed_strip_rows.
         num_parts = min(input.numel() // _ELEMENTS_PER_PART, -(-_MAX_PARTIAL_SUMS // channels))
         num_parts = max(num_parts, 1)
         partial_sums = input.new_empty(num_parts * (taps + 1) * channels, dtype=torch.float32)
@@ -100,7 +142,7 @@ def backward(
             partial_sums.data_ptr(),
             nhwc_grad.data_ptr(),
             nhwc.data_ptr(),
-            _shape(input, weight, dilation, mirrored=False),
+            _shape(input, weight, dilation, _fixed_strip_rows(input)),
             num_parts,
             DTYPES[input.dtype],
             kernels.stream,

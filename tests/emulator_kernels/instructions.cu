@@ -185,6 +185,26 @@ __global__ void half_kernel(uint32_t* out, const uint32_t* in) {
   }
 }
 
+// in: 1024 pairs of fp16 or bf16 and 1024 more. out: the greater of each, then the smaller.
+template <typename Pair>
+__global__ void min_max_kernel(uint32_t* out, const uint32_t* in) {
+  for (int i = threadIdx.x; i < 1024; i += 32) {
+    Pair a, b;
+    memcpy(&a, &in[i], 4);
+    memcpy(&b, &in[1024 + i], 4);
+    const Pair greater = __hmax2_nan(a, b), smaller = __hmin2_nan(a, b);
+    memcpy(&out[i], &greater, 4);
+    memcpy(&out[1024 + i], &smaller, 4);
+  }
+}
+
+// in: 1024 floats.
+__global__ void rcp_kernel(uint32_t* out, const uint32_t* in) {
+  for (int i = threadIdx.x; i < 1024; i += 32) {
+    out[i] = __float_as_uint(ptx::rcp_approx(__uint_as_float(in[i])));
+  }
+}
+
 // in: 1024 floats.
 __global__ void ex2_kernel(uint32_t* out, const uint32_t* in) {
   for (int i = threadIdx.x; i < 1024; i += 32) {
@@ -220,7 +240,10 @@ const Case kCases[] = {
     {"vote", vote_kernel},
     {"atomic", atomic_kernel},
     {"half", half_kernel},
+    {"min_max_f16", min_max_kernel<__half2>},
+    {"min_max_bf16", min_max_kernel<__nv_bfloat162>},
     {"ex2", ex2_kernel},
+    {"rcp", rcp_kernel},
 };
 
 }  // namespace

@@ -338,8 +338,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "rows below the map",
-            "const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;",
-            "const bool has_next = j + 1 < rows && y >= 0;",
+            "inside += after >= 0 && after < shape.H;",
+            "inside += after >= 0;",
         ),
         Fault(
             "weights transposed",
@@ -358,16 +358,20 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "sums start without bias",
-            "for (int e = 0; e < kVector; ++e) sum[0][e] = start[e];",
-            "for (int e = 0; e < kVector; ++e) sum[0][e] = 0.0f;",
+            "for (int e = 0; e < kVector; ++e) sums[i % kR][e] = start[e];",
+            "for (int e = 0; e < kVector; ++e) sums[i % kR][e] = 0.0f;",
         ),
-        Fault("output a row off", "at - (kR / 2 + 1) * stride", "at - kR / 2 * stride"),
+        Fault(
+            "output a row off",
+            "int64_t to = first + run.first * row_stride;",
+            "int64_t to = first + (run.first + run.step) * row_stride;",
+        ),
         Fault(
             "no barrier before the weights",
             "  __syncthreads();\n\n  const int vector",
             "  const int vector",
         ),
-        Fault("residual not added", "value[e] += residual[e];", ";"),
+        Fault("residual not added", "sum[e] += residual[e];", ";"),
         Fault(
             "any kernel: rows not mirrored",
             "const int64_t step_H = shape.mirrored ? -shape.rate_H : shape.rate_H;",
@@ -395,8 +399,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "rows above the map",
-            "row[s] = load_input(input + at, s, y >= 0 && y < shape.H);",
-            "row[s] = load_input(input + at, s, y < shape.H);",
+            "(before >= 0 && before < shape.H ? inside : above) += 1;",
+            "(before < shape.H ? inside : above) += 1;",
         ),
         Fault(
             "offset of the weights in 32 bits",
@@ -418,8 +422,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "offset of a column's tap in 32 bits",
-            "static_cast<int64_t>(s - kS / 2) * step_W * shape.C;",
-            "(s - kS / 2) * step_W * shape.C;",
+            "static_cast<int64_t>(step_W) * shape.C * kBytes;",
+            "step_W * shape.C * static_cast<int>(kBytes);",
             FAR_DEPTHWISE,
         ),
         Fault(
@@ -448,27 +452,72 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "the lower bound drops NaN",
-            "value[e] = value[e] < epilogue.low ? epilogue.low : value[e];  // NaN stays",
-            "value[e] = fmaxf(value[e], epilogue.low);",
+            "value = value < low ? low : value;",
+            "value = fmaxf(value, low);",
             NON_FINITE,
         ),
         Fault(
             "the upper bound drops NaN",
-            "value[e] = value[e] > epilogue.high ? epilogue.high : value[e];",
-            "value[e] = fminf(value[e], epilogue.high);",
+            "return value > high ? high : value;",
+            "return fminf(value, high);",
             NON_FINITE,
         ),
         Fault(
-            "the upper bound's zero for NaN",
-            "value[e] = value[e] > epilogue.high ? epilogue.high : value[e];",
-            "value[e] = value[e] <= epilogue.high ? value[e] : epilogue.high;",
+            "the upper bound for NaN",
+            "return value > high ? high : value;",
+            "return value <= high ? value : high;",
+            NON_FINITE,
+        ),
+        Fault(
+            "the lower bound of a pair of bf16 drops NaN",
+            "pair = __hmin2_nan(__hmax2_nan(pair, __float2bfloat162_rn(low)), "
+            "__float2bfloat162_rn(high));",
+            "pair = {__float2bfloat16_rn(fmaxf(__bfloat162float(pair.x), low)),\n"
+            "          __float2bfloat16_rn(fmaxf(__bfloat162float(pair.y), low))};\n"
+            "  pair = __hmin2_nan(pair, __float2bfloat162_rn(high));",
+            NON_FINITE,
+        ),
+        Fault(
+            "the bounds of a pair of fp16 drop NaN",
+            "pair = __hmin2_nan(__hmax2_nan(pair, __float2half2_rn(low)), __float2half2_rn(high));",
+            "pair = {__float2half_rn(fminf(fmaxf(__half2float(pair.x), low), high)),\n"
+            "          __float2half_rn(fminf(fmaxf(__half2float(pair.y), low), high))};",
+            NON_FINITE,
+        ),
+        Fault(
+            "no upper bound of a pair of bf16",
+            "pair = __hmin2_nan(__hmax2_nan(pair, __float2bfloat162_rn(low)), "
+            "__float2bfloat162_rn(high));",
+            "pair = __hmax2_nan(pair, __float2bfloat162_rn(low));",
             NON_FINITE,
         ),
         Fault(
             "zeros not multiplied",
-            "            sum[i][e] = fmaf(x[e], taps[i * kS + s][e], sum[i][e]);",
-            "            if (x[e] != 0.0f) sum[i][e] = fmaf(x[e], taps[i * kS + s][e], sum[i][e]);",
+            "for (int e = 0; e < kVector; ++e) sum[e] = fmaf(x[e], taps[k * kS + s][e], sum[e]);",
+            "for (int e = 0; e < kVector; ++e)\n"
+            "            if (x[e] != 0.0f) sum[e] = fmaf(x[e], taps[k * kS + s][e], sum[e]);",
             NON_FINITE,
+        ),
+        Fault(
+            "a row is loaded one row early",
+            "load_next(rows[i % kAhead][s], s, inner + kAhead);",
+            "load_next(rows[i % kAhead][s], s, inner + kAhead - 1);",
+        ),
+        Fault(
+            "the row after next is not skipped",
+            "for (int s = 0; s < kS; ++s) load_next(rows[i][s], s, i - above);\n"
+            "      next += stride * kBytes;",
+            "for (int s = 0; s < kS; ++s) load_next(rows[i][s], s, i - above);",
+        ),
+        Fault(
+            "a row past the last of a run is added",
+            "if (inner + i >= end) return;",
+            "if (inner + i > end) return;",
+        ),
+        Fault(
+            "the first rows have no second tap",
+            "add_row(i, i - above, i + 1);",
+            "add_row(i, i - above, 1);",
         ),
         Fault(
             "any kernel: zeros not multiplied",
@@ -479,8 +528,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "an infinite residual not added",
-            "value[e] += residual[e];",
-            "value[e] += fabsf(residual[e]) < INFINITY ? residual[e] : 0.0f;",
+            "sum[e] += residual[e];",
+            "sum[e] += fabsf(residual[e]) < INFINITY ? residual[e] : 0.0f;",
             NON_FINITE,
         ),
     ],

@@ -201,13 +201,29 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "taps not mirrored for the gradient",
-            "_shape(input, weight, dilation, mirrored=True)",
-            "_shape(input, weight, dilation, mirrored=False)",
+            "_shape(input, weight, dilation, strip_rows, mirrored=True)",
+            "_shape(input, weight, dilation, strip_rows)",
         ),
         Fault(
             "taps mirrored for the output",
-            "    shape = _shape(input, weight, dilation, mirrored=False)\n",
-            "    shape = _shape(input, weight, dilation, mirrored=True)\n",
+            "    shape = _shape(input, weight, dilation, _strip_rows(kernels, input, weight))\n",
+            "    strip_rows = _strip_rows(kernels, input, weight)\n"
+            "    shape = _shape(input, weight, dilation, strip_rows, mirrored=True)\n",
+        ),
+        Fault(
+            "strips of a gradient by the device",
+            "_shape(input, weight, dilation, _fixed_strip_rows(input)),",
+            "_shape(input, weight, dilation, _strip_rows(kernels, input, weight)),",
+        ),
+        Fault(
+            "strips whose last round is not counted",
+            "return -(-blocks // blocks_at_once) * (rows",
+            "return max(blocks // blocks_at_once, 1) * (rows",
+        ),
+        Fault(
+            "strips as if every thread had 16 bytes",
+            "        vector = 4\n",
+            "        vector = 8\n",
         ),
         Fault(
             "one pixel too many",

@@ -607,8 +607,18 @@ FAULTS: dict[str, list[Fault]] = {
     "csrc/cuda/upsample_cross_entropy.cu": [
         Fault(
             "no smoothing term",
-            "loss = (target_part * weight * hit + smooth_part * smooth) * kLn2;",
-            "loss = target_part * weight * hit * kLn2;",
+            "loss += smooth_part * smooth;",
+            ";",
+        ),
+        Fault(
+            "rows past the cell count",
+            "        if (r >= num_rows) label[r] = kIgnored;\n",
+            "",
+        ),
+        Fault(
+            "every row has the target of the first",
+            "column_target[min(r, num_rows - 1) * out_W]",
+            "column_target[0]",
         ),
         Fault(
             "idle threads add their loss",
@@ -686,8 +696,23 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("ignored pixels count", "if (target == terms.ignore_index) return kIgnored;", ""),
         Fault(
             "a target past the last class",
-            "target < 0 || target >= C ? kBad",
-            "target < 0 || target > C ? kBad",
+            "static_cast<uint64_t>(target) < static_cast<uint64_t>(C);",
+            "static_cast<uint64_t>(target) <= static_cast<uint64_t>(C);",
+        ),
+        Fault(
+            "a negative target is a class",
+            "static_cast<uint64_t>(target) < static_cast<uint64_t>(C);",
+            "target < C;",
+        ),
+        Fault(
+            "the logarithm of NaN is a number",
+            "0x1p-23f, x - x);",
+            "0x1p-23f, 0.0f);",
+        ),
+        Fault(
+            "a logarithm without the highest power",
+            "float p = 0x1.ba18f8p-2f;",
+            "float p = 0.0f;",
         ),
         Fault(
             "offset of ranges in 32 bits",
@@ -774,12 +799,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "gradient: incoming gradient of the first row",
-            "pixel.grad_loss += pixel.grad_stride_H;",
-            "",
+            "pixel.grad_loss[row * pixel.grad_stride_H]",
+            "pixel.grad_loss[0]",
         ),
         Fault(
             "gradient: only the first run of a column",
-            "for (int k = 1; k < tile.runs[0][i].count; ++k) {",
+            "for (int k = 1; k < num_runs; ++k) {",
             "for (int k = 1; k < 1; ++k) {",
         ),
         Fault(
@@ -918,8 +943,28 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "gradient: pixels past the last row read",
-            "if (r + 1 < num_rows) {",
-            "if (r + 1 < kRows) {",
+            "const int row = min(r, num_rows - 1);",
+            "const int row = r;",
+        ),
+        Fault(
+            "gradient: rows past the cell count",
+            "    if (r >= num_rows) label[r] = kIgnored;\n",
+            "",
+        ),
+        Fault(
+            "gradient: rows of a vector swapped",
+            "make_float4(row_before.x, row_before.y, row.x, row.y)",
+            "make_float4(row.x, row.y, row_before.x, row_before.y)",
+        ),
+        Fault(
+            "gradient: exponentials grow from the last row",
+            "fma_rn(sum.x, ratio, rows.x), fma_rn(sum.y, ratio, rows.y)",
+            "fma_rn(rows.x, ratio, sum.x), fma_rn(rows.y, ratio, sum.y)",
+        ),
+        Fault(
+            "gradient: all rows follow from the first exponential",
+            "between(ends, progression.starts[i])",
+            "between(ends, progression.starts[0])",
         ),
     ],
     "csrc/cuda/upsample_cross_entropy_prepare.cu": [
