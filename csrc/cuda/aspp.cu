@@ -27,10 +27,10 @@ constexpr int kChunk = 16 / sizeof(T);  // elements of a load
 // output[n, k] = bias[k] + sum over c of weight[k, c] input[n, c]
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    aspp_fwd_linear_kernel(float* output,                 // [N, K]
-                           const float* input,            // [N, C]
-                           const T* __restrict__ weight,  // [K, weight_stride]
-                           const T* __restrict__ bias,    // [K]
+    aspp_fwd_linear_kernel(float* output,       // [N, K]
+                           const float* input,  // [N, C]
+                           const T* weight,     // [K, weight_stride]
+                           const T* bias,       // [K]
                            int K, int C, int64_t weight_stride, bool relu) {
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();

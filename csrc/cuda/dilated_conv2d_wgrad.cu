@@ -8,6 +8,7 @@
 // pixel by pixel, which is the transpose of what mma takes: ldmatrix turns 16-bit elements around.
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../api.h"
 #include "../common/zones.h"
@@ -42,50 +43,55 @@ constexpr int kBlockK = kConvStepBytes / sizeof(T);  // pixels
 template <typename T>
 constexpr int kChunk = 16 / sizeof(T);  // elements of a copy
 
-// What a warp multiplies of a stage: sum[m, n] += rows[pixel, m] cols[pixel, n].
+// What a warp multiplies of half a step: sum[m, n] += rows[pixel, m] cols[pixel, n].
+struct Fragments {
+  uint32_t a[kTilesM][4], b[kTilesN / 2][4];
+};
+
+// From the first of the half's pixels. ldmatrix turns no floats around: they come one by one.
 template <typename T>
-__device__ void multiply_stage(float (&sum)[kTilesM][kTilesN][4], const T* rows, const T* cols) {
+__device__ void load_fragments(Fragments& to, const T* rows, const T* cols) {
   const int lane = threadIdx.x % 32;
-  const int row_at = (lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 8;
-  const int col_at = lane % 16 * kPitch + lane / 16 * 8;
+  if constexpr (std::is_same_v<T, float>) {
+    const int at = lane % 4 * kPitch + lane / 4;
 #pragma unroll
-  for (int k = 0; k < kBlockK<T>; k += 16) {
-    uint32_t a[kTilesM][4], b[kTilesN / 2][4];
+    for (int i = 0; i < kTilesM * 4; ++i)
+      to.a[i / 4][i % 4] =
+          __float_as_uint(rows[at + i % 4 / 2 * 4 * kPitch + i / 4 * 16 + i % 2 * 8]);
 #pragma unroll
-    for (int i = 0; i < kTilesM; ++i)
-      ptx::ldmatrix_trans(a[i], rows + row_at + k * kPitch + i * 16);
+    for (int j = 0; j < kTilesN * 2; ++j)
+      to.b[j / 4][j % 4] = __float_as_uint(cols[at + j % 2 * 4 * kPitch + j / 2 * 8]);
+  } else {
+    const int row_at = (lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 8;
+    const int col_at = lane % 16 * kPitch + lane / 16 * 8;
 #pragma unroll
-    for (int j = 0; j < kTilesN / 2; ++j)
-      ptx::ldmatrix_trans(b[j], cols + col_at + k * kPitch + j * 16);
+    for (int i = 0; i < kTilesM; ++i) ptx::ldmatrix_trans(to.a[i], rows + row_at + i * 16);
 #pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-      for (int j = 0; j < kTilesN; ++j) {
-        const uint32_t pair[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
-        ptx::mma_m16n8k16<T>(sum[i][j], a[i], pair);
-      }
-    }
+    for (int j = 0; j < kTilesN / 2; ++j) ptx::ldmatrix_trans(to.b[j], cols + col_at + j * 16);
   }
 }
 
-template <>
-__device__ void multiply_stage(float (&sum)[kTilesM][kTilesN][4], const float* rows,
-                               const float* cols) {
-  const int lane = threadIdx.x % 32, at = lane % 4 * kPitch + lane / 4;
+// The tensor core would cut fp32 off instead.
+template <typename T>
+__device__ void round_operand(uint32_t (&r)[4]) {
+  if constexpr (std::is_same_v<T, float>) {
 #pragma unroll
-  for (int k = 0; k < kBlockK<float>; k += 8) {
-    uint32_t a[kTilesM][4], b[kTilesN][2];
+    for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));
+  }
+}
+
+// Row i of the tiles of mma; all of them in order, because the first rounds what they share.
+template <typename T>
+__device__ void multiply_row(float (&sum)[kTilesN][4], Fragments& of, int i) {
+  round_operand<T>(of.a[i]);
 #pragma unroll
-    for (int i = 0; i < kTilesM * 4; ++i)
-      a[i / 4][i % 4] =
-          ptx::cvt_rna_tf32(rows[at + (k + i % 4 / 2 * 4) * kPitch + i / 4 * 16 + i % 2 * 8]);
-#pragma unroll
-    for (int j = 0; j < kTilesN * 2; ++j)
-      b[j / 2][j % 2] = ptx::cvt_rna_tf32(cols[at + (k + j % 2 * 4) * kPitch + j / 2 * 8]);
-#pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-      for (int j = 0; j < kTilesN; ++j) ptx::mma_m16n8k8_tf32(sum[i][j], a[i], b[j]);
+  for (int j = 0; j < kTilesN; ++j) {
+    if (i == 0 && j % 2 == 0) round_operand<T>(of.b[j / 2]);
+    const uint32_t pair[2] = {of.b[j / 2][j % 2 * 2], of.b[j / 2][j % 2 * 2 + 1]};
+    if constexpr (std::is_same_v<T, float>) {
+      ptx::mma_m16n8k8_tf32(sum[j], of.a[i], pair);
+    } else {
+      ptx::mma_m16n8k16<T>(sum[j], of.a[i], pair);
     }
   }
 }
@@ -113,37 +119,45 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   T* stages = shared_memory<T>();
   const int chunk = threadIdx.x % kChunks * kChunk<T>, first_row = threadIdx.x / kChunks;
   const bool has_k = first_k + chunk < branch.K, has_c = first_c + chunk < shape.C;
-  const T* grad_chunk = grad_output + branch.first_channel + first_k + chunk;
-  const T* input_chunk = input + first_c + chunk;
+  const T* grad_chunk = grad_output + branch.first_channel + (has_k ? first_k + chunk : 0);
+  const T* input_chunk = input + (has_c ? first_c + chunk : 0);
   const int tap_offset = tap.dy * shape.W + tap.dx;
   RectanglePixel pixels[kCopies] = {};
   RectangleStep pixel_step = {};
   int pixels_left = 0;  // from this thread's first on
   if (item.num_steps > 0) {
-    const int first = item.first_step * kBlockK<T> + first_row;
+    const int first = item.first_step * kBlockK<T>;
+    const int num_pixels = shape.N * rectangle.h * rectangle.w;
     pixel_step = rectangle_step(rectangle, shape.H, shape.W, kBlockK<T>);
-    pixels_left = shape.N * rectangle.h * rectangle.w - first;
+    pixels_left = min(num_pixels - first, item.num_steps * kBlockK<T>) - first_row;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i)
-      pixels[i] = rectangle_pixel(rectangle, shape.H, shape.W, first + i * kCopyRows);
+      pixels[i] = rectangle_pixel(rectangle, shape.H, shape.W, first + first_row + i * kCopyRows);
   }
-  const auto copy_next_step = [&](int stage) {
-    T* grad_tile = stages + stage * 2 * kOperand;
-    T* input_tile = grad_tile + kOperand;
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      const int at = (first_row + i * kCopyRows) * kPitch + chunk;
-      const bool has_pixel = i * kCopyRows < pixels_left;
-      const int64_t pixel = pixels[i].index;
-      ptx::cp_async<16>(grad_tile + at,
-                        has_pixel && has_k ? grad_chunk + pixel * shape.out_channels : grad_output,
-                        has_pixel && has_k ? 16 : 0);
-      ptx::cp_async<16>(input_tile + at,
-                        has_pixel && has_c ? input_chunk + (pixel + tap_offset) * shape.C : input,
-                        has_pixel && has_c ? 16 : 0);
-      advance(pixels[i], pixel_step);
-    }
+
+  // Copies of the next step: copy_row of each pixel, end_step. Past the last step they write zeros,
+  // so that the loop needs no branch around them.
+  const auto copy_row = [&](int stage, int i) {
+    T* to = stages + stage * 2 * kOperand + (first_row + i * kCopyRows) * kPitch + chunk;
+    const bool has_pixel = i * kCopyRows < pixels_left;
+    const auto grad_pixel = static_cast<uint32_t>(has_pixel ? pixels[i].index : 0);
+    const auto input_pixel = static_cast<uint32_t>(has_pixel ? pixels[i].index + tap_offset : 0);
+    ptx::cp_async<16>(to,
+                      grad_chunk + uint64_t{grad_pixel} * static_cast<uint32_t>(shape.out_channels),
+                      has_pixel & has_k ? 16 : 0);
+    ptx::cp_async<16>(to + kOperand,
+                      input_chunk + uint64_t{input_pixel} * static_cast<uint32_t>(shape.C),
+                      has_pixel & has_c ? 16 : 0);
+    advance(pixels[i], pixel_step);
+  };
+  const auto end_step = [&] {
+    ptx::cp_async_commit_group();
     pixels_left -= kBlockK<T>;
+  };
+  const auto copy_step = [&](int stage) {
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) copy_row(stage, i);
+    end_step();
   };
 
   // What this warp multiplies; nothing where its channels are all past the end.
@@ -153,21 +167,45 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   const bool has_work = first_k + warp_row < branch.K && first_c + warp_col < shape.C;
   float sum[kTilesM][kTilesN][4] = {};
 
-  // Copies run kStages - 1 steps ahead of the products.
-#pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) {
-    if (step < item.num_steps) copy_next_step(step);
-    ptx::cp_async_commit_group();
-  }
-  for (int step = 0; step < item.num_steps; ++step) {
+  Fragments fragments[2];  // of the halves
+  const auto load_half = [&](int stage, int half) {
+    const T* pixel = stages + stage * 2 * kOperand + half * kBlockK<T> / 2 * kPitch;
+    load_fragments(fragments[half], pixel + warp_row, pixel + kOperand + warp_col);
+  };
+
+  // Copies run kStages - 1 steps ahead of the products. A warp issues in order, so what it does
+  // beside mma.sync is written between the products. Warps that have work and warps that only copy
+  // run a loop each, both with this barrier.
+  const auto wait_for_next_step = [] {
     ptx::cp_async_wait_group<kStages - 2>();
-    __syncthreads();  // the stage is here, and all are done with the one before
-    const int ahead = step + kStages - 1;
-    if (ahead < item.num_steps) copy_next_step(ahead % kStages);
-    ptx::cp_async_commit_group();
-    const T* tile = stages + step % kStages * 2 * kOperand;
-    if (has_work) multiply_stage(sum, tile + warp_row, tile + kOperand + warp_col);
+    ptx::bar_sync(1, kThreads);
+  };
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) copy_step(step);
+  wait_for_next_step();
+  if (has_work) {
+    static_assert(kCopies == kTilesM, "a row of copies for a row of products");
+    load_half(0, 0);
+    for (int step = 0; step < item.num_steps; ++step) {
+      load_half(step % kStages, 1);
+#pragma unroll
+      for (int i = 0; i < kTilesM; ++i) {
+        multiply_row<T>(sum[i], fragments[0], i);
+        copy_row((step + kStages - 1) % kStages, i);
+      }
+      end_step();
+      wait_for_next_step();  // all have the fragments of this one: its stage is free
+      load_half((step + 1) % kStages, 0);
+#pragma unroll
+      for (int i = 0; i < kTilesM; ++i) multiply_row<T>(sum[i], fragments[1], i);
+    }
+  } else {
+    for (int step = 0; step < item.num_steps; ++step) {
+      copy_step((step + kStages - 1) % kStages);
+      wait_for_next_step();
+    }
   }
+  ptx::cp_async_wait_all();  // the zeros past the last step
   if (!has_work) return;
 
   const int col = warp_col + lane % 4 * 2;

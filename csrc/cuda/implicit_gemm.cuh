@@ -1,6 +1,9 @@
 // The main loop of dilated convolution as an implicit GEMM: 128 listed pixels times 128 output
 // channels, summed in steps of one tap and 64 bytes of its channels (32 in 16 bits, 16 in tf32).
-// Four stages of cp.async, which zero-fills what lies outside; ldmatrix; mma.sync.
+// Four stages of cp.async, which zero-fills what lies outside; ldmatrix; mma.sync. A warp issues in
+// order, so what it does beside mma.sync is written between the products: while it multiplies the
+// first half of a step it starts the copies of a later step and loads the fragments of the second
+// half, and while it multiplies that, the fragments of the next step.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -72,6 +75,19 @@ __device__ inline int sum_at(int row, int col) {
   return row * kBlockN + ((col / 4) ^ (row % 8 * 2)) * 4 + col % 4;
 }
 
+// What a warp multiplies of half a step.
+struct Fragments {
+  uint32_t a[kTilesM][4], b[kTilesN / 2][4];
+};
+
+// Where a step is copied from, the same for all rows of a thread.
+struct StepSource {
+  bool has_channels;
+  int channel;      // of the input
+  int pixels;       // from an output pixel to its input pixel
+  int64_t weights;  // elements from the weights of the step before
+};
+
 // The sums of a work item, for all threads, into sums [kBlockM, kBlockN] as sum_at tells, which lie
 // where the stages were. Those of rows and columns past the end are whatever they are.
 template <typename T>
@@ -85,110 +101,141 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
   const int32_t* pixels = work.pixels + tile.first_pixel;
   const int first_k = item.block * kBlockN;
 
-  // The rows that this thread copies a chunk of.
+  // The rows that this thread copies a chunk of. Those past the end repeat the last one, so that
+  // the loads of all pixels are issued together and every address is valid, but are zero-filled:
+  // no tap gets inside from y = INT_MIN.
   static_assert(kBlockM == kBlockN && kBlockM % kCopyRows == 0, "one row index for both operands");
   const int chunk = threadIdx.x % kChunks, first_row = threadIdx.x / kChunks;
-  const auto* weight = static_cast<const T*>(output.weight);
-  const T *input_row[kCopies], *weight_row[kCopies];
-  int y[kCopies], x[kCopies];
+  int pixel[kCopies], y[kCopies], x[kCopies];
+  const T* weight_row[kCopies];
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i)
+    pixel[i] = pixels[min(first_row + i * kCopyRows, tile.num_pixels - 1)];
 #pragma unroll
   for (int i = 0; i < kCopies; ++i) {
-    const int row = first_row + i * kCopyRows, k = first_k + row;
-    const bool is_listed = row < tile.num_pixels;
-    const int pixel = is_listed ? pixels[row] : 0;
-    x[i] = pixel % shape.W;
-    y[i] = is_listed ? pixel / shape.W % shape.H : INT_MIN;  // no tap gets inside from there
-    input_row[i] = input + static_cast<int64_t>(pixel) * shape.in_channels + chunk * kChunk<T>;
-    weight_row[i] = k < output.K ? weight + k * output.weight_stride + chunk * kChunk<T> : nullptr;
+    const int row = first_row + i * kCopyRows, k = min(first_k + row, output.K - 1);
+    const unsigned image_row = static_cast<unsigned>(pixel[i]) / static_cast<unsigned>(shape.W);
+    const int in_image = image_row % static_cast<unsigned>(shape.H);
+    x[i] = pixel[i] - static_cast<int>(image_row) * shape.W;
+    y[i] = row < tile.num_pixels ? in_image : INT_MIN;
+    weight_row[i] = static_cast<const T*>(output.weight) + k * output.weight_stride;
   }
 
+  // Copies of the next step: find_step, copy_row of each row, end_step. Past the last step they
+  // write zeros, so that the loop needs no branch around them.
+  int steps_left = item.num_steps;
   int next_tap = item.first_step % tile.num_taps;
-  int next_c = item.first_step / tile.num_taps * kBlockK<T>;
+  int next_c = item.first_step / tile.num_taps * kBlockK<T> + chunk * kChunk<T>;
   Tap tap = taps[next_tap];
-  const auto copy_next_step = [&](int stage) {
+  StepSource from;
+  int64_t weights_before = 0;
+  const auto find_step = [&] {
     const ConvSource& source = operands.sources[tap.branch];
-    const int64_t input_offset =
-        (static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape.in_channels +
-        source.first_channel + next_c;
-    const int64_t weight_offset =
-        static_cast<int64_t>(tap.index) * source.C + source.first_weight + next_c;
-    const bool has_channels = next_c + chunk * kChunk<T> < source.C;
-    T* input_tile = stages + stage * kStage;
-    T* weight_tile = input_tile + kBlockM * kBlockK<T>;
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      const int at = swizzled<T>(first_row, chunk) + i * kCopyRows * kBlockK<T>;
-      static_assert(kCopyRows / 2 % kChunks == 0, "these rows permute their chunks alike");
-      const bool has_input = has_channels && is_inside(tap, y[i], x[i], shape.H, shape.W);
-      const bool has_weight = has_channels && weight_row[i] != nullptr;
-      ptx::cp_async<16>(input_tile + at, has_input ? input_row[i] + input_offset : input,
-                        has_input ? 16 : 0);
-      ptx::cp_async<16>(weight_tile + at, has_weight ? weight_row[i] + weight_offset : weight,
-                        has_weight ? 16 : 0);
-    }
+    from.has_channels = (steps_left > 0) & (next_c < source.C);
+    const int c = from.has_channels ? next_c : 0;
+    from.channel = source.first_channel + c;
+    from.pixels = tap.dy * shape.W + tap.dx;
+    const int64_t weights = static_cast<int64_t>(tap.index) * source.C + source.first_weight + c;
+    from.weights = weights - weights_before;
+    weights_before = weights;
+  };
+  const auto copy_row = [&](T* stage, int i) {
+    static_assert(kCopyRows / 2 % kChunks == 0, "these rows permute their chunks alike");
+    const int row = first_row + i * kCopyRows;
+    const bool has_input = from.has_channels & is_inside(tap, y[i], x[i], shape.H, shape.W);
+    const bool has_weight = from.has_channels & (first_k + row < output.K);
+    const auto p = static_cast<uint32_t>(pixel[i] + (has_input ? from.pixels : 0));
+    weight_row[i] += from.weights;
+    T* to = stage + swizzled<T>(first_row, chunk) + i * kCopyRows * kBlockK<T>;
+    ptx::cp_async<16>(
+        to, input + (uint64_t{p} * static_cast<uint32_t>(shape.in_channels) + from.channel),
+        has_input ? 16 : 0);
+    ptx::cp_async<16>(to + kBlockM * kBlockK<T>, weight_row[i], has_weight ? 16 : 0);
+  };
+  const auto end_step = [&] {
+    ptx::cp_async_commit_group();
+    --steps_left;
     if (++next_tap == tile.num_taps) {
       next_tap = 0;
       next_c += kBlockK<T>;
     }
     tap = taps[next_tap];  // arrives during the products
   };
+  const auto copy_step = [&](T* stage) {
+    find_step();
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) copy_row(stage, i);
+    end_step();
+  };
 
   // What this warp multiplies; nothing where its pixels or channels are all past the end. A pair of
-  // chunks is what one mma sums over.
+  // chunks is what one mma sums over, half a step.
+  static_assert(kChunks == 4, "bit 1 of a chunk tells the halves apart");
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_row = warp / (kBlockN / kWarpN) * kWarpM;
   const int warp_col = warp % (kBlockN / kWarpN) * kWarpN;
-  int input_at[kChunks / 2], weight_at[kChunks / 2];
-#pragma unroll
-  for (int k = 0; k < kChunks / 2; ++k) {
-    input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + lane / 16);
-    weight_at[k] = swizzled<T>(warp_col + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2);
-  }
+  const int input_at = swizzled<T>(warp_row + lane % 16, lane / 16);
+  const int weight_at =
+      kBlockM * kBlockK<T> + swizzled<T>(warp_col + lane / 16 * 8 + lane % 8, lane / 8 % 2);
   const bool has_work = warp_row < tile.num_pixels && first_k + warp_col < output.K;
   float sum[kTilesM][kTilesN][4] = {};
 
-  const auto multiply = [&](int stage) {
-    const T* input_tile = stages + stage * kStage;
-    const T* weight_tile = input_tile + kBlockM * kBlockK<T>;
+  Fragments fragments[2];  // of the halves
+  const auto load_fragments = [&](int stage, int half) {
+    static_assert(16 / 2 % kChunks == 0, "16 rows on, chunks are permuted alike");
+    auto& [a, b] = fragments[half];
+    const T* input_tile = stages + ((stage * kStage + input_at) ^ (half * 2 * kChunk<T>));
+    const T* weight_tile = stages + ((stage * kStage + weight_at) ^ (half * 2 * kChunk<T>));
 #pragma unroll
-    for (int k = 0; k < kChunks / 2; ++k) {
-      static_assert(16 / 2 % kChunks == 0, "16 rows on, chunks are permuted alike");
-      uint32_t a[kTilesM][4], b[kTilesN / 2][4];
+    for (int i = 0; i < kTilesM; ++i) ptx::ldmatrix(a[i], input_tile + i * 16 * kBlockK<T>);
 #pragma unroll
-      for (int i = 0; i < kTilesM; ++i) {
-        ptx::ldmatrix(a[i], input_tile + input_at[k] + i * 16 * kBlockK<T>);
-        round_operand<T>(a[i]);
-      }
+    for (int j = 0; j < kTilesN / 2; ++j) ptx::ldmatrix(b[j], weight_tile + j * 16 * kBlockK<T>);
+  };
+  const auto multiply_row = [&](int half, int i) {
+    auto& [a, b] = fragments[half];
+    round_operand<T>(a[i]);
 #pragma unroll
-      for (int j = 0; j < kTilesN / 2; ++j) {
-        ptx::ldmatrix(b[j], weight_tile + weight_at[k] + j * 16 * kBlockK<T>);
-        round_operand<T>(b[j]);
-      }
-#pragma unroll
-      for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-        for (int j = 0; j < kTilesN; ++j) {
-          const uint32_t pair[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
-          multiply_add<T>(sum[i][j], a[i], pair);
-        }
-      }
+    for (int j = 0; j < kTilesN; ++j) {
+      if (i == 0 && j % 2 == 0) round_operand<T>(b[j / 2]);
+      const uint32_t pair[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
+      multiply_add<T>(sum[i][j], a[i], pair);
     }
   };
 
-  // Copies run kStages - 1 steps ahead of the products.
-#pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) {
-    if (step < item.num_steps) copy_next_step(step);
-    ptx::cp_async_commit_group();
-  }
-  for (int step = 0; step < item.num_steps; ++step) {
+  // Copies run kStages - 1 steps ahead of the products. Warps that have work and warps that only
+  // copy run a loop each, both with this barrier.
+  const auto wait_for_next_step = [] {
     ptx::cp_async_wait_group<kStages - 2>();
-    __syncthreads();  // the stage is here, and all are done with the one before
-    const int ahead = step + kStages - 1;
-    if (ahead < item.num_steps) copy_next_step(ahead % kStages);
-    ptx::cp_async_commit_group();
-    if (has_work) multiply(step % kStages);
+    ptx::bar_sync(1, kConvThreads);
+  };
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) copy_step(stages + step * kStage);
+  wait_for_next_step();
+  if (has_work) {
+    static_assert(kCopies == kTilesM, "a row of copies for a row of products");
+    load_fragments(0, 0);
+    for (int step = 0; step < item.num_steps; ++step) {
+      T* free_stage = stages + (step + kStages - 1) % kStages * kStage;
+      load_fragments(step % kStages, 1);
+      find_step();
+#pragma unroll
+      for (int i = 0; i < kTilesM; ++i) {
+        multiply_row(0, i);
+        copy_row(free_stage, i);
+      }
+      end_step();
+      wait_for_next_step();  // all have the fragments of this one: its stage is free
+      load_fragments((step + 1) % kStages, 0);
+#pragma unroll
+      for (int i = 0; i < kTilesM; ++i) multiply_row(1, i);
+    }
+  } else {
+    for (int step = 0; step < item.num_steps; ++step) {
+      copy_step(stages + (step + kStages - 1) % kStages * kStage);
+      wait_for_next_step();
+    }
   }
+  ptx::cp_async_wait_all();  // the zeros past the last step
 
   static_assert(kBlockM * kBlockN * sizeof(float) <= kConvSmem, "the sums lie over the stages");
   float* sums = shared_memory<float>();

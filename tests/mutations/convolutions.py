@@ -929,8 +929,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "first channel of a branch forgotten",
-            "grad_output + branch.first_channel + first_k + chunk;",
-            "grad_output + first_k + chunk;",
+            "grad_output + branch.first_channel + (has_k",
+            "grad_output + (has_k",
         ),
         Fault(
             "second block of output channels forgotten",
@@ -944,8 +944,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "a split sum starts at its first pixel",
-            "const int first = item.first_step * kBlockK<T> + first_row;",
-            "const int first = first_row;",
+            "const int first = item.first_step * kBlockK<T>;",
+            "const int first = 0;",
         ),
         Fault("every step has the first pixels", "advance(pixels[i], pixel_step);", ""),
         Fault(
@@ -959,30 +959,22 @@ FAULTS: dict[str, list[Fault]] = {
             "ptx::cp_async_wait_group<kStages - 1>();",
         ),
         Fault("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
-        Fault(
-            "no barrier between steps",
-            "__syncthreads();  // the stage is here, and all are done with the one before",
-            "",
-        ),
+        Fault("no barrier between steps", "ptx::bar_sync(1, kThreads);", ""),
         Fault(
             "refills the stage in use",
-            "copy_next_step(ahead % kStages);",
-            "copy_next_step(step % kStages);",
+            "copy_row((step + kStages - 1) % kStages, i);",
+            "copy_row(step % kStages, i);",
         ),
-        Fault(
-            "no group for a step without copies",
-            "copy_next_step(ahead % kStages);\n    ptx::cp_async_commit_group();",
-            "{\n copy_next_step(ahead % kStages);\n ptx::cp_async_commit_group();\n }",
-        ),
+        Fault("no group for the copies of a step", "ptx::cp_async_commit_group();", ""),
         Fault(
             "prologue one step short",
-            "for (int step = 0; step < kStages - 1; ++step) {",
-            "for (int step = 1; step < kStages - 1; ++step) {",
+            "for (int step = 0; step < kStages - 1; ++step) copy",
+            "for (int step = 1; step < kStages - 1; ++step) copy",
         ),
         Fault(
             "the last step missing",
-            "for (int step = 0; step < item.num_steps; ++step) {",
-            "for (int step = 0; step + 1 < item.num_steps; ++step) {",
+            "step < item.num_steps; ++step) {\n      load_half",
+            "step + 1 < item.num_steps; ++step) {\n      load_half",
         ),
         Fault(
             "matrices of a swapped",
@@ -991,13 +983,13 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "matrices of b swapped",
-            "{b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}",
-            "{b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]}",
+            "{of.b[j / 2][j % 2 * 2], of.b[j / 2][j % 2 * 2 + 1]}",
+            "{of.b[j / 2][j % 2 * 2 + 1], of.b[j / 2][j % 2 * 2]}",
         ),
         Fault(
             "tf32 cut off instead of rounded",
-            "ptx::cvt_rna_tf32(cols[at + (k + j % 2 * 4) * kPitch + j / 2 * 8]);",
-            "__float_as_uint(cols[at + (k + j % 2 * 4) * kPitch + j / 2 * 8]);",
+            "for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));",
+            "",
         ),
         Fault(
             "a warp without work leaves no sums",
@@ -1028,8 +1020,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "offset of a pixel in 32 bits",
-            "const int64_t pixel = pixels[i].index;",
-            "const int pixel = pixels[i].index;",
+            "uint64_t{input_pixel} * static_cast",
+            "input_pixel * static_cast",
             FAR_CONV,
         ),
         Fault(
@@ -1076,6 +1068,41 @@ FAULTS: dict[str, list[Fault]] = {
             "partial_sums[part * K + k] : 0.0f;",
             NON_FINITE,
         ),
+        Fault(
+            "offset of a pixel of the output in 32 bits",
+            "uint64_t{grad_pixel} * static_cast",
+            "grad_pixel * static_cast",
+            FAR_CONV,
+        ),
+        Fault("the first half multiplied twice", "fragments[1], i);", "fragments[0], i);"),
+        Fault("both halves are the first", "half * kBlockK<T> / 2 * kPitch;", "0;"),
+        Fault(
+            "fragments of the step before",
+            "load_half((step + 1) % kStages, 0);",
+            "load_half(step % kStages, 0);",
+        ),
+        Fault(
+            "fragments before the wait for their stage",
+            "wait_for_next_step();  // all have the fragments of this one: its stage is free\n"
+            "      load_half((step + 1) % kStages, 0);",
+            "load_half((step + 1) % kStages, 0);\n      wait_for_next_step();",
+        ),
+        Fault(
+            "no wait for the first stage",
+            "wait_for_next_step();\n  if (has_work) {",
+            "if (has_work) {",
+        ),
+        Fault(
+            "warps without work miss the barrier",
+            "copy_step((step + kStages - 1) % kStages);\n      wait_for_next_step();",
+            "copy_step((step + kStages - 1) % kStages);",
+        ),
+        Fault(
+            "only the first row of a step copied again",
+            "copy_row((step + kStages - 1) % kStages, i);",
+            "copy_row((step + kStages - 1) % kStages, 0);",
+        ),
+        Fault("b not rounded", "if (i == 0 && j % 2 == 0) round", "if (i < 0 && j % 2 == 0) round"),
     ],
     "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": [
         Fault(
@@ -1177,15 +1204,9 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "csrc/cuda/implicit_gemm.cuh": [
         Fault(
-            "tap sign of rows",
-            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
-            "(-static_cast<int64_t>(tap.dy) * shape.W + tap.dx)",
+            "tap sign of rows", "from.pixels = tap.dy * shape.W", "from.pixels = -tap.dy * shape.W"
         ),
-        Fault(
-            "tap sign of columns",
-            "* shape.W + tap.dx) * shape.in_channels",
-            "* shape.W - tap.dx) * shape.in_channels",
-        ),
+        Fault("tap sign of columns", "* shape.W + tap.dx;", "* shape.W - tap.dx;"),
         Fault(
             "weights of the tap before",
             "static_cast<int64_t>(tap.index) * source.C",
@@ -1193,23 +1214,23 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "padding not zero-filled",
-            "const bool has_input = has_channels && is_inside(tap, y[i], x[i], shape.H, shape.W);",
-            "const bool has_input = has_channels && y[i] >= 0;",
+            "is_inside(tap, y[i], x[i], shape.H, shape.W);",
+            "(y[i] >= 0);",
         ),
         Fault(
             "channels past the last copied",
-            "const bool has_channels = next_c + chunk * kChunk<T> < source.C;",
-            "const bool has_channels = true;",
+            "(steps_left > 0) & (next_c < source.C);",
+            "steps_left > 0;",
         ),
         Fault(
             "rows and columns of a pixel swapped",
-            "x[i] = pixel % shape.W;",
-            "x[i] = pixel % shape.H;",
+            "static_cast<int>(image_row) * shape.W;",
+            "static_cast<int>(image_row) * shape.H;",
         ),
         Fault(
             "image of a pixel not left out",
-            "pixel / shape.W % shape.H : INT_MIN",
-            "pixel / shape.W : INT_MIN",
+            "image_row % static_cast<unsigned>(shape.H);",
+            "image_row;",
         ),
         Fault(
             "a split sum starts at its first tap",
@@ -1218,8 +1239,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "a split sum starts at its first channel",
-            "int next_c = item.first_step / tile.num_taps * kBlockK<T>;",
-            "int next_c = 0;",
+            "int next_c = item.first_step / tile.num_taps * kBlockK<T> + chunk",
+            "int next_c = chunk",
         ),
         Fault("channels do not advance", "next_c += kBlockK<T>;", ""),
         Fault(
@@ -1228,39 +1249,31 @@ FAULTS: dict[str, list[Fault]] = {
             "ptx::cp_async_wait_group<kStages - 1>();",
         ),
         Fault("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
-        Fault(
-            "no barrier between steps",
-            "__syncthreads();  // the stage is here, and all are done with the one before",
-            "",
-        ),
+        Fault("no barrier between steps", "ptx::bar_sync(1, kConvThreads);", ""),
         Fault(
             "no barrier before the sums", "__syncthreads();  // all are done with the stages", ""
         ),
         Fault("no barrier after the sums", "__syncthreads();\n  return sums;", "return sums;"),
         Fault(
             "refills the stage in use",
-            "copy_next_step(ahead % kStages);",
-            "copy_next_step(step % kStages);",
+            "T* free_stage = stages + (step + kStages - 1) % kStages",
+            "T* free_stage = stages + step % kStages",
         ),
-        Fault(
-            "no group for a step without copies",
-            "copy_next_step(ahead % kStages);\n    ptx::cp_async_commit_group();",
-            "{\n copy_next_step(ahead % kStages);\n ptx::cp_async_commit_group();\n }",
-        ),
+        Fault("no group for the copies of a step", "ptx::cp_async_commit_group();", ""),
         Fault(
             "prologue one step short",
-            "for (int step = 0; step < kStages - 1; ++step) {",
-            "for (int step = 1; step < kStages - 1; ++step) {",
+            "for (int step = 0; step < kStages - 1; ++step) copy",
+            "for (int step = 1; step < kStages - 1; ++step) copy",
         ),
         Fault(
             "the last step missing",
-            "for (int step = 0; step < item.num_steps; ++step) {",
-            "for (int step = 0; step + 1 < item.num_steps; ++step) {",
+            "step < item.num_steps; ++step) {\n      T* free_stage",
+            "step + 1 < item.num_steps; ++step) {\n      T* free_stage",
         ),
         Fault(
             "chunks of reader and writer differ",
-            "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + lane / 16);",
-            "input_at[k] = swizzled<T>(warp_row + lane % 16, 2 * k + 1 - lane / 16);",
+            "swizzled<T>(warp_row + lane % 16, lane / 16);",
+            "swizzled<T>(warp_row + lane % 16, 1 - lane / 16);",
         ),
         Fault(
             "matrices of b swapped",
@@ -1279,14 +1292,14 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "offset of a pixel in 32 bits",
-            "input + static_cast<int64_t>(pixel) * shape.in_channels",
-            "input + pixel * shape.in_channels",
+            "uint64_t{p} * static_cast<uint32_t>(shape.in_channels)",
+            "p * static_cast<uint32_t>(shape.in_channels)",
             FAR_CONV,
         ),
         Fault(
             "offset of a row of weights in 32 bits",
-            "weight + k * output.weight_stride +",
-            "weight + k * static_cast<int>(output.weight_stride) +",
+            "k * output.weight_stride;",
+            "k * static_cast<int>(output.weight_stride);",
             FAR_CONV,
         ),
         Fault(
@@ -1295,17 +1308,59 @@ FAULTS: dict[str, list[Fault]] = {
             "tap.index * source.C + source",
             FAR_CONV,
         ),
+        Fault("the first half multiplied twice", "multiply_row(1, i);", "multiply_row(0, i);"),
         Fault(
-            "offset of a tap in 32 bits",
-            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
-            "(tap.dy * shape.W + tap.dx) * shape",
-            FAR_CONV,
+            "both halves are the first of the input",
+            "input_at) ^ (half * 2 * kChunk<T>)",
+            "input_at)",
         ),
         Fault(
-            "offset of a tap without a sign",
-            "(static_cast<int64_t>(tap.dy) * shape.W + tap.dx) * shape",
-            "static_cast<uint32_t>(tap.dy * shape.W + tap.dx) * int64_t{1} * shape",
-            FAR_CONV,
+            "both halves are the first of the weights",
+            "weight_at) ^ (half * 2 * kChunk<T>)",
+            "weight_at)",
+        ),
+        Fault(
+            "fragments of the step before",
+            "load_fragments((step + 1) % kStages, 0);",
+            "load_fragments(step % kStages, 0);",
+        ),
+        Fault(
+            "fragments before the wait for their stage",
+            "wait_for_next_step();  // all have the fragments of this one: its stage is free\n"
+            "      load_fragments((step + 1) % kStages, 0);",
+            "load_fragments((step + 1) % kStages, 0);\n      wait_for_next_step();",
+        ),
+        Fault(
+            "no wait for the first stage",
+            "wait_for_next_step();\n  if (has_work) {",
+            "if (has_work) {",
+        ),
+        Fault(
+            "warps without work miss the barrier",
+            "kStages * kStage);\n      wait_for_next_step();",
+            "kStages * kStage);",
+        ),
+        Fault("weights move from the first step", "weights_before = weights;", ""),
+        Fault(
+            "zeros land on the sums",
+            "ptx::cp_async_wait_all();  // the zeros past the last step",
+            "",
+        ),
+        Fault(
+            "copies past the last step",
+            "(steps_left > 0) & (next_c < source.C);",
+            "next_c < source.C;",
+        ),
+        Fault(
+            "pixels past the end of the tile",
+            "pixels[min(first_row + i * kCopyRows, tile.num_pixels - 1)];",
+            "pixels[first_row + i * kCopyRows];",
+        ),
+        Fault("weights past the last row", "min(first_k + row, output.K - 1);", "first_k + row;"),
+        Fault(
+            "b rounded after the first row",
+            "if (i == 0 && j % 2 == 0) round",
+            "if (i == 1 && j % 2 == 0) round",
         ),
     ],
     "csrc/cuda/pixel_means.cu": [
