@@ -633,7 +633,7 @@ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate,
         start(operation);
       },
       false, site);
-  ++emulator::unwaited();
+  emulator::add_unwaited(1);
 }
 
 inline void wgmma_commit_group(Site site = Site::here()) {
@@ -665,7 +665,7 @@ void wgmma_wait_group(Site site = Site::here()) {
         for (int lane = 0; lane < 32; ++lane) static_cast<Wait*>(lanes[lane])->finished = finished;
       },
       false, site);
-  emulator::unwaited() -= operands.finished;
+  emulator::add_unwaited(-operands.finished);
 }
 
 }  // namespace deeplab_fast::ptx
