@@ -44,6 +44,7 @@ def fault_library(build_folder) -> ctypes.CDLL:  # noqa: F811
 NOT_FENCED = r"wgmma at .+ not every lane has seen a fence.proxy.async"
 MESSAGES = {
     "init_fence": r"cp_async_bulk_tensor at .+: no fence.mbarrier_init since",
+    "cluster_init_fence": r"mbarrier_arrive_cluster at .+: no fence.mbarrier_init since",
     "expects_more": r"block \(0, 0, 0\) waits for ever; warp 0: lanes 0-31 in mbarrier_try_wait",
     "expects_less": r"cp_async_bulk_tensor at .+: brought more bytes than the mbarrier was told",
     "arrivals": r"mbarrier_arrive at .+: more arrivals than the mbarrier expects",

@@ -112,6 +112,13 @@ inline Barrier64 load_barrier(const char* function, const uint64_t* p, Site site
   return barrier;
 }
 
+// To other blocks of the cluster and to copies.
+inline void check_shown(const char* function, const uint64_t* p, Site site) {
+  const IgnoreAccesses ignore;
+  if (load_barrier(function, p, site).tag != Barrier64::kFenced)
+    fail(function, site, "no fence.mbarrier_init since the mbarrier was initialised");
+}
+
 inline void count_arrival(const char* function, uint64_t* p, int64_t bytes, Site site) {
   const IgnoreAccesses ignore;
   Barrier64 barrier = load_barrier(function, p, site);
@@ -305,6 +312,7 @@ inline void mbarrier_arrive_cluster(uint64_t* barrier, int rank, Site site = Sit
   if (emulator::has_exited(rank))
     emulator::fail("mbarrier_arrive_cluster", site, "block %d of the cluster has exited", rank);
   auto* p = static_cast<uint64_t*>(emulator::in_block(rank, barrier));
+  if (rank != emulator::cluster_rank()) emulator::check_shown("mbarrier_arrive_cluster", p, site);
   emulator::arrive("mbarrier_arrive_cluster", p, 0, site);
 }
 
@@ -387,8 +395,7 @@ void cp_async_bulk_tensor_multicast(void* dst, const CUtensorMap* encoded, uint6
   for (int rank = 0; rank < cluster_size(); ++rank) {
     if ((ranks >> rank & 1) == 0) continue;
     auto* their_barrier = static_cast<uint64_t*>(in_block(rank, barrier));
-    if (load_barrier(function, their_barrier, site).tag != Barrier64::kFenced)
-      fail(function, site, "no fence.mbarrier_init since the mbarrier was initialised");
+    check_shown(function, their_barrier, site);
     targets.emplace_back(rank, their_barrier);
     forget_copies(rank, shared_memory_of(rank) + offset, bytes);
     std::fill_n(&block_state(rank).fences[offset / 16], bytes / 16, 0);
@@ -633,7 +640,7 @@ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate,
         start(operation);
       },
       false, site);
-  ++emulator::unwaited();
+  emulator::add_unwaited(1);
 }
 
 inline void wgmma_commit_group(Site site = Site::here()) {
@@ -665,7 +672,7 @@ void wgmma_wait_group(Site site = Site::here()) {
         for (int lane = 0; lane < 32; ++lane) static_cast<Wait*>(lanes[lane])->finished = finished;
       },
       false, site);
-  emulator::unwaited() -= operands.finished;
+  emulator::add_unwaited(-operands.finished);
 }
 
 }  // namespace deeplab_fast::ptx

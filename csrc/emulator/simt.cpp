@@ -718,7 +718,7 @@ void land(Operation& operation) {
   machine.landing = outer;
 }
 
-int& unwaited() { return machine.running->unwaited; }
+void add_unwaited(int operations) { machine.running->unwaited += operations; }
 
 void check_shared(const char* function, const void* address, size_t bytes, Site site) {
   const auto offset =

@@ -120,8 +120,9 @@ struct Operation {
 void start(const std::shared_ptr<Operation>& operation);
 void land(Operation& operation);
 
-// How many operations this thread has started that only it can wait for; an error when it exits.
-int& unwaited();
+// Counts operations that this thread has started and only it can wait for, or, negative, that it
+// has waited for; some that are left are an error when it exits.
+void add_unwaited(int operations);
 
 // Lets other threads run.
 void yield(const char* function, Site site);

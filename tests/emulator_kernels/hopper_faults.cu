@@ -570,6 +570,24 @@ __global__ void cluster_init_kernel(float* out, const float*,
   ptx::cluster_wait();
 }
 
+// The fault: the mbarrier is not shown to the other block.
+template <bool kFault>
+__global__ void cluster_init_fence_kernel(float* out, const float* in,
+                                          const __grid_constant__ CUtensorMap) {
+  const int rank = ptx::cluster_ctarank();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(barriers(), 1);
+    if (!kFault) ptx::fence_mbarrier_init();
+  }
+  ptx::cluster_arrive_relaxed();
+  ptx::cluster_wait();
+  if (threadIdx.x == 0) ptx::mbarrier_arrive_cluster(barriers(), rank ^ 1);
+  wait(barriers(), 0);
+  if (rank == 0 && threadIdx.x < kTile) out[threadIdx.x] = in[kTile - 1 - threadIdx.x];
+  ptx::cluster_arrive_relaxed();
+  ptx::cluster_wait();
+}
+
 // The fault: a block may exit before the other arrives there.
 template <bool kFault>
 __global__ void cluster_exit_kernel(float* out, const float* in,
@@ -697,6 +715,8 @@ const Case kCases[] = {
     {"registers", registers_kernel<24, 240>, registers_kernel<24, 248>, 384},
     {"registers_of_launch", registers_kernel<88, 208>, registers_kernel<96, 208>, 384},
     {"cluster_init", cluster_init_kernel<false>, cluster_init_kernel<true>, 128, 2},
+    {"cluster_init_fence", cluster_init_fence_kernel<false>, cluster_init_fence_kernel<true>, 128,
+     2},
     {"cluster_exit", cluster_exit_kernel<false>, cluster_exit_kernel<true>, 128, 2},
     {"sum_cluster_refill", sum_cluster_refill_kernel<false>, sum_cluster_refill_kernel<true>, 128,
      2},
