@@ -72,6 +72,7 @@ class Replay(NamedTuple):
     output: Any
     timed: torch.cuda.CUDAGraph
     calls: int
+    inputs: list[Run]  # hold the copies that ``timed`` reads
 
     def __call__(self) -> Any:
         self.graph.replay()
@@ -148,14 +149,14 @@ def prepare(run: Run, device: torch.device, graphs: bool = True) -> tuple[Run, i
             run()
             memory = extra_memory(run, device)
             graph, output = _captured(run)
-            timed, calls = graph, 1
+            timed, runs = graph, [run]
             graph.replay()  # the first one uploads the graph
             if _between_events(graph.replay) < SHORT_CALL:
-                runs, calls = [over_copies(run) for _ in range(CALLS_TOGETHER)], CALLS_TOGETHER
+                runs = [over_copies(run) for _ in range(CALLS_TOGETHER)]
                 timed, _ = _captured(lambda: [run() for run in runs][-1])
         for tensor in leaves(output):
             tensor.zero_()  # only a replay fills it again
-        return Replay(graph, output, timed, calls), memory
+        return Replay(graph, output, timed, len(runs), runs), memory
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(capture).result()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import gc
 import importlib
 import json
 import re
 import sys
+import weakref
 from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
@@ -532,6 +534,22 @@ def test_short_calls_are_timed_together(monkeypatch, microseconds, calls):
     if calls > 1:
         assert len(set(read)) == calls and x.data_ptr() not in read
     assert timer.samples() == {"double": [microseconds * 1e-6 / calls]}
+
+
+def test_copies_live_as_long_as_the_graph_that_reads_them(monkeypatch):
+    timing, x, read = importlib.import_module("measure"), ones(), deque()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(timing, "extra_memory", lambda run, device: 8)
+    monkeypatch.setattr(timing, "_captured", lambda run: (Graph(int), run()))
+    monkeypatch.setattr(timing, "_between_events", lambda run: 1e-6)
+
+    def double():
+        read.append(weakref.ref(x))
+        return 2 * x
+
+    run, _ = timing.prepare(double, torch.device("cuda"))
+    gc.collect()
+    assert len({id(tensor()) for tensor in read if tensor() is not None}) == 1 + run.calls
 
 
 def test_call_from_python_ends_when_the_gpu_is_done(monkeypatch):
