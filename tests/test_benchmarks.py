@@ -14,6 +14,8 @@ import weakref
 from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -135,6 +137,38 @@ def test_choices_need_a_gpu(choosing, tmp_path):
     with pytest.raises(SystemExit, match="^measure_choices: needs a GPU; on a CPU nothing is"):
         choosing.main(["--device", "cpu", "--table", str(tmp_path / "table.csv")])
     assert not list(tmp_path.iterdir())
+
+
+def test_choices_of_some_shapes(choosing, capsys):
+    cases = importlib.import_module("cases")
+    assert choosing.named(None) == list(choosing.SHAPES)
+    names = ["VOC 513 OS8", "Cityscapes OS16"]
+    assert choosing.named(names) == [cases.VOC_OS8, cases.CITYSCAPES_OS16]
+    for name, message in (("VOC 513 OS8", "needs a GPU"), ("VOC", "2")):
+        with pytest.raises(SystemExit, match=message):
+            choosing.main(["--device", "cpu", "--shape", name])
+    assert "invalid choice: 'VOC'" in capsys.readouterr().err
+
+
+def test_choices_measure_the_shapes_that_are_named(choosing, monkeypatch, tmp_path):
+    cases, seen = importlib.import_module("cases"), []
+    gpu = SimpleNamespace(
+        device=torch.device("cuda"), dtype=["bf16"], batch=[8], shape=["VOC 513 OS8"],
+        tiny=False, full=False, table=tmp_path,
+    )  # fmt: skip
+    monkeypatch.setattr(choosing.harness, "arguments", lambda *args, **options: gpu)
+    monkeypatch.setattr(choosing.harness, "Report", lambda *args: mock.MagicMock())
+    monkeypatch.setattr(choosing, "calls", lambda shape, *args: seen.append(shape) or [])
+    choosing.main([])
+    assert seen == [cases.VOC_OS8]
+
+
+@pytest.mark.parametrize("file, commit", [("abc1234-dirty\n", "abc1234-dirty"), (None, "-")])
+def test_commit_of_a_tree_without_git(harness, monkeypatch, tmp_path, file, commit):
+    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    if file is not None:
+        (tmp_path / "COMMIT").write_text(file)
+    assert harness.commit() == commit
 
 
 def test_choices_are_measured_on_the_calls_of_deeplab(choosing, report, tmp_path):
