@@ -139,6 +139,13 @@ def tf32(full_fp32):
 
 
 @pytest.fixture
+def opcheck():
+    """torch.library.opcheck, which imports a package that torch does not bring along."""
+    pytest.importorskip("expecttest", reason="torch.library.opcheck needs expecttest")
+    return torch.library.opcheck
+
+
+@pytest.fixture
 def shared_data() -> Path:
     """The folder of real weights and images that is not part of the project."""
     if not SHARED_DATA.is_dir():
