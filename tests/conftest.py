@@ -140,7 +140,7 @@ def tf32(full_fp32):
 
 @pytest.fixture
 def opcheck():
-    """torch.library.opcheck, for which some versions of torch import a package they do not bring."""
+    """torch.library.opcheck; some versions of torch import a package for it that is not theirs."""
     try:
         import torch.testing._internal.optests  # noqa: F401
     except ModuleNotFoundError as error:
