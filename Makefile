@@ -19,4 +19,4 @@ format:
 	clang-format -i $(shell git ls-files 'csrc/*')
 
 bench:
-	set -e; for script in benchmarks/bench_*.py; do python $$script; done
+	status=0; for script in benchmarks/bench_*.py; do python $$script || status=1; done; exit $$status

@@ -16,21 +16,27 @@ OLDEST_CUDA = (12, 5)  # as in CMakeLists.txt
 
 
 def cuda_compiler() -> tuple[dict[str, str], str]:
-    """CUDACXX and what goes with it; ON where the user named it and so wants it, else AUTO."""
+    """CUDACXX and what goes with it; ON where it has to work, else TRY or AUTO.
+
+    It need not where it only came along, in the wheels that an isolated build installs: pip hides
+    the warning of a CPU build, which those with a compiler of their own should not get unasked.
+    """
     if nvcc := os.environ.get("CUDACXX"):
         return {"CUDACXX": nvcc}, "ON"
     if home := os.environ.get("CUDA_HOME"):
         return {"CUDACXX": f"{home}/bin/nvcc"}, "ON"
     nvcc = shutil.which("nvcc")
     if nvcc and release(nvcc) >= OLDEST_CUDA:
-        return {"CUDACXX": nvcc}, "AUTO"
+        return {"CUDACXX": nvcc}, "ON"
+    if nvcc:
+        print(f"deeplab_fast: {nvcc} is of no use, it is older than CUDA 12.5 or does not run")
     try:
         import nvidia.cu13 as wheels
     except ImportError:
         return {}, "AUTO"
     for root in wheels.__path__:
         if os.path.exists(f"{root}/bin/nvcc"):  # it searches lib64, the wheels have lib
-            return {"CUDACXX": f"{root}/bin/nvcc", "LIBRARY_PATH": f"{root}/lib"}, "AUTO"
+            return {"CUDACXX": f"{root}/bin/nvcc", "LIBRARY_PATH": f"{root}/lib"}, "TRY"
     return {}, "AUTO"
 
 

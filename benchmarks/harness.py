@@ -435,9 +435,13 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, "-dirty" with local changes; "-" outside a checkout."""
+    """The checkout's commit, "-dirty" with local changes; without .git what the file COMMIT says.
+
+    "-" where there is neither.
+    """
     if not (ROOT / ".git").exists():
-        return "-"
+        file = ROOT / "COMMIT"
+        return file.read_text().strip() if file.exists() else "-"
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"],

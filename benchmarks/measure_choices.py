@@ -38,6 +38,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--table", type=Path, default=measured.PATH, help=f"default: {measured.PATH}"
     )
+    parser.add_argument(
+        "--shape",
+        nargs="+",
+        choices=[shape.name for shape in SHAPES],
+        metavar="NAME",
+        help=f"one or several of {', '.join(repr(shape.name) for shape in SHAPES)}; default: all",
+    )
     args = harness.arguments(__doc__, argv, gpu_dtypes=("bf16", "fp16", "tf32"), parents=[parser])
     if args.device.type != "cuda":
         raise SystemExit("measure_choices: needs a GPU; on a CPU nothing is chosen by measurement")
@@ -46,13 +53,17 @@ def main(argv: list[str] | None = None) -> None:
         (op, call, batch, dtype)
         for dtype in args.dtype
         for batch in args.batch
-        for shape in cases.select(args, SHAPES)
+        for shape in cases.select(args, named(args.shape))
         for op, call in calls(shape, batch, dtype, BACKBONES[args.tiny :])
     ]
     for operands in sorted(todo, key=_is_of_the_backbone):
         keep(args.table, measure(report, *operands))
     print(f"wrote {report.csv} and {args.table}")  # a plot of hundreds of cases shows nothing
     report.exit_if_failed()
+
+
+def named(names: Sequence[str] | None) -> list[Shape]:
+    return [shape for shape in SHAPES if names is None or shape.name in names]
 
 
 def _is_of_the_backbone(operands: tuple[Any, ...]) -> bool:

@@ -139,6 +139,18 @@ def tf32(full_fp32):
 
 
 @pytest.fixture
+def opcheck():
+    """torch.library.opcheck; some versions of torch import a package for it that is not theirs."""
+    try:
+        import torch.testing._internal.optests  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "expecttest":
+            raise
+        pytest.skip("torch.library.opcheck needs expecttest with this torch")
+    return torch.library.opcheck
+
+
+@pytest.fixture
 def shared_data() -> Path:
     """The folder of real weights and images that is not part of the project."""
     if not SHARED_DATA.is_dir():

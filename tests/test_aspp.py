@@ -210,12 +210,12 @@ def test_double_backward_is_an_error():
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck(backend, device, dtype, layout):
+def test_opcheck(opcheck, backend, device, dtype, layout):
     arguments = operands((2, 8, 9, 11), dtype, device)
     arguments[0] = with_layout(arguments[0], layout)
     has_backward = backend in deeplab_fast.backends.implementations("dilated_conv2d_backward")
     arguments = convert(arguments, lambda t: t.detach().requires_grad_(has_backward))
-    torch.library.opcheck(torch.ops.deeplab_fast.aspp, tuple(arguments), {"backend": backend})
+    opcheck(torch.ops.deeplab_fast.aspp, tuple(arguments), {"backend": backend})
 
 
 def test_compile_and_export(backend, device, dtype, ran):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
+import gc
 import importlib
 import json
 import re
 import sys
+import weakref
+from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -131,6 +137,38 @@ def test_choices_need_a_gpu(choosing, tmp_path):
     with pytest.raises(SystemExit, match="^measure_choices: needs a GPU; on a CPU nothing is"):
         choosing.main(["--device", "cpu", "--table", str(tmp_path / "table.csv")])
     assert not list(tmp_path.iterdir())
+
+
+def test_choices_of_some_shapes(choosing, capsys):
+    cases = importlib.import_module("cases")
+    assert choosing.named(None) == list(choosing.SHAPES)
+    names = ["VOC 513 OS8", "Cityscapes OS16"]
+    assert choosing.named(names) == [cases.VOC_OS8, cases.CITYSCAPES_OS16]
+    for name, message in (("VOC 513 OS8", "needs a GPU"), ("VOC", "2")):
+        with pytest.raises(SystemExit, match=message):
+            choosing.main(["--device", "cpu", "--shape", name])
+    assert "invalid choice: 'VOC'" in capsys.readouterr().err
+
+
+def test_choices_measure_the_shapes_that_are_named(choosing, monkeypatch, tmp_path):
+    cases, seen = importlib.import_module("cases"), []
+    gpu = SimpleNamespace(
+        device=torch.device("cuda"), dtype=["bf16"], batch=[8], shape=["VOC 513 OS8"],
+        tiny=False, full=False, table=tmp_path,
+    )  # fmt: skip
+    monkeypatch.setattr(choosing.harness, "arguments", lambda *args, **options: gpu)
+    monkeypatch.setattr(choosing.harness, "Report", lambda *args: mock.MagicMock())
+    monkeypatch.setattr(choosing, "calls", lambda shape, *args: seen.append(shape) or [])
+    choosing.main([])
+    assert seen == [cases.VOC_OS8]
+
+
+@pytest.mark.parametrize("file, commit", [("abc1234-dirty\n", "abc1234-dirty"), (None, "-")])
+def test_commit_of_a_tree_without_git(harness, monkeypatch, tmp_path, file, commit):
+    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    if file is not None:
+        (tmp_path / "COMMIT").write_text(file)
+    assert harness.commit() == commit
 
 
 def test_choices_are_measured_on_the_calls_of_deeplab(choosing, report, tmp_path):
@@ -462,6 +500,90 @@ def test_variants_take_turns(monkeypatch):
     samples = timing.interleaved(runs, torch.device("cpu"), budget=0)
     assert turns == list("aabbccbbccaa")  # each sample begins with a call that is not timed
     assert {name: len(times) for name, times in samples.items()} == dict.fromkeys("abc", 2)
+
+
+def test_copies_of_what_a_call_reads():
+    """Every tensor once, with its strides; what holds none stays."""
+    timing, x, y = importlib.import_module("measure"), torch.ones(2, 3, 4, 5), torch.ones(3)
+    x = x.contiguous(memory_format=torch.channels_last)
+    leaf, both, module = ones().requires_grad_(), (x, [y]), torch.nn.Linear(2, 2)
+    inner = lambda: (x, leaf)  # noqa: E731
+    run = lambda: (x, y, both, inner(), module, ones)  # noqa: E731
+    for copies in (timing.over_copies(run)(), timing.over_copies(run)()):
+        (x2, y2, (x3, (y3,)), (x4, leaf2), module2, ones2) = copies
+        assert x2 is x3 is x4 and y2 is y3 and module2 is module and ones2 is ones
+        for copy, tensor in ((x2, x), (y2, y), (leaf2, leaf)):
+            assert copy.data_ptr() != tensor.data_ptr() and torch.equal(copy, tensor)
+            assert copy.stride() == tensor.stride()
+            assert copy.is_leaf and copy.requires_grad == tensor.requires_grad
+    compiled = torch.compile(lambda: x)
+    assert timing.over_copies(lambda: compiled)() is compiled
+
+
+@pytest.mark.parametrize("script", ["bench_depthwise", "bench_upsample_cross_entropy"])
+def test_calls_on_copies_give_the_same(script, harness, tmp_path, monkeypatch):
+    timing, seen = importlib.import_module("measure"), []
+
+    def prepare(run, device, graphs):
+        seen.append(harness.relative_error(timing.over_copies(run)(), run()))
+        return run, None
+
+    monkeypatch.setattr(harness, "prepare", prepare)
+    options = ["--tiny", "--device", "cpu", "--output", str(tmp_path)]
+    importlib.import_module(script).main(options)
+    assert len(seen) > 3 and max(seen) < 1e-5
+
+
+class Graph:
+    """Of a run, without a GPU."""
+
+    def __init__(self, run):
+        self.replay = run
+
+
+@pytest.mark.parametrize("microseconds, calls", [(49, 20), (51, 1)])
+def test_short_calls_are_timed_together(monkeypatch, microseconds, calls):
+    timing, x, read = importlib.import_module("measure"), ones(), deque()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(timing, "extra_memory", lambda run, device: 8)
+    monkeypatch.setattr(timing, "_captured", lambda run: (Graph(run), run()))
+
+    def between_events(run):
+        read.clear()
+        run()
+        return microseconds * 1e-6
+
+    monkeypatch.setattr(timing, "_between_events", between_events)
+
+    def double():
+        read.append(x.data_ptr())
+        return 2 * x
+
+    run, memory = timing.prepare(double, torch.device("cuda"))
+    assert memory == 8 and not run.output.any() and run() is run.output
+    timer = timing._GpuTimer.__new__(timing._GpuTimer)
+    timer._device, timer._flush, timer._samples = None, ones(), {}
+    timer.sample("double", run)
+    assert len(read) == run.calls == calls
+    if calls > 1:
+        assert len(set(read)) == calls and x.data_ptr() not in read
+    assert timer.samples() == {"double": [microseconds * 1e-6 / calls]}
+
+
+def test_copies_live_as_long_as_the_graph_that_reads_them(monkeypatch):
+    timing, x, read = importlib.import_module("measure"), ones(), deque()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(timing, "extra_memory", lambda run, device: 8)
+    monkeypatch.setattr(timing, "_captured", lambda run: (Graph(int), run()))
+    monkeypatch.setattr(timing, "_between_events", lambda run: 1e-6)
+
+    def double():
+        read.append(weakref.ref(x))
+        return 2 * x
+
+    run, _ = timing.prepare(double, torch.device("cuda"))
+    gc.collect()
+    assert len({id(tensor()) for tensor in read if tensor() is not None}) == 1 + run.calls
 
 
 def test_call_from_python_ends_when_the_gpu_is_done(monkeypatch):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tarfile
+import types
 from collections import Counter
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -411,7 +413,9 @@ def test_upsample_cross_entropy_takes_hardware_exponentials(cuobjdump, chip):
 def configure(tmp_path):
     """Lets CMake decide about CUDA; compiles none of the sources."""
 
-    def configure(wanted: str, compiler: str | None) -> subprocess.CompletedProcess[str]:
+    def configure(
+        wanted: str, compiler: str | None, *more: str
+    ) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if k not in ("CUDACXX", "CUDAARCHS")}
         if compiler:
             environment["CUDACXX"] = compiler
@@ -419,6 +423,7 @@ def configure(tmp_path):
             f"-DDEEPLAB_FAST_CUDA={wanted}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *more,
         ]
         return subprocess.run(
             ["cmake", "-S", ROOT, "-B", tmp_path, "-G", "Ninja", *options],
@@ -430,22 +435,81 @@ def configure(tmp_path):
     return configure
 
 
-def test_no_cuda_compiler_means_a_cpu_build(configure):
-    done = configure("AUTO", None)
+@pytest.mark.parametrize("wanted", ["AUTO", "TRY"])
+def test_no_cuda_compiler_means_a_cpu_build(configure, wanted):
+    done = configure(wanted, None)
     assert done.returncode == 0, done.stderr
     assert "no CUDA compiler found, building for the CPU only" in done.stdout
 
 
-def test_a_cuda_compiler_that_fails_means_a_cpu_build_with_its_log(configure):
-    done = configure("AUTO", "/bin/false")
+def test_a_cuda_compiler_that_is_tried_and_fails_means_a_cpu_build_with_its_log(configure):
+    done = configure("TRY", "/bin/false")
     assert done.returncode == 0, done.stderr
     assert "/bin/false does not work, building for the CPU only" in done.stderr
+    assert "is not able to compile a simple test program" in " ".join(done.stderr.split())
 
 
-def test_a_cuda_compiler_that_was_named_must_work(configure):
-    done = configure("ON", "/nowhere/nvcc")
+@pytest.mark.parametrize(
+    "wanted, compiler", [("ON", "/nowhere/nvcc"), ("AUTO", "/nowhere/nvcc"), ("AUTO", "/bin/false")]
+)
+def test_a_cuda_compiler_that_was_named_must_work(configure, wanted, compiler):
+    done = configure(wanted, compiler)
+    assert done.returncode != 0
+    assert compiler in done.stderr
+
+
+@pytest.mark.parametrize("wanted", ["AUTO", "TRY"])
+def test_a_cuda_compiler_that_cmake_was_told_must_work(configure, wanted):
+    done = configure(wanted, None, "-DCMAKE_CUDA_COMPILER=/nowhere/nvcc")
     assert done.returncode != 0
     assert "/nowhere/nvcc" in done.stderr
+
+
+@pytest.fixture
+def cuda_compiler(monkeypatch, tmp_path):
+    """setup.py's choice where the path has an nvcc that says it is of this release, or none."""
+    monkeypatch.setattr("setuptools.setup", lambda **arguments: None)
+    for name in ("CUDACXX", "CUDA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def cuda_compiler(release: str | None = None) -> tuple[dict[str, str], str]:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        if release:
+            (tmp_path / "nvcc").write_text(
+                f"#!/bin/sh\necho 'Cuda, release {release}, V{release}.1'"
+            )
+            (tmp_path / "nvcc").chmod(0o755)
+        return runpy.run_path(str(ROOT / "setup.py"))["cuda_compiler"]()
+
+    return cuda_compiler
+
+
+def test_an_nvcc_on_the_path_or_named_must_work(cuda_compiler, monkeypatch, tmp_path):
+    assert cuda_compiler("12.5") == ({"CUDACXX": str(tmp_path / "nvcc")}, "ON")
+    monkeypatch.setenv("CUDA_HOME", "/opt/cuda")
+    assert cuda_compiler("12.5") == ({"CUDACXX": "/opt/cuda/bin/nvcc"}, "ON")
+    monkeypatch.setenv("CUDACXX", "/else/nvcc")
+    assert cuda_compiler("12.5") == ({"CUDACXX": "/else/nvcc"}, "ON")
+
+
+@pytest.mark.parametrize("release", ["12.4", None])
+def test_an_nvcc_that_came_with_the_build_is_tried(cuda_compiler, monkeypatch, tmp_path, release):
+    wheels = types.ModuleType("nvidia.cu13")
+    wheels.__path__ = [str(tmp_path / "wheels")]
+    monkeypatch.setitem(sys.modules, "nvidia", types.ModuleType("nvidia"))
+    sys.modules["nvidia"].cu13 = wheels
+    monkeypatch.setitem(sys.modules, "nvidia.cu13", wheels)
+    assert cuda_compiler(release) == ({}, "AUTO")
+    nvcc = tmp_path / "wheels" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch()
+    environment = {"CUDACXX": str(nvcc), "LIBRARY_PATH": str(tmp_path / "wheels" / "lib")}
+    assert cuda_compiler(release) == (environment, "TRY")
+
+
+def test_an_nvcc_that_is_too_old_is_named(cuda_compiler, tmp_path, capsys):
+    cuda_compiler("12.4")
+    assert f"{tmp_path / 'nvcc'} is of no use" in capsys.readouterr().out
 
 
 def test_a_folder_without_the_compiled_modules_says_what_to_do(tmp_path):

@@ -276,16 +276,14 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck(backend, device, dtype, layout):
+def test_opcheck(opcheck, backend, device, dtype, layout):
     input, weight, bias = operands(Conv(2, 8, 16, 7, 5), dtype, device)
     input = with_layout(input, layout)
     for t in (input, weight, bias):
         t.requires_grad_(has_backward(backend))
     ops = torch.ops.deeplab_fast
-    torch.library.opcheck(
-        ops.dilated_conv2d, (input, weight, bias, [2, 2], 1), {"backend": backend}
-    )
-    torch.library.opcheck(
+    opcheck(ops.dilated_conv2d, (input, weight, bias, [2, 2], 1), {"backend": backend})
+    opcheck(
         ops.parallel_dilated_conv2d,
         (input, [weight, weight], [bias, bias], [1, 2]),
         {"backend": backend},
@@ -293,7 +291,7 @@ def test_opcheck(backend, device, dtype, layout):
     # A gradient is not differentiable, so that the tests of autograd do not apply.
     grad_output = torch.randn(2, 32, 7, 5).to(device, dtype)
     if has_backward(backend):
-        torch.library.opcheck(
+        opcheck(
             ops.parallel_dilated_conv2d_backward,
             (grad_output, input.detach(), [weight.detach()] * 2, [1, 2], [True] * 3),
             {"backend": backend},

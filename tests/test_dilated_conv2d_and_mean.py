@@ -191,15 +191,15 @@ def test_strides_are_those_that_compiled_graphs_rely_on(backend, device, dtype, 
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck(backend, device, dtype, layout):
+def test_opcheck(opcheck, backend, device, dtype, layout):
     (input, *weights), (grad, grad_mean) = operands(dtype, device)
     input, ops = with_layout(input, layout), torch.ops.deeplab_fast
     on = {"backend": backend}
     # A gradient is not differentiable, so that the tests of autograd do not apply.
     arguments = grad, input, weights, RATES, [True] * 3, grad_mean.flatten(1).float()
-    torch.library.opcheck(ops.parallel_dilated_conv2d_backward, arguments, on)
+    opcheck(ops.parallel_dilated_conv2d_backward, arguments, on)
     input, *weights = (t.detach().requires_grad_() for t in (input, *weights))
-    torch.library.opcheck(ops.parallel_dilated_conv2d_and_mean, (input, weights, RATES), on)
+    opcheck(ops.parallel_dilated_conv2d_and_mean, (input, weights, RATES), on)
 
 
 def test_compile_and_export(backend, device, dtype):

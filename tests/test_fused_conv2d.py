@@ -82,19 +82,30 @@ def test_forward(backend, device, ran, name, dtype, with_residual, activation, l
     assert_as_accurate_as(output, peer, exact, other_peer)
 
 
-@pytest.mark.parametrize("name", ["pointwise", "depthwise", "strided"])
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_opcheck_and_compile(backend, device, name, with_residual):
+def accepted_operands(backend, device, name, with_residual):
     dtype = torch.bfloat16 if backend in ("cuda", "cuda/sm80", "emulated") else torch.float32
     arguments = operands(name, with_residual, dtype, device)
-    op, *rest = call(arguments, "relu")
-    skip_if_refused(backend, op, *rest)
-    torch.library.opcheck(getattr(torch.ops.deeplab_fast, op), tuple(rest), {"backend": backend})
+    skip_if_refused(backend, *call(arguments, "relu"))
+    return arguments
+
+
+@pytest.mark.parametrize("name", ["pointwise", "depthwise", "strided"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_opcheck(opcheck, backend, device, name, with_residual):
+    op, *rest = call(accepted_operands(backend, device, name, with_residual), "relu")
+    opcheck(getattr(torch.ops.deeplab_fast, op), tuple(rest), {"backend": backend})
+
+
+@pytest.mark.parametrize("name", ["pointwise", "depthwise", "strided"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_compile(backend, device, name, with_residual):
+    arguments = accepted_operands(backend, device, name, with_residual)
     expected = definition(*arguments, "relu")
     torch._dynamo.reset()
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    close = CLOSE[arguments[0].dtype]
     with deeplab_fast.backend(backend):
-        torch.testing.assert_close(compiled(*arguments, "relu"), expected, **CLOSE[dtype])
+        torch.testing.assert_close(compiled(*arguments, "relu"), expected, **close)
 
 
 @pytest.mark.parametrize("name", ["atrous", "depthwise"])

@@ -425,11 +425,11 @@ def test_autocast(backend, device):
 
 
 @pytest.mark.parametrize("dtype", LABELS, ids=str)
-def test_opcheck(backend, device, dtype):
+def test_opcheck(opcheck, backend, device, dtype):
     logits = torch.randn(2, 4, 5, 6, device=device, requires_grad=True)
     op = torch.ops.deeplab_fast.upsample_argmax
-    torch.library.opcheck(op, (logits, [9, 8], None, False, dtype), {"backend": backend})
-    torch.library.opcheck(op, (logits, [7, 9], [1.5, 1.5], True, dtype), {"backend": backend})
+    opcheck(op, (logits, [9, 8], None, False, dtype), {"backend": backend})
+    opcheck(op, (logits, [7, 9], [1.5, 1.5], True, dtype), {"backend": backend})
 
 
 def test_compile_fullgraph(backend, device, ran):

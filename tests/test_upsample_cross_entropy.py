@@ -608,12 +608,12 @@ def test_double_backward_is_an_error(backend, device):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_opcheck(backend, device, reduction):
+def test_opcheck(opcheck, backend, device, reduction):
     logits, target, weight = problem((2, 4, 5, 6), (11, 13), device, ignored=-100)
     logits = with_layout(logits, "channels_last").requires_grad_()
     op, options = torch.ops.deeplab_fast.upsample_cross_entropy, (-100, reduction, 0.1, True)
-    torch.library.opcheck(op, (logits, target, weight, *options), {"backend": backend})
-    torch.library.opcheck(op, (logits, target, None, *options), {"backend": backend})
+    opcheck(op, (logits, target, weight, *options), {"backend": backend})
+    opcheck(op, (logits, target, None, *options), {"backend": backend})
 
 
 def test_compile_fullgraph(backend, device, ran):
