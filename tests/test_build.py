@@ -144,10 +144,11 @@ def dump(cuobjdump: str, chip: str, what: str) -> str:
     return run(cuobjdump, f"--dump-{what}", "--gpu-architecture", chip, MODULE)
 
 
-def machine_code(cuobjdump: str, chip: str, part_of_name: str) -> dict[str, str]:
+def machine_code(cuobjdump: str, chip: str, pattern: str) -> dict[str, str]:
+    """The SASS of each kernel in whose name the pattern is found."""
     code = dump(cuobjdump, chip, "sass")
     bodies = re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", code, re.S)
-    return {name: body for name, body in bodies if part_of_name in name}
+    return {name: body for name, body in bodies if re.search(pattern, name)}
 
 
 def functions(cuobjdump: str, chip: str, part_of_name: str) -> dict[str, tuple[Counter[str], str]]:
@@ -388,9 +389,66 @@ def test_depthwise_conv2d_moves_vectors_and_spills_nothing(cuobjdump, chip):
             assert bits == 128 or kernel == [5, 5]  # whose weights need the registers
 
 
+def loops(cuobjdump: str, chip: str, kernel: str) -> dict[str, list[list[str]]]:
+    """Instructions of each loop of the kernels whose names match, those it jumps over included."""
+    result = {}
+    for name, body in machine_code(cuobjdump, chip, kernel).items():
+        code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body)
+        places = {int(address, 16): i for i, (address, _) in enumerate(code)}
+        result[name] = []
+        for end, (address, instruction) in enumerate(code):
+            jump = re.search(r"\bBRA\b.*0x([0-9a-f]+)", instruction)
+            if jump and int(jump[1], 16) < int(address, 16):
+                begin = places[int(jump[1], 16)]
+                result[name].append([text for _, text in code[begin : end + 1]])
+    return result
+
+
+def count(instructions: list[str], pattern: str) -> int:
+    return sum(bool(re.search(pattern, instruction)) for instruction in instructions)
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
+def test_depthwise_conv2d_clamps_pairs_and_loads_two_rows_ahead(cuobjdump, chip):
+    """In the loop of six rows of a 3x3 kernel of 16 bits: 975 to 990 instructions. About 20 a row
+    are the residual's and are jumped over where there is none."""
+    kernels = loops(cuobjdump, chip, "depthwise_conv2d_fwd_kernel.*Li8ELi3ELi3")
+    assert len(kernels) == 2  # fp16 and bf16
+    for name, of_kernel in kernels.items():
+        (rows,) = [loop for loop in of_kernel if count(loop, r"\bSTG") == 6 and len(loop) < 1200]
+        assert len(rows) <= 1010, name
+        assert count(rows, r"\bHMNMX2\S*\.NAN") == 6 * 8
+        assert count(rows, r"\bFSETP") == 0  # which a clamp of single values takes
+        loads = [i for i, text in enumerate(rows) if "LDG.E.128.CONSTANT" in text]
+        assert len(loads) == 6 * 3
+        for i in loads:
+            first = int(re.search(r"CONSTANT R(\d+)", rows[i])[1])
+            loaded = "|".join(rf"\bR{register}\b" for register in range(first, first + 4))
+            operands = [text.partition(",")[2] for text in (rows + rows)[i + 1 :]]
+            distance = next(n for n, text in enumerate(operands) if re.search(loaded, text))
+            assert distance > 150, "a row is about as long: it waits for a load of the last one"
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
+def test_upsample_cross_entropy_spends_few_instructions_on_a_class(cuobjdump, chip):
+    """In the loop over classes of a column of eight rows, where no exponential can underflow."""
+    forward = loops(cuobjdump, chip, "upsample_cross_entropy_fwd_kernel")
+    backward = loops(cuobjdump, chip, "upsample_cross_entropy_bwd_kernel")
+    assert len(forward) == len(backward) == 3
+    for name, of_kernel in forward.items():
+        tame = [loop for loop in of_kernel if count(loop, r"MUFU\.EX2") == 3]
+        assert min(map(len, tame)) <= 36, name
+    for name, of_kernel in backward.items():
+        tame = min((loop for loop in of_kernel if count(loop, r"MUFU\.EX2") == 3), key=len)
+        # 53 are executed where a column of the cell has one target.
+        assert len(tame) <= 68, name
+        assert count(tame, r"\bFFMA") >= 22 and count(tame, r"\bLDS\.128") <= 7
+
+
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
 def test_upsample_cross_entropy_takes_hardware_exponentials(cuobjdump, chip):
-    """Six blocks an SM, no spills, and only the log2 of a pixel in software."""
+    """Six blocks an SM, no spills, and only the log2 of a pixel in software, with a hardware
+    reciprocal each."""
     if chip not in run(cuobjdump, "--list-elf", MODULE):
         pytest.skip(f"not built for {chip}")
     resources = run(cuobjdump, "--dump-resource-usage", "-arch", chip, MODULE)
@@ -407,6 +465,7 @@ def test_upsample_cross_entropy_takes_hardware_exponentials(cuobjdump, chip):
     for name, body in bodies.items():
         if re.search("upsample_cross_entropy_(fwd|bwd)_kernel", name):
             assert "MUFU.EX2" in body and not re.search(r"\b(LDL|STL)\b", body)
+            assert body.count("MUFU.RCP") >= 8
 
 
 @pytest.fixture

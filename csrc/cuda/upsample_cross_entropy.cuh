@@ -250,14 +250,14 @@ __device__ inline float ratio_of(float2 ends, const Progression& progression) {
   return ptx::ex2_approx(mul_rn(ends.y - ends.x, progression.step));
 }
 
-// Calls visit(row, exponential) for the rows of a column. Rows past the last have finite ones.
-template <typename Visit>
+// Calls visit(row, exponential) for the first kCount rows of a column. Those past the last have
+// finite ones.
+template <int kCount, typename Visit>
 __device__ __forceinline__ void for_each_exponential(float2 ends, const Progression& progression,
                                                      Visit visit) {
   const float ratio = ratio_of(ends, progression);
 #pragma unroll
-  for (int i = 0; i < kRows / kRestart; ++i) {
-    if (i > 0 && i * kRestart >= progression.num_rows) break;
+  for (int i = 0; i < kCount / kRestart; ++i) {
     float e = ptx::ex2_approx(between(ends, progression.starts[i]));
 #pragma unroll
     for (int r = i * kRestart; r < (i + 1) * kRestart; ++r) {
@@ -324,11 +324,19 @@ __device__ __forceinline__ void sum_exponentials(Denominators& d, Edges<Logit>& 
         }
       }
     } else {
+      const auto sum_rows = [&](auto count) {
 #pragma unroll 1
-      for (const float2* values = edges.values; values < edges.end(); values += kEdges) {
-        const float2 ends = column.ends(values);
-        each_class(c++, ends);
-        for_each_exponential(ends, progression, [&](int r, float e) { sum[r] += e; });
+        for (const float2* values = edges.values; values < edges.end(); values += kEdges) {
+          const float2 ends = column.ends(values);
+          each_class(c++, ends);
+          for_each_exponential<count.value>(ends, progression,
+                                            [&](int r, float e) { sum[r] += e; });
+        }
+      };
+      if (num_rows > kRestart) {
+        sum_rows(std::integral_constant<int, kRows>{});
+      } else {
+        sum_rows(std::integral_constant<int, kRestart>{});
       }
     }
     each_chunk();

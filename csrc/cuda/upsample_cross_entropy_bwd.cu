@@ -113,6 +113,7 @@ __device__ __forceinline__ void add_progression(float& top, float& bottom,
   const float ratio = ratio_of(ends, progression);
 #pragma unroll
   for (int i = 0; i < kRows / kRestart; ++i) {
+    if (i > 0 && i * kRestart >= progression.num_rows) break;
     const float e = ptx::ex2_approx(between(ends, progression.starts[i]));
     const float4 rows = column.softmax[2 * i], rows_after = column.softmax[2 * i + 1];
     float2 sum = make_float2(rows_after.z, rows_after.w);
@@ -125,9 +126,10 @@ __device__ __forceinline__ void add_progression(float& top, float& bottom,
 }
 
 // Adds to the gradients of a cell's corners, a b / c d, those of columns [begin, end) in class c.
+template <bool kWild>
 __device__ __forceinline__ float4 add_columns(float4 corners, const BackwardTile& tile, float2 left,
                                               float2 right, int begin, int end,
-                                              const Progression& progression, bool wild, int32_t c,
+                                              const Progression& progression, int32_t c,
                                               float weight) {
 #pragma unroll 1
   for (int i = begin; i < end; ++i) {
@@ -146,7 +148,7 @@ __device__ __forceinline__ float4 add_columns(float4 corners, const BackwardTile
     }
     const float2 ends =
         make_float2(interpolate(left.x, right.x, w.x, w.y), interpolate(left.y, right.y, w.x, w.y));
-    if (wild) {
+    if constexpr (kWild) {
       const auto* softmax = reinterpret_cast<const float2*>(column.softmax);
 #pragma unroll 1
       for (int r = 0; r < progression.num_rows; ++r) {
@@ -220,9 +222,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
         const int begin = max(col_begin[cell], x) - x;
         const int end = min(col_begin[cell + 1], x + kThreads) - x;
         const float weight = smooths ? class_weight(terms, first_class + c) : 0.0f;
-        corners[i] =
-            add_columns(corners[i], tile, values[strip.left(cell)], values[strip.right(cell)],
-                        begin, end, progression, wild, first_class + c, weight);
+        const auto add = [&](auto is_wild) {
+          return add_columns<is_wild.value>(corners[i], tile, values[strip.left(cell)],
+                                            values[strip.right(cell)], begin, end, progression,
+                                            first_class + c, weight);
+        };
+        corners[i] = wild ? add(std::true_type{}) : add(std::false_type{});
       }
       __syncthreads();
     }

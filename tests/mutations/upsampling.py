@@ -705,6 +705,11 @@ FAULTS: dict[str, list[Fault]] = {
             "target < C;",
         ),
         Fault(
+            "cells of eight rows take the loop of short ones",
+            "if (num_rows > kRestart) {",
+            "if (num_rows > kRows) {",
+        ),
+        Fault(
             "the logarithm of NaN is a number",
             "0x1p-23f, x - x);",
             "0x1p-23f, 0.0f);",
@@ -950,6 +955,16 @@ FAULTS: dict[str, list[Fault]] = {
             "gradient: rows past the cell count",
             "    if (r >= num_rows) label[r] = kIgnored;\n",
             "",
+        ),
+        Fault(
+            "gradient: only the first four rows of a cell",
+            "if (i > 0 && i * kRestart >= progression.num_rows) break;",
+            "if (i > 0) break;",
+        ),
+        Fault(
+            "gradient: wild blocks take the progression",
+            "wild ? add(std::true_type{})",
+            "false ? add(std::true_type{})",
         ),
         Fault(
             "gradient: rows of a vector swapped",
