@@ -18,6 +18,7 @@ from deeplab_fast.nn import ASPP
 from deeplab_fast.ops._convolution import tf32_is_allowed
 
 from .cases import DTYPES, LAYOUTS, Conv, assert_as_accurate_as, operands, to_tf32, with_layout
+from .memory import copy_beside_unreadable_page, in_child
 
 # One writes whole sums, the other splits them and adds the parts in a second kernel.
 WORKERS = pytest.mark.parametrize("num_workers", [1, 24])
@@ -74,6 +75,26 @@ def test_nan_passes_activations(num_workers):
         residual=residual,
     )  # fmt: skip
     assert output.isnan().all()
+
+
+@WORKERS
+def test_reads_nothing_past_the_last_pixel_tap_or_weight(monkeypatch, num_workers):
+    """Operands and work lists end where an unreadable page begins; the last tile is not full."""
+
+    def at_end_of_page(tensor: Tensor) -> Tensor:
+        return copy_beside_unreadable_page(tensor, after=True)
+
+    int32_tensor = work_lists.int32_tensor
+    monkeypatch.setattr(work_lists, "int32_tensor", lambda rows: at_end_of_page(int32_tensor(rows)))
+
+    def run() -> None:
+        input = at_end_of_page(nhwc(1, 72, 11, 13, dtype=torch.bfloat16))
+        weight = at_end_of_page(nhwc(21, 72, 3, 3, dtype=torch.bfloat16) / 25)
+        output = nhwc_output(input, 21)
+        convolve(kernels(num_workers), output, input, [weight], [None], [(2, 2)], activation="none")
+        torch.testing.assert_close(output, F.conv2d(input, weight, padding=2, dilation=2))
+
+    in_child(run)
 
 
 # Whole vectors, single channels, and vectors of which the last would reach too far.

@@ -6,11 +6,13 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "../api.h"
 #include "depthwise.cuh"
 #include "dtypes.cuh"
 #include "launch.cuh"
+#include "pairs.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {
@@ -22,22 +24,16 @@ __device__ inline float clamp(float value, float low, float high) {
 }
 
 // The elements of a word. Rounded values can be clamped because all dtypes hold the bounds exactly.
-__device__ inline uint32_t clamp(uint32_t word, float low, float high, const float*) {
-  return __float_as_uint(clamp(__uint_as_float(word), low, high));
-}
-__device__ inline uint32_t clamp(uint32_t word, float low, float high, const __half*) {
-  __half2 pair;
-  memcpy(&pair, &word, sizeof(pair));
-  pair = __hmin2_nan(__hmax2_nan(pair, __float2half2_rn(low)), __float2half2_rn(high));
-  memcpy(&word, &pair, sizeof(word));
-  return word;
-}
-__device__ inline uint32_t clamp(uint32_t word, float low, float high, const __nv_bfloat16*) {
-  __nv_bfloat162 pair;
-  memcpy(&pair, &word, sizeof(pair));
-  pair = __hmin2_nan(__hmax2_nan(pair, __float2bfloat162_rn(low)), __float2bfloat162_rn(high));
-  memcpy(&word, &pair, sizeof(word));
-  return word;
+template <typename T>
+__device__ uint32_t clamp(uint32_t word, float low, float high) {
+  if constexpr (std::is_same_v<T, float>) {
+    return __float_as_uint(clamp(__uint_as_float(word), low, high));
+  } else {
+    Pair<T> lows, highs;
+    round_to(lows, low, low);
+    round_to(highs, high, high);
+    return bits_of(clamp_pair(pair_of<T>(word), lows, highs));
+  }
 }
 
 template <typename T, int kVector>
@@ -47,7 +43,7 @@ __device__ void clamp(Vector<T, kVector>& vector, float low, float high) {
   } else {
 #pragma unroll
     for (uint32_t& word : vector.words) {
-      word = clamp(word, low, high, static_cast<const T*>(nullptr));
+      word = clamp<T>(word, low, high);
     }
   }
 }

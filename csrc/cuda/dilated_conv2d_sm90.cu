@@ -23,6 +23,7 @@
 #include "conv_epilogue.cuh"
 #include "elements.cuh"
 #include "launch.cuh"
+#include "pairs.cuh"
 #include "pipeline.cuh"
 #include "ptx_sm90.cuh"
 #include "tensor_map.cuh"

@@ -19,6 +19,7 @@
 #include "../common/zones.h"
 #include "elements.cuh"
 #include "launch.cuh"
+#include "pairs.cuh"
 #include "pipeline.cuh"
 #include "ptx_sm90.cuh"
 #include "tensor_map.cuh"

@@ -34,10 +34,6 @@ inline float2 __bfloat1622float2(__nv_bfloat162 value) {
   return {__bfloat162float(value.x), __bfloat162float(value.y)};
 }
 
-inline __nv_bfloat162 __float2bfloat162_rn(float value) {
-  return {__float2bfloat16_rn(value), __float2bfloat16_rn(value)};
-}
-
 inline __nv_bfloat162 __hmax2_nan(__nv_bfloat162 a, __nv_bfloat162 b) {
   using deeplab_fast::emulator::max_nan;
   return {__float2bfloat16_rn(max_nan(__bfloat162float(a.x), __bfloat162float(b.x))),

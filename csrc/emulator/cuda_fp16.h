@@ -45,10 +45,6 @@ inline float2 __half22float2(__half2 value) {
   return {__half2float(value.x), __half2float(value.y)};
 }
 
-inline __half2 __float2half2_rn(float value) {
-  return {__float2half_rn(value), __float2half_rn(value)};
-}
-
 inline __half2 __hmax2_nan(__half2 a, __half2 b) {
   using deeplab_fast::emulator::max_nan;
   return {__float2half_rn(max_nan(__half2float(a.x), __half2float(b.x))),

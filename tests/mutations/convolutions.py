@@ -1347,16 +1347,10 @@ FAULTS: dict[str, list[Fault]] = {
             "",
         ),
         Fault(
-            "copies past the last step",
-            "(steps_left > 0) & (next_c < source.C);",
-            "next_c < source.C;",
-        ),
-        Fault(
             "pixels past the end of the tile",
             "pixels[min(first_row + i * kCopyRows, tile.num_pixels - 1)];",
             "pixels[first_row + i * kCopyRows];",
         ),
-        Fault("weights past the last row", "min(first_k + row, output.K - 1);", "first_k + row;"),
         Fault(
             "b rounded after the first row",
             "if (i == 0 && j % 2 == 0) round",
