@@ -35,7 +35,8 @@ __device__ __forceinline__ void cluster_arrive() {
 }
 
 // The same without the fence of the GPU's memory that ordering writes takes: shows others only the
-// mbarriers of a fence_mbarrier_init before it. cluster_wait follows.
+// mbarriers of a fence_mbarrier_init before it. Arrivals that a thread has sent to other blocks may
+// still be on their way: before it exits a block waits for those that it is to get.
 __device__ __forceinline__ void cluster_arrive_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }

@@ -306,14 +306,22 @@ inline void mbarrier_arrive(uint64_t* barrier, Site site = Site::here()) {
 }
 
 inline void mbarrier_arrive_cluster(uint64_t* barrier, int rank, Site site = Site::here()) {
-  emulator::check_shared("mbarrier_arrive_cluster", barrier, sizeof(*barrier), site);
-  if (rank < 0 || rank >= emulator::cluster_size())
-    emulator::fail("mbarrier_arrive_cluster", site, "no block %d in the cluster", rank);
-  if (emulator::has_exited(rank))
-    emulator::fail("mbarrier_arrive_cluster", site, "block %d of the cluster has exited", rank);
-  auto* p = static_cast<uint64_t*>(emulator::in_block(rank, barrier));
-  if (rank != emulator::cluster_rank()) emulator::check_shown("mbarrier_arrive_cluster", p, site);
-  emulator::arrive("mbarrier_arrive_cluster", p, 0, site);
+  using namespace emulator;
+  constexpr const char* kName = "mbarrier_arrive_cluster";
+  check_shared(kName, barrier, sizeof(*barrier), site);
+  if (rank < 0 || rank >= cluster_size()) fail(kName, site, "no block %d in the cluster", rank);
+  if (rank == cluster_rank()) return arrive(kName, barrier, 0, site);
+  if (has_exited(rank)) fail(kName, site, "block %d of the cluster has exited", rank);
+  auto* p = static_cast<uint64_t*>(in_block(rank, barrier));
+  check_shown(kName, p, site);
+  release(p);
+  const IgnoreAccesses ignore;
+  auto operation = std::make_shared<Operation>();
+  operation->effect = [=] {
+    if (has_exited(rank)) fail(kName, site, "block %d of the cluster has exited", rank);
+    count_arrival(kName, p, 0, site);
+  };
+  start_remote(operation);
 }
 
 inline void mbarrier_arrive_expect_tx(uint64_t* barrier, int bytes, Site site = Site::here()) {

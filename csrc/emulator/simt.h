@@ -120,6 +120,10 @@ struct Operation {
 void start(const std::shared_ptr<Operation>& operation);
 void land(Operation& operation);
 
+// The same, of an access to another block of the cluster: lands at the latest when this thread
+// arrives at a barrier of the cluster that releases.
+void start_remote(const std::shared_ptr<Operation>& operation);
+
 // Counts operations that this thread has started and only it can wait for, or, negative, that it
 // has waited for; some that are left are an error when it exits.
 void add_unwaited(int operations);

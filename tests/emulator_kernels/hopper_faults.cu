@@ -604,6 +604,24 @@ __global__ void cluster_exit_kernel(float* out, const float* in,
   }
 }
 
+// The fault: a barrier that does not wait for what was sent to the other block before it.
+template <bool kFault>
+__global__ void cluster_exit_relaxed_kernel(float* out, const float* in,
+                                            const __grid_constant__ CUtensorMap) {
+  const int rank = ptx::cluster_ctarank();
+  init(barriers(), 1);
+  ptx::cluster_arrive_relaxed();
+  ptx::cluster_wait();
+  if (rank == 0 && threadIdx.x < kTile) out[threadIdx.x] = in[kTile - 1 - threadIdx.x];
+  if (threadIdx.x == 0) ptx::mbarrier_arrive_cluster(barriers(), rank ^ 1);
+  if (kFault) {
+    ptx::cluster_arrive_relaxed();
+    ptx::cluster_wait();
+  } else {
+    wait(barriers(), 0);
+  }
+}
+
 // The fault: the peer's stage is refilled when only the block's own threads have read theirs.
 template <bool kFault>
 __global__ void sum_cluster_refill_kernel(float* out, const float*,
@@ -718,6 +736,8 @@ const Case kCases[] = {
     {"cluster_init_fence", cluster_init_fence_kernel<false>, cluster_init_fence_kernel<true>, 128,
      2},
     {"cluster_exit", cluster_exit_kernel<false>, cluster_exit_kernel<true>, 128, 2},
+    {"cluster_exit_relaxed", cluster_exit_relaxed_kernel<false>, cluster_exit_relaxed_kernel<true>,
+     128, 2},
     {"sum_cluster_refill", sum_cluster_refill_kernel<false>, sum_cluster_refill_kernel<true>, 128,
      2},
     {"overlap_wait", overlap_wait_kernel<false>, overlap_wait_kernel<true>, 128, 1, true},
