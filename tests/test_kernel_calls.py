@@ -407,7 +407,8 @@ def strip_rows(monkeypatch, num_workers: int, shape: tuple[int, ...], kernel: tu
      ((8, 40, 65, 65), (5, 5), 264, 11),  # 260; 10 rows: 304
      ((1, 36, 65, 65), (3, 3), 264, 4),  # 1 channel a thread: 369 of 396; 3 rows: 477
      ((1, 24, 65, 65), (7, 3), 264, 1),  # 101 of 528
-     ((1, 960, 65, 65), (3, 3), 8, 33)],  # 12 rounds of 12, nearly full; 65 rows: 6 rounds
+     ((1, 960, 65, 65), (3, 3), 8, 33),  # 12 rounds of 12, nearly full; 65 rows: 6 rounds
+     ((1, 8, 2**20, 1), (3, 3), 264, 256)],  # 4096 strips, 32 blocks: no more are tried
 )  # fmt: skip
 def test_depthwise_strips_fill_rounds_of_blocks(monkeypatch, shape, kernel, num_workers, rows):
     """132 processors have three blocks of a 3x3 kernel each, two of 5x5, four of others."""

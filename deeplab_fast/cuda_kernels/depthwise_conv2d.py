@@ -16,6 +16,7 @@ from .common import CLAMPS, DTYPES, Kernels, aligned, aligned_nhwc
 _MAX_PIXELS = 2**28
 _STRIP_ROWS = (16, 8)  # of the weight gradient: longer ones read fewer rows twice
 _ELEMENTS_PER_ROW = 2**18  # with fewer for a strip's row, few blocks are left: shorter strips
+_MAX_STRIPS = 4096  # of an image that are tried: as many fill a GPU, and trying takes time
 _ROWS_TO_START = 4  # as long as they take, a thread takes to load its weights and its first row
 _BLOCKS_PER_PROCESSOR = {(3, 3): 3, (5, 5): 2}  # of the kernels for these sizes, by registers
 _OTHER_BLOCKS_PER_PROCESSOR = 4
@@ -83,7 +84,7 @@ def _rows_by_rounds(
         blocks = chunks * -(-N * -(-H // rows) * W // columns)
         return -(-blocks // blocks_at_once) * (rows + kernel[0] - 1 + _ROWS_TO_START)
 
-    return -(-H // min(range(1, H + 1), key=cost))
+    return -(-H // min(range(1, min(H, _MAX_STRIPS) + 1), key=cost))
 
 
 def _fixed_strip_rows(input: Tensor) -> int:
