@@ -98,6 +98,16 @@ def test_parallel(dtype):
 
 
 @ON_SM90
+def test_branches_that_begin_between_vectors():
+    """The second has whole vectors of channels, but they are not aligned."""
+    input = nhwc(1, 16, 3, 5, dtype=torch.bfloat16)
+    weights = [(torch.randn(k, 16, 3, 3) / 12).bfloat16() for k in (20, 24, 20)]
+    output = parallel_dilated_conv2d(input, weights, [1, 2, 1])
+    expected = [same_conv2d(input, w, None, d) for w, d in zip(weights, (1, 2, 1), strict=True)]
+    torch.testing.assert_close(output, torch.cat(expected, dim=1))
+
+
+@ON_SM90
 @IN_BOTH_FORMS
 @WORKERS
 @DTYPES

@@ -82,7 +82,7 @@ struct TensorMaps {
 };
 
 // What a warp has gathered in a stage, added up into its row for each image of the block's pixels
-// first .. end, those of first_image or later. Rows of the stage past the end are zeros.
+// first .. end, those of first_image or later. Rows past the end are pixels of no image.
 template <typename T>
 __device__ void sum_pixels(float* sums, const unsigned char* first_copy, int first, int end,
                            int first_image, int c, int C, const ConvShape& shape) {
@@ -128,15 +128,15 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
     const Tap* taps = work.taps + item.first_tap;
     int next_tap = item.tap, next_c = item.c;
     ListedPixel pixel[kCopies];
+    // Rows past the end repeat the last pixel: nobody stores their sums. All loads at once.
 #pragma unroll
-    for (int j = 0; j < kCopies; ++j)  // all at once: no load waits for another
+    for (int j = 0; j < kCopies; ++j)
       pixel[j] = listed[min(rank * kBlockM + first_row + j * kCopyRows, item.num_pixels - 1)];
     Tap tap = taps[next_tap];
     int y[kCopies], x[kCopies];
 #pragma unroll
     for (int j = 0; j < kCopies; ++j) {
-      constexpr int kNowhere = -(1 << 15);  // no tap gets inside from there
-      y[j] = first_row + j * kCopyRows < num_rows ? pixel[j].yx >> 16 : kNowhere;
+      y[j] = pixel[j].yx >> 16;
       x[j] = pixel[j].yx & 0xffff;
     }
     float* sums = item.block == 0 ? operands.outputs[item.output].pixel_sums : nullptr;
@@ -198,6 +198,7 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
       if (waits) ptx::cp_async_commit_group();  // of no copies, after the last step
     }
   }
+  wait_for_readers(place, barriers.empty);
 }
 
 // Channels 8 j + 2 (lane % 4) and the next of a bias, for the j that are lane / 4 modulo 8.
@@ -410,8 +411,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       consume<T, kArrival>(tensor, partial_sums, operands, work, terms, shape, first_item, end_item,
                            rank, stages, barriers);
     }
-    ptx::cluster_arrive_relaxed();  // the other block may still have something for this one
-    ptx::cluster_wait();
   }
 }
 

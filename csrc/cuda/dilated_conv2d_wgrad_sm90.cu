@@ -109,6 +109,7 @@ __device__ void produce(const TensorMaps& maps, const WgradBranches& branches,
       place.advance();
     }
   }
+  wait_for_readers(place, barriers.empty);
 }
 
 // Stores the sums of a warp, of the 16 output channels from first_row of the item's on.
@@ -219,8 +220,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::setmaxnreg_inc<kConsumerRegisters>();
       consume<T>(partial_sums, branches, work, shape, first_item, end_item, rank, stages, barriers);
     }
-    ptx::cluster_arrive_relaxed();  // the other block may still have something for this one
-    ptx::cluster_wait();
   }
 }
 

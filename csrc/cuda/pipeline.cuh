@@ -25,4 +25,15 @@ __device__ inline void wait(uint64_t* barrier, int parity) {
   }
 }
 
+// Before a producer's last instruction: waits until all its stages have been read, `place` being
+// the one after the last it filled. A block must not exit before the other blocks' arrivals at its
+// barriers have come, which a barrier of the cluster without release would not wait for.
+template <int kStages>
+__device__ void wait_for_readers(Place<kStages> place, uint64_t (&empty)[kStages]) {
+  for (int i = 0; i < kStages; ++i) {
+    wait(&empty[place.stage], place.parity ^ 1);
+    place.advance();
+  }
+}
+
 }  // namespace deeplab_fast::cuda

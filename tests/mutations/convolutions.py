@@ -10,7 +10,6 @@ from .guards import (
     MEAN,
     NON_FINITE,
     SCHEDULES,
-    SM90,
     SM90_FORMS,
     Fault,
 )
@@ -699,8 +698,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("sums stored before they are there", "    ptx::wgmma_wait_group<0>();\n", ""),
         Fault(
             "a block leaves before the other",
-            "    ptx::cluster_arrive_relaxed();  // the other block may still have something for "
-            "this one\n    ptx::cluster_wait();\n",
+            "  wait_for_readers(place, barriers.empty);\n",
             "",
         ),
         Fault(
@@ -768,19 +766,13 @@ FAULTS: dict[str, list[Fault]] = {
         # Packed coordinates.
         Fault(
             "row of a pixel in 15 bits",
-            "pixel[j].yx >> 16 : kNowhere",
-            "pixel[j].yx >> 17 : kNowhere",
+            "y[j] = pixel[j].yx >> 16;",
+            "y[j] = pixel[j].yx >> 17;",
         ),
         Fault(
             "column of a pixel with its row",
             "x[j] = pixel[j].yx & 0xffff;",
             "x[j] = pixel[j].yx & 0x1ffff;",
-        ),
-        Fault(
-            "pixels past the end are the last one",
-            "first_row + j * kCopyRows < num_rows ? pixel[j].yx >> 16 : kNowhere;",
-            "pixel[j].yx >> 16;",
-            SM90,
         ),
         Fault(
             "the tile of the item before",
@@ -1172,8 +1164,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "a block leaves while the other needs it",
-            "    ptx::cluster_arrive_relaxed();  // the other block may still have something for "
-            "this one\n    ptx::cluster_wait();\n",
+            "  wait_for_readers(place, barriers.empty);\n",
             "",
         ),
         Fault(
