@@ -38,7 +38,8 @@ __device__ __forceinline__ void store_rows(unsigned char* staged, const GetPair&
 #pragma unroll
   for (int i = 0; i < 16; i += kRows) {
     const unsigned char* p = staged + (read ^ i % 8 * 16) + i * kRowBytes;
-    put(row + i, chunk * 8, *reinterpret_cast<const Vector<T, 8>*>(p));
+    const auto elements = *reinterpret_cast<const Vector<T, 8>*>(p);
+    put(row + i, chunk * 8, elements);
   }
 }
 

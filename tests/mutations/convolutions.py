@@ -874,11 +874,6 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "csrc/cuda/warp_rows.cuh": [
         Fault(
-            "staged rows overwritten too early",
-            "  __syncwarp();  // what was staged before has been read\n",
-            "",
-        ),
-        Fault(
             "staged rows read before they are there",
             "  }\n  __syncwarp();\n  constexpr int kRows",
             "  }\n  constexpr int kRows",
