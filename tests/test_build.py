@@ -265,6 +265,8 @@ def test_dilated_conv2d_sm90_begins_an_item_with_loads_that_do_not_wait_for_each
     """The item with its tile, then all pixels and the first tap at once, and no division."""
     for code in machine_code(cuobjdump, "sm_90a", "dilated_conv2d_fwd_sm90_kernel").values():
         _, producers = roles(code)
+        assert re.search(r"DEALLOC\.CTAPOOL 0x68\b", code)  # 104
+        assert re.search(r"TRY_ALLOC\.CTAPOOL U?P\d, 0xc8\b", code)  # 200
         assert not any(block.has(r"MUFU|I2F|CALL") for block in producers.values())
         (header,) = [block for block in producers.values() if block.has(r"LDG\.E\.64")]
         loads = [text.split()[0] for text in header.instructions if "LDG" in text]
