@@ -74,4 +74,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so ends what it started
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # sys.exit would wait for processes that cannot be killed

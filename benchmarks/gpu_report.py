@@ -51,6 +51,7 @@ class Report:
         self.rows: dict[str, list[Row]] = {}
         for key, value in header.items():
             print(f"{key}: {value}")
+        print(f"report: {folder / 'report.md'}", flush=True)
         self._write()
 
     def add(self, title: str, **row: Any) -> None:
