@@ -25,12 +25,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from deeplab_fast import _C, _emulated, backends, cuda_kernels, emulated
 
 EMULATED_ON = {"cuda/sm90": "sm_90", "cuda/sm80": "sm_80", "cuda": "sm_80"}
-# Who tells the consumers of dilated_conv2d_fwd_sm90 that a stage is full.
+# Two versions of dilated_conv2d_fwd_sm90: either the threads that copy pixels signal that these
+# have arrived, or the copies themselves do.
 FORMS = {"threads arrive": False, "copies arrive": True}
 SEED = 1  # of the emulator: copies land as late as their waits allow
 
-# Relative to the largest |truth|: what rounding to the dtype costs, whatever the implementation
-# does. As in tests/cases.py; tf32 has fp16's mantissa.
+# The error, relative to the largest |truth|, that rounding to a dtype alone can cause. As in
+# tests/cases.py; tf32 has as many mantissa bits as fp16.
 ROUNDING = {"fp32": 1e-6, "tf32": 1e-3, "fp16": 1e-3, "bf16": 8e-3}
 
 
@@ -123,7 +124,8 @@ def compared(
         return {"outcome": "FAIL", "note": "two runs differ"}
     worst: dict[str, Any] = {"outcome": "pass", "error": 0.0, "tolerance": 0.0}
     for output, theirs, truth in zip(outputs, peer, expected):
-        # tf32 is rounded to on the way; outputs in fp32 of other dtypes are exact in their inputs.
+        # A bf16 op may have fp32 outputs: they are not rounded to bf16. Those of tf32 ops are fp32
+        # too, but their operands were rounded to tf32.
         name = dtype if output.dtype == harness.DTYPES[dtype] else "fp32"
         library_error = error([theirs], [truth])
         tolerance = 2 * library_error + ROUNDING[name]
@@ -199,10 +201,10 @@ def measured_time(
 
 
 def compare_forms(family: Family, place: Place, sizes: Sequence[Size]) -> Iterator[dict[str, Any]]:
-    """The two forms of the Hopper producer: whether each is right; then, on a GPU, how fast.
+    """Whether each of FORMS is right; then, on a GPU, how fast those that are right are.
 
-    Times are taken in turns, of what is right, at the last of ``sizes``. Each form is yielded
-    before the next one runs, so that a hang is not taken for that of another form.
+    Times are taken in turns, at the last of ``sizes``. Each form is yielded before the next one
+    runs, so that a hang is blamed on the form that hangs.
     """
     dtype, set_form = family.dtypes[0], place.kernels().set_copies_arrive
     before = set_form(False)

@@ -29,7 +29,7 @@ import deeplab_fast
 from deeplab_fast import _C, backends
 
 OUT_OF_TIME = "the limit of the whole run was reached"
-# The families whose kernel has two forms of its producer.
+# Families of the Hopper convolution, of which gpu_measure.FORMS are two versions.
 VARIED = ("sm90-projection", "sm90-forward", "sm90-dgrad")
 Rows = list[dict[str, Any]]
 
@@ -76,7 +76,7 @@ class Run:
             "device": device,
             "versions": f"deeplab_fast {deeplab_fast.__version__}, torch {torch.__version__}, "
             f"triton {triton_version()}, python {platform.python_version()}",
-            "CUDA": f"{torch.version.cuda} of torch; kernels built with {build['cuda']} for "
+            "CUDA": f"torch {torch.version.cuda}; kernels built with {build['cuda']} for "
             f"{' '.join(build['architectures']) or 'no GPU'}",
             "commit": harness.commit(),
             "date": self.now.isoformat(timespec="seconds"),
@@ -149,7 +149,7 @@ class Run:
         names = [
             name
             for name in right
-            if tool != "racecheck" or gpu_tools.races_are_checked(name, self.families[name].backend)
+            if tool != "racecheck" or self.families[name].backend in gpu_tools.RACES_CHECKED
         ]
         if not names:
             return
@@ -168,7 +168,7 @@ class Run:
         said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         print(f"\n{said}; written to {self.folder}")
         if "pass" not in counts:
-            print("gpu_check: nothing was found right", file=sys.stderr)
+            print("gpu_check: no kernel passed", file=sys.stderr)
         return int("pass" not in counts or bool(counts.keys() & {"FAIL", "not run"}))
 
 
@@ -187,7 +187,8 @@ def triton_version() -> str:
         return "-"
 
 
-# What follows runs in processes of its own. This one must not use CUDA: its forks could not.
+# The functions below run in forked processes. The parent must not use CUDA: it does not survive a
+# fork.
 
 
 def machine(place: Place) -> Iterator[dict[str, Any]]:
