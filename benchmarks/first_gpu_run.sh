@@ -1,52 +1,63 @@
 #!/usr/bin/env bash
-# The first minutes of a checkout on a GPU: builds it and runs what says most first, each part under
-# a time limit. A part that fails or hangs does not keep the next one from running.
+# Tries a checkout on a GPU for the first time: builds and installs it, then checks, times and tests
+# it, the most telling parts first. Each part has a time limit. When one fails or hangs, the next
+# one runs all the same; only without a build there is nothing to run.
 #
-#   benchmarks/first_gpu_run.sh first OUT    the CUDA kernels: right, how fast, tests, sanitizer
+#   benchmarks/first_gpu_run.sh first OUT    the CUDA kernels: correctness, speed, sanitizer, tests
 #   benchmarks/first_gpu_run.sh second OUT   tests against cuDNN, the automatic choice, Triton
 #
-# Either takes at most 400 s. OUT/summary.txt has a line for each part, OUT/log.txt what all of them
-# printed; both are written as the run goes on.
+# Either takes at most 400 s. The folder OUT gets summary.txt with a line for each part, log.txt with
+# what all parts printed, and the reports of gpu_check.py. All are written as the run goes on.
 #
-# Needs Python (PYTHON, else python3) with torch, pybind11 and setuptools, cmake, ninja and nvcc
-# (CUDACXX, else the one on the path), but no package registry: wheels in the folder wheels/ of the
-# checkout are installed first. On a machine with a registry:
+# Needs Python (PYTHON, else python3) with pip, torch, pybind11 and setuptools 77 or newer, and cmake,
+# ninja and nvcc (CUDACXX, else nvcc on the PATH or in /usr/local/cuda). It installs the package into
+# that Python. No package registry is used: packages that are missing can be put as wheels into the
+# folder wheels/ of the checkout, which are installed first. On a machine with a registry:
 #
 #   pip download --only-binary=:all: --no-deps --dest wheels expecttest pytest-timeout pybind11
 set -uo pipefail
 
-case ${1-} in first | second) ;; *)
+if [[ ${1-} != first && ${1-} != second || -z ${2-} ]]; then
   echo "usage: $0 first|second OUT" >&2
   exit 2
-  ;;
-esac
-python=${PYTHON:-python3}
+fi
+python=$(command -v "${PYTHON:-python3}") || { echo "$0: no ${PYTHON:-python3} here" >&2; exit 2; }
+python=$(realpath -s "$python")  # a link in a virtual environment stays one
 root=$(realpath "$(dirname "$0")/..")
 mkdir -p "$2"
 out=$(realpath "$2")
 cd "$root/tests"  # at the top Python would import the checkout's package, which has no kernels
 total=400
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+export PIP_BREAK_SYSTEM_PACKAGES=1  # else pip refuses to install into a Linux distribution's Python
+PATH+=":$(dirname "$python")"  # cmake and ninja may be packages of that Python
 export CUDACXX=${CUDACXX:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
+
+# within SECONDS: no more than what is left, with 10 s for ending a part that hangs.
+within() {
+  local left=$((total - SECONDS - 10))
+  echo $(($1 < left ? $1 : left))
+}
 
 # part NAME SECONDS COMMAND...
 part() {
-  local name=$1 limit=$2 start=$SECONDS status outcome left=$((total - SECONDS - 10))
+  local name=$1 limit status=124 outcome start=$SECONDS
+  limit=$(within "$2")
   shift 2
-  limit=$((limit < left ? limit : left))
-  status=124 outcome="no time left"
-  if ((limit > 0)); then
+  if ((limit <= 0)); then
+    outcome="no time left"
+  else
     printf '\n===== %s: %s\n' "$name" "$*" >>"$out/log.txt"
     timeout -k 5 "$limit" "$@" >>"$out/log.txt" 2>&1
     status=$?
     case $status in
       0) outcome=done ;;
       124 | 137) outcome="cut off" ;;
-      *) outcome="failed, status $status" ;;
+      *) outcome="failed, status $status," ;;
     esac
+    outcome+=" after $((SECONDS - start)) s; $(tail -n 1 "$out/log.txt")"
   fi
-  printf '%s: %s after %d s; %s\n' "$name" "$outcome" $((SECONDS - start)) \
-    "$(tail -n 1 "$out/log.txt")" | tee -a "$out/summary.txt"
+  echo "$name: $outcome" | tee -a "$out/summary.txt"
   return $status
 }
 
@@ -58,11 +69,13 @@ END
 }
 
 # check NAME SECONDS OPTION...: gpu_check; its report stays a file, all the rest becomes an archive.
+# Its own limit leaves it time for importing torch before, and for its last lines after.
 check() {
-  local name=$1 limit=$2
+  local name=$1 limit
+  limit=$(within "$2")
   shift 2
   part "$name" "$limit" "$python" "$root/benchmarks/gpu_check.py" --output "$out/$name" \
-    --limit $((limit - 5)) "$@"
+    --limit $((limit - 15)) "$@"
   if [ -d "$out/$name" ]; then
     cp "$out/$name/report.md" "$out/$name.md"
     tar -czf "$out/$name.tar.gz" -C "$out" "$name" && rm -r "${out:?}/$name"
@@ -83,7 +96,7 @@ tests() {
 if compgen -G "$root/wheels/*.whl" >/dev/null; then
   part wheels 60 "$python" -m pip install --no-index --no-deps "$root"/wheels/*.whl
 fi
-needed=$(missing torch pybind11 setuptools numpy PIL safetensors tqdm)
+needed=$(missing pip torch pybind11 setuptools numpy PIL safetensors tqdm) || exit 1
 for program in cmake ninja "$CUDACXX"; do
   command -v "$program" >/dev/null || needed+=" $program"
 done
@@ -114,11 +127,11 @@ cuda=(sm90 argmax cross-entropy depthwise sm80)
 
 if [ "$1" = first ]; then
   tests conformance 60 -n 0 test_emulator.py test_emulator_hopper.py -k conformance
-  check check 180 --time --variants --families "${cuda[@]}"
+  check check 220 --family-limit 40 --time --variants --sanitize memcheck racecheck \
+    --families "${cuda[@]}"
   tests sm80 60 "${convolutions[@]}" -k sm80
   tests upsampling 60 "${upsampling[@]}" -k "cuda and not triton"
   tests sm90 60 "${convolutions[@]}" -k "cuda and not sm80 and not triton"
-  check sanitizer 90 --sanitize memcheck racecheck --families "${cuda[@]}"
 else
   tests cudnn 120 test_cudnn_reference.py
   part choices 120 "$python" "$root/benchmarks/measure_choices.py" --dtype bf16 --batch 8 \

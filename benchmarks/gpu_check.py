@@ -1,12 +1,13 @@
-"""Is this GPU right, and what does it gain? Every kernel family, each in a process of its own.
+"""Check every kernel on the GPU at hand against PyTorch and, with --time, time it.
 
-First all families are checked, at a tiny shape and at VOC, output stride 8, batch 8, against fp32
-PyTorch on the same GPU; then, as the options say, timed beside cuDNN and eager PyTorch, and run
-under NVIDIA's compute-sanitizer. A family that hangs or breaks the CUDA context costs only itself.
-report.md and CSV files are written as it goes. Exit status: 0 if nothing failed, 1 if something
-did or was not reached, 2 without a GPU.
+A family is one op on one backend. Each is checked in a process of its own, so that one that hangs
+or crashes does not stop the others: with a tiny shape and with that of PASCAL VOC at output stride
+8, batch 8, against PyTorch in fp32 on the same GPU. What passes can then be timed beside cuDNN and
+eager PyTorch, and run under NVIDIA's compute-sanitizer. report.md and CSV files are written after
+every row. Exit status: 0 if nothing failed; 1 if something failed or was not run, or if nothing
+passed; 2 without a GPU.
 
---backend emulated runs the tiny shapes of all families on a CPU.
+With --backend emulated the tiny shapes run on a CPU. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -26,32 +27,32 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--time", action="store_true", help="and time what is right")
+    parser.add_argument("--time", action="store_true", help="time the families that pass")
     parser.add_argument(
         "--sanitize",
         nargs="+",
         choices=gpu_tools.SANITIZERS,
         default=[],
-        help="and run the tiny shapes under compute-sanitizer",
+        help="run the families that pass under compute-sanitizer, with tiny shapes",
     )
     parser.add_argument(
         "--variants",
         action="store_true",
-        help="and compare the two forms of the Hopper convolution's producer",
+        help="compare the two versions of the Hopper convolution",
     )
     parser.add_argument(
-        "--families", nargs="+", default=[], metavar="NAME", help="or the beginning of names"
+        "--families", nargs="+", default=[], metavar="NAME", help="names or their beginnings"
     )
     parser.add_argument(
-        "--backend", choices=["emulated"], help="the tiny shapes on the CPU, in the emulator"
+        "--backend", choices=["emulated"], help="run the tiny shapes on the CPU, in the emulator"
     )
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="for everything")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="for the whole run")
     parser.add_argument(
         "--family-limit",
         type=float,
         default=FAMILY_LIMIT,
         metavar="SECONDS",
-        help=f"for the check of one family, and for its times (default: {FAMILY_LIMIT:.0f})",
+        help=f"for checking one family, and for timing it (default: {FAMILY_LIMIT:.0f})",
     )
     parser.add_argument(
         "--output",
@@ -74,4 +75,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so ends what it started
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # sys.exit would wait for processes that cannot be killed

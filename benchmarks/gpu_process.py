@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+# Seconds for a process to be gone after SIGKILL. One that waits inside a driver may never be.
+_GRACE = 5.0
 
 
 def run_apart(
@@ -43,10 +45,12 @@ def run_apart(
         finally:
             _kill(child)
         # A row that was cut off has no line end.
-        lines = path.read_text().split("\n")[:-1]
+        rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    if child.is_alive():
+        return rows, f"out of time after {limit:.0f} s, and it cannot be killed"
     if hangs:
-        return [json.loads(line) for line in lines], f"out of time after {limit:.0f} s"
-    return [json.loads(line) for line in lines], _end(child.exitcode or 0, log)
+        return rows, f"out of time after {limit:.0f} s"
+    return rows, _end(child.exitcode or 0, log)
 
 
 def _child(
@@ -71,7 +75,7 @@ def _kill(child: multiprocessing.process.BaseProcess) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid or 0, signal.SIGKILL)
     child.kill()  # it may not have made its group yet
-    child.join()
+    child.join(_GRACE)
 
 
 def _end(exitcode: int, log: Path) -> str:

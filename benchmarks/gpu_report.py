@@ -31,12 +31,14 @@ TABLES: dict[str, dict[str, str]] = {
     "Sanitizer": {"tool": "", "family": "", "outcome": "", "note": ""},
 }  # fmt: skip
 EXPLAINED = {
-    "Correctness": "Errors are relative to the largest number of an output. The tolerance is twice "
-    "PyTorch's own error in the same dtype and what rounding to the dtype costs.",
-    "Time": "`us` is ours; `peer us` the fastest of PyTorch, named in `peer`; `ratio` how many "
-    "times faster ours is. TFLOP/s count products with padding, as a library computes them. "
-    "`bound us` is the least time at the ceilings above, without such products, and `of bound` how "
-    "much of our time that is, in percent. `steps` are those of the thread blocks that have most.",
+    "Correctness": "An error is the largest distance from the truth, divided by the largest number "
+    "in the truth. The tolerance is twice the error of PyTorch in the same dtype, plus what "
+    "rounding to that dtype can cost.",
+    "Time": "`us` is the time of our kernels in microseconds and `peer us` that of the fastest "
+    "peer in PyTorch, which `peer` names; `ratio` is `peer us` / `us`. TFLOP/s count products with "
+    "zero padding too, as libraries compute them. `bound us` is the least time that the rates "
+    "under Ceilings allow, without those products; `of bound` is `bound us` / `us` in percent. "
+    "`steps` counts the work of the thread block that has most of it.",
 }
 WIDTHS = {"family": 31, "shape": 16, "dtype": 6, "outcome": 8, "what": 29, "peer": 20, "tool": 10,
           "variant": 14}  # fmt: skip
@@ -51,6 +53,7 @@ class Report:
         self.rows: dict[str, list[Row]] = {}
         for key, value in header.items():
             print(f"{key}: {value}")
+        print(f"report: {folder / 'report.md'}", flush=True)
         self._write()
 
     def add(self, title: str, **row: Any) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import deeplab_fast
 from deeplab_fast import _C, backends
 
 OUT_OF_TIME = "the limit of the whole run was reached"
-# The families whose kernel has two forms of its producer.
+# Families of the Hopper convolution, of which gpu_measure.FORMS are two versions.
 VARIED = ("sm90-projection", "sm90-forward", "sm90-dgrad")
 Rows = list[dict[str, Any]]
 
@@ -43,7 +44,8 @@ class Run:
             if not any(name.startswith(beginning) for name in FAMILIES):
                 raise NoSuchFamily(f"no family begins with {beginning!r}: {' '.join(FAMILIES)}")
         self.args, self.now = args, datetime.datetime.now().astimezone()
-        self.deadline = time.monotonic() + (args.limit or float("inf"))
+        limit = float("inf") if args.limit is None else args.limit
+        self.deadline = time.monotonic() + limit
         beginnings = tuple(args.families) or ("",)
         self.families = {n: f for n, f in FAMILIES.items() if n.startswith(beginnings)}
         self.place, self.sizes = (CPU, (TINY,)) if args.backend else (GPU, SIZES)
@@ -54,12 +56,13 @@ class Run:
         with tempfile.TemporaryDirectory() as logs:
             log = Path(logs) / "machine.txt"
             rows, problem = run_apart(machine, (self.place,), log, self.args.family_limit)
-        if problem := problem or rows[0].get("none"):
+        if problem or "none" in rows[0]:
+            problem = f"asking for the GPU failed: {problem}" if problem else rows[0]["none"]
             print(f"gpu_check: {problem}", file=sys.stderr)
             return 2
         self.report = Report(self.folder, self.header(rows[0]["device"]))
         right = self.check(rows[0]["unavailable"])
-        if self.args.time:
+        if self.args.time and right:
             self.time(right)
         if self.args.variants:
             self.variants(right)
@@ -73,7 +76,7 @@ class Run:
             "device": device,
             "versions": f"deeplab_fast {deeplab_fast.__version__}, torch {torch.__version__}, "
             f"triton {triton_version()}, python {platform.python_version()}",
-            "CUDA": f"{torch.version.cuda} of torch; kernels built with {build['cuda']} for "
+            "CUDA": f"torch {torch.version.cuda}; kernels built with {build['cuda']} for "
             f"{' '.join(build['architectures']) or 'no GPU'}",
             "commit": harness.commit(),
             "date": self.now.isoformat(timespec="seconds"),
@@ -128,14 +131,14 @@ class Run:
                 self.report.add("Time", family=name, dtype=dtype, **row)
 
     def variants(self, right: dict[str, list[str]]) -> None:
-        for name in VARIED:
+        for name in (name for name in VARIED if name in self.families):
             if name not in right:
-                row = {"outcome": "skipped", "note": "was not found right"}
+                row = {"outcome": "skipped", "note": "its check did not pass"}
                 self.report.add("Variants", family=name, variant="both", **row)
                 continue
             arguments = name, self.place, self.sizes
             rows, problem = self.apart(forms, arguments, f"{name}-variants")
-            left = list(gpu_measure.FORMS)[len(rows) :]
+            left = list(gpu_measure.FORMS)[len(rows) :] or ["both"] * bool(problem)
             rows += [
                 {"variant": form, **row} for form, row in zip(left, unfinished(len(left), problem))
             ]
@@ -146,7 +149,7 @@ class Run:
         names = [
             name
             for name in right
-            if tool != "racecheck" or gpu_tools.races_are_checked(name, self.families[name].backend)
+            if tool != "racecheck" or self.families[name].backend in gpu_tools.RACES_CHECKED
         ]
         if not names:
             return
@@ -165,7 +168,7 @@ class Run:
         said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         print(f"\n{said}; written to {self.folder}")
         if "pass" not in counts:
-            print("gpu_check: nothing was found right", file=sys.stderr)
+            print("gpu_check: no kernel passed", file=sys.stderr)
         return int("pass" not in counts or bool(counts.keys() & {"FAIL", "not run"}))
 
 
@@ -184,13 +187,14 @@ def triton_version() -> str:
         return "-"
 
 
-# What follows runs in processes of its own. This one must not use CUDA: its forks could not.
+# The functions below run in forked processes. The parent must not use CUDA: it does not survive a
+# fork.
 
 
 def machine(place: Place) -> Iterator[dict[str, Any]]:
     """The device, and why backends of families cannot run there."""
-    if place.device.type == "cuda" and not torch.cuda.is_available():
-        yield {"none": "there is no GPU that torch can use; --backend emulated needs none"}
+    if place.device.type == "cuda" and (reason := why_no_gpu()):
+        yield {"none": f"{reason}; --backend emulated needs no GPU"}
         return
     reasons = {
         family.backend: backends.unavailable(place.backend(family), place.device.type)
@@ -206,11 +210,24 @@ def machine(place: Place) -> Iterator[dict[str, Any]]:
     yield {"device": device, "unavailable": unavailable}
 
 
+def why_no_gpu() -> str | None:
+    """Why torch has no GPU here, in its words where it has some; None if it has one."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return None
+    if not torch.version.cuda and not torch.version.hip:
+        return f"torch {torch.__version__} was built without CUDA"
+    said = [str(warning.message).partition("\n")[0] for warning in caught]
+    return ": ".join(["there is no GPU that torch can use", *said])
+
+
 def driver_version() -> str:
     if not shutil.which("nvidia-smi"):
         return "-"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.strip() or "-"
+    said = subprocess.run(query, capture_output=True, text=True)
+    return said.stdout.strip() if said.returncode == 0 else "-"
 
 
 def check(name: str, place: Place, sizes: Sequence[Size]) -> Iterator[dict[str, Any]]:

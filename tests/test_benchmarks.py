@@ -9,7 +9,9 @@ import gc
 import importlib
 import json
 import re
+import subprocess
 import sys
+import time
 import weakref
 from collections import deque
 from importlib.util import find_spec
@@ -302,6 +304,28 @@ def test_run_all_goes_on_after_pieces_that_fail_or_hang(harness, monkeypatch, tm
     assert correctness.startswith("correctness: failed, status 1")
     assert slow.startswith("slow: out of time after 1 s")
     assert broken.startswith("broken: failed, status 1") and good.startswith("good: done")
+
+
+def test_run_all_ends_its_piece_when_it_is_terminated(tmp_path):
+    command = [sys.executable, BENCHMARKS / "run_all.py", "correctness", "--output", tmp_path]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (tmp_path / "correctness.txt").exists() or not children(process.pid):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    (piece,) = children(process.pid)
+    process.terminate()
+    assert process.wait(20) == 143
+    assert not Path("/proc", piece).exists()
+
+
+def children(pid: int) -> list[str]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if stat.read_text().rpartition(") ")[2].split()[1] == str(pid):
+                found.append(stat.parent.name)
+    return found
 
 
 def test_run_all_plots_no_empty_file(harness, tmp_path):
