@@ -302,6 +302,18 @@ def test_slices_of_larger_buffers(num_workers):
     assert torch.equal(output[:, 24:], before[:, 24:])
 
 
+@pytest.mark.parametrize("device", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_single_output_channel_may_have_any_stride(device, size):
+    """PyTorch leaves the stride of a dimension of size 1 as it was: here that of a column."""
+    input = nhwc(1, 8, 3, 4, dtype=torch.bfloat16)
+    weight = torch.randn(size, size, 8, 1).bfloat16().permute(3, 2, 0, 1)
+    assert weight.shape == (1, 8, size, size) and weight.stride(0) == 1
+    with deeplab_fast.backend("emulated"), machine(1, device):
+        output = dilated_conv2d(input, weight)
+    torch.testing.assert_close(output, F.conv2d(input, weight, padding="same"))
+
+
 @ON_SM90
 def test_weights_at_the_same_address():
     """Descriptions of weights are kept; they are not those of other rows or channels."""

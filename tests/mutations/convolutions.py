@@ -10,6 +10,7 @@ from .guards import (
     MEAN,
     NON_FINITE,
     SCHEDULES,
+    SINGLE_ROW,
     SM90_FORMS,
     Fault,
 )
@@ -631,6 +632,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "csrc/cuda/dilated_conv2d.cu": [
+        Fault(
+            "a single row of weights refused for its stride",
+            "if (o.K > 1) unaligned |= o.weight_stride;",
+            "unaligned |= o.weight_stride;",
+            SINGLE_ROW,
+        ),
         Fault("a partial sum stored as if whole", "if (item.slot >= 0) {", "if (item.slot > 0) {"),
         Fault(
             "offset of a partial sum in 32 bits",
@@ -640,6 +647,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "csrc/cuda/dilated_conv2d_sm90.cu": [
+        Fault(
+            "a single row of weights refused for its stride",
+            "if (o.K > 1) unaligned |= o.weight_stride;",
+            "unaligned |= o.weight_stride;",
+            SINGLE_ROW,
+        ),
         Fault(
             "no fence between the proxies", "          ptx::fence_proxy_async();\n", "", SM90_FORMS
         ),

@@ -66,6 +66,7 @@ REGISTRATION = Guard(
 )
 SCHEDULES = Guard("tests/test_schedules.py tests/test_zones.py schedules or executed", "_C")
 SM90 = Guard("tests/test_dilated_conv2d_sm90.py means or step_is")
+SINGLE_ROW = Guard("tests/test_dilated_conv2d_sm90.py any_stride")
 SM90_FORMS = Guard("tests/test_dilated_conv2d_sm90.py seeds_agree or pipeline or means")
 TRAINING_DATA = Guard("tests/test_training_data.py")
 TRANSFORMS = Guard("tests/test_transforms.py not (compiled or model_and)")
