@@ -28,6 +28,7 @@ from deeplab_fast.cuda_kernels.dilated_conv2d_and_mean import convolve_with_mean
 from deeplab_fast.emulated import machine
 
 from .cases import CONVS, Conv, assert_as_accurate_as, operands
+from .memory import copy_beside_unreadable_page, in_child
 from .test_aspp import convert
 from .test_aspp import definition as aspp_definition
 from .test_aspp import operands as aspp_operands
@@ -179,6 +180,32 @@ def test_epilogue(dtype, num_workers, K):
     )  # fmt: skip
     exact = definition(*(t.double() for t in tensors))
     assert_as_accurate_as(output, definition(*tensors), exact)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_epilogue_reads_nothing_beside_its_operands(after):
+    """Of maps of one pixel the rows past the end would belong to image -1; 21 channels fill no
+    vector. Beside every operand is an unreadable page."""
+    N, C, K = 8, 72, 21
+
+    def beside_page(tensor: Tensor) -> Tensor:
+        return copy_beside_unreadable_page(tensor, after)
+
+    def run() -> None:
+        input = beside_page(nhwc(N, C, 1, 1, dtype=torch.bfloat16))
+        weight = beside_page((torch.randn(K, C, 1, 1) / 8).bfloat16())
+        bias, image_bias = beside_page(torch.randn(K).bfloat16()), beside_page(torch.randn(N, K))
+        output = beside_page(torch.zeros(N, K, 1, 1).bfloat16())
+        with machine(1, "sm_90"):
+            convolve(
+                kernels(1), output, input, [weight], [bias], [(1, 1)],
+                activation="none", residual=output, image_bias=image_bias,
+            )  # fmt: skip
+        expected = F.conv2d(input.float(), weight.float(), bias.float())
+        expected += image_bias[:, :, None, None]
+        torch.testing.assert_close(output, expected.bfloat16())
+
+    in_child(run)
 
 
 @ON_SM90

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .guards import (
+    BESIDE,
     CONV,
     FAR_CONV,
     FAR_DEPTHWISE,
@@ -469,29 +470,6 @@ FAULTS: dict[str, list[Fault]] = {
             NON_FINITE,
         ),
         Fault(
-            "the lower bound of a pair of bf16 drops NaN",
-            "pair = __hmin2_nan(__hmax2_nan(pair, __float2bfloat162_rn(low)), "
-            "__float2bfloat162_rn(high));",
-            "pair = {__float2bfloat16_rn(fmaxf(__bfloat162float(pair.x), low)),\n"
-            "          __float2bfloat16_rn(fmaxf(__bfloat162float(pair.y), low))};\n"
-            "  pair = __hmin2_nan(pair, __float2bfloat162_rn(high));",
-            NON_FINITE,
-        ),
-        Fault(
-            "the bounds of a pair of fp16 drop NaN",
-            "pair = __hmin2_nan(__hmax2_nan(pair, __float2half2_rn(low)), __float2half2_rn(high));",
-            "pair = {__float2half_rn(fminf(fmaxf(__half2float(pair.x), low), high)),\n"
-            "          __float2half_rn(fminf(fmaxf(__half2float(pair.y), low), high))};",
-            NON_FINITE,
-        ),
-        Fault(
-            "no upper bound of a pair of bf16",
-            "pair = __hmin2_nan(__hmax2_nan(pair, __float2bfloat162_rn(low)), "
-            "__float2bfloat162_rn(high));",
-            "pair = __hmax2_nan(pair, __float2bfloat162_rn(low));",
-            NON_FINITE,
-        ),
-        Fault(
             "zeros not multiplied",
             "for (int e = 0; e < kVector; ++e) sum[e] = fmaf(x[e], taps[k * kS + s][e], sum[e]);",
             "for (int e = 0; e < kVector; ++e)\n"
@@ -809,6 +787,24 @@ FAULTS: dict[str, list[Fault]] = {
             "bias of an image of the first row only",
             "image_bias[i % 2] + k",
             "image_bias[0] + k",
+        ),
+        Fault(
+            "bias of the image of a pixel past the end",
+            "int64_t{max(pixel[half], 0) / (shape.H * shape.W)}",
+            "int64_t{pixel[half] / (shape.H * shape.W)}",
+            BESIDE,
+        ),
+        Fault(
+            "bias read past its last channel",
+            "if (p != nullptr && k + 1 < output.K) bias[i].y = p[k + 1];",
+            "if (p != nullptr && k < output.K) bias[i].y = p[k + 1];",
+            BESIDE,
+        ),
+        Fault(
+            "a term read past its last channel",
+            "if (count > 1) sum[1] += to_float(p[1]);",
+            "if (count > 0) sum[1] += to_float(p[1]);",
+            BESIDE,
         ),
         Fault(
             "residual of pixels past the end",
@@ -1354,6 +1350,28 @@ FAULTS: dict[str, list[Fault]] = {
             "b rounded after the first row",
             "if (i == 0 && j % 2 == 0) round",
             "if (i == 1 && j % 2 == 0) round",
+        ),
+    ],
+    "csrc/cuda/pairs.cuh": [
+        Fault(
+            "the lower bound of a pair drops NaN",
+            "return __hmin2_nan(__hmax2_nan(pair, low), high);",
+            "const float2 values = to_floats(pair), bounds = to_floats(low);\n"
+            "  round_to(pair, fmaxf(values.x, bounds.x), fmaxf(values.y, bounds.y));\n"
+            "  return __hmin2_nan(pair, high);",
+        ),
+        Fault(
+            "the upper bound of a pair drops NaN",
+            "return __hmin2_nan(__hmax2_nan(pair, low), high);",
+            "pair = __hmax2_nan(pair, low);\n"
+            "  const float2 values = to_floats(pair), bounds = to_floats(high);\n"
+            "  round_to(pair, fminf(values.x, bounds.x), fminf(values.y, bounds.y));\n"
+            "  return pair;",
+        ),
+        Fault(
+            "no upper bound of a pair",
+            "return __hmin2_nan(__hmax2_nan(pair, low), high);",
+            "return __hmax2_nan(pair, low);",
         ),
     ],
     "csrc/cuda/pixel_means.cu": [

@@ -34,6 +34,7 @@ BACKWARD = Guard(
     "tests/test_dilated_conv2d_backward.py tests/test_dilated_conv2d.py "
     "seeds or backward and emulated"
 )
+BESIDE = Guard("tests/test_dilated_conv2d_sm90.py beside")
 CALLS = Guard(
     "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_tile_edges.py "
     "kernel_calls or workspaces or branches or along"
@@ -102,6 +103,7 @@ GUARDS = {
     "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": WGRAD_SM90,
     "csrc/cuda/elements.cuh": NON_FINITE,
     "csrc/cuda/implicit_gemm.cuh": CONV,
+    "csrc/cuda/pairs.cuh": NON_FINITE,
     "csrc/cuda/pixel_means.cu": ASPP,
     "csrc/cuda/tensor_map.cuh": Guard(
         "tests/test_dilated_conv2d_sm90.py tests/test_cache_keys.py "
