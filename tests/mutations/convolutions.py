@@ -13,6 +13,7 @@ from .guards import (
     SCHEDULES,
     SINGLE_ROW,
     SM90_FORMS,
+    WGRAD_SM90,
     Fault,
 )
 
@@ -664,6 +665,37 @@ FAULTS: dict[str, list[Fault]] = {
             "pixels summed before their copies have come",
             "const bool waits = kArrival == Arrival::kThread || sums != nullptr;",
             "const bool waits = kArrival == Arrival::kThread;",
+            SM90_FORMS,
+        ),
+        Fault(
+            "one lane announces what the others have not fenced",
+            "          __syncwarp();\n          if (lane == 0) ptx::mbarrier_arrive",
+            "          if (lane == 0) ptx::mbarrier_arrive",
+            SM90_FORMS,
+        ),
+        Fault(
+            "one lane fences what copies brought",
+            "if constexpr (kArrival == Arrival::kCopies) ptx::fence_proxy_async();",
+            "if constexpr (kArrival == Arrival::kCopies) if (lane == 0) ptx::fence_proxy_async();",
+            SM90_FORMS,
+        ),
+        Fault(
+            "an item announces from the first stage on",
+            "Place<kStages> arrived = place;",
+            "Place<kStages> arrived;",
+            SM90_FORMS,
+        ),
+        Fault(
+            "both arrivals of a reader at its own block",
+            "ptx::mbarrier_arrive_cluster(&barriers.empty[stage], block);",
+            "ptx::mbarrier_arrive_cluster(&barriers.empty[stage], rank);",
+            SM90_FORMS,
+        ),
+        Fault(
+            "one warp of producers waits for the kernel before",
+            "if (i == first_item) ptx::griddepcontrol_wait();  // the kernel before may write the "
+            "input",
+            "if (i == first_item && warp == 0) ptx::griddepcontrol_wait();",
             SM90_FORMS,
         ),
         Fault(
@@ -1373,6 +1405,20 @@ FAULTS: dict[str, list[Fault]] = {
             "return __hmin2_nan(__hmax2_nan(pair, low), high);",
             "return __hmax2_nan(pair, low);",
         ),
+    ],
+    "csrc/cuda/pipeline.cuh": [
+        Fault(
+            "a block leaves before its last stage was read",
+            "for (int i = 0; i < kStages; ++i) {",
+            "for (int i = 0; i < kStages - 1; ++i) {",
+        ),
+        Fault(
+            "weight gradient: a block leaves before its last stage was read",
+            "for (int i = 0; i < kStages; ++i) {",
+            "for (int i = 0; i < kStages - 1; ++i) {",
+            WGRAD_SM90,
+        ),
+        Fault("the parity of a phase never changes", "    parity ^= 1;\n", ""),
     ],
     "csrc/cuda/pixel_means.cu": [
         Fault(

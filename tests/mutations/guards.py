@@ -104,6 +104,7 @@ GUARDS = {
     "csrc/cuda/elements.cuh": NON_FINITE,
     "csrc/cuda/implicit_gemm.cuh": CONV,
     "csrc/cuda/pairs.cuh": NON_FINITE,
+    "csrc/cuda/pipeline.cuh": SM90_FORMS,
     "csrc/cuda/pixel_means.cu": ASPP,
     "csrc/cuda/tensor_map.cuh": Guard(
         "tests/test_dilated_conv2d_sm90.py tests/test_cache_keys.py "
