@@ -227,9 +227,9 @@ Status upsample_cross_entropy_bwd(void* grad_logits, void* workspace, const floa
                                   DType dtype, void* stream);
 
 // All outputs in one launch, none with pixel_sums. kFloat16 | kBFloat16 | kFloat32, multiplied as
-// tf32, of input, output, residual, weights and biases. in_channels, and all of a ConvSource and of
-// weight_stride, are multiples of 16 bytes; the tensors and the work list are aligned to 16 bytes,
-// the biases need not be.
+// tf32, of input, output, residual, weights and biases. in_channels, all of a ConvSource, and
+// weight_stride if there is more than one row, are multiples of 16 bytes; the tensors and the work
+// list are aligned to 16 bytes, the biases need not be.
 Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           const std::vector<ConvOutput>& outputs,
                           const std::vector<ConvSource>& sources, const ConvWork& work,

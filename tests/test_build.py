@@ -274,6 +274,17 @@ def test_dilated_conv2d_sm90_begins_an_item_with_loads_that_do_not_wait_for_each
         assert Counter(loads[3:]) == {"LDG.E.64": 8, "LDG.E.128": 1}  # pixels; tap
 
 
+def test_dilated_conv2d_sm90_reads_nothing_but_its_work_list_before_it_waits(cuobjdump):
+    """The emulator, which runs one launch after another, would not see a bias loaded too early."""
+    for code in machine_code(cuobjdump, "sm_90a", "dilated_conv2d_fwd_sm90_kernel").values():
+        for role, num_loads in zip(roles(code), (3, 3 + 9)):  # an item; a pixel, or 8 and a tap
+            instructions = [text for block in role.values() for text in block.instructions]
+            before = instructions[: instructions.index("ACQBULK")]
+            accesses = [text for text in before if re.search(r"LDG|STG|UTMALDG|RED|ATOM", text)]
+            assert all(re.search(r"LDG\.E(\.64|\.128)? ", text) for text in accesses), accesses
+            assert len(accesses) == num_loads, accesses
+
+
 def instructions_after_products(code: str, avoids: str) -> Counter[str]:
     """On the longest way of the consumers from the last product to the next item."""
     consumers, _ = roles(code)

@@ -28,6 +28,7 @@ from deeplab_fast.cuda_kernels.dilated_conv2d_and_mean import convolve_with_mean
 from deeplab_fast.emulated import machine
 
 from .cases import CONVS, Conv, assert_as_accurate_as, operands
+from .memory import copy_beside_unreadable_page, in_child
 from .test_aspp import convert
 from .test_aspp import definition as aspp_definition
 from .test_aspp import operands as aspp_operands
@@ -181,6 +182,32 @@ def test_epilogue(dtype, num_workers, K):
     assert_as_accurate_as(output, definition(*tensors), exact)
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_epilogue_reads_nothing_beside_its_operands(after):
+    """Of maps of one pixel the rows past the end would belong to image -1; 21 channels fill no
+    vector. Beside every operand is an unreadable page."""
+    N, C, K = 8, 72, 21
+
+    def beside_page(tensor: Tensor) -> Tensor:
+        return copy_beside_unreadable_page(tensor, after)
+
+    def run() -> None:
+        input = beside_page(nhwc(N, C, 1, 1, dtype=torch.bfloat16))
+        weight = beside_page((torch.randn(K, C, 1, 1) / 8).bfloat16())
+        bias, image_bias = beside_page(torch.randn(K).bfloat16()), beside_page(torch.randn(N, K))
+        output = beside_page(torch.zeros(N, K, 1, 1).bfloat16())
+        with machine(1, "sm_90"):
+            convolve(
+                kernels(1), output, input, [weight], [bias], [(1, 1)],
+                activation="none", residual=output, image_bias=image_bias,
+            )  # fmt: skip
+        expected = F.conv2d(input.float(), weight.float(), bias.float())
+        expected += image_bias[:, :, None, None]
+        torch.testing.assert_close(output, expected.bfloat16())
+
+    in_child(run)
+
+
 @ON_SM90
 @DTYPES
 def test_backward(dtype):
@@ -300,6 +327,18 @@ def test_slices_of_larger_buffers(num_workers):
     expected = F.conv2d(buffer[:, 24:96], weight[:, 8:80])
     torch.testing.assert_close(output[:, :24], expected)
     assert torch.equal(output[:, 24:], before[:, 24:])
+
+
+@pytest.mark.parametrize("device", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_single_output_channel_may_have_any_stride(device, size):
+    """PyTorch leaves the stride of a dimension of size 1 as it was: here that of a column."""
+    input = nhwc(1, 8, 3, 4, dtype=torch.bfloat16)
+    weight = torch.randn(size, size, 8, 1).bfloat16().permute(3, 2, 0, 1)
+    assert weight.shape == (1, 8, size, size) and weight.stride(0) == 1
+    with deeplab_fast.backend("emulated"), machine(1, device):
+        output = dilated_conv2d(input, weight)
+    torch.testing.assert_close(output, F.conv2d(input, weight, padding="same"))
 
 
 @ON_SM90

@@ -76,7 +76,8 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
   static_assert(kBlocksPerSM * (kConvSmem + 1024) <= 164 * 1024, "what an SM has on sm_80");
   int64_t unaligned = shape.in_channels;
   for (const ConvSource& s : operands.sources) unaligned |= s.C | s.first_channel | s.first_weight;
-  for (const ConvOutput& o : operands.outputs) unaligned |= o.weight_stride;
+  for (const ConvOutput& o : operands.outputs)
+    if (o.K > 1) unaligned |= o.weight_stride;
   if (unaligned % kChunk<T> != 0)
     return {"dilated_conv2d_fwd", "input channels must be a multiple of 16 bytes"};
   auto* tensor = static_cast<T*>(output);

@@ -463,7 +463,8 @@ Status dilated_conv2d_fwd_sm90(void* output, float* partial_sums, const void* in
   if (work.num_items == 0) return {};
   int64_t unaligned = shape.in_channels;
   for (const ConvSource& s : sources) unaligned |= s.C | s.first_channel | s.first_weight;
-  for (const ConvOutput& o : outputs) unaligned |= o.weight_stride;
+  for (const ConvOutput& o : outputs)
+    if (o.K > 1) unaligned |= o.weight_stride;
   if (unaligned % kChunk != 0) return {kName, "input channels must be a multiple of 16 bytes"};
   if (work.tile_items == nullptr || work.listed_pixels == nullptr)
     return {kName, "the work list is that of another kernel"};

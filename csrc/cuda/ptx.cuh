@@ -148,8 +148,9 @@ __device__ __forceinline__ float ex2_approx(float x) {
 
 // For launches that overlap. wait returns when the kernel before has ended and what it wrote can be
 // seen, in other launches at once. launch_dependents, in all blocks that have not ended, lets the
-// next kernel start: here always after the wait, so that before its own a kernel can read what
-// was there before the last.
+// next kernel start, and a kernel may call it before its own wait: then three of them run at once.
+// So before the wait a kernel reads only what no kernel writes, such as its work list. Every kernel
+// that overlaps has to wait in some thread: only then has everything before it ended as well.
 __device__ __forceinline__ void griddepcontrol_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .guards import (
+    BESIDE,
     CONV,
     FAR_CONV,
     FAR_DEPTHWISE,
@@ -10,7 +11,9 @@ from .guards import (
     MEAN,
     NON_FINITE,
     SCHEDULES,
+    SINGLE_ROW,
     SM90_FORMS,
+    WGRAD_SM90,
     Fault,
 )
 
@@ -468,29 +471,6 @@ FAULTS: dict[str, list[Fault]] = {
             NON_FINITE,
         ),
         Fault(
-            "the lower bound of a pair of bf16 drops NaN",
-            "pair = __hmin2_nan(__hmax2_nan(pair, __float2bfloat162_rn(low)), "
-            "__float2bfloat162_rn(high));",
-            "pair = {__float2bfloat16_rn(fmaxf(__bfloat162float(pair.x), low)),\n"
-            "          __float2bfloat16_rn(fmaxf(__bfloat162float(pair.y), low))};\n"
-            "  pair = __hmin2_nan(pair, __float2bfloat162_rn(high));",
-            NON_FINITE,
-        ),
-        Fault(
-            "the bounds of a pair of fp16 drop NaN",
-            "pair = __hmin2_nan(__hmax2_nan(pair, __float2half2_rn(low)), __float2half2_rn(high));",
-            "pair = {__float2half_rn(fminf(fmaxf(__half2float(pair.x), low), high)),\n"
-            "          __float2half_rn(fminf(fmaxf(__half2float(pair.y), low), high))};",
-            NON_FINITE,
-        ),
-        Fault(
-            "no upper bound of a pair of bf16",
-            "pair = __hmin2_nan(__hmax2_nan(pair, __float2bfloat162_rn(low)), "
-            "__float2bfloat162_rn(high));",
-            "pair = __hmax2_nan(pair, __float2bfloat162_rn(low));",
-            NON_FINITE,
-        ),
-        Fault(
             "zeros not multiplied",
             "for (int e = 0; e < kVector; ++e) sum[e] = fmaf(x[e], taps[k * kS + s][e], sum[e]);",
             "for (int e = 0; e < kVector; ++e)\n"
@@ -631,6 +611,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "csrc/cuda/dilated_conv2d.cu": [
+        Fault(
+            "a single row of weights refused for its stride",
+            "if (o.K > 1) unaligned |= o.weight_stride;",
+            "unaligned |= o.weight_stride;",
+            SINGLE_ROW,
+        ),
         Fault("a partial sum stored as if whole", "if (item.slot >= 0) {", "if (item.slot > 0) {"),
         Fault(
             "offset of a partial sum in 32 bits",
@@ -640,6 +626,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "csrc/cuda/dilated_conv2d_sm90.cu": [
+        Fault(
+            "a single row of weights refused for its stride",
+            "if (o.K > 1) unaligned |= o.weight_stride;",
+            "unaligned |= o.weight_stride;",
+            SINGLE_ROW,
+        ),
         Fault(
             "no fence between the proxies", "          ptx::fence_proxy_async();\n", "", SM90_FORMS
         ),
@@ -673,6 +665,37 @@ FAULTS: dict[str, list[Fault]] = {
             "pixels summed before their copies have come",
             "const bool waits = kArrival == Arrival::kThread || sums != nullptr;",
             "const bool waits = kArrival == Arrival::kThread;",
+            SM90_FORMS,
+        ),
+        Fault(
+            "one lane announces what the others have not fenced",
+            "          __syncwarp();\n          if (lane == 0) ptx::mbarrier_arrive",
+            "          if (lane == 0) ptx::mbarrier_arrive",
+            SM90_FORMS,
+        ),
+        Fault(
+            "one lane fences what copies brought",
+            "if constexpr (kArrival == Arrival::kCopies) ptx::fence_proxy_async();",
+            "if constexpr (kArrival == Arrival::kCopies) if (lane == 0) ptx::fence_proxy_async();",
+            SM90_FORMS,
+        ),
+        Fault(
+            "an item announces from the first stage on",
+            "Place<kStages> arrived = place;",
+            "Place<kStages> arrived;",
+            SM90_FORMS,
+        ),
+        Fault(
+            "both arrivals of a reader at its own block",
+            "ptx::mbarrier_arrive_cluster(&barriers.empty[stage], block);",
+            "ptx::mbarrier_arrive_cluster(&barriers.empty[stage], rank);",
+            SM90_FORMS,
+        ),
+        Fault(
+            "one warp of producers waits for the kernel before",
+            "if (i == first_item) ptx::griddepcontrol_wait();  // the kernel before may write the "
+            "input",
+            "if (i == first_item && warp == 0) ptx::griddepcontrol_wait();",
             SM90_FORMS,
         ),
         Fault(
@@ -796,6 +819,24 @@ FAULTS: dict[str, list[Fault]] = {
             "bias of an image of the first row only",
             "image_bias[i % 2] + k",
             "image_bias[0] + k",
+        ),
+        Fault(
+            "bias of the image of a pixel past the end",
+            "int64_t{max(pixel[half], 0) / (shape.H * shape.W)}",
+            "int64_t{pixel[half] / (shape.H * shape.W)}",
+            BESIDE,
+        ),
+        Fault(
+            "bias read past its last channel",
+            "if (p != nullptr && k + 1 < output.K) bias[i].y = p[k + 1];",
+            "if (p != nullptr && k < output.K) bias[i].y = p[k + 1];",
+            BESIDE,
+        ),
+        Fault(
+            "a term read past its last channel",
+            "if (count > 1) sum[1] += to_float(p[1]);",
+            "if (count > 0) sum[1] += to_float(p[1]);",
+            BESIDE,
         ),
         Fault(
             "residual of pixels past the end",
@@ -1342,6 +1383,42 @@ FAULTS: dict[str, list[Fault]] = {
             "if (i == 0 && j % 2 == 0) round",
             "if (i == 1 && j % 2 == 0) round",
         ),
+    ],
+    "csrc/cuda/pairs.cuh": [
+        Fault(
+            "the lower bound of a pair drops NaN",
+            "return __hmin2_nan(__hmax2_nan(pair, low), high);",
+            "const float2 values = to_floats(pair), bounds = to_floats(low);\n"
+            "  round_to(pair, fmaxf(values.x, bounds.x), fmaxf(values.y, bounds.y));\n"
+            "  return __hmin2_nan(pair, high);",
+        ),
+        Fault(
+            "the upper bound of a pair drops NaN",
+            "return __hmin2_nan(__hmax2_nan(pair, low), high);",
+            "pair = __hmax2_nan(pair, low);\n"
+            "  const float2 values = to_floats(pair), bounds = to_floats(high);\n"
+            "  round_to(pair, fminf(values.x, bounds.x), fminf(values.y, bounds.y));\n"
+            "  return pair;",
+        ),
+        Fault(
+            "no upper bound of a pair",
+            "return __hmin2_nan(__hmax2_nan(pair, low), high);",
+            "return __hmax2_nan(pair, low);",
+        ),
+    ],
+    "csrc/cuda/pipeline.cuh": [
+        Fault(
+            "a block leaves before its last stage was read",
+            "for (int i = 0; i < kStages; ++i) {",
+            "for (int i = 0; i < kStages - 1; ++i) {",
+        ),
+        Fault(
+            "weight gradient: a block leaves before its last stage was read",
+            "for (int i = 0; i < kStages; ++i) {",
+            "for (int i = 0; i < kStages - 1; ++i) {",
+            WGRAD_SM90,
+        ),
+        Fault("the parity of a phase never changes", "    parity ^= 1;\n", ""),
     ],
     "csrc/cuda/pixel_means.cu": [
         Fault(

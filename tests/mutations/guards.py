@@ -34,6 +34,7 @@ BACKWARD = Guard(
     "tests/test_dilated_conv2d_backward.py tests/test_dilated_conv2d.py "
     "seeds or backward and emulated"
 )
+BESIDE = Guard("tests/test_dilated_conv2d_sm90.py beside")
 CALLS = Guard(
     "tests/test_kernel_calls.py tests/test_workspaces.py tests/test_tile_edges.py "
     "kernel_calls or workspaces or branches or along"
@@ -66,6 +67,7 @@ REGISTRATION = Guard(
 )
 SCHEDULES = Guard("tests/test_schedules.py tests/test_zones.py schedules or executed", "_C")
 SM90 = Guard("tests/test_dilated_conv2d_sm90.py means or step_is")
+SINGLE_ROW = Guard("tests/test_dilated_conv2d_sm90.py any_stride")
 SM90_FORMS = Guard("tests/test_dilated_conv2d_sm90.py seeds_agree or pipeline or means")
 TRAINING_DATA = Guard("tests/test_training_data.py")
 TRANSFORMS = Guard("tests/test_transforms.py not (compiled or model_and)")
@@ -101,6 +103,8 @@ GUARDS = {
     "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": WGRAD_SM90,
     "csrc/cuda/elements.cuh": NON_FINITE,
     "csrc/cuda/implicit_gemm.cuh": CONV,
+    "csrc/cuda/pairs.cuh": NON_FINITE,
+    "csrc/cuda/pipeline.cuh": SM90_FORMS,
     "csrc/cuda/pixel_means.cu": ASPP,
     "csrc/cuda/tensor_map.cuh": Guard(
         "tests/test_dilated_conv2d_sm90.py tests/test_cache_keys.py "
