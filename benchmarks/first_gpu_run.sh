@@ -62,7 +62,7 @@ part() {
 }
 
 missing() {  # which of these modules Python cannot find
-  "$python" - "$@" <<'END'
+  timeout -k 5 30 "$python" - "$@" <<'END'
 import importlib.util, sys
 print(*(name for name in sys.argv[1:] if not importlib.util.find_spec(name)))
 END

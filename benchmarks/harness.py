@@ -435,17 +435,16 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, "-dirty" with local changes; without .git what the file COMMIT says.
+    """The checkout's commit, "-dirty" with local changes.
 
-    "-" where there is neither.
+    Where git cannot say (no .git came along, git is missing or distrusts the files' owner), what
+    the file COMMIT says; "-" where there is none.
     """
-    if not (ROOT / ".git").exists():
-        file = ROOT / "COMMIT"
-        return file.read_text().strip() if file.exists() else "-"
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "-"
+    if (ROOT / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(
+                ["git", "describe", "--always", "--dirty", "--exclude=*"],
+                cwd=ROOT, capture_output=True, text=True, check=True,
+            ).stdout.strip()  # fmt: skip
+    file = ROOT / "COMMIT"
+    return file.read_text().strip() if file.exists() else "-"

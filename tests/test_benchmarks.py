@@ -166,8 +166,11 @@ def test_choices_measure_the_shapes_that_are_named(choosing, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize("file, commit", [("abc1234-dirty\n", "abc1234-dirty"), (None, "-")])
-def test_commit_of_a_tree_without_git(harness, monkeypatch, tmp_path, file, commit):
+@pytest.mark.parametrize("git", ["absent", "unusable"])
+def test_commit_of_a_tree_without_git(harness, monkeypatch, tmp_path, file, commit, git):
     monkeypatch.setattr(harness, "ROOT", tmp_path)
+    if git == "unusable":
+        (tmp_path / ".git").write_text("gitdir: nowhere")
     if file is not None:
         (tmp_path / "COMMIT").write_text(file)
     assert harness.commit() == commit

@@ -280,6 +280,11 @@ def test_at_the_limit_of_all_what_was_done_is_written(tmp_path, faulty):
     }
 
 
+def test_a_limit_of_nothing_runs_nothing(tmp_path):
+    reached = "the limit of the whole run was reached"
+    assert gpu_check(tmp_path, ["argmax"], "--limit", "0") == {"argmax": ("not run", reached)}
+
+
 def test_what_cannot_run_is_skipped_and_no_pass(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(backends._availability, "emulated", lambda device: "no such GPU")
     assert gpu_check(tmp_path, ["argmax"]) == {"argmax": ("skipped", "no such GPU")}
