@@ -38,6 +38,7 @@ def test_makespans(jobs, num_workers, makespan):
         ([(100, 1)] * 3, 2, 162),  # one sum in two pieces
         ([(72, 4)] * 18, 66, 98),
         ([(20, 1)] * 7, 3, 64),
+        ([(27, 3), (30, 1), (53, 2), (30, 1)], 4, 79),  # 82 where pieces of a few steps are cut
     ],
 )
 def test_makespans_of_items_with_an_overhead(jobs, num_workers, makespan):
@@ -54,7 +55,7 @@ def test_sums_are_split_for_one_percent_or_more():
     assert num_slots > 0 and makespan < 990
 
 
-def test_no_piece_is_shorter_than_its_overhead():
+def test_every_slot_has_its_piece_and_no_worker_far_more_than_its_share():
     for steps in range(1, 60):
         for num_workers in (2, 3, 8):
             result = _C.zones.schedule([(steps, 1), (17, 2)], num_workers, 8)

@@ -29,6 +29,12 @@ FAULTS: dict[str, list[Fault]] = {
             "const int64_t piece = limit - used - overheads.item - overheads.split;",
             "const int64_t piece = limit - used - overheads.split;",
         ),
+        Fault(
+            "pieces shorter than it takes to write and add them",
+            "const int64_t shortest = std::max<int64_t>(1, overheads.split);",
+            "const int64_t shortest = 1;",
+            SCHEDULES,
+        ),
         Fault("zone edge off by one", "d < 0 ? -d : size - d", "d < 0 ? -d : size - d - 1"),
         Fault("zone edge of negative taps off by one", "d < 0 ? -d :", "d < 0 ? 1 - d :"),
         Fault(
