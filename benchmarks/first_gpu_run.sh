@@ -3,8 +3,8 @@
 # it, the most telling parts first. Each part has a time limit. When one fails or hangs, the next
 # one runs all the same; only without a build there is nothing to run.
 #
-#   benchmarks/first_gpu_run.sh first OUT    the CUDA kernels: correctness, speed, sanitizer, tests
-#   benchmarks/first_gpu_run.sh second OUT   tests against cuDNN, the automatic choice, Triton
+#   benchmarks/first_gpu_run.sh first OUT    the CUDA kernels: correctness, speed, tests
+#   benchmarks/first_gpu_run.sh second OUT   tests against cuDNN, the automatic choice, compute-sanitizer, Triton
 #
 # Either takes at most 400 s. The folder OUT gets summary.txt with a line for each part, log.txt with
 # what all parts printed, and the reports of gpu_check.py. All are written as the run goes on.
@@ -127,8 +127,7 @@ cuda=(sm90 argmax cross-entropy depthwise sm80)
 
 if [ "$1" = first ]; then
   tests conformance 60 -n 0 test_emulator.py test_emulator_hopper.py -k conformance
-  check check 220 --family-limit 40 --time --variants --sanitize memcheck racecheck \
-    --families "${cuda[@]}"
+  check check 180 --family-limit 40 --time --variants --families "${cuda[@]}"
   tests sm80 60 "${convolutions[@]}" -k sm80
   tests upsampling 60 "${upsampling[@]}" -k "cuda and not triton"
   tests sm90 60 "${convolutions[@]}" -k "cuda and not sm80 and not triton"
@@ -136,6 +135,8 @@ else
   tests cudnn 120 test_cudnn_reference.py
   part choices 120 "$python" "$root/benchmarks/measure_choices.py" --dtype bf16 --batch 8 \
     --output "$out/choices" --table "$out/measured.csv"
+  check check-sanitizer 110 --family-limit 40 --sanitize memcheck racecheck \
+    --families "${cuda[@]}"
   check check-triton 120 --time --families triton
   tests triton 90 test_triton.py "${upsampling[@]}" "${convolutions[@]}" -k triton
   tests all 400 .
