@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 namespace deeplab_fast::cuda {
@@ -25,13 +26,17 @@ __device__ inline void round_to(__nv_bfloat162& result, float x, float y) {
 
 template <typename P>
 __device__ uint32_t bits_of(P pair) {
-  static_assert(sizeof(P) == sizeof(uint32_t), "a register");
-  return *reinterpret_cast<const uint32_t*>(&pair);
+  uint32_t bits;
+  static_assert(sizeof(P) == sizeof(bits), "a register");
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
 }
 
 template <typename T>
 __device__ Pair<T> pair_of(uint32_t bits) {
-  return *reinterpret_cast<const Pair<T>*>(&bits);
+  Pair<T> pair;
+  memcpy(&pair, &bits, sizeof(pair));
+  return pair;
 }
 
 // NaN stays NaN.
