@@ -28,6 +28,7 @@ FAULTS: dict[str, list[Fault]] = {
             "pieces fill a worker without their overhead",
             "const int64_t piece = limit - used - overheads.item - overheads.split;",
             "const int64_t piece = limit - used - overheads.split;",
+            SCHEDULES,
         ),
         Fault(
             "pieces shorter than it takes to write and add them",
