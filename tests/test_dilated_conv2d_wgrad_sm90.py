@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 # Of (input, [(K, R, S)], rates): channels past the ends of chunks, of a block and of an item;
 # branches that begin inside of a chunk; boxes over every edge of a rectangle and past the last
-# image; taps that are never inside.
+# image; taps that are never inside; pieces of a sum that begin in a later image.
 CASES = [
     ((1, 8, 1, 1), [(8, 3, 3)], [1]),
     ((2, 8, 11, 1), [(8, 3, 3)], [2]),
@@ -34,6 +34,7 @@ CASES = [
     ((1, 72, 9, 9), [(133, 1, 3)], [2]),
     ((1, 264, 5, 4), [(8, 1, 1)], [1]),
     ((1, 8, 6, 5), [(264, 1, 1), (8, 1, 1)], [1, 1]),
+    ((1300, 8, 1, 1), [(8, 1, 1)], [1]),
     ((8, 8, 17, 13), [(136, 1, 1)], [1]),
 ]
 
@@ -77,6 +78,36 @@ def test_sums_are_split():
         work_lists.wgrad_work_list(*arguments, n, work_lists.WGRAD_SM90).num_slots for n in (1, 24)
     ]
     assert slots[0] == 0 and slots[1] > 2
+
+
+def test_items_with_their_boxes():
+    """What the kernel reads of an item and its rectangle, against where it is copied from."""
+    N, H, W = plane = 40, 9, 21
+    work_list = work_lists.wgrad_work_list(
+        plane, ((1, 3, 1, 2), (1, 1, 1, 1)), 264, (264, 8), torch.bfloat16, CPU, 36,
+        work_lists.WGRAD_SM90,
+    )  # fmt: skip
+    rectangles, items, _, _, box_items = work_list.tensors
+    box_x, box_y, box_n = work_lists.best_box(
+        N, [(h, w) for *_, h, w in rectangles.view(-1, 8).tolist()], _C.WGRAD_BOX_SM90
+    )
+    starts = set()
+    for row, item in zip(box_items.tolist(), items.view(-1, 6).tolist(), strict=True):
+        job, block, first_step, num_steps, slot, _ = item
+        dy, dx, branch, index, y, x, h, w = rectangles.view(-1, 8)[job].tolist()
+        boxes = [
+            (box_row, column, n)
+            for n in range(0, N + 2 * box_n, box_n)
+            for box_row in range(-(-h // box_y))
+            for column in range(-(-w // box_x))
+        ]
+        starts.add(boxes[2 * first_step])
+        rows, columns = boxes[-1][0] + 1, boxes[-1][1] + 1
+        assert row == [
+            slot, num_steps, branch, index, block // 2 * 256, block % 2 * 256, dy, dx, y, x,
+            rows, columns, *boxes[2 * first_step], 0,
+        ]  # fmt: skip
+    assert box_n < N and all(max(values) > 0 for values in zip(*starts))
 
 
 def test_pipeline_on_more_seeds():

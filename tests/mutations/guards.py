@@ -95,7 +95,7 @@ GUARDS = {
     "csrc/cuda/dilated_conv2d.cu": CONV,
     "csrc/cuda/dilated_conv2d_sm90.cu": Guard(
         "tests/test_races.py tests/test_dilated_conv2d_sm90.py "
-        "sm_90 or seeds_agree or pipeline or epilogue or means"
+        "sm_90 or seeds_agree or pipeline or epilogue or means or between_vectors"
     ),
     "csrc/cuda/dilated_conv2d_wgrad.cu": Guard(
         "tests/test_races.py tests/test_dilated_conv2d_backward.py sums or emulated"
@@ -140,7 +140,8 @@ GUARDS = {
     "deeplab_fast/cuda_kernels/upsample_cross_entropy.py": ENTROPY,
     "deeplab_fast/cuda_kernels/work_lists.py": Guard(
         "tests/test_kernel_calls.py tests/test_cache_keys.py tests/test_dilated_conv2d_sm90.py "
-        "tests/test_dilated_conv2d_wgrad_sm90.py kernel_calls or convolutions or boxes or fp32"
+        "tests/test_dilated_conv2d_wgrad_sm90.py "
+        "kernel_calls or convolutions or boxes or fp32 or their_tiles or beyond_16_bits"
     ),
     "deeplab_fast/measured.py": MEASURED,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
