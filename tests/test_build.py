@@ -309,8 +309,8 @@ def test_epilogue_of_dilated_conv2d_sm90_is_short(cuobjdump):
 def test_epilogue_of_weight_gradient_sm90_is_short(cuobjdump):
     for code in machine_code(cuobjdump, "sm_90a", "dilated_conv2d_wgrad_sm90_kernel").values():
         whole = instructions_after_products(code, r"STG\.E\.64")
-        assert whole["STSM.16.M88.4"] == 16 and code.count("STG.E.128") == 16
-        assert sum(whole.values()) <= 380
+        assert whole["STSM.16.M88.4"] == whole["STG.E.128"] == 16
+        assert sum(whole.values()) <= 450
         _, producers = roles(code)
         assert not any(block.has(r"MUFU|I2F|CALL") for block in producers.values())
 

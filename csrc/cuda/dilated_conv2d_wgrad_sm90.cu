@@ -122,9 +122,6 @@ __device__ void store_sums(const float (&sum)[kBlockN / 2], float* partial_sums,
     return;
   }
   const int first_k = item.k + first_row;
-  const auto row_elements = static_cast<uint32_t>(branch.num_taps) * static_cast<uint32_t>(shape.C);
-  T* first = static_cast<T*>(branch.grad_weight) + static_cast<int64_t>(first_k) * row_elements +
-             static_cast<int64_t>(item.index) * shape.C + item.c;
 #pragma unroll
   for (int part = 0; part < kBlockN; part += kStagedCols) {
     store_rows<T>(
@@ -138,8 +135,9 @@ __device__ void store_sums(const float (&sum)[kBlockN / 2], float* partial_sums,
         [&](int row, int col, const Vector<T, 8>& chunk) {
           const int k = first_k + row, c = item.c + part + col;
           if (k >= branch.K || c >= shape.C) return;
-          T* weight = first + uint64_t{static_cast<uint32_t>(row)} * row_elements + part + col;
-          *reinterpret_cast<Vector<T, 8>*>(weight) = chunk;
+          T* weight = static_cast<T*>(branch.grad_weight) +
+                      (static_cast<int64_t>(k) * branch.num_taps + item.index) * shape.C;
+          *reinterpret_cast<Vector<T, 8>*>(weight + c) = chunk;
         });
   }
 }

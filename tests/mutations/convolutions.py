@@ -1212,8 +1212,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "offset of a weight in 32 bits",
-            "static_cast<int64_t>(first_k) * row_elements",
-            "first_k * row_elements",
+            "(static_cast<int64_t>(k) * branch.num_taps + item.index)",
+            "(k * branch.num_taps + item.index)",
             FAR_CONV,
         ),
         Fault(
