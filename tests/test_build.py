@@ -310,7 +310,7 @@ def test_epilogue_of_weight_gradient_sm90_is_short(cuobjdump):
     for code in machine_code(cuobjdump, "sm_90a", "dilated_conv2d_wgrad_sm90_kernel").values():
         whole = instructions_after_products(code, r"STG\.E\.64")
         assert whole["STSM.16.M88.4"] == whole["STG.E.128"] == 16
-        assert sum(whole.values()) <= 450
+        assert sum(whole.values()) <= 500
         _, producers = roles(code)
         assert not any(block.has(r"MUFU|I2F|CALL") for block in producers.values())
 
