@@ -490,13 +490,6 @@ FAULTS: dict[str, list[Fault]] = {
             FAR_UPSAMPLING,
         ),
         Fault(
-            "offset of a tile's source in 32 bits",
-            "logits + blockIdx.z * shape.stride_N + row * shape.stride_H + col * shape.stride_W;",
-            "logits + static_cast<int>(blockIdx.z * shape.stride_N + row * shape.stride_H) +\n"
-            "        static_cast<int>(col * shape.stride_W);",
-            FAR_UPSAMPLING,
-        ),
-        Fault(
             "offset of a tile's labels in 32 bits",
             "labels += (blockIdx.z * shape.out_H + y) * shape.out_W + x;",
             "labels += static_cast<int>((blockIdx.z * shape.out_H + y) * shape.out_W + x);",
@@ -1007,7 +1000,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault(
             "number of a pixel in 32 bits",
             "const int64_t i = (block * kThreads + threadIdx.x) / kLanesPerPixel;",
-            "const int i = static_cast<uint32_t>(block * kThreads + threadIdx.x) / kLanesPerPixel;",
+            "const int64_t i = static_cast<uint32_t>(block * kThreads + threadIdx.x) / kLanesPerPixel;",
             FAR_UPSAMPLING,
         ),
         Fault(
