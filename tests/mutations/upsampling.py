@@ -1000,7 +1000,8 @@ FAULTS: dict[str, list[Fault]] = {
         Fault(
             "number of a pixel in 32 bits",
             "const int64_t i = (block * kThreads + threadIdx.x) / kLanesPerPixel;",
-            "const int64_t i = static_cast<uint32_t>(block * kThreads + threadIdx.x) / kLanesPerPixel;",
+            "const int64_t i =\n"
+            "        static_cast<uint32_t>(block * kThreads + threadIdx.x) / kLanesPerPixel;",
             FAR_UPSAMPLING,
         ),
         Fault(
