@@ -92,7 +92,7 @@ def backward_arguments(direction: str, *place: Any) -> tuple[Any, ...]:
 
 
 def projection_arguments(size: Size, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
-    """Of four branches; the weight has a fifth, the pooled one's, that it skips from row to row."""
+    """The projection of four branches; rows of its weight also have the pooled branch's columns."""
     channels = size.shape.channels
     joined = size.shape._replace(in_channels=4 * channels)
     x = cases.features(joined, size.batch, dtype, device)

@@ -28,7 +28,7 @@ EMULATED_ON = {"cuda/sm90": "sm_90", "cuda/sm80": "sm_80", "cuda": "sm_80"}
 # Two versions of dilated_conv2d_fwd_sm90: either the threads that copy pixels signal that these
 # have arrived, or the copies themselves do.
 FORMS = {"threads arrive": False, "copies arrive": True}
-SEED = 1  # of the emulator: copies land as late as their waits allow
+SEED = 1  # the emulator's: copies land as late as their waits allow
 
 # The error, relative to the largest |truth|, that rounding to a dtype alone can cause. As in
 # tests/cases.py; tf32 has as many mantissa bits as fp16.
@@ -36,7 +36,7 @@ ROUNDING = {"fp32": 1e-6, "tf32": 1e-3, "fp16": 1e-3, "bf16": 8e-3}
 
 
 class Place(NamedTuple):
-    """Where families run: on the GPU, or on the CPU in the emulator and Triton's interpreter."""
+    """The device that families run on: the GPU, or the CPU with emulator and interpreter."""
 
     device: torch.device
 
@@ -254,7 +254,7 @@ def longest_worker(run: Run) -> int:
 
 
 def ceilings() -> Iterator[dict[str, Any]]:
-    """What the floors are made of: FLOP/s of matrix products, bytes per second of a copy."""
+    """The rates that lower bounds divide by: matrix products in FLOP/s, a copy in bytes/s."""
     for dtype in ("bf16", "tf32"):
         with harness.tf32(dtype == "tf32"):
             rate = matmul_roof(GPU.device, harness.DTYPES[dtype], 8192)

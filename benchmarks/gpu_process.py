@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 # Seconds for a process to be gone after SIGKILL. One that waits inside a driver may never be.
 _GRACE = 5.0
 

@@ -54,7 +54,7 @@ def printed(lines: Iterable[str]) -> Iterator[str]:
 
 
 def sanitizer_rows(tool: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """What the output of compute-sanitizer over gpu_measure.py says.
+    """Read the output of compute-sanitizer over gpu_measure.py.
 
     Where the tool cannot watch this GPU the program may run all the same: no family passes then.
     """

@@ -120,7 +120,7 @@ def plot_what_ran_out_of_time(folder: Path) -> None:
         picture = file.with_suffix(".png")
         if picture.exists() or file.name.startswith(CHOICES):
             continue
-        with contextlib.suppress(ImportError):  # of matplotlib, which the benchmarks name
+        with contextlib.suppress(ImportError):  # matplotlib may be absent; benchmarks say so
             import plot
 
             header, rows = plot.read(file)

@@ -62,7 +62,8 @@ struct ConvWork {
   int32_t num_items, num_reductions;
   const int32_t* first_items;  // [num_workers + 1]: where a worker's items begin
   int32_t num_workers;
-  // For compute capability 9.0 only, in the place of pixels, tiles and items; no worker is idle.
+  // The kernel for compute capability 9.0 reads these in the place of pixels, tiles and items; its
+  // reduction reads pixels and tiles. No worker is idle.
   const ListedPixel* listed_pixels;
   const TileItem* tile_items;
 };

@@ -450,8 +450,8 @@ struct EqualPieces {
   }
 };
 
-// What an item costs besides its steps, counted in steps: each one, and a piece of a split sum
-// more, which is written and read back.
+// The cost of an item besides its steps, counted in steps: `item` for each one, and `split` more
+// for a piece of a split sum, which is written and read back.
 struct Overheads {
   int32_t item, split;
 };

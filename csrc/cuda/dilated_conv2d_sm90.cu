@@ -174,7 +174,7 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
               full, {next_c, tap.index, item.block * kBlockN + rank * (kBlockN / kBlocks)},
               (1 << kBlocks) - 1);
         }
-        // Where a thread has no channels, no row of the map is inside.
+        // A thread without channels takes no row of the map to be inside.
         const ConvSource& source = operands.sources[tap.branch];
         const int c = next_c + chunk * kChunk, rows = c < source.C ? shape.H : 0;
         const T* channels = input + source.first_channel + (c < source.C ? c : 0);

@@ -43,7 +43,7 @@ constexpr int kBlockK = kConvStepBytes / sizeof(T);  // pixels
 template <typename T>
 constexpr int kChunk = 16 / sizeof(T);  // elements of a copy
 
-// What a warp multiplies of half a step: sum[m, n] += rows[pixel, m] cols[pixel, n].
+// Operands of a warp for half a step: sum[m, n] += rows[pixel, m] cols[pixel, n].
 struct Fragments {
   uint32_t a[kTilesM][4], b[kTilesN / 2][4];
 };

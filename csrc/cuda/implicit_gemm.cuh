@@ -75,7 +75,7 @@ __device__ inline int sum_at(int row, int col) {
   return row * kBlockN + ((col / 4) ^ (row % 8 * 2)) * 4 + col % 4;
 }
 
-// What a warp multiplies of half a step.
+// Operands of a warp for half a step.
 struct Fragments {
   uint32_t a[kTilesM][4], b[kTilesN / 2][4];
 };

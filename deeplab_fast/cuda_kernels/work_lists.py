@@ -221,7 +221,7 @@ def items_of_workers(schedule: dict[str, Any], kernel: ConvKernel) -> tuple[Tens
 def listed_pixels(pixels: Tensor, plane: tuple[int, int, int]) -> Tensor:
     """Rows of zones.h's ``ListedPixel``."""
     _, H, W = plane
-    return torch.stack([pixels, pixels // W % H << 16 | pixels % W], dim=1).int()
+    return torch.stack([pixels, pixels // W % H << 16 | pixels % W], dim=1)
 
 
 def tile_items(
