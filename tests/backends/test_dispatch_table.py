@@ -144,7 +144,7 @@ def test_the_table_is_read_once_and_shapes_only_where_something_was_measured(tab
 )
 def test_a_file_that_is_no_table_is_named(table, text, message):
     dispatch_table.PATH.write_text(text.format(head=",".join(dispatch_table.Row._fields)))
-    with pytest.raises(ValueError, match=rf"measured\.csv.*{message}"):
+    with pytest.raises(ValueError, match=rf"dispatch_table\.csv.*{message}"):
         chosen()
 
 

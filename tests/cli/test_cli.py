@@ -681,7 +681,8 @@ def test_info_says_what_was_measured(monkeypatch, capsys):
 
     monkeypatch.setattr(dispatch_table, "choices", damaged)
     assert main(["info"]) == 2
-    assert capsys.readouterr().err == "deeplab-fast: dispatch_table.csv, line 7: expected two times\n"
+    error = "deeplab-fast: dispatch_table.csv, line 7: expected two times\n"
+    assert capsys.readouterr().err == error
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ fixed order.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -328,17 +327,6 @@ class Blocks(NamedTuple):
 _SMALLEST = 16  # that tensor cores multiply
 
 
-_CANDIDATES = (
-    Blocks(128, 128, 64, 8, 4),
-    Blocks(128, 128, 64, 8, 3),
-    Blocks(128, 128, 32, 8, 4),
-    Blocks(128, 64, 64, 4, 4),
-    Blocks(64, 128, 64, 4, 4),
-    Blocks(64, 64, 32, 4, 4),
-)
-_tuned: dict[tuple[torch.dtype, Blocks], Blocks] = {}  # by what is pinned
-
-
 def precision_of(dtype: torch.dtype) -> str:
     """What tl.dot multiplies fp32 in; it rounds no other dtype. On AMD there is no tf32."""
     is_tf32 = dtype == torch.float32 and tf32_is_allowed() and not torch.version.hip
@@ -347,11 +335,6 @@ def precision_of(dtype: torch.dtype) -> str:
 
 def blocks_for(dtype: torch.dtype, precision: str, rows: int, columns: int, depth: int) -> Blocks:
     """For matrix products of [rows, depth] and [depth, columns]."""
-    pinned = _pinned(dtype, precision, rows, columns, depth)
-    return _tuned.get((dtype, pinned), pinned)
-
-
-def _pinned(dtype: torch.dtype, precision: str, rows: int, columns: int, depth: int) -> Blocks:
     largest = Blocks(128, 128, 64, 8, 4)
     if dtype == torch.float32:
         largest = Blocks(128, 128, 32, 8, 4) if precision == "tf32" else Blocks(64, 64, 16, 4, 2)

@@ -385,12 +385,6 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("tf32 on AMD", "and not torch.version.hip", "", TRITON_DENSE),
         Fault(
-            "tuning of one dtype for all",
-            "_tuned.get((dtype, pinned), pinned)",
-            "next((b for (_, p), b in _tuned.items() if p == pinned), pinned)",
-            TRITON_DENSE,
-        ),
-        Fault(
             "blocks smaller than tensor cores multiply",
             "_SMALLEST = 16",
             "_SMALLEST = 8",
