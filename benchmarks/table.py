@@ -7,18 +7,17 @@ not named below, stay in the files.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
-import harness
+from common import environment, harness, result_files
 
-README = harness.ROOT / "README.md"
-RESULTS = harness.ROOT / "benchmarks" / "results"
+README = environment.ROOT / "README.md"
+RESULTS = environment.ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- made by benchmarks/table.py -->\n", "<!-- end of what it made -->\n"
 BENCHMARKS = ("ceilings", "model", "aspp", "upsample_argmax", "upsample_cross_entropy")
 DTYPES, BATCHES = ("fp32", "bf16"), ("1", "8")
-COLUMNS = ("", "deeplab_fast", "the best of PyTorch", "ratio", "extra MiB", "others, ms")
+COLUMNS = ("", "deeplab_fast", "the best of PyTorch", "ratio", "peak MiB", "others, ms")
 
 Rows = list[dict[str, str]]
 
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.check and new != old:
         raise SystemExit(f"{README} is not what the files give: python benchmarks/table.py")
     if new != old:
-        harness.write_atomically(README, new.encode())
+        environment.write_atomically(README, new.encode())
 
 
 def tables(results: Path) -> str:
@@ -68,7 +67,7 @@ def table(folder: Path) -> str:
     for (benchmark, case, batch, dtype), rows in cases.items():
         if benchmark == "ceilings":
             ceilings += [f"{case} in {dtype} {rate(row)}" for row in rows]
-        elif dtype in DTYPES and batch in BATCHES and " rate " not in case:
+        elif dtype in DTYPES and batch in BATCHES and " dilation " not in case:
             if text := cells(rows):
                 lines.append(f"| {benchmark}: {case}, batch {batch}, {dtype} | {text} |")
     text = "\n".join(lines) + "\n\n"
@@ -87,12 +86,11 @@ def read(folder: Path) -> tuple[list[dict[str, str]], dict[tuple[str, ...], Rows
     """The headers of all files, and the rows of each case in its last file."""
     headers, cases = [], {}
     for path in sorted(folder.glob("*.csv"), key=lambda path: path.stem.split("-")[-2:]):
-        lines = path.read_text().splitlines()
-        comments = [line for line in lines if line.startswith("#")]
-        headers.append(dict(line[2:].partition(": ")[::2] for line in comments))
-        benchmark = headers[-1]["benchmark"].split()[0].removeprefix("bench_")
+        header, rows = result_files.read(path)
+        headers.append(header)
+        benchmark = header["benchmark"].split()[0].removeprefix("bench_")
         measured: dict[tuple[str, ...], Rows] = {}
-        for row in csv.DictReader(lines[len(comments) :]) if benchmark in BENCHMARKS else ():
+        for row in rows if benchmark in BENCHMARKS else ():
             key = benchmark, row["case"], row["batch"], row["dtype"]
             measured.setdefault(key, []).append(row)
         cases |= measured
@@ -100,20 +98,22 @@ def read(folder: Path) -> tuple[list[dict[str, str]], dict[tuple[str, ...], Rows
 
 
 def cells(rows: Rows) -> str | None:
-    """None if one side is missing. Labels in uint8 are less to write, so no rival of PyTorch's."""
+    """None if one side is missing. Labels in uint8 are less to write, so PyTorch has no match."""
     ours = [r for r in rows if r["kind"] == "ours" and "uint8" not in r["variant"]]
     theirs = [r for r in rows if r["variant"].startswith(("PyTorch", "torchvision"))]
     if not ours or not theirs:
         return None
-    best, rival = min(ours, key=time), min(theirs, key=time)
-    others = [f"{r['variant']} {digits(time(r))}" for r in rows if r is not best and r is not rival]
-    ratio = time(rival) / time(best)
-    extra = [digits(float(r["extra_mib"])) if r["extra_mib"] else "-" for r in (best, rival)]
+    best, baseline = min(ours, key=time), min(theirs, key=time)
+    others = [
+        f"{r['variant']} {digits(time(r))}" for r in rows if r is not best and r is not baseline
+    ]
+    ratio = time(baseline) / time(best)
+    peak = [digits(float(r["peak_mib"])) if r["peak_mib"] else "-" for r in (best, baseline)]
     return " | ".join([
         f"{digits(time(best))} ms ({best['variant']})",
-        f"{digits(time(rival))} ms ({rival['variant']})",
+        f"{digits(time(baseline))} ms ({baseline['variant']})",
         f"{digits(ratio)}x",
-        " / ".join(extra),
+        " / ".join(peak),
         "; ".join(others),
     ])  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Which kernels were measured to be faster than cuDNN, for which ops, shapes and devices.
 
-The table is dispatch_table.csv beside this file. ``python benchmarks/measure_choices.py`` writes it
-on a GPU: a row for each kernel and shape, with cuDNN's time in the same run beside the kernel's.
+The table is dispatch_table.csv beside this file. ``python benchmarks/tune_dispatch_table.py``
+writes it on a GPU: a row for each kernel and shape, with cuDNN's time in the same run beside the
+kernel's.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _measured(device: torch.device, in_full: bool) -> list[str]:
     name = dispatch_table.device_class(device)
     lines = [f"Measured on {device}, {name}, in {dispatch_table.PATH}:"]
     if not choices:
-        return [*lines, "  nothing; python benchmarks/measure_choices.py measures it"]
+        return [*lines, "  nothing; python benchmarks/tune_dispatch_table.py measures it"]
     for op, classes in choices.items():
         chosen = {name: (*faster, "reference")[0] for name, faster in classes.items()}
         counts = Counter(chosen.values())

@@ -664,7 +664,7 @@ def test_info_says_what_was_measured(monkeypatch, capsys):
     }
     assert on_gpu["aspp"] == "reference," and on_gpu["upsample_argmax"] == "cuda"
     assert "Measured on cuda:0, sm_90 with 132 processors, in " in out
-    assert "  nothing; python benchmarks/measure_choices.py measures it\n" in out
+    assert "  nothing; python benchmarks/tune_dispatch_table.py measures it\n" in out
 
     classes = {"a class": ("cuda/sm90", "triton"), "another": (), "a third": ("cuda/sm90",)}
     monkeypatch.setattr(dispatch_table, "choices", lambda device: {"aspp": classes})

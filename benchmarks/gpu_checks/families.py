@@ -1,7 +1,7 @@
-"""The kernel families that gpu_check checks and times, most important first.
+"""The kernel families that gpu_check.py checks and times, most important first.
 
-A family is an op on one backend. Its truth is the op's reference in fp32, or a definition in
-float64; the library that it has to be as accurate as is PyTorch in the same dtype.
+A family is an op on one backend. Its ground truth is the op's reference in fp32, or a definition in
+float64. PyTorch in the same dtype sets the accuracy that it must reach.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import cases
-import convolutions
-import harness
 import torch
 import torch.nn.functional as F
 from bench_upsample_argmax import regret, trained_like
-from bench_upsample_cross_entropy import IGNORED, labels
-from cases import Shape
-from harness import Run
+from bench_upsample_cross_entropy import IGNORE_INDEX, labels
+from common import cases, convolutions, harness
+from common.cases import Shape
+from common.timing import Run
+from common.variants import with_cudnn
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -29,7 +28,7 @@ class Size(NamedTuple):
     name: str
     shape: Shape
     batch: int
-    depthwise: tuple[int, int]  # channels, rate
+    depthwise: tuple[int, int]  # channels, dilation
 
 
 TINY = Size(
@@ -40,7 +39,11 @@ SIZES = (TINY, REAL)
 
 
 class Work(NamedTuple):
-    """The least work: operations without and with products with padding, bytes moved once."""
+    """The least work of a call.
+
+    ``flops`` leaves out products with padding and ``dense_flops`` has them; ``bytes`` counts each
+    operand once.
+    """
 
     flops: float
     dense_flops: float
@@ -50,8 +53,9 @@ class Work(NamedTuple):
 class Family(NamedTuple):
     """An op on one backend.
 
-    ``arguments`` makes those of the op, which ``truth`` and ``peers`` take after its name;
-    ``error`` compares outputs with the truth; the calls of ``peers`` are timed beside ours.
+    ``arguments`` makes the op's arguments. ``truth`` and ``peers`` take the op's name and these
+    arguments: the former returns the ground truth, the latter the calls that ours is compared with,
+    by name. ``error`` compares outputs with the ground truth.
     """
 
     op: str
@@ -64,68 +68,69 @@ class Family(NamedTuple):
     dtypes: tuple[str, ...] = ("bf16",)
 
 
-def last(*shape: int, like: Tensor, scale: float = 1.0) -> Tensor:
+def channels_last(*shape: int, like: Tensor, scale: float = 1.0) -> Tensor:
     """Normal random numbers in channels_last, in the dtype and on the device of ``like``."""
     random = torch.randn(shape, device=like.device) * scale
     return random.to(like.dtype, memory_format=torch.channels_last)
 
 
 def branches(size: Size, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
-    """Input, weights, rates and gradient of an ASPP's four convolutions."""
+    """Input, weights, dilations and output gradient of an ASPP's four convolutions."""
     shape = size.shape
     x = cases.features(shape, size.batch, dtype, device).contiguous(
         memory_format=torch.channels_last
     )
     c_in, c = shape.in_channels, shape.channels
-    weights = [last(c, c_in, k, k, like=x, scale=1 / k / c_in**0.5) for k in (1, 3, 3, 3)]
-    return x, weights, [1, *shape.rates], last(size.batch, 4 * c, *shape.feature, like=x)
+    weights = [channels_last(c, c_in, k, k, like=x, scale=1 / k / c_in**0.5) for k in (1, 3, 3, 3)]
+    grad = channels_last(size.batch, 4 * c, *shape.feature, like=x)
+    return x, weights, [1, *shape.atrous_rates], grad
 
 
 def forward_arguments(*place: Any) -> tuple[Any, ...]:
-    x, weights, rates, _ = branches(*place)
-    return x, weights, [], rates
+    x, weights, dilations, _ = branches(*place)
+    return x, weights, [], dilations
 
 
 def backward_arguments(direction: str, *place: Any) -> tuple[Any, ...]:
-    x, weights, rates, grad = branches(*place)
-    return grad, x, weights, rates, convolutions.mask(direction)
+    x, weights, dilations, grad = branches(*place)
+    return grad, x, weights, dilations, convolutions.mask(direction)
 
 
 def projection_arguments(size: Size, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
-    """The projection of four branches; rows of its weight also have the pooled branch's columns."""
+    """Projection of four branches; its weight is a slice that leaves out the pooled branch."""
     channels = size.shape.channels
-    joined = size.shape._replace(in_channels=4 * channels)
-    x = cases.features(joined, size.batch, dtype, device)
-    weight = last(channels, 5 * channels, 1, 1, like=x, scale=(4 * channels) ** -0.5)
+    shape = size.shape._replace(in_channels=4 * channels)
+    x = cases.features(shape, size.batch, dtype, device)
+    weight = channels_last(channels, 5 * channels, 1, 1, like=x, scale=(4 * channels) ** -0.5)
     x = x.contiguous(memory_format=torch.channels_last)
     return x, weight[:, : 4 * channels], None, [1, 1], 1
 
 
 def aspp_arguments(*place: Any) -> tuple[Any, ...]:
-    x, weights, rates, _ = branches(*place)
+    x, weights, dilations, _ = branches(*place)
     c = weights[0].size(0)
     bias = functools.partial(torch.randn, c, dtype=x.dtype, device=x.device)
-    pool = last(c, x.size(1), 1, 1, like=x, scale=x.size(1) ** -0.5)
-    project = last(c, 5 * c, 1, 1, like=x, scale=(5 * c) ** -0.5)
-    return x, weights, [bias() for _ in weights], rates, pool, bias(), project, bias()
+    pool = channels_last(c, x.size(1), 1, 1, like=x, scale=x.size(1) ** -0.5)
+    project = channels_last(c, 5 * c, 1, 1, like=x, scale=(5 * c) ** -0.5)
+    return x, weights, [bias() for _ in weights], dilations, pool, bias(), project, bias()
 
 
 def depthwise_arguments(
     direction: str, size: Size, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    channels, rate = size.depthwise
+    channels, dilation = size.depthwise
     x = torch.empty(0, dtype=dtype, device=device)
-    x = last(size.batch, channels, *size.shape.feature, like=x)
-    weight = last(channels, 1, 3, 3, like=x, scale=1 / 3)
+    x = channels_last(size.batch, channels, *size.shape.feature, like=x)
+    weight = channels_last(channels, 1, 3, 3, like=x, scale=1 / 3)
     if direction == "forward":
         bias = torch.randn(channels, dtype=dtype, device=device)
-        return x, weight, bias, [1, 1], [rate, rate], [rate, rate], channels, "relu6"
-    grad = last(*x.shape, like=x)
-    return grad, x, weight, [rate, rate], channels, convolutions.mask(direction)
+        return x, weight, bias, [1, 1], [dilation] * 2, [dilation] * 2, channels, "relu6"
+    grad = channels_last(*x.shape, like=x)
+    return grad, x, weight, [dilation] * 2, channels, convolutions.mask(direction)
 
 
 def argmax_arguments(size: Size, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
-    """Logits like a trained network's, for their speed; if tiny noise, where many classes win."""
+    """Random logits at the tiny shape, where many classes can win; else trained-like logits."""
     shape = size.shape
     if size is TINY:
         logits = torch.randn(size.batch, shape.classes, *shape.feature)
@@ -137,13 +142,13 @@ def argmax_arguments(size: Size, dtype: torch.dtype, device: torch.device) -> tu
 
 def loss_arguments(size: Size, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
     like = torch.empty(0, dtype=dtype, device=device)
-    logits = last(size.batch, size.shape.classes, *size.shape.feature, like=like, scale=3)
+    logits = channels_last(size.batch, size.shape.classes, *size.shape.feature, like=like, scale=3)
     target = labels(size.shape, size.batch, device)
-    return logits, target, None, IGNORED, "mean", 0.0, False
+    return logits, target, None, IGNORE_INDEX, "mean", 0.0, False
 
 
 def loss_gradient_arguments(*place: Any) -> tuple[Any, ...]:
-    """What the forward pass saved is the reference's, so that only the gradient is checked."""
+    """Arguments with the reference's saved tensors, so that only the gradient is checked."""
     logits, target, *options = loss_arguments(*place)
     forward = torch.ops.deeplab_fast.upsample_cross_entropy
     _, *saved = forward(logits, target, *options, backend="reference")
@@ -164,15 +169,15 @@ def upsampled(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def true_argmax(op: str, logits: Tensor, size: Sequence[int], *options: Any) -> list[Tensor]:
-    """Not labels but what they are chosen from: ``regret`` says how far below the best they are."""
+    """Full-resolution logits, by which ``regret`` judges the labels."""
     return [upsampled(logits, size)]
 
 
 def true_loss(op: str, logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, ...]:
     centred = logits.double() - logits.double().amax(1, keepdim=True)
     full = upsampled(centred, target.shape[1:])
-    loss = F.cross_entropy(full, target, ignore_index=IGNORED)
-    return loss, full.logsumexp(1), (target != IGNORED).sum()
+    loss = F.cross_entropy(full, target, ignore_index=IGNORE_INDEX)
+    return loss, full.logsumexp(1), (target != IGNORE_INDEX).sum()
 
 
 def true_loss_gradient(
@@ -180,7 +185,7 @@ def true_loss_gradient(
 ) -> Tensor:
     leaf = logits.double().requires_grad_()
     with torch.enable_grad():
-        loss = F.cross_entropy(upsampled(leaf, target.shape[1:]), target, ignore_index=IGNORED)
+        loss = F.cross_entropy(upsampled(leaf, target.shape[1:]), target, ignore_index=IGNORE_INDEX)
     return torch.autograd.grad(loss, leaf, grad_loss.double())[0]
 
 
@@ -188,32 +193,32 @@ def worst_regret(output: Any, expected: Any) -> float:
     return regret(output[0], expected[0])
 
 
-def with_search(run: Run) -> dict[str, Run]:
-    return {"cuDNN": run, "cuDNN, search": convolutions.with_cudnn(run, {"benchmark": True})}
+def cudnn(run: Run) -> dict[str, Run]:
+    return {"cuDNN": run, "cuDNN, benchmark": with_cudnn(run, {"benchmark": True})}
 
 
 def library(op: str, *arguments: Any) -> dict[str, Run]:
     dense = tree_map_only(Tensor, lambda t: t.clone(memory_format=torch.preserve_format), arguments)
-    return with_search(lambda: reference(op, *dense))
+    return cudnn(lambda: reference(op, *dense))
 
 
 def one_by_one(op: str, *arguments: Any) -> dict[str, Run]:
-    """A call for each branch. What a model does with the outputs is not counted as theirs."""
+    """One call per branch; concatenating the outputs is not counted."""
     if op == "parallel_dilated_conv2d":
-        x, weights, _, rates = arguments
+        x, weights, _, dilations = arguments
         grad, direction = x.new_empty(0, sum(w.size(0) for w in weights), 1, 1), "forward"
     else:
-        grad, x, weights, rates, mask = arguments
+        grad, x, weights, dilations, mask = arguments
         direction = "dgrad" if mask[0] else "wgrad"
     grads = grad.split([weight.size(0) for weight in weights], dim=1)
     grads = [part.clone(memory_format=torch.channels_last) for part in grads]
     runs = [
-        convolutions.pytorch(direction, rate, x, weight, part)
-        for weight, part, rate in zip(weights, grads, rates)
+        convolutions.pytorch(direction, dilation, x, weight, part)
+        for weight, part, dilation in zip(weights, grads, dilations)
     ]
     if direction == "dgrad":
-        return with_search(lambda: functools.reduce(torch.add, (run() for run in runs)))
-    return with_search(lambda: [run() for run in runs])
+        return cudnn(lambda: functools.reduce(torch.add, (run() for run in runs)))
+    return cudnn(lambda: [run() for run in runs])
 
 
 def eager_argmax(op: str, logits: Tensor, size: Sequence[int], *options: Any) -> dict[str, Run]:
@@ -227,7 +232,7 @@ def eager_argmax(op: str, logits: Tensor, size: Sequence[int], *options: Any) ->
 def eager_loss(op: str, logits: Tensor, target: Tensor, *options: Any) -> dict[str, Run]:
     def run(logits: Tensor) -> Tensor:
         full = F.interpolate(logits.float(), target.shape[1:], mode="bilinear")
-        return F.cross_entropy(full, target, ignore_index=IGNORED)
+        return F.cross_entropy(full, target, ignore_index=IGNORE_INDEX)
 
     nchw = logits.contiguous()
     return {"eager NCHW": lambda: run(nchw), "eager channels_last": lambda: run(logits)}
@@ -236,15 +241,15 @@ def eager_loss(op: str, logits: Tensor, target: Tensor, *options: Any) -> dict[s
 def eager_loss_gradient(
     op: str, grad_loss: Tensor, logits: Tensor, target: Tensor, *options: Any
 ) -> dict[str, Run]:
-    """The kernels that autograd calls for F.cross_entropy of F.interpolate, without its forward."""
+    """The backward kernels of F.cross_entropy of F.interpolate, without the forward pass."""
     size, aten = list(target.shape[1:]), torch.ops.aten
     full = F.interpolate(logits.float().contiguous(), size, mode="bilinear")
     log_softmax = full.log_softmax(1)
-    total_weight = (target != IGNORED).sum().float()
+    total_weight = (target != IGNORE_INDEX).sum().float()
 
     def run() -> Tensor:
         grad = aten.nll_loss2d_backward(
-            grad_loss, log_softmax, target, None, 1, IGNORED, total_weight
+            grad_loss, log_softmax, target, None, 1, IGNORE_INDEX, total_weight
         )
         grad = aten._log_softmax_backward_data(grad, log_softmax, 1, torch.float32)
         grad = aten.upsample_bilinear2d_backward(grad, size, logits.shape, False, None, None)
@@ -254,11 +259,11 @@ def eager_loss_gradient(
 
 
 def convolution_work(size: Size, itemsize: int) -> Work:
-    """The four convolutions of an ASPP; each of their gradients does and moves as much."""
+    """Work of the four convolutions of an ASPP; each of their gradients needs as much."""
     shape, n = size.shape, size.batch
-    layers = [(1, 1), *((3, rate) for rate in shape.rates)]
+    layers = convolutions.layers(shape)
     arguments = n, shape.in_channels, shape.channels, shape.feature
-    flops = sum(cases.conv_flops(*arguments, rate, kernel) for kernel, rate in layers)
+    flops = sum(cases.conv_flops(*arguments, dilation, kernel) for kernel, dilation in layers)
     pixels = n * shape.feature[0] * shape.feature[1]
     weights = sum(kernel**2 for kernel, _ in layers) * shape.in_channels * shape.channels
     elements = pixels * (shape.in_channels + 4 * shape.channels) + weights
@@ -273,7 +278,7 @@ def projection_work(size: Size, itemsize: int) -> Work:
 
 
 def aspp_work(size: Size, itemsize: int) -> Work:
-    """Its bytes are those of input, weights and output: the branches need not leave the chip."""
+    """Work of an ASPP; its bytes leave out the branches, which need not leave the chip."""
     shape, convolution = size.shape, convolution_work(size, itemsize)
     pixels = size.batch * shape.feature[0] * shape.feature[1]
     dense = convolution.dense_flops + 2 * pixels * 4 * shape.channels**2
@@ -286,28 +291,28 @@ def depthwise_work(size: Size, itemsize: int) -> Work:
     return Work(0, 0, 2 * pixels * size.depthwise[0] * itemsize)
 
 
-def upsampling_work(logits_passes: int, bytes_of_pixel: int, size: Size, itemsize: int) -> Work:
+def upsampling_work(logits_passes: int, bytes_per_pixel: int, size: Size, itemsize: int) -> Work:
     height, width = size.shape.image
     logits = size.batch * size.shape.classes * size.shape.feature[0] * size.shape.feature[1]
     pixels = size.batch * height * width
-    return Work(0, 0, logits_passes * logits * itemsize + pixels * bytes_of_pixel)
+    return Work(0, 0, logits_passes * logits * itemsize + pixels * bytes_per_pixel)
 
 
 def _families() -> dict[str, Family]:
-    """Most important first: what only one kind of GPU can run, then what has no rival."""
+    """Families by name: first those for one kind of GPU, then ops without a vendor library."""
     parallel, single = "parallel_dilated_conv2d", "dilated_conv2d"
     work = convolution_work
 
-    def pyramid(name: str, backend: str, dtypes: tuple[str, ...]) -> dict[str, Family]:
+    def aspp(name: str, backend: str, dtypes: tuple[str, ...]) -> dict[str, Family]:
         backward = functools.partial(functools.partial, backward_arguments)
         names = f"{name}-forward", f"{name}-dgrad", f"{name}-wgrad", f"{name}-aspp"
-        made = [
+        families = [
             Family(parallel, backend, forward_arguments, in_fp32, one_by_one, work),
             Family(f"{parallel}_backward", backend, backward("dgrad"), in_fp32, one_by_one, work),
             Family(f"{parallel}_backward", backend, backward("wgrad"), in_fp32, one_by_one, work),
             Family("aspp", backend, aspp_arguments, in_fp32, library, aspp_work),
         ]
-        return {key: family._replace(dtypes=dtypes) for key, family in zip(names, made)}
+        return {key: family._replace(dtypes=dtypes) for key, family in zip(names, families)}
 
     def upsampling(name: str, backend: str) -> dict[str, Family]:
         argmax = functools.partial(upsampling_work, 1, 8)
@@ -345,12 +350,12 @@ def _families() -> dict[str, Family]:
         "sm90-projection": Family(
             single, "cuda/sm90", projection_arguments, in_fp32, library, projection_work
         ),
-        **pyramid("sm90", "cuda/sm90", ("bf16",)),
+        **aspp("sm90", "cuda/sm90", ("bf16",)),
         **upsampling("", "cuda"),
         **depthwise("", "cuda"),
-        **pyramid("sm80", "cuda/sm80", ("bf16", "tf32")),
+        **aspp("sm80", "cuda/sm80", ("bf16", "tf32")),
         **upsampling("triton-", "triton"),
-        **pyramid("triton", "triton", ("bf16", "tf32")),
+        **aspp("triton", "triton", ("bf16", "tf32")),
         **depthwise("triton-", "triton"),
     }
 
