@@ -119,8 +119,8 @@ def regret(labels: Tensor, logits: Tensor) -> float:
     """
     if labels.shape != logits[:, 0].shape:
         return float("inf")
-    chosen = logits.gather(1, labels[:, None])
-    return ((logits.amax(1, keepdim=True) - chosen).mean() / logits.std()).item()
+    label_logits = logits.gather(1, labels[:, None])
+    return ((logits.amax(1, keepdim=True) - label_logits).mean() / logits.std()).item()
 
 
 def flops(model: DeepLabV3, shape: Shape, batch: int) -> int:

@@ -106,8 +106,8 @@ def regret(labels: Tensor, upsampled: Tensor) -> float:
     """
     if labels.shape != upsampled[:, 0].shape:
         return float("inf")
-    chosen = upsampled.gather(1, labels.long()[:, None])
-    gap = (upsampled.amax(1, keepdim=True) - chosen).max()
+    label_logits = upsampled.gather(1, labels.long()[:, None])
+    gap = (upsampled.amax(1, keepdim=True) - label_logits).max()
     return (gap / upsampled.abs().max()).item()
 
 

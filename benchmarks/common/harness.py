@@ -1,4 +1,4 @@
-"""What all benchmarks share: command line, checks, timing, the printed table, CSV and plot.
+"""The harness of all benchmarks: command line, checks, timing, printed table, CSV and plot.
 
 A benchmark is a loop over cases. Each case gives callables that compute the same thing:
 
@@ -120,7 +120,10 @@ def arguments(
     if args.device.type not in ("cpu", "cuda"):
         parser.error(f"--device: expected cpu, cuda or cuda:N, got {name!r}")
     if gpu and (args.device.index or 0) >= torch.cuda.device_count():
-        parser.error(f"--device: expected one of {torch.cuda.device_count()} GPUs, got {name!r}")
+        parser.error(
+            f"--device: expected one of the {torch.cuda.device_count()} GPUs that PyTorch sees, "
+            f"got {name!r}"
+        )
     if args.dtype and "tf32" in args.dtype and not gpu:
         parser.error("--dtype: expected fp32, bf16 or fp16 on a CPU, got tf32")
     if args.batch and min(args.batch) < 1:
@@ -137,19 +140,19 @@ def relative_error(output: Any, expected: Any) -> float:
 
 def wrong_fraction(output: Any, expected: Any) -> float:
     """The fraction of elements that differ, for labels; the largest over several tensors."""
-    return _worst(lambda out, truth: (out != truth).double().mean(), output, expected)
+    return _worst(lambda out, expected: (out != expected).double().mean(), output, expected)
 
 
-def _relative(out: Tensor, truth: Tensor) -> Tensor:
-    scale = truth.double().abs().max().clamp_min(1e-30)
-    return (out.double() - truth.double()).abs().max() / scale
+def _relative(output: Tensor, expected: Tensor) -> Tensor:
+    scale = expected.double().abs().max().clamp_min(1e-30)
+    return (output.double() - expected.double()).abs().max() / scale
 
 
 def _worst(error: Callable[[Tensor, Tensor], Tensor], output: Any, expected: Any) -> float:
-    outs, truths = leaves(output), leaves(expected)
-    if [out.shape for out in outs] != [truth.shape for truth in truths]:
+    pairs = list(zip(leaves(output), leaves(expected)))
+    if len(leaves(output)) != len(leaves(expected)) or any(a.shape != b.shape for a, b in pairs):
         return float("inf")
-    return torch.stack([error(out, truth) for out, truth in zip(outs, truths)]).max().item()
+    return torch.stack([error(a, b) for a, b in pairs]).max().item()
 
 
 @contextlib.contextmanager

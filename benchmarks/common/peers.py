@@ -57,25 +57,25 @@ def aspp(module: ASPP) -> tuple[str, nn.Module]:
     if deeplabv3 is None:
         return "PyTorch", PlainASPP(module)
     conv, *dilated, _ = [branch[0] for branch in module.convs]
-    rates = [conv.dilation[0] for conv in dilated]
-    twin = deeplabv3.ASPP(conv.in_channels, rates, conv.out_channels)
-    twin.load_state_dict(module.state_dict())
-    return "torchvision", twin.eval()
+    atrous_rates = [conv.dilation[0] for conv in dilated]
+    baseline = deeplabv3.ASPP(conv.in_channels, atrous_rates, conv.out_channels)
+    baseline.load_state_dict(module.state_dict())
+    return "torchvision", baseline.eval()
 
 
 def model(module: DeepLabV3) -> tuple[str, nn.Module]:
     """Name and module of the baseline: torchvision's model if it has the backbone, else PyTorch."""
     backbone, stride = module.config["backbone"], module.config["output_stride"]
     if deeplabv3 is None or not backbone.startswith("resnet"):
-        twin = copy.deepcopy(module)
-        twin.classifier[0] = PlainASPP(twin.classifier[0])
-        return "PyTorch", twin
+        baseline = copy.deepcopy(module)
+        baseline.classifier[0] = PlainASPP(baseline.classifier[0])
+        return "PyTorch", baseline
     dilate = [False, stride == 8, True]
     layers = getattr(resnet, backbone)(replace_stride_with_dilation=dilate)
     head = deeplabv3.DeepLabHead(2048, module.config["num_classes"], module.config["rates"])
-    twin = deeplabv3.DeepLabV3(IntermediateLayerGetter(layers, {"layer4": "out"}), head)
-    twin.load_state_dict(module.state_dict())
-    return "torchvision", twin.eval()
+    baseline = deeplabv3.DeepLabV3(IntermediateLayerGetter(layers, {"layer4": "out"}), head)
+    baseline.load_state_dict(module.state_dict())
+    return "torchvision", baseline.eval()
 
 
 def applied(module: nn.Module, x: Tensor, compile: bool = False) -> Run:

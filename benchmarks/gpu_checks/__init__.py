@@ -1,1 +1,1 @@
-"""The parts of gpu_check.py: what is checked, how, and the report."""
+"""The parts of gpu_check.py: families, checks, timing, sanitizer and report."""

@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from deeplab_fast import _C, _emulated, emulated
 from deeplab_fast.backends import registry
 
-from .families import Family, Size, reference
+from .families import Family
+from .inputs import Size
+from .references import reference
 
 EMULATED_ON = {"cuda/sm90": "sm_90", "cuda/sm80": "sm_80", "cuda": "sm_80"}
 SEED = 1  # the emulator's: asynchronous copies complete as late as the waits for them allow
@@ -89,7 +91,7 @@ def _check(family: Family, place: Place, size: Size, dtype: str) -> dict[str, An
         nchw = tree_map_only(Tensor, Tensor.contiguous, arguments)
         peer = outputs_of(reference(family.op, *nchw))
     with harness.tf32(False):
-        expected = outputs_of(family.truth(family.op, *arguments))
+        expected = outputs_of(family.ground_truth(family.op, *arguments))
     result = compared(outputs, again, peer, expected, family.error, dtype)
     if place.device.type == "cuda":
         torch.cuda.synchronize()  # raises the error of any kernel so far
@@ -115,13 +117,13 @@ def compared(
     if not all(torch.equal(a, b) for a, b in zip(outputs, again)):
         return {"outcome": "FAIL", "note": "two runs differ"}
     worst: dict[str, Any] = {"outcome": "pass", "error": 0.0, "tolerance": 0.0}
-    for output, theirs, truth in zip(outputs, peer, expected):
+    for output, theirs, exact in zip(outputs, peer, expected):
         # fp32 outputs of a bf16 op are not rounded to bf16, so fp32's tolerance holds. Outputs of
         # tf32 ops are fp32 too, but their operands were rounded to tf32.
         name = dtype if output.dtype == harness.DTYPES[dtype] else "fp32"
-        library_error = error([theirs], [truth])
+        library_error = error([theirs], [exact])
         tolerance = 2 * library_error + ROUNDING[name]
-        our_error = error([output], [truth])
+        our_error = error([output], [exact])
         if not library_error <= 0.1:  # also true for NaN
             return {"outcome": "FAIL", "note": f"PyTorch's own error is {library_error:.2g}"}
         if not our_error <= tolerance:

@@ -12,7 +12,8 @@ import torch
 from common import harness
 
 from .correctness import GPU, arguments_of, ours
-from .families import FAMILIES, TINY
+from .families import FAMILIES
+from .inputs import TINY
 
 
 def main(names: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _GRACE = 5.0
 
 
-def run_apart(
+def run_in_subprocess(
     function: Callable[..., Iterable[dict[str, Any]]],
     arguments: tuple[Any, ...],
     log: Path,

@@ -18,7 +18,7 @@ TABLES: dict[str, dict[str, str]] = {
         "family": "", "shape": "", "dtype": "", "outcome": "", "error": ".1e", "tolerance": ".1e",
         "seconds": ".1f", "note": "",
     },
-    "Ceilings": {"what": "", "TFLOP/s": ".4g", "GB/s": ".4g"},
+    "Ceilings": {"measurement": "", "TFLOP/s": ".4g", "GB/s": ".4g"},
     "Time": {
         "family": "", "dtype": "", "outcome": "", "us": ".1f", "peer us": ".1f", "speedup": ".2f",
         "TFLOP/s": ".0f", "GB/s": ".0f", "bound us": ".1f", "of bound": ".0f", "k-iters": "d",
@@ -40,8 +40,8 @@ EXPLANATIONS = {
     "under Ceilings, without those products; `of bound` is `bound us` / `us` in percent. `k-iters` "
     "is the number of k-iterations of the busiest CTA; a work item counts as two more.",
 }
-WIDTHS = {"family": 31, "shape": 16, "dtype": 6, "outcome": 8, "what": 29, "peer": 20, "tool": 10,
-          "variant": 14}  # fmt: skip
+WIDTHS = {"family": 31, "shape": 16, "dtype": 6, "outcome": 8, "measurement": 29, "peer": 20,
+          "tool": 10, "variant": 14}  # fmt: skip
 NUMBER_WIDTH = 10
 
 

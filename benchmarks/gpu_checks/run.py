@@ -25,8 +25,9 @@ from deeplab_fast.backends import registry
 
 from . import correctness, sanitizer, speed
 from .correctness import CPU, GPU, Place
-from .families import FAMILIES, REAL, SIZES, TINY, Size
-from .process import run_apart
+from .families import FAMILIES
+from .inputs import REAL, SIZES, TINY, Size
+from .process import run_in_subprocess
 from .report import Report
 
 OUT_OF_TIME = "the time limit of the whole run was reached"
@@ -58,7 +59,7 @@ class Run:
     def run(self) -> int:
         with tempfile.TemporaryDirectory() as logs:
             log = Path(logs) / "machine.txt"
-            rows, failure = run_apart(machine, (self.place,), log, self.args.family_limit)
+            rows, failure = run_in_subprocess(machine, (self.place,), log, self.args.family_limit)
         if failure or "no_gpu" in rows[0]:
             reason = f"cannot query the GPU: {failure}" if failure else rows[0]["no_gpu"]
             print(f"gpu_check: {reason}", file=sys.stderr)
@@ -86,19 +87,19 @@ class Run:
             "families": " ".join(self.args.families) or "all",
         }
 
-    def apart(
+    def run_limited(
         self,
         function: Callable[..., Iterable[dict[str, Any]]],
         arguments: tuple[Any, ...],
         name: str,
         limit: float | None = None,
     ) -> tuple[Rows, str]:
-        """run_apart within ``limit`` (by default a family's) and the time left to the whole run."""
+        """run_in_subprocess within ``limit`` (default: a family's) and the time left to the run."""
         limit, left = limit or self.args.family_limit, self.deadline - time.monotonic()
         if left <= 0:
             return [], OUT_OF_TIME
         log = self.folder / "logs" / f"{name}.txt"
-        rows, failure = run_apart(function, arguments, log, min(limit, left))
+        rows, failure = run_in_subprocess(function, arguments, log, min(limit, left))
         is_over = left < limit and time.monotonic() >= self.deadline
         return rows, OUT_OF_TIME if failure and is_over else failure
 
@@ -110,7 +111,7 @@ class Run:
             if reason := unavailable.get(family.backend):
                 rows: Rows = [{"outcome": "skipped", "note": reason}] * len(cases)
             else:
-                rows, failure = self.apart(check, (name, self.place, self.sizes), name)
+                rows, failure = self.run_limited(check, (name, self.place, self.sizes), name)
                 rows += unfinished(len(cases) - len(rows), failure)
             for (size, dtype), row in zip(cases, rows):
                 self.report.add("Correctness", family=name, shape=size, dtype=dtype, **row)
@@ -120,15 +121,17 @@ class Run:
         return passed
 
     def time(self, passed: dict[str, list[str]]) -> None:
-        rows, failure = self.apart(speed.ceilings, (), "ceilings")
+        rows, failure = self.run_limited(speed.ceilings, (), "ceilings")
         for row in rows:
             unit, scale = ("GB/s", 1e9) if row["name"] == "copy" else ("TFLOP/s", 1e12)
-            self.report.add("Ceilings", what=row["what"], **{unit: row["rate"] / scale})
+            self.report.add(
+                "Ceilings", measurement=row["measurement"], **{unit: row["rate"] / scale}
+            )
         if failure:
-            self.report.add("Ceilings", what=failure)
+            self.report.add("Ceilings", measurement=failure)
         rates = {row["name"]: row["rate"] for row in rows}
         for name, dtypes in passed.items():
-            rows, failure = self.apart(times, (name, dtypes, rates), f"{name}-time")
+            rows, failure = self.run_limited(times, (name, dtypes, rates), f"{name}-time")
             rows += unfinished(len(dtypes) - len(rows), failure)
             for dtype, row in zip(dtypes, rows):
                 self.report.add("Time", family=name, dtype=dtype, **row)
@@ -140,7 +143,7 @@ class Run:
                 self.report.add("Variants", family=name, variant="both", **row)
                 continue
             arguments = name, self.place, self.sizes
-            rows, failure = self.apart(arrivals, arguments, f"{name}-variants")
+            rows, failure = self.run_limited(arrivals, arguments, f"{name}-variants")
             left = list(speed.ARRIVALS)[len(rows) :] or ["both"] * bool(failure)
             rows += [
                 {"variant": arrival, **row}
@@ -158,7 +161,7 @@ class Run:
         if not names:
             return
         limit = len(names) * self.args.family_limit
-        rows, failure = self.apart(sanitizer.sanitize, (tool, names), tool, limit)
+        rows, failure = self.run_limited(sanitizer.sanitize, (tool, names), tool, limit)
         done = {row["family"] for row in rows}
         for row in rows:
             self.report.add("Sanitizer", **row)

@@ -16,7 +16,8 @@ from common.timing import Run, copy_bandwidth, interleaved, matmul_rate, prepare
 from deeplab_fast.backends import cuda
 
 from .correctness import GPU, Place, arguments_of, check, ours
-from .families import Family, Size
+from .families import Family
+from .inputs import Size
 
 # Two versions of dilated_conv2d_fwd_sm90: arrival of pixels in shared memory is signalled either by
 # the threads that copied them or by the copies themselves.
@@ -122,5 +123,9 @@ def ceilings() -> Iterator[dict[str, Any]]:
     for dtype in ("bf16", "tf32"):
         with harness.tf32(dtype == "tf32"):
             rate = matmul_rate(GPU.device, harness.DTYPES[dtype], 8192)
-        yield {"name": dtype, "what": f"matrix product 8192^3, {dtype}", "rate": rate}
-    yield {"name": "copy", "what": "copy of 1 GiB", "rate": copy_bandwidth(GPU.device, 1 << 30)}
+        yield {"name": dtype, "measurement": f"matrix product 8192^3, {dtype}", "rate": rate}
+    yield {
+        "name": "copy",
+        "measurement": "copy of 1 GiB",
+        "rate": copy_bandwidth(GPU.device, 1 << 30),
+    }

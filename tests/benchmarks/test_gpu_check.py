@@ -178,7 +178,7 @@ def test_process_that_cannot_be_killed_is_abandoned(tmp_path, monkeypatch):
     with monkeypatch.context() as harmless:
         harmless.setattr(gpu_process.os, "killpg", lambda *args: None)
         harmless.setattr(multiprocessing.process.BaseProcess, "kill", lambda self: None)
-        rows, failure = gpu_process.run_apart(hang, (), tmp_path / "log", 1)
+        rows, failure = gpu_process.run_in_subprocess(hang, (), tmp_path / "log", 1)
     os.kill(int(pid.read_text()), signal.SIGKILL)
     assert rows == [{"done": 1}] and failure == "out of time after 1 s, and it cannot be killed"
 
@@ -186,13 +186,13 @@ def test_process_that_cannot_be_killed_is_abandoned(tmp_path, monkeypatch):
 def test_family_ends_when_gpu_check_is_killed(tmp_path):
     code = """
 import os, pathlib, time
-from gpu_checks.process import run_apart
+from gpu_checks.process import run_in_subprocess
 def hang():
     pathlib.Path("new").write_text(str(os.getpid()))
     pathlib.Path("new").rename("pid")
     time.sleep(60)
     yield {}
-run_apart(hang, (), pathlib.Path("log"), 60)
+run_in_subprocess(hang, (), pathlib.Path("log"), 60)
 """
     environment = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
@@ -333,12 +333,12 @@ def as_if_on_a_gpu(monkeypatch, two_rounds):
     """The parts of gpu_check that need a GPU, with the emulator in its place."""
     gpu_run = importlib.import_module("gpu_checks.run")
     speed = importlib.import_module("gpu_checks.speed")
-    tiny = importlib.import_module("gpu_checks.families").TINY
+    tiny = importlib.import_module("gpu_checks.inputs").TINY
     for name, value in {"GPU": gpu_run.CPU, "SIZES": (tiny,), "REAL": tiny}.items():
         monkeypatch.setattr(gpu_run, name, value)
     rates = [
-        {"name": "bf16", "what": "matrix product", "rate": 8e14},
-        {"name": "copy", "what": "copy", "rate": 4e12},
+        {"name": "bf16", "measurement": "matrix product", "rate": 8e14},
+        {"name": "copy", "measurement": "copy", "rate": 4e12},
     ]
     monkeypatch.setattr(speed, "ceilings", lambda: rates)
 
@@ -543,11 +543,12 @@ def test_time_rows_fill_the_columns_of_the_table(two_rounds):
     cpu = importlib.import_module("gpu_checks.correctness").CPU
     columns = importlib.import_module("gpu_checks.report").TABLES["Time"]
     families = importlib.import_module("gpu_checks.families")
+    tiny = importlib.import_module("gpu_checks.inputs").TINY
     rates = {"bf16": 1e12, "copy": 1e9}
 
     def row(name: str):
         family = families.FAMILIES[name]
-        return speed.measured_time(family, cpu, families.TINY, "bf16", rates)
+        return speed.measured_time(family, cpu, tiny, "bf16", rates)
 
     wgrad, loss = row("sm90-wgrad"), row("cross-entropy-backward")
     for found in (wgrad, loss):
@@ -577,12 +578,11 @@ def test_short_calls_of_every_peer_are_timed_on_copies():
     correctness = importlib.import_module("gpu_checks.correctness")
     timing = importlib.import_module("common.timing")
     gpu_families = importlib.import_module("gpu_checks.families")
+    tiny = importlib.import_module("gpu_checks.inputs").TINY
     for name, family in gpu_families.FAMILIES.items():
         if family.backend == "triton":
             continue  # the peers of the families in CUDA
-        arguments = correctness.arguments_of(
-            family, gpu_families.TINY, "bf16", correctness.CPU.device
-        )
+        arguments = correctness.arguments_of(family, tiny, "bf16", correctness.CPU.device)
         for peer, run in family.peers(family.op, *arguments).items():
             before, after = tensors_of(run), tensors_of(timing.over_copies(run))
             shared = {t.data_ptr() for t in before} & {t.data_ptr() for t in after}
@@ -593,13 +593,14 @@ def test_wrong_replay_is_not_timed(monkeypatch, two_rounds):
     speed = importlib.import_module("gpu_checks.speed")
     cpu = importlib.import_module("gpu_checks.correctness").CPU
     families = importlib.import_module("gpu_checks.families")
+    tiny = importlib.import_module("gpu_checks.inputs").TINY
 
     def prepare(run, device):
         return lambda: [output + 1 for output in run()], None
 
     monkeypatch.setattr(speed, "prepare", prepare)
     family = families.FAMILIES["depthwise-forward"]
-    assert speed.measured_time(family, cpu, families.TINY, "bf16", {}) == {
+    assert speed.measured_time(family, cpu, tiny, "bf16", {}) == {
         "outcome": "FAIL", "note": "a replay of its CUDA graph gives different results"
     }  # fmt: skip
 

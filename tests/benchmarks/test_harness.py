@@ -114,7 +114,7 @@ def test_missing_matplotlib_is_reported(report, monkeypatch, tmp_path, capsys):
     "argv, message",
     [
         (["--device", "gpu0"], "expected cpu, cuda or cuda:N, got 'gpu0'"),
-        (["--device", "cuda:99"], " GPUs, got 'cuda:99'"),
+        (["--device", "cuda:99"], " GPUs that PyTorch sees, got 'cuda:99'"),
         (["--device", "meta"], "expected cpu, cuda or cuda:N, got 'meta'"),
         (
             ["--device", "cpu", "--dtype", "tf32"],
