@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,24 @@ def read_csv(folder: Path) -> tuple[list[str], list[dict[str, str]]]:
     lines = path.read_text().splitlines()
     comments = [line for line in lines if line.startswith("#")]
     return comments, list(csv.DictReader(lines[len(comments) :]))
+
+
+def read_table(folder: Path, table: str = "correctness") -> list[dict[str, str]]:
+    """The rows of a table in the output folder of gpu_check.py."""
+    lines = (folder / f"{table}.csv").read_text().splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+@pytest.fixture
+def fake_sanitizer(monkeypatch, tmp_path):
+    """Installs a compute-sanitizer that prints ``output`` and records its arguments."""
+
+    def make(output: str, status: int) -> None:
+        program = tmp_path / "compute-sanitizer"
+        program.write_text(
+            f"#!/bin/sh\necho $* >{tmp_path}/arguments\ncat <<'END'\n{output}END\nexit {status}\n"
+        )
+        program.chmod(0o755)
+
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return make

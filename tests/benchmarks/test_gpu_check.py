@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import importlib
 import itertools
@@ -22,7 +21,7 @@ import torch
 
 from deeplab_fast.backends import registry
 
-from .conftest import BENCHMARKS
+from .conftest import BENCHMARKS, read_table
 
 GPU_CHECK = [sys.executable, str(BENCHMARKS / "gpu_check.py")]
 
@@ -38,16 +37,11 @@ def poisoned_memory():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def read(folder: Path, table: str = "correctness") -> list[dict[str, str]]:
-    lines = (folder / f"{table}.csv").read_text().splitlines()
-    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
-
-
 def gpu_check(folder: Path, families: list[str], *options: str) -> dict[str, tuple[str, str]]:
     """Outcome and note of each family; the exit status must be 0 exactly if all pass."""
     arguments = ["--backend", "emulated", "--output", str(folder), "--families", *families]
     status = importlib.import_module("gpu_check").main([*arguments, *options])
-    found = {row["family"]: (row["outcome"], row["note"]) for row in read(folder)}
+    found = {row["family"]: (row["outcome"], row["note"]) for row in read_table(folder)}
     assert status == int({outcome for outcome, _ in found.values()} != {"pass"})
     return found
 
@@ -58,7 +52,7 @@ def test_every_family_passes_in_the_emulator(tmp_path):
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = read(tmp_path / "out")
+    rows = read_table(tmp_path / "out")
     families = importlib.import_module("gpu_checks.families").FAMILIES
     assert [(row["family"], row["dtype"]) for row in rows] == [
         (name, dtype) for name, family in families.items() for dtype in family.dtypes
@@ -306,21 +300,6 @@ def test_unsupported_call_is_skipped_with_the_reason(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def fake_sanitizer(monkeypatch, tmp_path):
-    """Installs a compute-sanitizer that prints ``output`` and records its arguments."""
-
-    def make(output: str, status: int) -> None:
-        program = tmp_path / "compute-sanitizer"
-        program.write_text(
-            f"#!/bin/sh\necho $* >{tmp_path}/arguments\ncat <<'END'\n{output}END\nexit {status}\n"
-        )
-        program.chmod(0o755)
-
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    return make
-
-
-@pytest.fixture
 def two_rounds(monkeypatch):
     """Time two rounds instead of a second."""
     speed, timing = map(importlib.import_module, ("gpu_checks.speed", "common.timing"))
@@ -351,8 +330,8 @@ def test_only_families_that_pass_are_timed(tmp_path, as_if_on_a_gpu, faulty, mon
     names = ["depthwise-forward", "depthwise-dgrad", "depthwise-wgrad"]
     arguments = ["--time", "--output", str(tmp_path), "--families", *names]
     assert importlib.import_module("gpu_check").main(arguments) == 1
-    assert [row["outcome"] for row in read(tmp_path)] == ["FAIL", "pass", "pass"]
-    first, second = read(tmp_path, "time")
+    assert [row["outcome"] for row in read_table(tmp_path)] == ["FAIL", "pass", "pass"]
+    first, second = read_table(tmp_path, "time")
     assert (first["family"], first["outcome"]) == ("depthwise-dgrad", "timed")
     bound = (
         2 * 2 * 24 * 7 * 8 * 2 / 4e12
@@ -360,7 +339,10 @@ def test_only_families_that_pass_are_timed(tmp_path, as_if_on_a_gpu, faulty, mon
     assert float(first["bound us"]) == pytest.approx(1e6 * bound, rel=1e-4)
     assert (second["family"], second["outcome"]) == ("depthwise-wgrad", "FAIL")
     assert second["note"] == "ended without a result" and not second["us"]
-    assert [row["TFLOP/s"] or row["GB/s"] for row in read(tmp_path, "ceilings")] == ["800", "4000"]
+    assert [row["TFLOP/s"] or row["GB/s"] for row in read_table(tmp_path, "ceilings")] == [
+        "800",
+        "4000",
+    ]
 
 
 def test_racecheck_runs_the_families_that_it_supports(tmp_path, as_if_on_a_gpu, fake_sanitizer):
@@ -374,7 +356,7 @@ def test_racecheck_runs_the_families_that_it_supports(tmp_path, as_if_on_a_gpu, 
         "gpu_checks.launch_once",
     ]
     assert called[-2:] == ["argmax", "depthwise-forward"]
-    assert [(row["family"], row["outcome"]) for row in read(tmp_path, "sanitizer")] == [
+    assert [(row["family"], row["outcome"]) for row in read_table(tmp_path, "sanitizer")] == [
         ("argmax", "pass"), ("all", "FAIL")
     ]  # fmt: skip
 
@@ -382,7 +364,9 @@ def test_racecheck_runs_the_families_that_it_supports(tmp_path, as_if_on_a_gpu, 
 def test_both_variants_of_the_hopper_producer_pass(tmp_path):
     command = ["--backend", "emulated", "--variants", "--families", "sm90-projection", "sm90-dgrad"]
     assert importlib.import_module("gpu_check").main([*command, "--output", str(tmp_path)]) == 0
-    rows = [(row["family"], row["variant"], row["outcome"]) for row in read(tmp_path, "variants")]
+    rows = [
+        (row["family"], row["variant"], row["outcome"]) for row in read_table(tmp_path, "variants")
+    ]
     assert rows == [
         ("sm90-projection", "threads arrive", "pass"),
         ("sm90-projection", "copies arrive", "pass"),
@@ -403,7 +387,9 @@ def test_variant_that_hangs_fails_alone(tmp_path, monkeypatch):
     command = ["--backend", "emulated", "--variants", "--families", "sm90-projection"]
     arguments = [*command, "--family-limit", "3", "--output", str(tmp_path)]
     assert importlib.import_module("gpu_check").main(arguments) == 1
-    rows = [(row["variant"], row["outcome"], row["note"]) for row in read(tmp_path, "variants")]
+    rows = [
+        (row["variant"], row["outcome"], row["note"]) for row in read_table(tmp_path, "variants")
+    ]
     assert rows == [
         ("threads arrive", "pass", ""),
         ("copies arrive", "FAIL", "out of time after 3 s"),
@@ -499,45 +485,6 @@ def test_invalid_arguments_are_rejected(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.fixture
-def report(tmp_path, capsys):
-    gpu_report = importlib.import_module("gpu_checks.report")
-    report = gpu_report.Report(tmp_path, {"device": "A GPU"})
-    numbers = {
-        "us": 950.04,
-        "peer us": 1500.0,
-        "speedup": 1.5789,
-        "k-iters": 767,
-        "us/k-iter": 1.2386,
-    }
-    report.add(
-        "Time", family="sm90-forward", dtype="bf16", outcome="timed", peer="cuDNN", **numbers
-    )
-    report.add("Time", family="argmax", dtype="bf16", outcome="FAIL", note="a | b")
-    return report
-
-
-def test_report_tables(report, tmp_path, capsys):
-    head, first, second = capsys.readouterr().out.splitlines()[-3:]
-    for column, text in {
-        "us": "950.0",
-        "speedup": "1.58",
-        "k-iters": "767",
-        "us/k-iter": "1.239",
-    }.items():
-        end = re.search(rf" {column}(?= |$)", head).end()
-        assert first[:end].endswith(f" {text}")
-    assert first.endswith(" cuDNN") and second.endswith(" a | b")
-    markdown = (tmp_path / "report.md").read_text()
-    assert markdown.startswith("# gpu_check\n\n* device: A GPU\n\n## Time\n\n")
-    head, _, first, second = [line for line in markdown.splitlines() if line.startswith("|")]
-    columns = len(importlib.import_module("gpu_checks.report").TABLES["Time"])
-    assert len(head.split(" | ")) == len(first.split(" | ")) == columns
-    assert "| 950.0 | 1500.0 | 1.58 |" in first and second.endswith("|  | a \\| b |")
-    assert (tmp_path / "time.csv").read_text().startswith("# device: A GPU\nfamily,dtype,outcome,")
-    assert [row["speedup"] for row in read(tmp_path, "time")] == ["1.5789", ""]
-
-
 def test_time_rows_fill_the_columns_of_the_table(two_rounds):
     speed = importlib.import_module("gpu_checks.speed")
     cpu = importlib.import_module("gpu_checks.correctness").CPU
@@ -617,105 +564,3 @@ def test_k_iterations_of_the_busiest_cta(monkeypatch):
         weights = [torch.randn(8, 200, k, k).bfloat16() for k in (1, 3)]
         k_iters = [speed.busiest_cta(lambda w=w: dilated_conv2d(x, w, dilation=2)) for w in weights]
     assert k_iters == [4 + 2, 9 * 4 + 2]  # 200 channels are four blocks of 64
-
-
-CLEAN = """========= COMPUTE-SANITIZER
-family argmax
-end argmax
-========= ERROR SUMMARY: 0 errors
-"""
-FINDINGS = """========= COMPUTE-SANITIZER
-family argmax
-end argmax
-family cross-entropy
-========= Invalid __global__ read of size 4
-=========     at kernel()+0x10
-=========     by thread (0,0,0) in block (0,0,0)
-=========
-========= Invalid __global__ write of size 2
-end cross-entropy
-========= ERROR SUMMARY: 2 errors
-"""
-UNSUPPORTED = """========= COMPUTE-SANITIZER
-========= Error: Device not supported. Please refer to
-family argmax
-end argmax
-"""
-
-
-@pytest.mark.parametrize(
-    ("output", "status", "expected"),
-    [
-        (CLEAN, 0, [("argmax", "pass", ""), ("all", "pass", "ERROR SUMMARY: 0 errors")]),
-        (
-            CLEAN,
-            1,
-            [
-                ("argmax", "pass", ""),
-                ("all", "pass", "ERROR SUMMARY: 0 errors"),
-                ("all", "FAIL", "ended with status 1"),
-            ],
-        ),
-        (
-            FINDINGS,
-            1,
-            [
-                ("argmax", "pass", ""),
-                ("cross-entropy", "FAIL", "2 findings, first: Invalid __global__ read of size 4"),
-                ("all", "FAIL", "ERROR SUMMARY: 2 errors"),
-            ],
-        ),
-        (UNSUPPORTED, 1, [("all", "skipped", "Error: Device not supported. Please refer to")]),
-        ("family argmax\n", 1, [("all", "FAIL", "ended without a summary")]),
-    ],
-    ids=["clean", "status", "findings", "unsupported", "cut off"],
-)  # fmt: skip
-def test_output_of_compute_sanitizer(fake_sanitizer, tmp_path, output, status, expected):
-    fake_sanitizer(output, status)
-    gpu_tools = importlib.import_module("gpu_checks.sanitizer")
-    rows = list(gpu_tools.sanitize("memcheck", ["argmax", "cross-entropy"]))
-    assert [(row["family"], row["outcome"], row["note"]) for row in rows] == expected
-    assert all(row["tool"] == "memcheck" for row in rows)
-    arguments = (tmp_path / "arguments").read_text().split()
-    assert arguments[:2] == ["--tool", "memcheck"]
-    assert arguments[-4:-2] == ["-m", "gpu_checks.launch_once"]
-    assert (BENCHMARKS / "gpu_checks" / "launch_once.py").exists()
-    assert arguments[-2:] == ["argmax", "cross-entropy"]
-
-
-def test_missing_compute_sanitizer_skips_its_part(monkeypatch):
-    gpu_tools = importlib.import_module("gpu_checks.sanitizer")
-    monkeypatch.setattr(gpu_tools.shutil, "which", lambda *args, **kwargs: None)
-    (row,) = gpu_tools.sanitize("racecheck", ["argmax"])
-    assert (row["outcome"], row["note"]) == ("skipped", "compute-sanitizer is not installed")
-
-
-def test_first_gpu_run_continues_after_a_failure(tmp_path):
-    """The programs that it calls only record their arguments."""
-    for name in ("python", "cmake", "ninja"):
-        (tmp_path / name).write_text(
-            f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\n'
-            'case "$*" in *conformance*) echo bad bits; exit 3;; esac\n'
-        )
-        (tmp_path / name).chmod(0o755)
-    environment = os.environ | {
-        "PYTHON": "./python",
-        "CUDACXX": "true",
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-    }
-    script = str(BENCHMARKS / "first_gpu_run.sh")
-
-    def run(*arguments: str) -> int:
-        return subprocess.run([script, *arguments], env=environment, cwd=tmp_path).returncode
-
-    assert run("first", "1") == run("second", "2") == 0
-    assert run() == run("first") == run("third", "3") == 2
-    summary = (tmp_path / "1" / "summary.txt").read_text().splitlines()
-    parts = [line.partition(":")[0] for line in summary[:-1]]
-    assert parts == ["build", "architectures", "conformance", "check", "sm80", "upsampling", "sm90"]
-    assert re.fullmatch(r"conformance: failed, status 3, after \d s; bad bits", summary[2])
-    assert all(": done after " in line for line in summary[3:-1])
-    files = {word for word in (tmp_path / "calls").read_text().split() if word.endswith(".py")}
-    assert {"ops/test_cudnn_reference.py", "ops/test_aspp.py", "backends/test_triton.py"} < files
-    tests = Path(__file__).parents[1]
-    assert [file for file in files if not (tests / file).exists()] == []
