@@ -167,6 +167,10 @@ def tf32(allowed: bool) -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
+class WrongOutput(Exception):
+    """The output of a variant differs from the reference by more than the tolerance."""
+
+
 class Report:
     """One run of one benchmark: check and time cases, print a table, write a CSV and a plot."""
 
@@ -235,22 +239,12 @@ class Report:
             checked: dict[str, dict[str, Any]] = {}
             for variant, run in {**ours, **baselines}.items():
                 try:
-                    run, memory = prepare(run, self.device, graphs)
-                    output = run()
-                    measured_error = error(output, expected)
+                    runs[variant], found = self._check(run, expected, error, tolerance, graphs)
                 except Exception as failure:
                     self._drop(title, variant, failure)
-                    continue
-                if not measured_error <= tolerance:  # also true for NaN
-                    text = f"WRONG: error {measured_error:.3g}, tolerance {tolerance:.3g}"
-                    self._drop(title, variant, text)
-                    continue
-                runs[variant] = run
-                checked[variant] = {
-                    "kind": "ours" if variant in ours else "baseline",
-                    "peak_mib": None if memory is None else memory / 2**20,
-                    "error": measured_error,
-                }
+                else:
+                    kind = "ours" if variant in ours else "baseline"
+                    checked[variant] = {"kind": kind, "tolerance": tolerance, **found}
             del expected
             if not runs:
                 return
@@ -278,12 +272,31 @@ class Report:
                 "gflop": flops / 1e9 or None, "mbyte": bytes / 1e6 or None,
                 "lower_bound_ms": 1e3 * lower_bound or None,
                 "percent_of_lower_bound": 100 * lower_bound / median or None,
-                "tolerance": tolerance, **checked[variant],
+                **checked[variant],
             })  # fmt: skip
         self.rows += rows
         self._print(title, rows)
         self._write_csv()  # after every case, so that an aborted run keeps its rows
         gc.collect()
+
+    def _check(
+        self,
+        run: Run,
+        expected: Any,
+        error: Callable[[Any, Any], float],
+        tolerance: float,
+        graphs: bool,
+    ) -> tuple[Run, dict[str, float | None]]:
+        """``run`` ready to be timed, and its error and peak memory.
+
+        Raises:
+            WrongOutput: the error exceeds the tolerance.
+        """
+        run, memory = prepare(run, self.device, graphs)
+        measured = error(run(), expected)
+        if not measured <= tolerance:  # also true for NaN
+            raise WrongOutput(f"WRONG: error {measured:.3g}, tolerance {tolerance:.3g}")
+        return run, {"error": measured, "peak_mib": None if memory is None else memory / 2**20}
 
     def finish(self) -> None:
         """Draw the plot and print where the results are; exit with status 1 if a variant failed."""
@@ -311,13 +324,13 @@ class Report:
         if failed:
             raise SystemExit("\n".join(failed))
 
-    def _drop(self, title: str, variant: str, reason: Exception | str) -> None:
+    def _drop(self, title: str, variant: str, reason: Exception) -> None:
         """Report a variant that cannot be timed, on the terminal and in the header of the CSV.
 
         Raises:
             SystemExit: a CUDA error left the GPU unusable for this process.
         """
-        text = reason if isinstance(reason, str) else first_line(reason)
+        text = str(reason) if isinstance(reason, WrongOutput) else first_line(reason)
         key = f"{FAILED}{title}, {variant}"
         self.header[key] = text
         print(f"{key}: {text}", flush=True)
