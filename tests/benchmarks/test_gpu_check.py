@@ -159,7 +159,7 @@ def has_ended(pid: str) -> bool:
 
 
 def test_process_that_cannot_be_killed_is_abandoned(tmp_path, monkeypatch):
-    """A process that waits inside a driver is like that."""
+    """Such a process may wait inside a driver."""
     gpu_process = importlib.import_module("gpu_checks.process")
     pid = tmp_path / "pid"
 

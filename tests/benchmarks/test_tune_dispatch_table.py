@@ -56,7 +56,7 @@ def test_tuning_times_the_calls_of_deeplab(tune, report, tmp_path):
     assert {op for op, _ in calls} == set(registry.shape_classes)
     assert len({(op, tune.describe(call)) for op, call in calls}) == len(calls)
     first = dict(reversed(calls))
-    # These have tuples with empty tensors, an in-place output, lists, and two kernels each.
+    # These cover tuples with empty tensors, an in-place output, lists, and calls of two kernels.
     some = ["dilated_conv2d_backward", "fused_conv2d_add_", "parallel_dilated_conv2d"]
     depthwise = next(
         call
