@@ -79,11 +79,11 @@ def with_text(page: str, text: str, path: Path) -> str:
 
 def readme_table(folder: Path) -> str:
     _, cases = read(folder)
-    lines = ["| | deeplab_fast | best of PyTorch | speedup | raw file |", "|---|---|---|---|---|"]
+    lines = ["| | deeplab_fast | best of PyTorch | speedup | raw times |", "|---|---|---|---|---|"]
     for what, (benchmark, case, dtype) in README_ROWS.items():
         rows = cases[benchmark, case, "1", dtype]
         best, peer = fastest(rows)
-        link = f"[{rows[0]['file']}](benchmarks/results/{folder.name}/{rows[0]['file']})"
+        link = f"[{folder.name[-10:]}](benchmarks/results/{folder.name}/{rows[0]['file']})"
         lines.append(
             f"| {what} | {digits(time(best))} ms | {digits(time(peer))} ms | "
             f"**{digits(time(peer) / time(best))}x** | {link} |"

@@ -15,6 +15,7 @@ import numpy as np
 
 from deeplab_fast import _C
 
+FIGURE = Path(__file__).with_suffix(".svg")
 SIZE, DILATIONS, BLOCK_M = 65, (12, 24, 36), 128
 SCALE, GAP, LINE = 4, 40, 26  # SVG units: a pixel of the map, between panels, a line of text
 PANEL = SIZE * SCALE
@@ -24,6 +25,10 @@ BLUES = "#f7fbff #e3eef9 #d0e1f2 #b0d2e7 #82bbdb #59a1cf #3787c0 #1b6aaf #084d96
 
 
 def main() -> None:
+    FIGURE.write_text(draw())
+
+
+def draw() -> str:
     width = len(DILATIONS) * (PANEL + GAP)
     height = SECOND_ROW + PANEL + 1.5 * LINE
     parts = [
@@ -60,7 +65,7 @@ def main() -> None:
                 f"executed {executed / dense:.0%} of dense, needed {needed(inside) / dense:.0%}",
             ),
         ]
-    Path(__file__).with_suffix(".svg").write_text("\n".join([*parts, "</svg>"]) + "\n")
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def tile_list(dilation: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
