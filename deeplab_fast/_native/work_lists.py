@@ -1,4 +1,4 @@
-"""What each block of a dense convolution computes: lists that csrc/common/zones.h makes."""
+"""What each block of a dense convolution computes: lists that csrc/schedule/zones.h makes."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def conv_work_list(
     num_workers: int,
     kernel: ConvKernel = CONV_SM80,
 ) -> ConvWorkList:
-    """The work list (csrc/common/zones.h) of a launch, on ``device``.
+    """The work list (csrc/schedule/zones.h) of a launch, on ``device``.
 
     ``list_tiles`` is ``_C.zones.forward_tiles`` or ``input_grad_tiles``, ``plane`` is (N, H, W),
     ``branches`` are (kernel_H, kernel_W, dilation_H, dilation_W), ``out_channels`` are those of

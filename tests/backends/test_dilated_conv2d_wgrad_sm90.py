@@ -208,7 +208,7 @@ def test_fp32_stays_with_the_other_kernel():
 @pytest.mark.parametrize("architecture", ["80", "90a"])
 def test_the_compiler_has_nothing_to_say(tmp_path, architecture):
     """Such as C7508, setmaxnreg is ignored, or C7510, products wait for each other."""
-    source = ROOT / "csrc" / "cuda" / "dilated_conv2d_wgrad_sm90.cu"
+    source = ROOT / "csrc" / "cuda" / "conv" / "dilated_conv2d_wgrad_sm90.cu"
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     options = ["-std=c++17", "-cubin", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
     command = [NVCC, *options, target, "--fmad=false", source, "-o", tmp_path / "cubin"]

@@ -1,4 +1,4 @@
-"""The work lists of dilated convolution (csrc/common/zones.h): what they leave out and what not.
+"""The work lists of dilated convolution (csrc/schedule/zones.h): what they leave out and what not.
 
 Convolutions are computed here in NumPy from the lists alone: gather, zero-fill, multiply.
 """

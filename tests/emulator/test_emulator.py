@@ -444,7 +444,7 @@ def test_every_instruction_has_a_conformance_kernel():
     """Whoever adds a function to ptx.cuh shows in instructions.cu what it does."""
     functions = re.findall(
         r"__device__ __forceinline__ \w+ (\w+)\(.*?\n}",
-        (ROOT / "csrc/cuda/ptx.cuh").read_text(),
+        (ROOT / "csrc/cuda/common/ptx.cuh").read_text(),
         re.S,
     )
     kernels = (KERNELS / "instructions.cu").read_text()

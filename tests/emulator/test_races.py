@@ -177,7 +177,7 @@ LAUNCHES: dict[str, tuple[str, int, Callable[[], list[Tensor]], set[str]]] = {
 
 
 def test_every_kernel_is_launched():
-    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu*"))
+    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").rglob("*.cu*"))
     kernels = set(re.findall(r"__global__[^;{]*?\b(\w+_kernel)\(", sources))
     assert kernels == set().union(*(kernels for *_, kernels in LAUNCHES.values()))
 

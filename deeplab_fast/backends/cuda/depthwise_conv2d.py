@@ -71,7 +71,7 @@ def _rows_by_rounds(
 ) -> int:
     """As `_strip_rows`: the rounds of blocks that run at once, times the rows of each."""
     N, C, H, W = shape
-    # As split_of in csrc/cuda/depthwise.cuh cuts channels and columns into blocks.
+    # As split_of in csrc/cuda/depthwise/depthwise.cuh cuts channels and columns into blocks.
     vector = 16 // itemsize if C % (16 // itemsize) == 0 else 1
     if kernel == (5, 5) and vector > 1:
         vector = 4

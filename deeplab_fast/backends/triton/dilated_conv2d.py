@@ -1,7 +1,7 @@
 """output[n, y, x, k] = sum over taps and c of input[n, y + dy, x + dx, c] weight[k, tap, c].
 
 Branches read one input [N, H, W, C] with weights [K, R, S, C] and write the channels of one output
-side by side. Implicit GEMM over the work list of csrc/common/zones.h: BLOCK_M listed pixels times
+side by side. Implicit GEMM over the work list of csrc/schedule/zones.h: BLOCK_M listed pixels times
 BLOCK_N channels, summed in steps of one tap and BLOCK_K channels. The gradient of the input is the
 same sum over the mirrored taps of all branches, that of a weight one over the pixels at which its
 tap is inside. A program per work item; the pieces of a split sum are added by a second kernel in a
@@ -355,7 +355,7 @@ def _reduced_rows(blocks: Blocks) -> int:
 
 
 class WorkList(NamedTuple):
-    """Rows of csrc/common/zones.h on the device, and [branches, 3]: K, first channel, taps."""
+    """Rows of csrc/schedule/zones.h on the device, and [branches, 3]: K, first channel, taps."""
 
     pixels: Tensor
     taps: Tensor

@@ -5,8 +5,8 @@
 
 #include <cstring>
 
-#include "cuda/launch.cuh"
-#include "cuda/ptx.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/ptx.cuh"
 
 namespace {
 

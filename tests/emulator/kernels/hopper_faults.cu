@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cuda/launch.cuh"
-#include "cuda/ptx_sm90.cuh"
-#include "cuda/tensor_map.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/ptx_sm90.cuh"
+#include "cuda/common/tensor_map.cuh"
 
 namespace {
 

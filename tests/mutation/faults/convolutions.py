@@ -18,7 +18,7 @@ from .guards import (
 )
 
 FAULTS: dict[str, list[Fault]] = {
-    "csrc/common/zones.h": [
+    "csrc/schedule/zones.h": [
         Fault(
             "items cost their steps alone",
             "begin + item.num_steps + overheads.item + (item.slot",
@@ -127,7 +127,7 @@ FAULTS: dict[str, list[Fault]] = {
             "loads.push({begin, worker});",
         ),
     ],
-    "csrc/cuda/aspp.cu": [
+    "csrc/cuda/aspp/aspp.cu": [
         Fault(
             "no barrier before the vector is read",
             "__syncthreads();\n\n  constexpr int kSize",
@@ -167,7 +167,7 @@ FAULTS: dict[str, list[Fault]] = {
             NON_FINITE,
         ),
     ],
-    "csrc/cuda/conv_epilogue.cuh": [
+    "csrc/cuda/conv/conv_epilogue.cuh": [
         Fault("bias not added", "value[i] += bias[i] + residual[i];", "value[i] += residual[i];"),
         Fault("residual not added", "value[i] += bias[i] + residual[i];", "value[i] += bias[i];"),
         Fault(
@@ -300,7 +300,7 @@ FAULTS: dict[str, list[Fault]] = {
             NON_FINITE,
         ),
     ],
-    "csrc/cuda/depthwise.cuh": [
+    "csrc/cuda/depthwise/depthwise.cuh": [
         Fault(
             "a residue has one pixel too few",
             "const int in_longer = num_longer * (shorter + 1);",
@@ -334,7 +334,7 @@ FAULTS: dict[str, list[Fault]] = {
             NON_FINITE,
         ),
     ],
-    "csrc/cuda/depthwise_conv2d.cu": [
+    "csrc/cuda/depthwise/depthwise_conv2d.cu": [
         Fault(
             "pixels left of the map",
             "has_column[s] = x >= 0 && x < shape.W;",
@@ -519,7 +519,7 @@ FAULTS: dict[str, list[Fault]] = {
             NON_FINITE,
         ),
     ],
-    "csrc/cuda/depthwise_conv2d_wgrad.cu": [
+    "csrc/cuda/depthwise/depthwise_conv2d_wgrad.cu": [
         Fault(
             "no barrier before the sums",
             "__syncthreads();\n  const int num_taps",
@@ -617,7 +617,7 @@ FAULTS: dict[str, list[Fault]] = {
             NON_FINITE,
         ),
     ],
-    "csrc/cuda/dilated_conv2d.cu": [
+    "csrc/cuda/conv/dilated_conv2d.cu": [
         Fault(
             "a single row of weights refused for its stride",
             "if (o.K > 1) unaligned |= o.weight_stride;",
@@ -632,7 +632,7 @@ FAULTS: dict[str, list[Fault]] = {
             FAR_CONV,
         ),
     ],
-    "csrc/cuda/dilated_conv2d_sm90.cu": [
+    "csrc/cuda/conv/dilated_conv2d_sm90.cu": [
         Fault(
             "a single row of weights refused for its stride",
             "if (o.K > 1) unaligned |= o.weight_stride;",
@@ -920,7 +920,7 @@ FAULTS: dict[str, list[Fault]] = {
             "      store_partial_sums<kConvTileSm90>(sum, partial_sums, item.slot, first_row);",
         ),
     ],
-    "csrc/cuda/warp_rows.cuh": [
+    "csrc/cuda/conv/warp_rows.cuh": [
         Fault(
             "staged rows read before they are there",
             "  }\n  __syncwarp();\n  constexpr int kRows",
@@ -945,7 +945,7 @@ FAULTS: dict[str, list[Fault]] = {
             FAR_CONV,
         ),
     ],
-    "csrc/cuda/dilated_conv2d_wgrad.cu": [
+    "csrc/cuda/conv/dilated_conv2d_wgrad.cu": [
         Fault(
             "sign of the tap",
             "const int tap_offset = tap.dy * shape.W + tap.dx;",
@@ -1139,7 +1139,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("b not rounded", "if (i == 0 && j % 2 == 0) round", "if (i < 0 && j % 2 == 0) round"),
     ],
-    "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": [
+    "csrc/cuda/conv/dilated_conv2d_wgrad_sm90.cu": [
         Fault(
             "the gradient one row off",
             "{first_k + chunk * kChunk, x, y, n}",
@@ -1229,14 +1229,14 @@ FAULTS: dict[str, list[Fault]] = {
             FAR_CONV,
         ),
     ],
-    "csrc/cuda/elements.cuh": [
+    "csrc/cuda/common/elements.cuh": [
         Fault(
             "fp16 saturates",
             "result = __float2half_rn(value); }",
             "result = __float2half_rn(value > 65504.0f ? 65504.0f : value); }",
         ),
     ],
-    "csrc/cuda/implicit_gemm.cuh": [
+    "csrc/cuda/conv/implicit_gemm.cuh": [
         Fault(
             "tap sign of rows", "from.pixels = tap.dy * shape.W", "from.pixels = -tap.dy * shape.W"
         ),
@@ -1391,7 +1391,7 @@ FAULTS: dict[str, list[Fault]] = {
             "if (i == 1 && j % 2 == 0) round",
         ),
     ],
-    "csrc/cuda/pairs.cuh": [
+    "csrc/cuda/common/pairs.cuh": [
         Fault(
             "the lower bound of a pair drops NaN",
             "return __hmin2_nan(__hmax2_nan(pair, low), high);",
@@ -1413,7 +1413,7 @@ FAULTS: dict[str, list[Fault]] = {
             "return __hmax2_nan(pair, low);",
         ),
     ],
-    "csrc/cuda/pipeline.cuh": [
+    "csrc/cuda/common/pipeline.cuh": [
         Fault(
             "a block leaves before its last stage was read",
             "for (int i = 0; i < kStages; ++i) {",
@@ -1427,7 +1427,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("the parity of a phase never changes", "    parity ^= 1;\n", ""),
     ],
-    "csrc/cuda/pixel_means.cu": [
+    "csrc/cuda/aspp/pixel_means.cu": [
         Fault(
             "the last run of pixels is short",
             "const int64_t end = min(begin + runs.run, runs.N * runs.num_pixels);",
@@ -1496,7 +1496,7 @@ FAULTS: dict[str, list[Fault]] = {
             NON_FINITE,
         ),
     ],
-    "csrc/cuda/tensor_map.cuh": [
+    "csrc/cuda/common/tensor_map.cuh": [
         Fault(
             "the description of a smaller weight at the same address",
             "  std::copy_n(dims, kRank, key.begin() + kRank);\n",
@@ -1528,7 +1528,7 @@ FAULTS: dict[str, list[Fault]] = {
             "std::copy_n(strides, kRank - 2, key.begin() + 1);",
         ),
     ],
-    "csrc/cuda/wgrad_reduce.cuh": [
+    "csrc/cuda/conv/wgrad_reduce.cuh": [
         Fault(
             "one piece not added",
             "i < reduction.num_slots; ++i",

@@ -76,44 +76,44 @@ WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py not compiler")
 GUARDS = {
     "csrc/common/bilinear.h": ARGMAX,
     "csrc/common/half.h": ARGMAX_CPU,
-    "csrc/common/zones.h": Guard("test_zones.py", "_C"),
+    "csrc/schedule/zones.h": Guard("test_zones.py", "_C"),
     "csrc/cpu/exp2_log2.h": ENTROPY_CPU,
     "csrc/cpu/stream.h": ARGMAX_CPU,
     "csrc/cpu/upsample_argmax.cpp": ARGMAX_CPU,
     "csrc/cpu/upsample_cross_entropy.cpp": ENTROPY_CPU,
-    "csrc/cuda/aspp.cu": ASPP,
-    "csrc/cuda/cells.cuh": ARGMAX,
-    "csrc/cuda/conv_epilogue.cuh": CONV,
-    "csrc/cuda/depthwise.cuh": DEPTHWISE,
-    "csrc/cuda/depthwise_conv2d.cu": DEPTHWISE,
-    "csrc/cuda/depthwise_conv2d_wgrad.cu": DEPTHWISE,
-    "csrc/cuda/dilated_conv2d.cu": CONV,
-    "csrc/cuda/dilated_conv2d_sm90.cu": Guard(
+    "csrc/cuda/aspp/aspp.cu": ASPP,
+    "csrc/cuda/upsample/cells.cuh": ARGMAX,
+    "csrc/cuda/conv/conv_epilogue.cuh": CONV,
+    "csrc/cuda/depthwise/depthwise.cuh": DEPTHWISE,
+    "csrc/cuda/depthwise/depthwise_conv2d.cu": DEPTHWISE,
+    "csrc/cuda/depthwise/depthwise_conv2d_wgrad.cu": DEPTHWISE,
+    "csrc/cuda/conv/dilated_conv2d.cu": CONV,
+    "csrc/cuda/conv/dilated_conv2d_sm90.cu": Guard(
         "test_races.py test_dilated_conv2d_sm90.py "
         "sm_90 or seeds_agree or pipeline or epilogue or means or between_vectors"
     ),
-    "csrc/cuda/dilated_conv2d_wgrad.cu": Guard(
+    "csrc/cuda/conv/dilated_conv2d_wgrad.cu": Guard(
         "test_races.py test_dilated_conv2d_backward.py sums or emulated"
     ),
-    "csrc/cuda/dilated_conv2d_wgrad_sm90.cu": WGRAD_SM90,
-    "csrc/cuda/elements.cuh": NON_FINITE,
-    "csrc/cuda/implicit_gemm.cuh": CONV,
-    "csrc/cuda/pairs.cuh": NON_FINITE,
-    "csrc/cuda/pipeline.cuh": SM90_FORMS,
-    "csrc/cuda/pixel_means.cu": ASPP,
-    "csrc/cuda/tensor_map.cuh": Guard(
+    "csrc/cuda/conv/dilated_conv2d_wgrad_sm90.cu": WGRAD_SM90,
+    "csrc/cuda/common/elements.cuh": NON_FINITE,
+    "csrc/cuda/conv/implicit_gemm.cuh": CONV,
+    "csrc/cuda/common/pairs.cuh": NON_FINITE,
+    "csrc/cuda/common/pipeline.cuh": SM90_FORMS,
+    "csrc/cuda/aspp/pixel_means.cu": ASPP,
+    "csrc/cuda/common/tensor_map.cuh": Guard(
         "test_dilated_conv2d_sm90.py test_cache_keys.py "
         "same_address or memory_of_others or more_weights"
     ),
-    "csrc/cuda/upsample_argmax.cu": ARGMAX,
-    "csrc/cuda/upsample_cross_entropy.cu": ENTROPY,
-    "csrc/cuda/upsample_cross_entropy.cuh": ENTROPY,
-    "csrc/cuda/upsample_cross_entropy_bwd.cu": ENTROPY,
-    "csrc/cuda/upsample_cross_entropy_prepare.cu": ENTROPY,
-    "csrc/cuda/warp_rows.cuh": Guard(
+    "csrc/cuda/upsample/upsample_argmax.cu": ARGMAX,
+    "csrc/cuda/upsample/upsample_cross_entropy.cu": ENTROPY,
+    "csrc/cuda/upsample/upsample_cross_entropy.cuh": ENTROPY,
+    "csrc/cuda/upsample/upsample_cross_entropy_bwd.cu": ENTROPY,
+    "csrc/cuda/upsample/upsample_cross_entropy_prepare.cu": ENTROPY,
+    "csrc/cuda/conv/warp_rows.cuh": Guard(
         "test_races.py test_dilated_conv2d_sm90.py sm_90 or seeds_agree or epilogue"
     ),
-    "csrc/cuda/wgrad_reduce.cuh": WGRAD_SM90,
+    "csrc/cuda/conv/wgrad_reduce.cuh": WGRAD_SM90,
     "deeplab_fast/_native/device_cache.py": Guard("test_device_cache.py test_cache_keys.py"),
     "deeplab_fast/backends/registry.py": REGISTRATION,
     "deeplab_fast/backends/cpu.py": NON_FINITE_CPU,

@@ -365,7 +365,7 @@ FAULTS: dict[str, list[Fault]] = {
             "if (int32_t(target) < 0 || int32_t(target) >= C) {  // refused",
         ),
     ],
-    "csrc/cuda/cells.cuh": [
+    "csrc/cuda/upsample/cells.cuh": [
         Fault("first pixel of a cell off by one", "begin[mine] = i;", "begin[mine] = i + 1;"),
         Fault("weights swapped", "make_float2(pair.w0, pair.w1)", "make_float2(pair.w1, pair.w0)"),
         Fault(
@@ -423,7 +423,7 @@ FAULTS: dict[str, list[Fault]] = {
             "if (i == 0) first_cell = 0;",
         ),
     ],
-    "csrc/cuda/upsample_argmax.cu": [
+    "csrc/cuda/upsample/upsample_argmax.cu": [
         Fault("infinity counts as finite", "finite &= fabsf(value) < 0x1p126f;", ""),
         Fault(
             "ties between lanes not seen",
@@ -597,7 +597,7 @@ FAULTS: dict[str, list[Fault]] = {
             "label[r] = value >= best[r] ? k",
         ),
     ],
-    "csrc/cuda/upsample_cross_entropy.cu": [
+    "csrc/cuda/upsample/upsample_cross_entropy.cu": [
         Fault(
             "no smoothing term",
             "loss += smooth_part * smooth;",
@@ -659,7 +659,7 @@ FAULTS: dict[str, list[Fault]] = {
             "my_x = min(x + static_cast<int32_t>(threadIdx.x), x_end);",
         ),
     ],
-    "csrc/cuda/upsample_cross_entropy.cuh": [
+    "csrc/cuda/upsample/upsample_cross_entropy.cuh": [
         Fault(
             "one maximum for both rows",
             "maxima[i] = make_float2(top.x, bottom.x);",
@@ -759,7 +759,7 @@ FAULTS: dict[str, list[Fault]] = {
             "/ static_cast<float>(num_rows)",
         ),
     ],
-    "csrc/cuda/upsample_cross_entropy_bwd.cu": [
+    "csrc/cuda/upsample/upsample_cross_entropy_bwd.cu": [
         Fault(
             "gradient: no barrier before the classes",
             "edges.load_from(first_class);\n      __syncthreads();",
@@ -975,7 +975,7 @@ FAULTS: dict[str, list[Fault]] = {
             "between(ends, progression.starts[0])",
         ),
     ],
-    "csrc/cuda/upsample_cross_entropy_prepare.cu": [
+    "csrc/cuda/upsample/upsample_cross_entropy_prepare.cu": [
         Fault(
             "first row of a cell off",
             "cell_of(middle, size, scale, align_corners) >= cell",

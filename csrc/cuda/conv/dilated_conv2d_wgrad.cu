@@ -10,13 +10,13 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "../api.h"
-#include "../common/zones.h"
-#include "dtypes.cuh"
-#include "elements.cuh"
-#include "launch.cuh"
-#include "ptx.cuh"
-#include "wgrad_reduce.cuh"
+#include "api.h"
+#include "cuda/common/dtypes.cuh"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/conv/wgrad_reduce.cuh"
+#include "schedule/zones.h"
 
 namespace deeplab_fast::cuda {
 namespace {

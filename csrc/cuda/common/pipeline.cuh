@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "ptx_sm90.cuh"
+#include "cuda/common/ptx_sm90.cuh"
 
 namespace deeplab_fast::cuda {
 

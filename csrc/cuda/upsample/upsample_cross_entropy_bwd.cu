@@ -1,8 +1,8 @@
 // The gradient of upsample_cross_entropy: a thread has classes of cells and sums their pixels, a
 // block adds the cells on both sides of its source columns, a last kernel those above and below.
 
-#include "dtypes.cuh"
-#include "upsample_cross_entropy.cuh"
+#include "cuda/common/dtypes.cuh"
+#include "cuda/upsample/upsample_cross_entropy.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../api.h"
+#include "api.h"
 
 namespace deeplab_fast::cuda {
 

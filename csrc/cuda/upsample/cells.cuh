@@ -4,8 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "../api.h"
-#include "../common/bilinear.h"
+#include "api.h"
+#include "common/bilinear.h"
 
 namespace deeplab_fast::cuda {
 

@@ -4,7 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "../api.h"
+#include "api.h"
 
 namespace deeplab_fast::cuda {
 

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "elements.cuh"
-#include "ptx_sm90.cuh"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/ptx_sm90.cuh"
 
 namespace deeplab_fast::cuda {
 

@@ -8,11 +8,11 @@
 
 #include <cstdint>
 
-#include "../api.h"
-#include "dtypes.cuh"
-#include "elements.cuh"
-#include "launch.cuh"
-#include "ptx.cuh"
+#include "api.h"
+#include "cuda/common/dtypes.cuh"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/ptx.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {

@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
-#include "../api.h"
-#include "../common/zones.h"
-#include "elements.cuh"
-#include "launch.cuh"
+#include "api.h"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/launch.cuh"
+#include "schedule/zones.h"
 
 namespace deeplab_fast::cuda {
 

@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "../api.h"
+#include "api.h"
 
 namespace deeplab_fast::cuda {
 

@@ -11,11 +11,11 @@
 #include <cfloat>
 #include <cmath>
 
-#include "../api.h"
-#include "../common/bilinear.h"
-#include "cells.cuh"
-#include "dtypes.cuh"
-#include "launch.cuh"
+#include "api.h"
+#include "common/bilinear.h"
+#include "cuda/common/dtypes.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/upsample/cells.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {

@@ -15,16 +15,16 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../api.h"
-#include "../common/zones.h"
-#include "elements.cuh"
-#include "launch.cuh"
-#include "pairs.cuh"
-#include "pipeline.cuh"
-#include "ptx_sm90.cuh"
-#include "tensor_map.cuh"
-#include "warp_rows.cuh"
-#include "wgrad_reduce.cuh"
+#include "api.h"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/pairs.cuh"
+#include "cuda/common/pipeline.cuh"
+#include "cuda/common/ptx_sm90.cuh"
+#include "cuda/common/tensor_map.cuh"
+#include "cuda/conv/warp_rows.cuh"
+#include "cuda/conv/wgrad_reduce.cuh"
+#include "schedule/zones.h"
 
 namespace deeplab_fast::cuda {
 namespace {

@@ -1,7 +1,7 @@
 // Cross entropy of bilinear(logits[n])(y, x) against target[n, y, x]: a thread has columns.
 
-#include "dtypes.cuh"
-#include "upsample_cross_entropy.cuh"
+#include "cuda/common/dtypes.cuh"
+#include "cuda/upsample/upsample_cross_entropy.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {

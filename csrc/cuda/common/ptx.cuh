@@ -3,7 +3,7 @@
 #pragma once
 
 #ifndef __CUDACC__
-#include "../emulator/ptx.h"
+#include "emulator/ptx.h"
 #else
 
 #include <cuda_bf16.h>

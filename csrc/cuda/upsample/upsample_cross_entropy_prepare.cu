@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "upsample_cross_entropy.cuh"
+#include "cuda/upsample/upsample_cross_entropy.cuh"
 
 namespace deeplab_fast::cuda {
 namespace cross_entropy {

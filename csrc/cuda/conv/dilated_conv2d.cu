@@ -7,12 +7,12 @@
 
 #include <algorithm>
 
-#include "../api.h"
-#include "conv_epilogue.cuh"
-#include "dtypes.cuh"
-#include "elements.cuh"
-#include "implicit_gemm.cuh"
-#include "launch.cuh"
+#include "api.h"
+#include "cuda/common/dtypes.cuh"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/conv/conv_epilogue.cuh"
+#include "cuda/conv/implicit_gemm.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {

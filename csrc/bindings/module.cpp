@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "api.h"
-#include "common/zones.h"
+#include "schedule/zones.h"
 #ifdef DEEPLAB_FAST_EMULATED
 #include "emulator/simt.h"
 #endif

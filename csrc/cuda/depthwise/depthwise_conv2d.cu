@@ -8,11 +8,11 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../api.h"
-#include "depthwise.cuh"
-#include "dtypes.cuh"
-#include "launch.cuh"
-#include "pairs.cuh"
+#include "api.h"
+#include "cuda/common/dtypes.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/pairs.cuh"
+#include "cuda/depthwise/depthwise.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {

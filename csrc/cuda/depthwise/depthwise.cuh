@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../api.h"
+#include "api.h"
 
 namespace deeplab_fast::cuda {
 

@@ -11,11 +11,11 @@
 #include <cfloat>
 #include <cmath>
 
-#include "../api.h"
-#include "../common/bilinear.h"
-#include "cells.cuh"
-#include "launch.cuh"
-#include "ptx.cuh"
+#include "api.h"
+#include "common/bilinear.h"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/upsample/cells.cuh"
 
 namespace deeplab_fast::cuda::cross_entropy {
 

@@ -31,7 +31,7 @@
 #include <utility>
 #include <vector>
 
-#include "host_device.h"
+#include "common/host_device.h"
 
 namespace deeplab_fast {
 

@@ -13,12 +13,12 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../api.h"
-#include "../common/zones.h"
-#include "conv_epilogue.cuh"
-#include "elements.cuh"
-#include "launch.cuh"
-#include "ptx.cuh"
+#include "api.h"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/conv/conv_epilogue.cuh"
+#include "schedule/zones.h"
 
 namespace deeplab_fast::cuda {
 

@@ -2,10 +2,10 @@
 // they mean.
 #pragma once
 
-#include "ptx.cuh"
+#include "cuda/common/ptx.cuh"
 
 #ifndef __CUDACC__
-#include "../emulator/ptx_sm90.h"
+#include "emulator/ptx_sm90.h"
 #else
 
 #include <cuda.h>

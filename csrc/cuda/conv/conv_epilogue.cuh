@@ -4,11 +4,11 @@
 
 #include <cstdint>
 
-#include "../api.h"
-#include "../common/zones.h"
-#include "elements.cuh"
-#include "launch.cuh"
-#include "ptx.cuh"
+#include "api.h"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/ptx.cuh"
+#include "schedule/zones.h"
 
 namespace deeplab_fast::cuda {
 

@@ -12,7 +12,7 @@
 #include <map>
 #include <mutex>
 
-#include "../api.h"
+#include "api.h"
 
 namespace deeplab_fast::cuda {
 

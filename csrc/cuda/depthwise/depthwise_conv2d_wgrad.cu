@@ -8,10 +8,10 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../api.h"
-#include "depthwise.cuh"
-#include "dtypes.cuh"
-#include "launch.cuh"
+#include "api.h"
+#include "cuda/common/dtypes.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/depthwise/depthwise.cuh"
 
 namespace deeplab_fast::cuda {
 namespace {

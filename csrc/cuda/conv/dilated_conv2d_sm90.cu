@@ -18,16 +18,16 @@
 #include <atomic>
 #include <cstdint>
 
-#include "../api.h"
-#include "../common/zones.h"
-#include "conv_epilogue.cuh"
-#include "elements.cuh"
-#include "launch.cuh"
-#include "pairs.cuh"
-#include "pipeline.cuh"
-#include "ptx_sm90.cuh"
-#include "tensor_map.cuh"
-#include "warp_rows.cuh"
+#include "api.h"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/pairs.cuh"
+#include "cuda/common/pipeline.cuh"
+#include "cuda/common/ptx_sm90.cuh"
+#include "cuda/common/tensor_map.cuh"
+#include "cuda/conv/conv_epilogue.cuh"
+#include "cuda/conv/warp_rows.cuh"
+#include "schedule/zones.h"
 
 namespace deeplab_fast::cuda {
 namespace {
