@@ -338,7 +338,7 @@ def test_run_all_plots_no_empty_file(harness, tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".csv"]
 
 
-def test_the_results_in_the_readme_are_those_of_the_files(harness):
+def test_results_in_readme_and_docs_match_the_files(harness):
     importlib.import_module("table").main(["--check"])
 
 
