@@ -1,4 +1,4 @@
-.PHONY: build test lint format bench
+.PHONY: build test lint format bench docs
 
 # Compiles only what changed; wants `pip install ".[dev]"` in the environment.
 build:
@@ -20,3 +20,7 @@ format:
 
 bench:
 	status=0; for script in benchmarks/bench_*.py; do python $$script || status=1; done; exit $$status
+
+# The documentation site, into site/; wants `pip install ".[docs]"`.
+docs:
+	mkdocs build --strict

@@ -86,7 +86,7 @@ class _Recorder(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         namespace, _, op = function._schema.name.partition("::")
-        if namespace == "deeplab_fast" and op in registry.shape_classes:
+        if namespace == "deeplab_fast" and op in registry.shape_buckets:
             args = tree_map_only(Tensor, _channels_last, args)
             self.calls.append((op, args))
             if op == "parallel_dilated_conv2d_and_mean":  # and the public op without the mean
@@ -137,16 +137,17 @@ def measure(
     report: harness.Report, op: str, call: tuple[Any, ...], batch: int, dtype: str
 ) -> Iterator[dispatch_table.Row]:
     """Time all kernels that support a call, and cuDNN; a row for each kernel."""
+    arguments = tree_map_only(Tensor, lambda t: _filled(t, report.device), call)
     with harness.tf32(dtype == "tf32"):
-        reasons = {
-            kernel: registry.why_not(op, kernel, report.device.type, *call)
+        values = registry.arguments(op, *arguments)
+        shape_bucket = registry.shape_buckets[op](values)
+        kernels = [
+            kernel
             for kernel in dispatch_table.KERNELS
-        }
-        shape_class = registry.shape_classes[op](*call)
-    kernels = [kernel for kernel, reason in reasons.items() if reason is None]
+            if registry.unsupported_reason(op, kernel, values) is None
+        ]
     if not kernels:
         return
-    arguments = tree_map_only(Tensor, lambda t: _filled(t, report.device), call)
     cudnn = _run(op, arguments, "reference")
     num_before = len(report.rows)
     report.case(
@@ -165,7 +166,7 @@ def measure(
             yield dispatch_table.Row(
                 dispatch_table.device_class(report.device),
                 op,
-                shape_class,
+                shape_bucket,
                 row["variant"],
                 row["median_ms"],
                 min(cudnn_times),
@@ -201,7 +202,7 @@ def _run(op: str, arguments: tuple[Any, ...], backend: str) -> Run:
 def update_table(table: Path, new: Iterator[dispatch_table.Row]) -> None:
     """Add the rows ``new`` to the file ``table``, replacing rows of the same kernel and call."""
     old = dispatch_table.read(table) if table.exists() else []
-    rows = {(row.device, row.op, row.shape_class, row.shape, row.kernel): row
+    rows = {(row.device, row.op, row.shape_bucket, row.shape, row.kernel): row
             for row in (*old, *new)}  # fmt: skip
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

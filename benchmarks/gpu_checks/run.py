@@ -204,7 +204,7 @@ def machine(place: Place) -> Iterator[dict[str, Any]]:
         yield {"no_gpu": f"{reason}; --backend emulated needs no GPU"}
         return
     reasons = {
-        family.backend: registry.unavailable(place.backend(family), place.device.type)
+        family.backend: registry.unavailable_reason(place.backend(family), place.device.type)
         for family in FAMILIES.values()
     }
     device = device_name(place.device)

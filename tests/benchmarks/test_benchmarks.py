@@ -71,9 +71,9 @@ def test_every_benchmark_runs(script, device, harness, tmp_path, capsys):
 
 
 def test_wrong_kernel_is_not_timed_by_bench_aspp(monkeypatch, tmp_path, capsys):
-    good = registry._table["aspp"]["cpu"]
+    good = registry._kernels["aspp"]["cpu"]
     monkeypatch.setitem(
-        registry._table["aspp"], "cpu", good._replace(run=lambda *args: good.run(*args) * 1.001)
+        registry._kernels["aspp"], "cpu", good._replace(run=lambda *args: good.run(*args) * 1.001)
     )
     with pytest.raises(SystemExit, match="tiny, batch 1, fp32, deeplab_fast.aspp.*: WRONG: error"):
         importlib.import_module("bench_aspp").main(
@@ -124,7 +124,7 @@ def test_l2_read_sums_the_buffer_in_every_pass():
     size = l2_read.buffer_size(200_000, num_programs=6)
     assert size == 49152  # two blocks each: three would take 295 kB
     device = device_of("triton")
-    if reason := registry.unavailable("triton", device):
+    if reason := registry.unavailable_reason("triton", device):
         pytest.skip(reason)
     buffer = torch.randint(1000, (size,), dtype=torch.int32, device=device)
     sums = l2_read.l2_read(buffer, passes=3, num_programs=6)

@@ -130,9 +130,9 @@ def faulty(monkeypatch):
     """Passes the outputs of an op in the emulator through a function."""
 
     def replace(op: str, function) -> None:
-        good = registry._table[op]["emulated"]
+        good = registry._kernels[op]["emulated"]
         changed = good._replace(run=lambda *args: function(good.run(*args)))
-        monkeypatch.setitem(registry._table[op], "emulated", changed)
+        monkeypatch.setitem(registry._kernels[op], "emulated", changed)
 
     return replace
 
@@ -285,15 +285,18 @@ def test_time_limit_of_zero_runs_nothing(tmp_path):
 
 
 def test_unavailable_backend_is_skipped_and_does_not_pass(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(registry._availability, "emulated", lambda device: "no such GPU")
+    changed = registry._backends["emulated"]._replace(
+        unavailable_reason=lambda device: "no such GPU"
+    )
+    monkeypatch.setitem(registry._backends, "emulated", changed)
     assert gpu_check(tmp_path, ["argmax"]) == {"argmax": ("skipped", "no such GPU")}
     assert "gpu_check: no kernel passed" in capsys.readouterr().err
 
 
 def test_unsupported_call_is_skipped_with_the_reason(tmp_path, monkeypatch):
-    good = registry._table["fused_conv2d"]["emulated"]
-    refusing = good._replace(refuses=lambda *args: "odd channels")
-    monkeypatch.setitem(registry._table["fused_conv2d"], "emulated", refusing)
+    good = registry._kernels["fused_conv2d"]["emulated"]
+    changed = good._replace(unsupported_reason=lambda *args: "odd channels")
+    monkeypatch.setitem(registry._kernels["fused_conv2d"], "emulated", changed)
     assert gpu_check(tmp_path, ["depthwise-forward"]) == {
         "depthwise-forward": ("skipped", "odd channels")
     }
@@ -558,7 +561,7 @@ def test_k_iterations_of_the_busiest_cta(monkeypatch):
     from deeplab_fast.backends import backend
 
     speed = importlib.import_module("gpu_checks.speed")
-    monkeypatch.setattr(emulated, "_NUM_WORKERS", 4)
+    monkeypatch.setattr(emulated, "_NUM_CTAS", 4)
     x = torch.randn(1, 200, 4, 4).bfloat16()
     with backend("emulated"), emulated.machine(1, "sm_90"):
         weights = [torch.randn(8, 200, k, k).bfloat16() for k in (1, 3)]

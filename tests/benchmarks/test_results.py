@@ -7,7 +7,7 @@ import importlib
 from .conftest import BENCHMARKS
 
 
-def test_readme_has_the_tables_of_the_result_files(harness):
+def test_results_in_readme_and_docs_match_the_files(harness):
     importlib.import_module("table").main(["--check"])
 
 

@@ -92,20 +92,23 @@ def test_terminating_run_all_kills_the_running_piece(tmp_path):
     command = [sys.executable, BENCHMARKS / "run_all.py", "correctness", "--output", tmp_path]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 60
-    while not (tmp_path / "correctness.txt").exists() or not children(process.pid):
+    while not (pieces := children(process.pid, running="pytest")):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.05)
-    (piece,) = children(process.pid)
+    (piece,) = pieces
+    time.sleep(0.2)  # until run_all waits for the piece
     process.terminate()
     assert process.wait(20) == 143
     assert not Path("/proc", piece).exists()
 
 
-def children(pid: int) -> list[str]:
+def children(pid: int, running: str) -> list[str]:
+    """Child processes with ``running`` in their command line."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # the process has ended
-            if stat.read_text().rpartition(") ")[2].split()[1] == str(pid):
+            is_child = stat.read_text().rpartition(") ")[2].split()[1] == str(pid)
+            if is_child and running in stat.with_name("cmdline").read_text():
                 found.append(stat.parent.name)
     return found
 

@@ -53,7 +53,7 @@ def test_tuning_measures_the_selected_shapes(tune, monkeypatch, tmp_path):
 def test_tuning_times_the_calls_of_deeplab(tune, report, tmp_path):
     cases = importlib.import_module("common.cases")
     calls = tune.calls(cases.TINY, 2, "fp32", ["mobilenet_v2"])
-    assert {op for op, _ in calls} == set(registry.shape_classes)
+    assert {op for op, _ in calls} == set(registry.shape_buckets)
     assert len({(op, tune.describe(call)) for op, call in calls}) == len(calls)
     first = dict(reversed(calls))
     # These cover tuples with empty tensors, an in-place output, lists, and calls of two kernels.
@@ -61,7 +61,8 @@ def test_tuning_times_the_calls_of_deeplab(tune, report, tmp_path):
     depthwise = next(
         call
         for op, call in calls
-        if op == "fused_conv2d" and "groups 384" in registry.shape_classes[op](*call)
+        if op == "fused_conv2d"
+        and "groups 384" in registry.shape_buckets[op](registry.arguments(op, *call))
     )
     table = tmp_path / "table.csv"
     for op, call in [("fused_conv2d", depthwise), *((op, first[op]) for op in some)]:
@@ -75,9 +76,10 @@ def test_tuning_times_the_calls_of_deeplab(tune, report, tmp_path):
         ("fused_conv2d_add_", "cpu"),
         ("parallel_dilated_conv2d", "cpu"),
     ]
-    assert rows[2].shape_class == "fp32 channels_last 384->384 3x3 groups 384 inside 5/8 pixels 2^5"
+    bucket = "fp32 channels_last 384->384 3x3 groups 384 inside 5/8 pixels 2^5"
+    assert rows[2].shape_bucket == bucket
     for row in rows:
-        assert row.device == "two kernels" and row.shape_class.startswith("fp32 channels_last ")
+        assert row.device == "two kernels" and row.shape_bucket.startswith("fp32 channels_last ")
         mine = [r for r in report.rows if r["case"] == f"{row.op} {row.shape}"]
         by_variant = {r["variant"]: r["median_ms"] for r in mine}
         assert row.median_ms == pytest.approx(by_variant[row.kernel], rel=1e-5)
