@@ -2,6 +2,8 @@
 
 from importlib.metadata import version
 
+import torch  # noqa: F401  # before _C, which then shares torch's OpenMP threads
+
 try:
     from . import _C, _emulated  # noqa: F401
 except ImportError as error:
