@@ -15,7 +15,7 @@ from convolutions import CUDNN, TOLERANCE, with_cudnn
 from harness import Run
 from torch import Tensor
 
-from deeplab_fast import backends
+from deeplab_fast.backends import registry
 from deeplab_fast.ops.dilated_conv2d import _dilated_conv2d_backward
 from deeplab_fast.ops.fused_conv2d import _fused_conv2d
 
@@ -56,7 +56,7 @@ def layer(
     ours = {"deeplab_fast": ""}
     if report.device.type == "cuda":
         for backend in ("cuda", "triton"):
-            if backends.unavailable(backend, "cuda") is None:
+            if registry.unavailable(backend, "cuda") is None:
                 ours[f"deeplab_fast on {backend}"] = backend
     settings = CUDNN if report.device.type == "cuda" else {"": {}}
     for direction in DIRECTIONS:

@@ -17,7 +17,7 @@ import torch
 from cases import Shape
 from torch import Tensor, nn
 
-from deeplab_fast import backends, measured
+from deeplab_fast.backends import dispatch_table, registry
 from deeplab_fast.models import DeepLabV3
 
 # Of regret() against fp32.
@@ -69,8 +69,8 @@ def inference(
         "deeplab_fast.DeepLabV3": lambda: drop_in.predict(last),
     }
     if gpu:
-        for kernel in measured.KERNELS:
-            if backends.unavailable(kernel, "cuda") is None:
+        for kernel in dispatch_table.KERNELS:
+            if registry.unavailable(kernel, "cuda") is None:
                 name = f"deeplab_fast prepared, {kernel} where it can"
                 ours[name] = harness.preferring(ours["deeplab_fast prepared"], kernel)
     for suffix, graphs in timings(report.device, batch).items():

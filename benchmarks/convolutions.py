@@ -14,7 +14,7 @@ from harness import Run
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from deeplab_fast import backends, measured
+from deeplab_fast.backends import dispatch_table, registry
 from deeplab_fast.ops.dilated_conv2d import (
     _dilated_conv2d,
     _dilated_conv2d_backward,
@@ -147,9 +147,9 @@ def mask(direction: str) -> list[bool]:
 def ours_by_name(dtype: str, op: str, x: Tensor, *arguments: object) -> dict[str, str]:
     """The backends to measure: the automatic choice, and kernels that may not be it."""
     names = {"deeplab_fast": ""}
-    for backend in measured.KERNELS if x.device.type == "cuda" else ("cuda",):
+    for backend in dispatch_table.KERNELS if x.device.type == "cuda" else ("cuda",):
         with harness.tf32(dtype == "tf32"):
-            reason = backends.why_not(op, backend, x.device.type, x, *arguments)
+            reason = registry.why_not(op, backend, x.device.type, x, *arguments)
         if reason is None:
             names[f"deeplab_fast on {backend}"] = backend
         else:

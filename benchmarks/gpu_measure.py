@@ -22,7 +22,8 @@ from measure import copy_roof, interleaved, matmul_roof, prepare
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from deeplab_fast import _C, _emulated, backends, cuda_kernels, emulated
+from deeplab_fast import _C, _emulated, emulated
+from deeplab_fast.backends import cuda, registry
 
 EMULATED_ON = {"cuda/sm90": "sm_90", "cuda/sm80": "sm_80", "cuda": "sm_80"}
 # Two versions of dilated_conv2d_fwd_sm90: either the threads that copy pixels signal that these
@@ -31,7 +32,7 @@ FORMS = {"threads arrive": False, "copies arrive": True}
 SEED = 1  # the emulator's: copies land as late as their waits allow
 
 # The error, relative to the largest |truth|, that rounding to a dtype alone can cause. As in
-# tests/cases.py; tf32 has as many mantissa bits as fp16.
+# tests/support/cases.py; tf32 has as many mantissa bits as fp16.
 ROUNDING = {"fp32": 1e-6, "tf32": 1e-3, "fp16": 1e-3, "bf16": 8e-3}
 
 
@@ -64,7 +65,7 @@ def arguments_of(family: Family, size: Size, dtype: str, device: torch.device) -
 
 def why_not(family: Family, place: Place, arguments: tuple[Any, ...]) -> str | None:
     """Why this call cannot run here; None if it can."""
-    return backends.why_not(family.op, place.backend(family), place.device.type, *arguments)
+    return registry.why_not(family.op, place.backend(family), place.device.type, *arguments)
 
 
 def ours(family: Family, place: Place, arguments: tuple[Any, ...]) -> Run:
@@ -243,7 +244,7 @@ def longest_worker(run: Run) -> int:
 
         return look_up
 
-    forward, backward = cuda_kernels.dilated_conv2d, cuda_kernels.dilated_conv2d_backward
+    forward, backward = cuda.dilated_conv2d, cuda.dilated_conv2d_backward
     places = [(forward, "conv"), (backward, "conv"), (backward, "wgrad")]
     with contextlib.ExitStack() as stack:
         for module, kind in places:

@@ -26,7 +26,8 @@ from gpu_process import run_apart
 from gpu_report import Report
 
 import deeplab_fast
-from deeplab_fast import _C, backends
+from deeplab_fast import _C
+from deeplab_fast.backends import registry
 
 OUT_OF_TIME = "the limit of the whole run was reached"
 # Families of the Hopper convolution, of which gpu_measure.FORMS are two versions.
@@ -197,7 +198,7 @@ def machine(place: Place) -> Iterator[dict[str, Any]]:
         yield {"none": f"{reason}; --backend emulated needs no GPU"}
         return
     reasons = {
-        family.backend: backends.unavailable(place.backend(family), place.device.type)
+        family.backend: registry.unavailable(place.backend(family), place.device.type)
         for family in FAMILIES.values()
     }
     device = harness.device_name(place.device)

@@ -51,7 +51,7 @@ from measure import Run, copy_roof, interleaved, is_lost, leaves, matmul_roof, p
 from torch import Tensor
 
 import deeplab_fast
-from deeplab_fast import backends
+from deeplab_fast.backends import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -407,12 +407,12 @@ def preferring(run: Run, kernel: str) -> Run:
     """``run`` on the backend ``kernel`` wherever it can, else on the automatic choice."""
 
     def preferred() -> object:
-        automatic = backends.automatic
-        backends.automatic = lambda op, *args: (kernel, *automatic(op, *args))
+        automatic = registry.automatic
+        registry.automatic = lambda op, *args: (kernel, *automatic(op, *args))
         try:
             return run()
         finally:
-            backends.automatic = automatic
+            registry.automatic = automatic
 
     return preferred
 

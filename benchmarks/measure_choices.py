@@ -1,8 +1,9 @@
 """Time every kernel that has a rival in cuDNN beside it, for the automatic choice on this GPU.
 
 What is timed are the calls that DeepLab-v3 makes in training and prepared for inference, and each
-rate of its pyramid alone. The table, deeplab_fast/measured.csv of the package in use, is rewritten
-after each of them: rows of the same device, op and shapes are replaced, all others kept.
+rate of its pyramid alone. The table, deeplab_fast/backends/dispatch_table.csv of the package in
+use, is rewritten after each of them: rows of the same device, op and shapes are replaced, all
+others kept.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from deeplab_fast import DeepLabV3, backends, dilated_conv2d, measured
+from deeplab_fast import DeepLabV3, dilated_conv2d
+from deeplab_fast.backends import dispatch_table, registry
 
 SHAPES = (cases.VOC_OS16, cases.VOC_OS8, cases.CITYSCAPES_OS16, cases.CITYSCAPES_OS8)
 BACKBONES = ("resnet50", "mobilenet_v2")
@@ -36,7 +38,7 @@ TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 3e-2}
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
-        "--table", type=Path, default=measured.PATH, help=f"default: {measured.PATH}"
+        "--table", type=Path, default=dispatch_table.PATH, help=f"default: {dispatch_table.PATH}"
     )
     parser.add_argument(
         "--shape",
@@ -85,7 +87,7 @@ class _Recorder(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         namespace, _, op = function._schema.name.partition("::")
-        if namespace == "deeplab_fast" and op in backends.shape_classes:
+        if namespace == "deeplab_fast" and op in registry.shape_classes:
             args = tree_map_only(Tensor, _channels_last, args)
             self.calls.append((op, args))
             if op == "parallel_dilated_conv2d_and_mean":  # users call it without the mean
@@ -134,14 +136,14 @@ def describe(call: Any) -> str:
 
 def measure(
     report: harness.Report, op: str, call: tuple[Any, ...], batch: int, dtype: str
-) -> Iterator[measured.Row]:
+) -> Iterator[dispatch_table.Row]:
     """A row for every kernel that takes this call, all timed beside the reference."""
     with harness.tf32(dtype == "tf32"):
         reasons = {
-            kernel: backends.why_not(op, kernel, report.device.type, *call)
-            for kernel in measured.KERNELS
+            kernel: registry.why_not(op, kernel, report.device.type, *call)
+            for kernel in dispatch_table.KERNELS
         }
-        shape_class = backends.shape_classes[op](*call)
+        shape_class = registry.shape_classes[op](*call)
     kernels = [kernel for kernel, reason in reasons.items() if reason is None]
     if not kernels:
         return
@@ -161,8 +163,8 @@ def measure(
     cudnn_times = [row["median_ms"] for row in rows if row["kind"] == "baseline"]
     for row in rows if cudnn_times else ():
         if row["kind"] == "ours":
-            yield measured.Row(
-                measured.device_class(report.device),
+            yield dispatch_table.Row(
+                dispatch_table.device_class(report.device),
                 op,
                 shape_class,
                 row["variant"],
@@ -197,14 +199,14 @@ def _run(op: str, arguments: tuple[Any, ...], backend: str) -> Run:
     return run_in_place if op.endswith("_") else run
 
 
-def keep(table: Path, new: Iterator[measured.Row]) -> None:
+def keep(table: Path, new: Iterator[dispatch_table.Row]) -> None:
     """Replace the rows of ``table`` that were measured again, add the others."""
-    old = measured.read(table) if table.exists() else []
+    old = dispatch_table.read(table) if table.exists() else []
     rows = {(row.device, row.op, row.shape_class, row.shape, row.kernel): row
             for row in (*old, *new)}  # fmt: skip
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(measured.Row._fields)
+    writer.writerow(dispatch_table.Row._fields)
     for _, row in sorted(rows.items()):
         writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
     harness.write_atomically(table, text.getvalue().encode())

@@ -14,8 +14,11 @@ except ImportError as error:
     ) from error
 
 # These enter themselves into the backends table.
-from . import cpu, cuda, emulated, reference, triton  # noqa: F401
-from .backends import available_backends, backend
+from . import emulated  # noqa: F401
+from .backends import cpu, reference  # noqa: F401
+from .backends.cuda import device  # noqa: F401
+from .backends.registry import available_backends, backend
+from .backends.triton import register  # noqa: F401
 from .models import DeepLabV3
 from .nn import ASPP
 from .ops import (

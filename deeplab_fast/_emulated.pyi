@@ -1,4 +1,4 @@
-# The compiled module; csrc/bindings.cpp says what is in it.
+# The compiled module; csrc/bindings/module.cpp says what is in it.
 from typing import Any
 
 def set_seed(seed: int) -> int: ...

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from . import _emulated
-from .backends import availability
-from .cuda_kernels.common import Kernels
-from .cuda_kernels.register import implement
+from ._native.common import Kernels
+from .backends.cuda.register import implement
+from .backends.registry import availability
 
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}
 """Bytes of shared memory that a block can have, CUDA C++ Programming Guide, compute capabilities"""

@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import deeplab_fast  # noqa: E402
-from deeplab_fast import backends  # noqa: E402
+from deeplab_fast.backends import registry  # noqa: E402
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # they share the cores
     torch.set_num_threads(
@@ -46,12 +46,12 @@ def device_of(backend: str) -> str:
 
 def is_interpreted(backend: str) -> bool:
     """Whether kernels of this backend run in Triton's interpreter, for which tests do less."""
-    return backend == "triton" and backends.unavailable("triton", "cpu") is None
+    return backend == "triton" and registry.unavailable("triton", "cpu") is None
 
 
 def needs_triton() -> pytest.MarkDecorator:
     """A skip, with the reason, where Triton's kernels can be neither compiled nor interpreted."""
-    reason = backends.unavailable("triton", device_of("triton"))
+    reason = registry.unavailable("triton", device_of("triton"))
     return pytest.mark.skipif(reason is not None, reason=f"triton: {reason}")
 
 
@@ -71,8 +71,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         names = [
             name
-            for name in backends.implementations(metafunc.module.OP)
-            if backends.unavailable(name, device_of(name)) is None and name != "cuda/sm90"
+            for name in registry.implementations(metafunc.module.OP)
+            if registry.unavailable(name, device_of(name)) is None and name != "cuda/sm90"
         ]
         metafunc.parametrize("backend", names)
 
@@ -172,5 +172,5 @@ def one_thread():
 @pytest.fixture
 def ran():
     """The (op, backend) pairs that ran during the test."""
-    with deeplab_fast.backends.trace() as pairs:
+    with deeplab_fast.backends.registry.trace() as pairs:
         yield pairs

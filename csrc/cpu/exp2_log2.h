@@ -2,8 +2,8 @@
 // (Remez exchange, relative error); the bounds below were measured over the floats of the range.
 #pragma once
 
-#include "../common/bilinear.h"
-#include "../common/half.h"
+#include "common/bilinear.h"
+#include "common/half.h"
 #include "target_clones.h"
 
 namespace deeplab_fast::cpu {

@@ -16,9 +16,9 @@
 #include <memory>
 #include <vector>
 
-#include "../api.h"
-#include "../common/bilinear.h"
-#include "../common/half.h"
+#include "api.h"
+#include "common/bilinear.h"
+#include "common/half.h"
 #include "stream.h"
 #include "target_clones.h"
 

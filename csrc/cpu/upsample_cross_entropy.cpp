@@ -18,8 +18,8 @@
 #include <exception>
 #include <vector>
 
-#include "../api.h"
-#include "../common/bilinear.h"
+#include "api.h"
+#include "common/bilinear.h"
 #include "exp2_log2.h"
 #include "target_clones.h"
 

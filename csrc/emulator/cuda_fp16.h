@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../common/half.h"
+#include "common/half.h"
 #include "cuda_runtime.h"
 
 struct __half {

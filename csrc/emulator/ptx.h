@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../common/half.h"
+#include "common/half.h"
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
 #include "simt.h"

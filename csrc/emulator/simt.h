@@ -13,7 +13,7 @@
 #include <string>
 #include <utility>
 
-#include "../api.h"
+#include "api.h"
 
 struct uint3 {
   unsigned x, y, z;

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from .._files import replacing
-from .._images import to_rgb
+from .._io.files import replacing
+from .._io.images import to_rgb
 from .errors import UserError, reason
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")

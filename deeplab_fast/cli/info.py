@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from .. import _C, __version__, backends, measured
+from .. import _C, __version__
+from ..backends import dispatch_table, registry
 from .errors import UserError
 
 
@@ -93,21 +94,21 @@ def _cuda_version(number: int) -> str:
 
 def _backends(device_type: str) -> list[str]:
     """Which backends can run on these devices, and the one that each op takes."""
-    preference = backends.order(device_type)
+    preference = registry.order(device_type)
     lines = [f"On {device_type}, the first that can run: {', '.join(preference)}"]
-    for name in backends.NAMES:
-        lines.append(f"  {name:<12}{backends.unavailable(name, device_type) or 'can run'}")
+    for name in registry.NAMES:
+        lines.append(f"  {name:<12}{registry.unavailable(name, device_type) or 'can run'}")
     if device_type == "cuda" and not torch.cuda.is_available():
         return [*lines, "  no op runs there: PyTorch sees no usable GPU"]
-    width = max(map(len, backends.ops())) + 2
-    for op in backends.ops():
-        if backends.rests_on_measurements(op, device_type):
+    width = max(map(len, registry.ops())) + 2
+    for op in registry.ops():
+        if registry.rests_on_measurements(op, device_type):
             lines.append(f"  {op:<{width}}reference, cuDNN's, where no kernel was measured faster")
             continue
         passed = []
         for name in preference:
-            reason = backends.unavailable(name, device_type)
-            if name not in backends.implementations(op):
+            reason = registry.unavailable(name, device_type)
+            if name not in registry.implementations(op):
                 reason = f"it has no {op} kernel"
             if reason is None:
                 break
@@ -119,10 +120,11 @@ def _backends(device_type: str) -> list[str]:
 def _measured(device: torch.device, in_full: bool) -> list[str]:
     """For which ops and shapes a kernel was measured to be faster than cuDNN on this device."""
     try:
-        choices = measured.choices(device)
+        choices = dispatch_table.choices(device)
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-    lines = [f"Measured on {device}, {measured.device_class(device)}, in {measured.PATH}:"]
+    name = dispatch_table.device_class(device)
+    lines = [f"Measured on {device}, {name}, in {dispatch_table.PATH}:"]
     if not choices:
         return [*lines, "  nothing; python benchmarks/measure_choices.py measures it"]
     for op, classes in choices.items():

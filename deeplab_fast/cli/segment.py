@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from .._io.palette import label_image, overlay
 from ..models import DeepLabV3, InferenceModel
 from ..models.preprocessing import network_size
-from ..palette import label_image, overlay
 from .device import find_device, is_out_of_memory
 from .errors import UserError, reason
 from .images import find_images, read_image, result_names, write_png

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._files import replacing
+from .._io.files import replacing
 from .preprocessing import Preprocessing
 
 _KEY = "deeplab_fast"  # of the JSON in the metadata

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .._images import to_rgb
+from .._io.images import to_rgb
 
 # A panorama is seen at a smaller scale, or it would need memory without bound.
 _MAX_ASPECT = 4

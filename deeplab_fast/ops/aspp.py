@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import backends
+from ..backends import registry
 from ._arguments import check_tensor, tensor_list
-from ._library import autocast, define, differentiable, empty_like_format
+from ._register import autocast, define, differentiable, empty_like_format
 from .dilated_conv2d import (
     _check,
     _check_dtypes,
@@ -93,7 +93,7 @@ def aspp(
         list(tensors[1 + count : 1 + 2 * count]),
         dilations,
         *tensors[-4:],
-        backend=backends.current(),
+        backend=registry.current(),
     )
 
 

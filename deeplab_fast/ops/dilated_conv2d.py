@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
-from ._arguments import INT64_END, check_tensor, int_list, integer, positive_pair, tensor_list
-from ._convolution import shape_class
-from ._library import autocast, define, differentiable, empty_like_format, not_differentiable
+from ..backends import registry
+from ._arguments import (
+    INT64_END,
+    check_tensor,
+    int_list,
+    integer,
+    positive_pair,
+    tensor_list,
+)
+from ._register import autocast, define, differentiable, empty_like_format, not_differentiable
+from .shape_bucket import shape_class
 
 _NO_DOUBLE_BACKWARD = "there is no double backward; F.conv2d has one"
 
@@ -57,7 +64,7 @@ def dilated_conv2d(
     _check(input, weight, bias, groups)
     input, weight, bias = autocast(input, weight, bias)
     _check_dtypes(input, weight, bias)
-    return _dilated_conv2d(input, weight, bias, pair, groups, backend=backends.current())
+    return _dilated_conv2d(input, weight, bias, pair, groups, backend=registry.current())
 
 
 def parallel_dilated_conv2d(
@@ -89,7 +96,7 @@ def parallel_dilated_conv2d(
     >>> y = parallel_dilated_conv2d(x, [w1, w3, w3], [1, 12, 24])
     """
     arguments = _checked_branches(input, weights, dilations, biases)
-    return _parallel_dilated_conv2d(*arguments, backend=backends.current())
+    return _parallel_dilated_conv2d(*arguments, backend=registry.current())
 
 
 def _checked_branches(

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
-from ..reference import share_of_pixel
-from ._library import define, differentiable
+from ..backends import registry
+from ..backends.reference import share_of_pixel
+from ._register import define, differentiable
 from .dilated_conv2d import (
     _checked_branches,
     _class_of_branches,
@@ -47,7 +47,7 @@ def parallel_dilated_conv2d_and_mean(
     """
     converted, weights, _, rates = _checked_branches(input, weights, dilations)
     output, mean = _parallel_dilated_conv2d_and_mean(
-        converted, weights, rates, backend=backends.current()
+        converted, weights, rates, backend=registry.current()
     )
     return output, mean.to(input.dtype)[:, :, None, None]
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import backends
+from ..backends import registry
 from . import _transforms
-from ._convolution import shape_class
-from ._library import define, empty_like_format, not_differentiable
+from ._register import define, empty_like_format, not_differentiable
+from .shape_bucket import shape_class
 
 
 def fused_conv2d(
@@ -39,7 +39,7 @@ def fused_conv2d(
         [N, K, H', W'] in the dtype and memory format of ``input``. Not differentiable.
     """
     geometry = stride, padding, dilation, groups
-    return _fused_conv2d(input, weight, bias, *geometry, activation, backend=backends.current())
+    return _fused_conv2d(input, weight, bias, *geometry, activation, backend=registry.current())
 
 
 def fused_conv2d_add_(
@@ -66,7 +66,7 @@ def fused_conv2d_add_(
             return residual
         return residual.relu_() if activation == "relu" else F.relu6(residual, inplace=True)
     _fused_conv2d_add_(
-        residual, input, weight, bias, *geometry, activation, backend=backends.current()
+        residual, input, weight, bias, *geometry, activation, backend=registry.current()
     )
     return residual
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
+from ..backends import registry
 from ._arguments import boolean, integer, positive_pair, real, wrong_type
 from ._bilinear import check_logits, output_size
-from ._library import define, differentiable
+from ._register import define, differentiable
 
 _MAX_CLASSES = {torch.uint8: 256, torch.int32: 2**31, torch.int64: 2**63}
 
@@ -64,7 +64,7 @@ def upsample_argmax(
     else:
         factors = positive_pair(scale_factor, "scale_factor", real)
         out = output_size(logits, factors)
-    return _upsample_argmax(logits, out, factors, align_corners, dtype, backend=backends.current())
+    return _upsample_argmax(logits, out, factors, align_corners, dtype, backend=registry.current())
 
 
 def _fake(logits: Tensor, size: Any, scale_factors: Any, align_corners: Any, dtype: Any) -> Tensor:

@@ -7,10 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
-from ._arguments import INT64_END, boolean, check_tensor, integer, real, wrong_type
+from ..backends import registry
+from ._arguments import (
+    INT64_END,
+    boolean,
+    check_tensor,
+    integer,
+    real,
+    wrong_type,
+)
 from ._bilinear import check_logits
-from ._library import define, differentiable, empty_like_format, not_differentiable
+from ._register import define, differentiable, empty_like_format, not_differentiable
 
 _REDUCTIONS = ("none", "mean", "sum")
 
@@ -74,7 +81,7 @@ def upsample_cross_entropy(
     align_corners = boolean(align_corners, "align_corners")
     loss, _, _ = _upsample_cross_entropy(
         logits, target, weight, ignore_index, reduction, float(label_smoothing), align_corners,
-        backend=backends.current(),
+        backend=registry.current(),
     )  # fmt: skip
     return loss
 

@@ -1,9 +1,9 @@
 """Training and evaluation in plain PyTorch."""
 
+from ..models.sliding_window import predict_labels
 from .data import IGNORE, SegmentationData, cityscapes, folder, voc
 from .errors import Interrupted, TrainingError
 from .evaluation import evaluate
-from .inference import predict_labels
 from .loop import train
 from .metrics import Scores, confusion_matrix
 from .objective import Objective

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._files import replacing
+from .._io.files import replacing
 from .errors import TrainingError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .._images import to_rgb
+from .._io.images import to_rgb
 from .errors import TrainingError
 
 IGNORE = 255  # the class of pixels that count neither in training nor in evaluation

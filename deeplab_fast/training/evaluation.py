@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..models.preprocessing import Preprocessing, network_size
+from ..models.sliding_window import predict_labels
 from . import distributed
 from .data import SegmentationData
 from .errors import TrainingError
-from .inference import predict_labels
 from .loader import in_workers
 from .metrics import Scores, confusion_matrix
 

@@ -22,12 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..palette import overlay
+from .._io.palette import overlay
+from ..models.sliding_window import predict_labels
 from . import checkpoint, distributed
 from .data import SegmentationData
 from .errors import Interrupted, TrainingError
 from .evaluation import evaluate, network_input
-from .inference import predict_labels
 from .loader import batches, steps_per_epoch
 from .log import Log
 from .metrics import Scores

@@ -1,0 +1,75 @@
+// Tensor maps for bulk tensor copies. The function that encodes them is the driver's, asked for at
+// run time, because this library is to load where there is no driver.
+#pragma once
+
+#include <cuda.h>
+#include <cudaTypedefs.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <map>
+#include <mutex>
+
+#include "api.h"
+
+namespace deeplab_fast::cuda {
+
+// A map of a tensor of 16-bit elements with kRank dimensions, innermost first, in boxes whose rows
+// are swizzled in 128 bytes. strides: bytes of all dimensions but the first, multiples of 16.
+// address: a multiple of 16. Copies fill what is outside with zeros.
+template <int kRank>
+Status encode_tensor_map(CUtensorMap* map, const void* address, const uint64_t (&dims)[kRank],
+                         const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank]) {
+  static PFN_cuTensorMapEncodeTiled_v12000 encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                               12000, cudaEnableDefault, &result);
+    const bool found = error == cudaSuccess && result == cudaDriverEntryPointSuccess;
+    return found ? reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function) : nullptr;
+  }();
+  if (encode == nullptr) return {"cuTensorMapEncodeTiled", "the driver does not have it"};
+  // It may want a current context, which a thread has only after its first call of the runtime: one
+  // of autograd's may have made none. cudaSetDevice makes the device's current (CUDA 12 and later).
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaSetDevice(device) != cudaSuccess) {
+    cudaGetLastError();  // else the next launch would report it
+    return {"cuTensorMapEncodeTiled", "there is no device to encode it for"};
+  }
+  uint32_t element_strides[kRank];
+  for (uint32_t& stride : element_strides) stride = 1;
+  const CUresult error = encode(
+      map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(address), dims, strides, box,
+      element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (error != CUDA_SUCCESS) return {"cuTensorMapEncodeTiled", "cannot describe this tensor"};
+  return {};
+}
+
+// The same, or a copy of what it once made of the same arguments, on which alone a map depends.
+template <int kRank>
+Status cached_tensor_map(CUtensorMap* map, const void* address, const uint64_t (&dims)[kRank],
+                         const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank]) {
+  constexpr size_t kMaxMaps = 1024;
+  static std::mutex mutex;
+  static std::map<std::array<uint64_t, 3 * kRank>, CUtensorMap> maps;
+  std::array<uint64_t, 3 * kRank> key{reinterpret_cast<uintptr_t>(address)};
+  std::copy_n(strides, kRank - 1, key.begin() + 1);
+  std::copy_n(dims, kRank, key.begin() + kRank);
+  std::copy_n(box, kRank, key.begin() + 2 * kRank);
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto found = maps.find(key);
+  if (found == maps.end()) {
+    CUtensorMap encoded;
+    const Status status = encode_tensor_map(&encoded, address, dims, strides, box);
+    if (!status.ok()) return status;
+    if (maps.size() == kMaxMaps) maps.clear();
+    found = maps.emplace(key, encoded).first;
+  }
+  *map = found->second;
+  return {};
+}
+
+}  // namespace deeplab_fast::cuda

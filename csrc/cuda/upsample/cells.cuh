@@ -1,0 +1,74 @@
+// Bilinear upsampling by cells: a cell is the output pixels between the same four source pixels.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "api.h"
+#include "common/bilinear.h"
+
+namespace deeplab_fast::cuda {
+
+__device__ inline float load(const float* p) { return *p; }
+__device__ inline float load(const __half* p) { return __half2float(*p); }
+__device__ inline float load(const __nv_bfloat16* p) { return __bfloat162float(*p); }
+
+__device__ inline void store(float* p, float value) { *p = value; }
+__device__ inline void store(__half* p, float value) { *p = __float2half_rn(value); }
+__device__ inline void store(__nv_bfloat16* p, float value) { *p = __float2bfloat16_rn(value); }
+
+// The four source pixels of a cell: a b / c d.
+template <typename Logit>
+struct Corners {
+  const Logit* a;  // class 0
+  int64_t right, down, stride_C;
+
+  __device__ float4 at(int64_t c) const {
+    const Logit* p = a + c * stride_C;
+    return make_float4(load(p), load(p + right), load(p + down), load(p + down + right));
+  }
+};
+
+template <typename Logit>
+__device__ Corners<Logit> corners_of(const Logit* logits, const UpsampleShape& shape, int64_t n,
+                                     int64_t y, int64_t x) {
+  return {logits + n * shape.stride_N + y * shape.stride_H + x * shape.stride_W,
+          x + 1 < shape.W ? shape.stride_W : 0, y + 1 < shape.H ? shape.stride_H : 0,
+          shape.stride_C};
+}
+
+// Cells of fewer pixels, or wider outputs, are not for Side: below these, each cell has a pixel,
+// and source coordinates are rounded by less than 1/8, so that max_cells holds.
+constexpr float kMaxCellScale = 0.3f;
+constexpr int64_t kMaxCellSize = 1 << 20;
+constexpr int max_cells(int pixels) { return pixels * 3 / 10 + 2; }
+
+// Output pixels of a tile along one side.
+template <int kPixels>
+struct Side {
+  static constexpr int kMaxCells = max_cells(kPixels);
+  int32_t first_cell, count, num_cells, begin[kMaxCells + 1];  // begin: the first pixel of a cell
+  int32_t cell[kPixels];
+  float2 weights[kPixels];
+
+  // Pixel i of those from `first` on, each by a thread of its own.
+  __device__ void set(int i, int64_t first, int64_t out_size, int64_t size, float scale,
+                      bool align_corners) {
+    const int n = static_cast<int>(min(out_size - first, static_cast<int64_t>(kPixels)));
+    if (i >= n) return;
+    const auto pair_of = [&](int i) { return source_pair(first + i, size, scale, align_corners); };
+    const SourcePair pair = pair_of(i);
+    const int64_t origin = pair_of(0).lo;
+    const auto mine = static_cast<int32_t>(pair.lo - origin);
+    weights[i] = make_float2(pair.w0, pair.w1);
+    cell[i] = mine;
+    if (i == 0) first_cell = static_cast<int32_t>(origin);
+    if (i == 0 || pair_of(i - 1).lo != pair.lo) begin[mine] = i;
+    if (i == n - 1) {
+      begin[mine + 1] = count = n;
+      num_cells = mine + 1;
+    }
+  }
+};
+
+}  // namespace deeplab_fast::cuda

@@ -1,0 +1,1 @@
+"""The compiled module and what prepares calls of it."""

@@ -1,0 +1,99 @@
+"""Bilinear upsampling and cross entropy, forward and backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import _C
+from ..._native.common import DTYPES, Kernels
+from ..._native.upsample_shape import upsample_shape
+from ...ops._register import empty_like_format, in_format_of
+
+
+def forward(
+    kernels: Kernels,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if logits.dtype not in DTYPES:
+        logits = logits.float()
+    target = target.contiguous()
+    weight = None if weight is None else weight.float().contiguous()
+    shape = upsample_shape(logits, target.shape[1:], None, align_corners)
+    per_pixel = reduction == "none"
+    loss = logits.new_empty(target.shape if per_pixel else (), dtype=torch.float32)
+    log_sum_exp = logits.new_empty(target.shape, dtype=torch.float32)
+    total_weight = logits.new_empty((), dtype=torch.float32)
+    workspace = _workspace(kernels, logits, shape, backward=False)
+    kernels.module.upsample_cross_entropy_fwd(
+        0 if per_pixel else loss.data_ptr(),
+        loss.data_ptr() if per_pixel else 0,
+        log_sum_exp.data_ptr(),
+        total_weight.data_ptr(),
+        workspace.data_ptr(),
+        logits.data_ptr(),
+        target.data_ptr(),
+        reduction == "mean",
+        shape,
+        _terms(weight, ignore_index, label_smoothing),
+        DTYPES[logits.dtype],
+        kernels.stream,
+    )
+    return loss, log_sum_exp, total_weight
+
+
+def backward(
+    kernels: Kernels,
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    log_sum_exp: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+) -> Tensor:
+    typed = logits if logits.dtype in DTYPES else logits.float()
+    grad_logits = empty_like_format(typed, tuple(typed.shape))
+    grad_loss = grad_loss.expand(target.shape)
+    target, log_sum_exp = target.contiguous(), log_sum_exp.contiguous()
+    weight = None if weight is None else weight.float().contiguous()
+    shape = upsample_shape(typed, target.shape[1:], None, align_corners)
+    workspace = _workspace(kernels, typed, shape, backward=True)
+    kernels.module.upsample_cross_entropy_bwd(
+        grad_logits.data_ptr(),
+        workspace.data_ptr(),
+        grad_loss.data_ptr(),
+        grad_loss.stride(),
+        total_weight.data_ptr() if reduction == "mean" else 0,
+        log_sum_exp.data_ptr(),
+        typed.data_ptr(),
+        target.data_ptr(),
+        not grad_logits.is_contiguous(),
+        shape,
+        _terms(weight, ignore_index, label_smoothing),
+        DTYPES[typed.dtype],
+        kernels.stream,
+    )
+    return in_format_of(grad_logits.to(logits.dtype), logits)
+
+
+def _terms(
+    weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> _C.CrossEntropyTerms:
+    return _C.CrossEntropyTerms(
+        0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
+    )
+
+
+def _workspace(kernels: Kernels, logits: Tensor, shape: _C.UpsampleShape, backward: bool) -> Tensor:
+    nbytes = kernels.module.upsample_cross_entropy_workspace(shape, backward)
+    return logits.new_empty(nbytes, dtype=torch.uint8)

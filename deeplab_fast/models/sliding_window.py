@@ -1,0 +1,176 @@
+"""Labels from several scales, mirrored images and windows, without full-size maps of all classes.
+
+What is kept of each scale are logits at the resolution of the network. Windows that overlap are
+averaged there; scales are upsampled, turned into probabilities and averaged a strip of rows at a
+time, which gives the same labels as full-size maps would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import upsample_argmax
+from ..training.errors import TrainingError
+
+_STRIP = 64  # rows of the result for which all classes are held
+_STEP = 16  # windows begin at multiples of this: every output stride divides it
+
+
+class _Map(NamedTuple):
+    """Logits [1, C, h, w] of an image of ``size``, padded below and right to ``covered``."""
+
+    logits: Tensor
+    size: tuple[int, int]
+    covered: tuple[int, int]
+
+
+@torch.no_grad()
+def predict_labels(
+    model: Any,
+    image: Tensor,
+    size: tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: tuple[int, int] | None = None,
+) -> Tensor:
+    """The class of every pixel of one image.
+
+    Args:
+        model: a :class:`deeplab_fast.DeepLabV3` in evaluation mode, or one prepared for inference.
+        image: [1, 3, H, W], normalised.
+        size: (height, width) of the labels; that of ``image`` by default.
+        scales: sizes of the image that are seen, relative to [H, W]; their probabilities are
+            averaged (Chen et al. 2017, section 4.1).
+        flip: see each of them mirrored, too.
+        window: (height, width) of the part that the model sees at once, the size it was trained
+            at for one, in multiples of 16 (plus 1 with ``align_corners``). Windows overlap by a
+            third at least and their logits are averaged where they do. By default the whole image
+            is seen at once.
+
+    Returns:
+        uint8 labels, or int32 with more than 256 classes: [height, width].
+
+    Raises:
+        TrainingError: ``scales`` or ``window`` has another value.
+
+    >>> labels = predict_labels(model, image, scales=(0.75, 1.0, 1.25), flip=True)
+    """
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise TrainingError(f"scales: expected positive numbers, got {tuple(scales)}")
+    extra = int(model.align_corners)
+    if window is not None and any(side < _STEP or side % _STEP != extra for side in window):
+        raise TrainingError(
+            f"window: expected a height and width of {_STEP} k + {extra}, got {window}"
+        )
+    size = (image.size(2), image.size(3)) if size is None else size
+    maps = []
+    for scale in scales:
+        scaled = _scaled(image, scale)
+        for view in (scaled, scaled.flip(3)) if flip else (scaled,):
+            found = _whole(model, view) if window is None else _windows(model, view, window)
+            # A mirrored map is turned back while it is sampled: padding is on its other side.
+            maps.append((found, view is not scaled))
+    classes = maps[0][0].logits.size(1)
+    dtype = torch.uint8 if classes <= 256 else torch.int32
+    if len(maps) == 1:
+        logits, seen, covered = maps[0][0]
+        if seen == covered or seen == size:
+            target = size if seen == covered else covered
+            labels = upsample_argmax(logits, target, align_corners=model.align_corners, dtype=dtype)
+            return labels[0, : size[0], : size[1]]
+    strips = []
+    for top in range(0, size[0], _STRIP):
+        rows = torch.arange(top, min(top + _STRIP, size[0]), device=image.device)
+        total: Any = 0
+        for found, mirrored in maps:
+            total = total + _probabilities(found, rows, size, mirrored, extra)
+        strips.append(total.argmax(1)[0].to(dtype))
+    return torch.cat(strips)
+
+
+def _scaled(image: Tensor, scale: float) -> Tensor:
+    size = [max(1, round(side * scale)) for side in image.shape[2:]]
+    if size == list(image.shape[2:]):
+        return image
+    return F.interpolate(image, size, mode="bilinear", antialias=True)
+
+
+def _whole(model: Any, image: Tensor) -> _Map:
+    size = image.size(2), image.size(3)
+    return _Map(model.logits(image)["out"].float(), size, size)
+
+
+def _windows(model: Any, image: Tensor, window: tuple[int, int]) -> _Map:
+    """Logits of overlapping windows, averaged on the grid that all of them share.
+
+    Windows begin at multiples of the output stride, so their low-resolution pixels lie on one grid;
+    upsampling is linear, so the average can be taken before it.
+    """
+    extra = int(model.align_corners)
+    size = image.size(2), image.size(3)
+    height, width = (
+        max(part, -(-(side - extra) // _STEP) * _STEP + extra) for side, part in zip(size, window)
+    )
+    image = F.pad(image, (0, width - size[1], 0, height - size[0]))
+    total, counts = None, None
+    for top in _starts(height, window[0]):
+        for left in _starts(width, window[1]):
+            view = image[:, :, top : top + window[0], left : left + window[1]]
+            logits = model.logits(view)["out"].float()
+            if total is None or counts is None:
+                stride = (window[0] - extra) // (logits.size(2) - extra)
+                grid = [(side - extra) // stride + extra for side in (height, width)]
+                total = logits.new_zeros(1, logits.size(1), *grid)
+                counts = logits.new_zeros(*grid)
+            rows = slice(top // stride, top // stride + logits.size(2))
+            columns = slice(left // stride, left // stride + logits.size(3))
+            total[:, :, rows, columns] += logits
+            counts[rows, columns] += 1
+    assert total is not None and counts is not None
+    return _Map(total / counts, size, (height, width))
+
+
+def _starts(side: int, window: int) -> list[int]:
+    """Where windows begin: evenly spread over ``side``, overlapping by a third or more."""
+    last = (side - window) // _STEP
+    intervals = -(-last // max(1, window * 2 // 3 // _STEP))
+    return [last * i // intervals * _STEP for i in range(intervals)] + [last * _STEP]
+
+
+def _probabilities(
+    found: _Map, rows: Tensor, size: tuple[int, int], mirrored: bool, extra: int
+) -> Tensor:
+    """Probabilities [1, C, len(rows), width] of these rows of the labels."""
+    columns = torch.arange(size[1], device=rows.device)
+    if mirrored:
+        columns = columns.flip(0)
+    logits = found.logits
+    for dim, pixels in ((2, rows), (3, columns)):
+        axis = dim - 2
+        source = _source(
+            pixels, size[axis], found.size[axis], found.covered[axis], logits.size(dim), extra
+        )
+        low = source.long()
+        high = (low + 1).clamp(max=logits.size(dim) - 1)
+        shape = [1, 1, 1, 1]
+        shape[dim] = -1
+        part = (source - low).view(shape)
+        logits = torch.lerp(logits.index_select(dim, low), logits.index_select(dim, high), part)
+    return logits.softmax(1)
+
+
+def _source(pixels: Tensor, size: int, seen: int, covered: int, low: int, extra: int) -> Tensor:
+    """Where on the map a pixel of the labels lies, along one axis (F.interpolate's conventions)."""
+    position = pixels.float()
+    if extra:
+        position = position * ((seen - 1) / max(size - 1, 1))
+        position = position * ((low - 1) / max(covered - 1, 1))
+    else:
+        position = (position + 0.5) * (seen / size * low / covered) - 0.5
+    return position.clamp(0, low - 1)

@@ -1,0 +1,475 @@
+"""Which implementation runs, what happens when a forced one cannot, and how ops are registered."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+import deeplab_fast
+from deeplab_fast import (
+    _C,
+    aspp,
+    dilated_conv2d,
+    parallel_dilated_conv2d,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
+from deeplab_fast.backends import registry
+from deeplab_fast.backends.cuda import device
+from deeplab_fast.ops._register import _strides, empty_like_format, in_format_of
+from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
+from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_, geometry_refused
+
+from ..support.cases import with_layout
+
+X, W = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
+
+
+def test_available_on_the_cpu():
+    available = deeplab_fast.available_backends("cpu")
+    assert "cpu" in available and "reference" in available
+    assert "cuda" not in available
+
+
+def test_unknown_name():
+    with pytest.raises(
+        ValueError, match="unknown backend 'cudnn': expected one of cuda, cuda/sm90"
+    ):
+        deeplab_fast.backend("cudnn")
+
+
+def test_forcing_nests_and_ends(ran):
+    with deeplab_fast.backend("reference"):
+        with deeplab_fast.backend("cpu"):
+            dilated_conv2d(X, W)
+        dilated_conv2d(X, W)
+        with pytest.raises(KeyError), deeplab_fast.backend("cpu"):
+            raise KeyError
+        dilated_conv2d(X, W)
+    dilated_conv2d(X, W)
+    assert [name for _, name in ran] == ["cpu", "reference", "reference", "cpu"]
+    assert registry.current() == ""
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda/sm90", "cuda/sm80", "triton"])
+def test_forcing_a_gpu_backend_on_a_cpu_tensor_says_why(name):
+    if name in deeplab_fast.available_backends("cpu"):
+        pytest.skip(f"{name} runs on CPU tensors here")
+    message = f"backend '{name}' cannot run dilated_conv2d on this input: .+"
+    with deeplab_fast.backend(name), pytest.raises(RuntimeError, match=message):
+        dilated_conv2d(X, W)
+
+
+def test_a_refusal_falls_through_only_when_automatic(monkeypatch, ran):
+    refusing = registry._table["dilated_conv2d"]["cpu"]._replace(refuses=lambda *args: "odd shape")
+    monkeypatch.setitem(registry._table["dilated_conv2d"], "cpu", refusing)
+    dilated_conv2d(X, W)
+    assert ran == [("dilated_conv2d", "reference")]
+    with deeplab_fast.backend("cpu"), pytest.raises(RuntimeError, match="odd shape"):
+        dilated_conv2d(X, W)
+
+
+@pytest.fixture
+def old_driver(monkeypatch):
+    """A GPU whose driver is for CUDA 12.8, and kernels built with CUDA 13.0."""
+    versions = {"driver_version": 12080, "runtime_version": 13000}
+    fake = SimpleNamespace(device_info=lambda: versions)
+    monkeypatch.setattr(_C, "cuda", fake, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for cached in (device._problem, registry._warn_once):
+        cached.cache_clear()
+    yield
+    device._problem.cache_clear()
+    registry._warn_once.cache_clear()
+
+
+def test_a_driver_too_old_is_said_once(old_driver, monkeypatch):
+    ours = {name: registry.Implementation(lambda x: "ran", registry._accepts_all)
+            for name in ("cuda", "reference")}  # fmt: skip
+    monkeypatch.setitem(registry._table, "an_op", ours)
+    tensor = SimpleNamespace(device=torch.device("cuda"))
+    with registry.trace() as ran, pytest.warns(UserWarning) as said:
+        for _ in range(3):
+            assert registry.run("an_op", "", tensor) == "ran"
+    assert ran == [("an_op", "reference")] * 3
+    (warning,) = said
+    assert (
+        "for 'cuda': built with CUDA 13.0, which this machine's driver (for CUDA 12.8) is"
+        in str(warning.message)
+    )
+    with pytest.raises(RuntimeError, match="backend 'cuda' cannot run an_op.*driver"):
+        registry.run("an_op", "cuda", tensor)
+
+
+def test_nothing_is_said_where_no_gpu_is_used():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dilated_conv2d(X, W)
+
+
+def test_every_op_has_a_reference():
+    for op in registry.ops():
+        assert "reference" in registry.implementations(op)
+
+
+def test_imports_without_a_gpu_or_side_effects():
+    """Importing must not touch CUDA, so that a process can fork after it."""
+    code = "import torch, deeplab_fast; assert not torch.cuda.is_initialized()"
+    subprocess.run([sys.executable, "-I", "-c", code], check=True)
+
+
+# Registration: what fakes promise, which gradients are asked for, and where they run.
+
+OPS = torch.ops.deeplab_fast
+MASKS = [list(map(bool, mask)) for mask in itertools.product((0, 1), repeat=3)]
+
+
+def calls_of_all_ops(layout: str, dtype: torch.dtype, channels: int) -> list[tuple[Any, tuple]]:
+    """Every functional op, with kernels of several shapes and an image that is no square."""
+    x = with_layout(torch.randn(2, channels, 5, 6).to(dtype), layout)
+    w1, w3 = (torch.randn(k, channels, k, k).to(dtype) for k in (1, 3))
+    w3 = w3.contiguous(memory_format=torch.channels_last)
+    b1, b3 = torch.randn(1).to(dtype), torch.randn(3).to(dtype)
+    grads = [torch.randn(2, k, 5, 6).to(dtype) for k in (3, 4)]
+    mean, rates = torch.randn(2, channels), [1, 2]
+    pool, pool_bias = torch.randn(2, channels, 1, 1).to(dtype), torch.randn(2).to(dtype)
+    project, project_bias = torch.randn(7, 6, 1, 1).to(dtype), torch.randn(7).to(dtype)
+    geometry = [2, 1], [1, 3], [1, 2], 1
+    target, weight = torch.randint(channels, (2, 9, 8)), torch.rand(channels)
+    calls = [
+        (OPS.dilated_conv2d, (x, w3, b3, [2, 1], 1)),
+        (OPS.parallel_dilated_conv2d, (x, [w1, w3], [b1, b3], rates)),
+        (OPS.parallel_dilated_conv2d_and_mean, (x, [w1, w3], rates)),
+        (OPS.aspp, (x, [w1, w3], [b1, b3], rates, pool, pool_bias, project, project_bias)),
+        (OPS.fused_conv2d, (x, w3, b3, *geometry, "relu")),
+        *(
+            (OPS.upsample_argmax, (x, [9, 8], None, False, labels))
+            for labels in (torch.int64, torch.int32, torch.uint8)
+        ),
+    ]
+    for mask in MASKS:
+        calls.append((OPS.dilated_conv2d_backward, (grads[0], x, w3, [2, 1], 1, mask)))
+        branches = grads[1], x, [w1, w3], rates, mask
+        calls.append((OPS.parallel_dilated_conv2d_backward, branches))
+        calls.append((OPS.parallel_dilated_conv2d_backward, (*branches, mean)))
+    for reduction in ("none", "mean", "sum"):
+        options = (-100, reduction, 0.1, False)
+        forward = (x, target, weight, *options)
+        loss, *saved = OPS.upsample_cross_entropy(*forward)
+        calls.append((OPS.upsample_cross_entropy, forward))
+        backward = (torch.ones_like(loss), x, target, weight, *saved, *options)
+        calls.append((OPS.upsample_cross_entropy_backward, backward))
+    return calls
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        ("contiguous", torch.float32),
+        ("channels_last", torch.float32),
+        ("channels_last", torch.float64),
+        ("sliced", torch.float64),
+        ("sliced", torch.bfloat16),
+    ],
+)
+def test_fakes_promise_what_ops_return(layout, dtype, channels, name):
+    """Shape, strides and dtype of every output, for every mask of gradients."""
+    seen = set()
+    for op, arguments in calls_of_all_ops(layout, dtype, channels):
+        seen.add(op.__name__)
+        if registry.why_not(op.__name__, name, "cpu", *arguments):
+            continue
+        actual = tree_leaves(op(*arguments, backend=name))
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            promised = tree_leaves(op(*arguments, backend=name))
+        described = [[(t.shape, t.stride(), t.dtype) for t in ts] for ts in (actual, promised)]
+        assert described[0] == described[1], op
+    assert seen == set(registry.ops()) - {"fused_conv2d_add_"}
+
+
+def test_in_format_of():
+    """The values stay; only other strides than those promised are copied."""
+    nchw = torch.randn(2, 3, 4, 5)
+    nhwc = nchw.contiguous(memory_format=torch.channels_last)
+    for result, input in itertools.product((nchw, nhwc, nchw.flip(3)), (nchw, nhwc)):
+        expected = result.contiguous(
+            memory_format=torch.channels_last if input is nhwc else torch.contiguous_format
+        )
+        actual = in_format_of(result, input)
+        assert torch.equal(actual, expected) and actual.stride() == expected.stride()
+    assert in_format_of(nchw, nchw) is nchw and in_format_of(nhwc, nhwc) is nhwc
+    # One channel has the strides of both formats, and no format of its own to keep.
+    for one in (nchw[:, :1], nchw[:, :1].contiguous(memory_format=torch.channels_last)):
+        assert empty_like_format(one, (2, 3, 4, 5)).is_contiguous()
+        assert in_format_of(nhwc, one).is_contiguous()
+
+
+def test_strides_of_an_output_are_those_that_torch_gives_it():
+    for sizes in itertools.product((0, 1, 2, 5), repeat=4):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            expected = torch.empty(sizes, device="meta", memory_format=memory_format).stride()
+            assert _strides(sizes, memory_format) == expected, (sizes, memory_format)
+    for sizes in ((), (0,), (3,), (2, 0, 3), (2, 3, 4), (2, 3, 4, 5, 6)):
+        expected = torch.empty(sizes, device="meta").stride()
+        assert _strides(sizes, torch.contiguous_format) == expected, sizes
+
+
+def convolve(x, w1, w3, b1, b3):
+    return dilated_conv2d(x, w3, b3, (2, 1))
+
+
+def branches(x, w1, w3, b1, b3):
+    return parallel_dilated_conv2d(x, [w1, w3], [1, 2], [b1, b3])
+
+
+def branches_without_biases(x, w1, w3, b1, b3):
+    return parallel_dilated_conv2d(x, [w1, w3], [1, 2])
+
+
+def branches_and_mean(x, w1, w3, b1, b3):
+    output, mean = parallel_dilated_conv2d_and_mean(x, [w1, w3], [1, 2])
+    return torch.cat([output.flatten(1), mean.flatten(1)], dim=1)
+
+
+def only_mean(x, w1, w3, b1, b3):
+    return parallel_dilated_conv2d_and_mean(x, [w1, w3], [1, 2])[1]
+
+
+def inference_aspp(x, w1, w3, b1, b3):
+    others = torch.ones(2, 2, 1, 1), torch.ones(2), torch.ones(3, 6, 1, 1), torch.ones(3)
+    return aspp(x, [w1, w3], [b1, b3], [1, 2], *others)
+
+
+def cross_entropy(x, w1, w3, b1, b3):
+    return upsample_cross_entropy(x, torch.arange(144).view(2, 9, 8) % 2)
+
+
+# The functions, the arguments they depend on, and the groups of arguments asked for together.
+DIFFERENTIABLE = [
+    (convolve, (1, 0, 1, 0, 1), [(0,), (2,), (4,)]),
+    (branches, (1, 1, 1, 1, 1), [(0,), (1, 2), (3, 4)]),
+    (branches_without_biases, (1, 1, 1, 0, 0), [(0,), (1, 2), ()]),
+    (branches_and_mean, (1, 1, 1, 0, 0), [(0,), (1, 2), ()]),
+    (only_mean, (1, 0, 0, 0, 0), None),
+    (inference_aspp, (1, 1, 1, 1, 1), None),
+    (cross_entropy, (1, 0, 0, 0, 0), None),
+]
+
+
+def leaves_of(needed: tuple[int, ...]) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    shapes = (2, 2, 5, 6), (1, 2, 1, 1), (3, 2, 3, 3), (1,), (3,)
+    return [torch.randn(shape, requires_grad=bool(n)) for shape, n in zip(shapes, needed)]
+
+
+@pytest.mark.parametrize(("function", "used", "groups"), DIFFERENTIABLE)
+def test_gradients_are_those_that_are_needed(function, used, groups, monkeypatch):
+    """Every subset of the arguments: no gradient of another, and none computed in vain."""
+    masks = []
+    for op in ("dilated_conv2d_backward", "parallel_dilated_conv2d_backward"):
+        right = registry._table[op]["cpu"]
+
+        def spy(*arguments, right=right):
+            masks.append(arguments[4 if isinstance(arguments[2], list) else 5])
+            return right.run(*arguments)
+
+        monkeypatch.setitem(registry._table[op], "cpu", right._replace(run=spy))
+    leaves = leaves_of((1, 1, 1, 1, 1))
+    function(*leaves).square().sum().backward()
+    expected = [leaf.grad for leaf in leaves]
+    for needed in itertools.product((0, 1), repeat=5):
+        if not any(n and u for n, u in zip(needed, used)):
+            continue
+        masks.clear()
+        leaves = leaves_of(needed)
+        function(*leaves).square().sum().backward()
+        for leaf, e, n, u in zip(leaves, expected, needed, used):
+            assert (leaf.grad is not None) == bool(n and u)
+            assert leaf.grad is None or torch.equal(leaf.grad, e)
+        if groups:
+            assert masks == [[any(needed[i] for i in group) for group in groups]]
+
+
+@pytest.mark.parametrize("forced", ["reference", "cpu"])
+@pytest.mark.parametrize("function", [function for function, _, _ in DIFFERENTIABLE])
+def test_gradients_run_where_the_output_was_computed(function, forced, ran):
+    leaves = leaves_of((1, 1, 1, 1, 1))
+    with deeplab_fast.backend(forced):
+        output = function(*leaves)
+    other = "cpu" if forced == "reference" else "reference"
+    with deeplab_fast.backend(other):
+        output.square().sum().backward()
+    assert {name for _, name in ran} == {forced}
+
+
+def test_public_functions_take_the_forced_backend(ran):
+    x, weight = torch.randn(1, 4, 5, 6), torch.randn(4, 4, 3, 3)
+    geometry = (1, 1), (1, 1), (1, 1), 1
+    zeros = torch.zeros(4)
+    with deeplab_fast.backend("reference"):
+        upsample_argmax(x, 9)
+        fused_conv2d(x, weight, zeros, *geometry, "relu")
+        fused_conv2d_add_(x.clone(), x, weight, zeros, *geometry, "relu")
+    assert [name for _, name in ran] == ["reference"] * 3
+
+
+def test_saved_tensors_are_those_of_the_caller():
+    """Backward keeps the arguments and small outputs themselves, not copies of them."""
+    for function, _, _ in DIFFERENTIABLE:
+        leaves, kept = leaves_of((1, 1, 1, 1, 1)), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # noqa: B023
+            output = function(*leaves)
+        own = {t.data_ptr() for t in (*leaves, output)}
+        copies = [t for t in kept if t.shape == leaves[0].shape and t.data_ptr() not in own]
+        assert not copies, function
+
+
+def test_labels_are_no_part_of_a_graph():
+    x = torch.randn(1, 3, 4, 4, requires_grad=True)
+    labels = upsample_argmax(x, 9)
+    assert not labels.requires_grad and labels.grad_fn is None
+    _, log_sum_exp, total_weight = OPS.upsample_cross_entropy(
+        x, labels, None, -100, "mean", 0.0, False
+    )
+    assert not log_sum_exp.requires_grad and not total_weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("dilated_conv2d_backward", (X, X, W, [1, 1], 1, [True] * 3)),
+        ("parallel_dilated_conv2d_backward", (X, X, [W], [1], [True] * 3)),
+    ],
+)
+def test_a_backward_op_refuses_to_be_differentiated(name, arguments):
+    leaf = X.clone().requires_grad_()
+    outputs = getattr(OPS, name)(leaf, *arguments[1:])
+    with pytest.raises(NotImplementedError, match=f"{name} cannot be differentiated: there is no"):
+        tree_leaves(outputs)[0].sum().backward()
+
+
+# The order of preference.
+
+
+def test_automatic_orders():
+    assert registry.order("cpu") == ("cpu", "reference")
+    assert registry.order("cuda") == ("cuda", "triton", "reference")
+    for other in ("mps", "xpu", "meta"):
+        assert registry.order(other) == ("reference",)
+    assert registry.implementations("dilated_conv2d") == [
+        name for name in registry.NAMES if name in registry._table["dilated_conv2d"]
+    ]
+    assert deeplab_fast.available_backends("mps") == ["reference"]
+    # Measurements decide on a GPU, of ops that a library has too.
+    assert registry.rests_on_measurements("aspp", "cuda")
+    assert not registry.rests_on_measurements("aspp", "cpu")
+    assert not registry.rests_on_measurements("upsample_argmax", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("faster", "chosen"),
+    [(None, ("reference",)), ({}, ("reference",)), ({"a class": ("cuda",)}, ("cuda", "reference"))],
+)
+def test_measured_kernels_come_before_the_library(monkeypatch, faster, chosen):
+    monkeypatch.setitem(registry.shape_classes, "an_op", lambda tensor, rate: "a class")
+    table = {} if faster is None else {"an_op": faster}
+    monkeypatch.setattr(registry.dispatch_table, "choices", lambda device: table)
+    tensor = SimpleNamespace(device=torch.device("cuda"))
+    assert registry.automatic("an_op", tensor, 3) == chosen
+    assert registry.automatic("upsample_argmax", tensor) == ("cuda", "triton", "reference")
+
+
+def test_shape_classes_of_ops():
+    """Each op asks for the class of its own call: groups, branches and gradients asked for."""
+    classes = registry.shape_classes
+    x, w1, w3 = torch.zeros(1, 4, 8, 8), torch.zeros(5, 4, 1, 1), torch.zeros(6, 4, 3, 3)
+    depthwise, mask = torch.zeros(4, 1, 3, 3), [True, False, True]
+    branches, kernels = ([w1, w3], [1, 2]), "4->11 1x1,3x3"
+    expected = {
+        "dilated_conv2d": ((x, depthwise, None, [1, 1], 4), "4->4 3x3 groups 4"),
+        "dilated_conv2d_backward": (
+            (x, x, depthwise, [1, 1], 4, mask), "4->4 3x3 groups 4",
+        ),
+        "parallel_dilated_conv2d": ((x, branches[0], [], branches[1]), kernels),
+        "parallel_dilated_conv2d_and_mean": ((x, *branches), kernels),
+        "parallel_dilated_conv2d_backward": ((x, x, *branches, mask), kernels),
+        "aspp": ((x, branches[0], [], branches[1], None, None, None, None), kernels),
+        "fused_conv2d": ((x, depthwise, None, [1, 1], [1, 1], [1, 1], 4, "relu"), "groups 4"),
+        "fused_conv2d_add_": (
+            (x[:, :, :1], x, depthwise, None, [1, 1], [1, 1], [1, 1], 4, "relu"), "groups 4",
+        ),
+    }  # fmt: skip
+    assert set(expected) == set(classes)
+    for op, (arguments, text) in expected.items():
+        found = classes[op](*arguments)
+        assert text in found and "pixels 2^6" in found
+        assert found.endswith(" dinput dbias") == op.endswith("backward")
+        assert ("dinput" in found) == op.endswith("backward")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "reason"),
+    [
+        ((3, 3), (1, 1), (2, 1), (2, 1), None),
+        ((1, 5), (1, 1), (0, 6), (4, 3), None),
+        ((3, 3), (1, 2), (1, 1), (1, 1), r"has stride (1, 1), not (1, 2)"),
+        ((3, 3), (2, 1), (1, 1), (1, 1), r"has stride (1, 1), not (2, 1)"),
+        ((3, 3), (1, 1), (1, 2), (1, 1), r"not a (3, 3) weight by (1, 2)"),
+        ((3, 3), (1, 1), (2, 1), (1, 1), r"not a (3, 3) weight by (2, 1)"),
+        ((3, 2), (1, 1), (1, 1), (1, 2), r"not a (3, 2) weight by (1, 1)"),
+    ],
+)
+def test_geometries_of_our_kernels(kernel, stride, padding, dilation, reason):
+    refused = geometry_refused(torch.zeros(4, 4, *kernel), stride, padding, dilation)
+    assert (refused is None) == (reason is None) and (reason or "") in (refused or "")
+
+
+def test_traces_nest_and_end(ran):
+    with registry.trace() as outer:
+        upsample_argmax(X, 9)
+        with pytest.raises(KeyError), registry.trace() as inner:
+            upsample_argmax(X, 9)
+            raise KeyError
+        upsample_argmax(X, 9)
+    upsample_argmax(X, 9)
+    one = [("upsample_argmax", "cpu")]
+    assert (inner, outer, ran) == (one, one * 2, one)
+
+
+def test_a_backend_is_a_decorator_too(ran):
+    @deeplab_fast.backend("reference")
+    def labels():
+        return upsample_argmax(X, 9)
+
+    labels()
+    with pytest.raises(KeyError), deeplab_fast.backend("reference"):
+        raise KeyError
+    assert registry.current() == ""
+    upsample_argmax(X, 9)
+    assert [name for _, name in ran] == ["reference", "cpu"]
+
+
+def test_a_backend_without_the_op_is_an_error(monkeypatch):
+    monkeypatch.delitem(registry._table["upsample_argmax"], "cpu")
+    with deeplab_fast.backend("cpu"), pytest.raises(RuntimeError, match="no upsample_argmax kern"):
+        upsample_argmax(X, 9)
+    assert registry.unavailable("nothing", "cpu") == "this installation has no such kernels"
+
+
+def test_an_ordinary_refusal_is_not_said(monkeypatch):
+    refusing = registry._table["upsample_argmax"]["cpu"]._replace(refuses=lambda *args: "shape")
+    monkeypatch.setitem(registry._table["upsample_argmax"], "cpu", refusing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        upsample_argmax(X, 9)

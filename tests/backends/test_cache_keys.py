@@ -1,0 +1,407 @@
+"""Whatever is cached is found again by everything that it depends on.
+
+Each test changes one component of a key alone, after a first call. A stale entry would show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deeplab_fast import _C, _emulated
+from deeplab_fast._native import work_lists
+from deeplab_fast._native.common import DTYPES, Kernels, nhwc_output
+from deeplab_fast._native.device_cache import resident
+from deeplab_fast.backends import dispatch_table, registry
+from deeplab_fast.backends.cuda import device as cuda_device
+from deeplab_fast.backends.cuda import dilated_conv2d, dilated_conv2d_backward
+from deeplab_fast.emulated import machine
+from deeplab_fast.ops.shape_bucket import shape_class
+
+from ..conftest import set_tf32
+
+CPU = torch.device("cpu")
+
+
+def ints(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Small, so that their sums are exact."""
+    return torch.randint(-2, 3, shape).to(dtype)
+
+
+def nhwc(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return ints(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
+# Work lists.
+
+
+def test_every_argument_is_part_of_a_key():
+    @resident
+    def make(first: int, second: int, *, third: int = 0, fourth: int = 0) -> tuple[int, ...]:
+        return first, second, third, fourth
+
+    for first in (1, 2):
+        for second in (1, 2):
+            assert make(first, second) == (first, second, 0, 0)
+            for value in (1, 2):
+                assert make(first, second, third=value) == (first, second, value, 0)
+                assert make(first, second, fourth=value) == (first, second, 0, value)
+                assert make(first, second, third=3, fourth=value) == (first, second, 3, value)
+
+
+def test_functions_share_no_entries():
+    one, other = resident(lambda size: ("one", size)), resident(lambda size: ("other", size))
+    assert [one(1), other(1), one(1)] == [("one", 1), ("other", 1), ("one", 1)]
+
+
+CONV_ARGUMENTS: dict[str, Any] = {
+    "list_tiles": _C.zones.forward_tiles,
+    "plane": (1, 5, 7),
+    "branches": ((3, 3, 1, 1), (1, 3, 1, 2)),
+    "steps_per_tap": 3,
+    "out_channels": (8, 8),
+    "device": CPU,
+    "num_workers": 8,
+    "kernel": work_lists.CONV_SM80,
+}
+WGRAD_ARGUMENTS: dict[str, Any] = {
+    "plane": (2, 5, 16),
+    "branches": ((3, 3, 1, 1), (1, 3, 1, 2)),
+    "channels": 16,
+    "out_channels": (8, 8),
+    "dtype": torch.bfloat16,
+    "device": CPU,
+    "num_workers": 8,
+    "kernel": work_lists.WGRAD_SM80,
+}
+BRANCHES = [
+    ((3, 3, 1, 1),),
+    ((1, 3, 1, 2), (3, 3, 1, 1)),
+    ((5, 3, 1, 1), (1, 3, 1, 2)),
+    ((3, 1, 1, 1), (1, 3, 1, 2)),
+    ((3, 3, 2, 1), (1, 3, 1, 2)),
+    ((3, 3, 1, 2), (1, 3, 1, 2)),
+    ((3, 3, 1, 1), (1, 3, 1, 1)),
+]
+CONV_CHANGES = [
+    ("list_tiles", _C.zones.input_grad_tiles),
+    ("plane", (2, 5, 7)),
+    ("plane", (1, 6, 7)),
+    ("plane", (1, 5, 8)),
+    *(("branches", branches) for branches in BRANCHES),
+    ("steps_per_tap", 4),
+    ("out_channels", (136, 8)),
+    ("out_channels", (8, 136)),
+    ("device", torch.device("meta")),
+    ("num_workers", 24),
+    ("kernel", work_lists.CONV_SM90),
+]
+WGRAD_CHANGES = [
+    ("plane", (3, 5, 16)),
+    ("plane", (2, 6, 16)),
+    ("plane", (2, 5, 17)),
+    *(("branches", branches) for branches in BRANCHES),
+    ("channels", 136),
+    ("out_channels", (136, 8)),
+    ("out_channels", (8, 136)),
+    ("dtype", torch.float32),
+    ("device", torch.device("meta")),
+    ("num_workers", 24),
+    ("kernel", work_lists.WGRAD_SM90),
+]
+
+
+def described(work_list: Any) -> list[Any]:
+    """All that a launch reads."""
+    tensors = [t if t.is_meta else t.tolist() for t in work_list.tensors]
+    return [work_list.num_slots, getattr(work_list, "kernel", None), *tensors]
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "name", "value"),
+    [
+        pytest.param(make, arguments, name, value, id=f"{make.__name__}-{name}-{i}")
+        for make, arguments, changes in (
+            (work_lists.conv_work_list, CONV_ARGUMENTS, CONV_CHANGES),
+            (work_lists.wgrad_work_list, WGRAD_ARGUMENTS, WGRAD_CHANGES),
+        )
+        for i, (name, value) in enumerate(changes)
+    ],
+)
+def test_work_lists_of_other_arguments(make, arguments, name, value):
+    changed = arguments | {name: value}
+    if name == "branches" and len(value) == 1:
+        changed["out_channels"] = (8,)
+    before = make(**arguments)
+    assert make(**arguments) is before
+    after = make(**changed)
+    assert after is not before and make(**changed) is after
+    assert {t.device for t in after.tensors} == {changed["device"]}
+    if changed["device"] == CPU:
+        assert described(after) == described(make.__wrapped__(**changed)) != described(before)
+
+
+# (what changes, shape, [(K, R, S)], rates, dtype, workers, on sm_90)
+CALL = {
+    "shape": (1, 8, 5, 7), "kernels": [(8, 3, 3)], "rates": [(1, 2)], "dtype": torch.bfloat16,
+    "num_workers": 8, "is_sm90": False,
+}  # fmt: skip
+CALLS = {
+    "images": {"shape": (2, 8, 5, 7)},
+    "channels": {"shape": (1, 72, 5, 7)},
+    "rows": {"shape": (1, 8, 6, 7)},
+    "columns": {"shape": (1, 8, 5, 8)},
+    "rows and columns": {"shape": (1, 8, 7, 5)},
+    "outputs": {"kernels": [(136, 3, 3)]},
+    "kernel rows": {"kernels": [(8, 5, 3)]},
+    "kernel columns": {"kernels": [(8, 3, 5)]},
+    "vertical rate": {"rates": [(2, 2)]},
+    "horizontal rate": {"rates": [(1, 3)]},
+    "branches": {"kernels": [(8, 3, 3), (8, 1, 1)], "rates": [(1, 2), (1, 1)]},
+    "outputs of one branch": {"kernels": [(8, 3, 3), (136, 1, 1)], "rates": [(1, 2), (1, 1)]},
+    "dtype": {"dtype": torch.float32},
+    "workers": {"num_workers": 24},
+    "compute capability": {"is_sm90": True},
+}
+
+
+def call_and_check(shape, kernels, rates, dtype, num_workers, is_sm90) -> None:
+    """Output and gradients of all branches; small integers are exact."""
+    N, C, H, W = shape
+    input = nhwc(*shape, dtype=dtype)
+    weights = [ints(k, C, r, s, dtype=dtype) for k, r, s in kernels]
+    output = nhwc_output(input, sum(w.size(0) for w in weights))
+    grad_output = nhwc(*output.shape, dtype=dtype)
+    where = Kernels(_emulated.cuda, 0, num_workers, is_sm90)
+    with machine(0, "sm_90" if is_sm90 else "sm_80"):
+        dilated_conv2d.convolve(
+            where, output, input, weights, [None] * len(weights), rates, activation="none"
+        )
+        grads = dilated_conv2d_backward.backward(
+            where, grad_output, input, weights, rates, [True, True, False]
+        )
+    x, *ws = (t.double().requires_grad_() for t in (input, *weights))
+    branches = [
+        F.conv2d(x, w, padding="same", dilation=rate) for w, rate in zip(ws, rates, strict=True)
+    ]
+    expected = torch.cat(branches, dim=1)
+    assert torch.equal(output, expected.to(dtype))
+    for a, e in zip([grads[0], *grads[1]], torch.autograd.grad(expected, [x, *ws], grad_output)):
+        assert torch.equal(a, e.to(dtype))
+
+
+@pytest.mark.parametrize("change", CALLS)
+def test_convolutions_after_one_of_another_shape(change):
+    call_and_check(**CALL)
+    call_and_check(**CALL | CALLS[change])
+    call_and_check(**CALL)
+
+
+# Tensor maps of weights, for compute capability 9.0.
+
+
+def multiply(input: Tensor, weights: list[Tensor], tap: int = 0, *, runs: bool = True) -> Tensor:
+    """Products of pixels [P, C] and one tap of weights [K, taps, C], of any strides of rows."""
+    P, C = input.shape
+    outputs, sources, output = [], [], torch.zeros(P, sum(w.size(0) for w in weights)).to(input)
+    for weight in weights:
+        first = sum(w.size(0) for w in weights[: len(outputs)])
+        address, K, row = weight.data_ptr(), weight.size(0), weight.stride(0)
+        outputs.append(_C.ConvOutput(address, 0, 0, K, first, row))
+        sources.append(_C.ConvSource(0, C, 0))
+    count = len(weights)
+    lists = [
+        list(range(P)) * count,
+        [(0, 0, branch, tap) for branch in range(count)],
+        [(branch, branch * P, P, branch, 1) for branch in range(count)],
+        [(branch, 0, 0, -(-C // 64), -1, -1) for branch in range(count)],
+        [],
+    ]
+    tensors = [torch.tensor(rows, dtype=torch.int32) for rows in lists]
+    first_items = torch.tensor([0, count], dtype=torch.int32)
+    pixels, _, tiles, items, _ = tensors
+    more = (
+        work_lists.listed_pixels(pixels, (1, P, 1)),
+        work_lists.tile_items(items, tiles, pixels, (1, P, 1), 64),
+    )
+    work = _C.ConvWork(
+        *(t.data_ptr() for t in tensors), count, 0, first_items.data_ptr(), 1,
+        *(t.data_ptr() for t in more),
+    )  # fmt: skip
+    clusters = {} if runs else {"dilated_conv2d_fwd_sm90_kernel": (0, 0)}
+    outer = _emulated.set_clusters(clusters)
+    try:
+        with machine(0, "sm_90"):
+            _emulated.cuda.dilated_conv2d_fwd_sm90(
+                output.data_ptr(), 0, input.data_ptr(), outputs, sources, work,
+                _C.ConvEpilogue(0, -math.inf, math.inf), _C.ConvShape(P, 1, C, output.size(1)),
+                DTYPES[input.dtype], 0,
+            )  # fmt: skip
+    finally:
+        _emulated.set_clusters(outer)
+    return output
+
+
+# Shape and stride of the rows of a first weight and of a second at the same address, and how many
+# elements further the second begins.
+MAPS = {
+    "address": ((16, 1, 16), 16, (16, 1, 16), 16, 16),
+    "rows": ((8, 1, 16), 16, (16, 1, 16), 16, 0),
+    "fewer rows": ((16, 1, 16), 16, (8, 1, 16), 16, 0),
+    "channels": ((16, 1, 16), 16, (16, 1, 8), 16, 0),
+    "taps": ((16, 1, 16), 32, (16, 3, 16), 48, 0),
+    "stride of rows": ((16, 1, 16), 32, (16, 1, 16), 40, 0),
+    "shorter stride of rows": ((16, 1, 16), 40, (16, 1, 16), 32, 0),
+}
+
+
+@pytest.mark.parametrize("change", MAPS)
+def test_weights_in_the_memory_of_others(change):
+    first, first_stride, second, second_stride, offset = MAPS[change]
+    memory = ints(1024)
+    for shape, stride, begin in ((first, first_stride, 0), (second, second_stride, offset)):
+        weight = memory[begin:].as_strided(shape, (stride, shape[2], 1))
+        input, tap = ints(5, shape[2]), shape[1] - 1
+        expected = input.double() @ weight[:, tap].double().T
+        assert torch.equal(multiply(input, [weight], tap), expected.bfloat16())
+
+
+def test_more_weights_than_are_described_at_a_time():
+    """Descriptions are dropped after 1024, and made again when they are needed."""
+    memory, input = ints(8 * 1400), ints(5, 8)
+    weights = [memory[8 * i :].as_strided((8, 1, 8), (8, 8, 1)) for i in range(1300)]
+
+    def check(indices: range) -> None:
+        for i in indices:
+            expected = input.double() @ weights[i][:, 0].double().T
+            assert torch.equal(multiply(input, [weights[i]]), expected.bfloat16())
+
+    check(range(3))
+    for begin in range(3, 1296, 8):
+        multiply(input, weights[begin : begin + 8], runs=False)
+    check(range(3))
+    check(range(1290, 1300))
+
+
+# What decides about the choice of a kernel.
+
+CLASS = {
+    "shape": (2, 16, 8, 16), "kernel": (24, 3, 5), "rate": (1, 2), "groups": 1, "mask": (),
+    "dtype": torch.bfloat16, "memory_format": torch.channels_last,
+}  # fmt: skip
+CLASSES = [
+    ({}, "bf16 channels_last 16->24 3x5 inside 7/8 pixels 2^8"),
+    (
+        {"memory_format": torch.contiguous_format},
+        "bf16 NCHW 16->24 3x5 inside 7/8 pixels 2^8",
+    ),
+    ({"shape": (4, 16, 8, 16)}, "bf16 channels_last 16->24 3x5 inside 7/8 pixels 2^9"),
+    ({"shape": (2, 32, 8, 16)}, "bf16 channels_last 32->24 3x5 inside 7/8 pixels 2^8"),
+    ({"shape": (2, 16, 2, 16)}, "bf16 channels_last 16->24 3x5 inside 5/8 pixels 2^6"),
+    ({"shape": (2, 16, 8, 4)}, "bf16 channels_last 16->24 3x5 inside 3/8 pixels 2^6"),
+    ({"shape": (2, 16, 16, 8)}, "bf16 channels_last 16->24 3x5 inside 6/8 pixels 2^8"),
+    ({"kernel": (40, 3, 5)}, "bf16 channels_last 16->40 3x5 inside 7/8 pixels 2^8"),
+    ({"kernel": (24, 1, 5)}, "bf16 channels_last 16->24 1x5 inside 7/8 pixels 2^8"),
+    ({"kernel": (24, 3, 3)}, "bf16 channels_last 16->24 3x3 inside 7/8 pixels 2^8"),
+    ({"rate": (4, 2)}, "bf16 channels_last 16->24 3x5 inside 5/8 pixels 2^8"),
+    ({"rate": (1, 6)}, "bf16 channels_last 16->24 3x5 inside 5/8 pixels 2^8"),
+    ({"groups": 8}, "bf16 channels_last 16->24 3x5 groups 8 inside 7/8 pixels 2^8"),
+    ({"mask": (True, False, False)}, "bf16 channels_last 16->24 3x5 inside 7/8 pixels 2^8 dinput"),
+    ({"mask": (False, True, False)}, "bf16 channels_last 16->24 3x5 inside 7/8 pixels 2^8 dweight"),
+    ({"mask": (False, False, True)}, "bf16 channels_last 16->24 3x5 inside 7/8 pixels 2^8 dbias"),
+    ({"dtype": torch.float16}, "fp16 channels_last 16->24 3x5 inside 7/8 pixels 2^8"),
+    ({"dtype": torch.float32}, "fp32 channels_last 16->24 3x5 inside 7/8 pixels 2^8"),
+]
+
+
+def class_of(shape, kernel, rate, groups, mask, dtype, memory_format) -> str:
+    x = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+    K, R, S = kernel
+    weight = torch.empty(K, 16 // groups, R, S, dtype=dtype, device="meta")
+    return shape_class(x, [weight], [rate], groups, mask)
+
+
+def test_classes_of_shapes_that_differ_in_one_thing():
+    for change, expected in CLASSES:
+        assert class_of(**CLASS) == CLASSES[0][1]
+        assert class_of(**CLASS | change) == expected
+    set_tf32(True)
+    assert class_of(**CLASS | {"dtype": torch.float32}).startswith("tf32 ")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch, tmp_path):
+    """Two imagined GPUs, and a table with another choice for each."""
+    properties = [
+        SimpleNamespace(major=9, minor=0, multi_processor_count=132),
+        SimpleNamespace(major=8, minor=0, multi_processor_count=108),
+    ]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: properties[gpu.index])
+    monkeypatch.setattr(torch.version, "hip", None)
+    lines = [",".join(dispatch_table.Row._fields)]
+    for device, kernel in (("sm_90 with 132", "cuda/sm90"), ("sm_80 with 108", "triton")):
+        lines.append(f"{device} processors,an_op,wide,{kernel},1,2,,,,,")
+    monkeypatch.setattr(dispatch_table, "PATH", tmp_path / "dispatch_table.csv")
+    dispatch_table.PATH.write_text("\n".join(lines))
+    caches = dispatch_table.device_class, dispatch_table.choices
+    for cached in caches:
+        cached.cache_clear()
+    yield [torch.device("cuda", i) for i in range(2)]
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_each_gpu_has_its_own_choice(two_gpus):
+    for _ in range(2):
+        assert [dispatch_table.choices(gpu)["an_op"]["wide"] for gpu in two_gpus] == [
+            ("cuda/sm90",),
+            ("triton",),
+        ]
+        classes = list(map(dispatch_table.device_class, two_gpus))
+        assert classes == ["sm_90 with 132 processors", "sm_80 with 108 processors"]
+
+
+def test_each_gpu_has_its_own_capacity_and_is_asked_once(two_gpus, monkeypatch):
+    asked = []
+    properties = torch.cuda.get_device_properties
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda gpu: asked.append(gpu) or properties(gpu)
+    )
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(_C, "cuda", "the kernels", raising=False)
+    monkeypatch.setattr(cuda_device, "_HAS_SM90", True)
+    cuda_device._capacity.cache_clear()
+    try:
+        for _ in range(2):
+            for gpu, num_workers, is_sm90 in zip(two_gpus, (2 * 132, 2 * 108), (True, False)):
+                with cuda_device._kernels(SimpleNamespace(device=gpu)) as kernels:
+                    assert kernels == Kernels("the kernels", 7, num_workers, is_sm90)
+                with cuda_device._kernels(SimpleNamespace(device=gpu), sm90=False) as kernels:
+                    assert kernels == Kernels("the kernels", 7, num_workers, False)
+    finally:
+        cuda_device._capacity.cache_clear()
+    assert asked == two_gpus
+
+
+def test_each_backend_and_reason_is_said_once():
+    registry._warn_once.cache_clear()
+    calls = [("cuda", "old driver"), ("triton", "old driver"), ("cuda", "old compiler")]
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for name, reason in calls * 2:
+                registry._warn_once(name, reason)
+    finally:
+        registry._warn_once.cache_clear()
+    assert [str(warning.message) for warning in said] == [
+        f"deeplab_fast: another backend stands in for {name!r}: {reason}" for name, reason in calls
+    ]

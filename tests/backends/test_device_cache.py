@@ -1,0 +1,114 @@
+"""Work lists are made once, elsewhere than in the memory of a CUDA graph."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from deeplab_fast._native import device_cache
+from deeplab_fast._native.device_cache import resident
+
+
+def test_made_once_for_all_threads():
+    calls = []
+
+    @resident
+    def make(size: int, *, device: str) -> tuple[int, str]:
+        calls.append((size, device))
+        time.sleep(0.05)
+        return size, device
+
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda size: make(size, device="cpu"), [1, 1, 2, 1, 2, 1]))
+    assert results == [(size, "cpu") for size in (1, 1, 2, 1, 2, 1)]
+    assert sorted(calls) == [(1, "cpu"), (2, "cpu")]
+
+
+def test_made_in_a_thread_whose_memory_is_no_graphs():
+    makers = []
+
+    @resident
+    def make() -> None:
+        makers.append(threading.get_ident())
+
+    make()
+    assert makers and makers[0] != threading.get_ident()
+
+
+def test_a_mode_of_the_caller_is_not_seen():
+    with torch.device("meta"):
+        assert resident(lambda: torch.empty(1))().device.type == "cpu"
+
+
+def test_an_error_is_raised_and_not_kept():
+    fail = True
+
+    @resident
+    def make() -> int:
+        if fail:
+            raise MemoryError("no room")
+        return 1
+
+    with pytest.raises(MemoryError, match="no room"):
+        make()
+    fail = False
+    assert make() == 1
+
+
+def test_the_first_call_cannot_be_captured(monkeypatch):
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    make = resident(lambda size: size)
+    with pytest.raises(RuntimeError, match="call it once before capturing"):
+        make(3)
+    capturing = False
+    assert make(3) == 3
+    capturing = True
+    assert make(3) == 3
+    with pytest.raises(RuntimeError, match="call it once before capturing"):
+        make(4)
+
+
+@pytest.fixture
+def few_kept(monkeypatch):
+    """Lets two generations of three be kept; returns what was made and waited for, in order."""
+    log = []
+    monkeypatch.setattr(device_cache, "KEPT", 3)
+    monkeypatch.setattr(torch.cuda, "synchronize", log.append)
+    return log
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_what_many_others_came_after_is_dropped_once_the_device_has_read_it(few_kept, by_name):
+    @resident
+    def make(size: int, device: torch.device) -> int:
+        few_kept.append(size)
+        return size
+
+    gpu = torch.device("cuda", 1)
+    for size in (1, 2, 3, 4, 1, 5, 6, 7, 1, 4, 2):
+        assert (make(size, device=gpu) if by_name else make(size, gpu)) == size
+    assert few_kept == [1, 2, 3, 4, gpu, 5, 6, gpu, 7, gpu, 2]
+
+
+def test_what_a_graph_reads_stays(few_kept, monkeypatch):
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+
+    @resident
+    def make(size: int) -> list[int]:
+        return [size]
+
+    first, second = make(1), make(2)
+    capturing = True
+    assert make(1) is first
+    capturing = False
+    for size in range(3, 20):
+        make(size)
+    assert make(1) is first and make(2) is not second

@@ -1,0 +1,462 @@
+"""The convolution kernel for compute capability 9.0, in the emulator of such a device."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import deeplab_fast
+from deeplab_fast import (
+    _C,
+    _emulated,
+    aspp,
+    dilated_conv2d,
+    emulated,
+    parallel_dilated_conv2d,
+)
+from deeplab_fast._native import work_lists
+from deeplab_fast._native.common import Kernels, nhwc_output
+from deeplab_fast.backends.cuda import dilated_conv2d as dilated_conv2d_calls
+from deeplab_fast.backends.cuda.dilated_conv2d import convolve
+from deeplab_fast.backends.cuda.dilated_conv2d import launch as launch_kernel
+from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import convolve_with_means
+from deeplab_fast.emulated import machine
+
+from ..emulator.test_emulator import NVCC, ROOT
+from ..ops.test_aspp import convert
+from ..ops.test_aspp import definition as aspp_definition
+from ..ops.test_aspp import operands as aspp_operands
+from ..ops.test_dilated_conv2d import (
+    PARALLEL,
+    SEEDED,
+    gradients,
+    parallel_conv2d,
+    parallel_operands,
+    same_conv2d,
+)
+from ..support.cases import CONVS, Conv, assert_as_accurate_as, operands
+from ..support.memory import copy_beside_unreadable_page, in_child
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+# One cluster computes whole sums, six split them and leave the parts to a second kernel.
+WORKERS = pytest.mark.parametrize("num_workers", [1, 24])
+ON_SM90 = pytest.mark.usefixtures("on_sm90")
+
+
+@pytest.fixture(params=[False, True], ids=["threads arrive", "copies arrive"])
+def arrival(request) -> Iterator[None]:
+    """Each of the two forms of the kernel: who tells its consumers that a stage is full."""
+    outer = _emulated.cuda.set_copies_arrive(request.param)
+    yield
+    _emulated.cuda.set_copies_arrive(outer)
+
+
+IN_BOTH_FORMS = pytest.mark.usefixtures("arrival")
+
+
+@pytest.fixture
+def on_sm90() -> Iterator[None]:
+    """The test has to launch this kernel, and must not launch the one for other devices."""
+
+    def launches(kernel: str) -> int:
+        return _emulated.launch_counts().get(kernel, 0)
+
+    names = "dilated_conv2d_fwd_sm90_kernel", "dilated_conv2d_fwd_kernel"
+    before = [launches(name) for name in names]
+    with deeplab_fast.backend("emulated"), machine(1, "sm_90"):
+        yield
+    assert launches(names[0]) > before[0] and launches(names[1]) == before[1]
+
+
+def supported(case: Conv) -> bool:
+    return case.groups == 1 and case.C % 8 == 0 and case.N > 0
+
+
+@ON_SM90
+@DTYPES
+@pytest.mark.parametrize("case", list(filter(supported, CONVS)), ids=str)
+def test_forward(case: Conv, dtype):
+    input, weight, bias = operands(case, dtype, "cpu")
+    output = dilated_conv2d(input, weight, bias, case.dilation)
+    exact = same_conv2d(input.double(), weight.double(), bias.double(), case.dilation)
+    peer = same_conv2d(input, weight, bias, case.dilation)
+    assert_as_accurate_as(output, peer, exact)
+
+
+@ON_SM90
+@DTYPES
+def test_parallel(dtype):
+    input, weights, biases = parallel_operands("cpu", dtype, 40)
+    output = parallel_dilated_conv2d(input, weights, PARALLEL[1], biases)
+    peer = parallel_conv2d(input, weights, biases)
+    input, *rest = (t.double() for t in (input, *weights, *biases))
+    assert_as_accurate_as(output, peer, parallel_conv2d(input, rest[:4], rest[4:]))
+
+
+@ON_SM90
+def test_branches_that_begin_between_vectors():
+    """The second has whole vectors of channels, but they are not aligned."""
+    input = nhwc(1, 16, 3, 5, dtype=torch.bfloat16)
+    weights = [(torch.randn(k, 16, 3, 3) / 12).bfloat16() for k in (20, 24, 20)]
+    output = parallel_dilated_conv2d(input, weights, [1, 2, 1])
+    expected = [same_conv2d(input, w, None, d) for w, d in zip(weights, (1, 2, 1), strict=True)]
+    torch.testing.assert_close(output, torch.cat(expected, dim=1))
+
+
+@ON_SM90
+@IN_BOTH_FORMS
+@WORKERS
+@DTYPES
+@pytest.mark.parametrize(("shape", "kernels", "rates"), SEEDED)
+def test_seeds_agree(monkeypatch, shape, kernels, rates, dtype, num_workers):
+    """Split sums, several images in a tile, branches at odd channels: bit for bit on every seed."""
+    monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
+    input = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    scale = (9 * shape[1]) ** -0.5
+    weights = [(torch.randn(k, shape[1], r, s) * scale).to(dtype) for k, r, s in kernels]
+    biases = [torch.randn(k).to(dtype) for k, _, _ in kernels]
+    outputs = []
+    for seed in range(4):
+        with machine(seed, "sm_90"):
+            outputs.append(parallel_dilated_conv2d(input, weights, rates, biases))
+
+    def definition(input, weights, biases):
+        outputs = [same_conv2d(input, *args) for args in zip(weights, biases, rates, strict=True)]
+        return torch.cat(outputs, dim=1)
+
+    exact = definition(input.double(), [w.double() for w in weights], [b.double() for b in biases])
+    assert_as_accurate_as(outputs[0], definition(input, weights, biases), exact)
+    for output in outputs[1:]:
+        assert torch.equal(output, outputs[0])
+
+
+@ON_SM90
+@IN_BOTH_FORMS
+def test_pipeline_on_more_seeds():
+    """Several items of one cluster, each of several rounds of the pipeline."""
+    input, weight, bias = operands(Conv(2, 72, 264, 12, 13, (3, 3), 2), torch.bfloat16, "cpu")
+    outputs = []
+    for seed in range(8):
+        with machine(seed, "sm_90"):
+            outputs.append(dilated_conv2d(input, weight, bias, 2))
+    assert all(torch.equal(output, outputs[0]) for output in outputs[1:])
+    torch.testing.assert_close(outputs[0], same_conv2d(input, weight, bias, 2))
+
+
+def kernels(num_workers: int) -> Kernels:
+    return Kernels(_emulated.cuda, 0, num_workers, is_sm90=True)
+
+
+def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@ON_SM90
+@IN_BOTH_FORMS
+@WORKERS
+@DTYPES
+@pytest.mark.parametrize("K", [21, 24, 280])  # that fill no vector; vectors; more than one block
+def test_epilogue(dtype, num_workers, K):
+    """Bias, bias of an image, residual in place and ReLU."""
+    N, C, H, W = 3, 72, 5, 7
+    input, residual = nhwc(N, C, H, W, dtype=dtype), nhwc(N, K, H, W, dtype=dtype)
+    weight = (5 * torch.randn(K, C, 3, 3) / (9 * C) ** 0.5).to(dtype)
+    bias, image_bias = torch.randn(K).to(dtype), torch.randn(N, K)
+
+    def definition(input, weight, bias, residual, image_bias):
+        sums = F.conv2d(input, weight, bias, padding=2, dilation=2) + residual
+        return F.relu(sums + image_bias[:, :, None, None].to(sums))
+
+    tensors = input, weight, bias, residual, image_bias
+    output = residual.clone(memory_format=torch.preserve_format)
+    convolve(
+        kernels(num_workers), output, input, [weight], [bias], [(2, 2)],
+        activation="relu", residual=output, image_bias=image_bias,
+    )  # fmt: skip
+    exact = definition(*(t.double() for t in tensors))
+    assert_as_accurate_as(output, definition(*tensors), exact)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_epilogue_reads_nothing_beside_its_operands(after):
+    """Of maps of one pixel the rows past the end would belong to image -1; 21 channels fill no
+    vector. Beside every operand is an unreadable page."""
+    N, C, K = 8, 72, 21
+
+    def beside_page(tensor: Tensor) -> Tensor:
+        return copy_beside_unreadable_page(tensor, after)
+
+    def run() -> None:
+        input = beside_page(nhwc(N, C, 1, 1, dtype=torch.bfloat16))
+        weight = beside_page((torch.randn(K, C, 1, 1) / 8).bfloat16())
+        bias, image_bias = beside_page(torch.randn(K).bfloat16()), beside_page(torch.randn(N, K))
+        output = beside_page(torch.zeros(N, K, 1, 1).bfloat16())
+        with machine(1, "sm_90"):
+            convolve(
+                kernels(1), output, input, [weight], [bias], [(1, 1)],
+                activation="none", residual=output, image_bias=image_bias,
+            )  # fmt: skip
+        expected = F.conv2d(input.float(), weight.float(), bias.float())
+        expected += image_bias[:, :, None, None]
+        torch.testing.assert_close(output, expected.bfloat16())
+
+    in_child(run)
+
+
+@ON_SM90
+@DTYPES
+def test_backward(dtype):
+    """The gradient of the input too comes from this kernel."""
+    input, weights, biases = parallel_operands("cpu", dtype, 40)
+    grad_output = torch.randn(2, sum(w.size(0) for w in weights), 9, 13).to(dtype)
+
+    def ours(input, *rest):
+        return parallel_dilated_conv2d(input, rest[:4], PARALLEL[1], rest[4:])
+
+    def theirs(input, *rest):
+        return parallel_conv2d(input, rest[:4], rest[4:])
+
+    tensors = [input, *weights, *biases]
+    actual = gradients(ours, tensors, grad_output)
+    exact = gradients(theirs, [t.double() for t in tensors], grad_output.double())
+    for a, p, e in zip(actual, gradients(theirs, tensors, grad_output), exact, strict=True):
+        assert_as_accurate_as(a, p, e)
+
+
+@ON_SM90
+@DTYPES
+def test_aspp(dtype):
+    """Branches and projection, whose weight is some columns of a longer one."""
+    arguments = aspp_operands((2, 72, 7, 6), dtype)
+    output = aspp(*arguments)
+    peer, exact = aspp_definition(*arguments), aspp_definition(*convert(arguments, Tensor.double))
+    assert_as_accurate_as(output, peer, exact)
+
+
+@ON_SM90
+@IN_BOTH_FORMS
+@pytest.mark.parametrize(
+    ("shape", "channels", "num_workers"),
+    [
+        ((3, 72, 11, 7), [24], 24),  # images smaller than a tile, channels that fill no step
+        ((5, 8, 1, 1), [8], 1),
+        ((3, 16, 8, 16), [8, 8], 1),  # as large as what a block has
+        ((2, 136, 10, 31), [264], 1),  # two blocks of output channels; several items of a cluster
+        ((1, 1032, 9, 5), [8], 24),  # items of some of the channels
+    ],
+)
+def test_means_of_the_pixels_of_a_1x1_branch(shape, channels, num_workers):
+    """They are summed once, on the way, whatever comes before and after."""
+    C, counts = shape[1], _emulated.launch_counts()
+    input = nhwc(*shape, dtype=torch.bfloat16) + 1
+    weights = [torch.randn(8, C, *kernel).bfloat16() for kernel in ((3, 1), (1, 3))]
+    weights += [(torch.randn(k, C, 1, 1) / C**0.5).bfloat16() for k in channels]
+    weights += weights[:1]
+    rates = [(2, 1), (1, 2), *[(1, 1)] * len(channels), (3, 1)]
+    expected = torch.cat(
+        [same_conv2d(input, w, None, r) for w, r in zip(weights, rates, strict=True)], dim=1
+    )
+    results = []
+    for seed in range(3):
+        output = nhwc_output(input, expected.size(1))
+        with machine(seed, "sm_90"):
+            means = convolve_with_means(
+                kernels(num_workers), output, input, weights, [None] * len(weights), rates, "none"
+            )
+        results.append((output, means))
+    for output, means in results:
+        assert torch.equal(means, results[0][1]) and torch.equal(output, results[0][0])
+    torch.testing.assert_close(means, input.float().mean((2, 3)))
+    torch.testing.assert_close(output, expected, rtol=2e-2, atol=2e-2)
+    assert _emulated.launch_counts().get("pixel_sums_fwd_kernel") == counts.get(
+        "pixel_sums_fwd_kernel"
+    )
+
+
+@pytest.mark.parametrize(("channels", "steps"), [(8, 1), (64, 1), (72, 2), (136, 3)])
+def test_a_step_is_64_channels(monkeypatch, channels, steps):
+    """Counted in those of another kernel a launch would run twice as many, on zeros."""
+    listed = []
+
+    def conv_work_list(*args):
+        listed.append(args[3])
+        return work_lists.conv_work_list(*args)
+
+    monkeypatch.setattr(dilated_conv2d_calls, "conv_work_list", conv_work_list)
+    x, w = nhwc(1, channels, 3, 3, dtype=torch.bfloat16), torch.ones(8, channels, 3, 3).bfloat16()
+    with machine(0, "sm_90"):
+        dilated_conv2d_calls.forward(kernels(4), x, [w], [None], [(1, 1)])
+    assert listed == [steps]
+
+
+def launch(
+    num_workers: int, tiles, plane, branches, channels: int, output, input, weight, sources
+) -> None:
+    """One output, the first of ``output``'s channels."""
+    steps = work_lists.steps_per_tap(channels, input.dtype, work_lists.CONV_SM90)
+    K = weight.size(0)
+    work_list = work_lists.conv_work_list(
+        tiles, plane, branches, steps, (K,), torch.device("cpu"), num_workers, work_lists.CONV_SM90
+    )
+    row = _C.ConvOutput(weight.data_ptr(), 0, 0, K, 0, weight.stride(0))
+    no_clamp = _C.ConvEpilogue(0, -float("inf"), float("inf"))
+    launch_kernel(kernels(num_workers), output, input, [row], sources, work_list, no_clamp)
+
+
+@ON_SM90
+@WORKERS
+def test_slices_of_larger_buffers(num_workers):
+    """Input channels, columns of a 1x1 weight and output channels of longer rows."""
+    buffer, output = (
+        nhwc(2, 104, 6, 5, dtype=torch.bfloat16),
+        nhwc(2, 40, 6, 5, dtype=torch.bfloat16),
+    )
+    before = output.clone()
+    weight = (torch.randn(24, 100, 1, 1) / 8).bfloat16()
+    weight = torch.cat([weight, torch.full((24, 4, 1, 1), float("nan")).bfloat16()], dim=1)
+    source = _C.ConvSource(24, 72, 8)
+    launch(
+        num_workers, _C.zones.forward_tiles, (2, 6, 5), ((1, 1, 1, 1),), 72, output, buffer,
+        weight, [source],
+    )  # fmt: skip
+    expected = F.conv2d(buffer[:, 24:96], weight[:, 8:80])
+    torch.testing.assert_close(output[:, :24], expected)
+    assert torch.equal(output[:, 24:], before[:, 24:])
+
+
+@pytest.mark.parametrize("device", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_single_output_channel_may_have_any_stride(device, size):
+    """PyTorch leaves the stride of a dimension of size 1 as it was: here that of a column."""
+    input = nhwc(1, 8, 3, 4, dtype=torch.bfloat16)
+    weight = torch.randn(size, size, 8, 1).bfloat16().permute(3, 2, 0, 1)
+    assert weight.shape == (1, 8, size, size) and weight.stride(0) == 1
+    with deeplab_fast.backend("emulated"), machine(1, device):
+        output = dilated_conv2d(input, weight)
+    torch.testing.assert_close(output, F.conv2d(input, weight, padding="same"))
+
+
+@ON_SM90
+def test_weights_at_the_same_address():
+    """Descriptions of weights are kept; they are not those of other rows or channels."""
+    buffer = torch.randn(16, 24, 1, 1).bfloat16()
+    input = nhwc(1, 24, 3, 4, dtype=torch.bfloat16)
+    for weight, x in ((buffer[:8], input), (buffer, input), (buffer[:, :8], input[:, :8])):
+        torch.testing.assert_close(dilated_conv2d(x, weight), F.conv2d(x, weight))
+    shorter = buffer.flatten()[: 16 * 8].view(16, 8, 1, 1)
+    x = input[:, :8].contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(dilated_conv2d(x, shorter), F.conv2d(x, shorter))
+
+
+@ON_SM90
+@IN_BOTH_FORMS
+@WORKERS
+@DTYPES
+def test_taps_of_several_sources(dtype, num_workers):
+    """Gradient of the input of parallel branches: one sum over the channels of every branch."""
+    kernel_sizes, rates, channels = [(1, 1), (3, 3), (3, 5)], [1, 3, 2], [16, 72, 8]
+    N, C, H, W = 2, 24, 7, 9
+    weights = [
+        (torch.randn(k, C, *size) / (k * size[0]) ** 0.5).to(dtype)
+        for k, size in zip(channels, kernel_sizes, strict=True)
+    ]
+    grad = nhwc(N, sum(channels), H, W, dtype=dtype)
+    rows = [w.permute(1, 2, 3, 0).reshape(C, -1) for w in weights]
+    sources = [
+        _C.ConvSource(sum(channels[:i]), k, sum(row.size(1) for row in rows[:i]))
+        for i, k in enumerate(channels)
+    ]
+    branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
+    grad_input = nhwc_output(grad, C)
+    launch(
+        num_workers, _C.zones.input_grad_tiles, (N, H, W), branches, 72, grad_input, grad,
+        torch.cat(rows, dim=1), sources,
+    )  # fmt: skip
+
+    def definition(grad, *weights):
+        x = torch.zeros(N, C, H, W, dtype=grad.dtype, requires_grad=True)
+        branches = zip(weights, rates, strict=True)
+        y = torch.cat([F.conv2d(x, w, padding="same", dilation=r) for w, r in branches], dim=1)
+        return torch.autograd.grad(y, x, grad)[0]
+
+    exact = definition(grad.double(), *(w.double() for w in weights))
+    assert_as_accurate_as(grad_input, definition(grad, *weights), exact)
+
+
+def test_workers_share_the_items():
+    """Every item is in one worker's list, whose longest come first."""
+    work_list = work_lists.conv_work_list(
+        _C.zones.forward_tiles, (2, 33, 33), ((3, 3, 12, 12),), 4, (256,), torch.device("cpu"), 24,
+        work_lists.CONV_SM90,
+    )  # fmt: skip
+    _, _, _, items, _, first_items, _, tile_items = work_list.tensors
+    items = items.view(-1, 6)
+    assert first_items[0] == 0 and first_items[-1] == len(items) and len(first_items) == 24 // 4 + 1
+    for begin, end in first_items.unfold(0, 2, 1).tolist():
+        steps = items[begin:end, 3]
+        assert len(steps) > 0 and torch.equal(steps, steps.sort(descending=True).values)
+    assert torch.equal(tile_items[:, 3], items[:, 3])
+
+
+def test_no_worker_is_idle():
+    """A worker without an item would not wait for the kernel before."""
+    work_list = work_lists.conv_work_list(
+        _C.zones.forward_tiles, (1, 4, 4), ((1, 1, 1, 1),), 1, (8,), torch.device("cpu"), 24,
+        work_lists.CONV_SM90,
+    )  # fmt: skip
+    first_items = work_list.tensors[5]
+    assert first_items.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("num_workers", [4, 24])
+def test_items_with_their_tiles(num_workers):
+    """What the kernel reads of an item, its tile and pixels, against where it is copied from."""
+    N, H, W = plane = 3, 9, 13
+    pixels, taps, tiles, items, _, _, listed, tile_items = work_lists.conv_work_list(
+        _C.zones.forward_tiles, plane, ((3, 3, 2, 5), (1, 1, 1, 1)), 3, (264, 8),
+        torch.device("cpu"), num_workers, work_lists.CONV_SM90,
+    ).tensors  # fmt: skip
+    tiles, items = tiles.view(-1, 5).tolist(), items.view(-1, 6).tolist()
+    for index, row in zip(pixels.tolist(), listed.tolist(), strict=True):
+        y, x = index // W % H, index % W
+        assert row == [index, y * 2**16 + x]
+    assert len(tile_items) == len(items)
+    for row, (job, block, first_step, num_steps, slot, _) in zip(
+        tile_items.tolist(), items, strict=True
+    ):
+        output, first_pixel, num_pixels, first_tap, num_taps = tiles[job]
+        first_index = pixels[first_pixel].item()
+        assert row == [
+            block, output, slot, num_steps, first_pixel, num_pixels, first_tap, num_taps,
+            first_step % num_taps, first_step // num_taps * 64, first_index, first_index // (H * W),
+        ]  # fmt: skip
+    assert any(row[8] > 0 for row in tile_items.tolist()) == (num_workers == 24)
+
+
+@pytest.mark.skipif(not NVCC, reason="needs nvcc")
+@pytest.mark.parametrize("architecture", ["80", "90a"])
+def test_the_compiler_has_nothing_to_say(tmp_path, architecture):
+    """Such as C7508, setmaxnreg is ignored, or C7510, products wait for each other."""
+    source = ROOT / "csrc" / "cuda" / "conv" / "dilated_conv2d_sm90.cu"
+    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    options = ["-std=c++17", "-cubin", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
+    command = [NVCC, *options, target, "--fmad=false", source, "-o", tmp_path / "cubin"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout + done.stderr == "", done.stderr
+
+
+def test_fp32_stays_with_the_other_kernel():
+    input = torch.empty(1, 8, 1, 2**15 - 1)
+    assert work_lists.conv_kernel(kernels(1), input) is work_lists.CONV_SM80
+    assert work_lists.conv_kernel(kernels(1), input.half()) is work_lists.CONV_SM90
+
+
+@pytest.mark.parametrize("size", [(2**15, 1), (1, 2**15)])
+def test_maps_beyond_16_bits_of_a_coordinate_stay_with_the_other_kernel(size):
+    input = torch.empty(1, 8, *size).half()
+    assert work_lists.conv_kernel(kernels(1), input) is work_lists.CONV_SM80

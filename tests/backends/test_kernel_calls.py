@@ -1,0 +1,423 @@
+"""What the kernels' callers take and refuse: strides of every operand, and limits from both sides.
+
+Small integers, whose sums are exact, so that results are compared with float64 bit for bit.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deeplab_fast import _C, _emulated
+from deeplab_fast._native import work_lists
+from deeplab_fast._native.common import DTYPES, Kernels
+from deeplab_fast.backends.cuda import (
+    aspp,
+    depthwise_conv2d,
+    dilated_conv2d,
+    dilated_conv2d_backward,
+)
+from deeplab_fast.emulated import machine
+
+CPU = torch.device("cpu")
+DEVICES = pytest.mark.parametrize("device", ["sm_80", "sm_90"])
+BF16 = torch.bfloat16
+
+
+def kernels(device: str, num_workers: int = 4) -> Kernels:
+    return Kernels(_emulated.cuda, 0, num_workers, device == "sm_90")
+
+
+def ints(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
+    return torch.randint(-2, 3, shape).to(dtype)
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """The same values in every second place of memory."""
+    return tensor.new_full((*tensor.shape, 2), 77)[..., 0].copy_(tensor)
+
+
+def shifted(tensor: Tensor) -> Tensor:
+    """The same, one element further: not aligned to 16 bytes."""
+    return tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
+
+
+# Rows of a 1x1 weight may be parts of longer ones; all other weights are copied.
+WEIGHTS = {
+    "columns of longer rows": lambda w: torch.cat([w, w + 7], dim=1)[:, : w.size(1)],
+    "later columns": lambda w: torch.cat([w + 7, w], dim=1)[:, w.size(1) :],
+    "columns of longer channels_last rows": lambda w: torch.cat([w + 7, w], dim=1).contiguous(
+        memory_format=torch.channels_last
+    )[:, w.size(1) :],
+    "columns that start unaligned": lambda w: torch.cat([w[:, :1], w], dim=1)[:, 1:],
+    "rows of unaligned length": lambda w: torch.cat([w, w[:, :1]], dim=1)[:, : w.size(1)],
+    "transposed": lambda w: w.transpose(0, 1).contiguous().transpose(0, 1),
+    "every second channel": lambda w: w.repeat_interleave(2, dim=1)[:, ::2],
+    "every second row": lambda w: w.repeat_interleave(2, dim=0)[::2],
+    "shifted": shifted,
+}
+
+
+@DEVICES
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("view", WEIGHTS)
+def test_views_of_weights(device, size, view):
+    input, weight = ints(1, 16, 2, 3), ints(8, 16, size, size)
+    with machine(0, device):
+        output = dilated_conv2d.forward(
+            kernels(device), input, [WEIGHTS[view](weight)], [None], [(1, 1)]
+        )
+    expected = F.conv2d(input.double(), weight.double(), padding="same")
+    assert torch.equal(output, expected.to(BF16))
+
+
+@DEVICES
+def test_strided_operands(device):
+    """Input, weights, biases, and all that comes in for the gradients."""
+    input, grad, weights = (
+        ints(2, 16, 3, 4),
+        ints(2, 24, 3, 4),
+        [ints(8, 16, 3, 3), ints(16, 16, 1, 1)],
+    )
+    biases, rates = [ints(8), ints(16)], [(1, 2), (1, 1)]
+    where = kernels(device)
+    with machine(0, device):
+        output = dilated_conv2d.forward(
+            where, spread(input), [spread(w) for w in weights], [spread(b) for b in biases], rates
+        )
+        grads = dilated_conv2d_backward.backward(
+            where, spread(grad), spread(input), [spread(w) for w in weights], rates, [True] * 3
+        )
+    leaves = [t.double().requires_grad_() for t in (input, *weights, *biases)]
+    branches = [
+        F.conv2d(leaves[0], w, b, padding="same", dilation=rate)
+        for w, b, rate in zip(leaves[1:3], leaves[3:], rates, strict=True)
+    ]
+    expected = torch.cat(branches, dim=1)
+    assert torch.equal(output, expected.to(BF16))
+    exact = torch.autograd.grad(expected, leaves, grad.double())
+    for a, e in zip([grads[0], *grads[1], *grads[2]], exact, strict=True):
+        assert torch.equal(a, e.to(BF16))
+    assert len({t.untyped_storage().data_ptr() for t in (grads[0], *grads[1], *grads[2])}) == 5
+
+
+def test_strided_operands_of_depthwise_convolution():
+    input, grad, weight, bias = ints(2, 16, 3, 4), ints(2, 16, 3, 4), ints(16, 1, 3, 3), ints(16)
+    residual, where = ints(2, 16, 3, 4), kernels("sm_80")
+    with machine(0):
+        output = depthwise_conv2d.forward(
+            where, spread(input), spread(weight), spread(bias), (2, 1), spread(residual), "relu6"
+        )
+        grads = depthwise_conv2d.backward(
+            where, spread(grad), spread(input), spread(weight), (2, 1), [True] * 3
+        )
+    leaves = [t.double().requires_grad_() for t in (input, weight, bias)]
+    sums = F.conv2d(*leaves, padding="same", dilation=(2, 1), groups=16)
+    assert torch.equal(output, F.relu6(sums + residual).to(BF16))
+    for a, e in zip(grads, torch.autograd.grad(sums, leaves, grad.double()), strict=True):
+        assert torch.equal(a, e.to(BF16))
+
+
+@DEVICES
+def test_strided_operands_of_the_pooled_branch(device):
+    means, pool, pool_bias = ints(2, 16, dtype=torch.float32), ints(8, 16, 1, 1), ints(8)
+    project, bias = ints(5, 8, 1, 1), ints(5)
+    with machine(0, device):
+        actual = aspp.image_bias(
+            kernels(device), means, spread(pool), spread(pool_bias), project, spread(bias)
+        )
+    hidden = F.relu(means.double() @ pool[..., 0, 0].double().T + pool_bias)
+    expected = hidden @ project[..., 0, 0].double().T + bias
+    assert torch.equal(actual, expected.float())
+
+
+@DEVICES
+@pytest.mark.parametrize(("size", "rates"), [((3, 9), (2, 7)), ((9, 3), (7, 2)), ((3, 9), (5, 7))])
+def test_rates_between_the_sides_of_a_map(device, size, rates):
+    """A rate beyond the map does what the map's size does, each along its own side."""
+    input, grad, weight = ints(1, 8, *size), ints(1, 8, *size), ints(8, 8, 3, 3)
+    depthwise = ints(8, 1, 3, 3)
+    where = kernels(device)
+    with machine(0, device):
+        results = [
+            dilated_conv2d.forward(where, input, [weight], [None], [rates]),
+            depthwise_conv2d.forward(where, input, depthwise, None, rates),
+        ]
+        dx, (dw,), _ = dilated_conv2d_backward.backward(
+            where, grad, input, [weight], [rates], [True, True, False]
+        )
+        depthwise_grads = depthwise_conv2d.backward(
+            where, grad, input, depthwise, rates, [True, True, False]
+        )
+    for w, groups, output, grads in (
+        (weight, 1, results[0], (dx, dw)),
+        (depthwise, 8, results[1], depthwise_grads[:2]),
+    ):
+        leaves = [t.double().requires_grad_() for t in (input, w)]
+        expected = F.conv2d(*leaves, padding="same", dilation=rates, groups=groups)
+        assert torch.equal(output, expected.to(BF16))
+        for a, e in zip(grads, torch.autograd.grad(expected, leaves, grad.double()), strict=True):
+            assert torch.equal(a, e.to(BF16))
+
+
+# Limits.
+
+
+def meta(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def test_limits_of_dense_convolution():
+    refuses = dilated_conv2d.refuses
+    weight = meta(8, 8, 3, 3)
+    assert refuses(meta(1, 8, 2**15, 2**16 - 1), [weight], 1) is None
+    assert "fewer than 2^31 pixels" in refuses(meta(1, 8, 2**15, 2**16), [weight], 1)
+    assert refuses(meta(1, 8, 2**15, 2**15 - 1), [weight] * 2, 1) is None
+    assert "fewer than 2^31 pixels" in refuses(meta(1, 8, 2**15, 2**15), [weight] * 2, 1)
+    assert refuses(meta(1, 8, 4, 4), [meta(8, 8, 31, 33)], 1) is None
+    assert "at most 1024 taps" in refuses(meta(1, 8, 4, 4), [meta(8, 8, 41, 25)], 1)
+    assert refuses(meta(1, 8, 4, 4), [weight] * 8, 1) is None
+    assert "at most 8 branches, got 9" in refuses(meta(1, 8, 4, 4), [weight] * 9, 1)
+    assert "differ in dtype or device" in refuses(meta(1, 8, 4, 4), [weight.half()], 1)
+    assert "differ in dtype or device" in refuses(meta(1, 8, 4, 4), [weight, ints(8, 8, 3, 3)], 1)
+    assert "empty" in refuses(meta(1, 8, 4, 4), [weight, meta(0, 8, 3, 3)], 1)
+    for dtype, multiple in ((torch.float16, 8), (BF16, 8)):
+        for channels in (multiple, multiple + 4):
+            reason = refuses(meta(1, channels, 4, 4, dtype=dtype), [weight.to(dtype)], 1)
+            assert (reason is None) == (channels % multiple == 0)
+
+
+def test_channels_of_tf32(tf32):
+    weight = meta(8, 8, 3, 3, dtype=torch.float32)
+    reasons = [
+        dilated_conv2d.refuses(meta(1, channels, 4, 4, dtype=torch.float32), [weight], 1)
+        for channels in (4, 6, 8)
+    ]
+    assert reasons[0] is reasons[2] is None
+    assert reasons[1] == "the kernel takes a multiple of 4 input channels, got 6"
+
+
+def test_limits_of_the_gradients():
+    refuses, x = dilated_conv2d_backward.refuses, meta(1, 8, 4, 4)
+    big, one = meta(8, 8, 31, 33), meta(8, 8, 1, 1)
+    assert refuses(x, [big, one], 1) is None  # 1024
+    assert "at most 1024 taps, those of all branches" in refuses(x, [big, one, one], 1)
+
+
+def test_limits_of_depthwise_convolution():
+    refuses = depthwise_conv2d.refuses
+    assert refuses(meta(1, 8, 2**14, 2**14 - 1), meta(8, 1, 3, 3)) is None
+    assert "fewer than" in refuses(meta(1, 8, 2**14, 2**14), meta(8, 1, 3, 3))
+    assert refuses(meta(1, 8, 5, 5), meta(8, 1, 19, 19)) is None
+    assert "at most 361 taps" in refuses(meta(1, 8, 5, 5), meta(8, 1, 33, 11))
+    assert "for each of input, got 16 for 8" in refuses(meta(1, 8, 5, 5), meta(16, 1, 3, 3))
+
+
+def test_limits_of_aspp():
+    def refuses(C: int = 8, branch: int = 8, pooled: int = 8) -> str | None:
+        return aspp.refuses(
+            meta(1, C, 4, 4), [meta(branch, C, 1, 1), meta(8, C, 3, 3)], [], [1, 2],
+            meta(pooled, C, 1, 1), meta(pooled), meta(8, branch + 8 + pooled, 1, 1), meta(8),
+        )  # fmt: skip
+
+    assert refuses() is refuses(C=16384) is refuses(pooled=16384) is None
+    assert "at most 16384 channels to the pooled branch" in (refuses(C=16392) or "")
+    assert "at most 16384 channels to the pooled branch" in (refuses(pooled=16392) or "")
+    assert "channels of all convolutions together, got 12" in (refuses(branch=4) or "")
+    assert "pooled channels, got 12" in (refuses(pooled=12) or "")
+
+
+def test_kernels_refuse_channels_that_their_copies_cannot_take():
+    """The callers never ask for these."""
+    memory = torch.zeros(4096, dtype=BF16)
+    work_list = work_lists.conv_work_list(
+        _C.zones.forward_tiles, (1, 1, 1), ((1, 1, 1, 1),), 1, (8,), CPU, 1
+    )
+
+    def convolve(name, in_channels=16, source=(0, 8, 0), stride=16, outputs=1, sums=0) -> None:
+        address = memory.data_ptr()
+        getattr(_emulated.cuda, name)(
+            address, 0, address, [_C.ConvOutput(address, 0, 0, 8, 0, stride, sums)] * outputs,
+            [_C.ConvSource(*source)] * outputs, work_list.work, _C.ConvEpilogue(0, 0.0, 1.0),
+            _C.ConvShape(1, 1, in_channels, 8), DTYPES[BF16], 0,
+        )  # fmt: skip
+
+    changes = [
+        {"in_channels": 20}, {"source": (4, 8, 0)}, {"source": (0, 12, 0)}, {"source": (0, 8, 4)},
+        {"stride": 20}, {"stride": 4},
+    ]  # fmt: skip
+    for name in ("dilated_conv2d_fwd", "dilated_conv2d_fwd_sm90"):
+        for change in changes:
+            with pytest.raises(RuntimeError, match=f"{name}: input channels must be a multiple"):
+                convolve(name, **change)
+        with pytest.raises(RuntimeError, match=f"{name}: too many branches"):
+            convolve(name, outputs=9)
+    with pytest.raises(RuntimeError, match="this kernel sums no pixels"):
+        convolve("dilated_conv2d_fwd", sums=memory.data_ptr())
+    with pytest.raises(RuntimeError, match="the work list is that of another kernel"):
+        convolve("dilated_conv2d_fwd_sm90")
+
+
+@pytest.mark.parametrize("suffix", ["", "_sm90"])
+def test_kernels_refuse_channels_of_gradients_that_their_copies_cannot_take(suffix):
+    address = torch.zeros(4096, dtype=BF16).data_ptr()
+    kernel = work_lists.WGRAD_SM90 if suffix else work_lists.WGRAD_SM80
+    work_list = work_lists.wgrad_work_list(
+        (1, 1, 1), ((1, 1, 1, 1),), 8, (8,), BF16, CPU, 1, kernel
+    )
+
+    def launch(C=8, out_channels=16, rows=(8, 8)) -> None:
+        getattr(_emulated.cuda, "dilated_conv2d_wgrad" + suffix)(
+            0, address, address, [(address, k, 1) for k in rows], work_list.work,
+            _C.ConvWgradShape(1, 1, 1, C, out_channels), DTYPES[BF16], 0,
+        )  # fmt: skip
+
+    for change in ({"C": 12}, {"out_channels": 12}, {"rows": (4, 8)}, {"rows": (8, 4)}):
+        with pytest.raises(RuntimeError, match="channels must be multiples of 16 bytes"):
+            launch(**change)
+    with pytest.raises(RuntimeError, match="too many branches"):
+        launch(rows=(8,) * 9)
+
+
+# How much work there is.
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "step"),
+    [
+        (work_lists.CONV_SM80, BF16, 32),
+        (work_lists.CONV_SM80, torch.float32, 16),
+        (work_lists.CONV_SM90, torch.float16, 64),
+    ],
+)
+def test_steps_of_a_tap(kernel, dtype, step):
+    steps = [work_lists.steps_per_tap(c, dtype, kernel) for c in (8, step, step + 8, 5 * step)]
+    assert steps == [1, 1, 2, 5]
+
+
+@pytest.mark.parametrize("kernel", [work_lists.CONV_SM80, work_lists.CONV_SM90])
+def test_no_item_is_past_the_last_channel(kernel):
+    tile = kernel.tile
+    for channels, blocks in ((1, 1), (tile, 1), (tile + 1, 2), (3 * tile, 3)):
+        work_list = work_lists.conv_work_list(
+            _C.zones.forward_tiles, (1, 1, 1), ((1, 1, 1, 1),), 1, (channels,), CPU, 8, kernel
+        )
+        items, first_items = work_list.tensors[3].view(-1, 6), work_list.tensors[5]
+        assert sorted(items[:, 1].tolist()) == list(range(blocks))
+        assert first_items[-1] == blocks and len(first_items) <= 8 // kernel.blocks_per_worker + 1
+
+
+@pytest.mark.parametrize("kernel", [work_lists.CONV_SM90, work_lists.WGRAD_SM90])
+def test_workers_of_a_persistent_kernel_have_the_items_that_the_schedule_gave_them(kernel):
+    """Taken in order of the list alone, the first workers would have all of the longest."""
+    if kernel is work_lists.CONV_SM90:
+        work_list = work_lists.conv_work_list(
+            _C.zones.forward_tiles, (1, 33, 33), ((3, 3, 12, 12),), 4, (512,), CPU, 16, kernel
+        )
+    else:
+        work_list = work_lists.wgrad_work_list(
+            (1, 33, 33), ((3, 3, 12, 12),), 512, (512,), BF16, CPU, 16, kernel
+        )
+    is_conv = kernel is work_lists.CONV_SM90
+    items, _, first_items = work_list.tensors[3:6] if is_conv else work_list.tensors[1:4]
+    costs = items.view(-1, 6)[:, 3] + 8 * (items.view(-1, 6)[:, 4] >= 0)
+    loads = [costs[begin:end].sum().item() for begin, end in first_items.unfold(0, 2, 1).tolist()]
+    assert len(loads) == 4 and max(loads) <= 1.25 * sum(loads) / 4
+
+
+@pytest.mark.parametrize("kernel", [work_lists.WGRAD_SM80, work_lists.WGRAD_SM90])
+def test_no_item_of_a_weight_gradient_is_past_the_last_channel(kernel):
+    tile, step = kernel.tile, kernel.step_bytes // 2
+    for inputs, outputs, blocks in ((8, tile, 1), (tile, tile + 8, 2), (tile + 8, 2 * tile, 4)):
+        for pixels, steps in ((1, 1), (step, 1), (step + 1, 2)):
+            work_list = work_lists.wgrad_work_list(
+                (1, 1, pixels), ((1, 1, 1, 1),), inputs, (outputs,), BF16, CPU, 8, kernel
+            )
+            _, items, _, first_items, *_ = work_list.tensors
+            items = items.view(-1, 6)
+            assert sorted(items[:, 1].tolist()) == list(range(blocks))
+            assert set(items[:, 3].tolist()) == {steps}
+            assert first_items[-1] == blocks
+            assert len(first_items) <= 8 // kernel.blocks_per_worker + 1
+
+
+class Recorder:
+    """Stands in for the launchers; keeps their arguments."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, tuple] = {}
+
+    def __getattr__(self, name: str):
+        return lambda *args: self.calls.update({name: args})
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_workers", "parts"),
+    [((1, 8, 1, 1), 8, 1), ((1, 8, 16, 16), 8, 1), ((1, 8, 16, 31), 8, 1), ((2, 8, 16, 16), 8, 2),
+     ((3, 8, 64, 64), 8, 8), ((3, 8, 64, 64), 132, 48)],
+)  # fmt: skip
+def test_parts_of_a_bias_gradient(shape, num_workers, parts):
+    """At least 256 pixels each, and no more than blocks that run at once."""
+    recorder = Recorder()
+    where = Kernels(recorder, 0, num_workers)
+    dilated_conv2d_backward.bias_gradients(where, torch.zeros(shape), [torch.zeros(8)])
+    _, _, _, pixels, K, num_parts, *_ = recorder.calls["dilated_conv2d_bias_grad"]
+    assert (pixels, K, num_parts) == (shape[0] * shape[2] * shape[3], 8, parts)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [((1, 8, 1, 1), 1), ((1, 64, 32, 31), 1), ((1, 64, 32, 32), 2), ((2, 64, 64, 64), 16),
+     ((1, 2**15, 8, 8), 2), ((8, 8192, 16, 16), 8)],
+)  # fmt: skip
+def test_parts_of_a_depthwise_gradient(shape, parts):
+    """At least 2^15 elements each, and no more than 2^16 sums of a tap in all."""
+    recorder = Recorder()
+    x = torch.zeros(1).expand(shape).contiguous(memory_format=torch.channels_last)
+    weight = torch.zeros(shape[1], 1, 3, 3)
+    where = Kernels(recorder, 0, 8)
+    depthwise_conv2d.backward(where, x, x, weight, (1, 1), [False, True, False])
+    assert recorder.calls["depthwise_conv2d_wgrad"][-3] == parts
+
+
+def strip_rows(monkeypatch, num_workers: int, shape: tuple[int, ...], kernel: tuple[int, int]):
+    """Of the strips of a convolution, of the gradient of its input and of that of its weight."""
+    recorder = Recorder()
+    shapes = SimpleNamespace(DepthwiseShape=lambda size, kernel, rates, rows, mirrored: rows)
+    monkeypatch.setattr(depthwise_conv2d, "_C", shapes)
+    where = Kernels(recorder, 0, num_workers)
+    x = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    weight = torch.empty(shape[1], 1, *kernel, dtype=torch.bfloat16)
+    depthwise_conv2d.forward(where, x, weight, None, (1, 1))
+    forward = recorder.calls["depthwise_conv2d_fwd"][-3]
+    depthwise_conv2d.backward(where, x, x, weight, (1, 1), [True, True, False])
+    grad_input = recorder.calls["depthwise_conv2d_fwd"][-3]
+    return forward, grad_input, recorder.calls["depthwise_conv2d_wgrad"][-4]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "num_workers", "rows"),
+    [((1, 960, 65, 65), (3, 3), 264, 11),  # 375 of 396 blocks; of 10 rows there would be 435
+     ((8, 384, 65, 65), (3, 3), 264, 33),  # 390; 22 rows: 585
+     ((1, 40, 65, 65), (5, 5), 264, 2),  # 4 channels a thread: 179 of 264; 1 row: 353
+     ((8, 40, 65, 65), (5, 5), 264, 11),  # 260; 10 rows: 304
+     ((1, 36, 65, 65), (3, 3), 264, 4),  # 1 channel a thread: 369 of 396; 3 rows: 477
+     ((1, 24, 65, 65), (7, 3), 264, 1),  # 101 of 528
+     ((1, 960, 65, 65), (3, 3), 8, 33),  # 12 rounds of 12, nearly full; 65 rows: 6 rounds
+     ((1, 8, 2**20, 1), (3, 3), 264, 256)],  # 4096 strips, 32 blocks: no more are tried
+)  # fmt: skip
+def test_depthwise_strips_fill_rounds_of_blocks(monkeypatch, shape, kernel, num_workers, rows):
+    """132 processors have three blocks of a 3x3 kernel each, two of 5x5, four of others."""
+    forward, grad_input, _ = strip_rows(monkeypatch, num_workers, shape, kernel)
+    assert forward == grad_input == rows
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((1, 960, 65, 65), 8), ((8, 384, 65, 65), 13)])
+def test_strips_of_a_depthwise_gradient_are_those_of_every_device(monkeypatch, shape, rows):
+    """Its sums are in the order of the strips."""
+    for num_workers in (8, 264):
+        assert strip_rows(monkeypatch, num_workers, shape, (3, 3))[-1] == rows

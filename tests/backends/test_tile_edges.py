@@ -1,0 +1,228 @@
+"""Sizes one below, at and one past what a vector, a warp, a step, a tile or a block takes.
+
+Small integers, whose sums are exact, so that results are compared with float64 bit for bit.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deeplab_fast import _C, _emulated
+from deeplab_fast._native.common import DTYPES, Kernels, nhwc_output
+from deeplab_fast.backends.cuda import (
+    aspp,
+    depthwise_conv2d,
+    dilated_conv2d_and_mean,
+    dilated_conv2d_backward,
+)
+from deeplab_fast.backends.cuda.dilated_conv2d import convolve
+from deeplab_fast.emulated import machine
+
+KERNELS = pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("sm_80", torch.bfloat16), ("sm_80", torch.float32), ("sm_90", torch.float16)],
+    ids=["sm80-bf16", "sm80-tf32", "sm90-fp16"],
+)
+
+
+def kernels(device: str, num_workers: int) -> Kernels:
+    return Kernels(_emulated.cuda, 0, num_workers, device == "sm_90")
+
+
+def ints(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randint(-1, 3, shape).to(dtype)
+
+
+def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
+    return ints(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
+def exact(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    assert sums.dtype == torch.float64 and sums.abs().max() < 2**24
+    return sums.to(dtype)
+
+
+# Per kernel: pixels of a warp (16 or 64 rows), of a block and of a tile; output channels of a
+# vector of four, of a warp and of a tile; input channels of a copy (8, or 4 in fp32) and of a step.
+@pytest.mark.parametrize(
+    ("pixels", "channels"),
+    [(15, 1), (16, 4), (17, 5), (63, 63), (64, 64), (65, 65), (127, 127), (128, 128), (129, 129),
+     (255, 255), (256, 256), (257, 257)],
+)  # fmt: skip
+@KERNELS
+def test_pixels_and_output_channels(device, dtype, pixels, channels):
+    if device == "sm_80" and pixels > 200:
+        pytest.skip("a tile has 128 of each")
+    input, weight = nhwc(1, 8, 1, pixels, dtype=dtype), ints(channels, 8, 1, 1, dtype=dtype)
+    bias, output = ints(channels, dtype=dtype), nhwc_output(input, channels)
+    with machine(1, device):
+        convolve(kernels(device, 1), output, input, [weight], [bias], [(1, 1)], activation="none")
+    expected = F.conv2d(input.double(), weight.double(), bias.double())
+    assert torch.equal(output, exact(expected, dtype))
+
+
+@pytest.mark.parametrize("num_workers", [1, 24])
+@pytest.mark.parametrize("channels", [8, 16, 24, 32, 40, 64, 72, 128, 136, 200, 264])
+@KERNELS
+def test_steps(device, dtype, channels, num_workers):
+    """From one step to more than the pipeline has stages, in whole and in split sums."""
+    input, weight = nhwc(2, channels, 1, 3, dtype=dtype), ints(8, channels, 1, 1, dtype=dtype)
+    output = nhwc_output(input, 8)
+    with machine(1, device):
+        convolve(
+            kernels(device, num_workers), output, input, [weight], [None], [(1, 1)],
+            activation="none",
+        )  # fmt: skip
+    assert torch.equal(output, exact(F.conv2d(input.double(), weight.double()), dtype))
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+@KERNELS
+def test_branches(device, dtype, count):
+    """Up to the most, each at channels of its own, with another bias and more taps."""
+    input = nhwc(2, 8, 3, 4, dtype=dtype)
+    sizes = [(3 + 2 * i, 1 + 2 * (i % 3)) for i in range(count)]
+    weights = [ints(k, 8, r, r, dtype=dtype) for k, r in sizes]
+    biases = [ints(k, dtype=dtype) for k, _ in sizes]
+    rates = [(1 + i % 2, 1 + i % 3) for i in range(count)]
+    output = nhwc_output(input, sum(k for k, _ in sizes))
+    with machine(1, device):
+        convolve(kernels(device, 3), output, input, weights, biases, rates, activation="none")
+    branches = [
+        F.conv2d(input.double(), w.double(), b.double(), padding="same", dilation=rate)
+        for w, b, rate in zip(weights, biases, rates, strict=True)
+    ]
+    assert torch.equal(output, exact(torch.cat(branches, dim=1), dtype))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "outputs", "inputs"),
+    [(1, 8, 8), (15, 8, 56), (16, 56, 64), (17, 64, 72), (31, 72, 8), (32, 8, 120), (33, 120, 128),
+     (63, 128, 136), (64, 136, 8), (65, 8, 248), (127, 248, 256), (128, 256, 264), (129, 264, 8)],
+)  # fmt: skip
+@pytest.mark.parametrize("num_workers", [1, 24])
+@KERNELS
+def test_weight_gradients(device, dtype, pixels, outputs, inputs, num_workers):
+    input, grad = nhwc(1, inputs, 1, pixels, dtype=dtype), nhwc(1, outputs, 1, pixels, dtype=dtype)
+    weight = torch.empty(outputs, inputs, 1, 1, dtype=dtype)
+    with machine(1, device):
+        _, (actual,), (bias,) = dilated_conv2d_backward.backward(
+            kernels(device, num_workers), grad, input, [weight], [(1, 1)], [False, True, True]
+        )
+    expected = torch.einsum("nkyx,ncyx->kc", grad.double(), input.double())
+    assert torch.equal(actual[:, :, 0, 0], exact(expected, dtype))
+    assert torch.equal(bias, exact(grad.double().sum((0, 2, 3)), dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("pixels", "channels", "parts"),
+    [(1, 8, 1), (31, 24, 1), (32, 32, 1), (33, 40, 1), (64, 56, 2), (65, 64, 2), (7, 72, 3),
+     (100, 248, 1), (5, 256, 4), (3, 264, 5)],
+)  # fmt: skip
+def test_bias_gradients(dtype, pixels, channels, parts):
+    """Rows of a block, its channels, threads of the reduction, parts with and without pixels."""
+    grad = ints(pixels, channels, dtype=dtype)
+    result, partial = torch.full((channels,), 99, dtype=dtype), torch.empty(parts, channels)
+    with machine(1):
+        _emulated.cuda.dilated_conv2d_bias_grad(
+            result.data_ptr(), partial.data_ptr(), grad.data_ptr(), pixels, channels, parts,
+            DTYPES[dtype], 0,
+        )  # fmt: skip
+    assert torch.equal(result, exact(grad.double().sum(0), dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("images", "channels", "pooled", "outputs"),
+    [(1, 8, 8, 1), (2, 120, 16, 7), (3, 128, 8, 8), (1, 136, 120, 9), (2, 248, 128, 16),
+     (1, 256, 136, 17), (2, 264, 248, 5), (1, 512, 264, 3), (1, 520, 8, 8)],
+)  # fmt: skip
+def test_pooled_branch(dtype, images, channels, pooled, outputs):
+    """Channels of a warp's loads, outputs of a block."""
+    means = ints(images, channels, dtype=torch.float32)
+    pool, pool_bias = ints(pooled, channels, 1, 1, dtype=dtype), ints(pooled, dtype=dtype)
+    project, bias = ints(outputs, pooled, 1, 1, dtype=dtype), ints(outputs, dtype=dtype)
+    with machine(1):
+        actual = aspp.image_bias(kernels("sm_80", 1), means, pool, pool_bias, project, bias)
+    hidden = F.relu(means.double() @ pool[:, :, 0, 0].double().T + pool_bias)
+    expected = hidden @ project[:, :, 0, 0].double().T + bias
+    assert torch.equal(actual, exact(expected, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("images", "pixels", "channels", "run"),
+    [(1, 1, 8, 1), (1, 7, 120, 8), (2, 8, 128, 8), (3, 9, 136, 8), (2, 5, 248, 3), (5, 2, 256, 7),
+     (4, 3, 264, 12), (3, 16, 8, 64), (2, 64, 32, 64), (2, 65, 40, 64)],
+)  # fmt: skip
+def test_means(dtype, images, pixels, channels, run):
+    """Warps of a block, its channels; runs within an image, of one and of several."""
+    input = ints(images, pixels, channels, dtype=dtype)
+    num_rows = -(-images * pixels // run) + images - 1
+    sums = torch.full((num_rows + 1, channels), float("nan"))
+    means = torch.full((images + 1, channels), float("nan"))
+    runs = _C.PixelRuns(images, pixels, channels, run, 1)
+    with machine(1):
+        _emulated.cuda.pixel_sums_fwd(sums.data_ptr(), input.data_ptr(), runs, DTYPES[dtype], 0)
+        _emulated.cuda.pixel_means_fwd(means.data_ptr(), sums.data_ptr(), runs, False, 0)
+    assert torch.equal(means[:-1], (input.double().sum(1).float() / pixels))
+    assert means[-1].isnan().all() and sums[-1].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ((1, 7, 1, 1), (3, 3)),
+        ((1, 8, 4, 15), (3, 3)),
+        ((1, 32, 5, 16), (3, 3)),  # the channels of a block in fp32
+        ((2, 64, 4, 17), (3, 3)),  # in 16 bits
+        ((1, 72, 3, 33), (3, 3)),
+        ((2, 64, 3, 9), (5, 5)),
+        ((1, 72, 5, 8), (5, 5)),
+        ((1, 63, 2, 3), (3, 3)),
+        ((1, 65, 2, 3), (1, 3)),
+        ((2, 128, 2, 2), (3, 1)),
+        ((1, 129, 2, 2), (3, 3)),
+    ],
+)
+def test_depthwise(dtype, shape, kernel):
+    """Channels and columns of a block; the last strip of rows is as long as the others or not."""
+    N, C, H, W = shape
+    input, grad = nhwc(*shape, dtype=dtype), nhwc(*shape, dtype=dtype)
+    weight, bias = ints(C, 1, *kernel, dtype=dtype), ints(C, dtype=dtype)
+    where = kernels("sm_80", 1)
+    with machine(1):
+        output = depthwise_conv2d.forward(where, input, weight, bias, (1, 2))
+        grads = depthwise_conv2d.backward(where, grad, input, weight, (1, 2), [True] * 3)
+    leaves = [t.double().requires_grad_() for t in (input, weight, bias)]
+    expected = F.conv2d(*leaves, padding="same", dilation=(1, 2), groups=C)
+    assert torch.equal(output, exact(expected.detach(), dtype))
+    for a, e in zip(grads, torch.autograd.grad(expected, leaves, grad.double()), strict=True):
+        assert torch.equal(a, exact(e, dtype))
+
+
+@pytest.mark.parametrize("device", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 8, 1, 127), (1, 8, 8, 16), (2, 8, 1, 129), (3, 72, 5, 17), (2, 64, 16, 17)],
+    ids=str,
+)
+def test_means_taken_along(device, shape):
+    """Images that end one pixel before, at and after the end of a run or a block."""
+    C, dtype = shape[1], torch.bfloat16
+    input = nhwc(*shape, dtype=dtype)
+    weights = [ints(8, C, k, k, dtype=dtype) for k in (3, 1)]
+    with machine(1, device):
+        output, means = dilated_conv2d_and_mean.forward(kernels(device, 4), input, weights, [2, 1])
+    expected = [
+        F.conv2d(input.double(), w.double(), padding="same", dilation=r)
+        for w, r in zip(weights, (2, 1), strict=True)
+    ]
+    assert torch.equal(output, exact(torch.cat(expected, dim=1), dtype))
+    total = input.double().sum((2, 3)).float()
+    torch.testing.assert_close(means, total / (shape[2] * shape[3]), rtol=1e-6, atol=0)

@@ -1,0 +1,703 @@
+"""The command line: images of every kind in, labels and overlays out, one line per problem."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+import deeplab_fast
+from deeplab_fast import _C
+from deeplab_fast._io.palette import label_image, overlay, voc_palette
+from deeplab_fast.backends import dispatch_table, registry
+from deeplab_fast.cli import images as cli_images
+from deeplab_fast.cli import main
+from deeplab_fast.models import DeepLabV3, Preprocessing
+from deeplab_fast.models.preprocessing import network_size
+
+CLASSES = 5
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def whole(preprocessing: Preprocessing) -> Preprocessing:
+    """Without the crop, which the command line leaves out too."""
+    return dataclasses.replace(preprocessing, crop=None)
+
+
+@pytest.fixture(scope="module")
+def model() -> DeepLabV3:
+    """Small, random, and normalised on photo(), whose parts so get all its classes."""
+    torch.manual_seed(0)
+    model = DeepLabV3("mobilenet_v2", CLASSES, 16, rates=(), head_conv=False, norm_eps=0.1)
+    model.preprocessing = Preprocessing(resize=64, crop=(64, 64))
+    model.categories = ("background", "apple", "pear", "plum", "quince")
+    images = whole(model.preprocessing)(photo())[None]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    model(torch.cat([images, images.flip(2, 3)]))
+    logits = model.eval().logits(images)["out"].detach()
+    model.classifier[-1].bias.data -= logits.mean((0, 2, 3))
+    return model
+
+
+@pytest.fixture(scope="module")
+def predict(model):
+    """What the Python interface says: labels [H, W] of a whole image."""
+    prepare = functools.cache(model.prepare_for_inference)
+
+    def predict(image: Image.Image, dtype: torch.dtype = torch.float32) -> np.ndarray:
+        pixels = whole(model.preprocessing)(image)
+        return prepare(dtype).predict(pixels, size=(image.height, image.width)).numpy()
+
+    return predict
+
+
+@pytest.fixture(scope="module")
+def weights(model, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    model.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> None:
+    """In place of a network, for tests of what is around it: everything is class 1."""
+
+    class Everything:
+        def __init__(self, weights: str, device: torch.device, dtype: torch.dtype) -> None:
+            pass
+
+        def __call__(self, photo: Image.Image) -> np.ndarray:
+            return np.ones((photo.height, photo.width), dtype=np.uint8)
+
+        def name(self, label: int) -> str:
+            return "everything"
+
+    monkeypatch.setattr("deeplab_fast.cli.segment.Segmenter", Everything)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def photo(width: int = 96, height: int = 72) -> Image.Image:
+    """Blocks of noise: no two parts of it look alike."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+
+
+def segment(capsys, *arguments: object) -> tuple[int, str, list[str]]:
+    """Exit status, stdout and the lines of stderr of ``deeplab-fast segment ARGUMENTS``.
+
+    On the CPU unless they say otherwise, as what it is compared with: other devices round
+    otherwise, and so have other labels.
+    """
+    status = main(["segment", "--device", "cpu", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert all(line.startswith("deeplab-fast: ") for line in err.splitlines()), err
+    return status, out, err.splitlines()
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_as_a_process(model, predict, weights, folder):
+    photo().save(folder / "photo.png")
+    (folder / "notes.jpg").write_text("no image")
+    command = [sys.executable, "-m", "deeplab_fast", "segment", "*.[jp][pn]g"]
+    command += ["--weights", weights, "--device", "cpu"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "deeplab-fast: notes.jpg: not an image (expected JPEG, PNG, WebP, TIFF, ...)\n"
+    )
+    first, *histogram = done.stdout.splitlines()
+    assert first == ("photo.png (96x72) -> segmented/photo_labels.png, segmented/photo_overlay.png")
+    labels = predict(photo())
+    counts = np.bincount(labels.ravel())
+    assert (counts > 0).sum() >= 3, "the test would not notice wrong labels"
+    assert np.array_equal(np.asarray(Image.open(folder / "segmented/photo_labels.png")), labels)
+    assert histogram == [
+        f"  {100 * counts[label] / labels.size:5.1f} %  {model.categories[label]}"
+        for label in np.argsort(-counts)
+        if counts[label]
+    ]
+
+
+def test_console_script(capsys):
+    (script,) = entry_points(group="console_scripts", name="deeplab-fast")
+    with pytest.raises(SystemExit) as exit:
+        script.load()(["--version"])
+    assert not exit.value.code
+    assert capsys.readouterr().out == f"deeplab-fast {deeplab_fast.__version__}\n"
+
+
+def test_a_reader_that_leaves_is_no_error_to_explain():
+    command = [sys.executable, "-I", "-m", "deeplab_fast", "info"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+def test_a_report_that_cannot_be_written():
+    command = [sys.executable, "-I", "-m", "deeplab_fast", "info"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "deeplab-fast: [Errno 28] No space left on device\n"
+
+
+def test_results_hold_the_labels_in_the_palette_of_voc(predict, weights, folder, capsys):
+    image = photo()
+    image.save("photo.png")
+    assert segment(capsys, "photo.png", "--weights", weights, "--output", "out")[0] == 0
+    assert files(folder / "out") == ["photo_labels.png", "photo_overlay.png"]
+    labels = predict(image)
+    stored = Image.open("out/photo_labels.png")
+    assert stored.mode == "P"
+    assert np.array_equal(np.asarray(stored), labels)
+    assert np.array_equal(np.asarray(stored.convert("RGB")), voc_palette()[labels])
+
+    painted = Image.open("out/photo_overlay.png")
+    assert np.array_equal(np.asarray(painted), np.asarray(overlay(image, labels)))
+
+
+def test_overlay():
+    grey = Image.new("RGB", (7, 2), (100, 100, 100))
+    labels = np.array([[0, 0, 1, 1, 15, 15, 15]] * 2, dtype=np.uint8)
+    plain, white, red, pink = [100] * 3, [255] * 3, [117, 40, 40], [155, 117, 117]
+    expected = [plain, plain, white, red, white, pink, pink]
+    painted = np.asarray(overlay(grey, labels)).astype(int)
+    assert np.abs(painted - [expected] * 2).max() <= 1
+    painted = np.asarray(overlay(grey.transpose(Image.Transpose.TRANSPOSE), labels.T)).astype(int)
+    assert np.abs(painted - [[colour] * 2 for colour in expected]).max() <= 1
+
+
+def test_palette():
+    palette = voc_palette()  # the devkit's: aeroplane, bird, person, tvmonitor, void
+    assert palette[[0, 1, 3, 15, 20, 255]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [128, 128, 0],
+        [192, 128, 128],
+        [0, 64, 128],
+        [224, 224, 192],
+    ]
+    assert len(np.unique(palette, axis=0)) == 256
+
+
+def test_more_classes_than_a_palette_has():
+    labels = np.array([[0, 1, 255, 256, 511, 65535]], dtype=np.int32)
+    label_image(labels).save("labels.png")
+    assert np.array_equal(np.asarray(Image.open("labels.png")), labels)
+    small = np.array([[0, 1, 255, 1, 1, 255]], dtype=np.uint8)
+    large, small = (np.repeat(x, 2, axis=1) for x in (labels, small))  # beside every outline
+    black = Image.new("RGB", (12, 1))
+    colours = np.asarray(overlay(black, large))[0, 1::2]
+    assert np.array_equal(colours, np.asarray(overlay(black, small))[0, 1::2])
+
+
+GREY = photo().convert("L")
+SEE_THROUGH = Image.merge("RGBA", [*photo().split(), Image.linear_gradient("L").resize((96, 72))])
+PALETTE = photo().convert("P", palette=Image.Palette.ADAPTIVE, colors=32)
+KINDS = {
+    "rgb.png": (photo(), photo()),
+    "grey.png": (GREY, GREY.convert("RGB")),
+    "bilevel.png": (GREY.convert("1"), GREY.convert("1").convert("RGB")),
+    "sixteen_bit.png": (
+        Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257),
+        GREY.convert("RGB"),
+    ),
+    "sixteen_bit.tif": (
+        Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257),
+        GREY.convert("RGB"),
+    ),
+    "palette.png": (PALETTE, PALETTE.convert("RGB")),
+    "opaque.png": (photo().convert("RGBA"), photo()),
+    "opaque_grey.png": (GREY.convert("LA"), GREY.convert("RGB")),
+    "see_through.png": (
+        SEE_THROUGH,
+        Image.alpha_composite(Image.new("RGBA", (96, 72), "white"), SEE_THROUGH).convert("RGB"),
+    ),
+    "photo.bmp": (photo(), photo()),
+    "photo.ppm": (photo(), photo()),
+    "UPPER.PNG": (photo(), photo()),
+    "one_pixel.png": (photo(1, 1), photo(1, 1)),
+    "one_row.png": (photo(37, 1), None),
+    "panorama.png": (photo(600, 7), None),
+    "tower.png": (photo(3, 500), None),
+}
+
+
+@pytest.fixture(scope="module")
+def segmented_kinds(weights, tmp_path_factory):
+    """All of KINDS in one run, which is most of the time these tests take."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for name, (image, _) in KINDS.items():
+        image.save(folder / name)
+    status = main(
+        ["segment", *(str(folder / n) for n in KINDS), "--weights", weights]
+        + ["--output", str(folder / "out"), "--device", "cpu"]
+    )
+    assert status == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_of_images(name, predict, segmented_kinds):
+    stored, seen = KINDS[name]
+    names = cli_images.result_names([segmented_kinds / n for n in KINDS])
+    result = segmented_kinds / "out" / f"{names[segmented_kinds / name]}_labels.png"
+    labels = np.asarray(Image.open(result))
+    assert labels.shape == (stored.height, stored.width)
+    if seen is not None:
+        assert np.array_equal(np.asarray(cli_images.read_image(segmented_kinds / name)), seen)
+        assert np.array_equal(labels, predict(seen))
+
+
+def test_cmyk(folder):
+    photo().convert("CMYK").save("cmyk.jpg", quality=95)
+    read = np.asarray(cli_images.read_image(folder / "cmyk.jpg")).astype(int)
+    assert np.abs(read - np.asarray(photo())).mean() < 8
+
+
+@pytest.mark.parametrize("extension", ["png", "tif", "jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation, extension, folder):
+    """Camera: row 0, column 0 of the file are where the tag says (Exif 2.32, tag 0x0112)."""
+    upright = photo(96, 64)
+    pixels = np.asarray(upright)
+    stored = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.transpose(1, 0, 2),
+        6: pixels.transpose(1, 0, 2)[::-1],
+        7: pixels.transpose(1, 0, 2)[::-1, ::-1],
+        8: pixels.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95, "subsampling": 0} if extension == "jpg" else {}
+    Image.fromarray(stored).save(f"camera.{extension}", exif=exif, **options)
+    read = np.asarray(cli_images.read_image(folder / f"camera.{extension}")).astype(int)
+    assert read.shape == pixels.shape
+    assert np.abs(read - pixels).mean() < (3 if extension == "jpg" else 1e-9)
+
+
+def test_odd_exif_is_no_reason_to_refuse_a_photo(folder):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "camera maker"
+    photo().save("camera.jpg", exif=exif)
+    data = Path("camera.jpg").read_bytes()
+    maker = data.index(b"\x01\x0f\x00\x02") + 3  # the type of the entry: text -> unknown
+    Path("camera.jpg").write_bytes(data[:maker] + b"\x07" + data[maker + 1 :])
+    assert cli_images.read_image(folder / "camera.jpg").size == (72, 96)
+
+
+def test_results_of_a_rotated_photo_are_upright(predict, weights, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo().transpose(Image.Transpose.ROTATE_90).save("camera.png", exif=exif)
+    assert segment(capsys, "camera.png", "--weights", weights)[0] == 0
+    labels = np.asarray(Image.open("segmented/camera_labels.png"))
+    assert np.array_equal(labels, predict(photo()))
+    assert Image.open("segmented/camera_overlay.png").size == (96, 72)
+
+
+@pytest.mark.parametrize("extension", ["gif", "tif", "webp"])
+def test_the_first_frame_of_many(extension, folder):
+    frames = [photo(), photo().rotate(180), photo().rotate(90)]
+    options = {"lossless": True} if extension == "webp" else {}
+    frames[0].save(f"many.{extension}", save_all=True, append_images=frames[1:], **options)
+    read = np.asarray(cli_images.read_image(folder / f"many.{extension}")).astype(int)
+    assert np.abs(read - np.asarray(frames[0])).mean() < 1
+
+
+def _encoded(image: Image.Image, name: str) -> bytes:
+    image.save(name)
+    data = Path(name).read_bytes()
+    Path(name).unlink()
+    return data
+
+
+BAD = {
+    "empty.jpg": (lambda: b"", r"the file is empty \(expected JPEG"),
+    "text.jpg": (lambda: b"hello", r"not an image \(expected JPEG"),
+    "no_pixels.ppm": (lambda: b"P6\n0 5\n255\n", r"not an image \(expected JPEG"),
+    "truncated.jpg": (lambda: _encoded(photo(), "x.jpg")[:1500], r"damaged: .*truncated"),
+    "truncated.png": (lambda: _encoded(photo(), "x.png")[:100], r"damaged: .*truncated"),
+    "header_only.png": (lambda: _encoded(photo(), "x.png")[:20], r"(not an image|damaged)"),
+    "damaged.png": (
+        lambda: _encoded(photo(), "x.png").replace(b"IDAT", b"IDOT"),
+        r"(not an image|damaged)",
+    ),
+    "floats.tif": (
+        lambda: _encoded(Image.fromarray(np.ones((4, 4), np.float32)), "x.tif"),
+        r"32 bits per channel, mode F \(expected 8 or 16\)",
+    ),
+}
+
+
+def test_bad_images_are_named_and_the_others_done(predict, weights, folder, capsys):
+    os.mkdir("in")
+    for name, (content, _) in BAD.items():
+        Path("in", name).write_bytes(content())
+    photo().save("in/good.png")
+    os.mkdir("none")
+    Path("dangling.png").symlink_to("nowhere.png")
+    os.mkfifo("pipe.png")
+    arguments = ["in/missing.jpg", "nothing_*.jpg", "none", "dangling.png", "pipe.png"]
+    status, out, err = segment(
+        capsys, *arguments, *(f"in/{name}" for name in BAD), "in/good.png", "--weights", weights
+    )
+    assert status == 1
+    expected = {
+        "in/missing.jpg": r"no such file \(expected an image, a folder or a glob\)",
+        "nothing_*.jpg": r"no image there \(expected \.jpg",
+        "none": r"no image there \(expected \.jpg",
+        "dangling.png": r"no such file \(expected an image",
+        "pipe.png": r"no such file, or not a regular one \(expected an image\)",
+        **{f"in/{name}": message for name, (_, message) in BAD.items()},
+    }
+    assert len(err) == len(expected)
+    for line, (path, message) in zip(err, expected.items()):
+        prefix = f"deeplab-fast: {path}: "
+        assert line.startswith(prefix)
+        assert re.match(message, line[len(prefix) :]), line
+    labels = np.asarray(Image.open("segmented/in/good_labels.png"))
+    assert np.array_equal(labels, predict(photo()))
+    assert files(folder / "segmented") == ["in/good_labels.png", "in/good_overlay.png"]
+
+
+def test_decompression_bomb(stand_in, monkeypatch, capsys):
+    photo().save("photo.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    status, _, err = segment(capsys, "photo.png", "--weights", "any")
+    assert status == 1
+    assert len(err) == 1 and err[0].startswith("deeplab-fast: photo.png: too large: Image size")
+
+
+def test_out_of_memory(stand_in, monkeypatch, capsys):
+    photo().save("photo.png")
+
+    def allocate(*arguments):
+        torch.empty(2**62, dtype=torch.uint8)
+
+    monkeypatch.setattr("deeplab_fast.cli.segment.Segmenter.__call__", allocate)
+    status, _, err = segment(capsys, "photo.png", "--weights", "any")
+    assert (status, err) == (
+        1,
+        ["deeplab-fast: photo.png: not enough memory (expected a smaller image)"],
+    )
+
+
+def test_folders_are_searched_and_keep_their_structure(stand_in, folder, capsys):
+    for name in ["a/x.png", "b/x.png", "b/c/x.PNG", "b/.hidden.png", ".git/x.png", "b/x.txt"]:
+        path = Path("in", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(8, 8).save(path, format="PNG")
+    photo(8, 8).save("in/b/x.jpg")
+    arguments = ["in", "in/a/x.png", "--weights", "any", "--output", "in/out"]
+    expected = [
+        f"{name}_{kind}.png"
+        for name in ["a/x", "b/c/x", "b/x.jpg", "b/x.png"]
+        for kind in ["labels", "overlay"]
+    ]
+    for _ in range(2):  # the second time the results of the first are there
+        status, _, err = segment(capsys, *arguments)
+        assert (status, err) == (0, [])
+        assert files(folder / "in/out") == expected
+
+
+@pytest.mark.parametrize(
+    "paths, names",
+    [
+        (["/p/x.jpg"], ["x"]),
+        (["/p/x.jpg", "/p/y.z.jpg"], ["x", "y.z"]),
+        (["/p/a/x.jpg", "/p/b/x.jpg"], ["a/x", "b/x"]),
+        (["/p/x.jpg", "/p/x.png", "/p/y.png"], ["x.jpg", "x.png", "y"]),
+        (["/p/x.jpg", "/p/x.png", "/p/x.jpg.png"], ["x.jpg", "x.png", "x.jpg.png"]),
+        (["/p/..jpg", "/p/x."], ["..jpg", "x"]),
+    ],
+)
+def test_result_names(paths, names):
+    results = cli_images.result_names([Path(path) for path in paths])
+    assert [str(results[Path(path)]) for path in paths] == names
+
+
+def test_a_quoted_glob_is_what_the_shell_makes_of_it(folder):
+    for name in ["a/1.png", "a/2.png", "b/1.png", "b/[x].png"]:
+        Path(name).parent.mkdir(exist_ok=True)
+        photo(2, 2).save(name)
+
+    def find(argument):
+        return [str(p.relative_to(folder)) for p in cli_images.find_images(argument, folder / "o")]
+
+    assert find("*/1.png") == ["a/1.png", "b/1.png"]
+    assert find("[ab]") == find("**/*.png") == ["a/1.png", "a/2.png", "b/1.png", "b/[x].png"]
+    assert find("b/[x].png") == ["b/[x].png"]  # a file of that name comes first
+
+
+def test_an_input_is_never_overwritten(stand_in, folder, capsys):
+    photo(8, 8).save("x.png")
+    photo(9, 9).save("x_labels.png")
+    before = Path("x_labels.png").read_bytes()
+    status, _, err = segment(capsys, "x.png", "x_labels.png", "--weights", "any", "--output", ".")
+    assert status == 1
+    assert err == [
+        "deeplab-fast: x.png: x_labels.png would be overwritten, which is an input too "
+        "(expected another --output)"
+    ]
+    assert Path("x_labels.png").read_bytes() == before
+    assert not Path("x_overlay.png").exists()
+    assert Path("x_labels_labels.png").exists()
+
+
+@pytest.mark.parametrize(
+    "failure, status, message",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            1,
+            "x.png: cannot write out/x_labels.png: No space left on device",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_results_are_whole_or_absent(
+    failure, status, message, stand_in, folder, monkeypatch, capsys
+):
+    photo(8, 8).save("x.png")
+    os.mkdir("out")
+    Path("out/x_labels.png").write_text("of an earlier run")
+    save = Image.Image.save
+
+    def fail_half_way(image, path, *arguments, **options):
+        save(image, path, *arguments, **options)
+        with open(path, "r+b") as file:
+            file.truncate(20)
+        raise failure
+
+    monkeypatch.setattr(Image.Image, "save", fail_half_way)
+    arguments = ["x.png", "--weights", "any", "--output", "out"]
+    assert segment(capsys, *arguments)[::2] == (status, [f"deeplab-fast: {message}"])
+    assert [path.name for path in Path("out").iterdir()] == ["x_labels.png"]
+    assert Path("out/x_labels.png").read_text() == "of an earlier run"
+
+
+def test_results_have_the_permissions_of_other_new_files(stand_in, capsys):
+    photo(8, 8).save("x.png")
+    segment(capsys, "x.png", "--weights", "any")
+    result, plain = Path("segmented/x_labels.png"), Path("x.png")
+    assert result.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize(
+    "output, why", [("x.png", "File exists"), ("x.png/out", "Not a directory")]
+)
+def test_no_place_for_results(output, why, stand_in, folder, capsys):
+    photo(8, 8).save("x.png")
+    status, out, err = segment(capsys, "x.png", "--weights", "any", "--output", output)
+    assert (status, out) == (2, "")
+    assert err == [f"deeplab-fast: --output {output}: {why} (expected a folder)"]
+
+
+def test_a_folder_that_is_not_writable(stand_in, monkeypatch, capsys):
+    photo(8, 8).save("x.png")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # to root everything is writable
+    status, _, err = segment(capsys, "x.png", "--weights", "any", "--output", "out")
+    assert status == 2
+    assert err == ["deeplab-fast: --output out: not writable (expected a folder to write to)"]
+
+
+def test_without_weights_the_ways_to_get_some_are_named(capsys):
+    assert main(["segment", "x.png"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("deeplab-fast: segment needs --weights, one of\n")
+    for way in ("deeplabv3_resnet50", ".pth", "Hugging Face", ".safetensors"):
+        assert way in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["missing.pth", "text.pth", "text.safetensors", "odd.safetensors", "x.png", "empty_folder"],
+)
+def test_wrong_weights(name, folder, capsys):
+    photo(8, 8).save("x.png")
+    Path("text.pth").write_text("hello")
+    Path("text.safetensors").write_text("hello")
+    save_file({"weight": torch.ones(2)}, "odd.safetensors", metadata={"deeplab_fast": "[]"})
+    os.mkdir("empty_folder")
+    status, out, err = segment(capsys, "x.png", "--weights", name)
+    assert (status, out) == (2, "")
+    assert len(err) == 1 and err[0].startswith("deeplab-fast: --weights: ")
+    assert name in err[0]
+    assert not Path("segmented").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "cpu:x", ""])
+def test_devices_that_are_not_there(device, stand_in, capsys):
+    photo(8, 8).save("x.png")
+    status, _, err = segment(capsys, "x.png", "--weights", "any", "--device", device)
+    assert status == 2
+    assert len(err) == 1 and err[0].startswith(f"deeplab-fast: --device {device}: ")
+    assert "(expected one of cpu" in err[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype, predict, weights, capsys):
+    photo().save("x.png")
+    options = ["--weights", weights, "--dtype", dtype]
+    assert segment(capsys, "x.png", *options)[0] == 0
+    labels = np.asarray(Image.open("segmented/x_labels.png"))
+    assert np.array_equal(labels, predict(photo(), getattr(torch, dtype)))
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["paint"], ["segment"], ["segment", "x", "--dtype", "i"]]
+)
+def test_wrong_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "usage: deeplab-fast" in capsys.readouterr().err
+
+
+def test_a_name_that_the_terminal_cannot_show(stand_in, capsys, monkeypatch):
+    name = os.fsdecode(b"caf\xe9.png")
+    photo(8, 8).save(name)
+    status, out, _ = segment(capsys, name, "--weights", "any")
+    assert status == 0
+    assert Path("segmented", os.fsdecode(b"caf\xe9_labels.png")).exists()
+
+
+@pytest.mark.parametrize(
+    "size, resize, align_corners, expected",
+    [
+        ((640, 480), 520, False, (693, 520)),
+        ((480, 640), 520, False, (520, 693)),
+        ((640, 480), None, False, (640, 480)),
+        ((640, 480), 513, True, (689, 513)),
+        ((512, 512), 513, True, (513, 513)),
+        ((451, 300), 513, True, (769, 513)),
+        ((1, 1), 513, True, (513, 513)),
+        ((100, 25), 520, False, (2080, 520)),
+        ((1000, 25), 520, False, (2080, 52)),
+        ((10**6, 1), 520, False, (2080, 1)),
+        ((10**6, 1), 513, True, (2049, 1)),
+        ((7, 9), None, True, (1, 17)),
+    ],
+)
+def test_network_size(size, resize, align_corners, expected):
+    assert network_size(size, resize, align_corners) == expected
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for fact in (
+        deeplab_fast.__version__,
+        torch.__version__,
+        _C.build_info()["compiler"],
+        "python",
+        "triton",
+    ):
+        assert fact in out
+    on_cpu = out.split("\nOn ")[1]
+    assert on_cpu.startswith(f"cpu, the first that can run: {', '.join(registry.order('cpu'))}\n")
+    ran = {line.split()[0]: line.split()[1] for line in on_cpu.splitlines()[1:] if line}
+    assert set(ran) == {*registry.NAMES, *registry.ops()}
+    for op in registry.ops():
+        can_run = [n for n in registry.order("cpu") if n in registry.implementations(op)]
+        assert ran[op] == can_run[0]
+
+
+def test_info_says_why(monkeypatch, capsys):
+    monkeypatch.setitem(registry._availability, "cpu", lambda device: "the moon is full")
+    monkeypatch.delitem(registry._table["aspp"], "cpu")
+    assert main(["info"]) == 0
+    on_cpu = capsys.readouterr().out.split("\nOn ")[1].splitlines()
+    lines = {line.split()[0]: line for line in on_cpu if line}
+    assert lines["cpu"].endswith("the moon is full")
+    assert "reference (cpu: the moon is full)" in lines["upsample_argmax"]
+    assert "reference (cpu: it has no aspp kernel)" in lines["aspp"]
+
+
+def test_info_says_what_was_measured(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    gpu = SimpleNamespace(
+        name="A GPU", major=9, minor=0, multi_processor_count=132, total_memory=2**37
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(dispatch_table, "device_class", lambda device: "sm_90 with 132 processors")
+    monkeypatch.setattr(dispatch_table, "choices", lambda device: {})
+    for name in ("cuda", "cuda/sm90", "cuda/sm80", "triton"):
+        monkeypatch.setitem(registry._availability, name, lambda device_type: None)
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    on_gpu = {
+        line.split()[0]: line.split()[1] for line in out.split("\nOn ")[2].splitlines() if line
+    }
+    assert on_gpu["aspp"] == "reference," and on_gpu["upsample_argmax"] == "cuda"
+    assert "Measured on cuda:0, sm_90 with 132 processors, in " in out
+    assert "  nothing; python benchmarks/measure_choices.py measures it\n" in out
+
+    classes = {"a class": ("cuda/sm90", "triton"), "another": (), "a third": ("cuda/sm90",)}
+    monkeypatch.setattr(dispatch_table, "choices", lambda device: {"aspp": classes})
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "  aspp, of 3 classes of shapes: cuda/sm90 for 2, reference for 1\n" in out
+    assert "another" not in out
+    assert main(["info", "--measured"]) == 0
+    out = capsys.readouterr().out
+    assert "    cuda/sm90   a class\n    reference   another\n    cuda/sm90   a third\n" in out
+
+    def damaged(device):
+        raise ValueError("dispatch_table.csv, line 7: expected two times")
+
+    monkeypatch.setattr(dispatch_table, "choices", damaged)
+    assert main(["info"]) == 2
+    error = "deeplab-fast: dispatch_table.csv, line 7: expected two times\n"
+    assert capsys.readouterr().err == error
+
+
+@pytest.mark.parametrize(
+    "name, label, category, share",
+    [("chelsea", 8, "cat", (0.75, 0.95)), ("astronaut", 15, "person", (0.35, 0.5))],
+)
+def test_real_weights_see_a_cat_and_a_person(name, label, category, share, shared_data, capsys):
+    data = pytest.importorskip("skimage.data", reason="scikit-image has the photos")
+    Image.fromarray(getattr(data, name)()).save("photo.png")
+    weights = shared_data / "deeplabv3_mobilenet_v2_voc"
+    if not weights.is_dir():
+        pytest.skip("the real weights are absent")
+    status, out, err = segment(capsys, "photo.png", "--weights", weights)
+    assert (status, err) == (0, [])
+    assert re.search(rf"^ .*% +{category}$", out, re.MULTILINE)
+    labels = np.asarray(Image.open("segmented/photo_labels.png"))
+    assert share[0] < (labels == label).mean() < share[1]
+    assert np.isin(labels, (0, label)).mean() > 0.9

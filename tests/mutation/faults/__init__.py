@@ -1,0 +1,28 @@
+"""Faults to put into the code, for mutate.py. The tests must detect every one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import convolutions, package, training, triton, upsampling
+from .guards import GUARDS, Fault, Guard
+
+__all__ = ["FAULTS", "GUARDS", "Fault", "Guard", "check_texts"]
+
+ROOT = Path(__file__).resolve().parents[3]
+
+FAULTS: dict[str, list[Fault]] = {
+    path: faults
+    for area in (upsampling, convolutions, triton, package, training)
+    for path, faults in area.FAULTS.items()
+}
+
+
+def check_texts() -> None:
+    """Raises AssertionError unless every fault can be put into its file in one way."""
+    for path, faults in FAULTS.items():
+        text = (ROOT / path).read_text()
+        for fault in faults:
+            count = text.count(fault.sound)
+            assert count == 1, f"{fault.name}: {fault.sound!r} is {count} times in {path}, not once"
+            assert fault.sound != fault.faulty, fault.name

@@ -1,0 +1,178 @@
+"""Definition of a fault, and the tests that must detect it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Guard(NamedTuple):
+    """The tests that must detect the faults of a source file."""
+
+    tests: str  # files, and what -k selects in them
+    module: str = "_emulated"  # the one to compile, for csrc; the work lists are made by _C
+
+
+class Fault(NamedTuple):
+    name: str
+    sound: str  # occurs once in the file
+    faulty: str
+    guard: Guard | None = None  # where it is not that of the file
+
+
+ARGMAX = Guard("test_upsample_argmax_rules.py test_upsample_argmax.py emulated")
+ARGMAX_CPU = Guard(
+    "test_upsample_argmax_rules.py test_upsample_argmax.py "
+    "(cpu or outputs or streamed or half_precision or several_threads) and not emulated",
+    "_C",
+)
+ARGMAX_TRITON = Guard(
+    "test_upsample_argmax_rules.py test_upsample_argmax.py "
+    "(triton or interpreter or interpreted) and not (compile or export or opcheck or real_logits)"
+)
+ASPP = Guard("test_aspp.py test_prepared_kernels.py prepared_kernels or emulated")
+BACKWARD = Guard(
+    "test_dilated_conv2d_backward.py test_dilated_conv2d.py seeds or backward and emulated"
+)
+BESIDE = Guard("test_dilated_conv2d_sm90.py beside")
+CALLS = Guard(
+    "test_kernel_calls.py test_workspaces.py test_tile_edges.py "
+    "kernel_calls or workspaces or branches or along"
+)
+CONV = Guard("test_convolution_kernel.py test_dilated_conv2d.py convolution_kernel or emulated_")
+DEPTHWISE = Guard("test_dilated_conv2d.py test_fused_conv2d.py emulated and depthwise")
+ENTROPY = Guard(
+    "test_upsample_cross_entropy_limits.py test_upsample_cross_entropy.py "
+    "emulated and not (compile or export or opcheck)"
+)
+ENTROPY_CPU = Guard("test_upsample_cross_entropy_limits.py cpu or threads_share", "_C")
+ENTROPY_TRITON = Guard("test_upsample_cross_entropy_limits.py triton")
+EVALUATION = Guard("test_evaluation.py not command and not wrong_arguments")
+FAR = "test_large_offsets.py"
+FAR_CONV = Guard(f"{FAR} test_convolution or weight_gradient or bias_gradient or on_the_way")
+FAR_CPU = Guard(f"{FAR} cpu", "_C")
+FAR_DEPTHWISE = Guard(f"{FAR} depthwise")
+FAR_MEANS = Guard(f"{FAR} means or pooled")
+FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
+MEAN = Guard("test_dilated_conv2d_and_mean.py emulated")
+MEASURED = Guard("test_dispatch_table.py")
+NON_FINITE = Guard("test_non_finite.py sm_80 or sm_90")
+NON_FINITE_CPU = Guard("test_non_finite.py cpu or prepared_model")
+NON_FINITE_TRITON = Guard("test_non_finite.py triton")
+RECIPE = Guard("test_recipe.py")
+REGISTRATION = Guard("test_backends.py test_arguments.py not (side_effects or symbolic)")
+SCHEDULES = Guard("test_schedules.py test_zones.py schedules or executed", "_C")
+SM90 = Guard("test_dilated_conv2d_sm90.py means or step_is")
+SINGLE_ROW = Guard("test_dilated_conv2d_sm90.py any_stride")
+SM90_FORMS = Guard("test_dilated_conv2d_sm90.py seeds_agree or pipeline or means")
+TRAINING_DATA = Guard("test_training_data.py")
+TRANSFORMS = Guard("test_transforms.py not (compiled or model_and)")
+TRITON_ASPP = Guard("test_triton.py images_that_differ or bias_of_images")
+TRITON_DENSE = Guard("test_triton_blocks.py not depthwise and not interpolation")
+TRITON_DEPTHWISE = Guard("test_triton_blocks.py depthwise or rate or strides")
+TRITON_FAR = Guard("test_triton_blocks.py far")
+WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py not compiler")
+
+# Each file's guard; a fault can have its own instead.
+GUARDS = {
+    "csrc/common/bilinear.h": ARGMAX,
+    "csrc/common/half.h": ARGMAX_CPU,
+    "csrc/schedule/zones.h": Guard("test_zones.py", "_C"),
+    "csrc/cpu/exp2_log2.h": ENTROPY_CPU,
+    "csrc/cpu/stream.h": ARGMAX_CPU,
+    "csrc/cpu/upsample_argmax.cpp": ARGMAX_CPU,
+    "csrc/cpu/upsample_cross_entropy.cpp": ENTROPY_CPU,
+    "csrc/cuda/aspp/aspp.cu": ASPP,
+    "csrc/cuda/upsample/cells.cuh": ARGMAX,
+    "csrc/cuda/conv/conv_epilogue.cuh": CONV,
+    "csrc/cuda/depthwise/depthwise.cuh": DEPTHWISE,
+    "csrc/cuda/depthwise/depthwise_conv2d.cu": DEPTHWISE,
+    "csrc/cuda/depthwise/depthwise_conv2d_wgrad.cu": DEPTHWISE,
+    "csrc/cuda/conv/dilated_conv2d.cu": CONV,
+    "csrc/cuda/conv/dilated_conv2d_sm90.cu": Guard(
+        "test_races.py test_dilated_conv2d_sm90.py "
+        "sm_90 or seeds_agree or pipeline or epilogue or means or between_vectors"
+    ),
+    "csrc/cuda/conv/dilated_conv2d_wgrad.cu": Guard(
+        "test_races.py test_dilated_conv2d_backward.py sums or emulated"
+    ),
+    "csrc/cuda/conv/dilated_conv2d_wgrad_sm90.cu": WGRAD_SM90,
+    "csrc/cuda/common/elements.cuh": NON_FINITE,
+    "csrc/cuda/conv/implicit_gemm.cuh": CONV,
+    "csrc/cuda/common/pairs.cuh": NON_FINITE,
+    "csrc/cuda/common/pipeline.cuh": SM90_FORMS,
+    "csrc/cuda/aspp/pixel_means.cu": ASPP,
+    "csrc/cuda/common/tensor_map.cuh": Guard(
+        "test_dilated_conv2d_sm90.py test_cache_keys.py "
+        "same_address or memory_of_others or more_weights"
+    ),
+    "csrc/cuda/upsample/upsample_argmax.cu": ARGMAX,
+    "csrc/cuda/upsample/upsample_cross_entropy.cu": ENTROPY,
+    "csrc/cuda/upsample/upsample_cross_entropy.cuh": ENTROPY,
+    "csrc/cuda/upsample/upsample_cross_entropy_bwd.cu": ENTROPY,
+    "csrc/cuda/upsample/upsample_cross_entropy_prepare.cu": ENTROPY,
+    "csrc/cuda/conv/warp_rows.cuh": Guard(
+        "test_races.py test_dilated_conv2d_sm90.py sm_90 or seeds_agree or epilogue"
+    ),
+    "csrc/cuda/conv/wgrad_reduce.cuh": WGRAD_SM90,
+    "deeplab_fast/_native/device_cache.py": Guard("test_device_cache.py test_cache_keys.py"),
+    "deeplab_fast/backends/registry.py": REGISTRATION,
+    "deeplab_fast/backends/cpu.py": NON_FINITE_CPU,
+    "deeplab_fast/backends/cuda/device.py": Guard("test_cache_keys.py gpu"),
+    "deeplab_fast/backends/cuda/aspp.py": Guard(
+        "test_kernel_calls.py test_aspp.py pooled or aspp and (limits or emulated)"
+    ),
+    "deeplab_fast/_native/common.py": CALLS,
+    "deeplab_fast/backends/cuda/depthwise_conv2d.py": Guard(
+        "test_kernel_calls.py test_workspaces.py test_dilated_conv2d.py depthwise or rates_between"
+    ),
+    "deeplab_fast/backends/cuda/dilated_conv2d.py": CALLS,
+    "deeplab_fast/backends/cuda/dilated_conv2d_and_mean.py": Guard(
+        "test_workspaces.py test_tile_edges.py test_dilated_conv2d_sm90.py means"
+    ),
+    "deeplab_fast/backends/cuda/dilated_conv2d_backward.py": CALLS,
+    "deeplab_fast/backends/cuda/register.py": Guard("test_fused_conv2d.py emulated"),
+    "deeplab_fast/backends/cuda/upsample_cross_entropy.py": ENTROPY,
+    "deeplab_fast/_native/work_lists.py": Guard(
+        "test_kernel_calls.py test_cache_keys.py test_dilated_conv2d_sm90.py "
+        "test_dilated_conv2d_wgrad_sm90.py "
+        "kernel_calls or convolutions or boxes or fp32 or their_tiles or beyond_16_bits"
+    ),
+    "deeplab_fast/backends/dispatch_table.py": MEASURED,
+    "deeplab_fast/models/inference.py": NON_FINITE_CPU,
+    "deeplab_fast/ops/_arguments.py": REGISTRATION,
+    "deeplab_fast/ops/shape_bucket.py": Guard(
+        "test_dispatch_table.py test_cache_keys.py classes or class or share"
+    ),
+    "deeplab_fast/ops/_register.py": REGISTRATION,
+    "deeplab_fast/ops/_transforms.py": TRANSFORMS,
+    "deeplab_fast/ops/aspp.py": REGISTRATION,
+    "deeplab_fast/ops/dilated_conv2d.py": REGISTRATION,
+    "deeplab_fast/ops/dilated_conv2d_and_mean.py": REGISTRATION,
+    "deeplab_fast/ops/fused_conv2d.py": REGISTRATION,
+    "deeplab_fast/ops/upsample_argmax.py": REGISTRATION,
+    "deeplab_fast/ops/upsample_cross_entropy.py": REGISTRATION,
+    "deeplab_fast/training/checkpoint.py": RECIPE,
+    "deeplab_fast/training/data.py": TRAINING_DATA,
+    "deeplab_fast/training/distributed.py": RECIPE,
+    "deeplab_fast/training/evaluation.py": EVALUATION,
+    "deeplab_fast/models/sliding_window.py": EVALUATION,
+    "deeplab_fast/training/loader.py": TRAINING_DATA,
+    "deeplab_fast/training/log.py": RECIPE,
+    "deeplab_fast/training/loop.py": RECIPE,
+    "deeplab_fast/training/metrics.py": EVALUATION,
+    "deeplab_fast/training/objective.py": RECIPE,
+    "deeplab_fast/training/recipe.py": RECIPE,
+    "deeplab_fast/training/transforms.py": TRAINING_DATA,
+    "deeplab_fast/backends/triton/register.py": Guard(
+        "test_triton.py versions or every_name or gpus_that or in_the_order or widened "
+        "or refuses or together or asked or have_the_dtype or anywhere"
+    ),
+    "deeplab_fast/backends/triton/aspp.py": NON_FINITE_TRITON,
+    "deeplab_fast/backends/triton/bilinear.py": Guard(
+        "test_triton_blocks.py test_triton.py with_the_fma or fma_rounds_once"
+    ),
+    "deeplab_fast/backends/triton/depthwise_conv2d.py": NON_FINITE_TRITON,
+    "deeplab_fast/backends/triton/dilated_conv2d.py": NON_FINITE_TRITON,
+    "deeplab_fast/backends/triton/upsample_argmax.py": ARGMAX_TRITON,
+    "deeplab_fast/backends/triton/upsample_cross_entropy.py": ENTROPY_TRITON,
+}

@@ -1,0 +1,896 @@
+"""Faults: Registration, dispatch, models and the callers of the kernels."""
+
+from __future__ import annotations
+
+from .guards import BACKWARD, NON_FINITE, SM90, TRANSFORMS, Fault, Guard
+
+FAULTS: dict[str, list[Fault]] = {
+    "deeplab_fast/_native/device_cache.py": [
+        Fault(
+            "keyword arguments left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args,)",
+        ),
+        Fault(
+            "names of keyword arguments left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args, *kwargs.values())",
+        ),
+        Fault(
+            "first argument left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args[1:], *kwargs.items())",
+        ),
+        Fault(
+            "last argument left out of the key",
+            "key = (*args, *kwargs.items())",
+            "key = (*args[:-1], *kwargs.items())",
+        ),
+        Fault(
+            "the key is how many arguments there are",
+            "key = (*args, *kwargs.items())",
+            "key = (len(args), *kwargs.items())",
+        ),
+        Fault(
+            "one more entry than is kept", "elif len(recent) >= KEPT:", "elif len(recent) > KEPT:"
+        ),
+        Fault(
+            "dropped before the device has read it",
+            "                for gpu in gpus:\n                    torch.cuda.synchronize(gpu)\n",
+            "",
+        ),
+        Fault("only one generation", "recent, older = {}, recent", "recent, older = {}, {}"),
+        Fault(
+            "older entries are not found",
+            "for generation in (recent, older, captured):",
+            "for generation in (recent, captured):",
+        ),
+        Fault(
+            "captured entries are not found",
+            "for generation in (recent, older, captured):",
+            "for generation in (recent, older):",
+        ),
+        Fault(
+            "captured entries are dropped",
+            "                captured[key] = found\n",
+            "                pass\n",
+        ),
+        Fault(
+            "a first call is captured",
+            "                if capturing:\n                    raise RuntimeError",
+            "                if False:\n                    raise RuntimeError",
+        ),
+        Fault(
+            "captured only when new",
+            "if key in generation and not capturing:",
+            "if key in generation:",
+        ),
+        Fault(
+            "made in the caller's thread",
+            "found = thread.submit(make, *args, **kwargs).result()",
+            "found = make(*args, **kwargs)",
+        ),
+        Fault(
+            "made by several threads at once",
+            "        with lock:\n",
+            "        with threading.Lock():\n",
+        ),
+        Fault(
+            "found in an older generation and not kept",
+            "            recent[key] = found\n",
+            "            if generation is not older:\n                recent[key] = found\n",
+        ),
+        Fault(
+            "GPUs given by name are not waited for",
+            "filter(_is_gpu, (*args, *kwargs.values()))",
+            "filter(_is_gpu, args)",
+        ),
+    ],
+    "deeplab_fast/backends/registry.py": [
+        Fault("forced for ever after an exception", "_forced = self.outer", "_forced = _forced"),
+        Fault("an inner backend ends the outer", "_forced = self.outer", '_forced = ""'),
+        Fault(
+            "the reference before the kernels of the CPU",
+            '"cpu": ("cpu", "reference")',
+            '"cpu": ("reference", "cpu")',
+        ),
+        Fault(
+            "the trace has what was asked for",
+            "_trace.append((op, name))",
+            "_trace.append((op, requested))",
+        ),
+        Fault("a trace ends the outer one", "        _trace = outer", "        _trace = None"),
+        Fault("every refusal is a warning", "isinstance(reason, Remediable)", "reason"),
+        Fault("cuDNN before what beat it", '(*faster, "reference")', '("reference", *faster)'),
+        Fault(
+            "measurements decide on the CPU too",
+            'device_type == "cuda" and op in shape_classes',
+            "op in shape_classes",
+        ),
+    ],
+    "deeplab_fast/backends/cpu.py": [
+        Fault(
+            "a branch's ReLU drops NaN",
+            "torch.clamp(output, min=0, out=slice)",
+            "torch.fmax(output, output.new_zeros(()), out=slice)",
+        ),
+        Fault(
+            "ReLU of the pooled branch drops NaN",
+            "F.linear(x.mean((2, 3)), pool_weight.flatten(1), pool_bias).relu_()",
+            "F.linear(x.mean((2, 3)), pool_weight.flatten(1), pool_bias).nan_to_num_().relu_()",
+        ),
+        Fault(
+            "the pooled branch behind the ReLU",
+            "F.conv2d(branches, branch_weight).add_(image_bias[:, :, None, None]).relu_()",
+            "F.conv2d(branches, branch_weight).relu_().add_(image_bias[:, :, None, None])",
+        ),
+        Fault(
+            "ReLU6 as ReLU",
+            'return tensor.relu_() if activation == "relu" else F.relu6(tensor, inplace=True)',
+            "return tensor.relu_()",
+        ),
+        Fault(
+            "sums of blocks lose NaN",
+            "total += convolve(input, weight, None)",
+            "total += convolve(input, weight, None).nan_to_num(0.0)",
+        ),
+    ],
+    "deeplab_fast/backends/cuda/aspp.py": [
+        Fault(
+            "means of too many channels",
+            "max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS",
+            "pool_weight.size(0) > _MAX_POOL_CHANNELS",
+        ),
+        Fault(
+            "too many pooled channels",
+            "max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS",
+            "input.size(1) > _MAX_POOL_CHANNELS",
+        ),
+        Fault("one channel fewer than fit", "> _MAX_POOL_CHANNELS:", ">= _MAX_POOL_CHANNELS:"),
+        Fault(
+            "rows of the projection next to each other",
+            "_C.AsppShape(N, C, P, K, project_weight.stride(0))",
+            "_C.AsppShape(N, C, P, K, P)",
+        ),
+        Fault(
+            "strided biases",
+            "pool_bias, project_bias = pool_bias.contiguous(), project_bias.contiguous()",
+            "pass",
+        ),
+        Fault("strided pooled weight", "    pool_weight = aligned_nhwc(pool_weight)\n", ""),
+        Fault(
+            "channels of the first branch",
+            "sum(weight.size(0) for weight in weights)\n    if",
+            "weights[0].size(0)\n    if",
+        ),
+        Fault(
+            "projection without activation",
+            '[(1, 1)], activation="relu",',
+            '[(1, 1)], activation="none",',
+        ),
+        Fault("branches without activation", 'pairs, "relu")', 'pairs, "none")'),
+    ],
+    "deeplab_fast/_native/common.py": [
+        Fault(
+            "aligned to 8 bytes",
+            "tensor.data_ptr() % 16 == 0 else",
+            "tensor.data_ptr() % 2 == 0 else",
+        ),
+        Fault("relu6 without its bound", '"relu6": (0.0, 6.0)', '"relu6": (0.0, math.inf)'),
+        Fault(
+            "relu of negatives", '"relu": (0.0, math.inf)', '"relu": (-1.0, math.inf)', NON_FINITE
+        ),
+        Fault(
+            "finite bounds without an activation",
+            '"none": (-math.inf, math.inf)',
+            '"none": (-3.4e38, 3.4e38)',
+            NON_FINITE,
+        ),
+        Fault("ReLU bounded above", '"relu": (0.0, math.inf)', '"relu": (0.0, 3.4e38)', NON_FINITE),
+    ],
+    "deeplab_fast/backends/cuda/depthwise_conv2d.py": [
+        Fault(
+            "rates limited by the other side",
+            "min(dilation[0], H), min(dilation[1], W)",
+            "min(dilation[0], W), min(dilation[1], H)",
+        ),
+        Fault(
+            "rates swapped",
+            "min(dilation[0], H), min(dilation[1], W)",
+            "min(dilation[1], H), min(dilation[0], W)",
+        ),
+        Fault(
+            "taps not mirrored for the gradient",
+            "_shape(input, weight, dilation, strip_rows, mirrored=True)",
+            "_shape(input, weight, dilation, strip_rows)",
+        ),
+        Fault(
+            "taps mirrored for the output",
+            "    shape = _shape(input, weight, dilation, _strip_rows(kernels, input, weight))\n",
+            "    strip_rows = _strip_rows(kernels, input, weight)\n"
+            "    shape = _shape(input, weight, dilation, strip_rows, mirrored=True)\n",
+        ),
+        Fault(
+            "strips of a gradient by the device",
+            "_shape(input, weight, dilation, _fixed_strip_rows(input)),",
+            "_shape(input, weight, dilation, _strip_rows(kernels, input, weight)),",
+        ),
+        Fault(
+            "strips whose last round is not counted",
+            "return -(-blocks // blocks_at_once) * (rows",
+            "return max(blocks // blocks_at_once, 1) * (rows",
+        ),
+        Fault(
+            "strips as if every thread had 16 bytes",
+            "        vector = 4\n",
+            "        vector = 8\n",
+        ),
+        Fault(
+            "one pixel too many",
+            "input.numel() // input.size(1) >= _MAX_PIXELS",
+            "input.numel() // input.size(1) > _MAX_PIXELS",
+        ),
+        Fault(
+            "one tap too many",
+            "weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS",
+            "weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS + 2",
+        ),
+        Fault("strided bias", "None if bias is None else bias.contiguous()", "bias"),
+        Fault(
+            "strided weight",
+            "nhwc, weight = aligned_nhwc(input), aligned(weight, torch.contiguous_format)",
+            "nhwc = aligned_nhwc(input)",
+        ),
+        Fault(
+            "scratch memory without the bias",
+            "num_parts * (taps + 1) * channels",
+            "num_parts * taps * channels",
+        ),
+        Fault(
+            "one part only", "        num_parts = max(num_parts, 1)\n", "        num_parts = 1\n"
+        ),
+        Fault(
+            "parts without a limit",
+            "min(input.numel() // _ELEMENTS_PER_PART, -(-_MAX_PARTIAL_SUMS // channels))",
+            "input.numel() // _ELEMENTS_PER_PART",
+        ),
+        Fault(
+            "several outputs of a channel",
+            "if weight.size(0) != input.size(1):",
+            "if weight.size(0) % input.size(1):",
+        ),
+    ],
+    "deeplab_fast/backends/cuda/dilated_conv2d.py": [
+        Fault("first channels of branches", "sum(channels[:i]),", "sum(channels[: i + 1]),"),
+        Fault(
+            "strided biases",
+            "None if bias is None else bias.contiguous() for bias in biases",
+            "bias for bias in biases",
+        ),
+        Fault(
+            "rows of any 1x1 weight",
+            "weight.shape[2:] == (1, 1) and weight.stride(1) == 1",
+            "weight.shape[2:] == (1, 1)",
+        ),
+        Fault(
+            "rows of any kernel",
+            "weight.shape[2:] == (1, 1) and weight.stride(1) == 1",
+            "weight.stride(1) == 1",
+        ),
+        Fault(
+            "rows at any address",
+            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
+            "row_bytes % 16 == 0",
+        ),
+        Fault(
+            "rows of any length",
+            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
+            "weight.data_ptr() % 16 == 0",
+        ),
+        Fault(
+            "one pixel too many for the work list",
+            "// input.size(1) >= 2**31",
+            "// input.size(1) > 2**31",
+        ),
+        Fault(
+            "pixels of one branch only",
+            "len(weights) * input.numel() // input",
+            "input.numel() // input",
+        ),
+        Fault(
+            "one branch too many",
+            "len(weights) > _C.MAX_CONV_BRANCHES",
+            "len(weights) > _C.MAX_CONV_BRANCHES + 1",
+        ),
+        Fault("channels of any number", "    if channels % multiple:\n", "    if False:\n"),
+        Fault(
+            "taps of one row",
+            "weight.size(2) * weight.size(3) > MAX_TAPS",
+            "weight.size(2) > MAX_TAPS",
+        ),
+        Fault(
+            "half the partial sums",
+            "work_list.num_slots * work_list.kernel.tile**2",
+            "work_list.num_slots * work_list.kernel.tile**2 // 2",
+        ),
+        Fault(
+            "sums of pixels from any branch",
+            "pixel_sums is not None and i == summing",
+            "pixel_sums is not None",
+        ),
+        Fault(
+            "sums of pixels of a larger kernel",
+            "if w.shape[2:] == (1, 1)), None)",
+            "if w.size(2) == 1), None)",
+            SM90,
+        ),
+        Fault(
+            "steps of another kernel",
+            "steps_per_tap(C, input.dtype, kernel)",
+            "steps_per_tap(C, input.dtype)",
+            SM90,
+        ),
+        Fault(
+            "unaligned input",
+            "input, *weights = aligned_nhwc(input), *map",
+            "input, *weights = input.contiguous(memory_format=torch.channels_last), *map",
+            Guard("test_dilated_conv2d.py unaligned"),
+        ),
+    ],
+    "deeplab_fast/backends/cuda/dilated_conv2d_and_mean.py": [
+        Fault(
+            "rows of the sums of one image",
+            "(-(-N * H * W // run) + N - 1) * parts",
+            "-(-N * H * W // run) * parts",
+        ),
+        Fault(
+            "rows of one part",
+            "(-(-N * H * W // run) + N - 1) * parts",
+            "-(-N * H * W // run) + N - 1",
+        ),
+        Fault(
+            "pixels of all images",
+            "_C.PixelRuns(N, H * W, C, run, parts)",
+            "_C.PixelRuns(1, N * H * W, C, run, parts)",
+        ),
+        Fault(
+            "runs of another length",
+            "run, parts = _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
+            "run, parts = 2 * _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
+        ),
+        Fault("summed once more", "    if not is_summed:\n", "    if True:\n"),
+    ],
+    "deeplab_fast/backends/cuda/dilated_conv2d_backward.py": [
+        Fault(
+            "taps of the largest branch",
+            "sum(weight.size(2) * weight.size(3) for weight in weights)",
+            "max(weight.size(2) * weight.size(3) for weight in weights)",
+        ),
+        Fault("weights not transposed", "weight.permute(1, 2, 3, 0)", "weight.permute(1, 3, 2, 0)"),
+        Fault(
+            "steps of the first branch's channels",
+            "steps_per_tap(max(channels), input.dtype, kernel)",
+            "steps_per_tap(channels[0], input.dtype, kernel)",
+            BACKWARD,
+        ),
+        Fault(
+            "first channels off by a branch",
+            "zip(accumulate(channels, initial=0), channels,",
+            "zip(accumulate(channels), channels,",
+        ),
+        Fault(
+            "mean's share left out",
+            "bias_address = 0 if image_bias is None else image_bias.data_ptr()",
+            "bias_address = 0",
+            Guard("test_dilated_conv2d_and_mean.py outputs_and_gradients and emulated"),
+        ),
+        Fault("gradients share memory", "[part.clone() for part in", "[part for part in"),
+        Fault("too few pixels a part", "num_pixels // _PIXELS_PER_PART", "num_pixels"),
+        Fault(
+            "more parts than blocks",
+            "max(1, min(kernels.num_workers, num_pixels // _PIXELS_PER_PART))",
+            "max(1, num_pixels // _PIXELS_PER_PART)",
+        ),
+        Fault(
+            "half the partial sums",
+            "work_list.num_slots * kernel.tile**2",
+            "work_list.num_slots * kernel.tile**2 // 2",
+            BACKWARD,
+        ),
+        Fault(
+            "half the sums of parts",
+            "new_empty(num_parts * K, dtype=torch.float32)",
+            "new_empty(num_parts * K // 2, dtype=torch.float32)",
+        ),
+        Fault(
+            "gradients of padded channels",
+            "[in_format_of(grad[: w.size(0)], w)",
+            "[in_format_of(grad, w)",
+            BACKWARD,
+        ),
+        Fault("strided gradient", "    grad_output = aligned_nhwc(grad_output)\n", "    pass\n"),
+    ],
+    "deeplab_fast/backends/cuda/register.py": [
+        Fault(
+            "a depthwise convolution in place ignores the residual",
+            "depthwise_conv2d.forward(kernels, input, weight, bias, dilation, output, activation)",
+            "depthwise_conv2d.forward(kernels, input, weight, bias, dilation, None, activation)",
+        ),
+        Fault(
+            "an input that is overwritten while it is read",
+            "        input = input.clone()\n",
+            "        pass\n",
+        ),
+        Fault(
+            "a copy of the residual is not brought back",
+            "    if output is not residual:\n        residual.copy_(output)\n",
+            "",
+        ),
+        Fault(
+            "a residual of another shape",
+            "if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):",
+            "if residual.dim() != 4:",
+        ),
+        Fault(
+            "a bias of another dtype",
+            "if bias.dtype != input.dtype or bias.device != input.device:",
+            "if bias.device != input.device:",
+        ),
+        Fault("a bias of another length", "or bias.shape != weight.shape[:1]:", ":"),
+    ],
+    "deeplab_fast/backends/cuda/upsample_cross_entropy.py": [
+        Fault(
+            "strided log-sum-exp as if contiguous",
+            "target.contiguous(), log_sum_exp.contiguous()",
+            "target.contiguous(), log_sum_exp",
+        ),
+        Fault(
+            "mean without its total weight",
+            'total_weight.data_ptr() if reduction == "mean" else 0',
+            "0",
+        ),
+    ],
+    "deeplab_fast/_native/work_lists.py": [
+        Fault(
+            "items not sorted by worker",
+            "if kernel.is_persistent:\n        items =",
+            "if False:\n        items =",
+        ),
+        Fault(
+            "as many workers as blocks of the smaller kernel",
+            "    num_workers = max(1, num_workers // kernel.blocks_per_worker)\n    rows",
+            "    num_workers = max(1, num_workers)\n    rows",
+        ),
+        Fault(
+            "weight gradient: as many workers as blocks of the smaller kernel",
+            "    num_workers = max(1, num_workers // kernel.blocks_per_worker)\n    N, H, W",
+            "    num_workers = max(1, num_workers)\n    N, H, W",
+        ),
+        Fault(
+            "a block of channels too many",
+            "-(-out_channels[output] // kernel.tile)",
+            "out_channels[output] // kernel.tile + 1",
+        ),
+        Fault(
+            "blocks of the first output's channels",
+            "-(-out_channels[output] // kernel.tile)",
+            "-(-out_channels[0] // kernel.tile)",
+        ),
+        Fault(
+            "a step too many",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return channels * dtype.itemsize // kernel.step_bytes + 1",
+        ),
+        Fault(
+            "a step too few",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return max(1, channels * dtype.itemsize // kernel.step_bytes)",
+        ),
+        Fault(
+            "steps of elements for bytes",
+            "return -(-channels * dtype.itemsize // kernel.step_bytes)",
+            "return -(-channels * 2 // kernel.step_bytes)",
+        ),
+        Fault(
+            "rates limited by the other side",
+            "min(vertical, H), min(horizontal, W))",
+            "min(vertical, W), min(horizontal, H))",
+        ),
+        Fault(
+            "rates swapped",
+            "min(vertical, H), min(horizontal, W))",
+            "min(horizontal, H), min(vertical, W))",
+        ),
+        Fault(
+            "weight gradient: blocks of one operand",
+            "-(-k // kernel.tile) * -(-channels // kernel.tile)",
+            "-(-k // kernel.tile)",
+        ),
+        Fault(
+            "weight gradient: a step too few",
+            "-(-num_boxes(box, N, h, w) * kernel.box_pixels // step)",
+            "num_boxes(box, N, h, w) * kernel.box_pixels // step",
+        ),
+        Fault(
+            "weight gradient: steps of 16-bit elements",
+            "step = kernel.step_bytes // dtype.itemsize",
+            "step = kernel.step_bytes // 2",
+        ),
+        Fault(
+            "boxes of a single image",
+            "-(-w // x) * -(-h // y) * -(-N // n)",
+            "-(-w // x) * -(-h // y)",
+        ),
+        Fault("the worst box", "return min(boxes,", "return max(boxes,"),
+        Fault(
+            "a worker without items",
+            "workers.bincount().cumsum(0)",
+            "workers.bincount(minlength=6).cumsum(0)",
+        ),
+        Fault(
+            "tf32 on the kernel that cuts fp32 off",
+            "if kernels.is_sm90 and input.dtype != torch.float32 and is_small:",
+            "if kernels.is_sm90 and is_small:",
+        ),
+        Fault(
+            "coordinates of 16 bits with a sign",
+            "is_small = max(input.shape[2:]) < 2**15",
+            "is_small = max(input.shape[2:]) <= 2**15",
+        ),
+        Fault(
+            "coordinates of large maps",
+            "is_small = max(input.shape[2:]) < 2**15",
+            "is_small = input.size(2) < 2**15",
+        ),
+        Fault("rows counted over all images", "pixels // W % H << 16", "pixels // W << 16"),
+        Fault(
+            "channels and taps of an item exchanged",
+            "first_step % num_taps, first_step // num_taps * channels,",
+            "first_step // num_taps, first_step % num_taps * channels,",
+        ),
+        Fault(
+            "the first box of an item in another row",
+            "first_box // columns % rows, first_box % columns,",
+            "first_box // rows % columns, first_box % columns,",
+        ),
+        Fault(
+            "the first box of an item one image on",
+            "first_box // columns // rows * box_n,",
+            "first_box // columns // rows,",
+        ),
+        Fault(
+            "blocks of input channels of other output channels",
+            "block // blocks_c * tile, block % blocks_c * tile,",
+            "block % blocks_c * tile, block // blocks_c * tile,",
+        ),
+        Fault(
+            "partial sums are never reserved",
+            'return ConvWorkList(kernel, work, tensors, schedule["num_slots"],',
+            "return ConvWorkList(kernel, work, tensors, 0,",
+        ),
+    ],
+    "deeplab_fast/backends/dispatch_table.py": [
+        Fault(
+            "the last row of a class decides",
+            "max(ratio, ratios.get(row.kernel, 0))",
+            "ratio",
+        ),
+        Fault(
+            "the first row of a class decides",
+            "max(ratio, ratios.get(row.kernel, 0))",
+            "ratios.get(row.kernel, ratio)",
+        ),
+        Fault(
+            "the best row of a class decides",
+            "max(ratio, ratios.get(row.kernel, 0))",
+            "min(ratio, ratios.get(row.kernel, ratio))",
+        ),
+        Fault("a tie with cuDNN wins", "if ratios[k] < 1", "if ratios[k] <= 1"),
+        Fault("absolute times", "row.median_ms / row.cudnn_ms", "row.median_ms"),
+        Fault("rows of other devices", "if row.device == here:", "if row.device:"),
+        Fault(
+            "the slowest kernel first",
+            "key=ratios.__getitem__)",
+            "key=ratios.__getitem__, reverse=True)",
+        ),
+    ],
+    "deeplab_fast/models/inference.py": [
+        Fault(
+            "a broken image looks healthy",
+            "return logits + nan_or_zero.to(logits.dtype)",
+            "return logits",
+        ),
+        Fault(
+            "NaN of an image left out", "0 * images.sum((1, 2, 3)", "0 * images.nansum((1, 2, 3)"
+        ),
+        Fault(
+            "all images are broken by one",
+            "0 * images.sum((1, 2, 3)",
+            "0 * images.sum((0, 1, 2, 3)",
+        ),
+        Fault(
+            "broken weights look healthy",
+            "last.bias += 0 * parameter.sum(dtype=torch.float64)",
+            "pass",
+        ),
+        Fault(
+            "a broken last layer breaks all classes",
+            "for layer in (prepared.backbone, *layers):",
+            "for layer in (prepared.backbone, *layers, last):",
+        ),
+    ],
+    "deeplab_fast/ops/_arguments.py": [
+        Fault("False of NumPy is True", "return bool(value)", "return True"),
+        Fault(
+            "a list is no pair", "isinstance(value, Sequence) and", "isinstance(value, tuple) and"
+        ),
+        Fault(
+            "a string is a pair",
+            "is_sequence = isinstance(value, Sequence) and not isinstance(value, str)",
+            "is_sequence = isinstance(value, Sequence)",
+        ),
+        Fault("any number of values is a pair", "len(values) != 2 or not", "not"),
+        Fault("numbers past 64 bits", "0 < v < INT64_END", "0 < v"),
+        Fault(
+            "a tensor is a list of tensors",
+            "isinstance(values, (Tensor, str))",
+            "isinstance(values, str)",
+        ),
+    ],
+    "deeplab_fast/ops/shape_bucket.py": [
+        Fault(
+            "memory format left out of the class",
+            '        in_format,\n        f"{C}->',
+            '        f"{C}->',
+        ),
+        Fault(
+            "rates swapped",
+            "_taps_inside(H, R, vertical) * _taps_inside(W, S, horizontal)",
+            "_taps_inside(H, R, horizontal) * _taps_inside(W, S, vertical)",
+        ),
+        Fault(
+            "sizes swapped",
+            "_taps_inside(H, R, vertical) * _taps_inside(W, S, horizontal)",
+            "_taps_inside(W, R, vertical) * _taps_inside(H, S, horizontal)",
+        ),
+        Fault(
+            "images left out of the pixels",
+            "max(1, N * H * W).bit_length()",
+            "max(1, H * W).bit_length()",
+        ),
+        Fault(
+            "outputs of the first branch only", "sum(K for K, _, _, _ in kernels)", "kernels[0][0]"
+        ),
+        Fault(
+            "share inside rounded down",
+            "-(-8 * inside // max(1, dense))",
+            "8 * inside // max(1, dense)",
+        ),
+        Fault("groups left out of the class", '*([f"groups {groups}"] if groups > 1 else []),', ""),
+        Fault(
+            "all gradients asked for",
+            "zip(_GRADIENTS, output_mask) if asked",
+            "zip(_GRADIENTS, output_mask)",
+        ),
+        Fault(
+            "tf32 counts as fp32", 'return "tf32" if tf32_is_allowed() else "fp32"', 'return "fp32"'
+        ),
+        Fault(
+            "precision left out of the class",
+            'return f"{_precision(input.dtype)} {shapes}"',
+            'return f"bf16 {shapes}"',
+        ),
+    ],
+    "deeplab_fast/backends/cuda/device.py": [
+        Fault("the sm_80 kernels are Hopper's", "sm90 and runs_sm90)", "runs_sm90)"),
+        Fault(
+            "the properties of one GPU for all",
+            "device_properties(device)",
+            "device_properties(torch.device('cuda', 0))",
+        ),
+    ],
+    "deeplab_fast/ops/_register.py": [
+        Fault(
+            "autocast halves float64",
+            "(torch.float32, torch.float16, torch.bfloat16)",
+            "(torch.float64, torch.float32, torch.float16, torch.bfloat16)",
+        ),
+        Fault(
+            "autocast leaves fp16",
+            "(torch.float32, torch.float16, torch.bfloat16)",
+            "(torch.float32, torch.bfloat16)",
+        ),
+        Fault("autocast is bfloat16", "torch.get_autocast_dtype(device_type)", "torch.bfloat16"),
+        Fault("autocast of the meta device", 'device_type == "meta" or not', "not"),
+        Fault(
+            "an op itself is autocast",
+            "        if torch.is_autocast_enabled(device_type):\n            # The",
+            "        if False:\n            # The",
+        ),
+        Fault(
+            "backward on the automatic choice",
+            'ctx.backend = keyword_only_inputs["backend"]',
+            'ctx.backend = ""',
+        ),
+        Fault(
+            "one channel is channels_last",
+            "tensor.stride(1) == 1 and tensor.size(1) > 1",
+            "tensor.stride(1) == 1",
+        ),
+        Fault(
+            "any strides are those promised",
+            "if result.stride() == _strides(result.shape, _format(input)):",
+            "if True:",
+        ),
+        Fault(
+            "strides of the wrong side", "1, width * channels, channels", "1, height * channels, 1"
+        ),
+        Fault("no pixels have no stride", "strides[-1] * max(size, 1)", "strides[-1] * size"),
+        Fault(
+            "transforms on the automatic choice",
+            "_transforms.call(op, _rules[name], args, backend)",
+            '_transforms.call(op, _rules[name], args, "")',
+            TRANSFORMS,
+        ),
+    ],
+    "deeplab_fast/ops/_transforms.py": [
+        Fault("forward mode not seen", " or forward_ad._current_level >= 0", ""),
+        Fault(
+            "transforms not seen",
+            "torch._C._are_functorch_transforms_active() or forward_ad",
+            "forward_ad",
+        ),
+        Fault(
+            "all gradients are needed",
+            "call.arguments(needed[1:])",
+            "call.arguments([True] * len(needed))",
+        ),
+        Fault("backward elsewhere", "= call, call.backend", '= call, ""'),
+        Fault("tangents elsewhere", "output, call.backend)", 'output, "")'),
+        Fault("the first of all weights", "set(mapped) <= set(images)", "True"),
+        Fault("images one by one", "set(mapped) <= set(images)", "False"),
+        Fault(
+            "dimensions exchanged",
+            "tensor = tensor.movedim(dim, 0)",
+            "tensor = tensor.transpose(dim, 0)",
+        ),
+        Fault("samples along another dimension", "t.select(d, i)", "t.select(0, i)"),
+        Fault("no words about no samples", "if batch_size == 0:", "if False:"),
+        Fault(
+            "functionalize is for an autograd.Function",
+            "    if _is_functionalized_only():\n        return op(*arguments, backend=backend)\n",
+            "",
+        ),
+        Fault(
+            "functionalize hides forward mode", "forward_ad._current_level < 0\n        and ", ""
+        ),
+    ],
+    "deeplab_fast/ops/aspp.py": [
+        Fault(
+            "no tangent from biases of branches",
+            "(t_input, t_weights, t_biases, None)",
+            "(t_input, t_weights, [None] * len(biases), None)",
+            TRANSFORMS,
+        ),
+        Fault(
+            "tangents pass a ReLU", "return t_output * (output > 0)", "return t_output", TRANSFORMS
+        ),
+        Fault("dtypes differ", "    _check_dtypes(*tensors)\n", ""),
+        Fault(
+            "pooling of more pixels",
+            "tuple(weight.shape[1:]) != (channels, 1, 1)",
+            "weight.size(1) != channels",
+        ),
+        Fault(
+            "no gradient where the output is NaN",
+            "grad_output * ~(output <= 0)",
+            "grad_output * (output > 0)",
+            Guard("test_non_finite.py aspp and reference"),
+        ),
+        Fault(
+            "no gradient where a branch is NaN",
+            "grad_joined * ~(joined <= 0)",
+            "grad_joined * (joined > 0)",
+            Guard("test_non_finite.py aspp and reference"),
+        ),
+    ],
+    "deeplab_fast/ops/dilated_conv2d.py": [
+        Fault(
+            "gradients of input and bias exchanged",
+            "mask = list(ctx.needs_input_grad[:3])",
+            "mask = list(ctx.needs_input_grad[2::-1])",
+        ),
+        Fault("every gradient", "mask = list(ctx.needs_input_grad[:3])", "mask = [True] * 3"),
+        Fault(
+            "gradients of all weights or none",
+            "mask = [needs_input, any(needs_weights), any(needs_biases)]",
+            "mask = [needs_input, all(needs_weights), any(needs_biases)]",
+        ),
+        Fault(
+            "gradients of biases with those of weights",
+            "mask = [needs_input, any(needs_weights), any(needs_biases)]",
+            "mask = [needs_input, any(needs_weights), any(needs_weights)]",
+        ),
+        Fault(
+            "fake weights like the input",
+            "empty_like_format(weight, tuple(weight.shape)) if mask[1]",
+            "empty_like_format(input, tuple(weight.shape)) if mask[1]",
+        ),
+        Fault(
+            "fake bias whether needed or not",
+            "weight.size(0) if mask[2] else 0",
+            "weight.size(0)",
+        ),
+        Fault("groups that do not divide", "or weight.size(0) % groups or", "or"),
+        Fault("even kernels across", " or weight.size(3) % 2 == 0", ""),
+        Fault("bias not autocast", "input, weight, bias = autocast", "input, weight, _ = autocast"),
+        Fault(
+            "vmap sums over samples",
+            "return () if any(mask[1:]) else (0, 1)  #",
+            "return (0, 1)  #",
+            TRANSFORMS,
+        ),
+        Fault(
+            "tangent of biases alone",
+            "for t in (*t_weights, *t_biases)):",
+            "for t in t_weights):",
+            TRANSFORMS,
+        ),
+    ],
+    "deeplab_fast/ops/dilated_conv2d_and_mean.py": [
+        Fault(
+            "the mean's gradient lost",
+            "mask, grad_mean, backend",
+            "mask, None, backend",
+            Guard("test_dilated_conv2d_and_mean.py outputs_and_gradients and cpu"),
+        ),
+        Fault("the mean in autocast's dtype", "mean.to(input.dtype)", "mean.to(converted.dtype)"),
+        Fault(
+            "zeros convolved",
+            "    ctx.set_materialize_grads(False)",
+            "    ctx.set_materialize_grads(True)",
+            Guard("test_dilated_conv2d_and_mean.py one_of_the_outputs and cpu"),
+        ),
+        Fault(
+            "fake mean of float64",
+            "dtype = torch.promote_types(input.dtype, torch.float32)",
+            "dtype = torch.float32",
+        ),
+        Fault("tangent of the mean", "torch.zeros_like(mean)", "torch.ones_like(mean)", TRANSFORMS),
+    ],
+    "deeplab_fast/ops/fused_conv2d.py": [
+        Fault("padding of the other side", "2 * padding[i]", "2 * padding[0]"),
+        Fault("stride across", "if tuple(stride) != (1, 1):", "if stride[0] != 1:"),
+        Fault("even kernels", "size % 2 == 0 or 2 * p", "2 * p"),
+        Fault(
+            "in place within transforms",
+            "    if _transforms.active():",
+            "    if False:",
+            TRANSFORMS,
+        ),
+    ],
+    "deeplab_fast/ops/upsample_argmax.py": [
+        Fault("fake labels transposed", "(logits.size(0), *size)", "(logits.size(0), *size[::-1])"),
+        Fault("257 classes in a byte", "torch.uint8: 256", "torch.uint8: 257"),
+        Fault(
+            "size and scale_factor",
+            "(size is None) == (scale_factor is None)",
+            "size is None and scale_factor is None",
+        ),
+    ],
+    "deeplab_fast/ops/upsample_cross_entropy.py": [
+        Fault(
+            "what is kept has a gradient",
+            "ctx.mark_non_differentiable(log_sum_exp, total_weight)",
+            "pass",
+        ),
+        Fault(
+            "loss of the fake", 'if reduction == "none" else ()', 'if reduction != "sum" else ()'
+        ),
+        Fault("no smoothing past 0", "0.0 <= label_smoothing <= 1.0", "label_smoothing <= 1.0"),
+        Fault(
+            "twice the tangent", "torch.ones_like(loss)", "2 * torch.ones_like(loss)", TRANSFORMS
+        ),
+        Fault("weights with a tangent", "if t_weight is not None:", "if False:", TRANSFORMS),
+    ],
+}

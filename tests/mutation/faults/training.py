@@ -1,0 +1,540 @@
+"""Faults: Training and evaluation."""
+
+from __future__ import annotations
+
+from .guards import Fault
+
+FAULTS: dict[str, list[Fault]] = {
+    "deeplab_fast/training/checkpoint.py": [
+        Fault("a file named before it is on the disk", "os.fsync(file.fileno())", "pass"),
+        Fault("a state without its average", '"average", ', ""),
+        Fault(
+            "NumPy's generator not restored",
+            '    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), *rest))\n',
+            "",
+        ),
+        Fault("Python's generator not restored", '    random.setstate(state["python"])\n', ""),
+        Fault("torch's generator not restored", '    torch.set_rng_state(state["torch"])\n', ""),
+    ],
+    "deeplab_fast/training/data.py": [
+        Fault("255 may count", "{**ids, IGNORE: IGNORE}", "{IGNORE: IGNORE, **ids}"),
+        Fault(
+            "files in another order",
+            'for image in sorted(images.rglob("*")):',
+            'for image in sorted(images.rglob("*"), reverse=True):',
+        ),
+        Fault(
+            "suffixes in upper case left out",
+            "image.suffix.lower() in _IMAGES",
+            "image.suffix in _IMAGES",
+        ),
+        Fault("hidden files taken", ' and not image.name.startswith(".")', ""),
+        Fault("labels to ignore not known", " | {value: IGNORE for value in ignore}", ""),
+        Fault(
+            "SBD's labels for VOC's splits",
+            'if split not in ("train", "val", "trainval", "test") and (root',
+            "if (root",
+        ),
+        Fault(
+            "two classes of Cityscapes exchanged",
+            '24: "person", 25: "rider"',
+            '24: "rider", 25: "person"',
+        ),
+    ],
+    "deeplab_fast/training/distributed.py": [
+        Fault(
+            "every process writes",
+            "    if rank() == 0:\n        try:",
+            "    if True:\n        try:",
+        ),
+        Fault(
+            "errors of other processes ignored",
+            "        if message is not None:\n            raise",
+            "        if False:\n            raise",
+        ),
+    ],
+    "deeplab_fast/training/evaluation.py": [
+        Fault(
+            "all processes evaluate the same images",
+            "range(distributed.rank(), len(data), distributed.world_size())",
+            "range(0, len(data), distributed.world_size())",
+        ),
+        Fault("evaluated in training mode", "    model.eval()\n", ""),
+        Fault("mode not restored", "            model.train()\n", "            pass\n"),
+        Fault(
+            "dtype ignored",
+            "enabled=dtype != torch.float32):\n                labels",
+            "enabled=False):\n                labels",
+        ),
+        Fault(
+            "scales ignored",
+            "tuple(target.shape), scales, flip, window",
+            "tuple(target.shape), (1.0,), flip, window",
+        ),
+        Fault(
+            "flip ignored",
+            "tuple(target.shape), scales, flip, window",
+            "tuple(target.shape), scales, False, window",
+        ),
+        Fault(
+            "window ignored",
+            "tuple(target.shape), scales, flip, window",
+            "tuple(target.shape), scales, flip",
+        ),
+        Fault("scores of one process", "distributed.sum_over_processes(total)", "total"),
+        Fault(
+            "images not resized",
+            "network_size(image.size, preprocessing.resize, align_corners)",
+            "network_size(image.size, None, align_corners)",
+        ),
+        Fault(
+            "sizes for align_corners ignored",
+            "network_size(image.size, preprocessing.resize, align_corners)",
+            "network_size(image.size, preprocessing.resize, False)",
+        ),
+        Fault(
+            "images cropped",
+            "replace(preprocessing, resize=None, crop=None)",
+            "replace(preprocessing, resize=None)",
+        ),
+    ],
+    "deeplab_fast/models/sliding_window.py": [
+        Fault(
+            "mirrored images not mirrored",
+            "(scaled, scaled.flip(3)) if flip",
+            "(scaled, scaled) if flip",
+        ),
+        Fault(
+            "mirrored maps not turned back",
+            "maps.append((found, view is not scaled))",
+            "maps.append((found, False))",
+        ),
+        Fault(
+            "logits averaged instead of probabilities", "return logits.softmax(1)", "return logits"
+        ),
+        Fault(
+            "overlapping windows added up",
+            "return _Map(total / counts, size",
+            "return _Map(total, size",
+        ),
+        Fault(
+            "the last window counts",
+            "total[:, :, rows, columns] += logits",
+            "total[:, :, rows, columns] = logits",
+        ),
+        Fault("windows do not overlap", "window * 2 // 3 // _STEP", "window // _STEP"),
+        Fault(
+            "padding stretched over the image", "if seen == covered or seen == size:", "if True:"
+        ),
+        Fault(
+            "no half pixel between the grids",
+            "position = (position + 0.5) * (seen / size * low / covered) - 0.5",
+            "position = position * (seen / size * low / covered)",
+        ),
+    ],
+    "deeplab_fast/training/loader.py": [
+        Fault(
+            "all epochs in one order",
+            "np.random.default_rng([recipe.seed, epoch])",
+            "np.random.default_rng([recipe.seed, 0])",
+        ),
+        Fault(
+            "order without the seed",
+            "np.random.default_rng([recipe.seed, epoch])",
+            "np.random.default_rng([0, epoch])",
+        ),
+        Fault(
+            "all epochs augmented alike",
+            "np.random.default_rng([self.recipe.seed, *key])",
+            "np.random.default_rng([self.recipe.seed, key[1]])",
+        ),
+        Fault(
+            "all images augmented alike",
+            "np.random.default_rng([self.recipe.seed, *key])",
+            "np.random.default_rng([self.recipe.seed, key[0]])",
+        ),
+        Fault(
+            "augmentation without the seed",
+            "np.random.default_rng([self.recipe.seed, *key])",
+            "np.random.default_rng([0, *key])",
+        ),
+        Fault(
+            "last batch dropped",
+            "return -(-images // recipe.batch_size)",
+            "return max(1, images // recipe.batch_size)",
+        ),
+        Fault("all processes see the same images", "[rank::world_size]", "[::world_size]"),
+        Fault("parts overlap", "chosen[i * part : (i + 1) * part]", "chosen[:part]"),
+        Fault(
+            "a resumed run starts over",
+            "for step in range(first_step, steps",
+            "for step in range(0, steps",
+        ),
+        Fault("readers draw from dropout's generator", "generator=torch.Generator(),", ""),
+    ],
+    "deeplab_fast/training/log.py": [
+        Fault("the last point of a curve drawn twice", "purge_step=step + 1", "purge_step=step"),
+        Fault("scores among those of training", 'name.replace("val_", "val/")', "name"),
+        Fault("pictures below one another", "axis=1)", "axis=0)"),
+    ],
+    "deeplab_fast/training/loop.py": [
+        Fault(
+            "the average is one update late",
+            "        self.scaler.step(self.optimizer)\n"
+            "        self.scaler.update()\n"
+            "        self.optimizer.zero_grad(set_to_none=True)\n"
+            "        if self.average is not None:\n"
+            "            self.average.update_parameters(self.model)\n",
+            "        if self.average is not None:\n"
+            "            self.average.update_parameters(self.model)\n"
+            "        self.scaler.step(self.optimizer)\n"
+            "        self.scaler.update()\n"
+            "        self.optimizer.zero_grad(set_to_none=True)\n",
+        ),
+        Fault(
+            "the average is without batch norm's statistics",
+            "multi_avg_fn=decay, use_buffers=True",
+            "multi_avg_fn=decay",
+        ),
+        Fault(
+            "the average has the default decay",
+            "get_ema_multi_avg_fn(recipe.ema)",
+            "get_ema_multi_avg_fn()",
+        ),
+        Fault(
+            "the model is evaluated instead of its average",
+            "            model = self._result()\n            scores",
+            "            model = self.model\n            scores",
+        ),
+        Fault(
+            "the model is kept instead of its average",
+            "self._result().save_pretrained(path)",
+            "self.model.save_pretrained(path)",
+        ),
+        Fault(
+            "the model is returned instead of its average",
+            "return self._result().eval()",
+            "return self.model.eval()",
+        ),
+        Fault(
+            "dropout does not depend on the seed",
+            "        torch.manual_seed(self.recipe.seed + self.rank)\n",
+            "",
+        ),
+        Fault(
+            "all processes draw the same dropout",
+            "self.recipe.seed + self.rank",
+            "self.recipe.seed",
+        ),
+        Fault(
+            "learning rates are not set",
+            "        self.recipe.set_learning_rates(self.optimizer, self.step, self.steps)\n",
+            "",
+        ),
+        Fault(
+            "gradients are not cleared", "        self.optimizer.zero_grad(set_to_none=True)\n", ""
+        ),
+        Fault("the loss is not scaled", "self.scaler.scale(loss).backward()", "loss.backward()"),
+        Fault("the loss scale never changes", "        self.scaler.update()\n", ""),
+        Fault(
+            "no autocast in training",
+            "self.dtype, enabled=self.dtype != torch.float32\n                ):",
+            "self.dtype, enabled=False\n                ):",
+        ),
+        Fault(
+            "evaluated without autocast",
+            "dtype=self.dtype, workers=self.workers",
+            "workers=self.workers",
+        ),
+        Fault(
+            "the workers of training ignored",
+            "self.train_data, self.recipe, self.step, self.workers, self.rank",
+            "self.train_data, self.recipe, self.step, 0, self.rank",
+        ),
+        Fault(
+            "the workers of evaluation ignored",
+            "dtype=self.dtype, workers=self.workers, quiet",
+            "dtype=self.dtype, quiet",
+        ),
+        Fault(
+            "all parts divided by the weight of the first",
+            "weight = torch.stack([self.objective.weight_of(target) for _, target in batch]).sum()",
+            "weight = self.objective.weight_of(batch[0][1])",
+        ),
+        Fault(
+            "the loss logged is of the last part", "total += loss.detach()", "total = loss.detach()"
+        ),
+        Fault(
+            "images not divided by the standard deviation",
+            "/ 255 - self.mean) / self.std",
+            "/ 255 - self.mean)",
+        ),
+        Fault(
+            "batch norm's parameters are not frozen",
+            "                norm.requires_grad_(False)\n",
+            "                pass\n",
+        ),
+        Fault(
+            "batch norm's statistics are not frozen",
+            "            for norm in _batch_norms(self.model):\n                norm.eval()\n",
+            "            pass\n",
+        ),
+        Fault(
+            "not in training mode after an evaluation's pictures",
+            "drawn)\n        self._train_mode()\n",
+            "drawn)\n",
+        ),
+        Fault(
+            "a tie replaces the best model",
+            "scores.miou > self.best_miou",
+            "scores.miou >= self.best_miou",
+        ),
+        Fault(
+            "evaluated after every epoch",
+            "every = self.steps_per_epoch * self.evaluate_every",
+            "every = self.steps_per_epoch",
+        ),
+        Fault(
+            "not evaluated at the end",
+            "return self.step % every == 0 or self.step >= self.steps",
+            "return self.step % every == 0",
+        ),
+        Fault(
+            "logged at another interval",
+            "log = self._is_pause() or self.step % self.log_every == 0",
+            "log = self._is_pause() or self.step % (self.log_every + 1) == 0",
+        ),
+        Fault(
+            "evaluation counts in images per second",
+            "stop = distributed.any_process(stopped.is_set())\n"
+            "                clock = time.perf_counter()\n",
+            "stop = distributed.any_process(stopped.is_set())\n",
+        ),
+        Fault(
+            "learning rate of the head logged",
+            'self.optimizer.param_groups[0]["lr"]',
+            'self.optimizer.param_groups[1]["lr"]',
+        ),
+        Fault(
+            "one part of an update only",
+            "for _ in range(self.recipe.accumulate)]",
+            "for _ in range(1)]",
+        ),
+        Fault(
+            "the weights are not restored",
+            '        self.model.load_state_dict(state["model"])\n',
+            "",
+        ),
+        Fault(
+            "the average is not restored",
+            '            self.average.load_state_dict(state["average"])\n',
+            "            pass\n",
+        ),
+        Fault(
+            "the momentum is not restored",
+            '        self.optimizer.load_state_dict(state["optimizer"])\n',
+            "",
+        ),
+        Fault(
+            "the loss scale is not restored",
+            '        self.scaler.load_state_dict(state["scaler"])\n',
+            "",
+        ),
+        Fault(
+            "the update is not restored",
+            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
+            'for name in ("evaluated", "loss", "best_miou"):\n            setattr',
+        ),
+        Fault(
+            "the last evaluation is not restored",
+            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
+            'for name in ("step", "loss", "best_miou"):\n            setattr',
+        ),
+        Fault(
+            "the loss is not restored",
+            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
+            'for name in ("step", "evaluated", "best_miou"):\n            setattr',
+        ),
+        Fault(
+            "the best score is not restored",
+            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
+            'for name in ("step", "evaluated", "loss"):\n            setattr',
+        ),
+        Fault(
+            "the random state is not restored",
+            '            checkpoint.set_random_state(state["random"][self.rank], self.device)\n',
+            "            pass\n",
+        ),
+        Fault(
+            "all processes take up the state of the first",
+            'state["random"][self.rank]',
+            'state["random"][0]',
+        ),
+        Fault(
+            "readers start at the first update",
+            "self.train_data, self.recipe, self.step, self.workers",
+            "self.train_data, self.recipe, 0, self.workers",
+        ),
+        Fault(
+            "resumed with other epochs",
+            "    if recipe.power == 0:\n        del",
+            "    if True:\n        del",
+        ),
+        Fault(
+            "signal handlers stay",
+            "            signal.signal(number, handler)\n",
+            "            pass\n",
+        ),
+        Fault(
+            "not saved when stopped",
+            "            if self._is_pause() or stop:\n                self._save()",
+            "            if self._is_pause():\n                self._save()",
+        ),
+    ],
+    "deeplab_fast/training/metrics.py": [
+        Fault(
+            "rows and columns exchanged",
+            "target[counts].long() * num_classes + prediction[counts].long()",
+            "prediction[counts].long() * num_classes + target[counts].long()",
+        ),
+        Fault(
+            "the intersection twice in the union",
+            "self.confusion.sum(0) + self.confusion.sum(1) - hits",
+            "self.confusion.sum(0) + self.confusion.sum(1)",
+        ),
+        Fault(
+            "precision for accuracy",
+            "_divide(np.diag(self.confusion), self.confusion.sum(1))",
+            "_divide(np.diag(self.confusion), self.confusion.sum(0))",
+        ),
+        Fault(
+            "absent classes count as 0",
+            "known = values[~np.isnan(values)]",
+            "known = np.nan_to_num(values)",
+        ),
+        Fault(
+            "frequency of predictions",
+            "frequency = _divide(self.confusion.sum(1), self.confusion.sum())",
+            "frequency = _divide(self.confusion.sum(0), self.confusion.sum())",
+        ),
+    ],
+    "deeplab_fast/training/objective.py": [
+        Fault(
+            "weight of the auxiliary loss ignored",
+            "self.recipe.aux_weight * self._loss",
+            "0.5 * self._loss",
+        ),
+        Fault(
+            "class weights ignored",
+            "            self.class_weights,\n            ignore",
+            "            None,\n            ignore",
+        ),
+        Fault(
+            "divided by the number of pixels",
+            "        return self.class_weights[target.where(counts, 0)].where(counts, 0).sum()",
+            "        return counts.sum(dtype=torch.float32)",
+        ),
+        Fault(
+            "ignored pixels count",
+            "return counts.sum(dtype=torch.float32)",
+            "return (target >= 0).sum(dtype=torch.float32)",
+        ),
+        Fault(
+            "label smoothing ignored",
+            "label_smoothing=self.recipe.label_smoothing,",
+            "label_smoothing=0.0,",
+        ),
+        Fault(
+            "align_corners ignored",
+            "align_corners=self.model.align_corners,",
+            "align_corners=False,",
+        ),
+        Fault("hard_pixels ignored", "int(hard * target.numel())", "int(0.25 * target.numel())"),
+        Fault(
+            "hard pixels of all parts add up",
+            "hardest.mean() / self.recipe.accumulate",
+            "hardest.mean()",
+        ),
+    ],
+    "deeplab_fast/training/recipe.py": [
+        Fault(
+            "no warm-up",
+            "warmup = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0",
+            "warmup = 1.0",
+        ),
+        Fault("warm-up starts at 0", "(step + 1) / self.warmup", "step / self.warmup"),
+        Fault("power ignored", "(1 - step / steps) ** self.power", "(1 - step / steps) ** 0.9"),
+        Fault("momentum ignored", "momentum=self.momentum, ", "momentum=0.9, "),
+        Fault("weight decay ignored", "weight_decay=self.weight_decay)", "weight_decay=1e-4)"),
+        Fault(
+            "Nesterov's momentum",
+            "weight_decay=self.weight_decay)",
+            "weight_decay=self.weight_decay, nesterov=self.momentum > 0)",
+        ),
+        Fault(
+            "learning rate of the head ignored",
+            "head_rate = self.head_learning_rate or self.learning_rate",
+            "head_rate = self.learning_rate",
+        ),
+        Fault(
+            "backbone and head exchanged",
+            '(backbone if name.startswith("backbone.") else head)',
+            '(head if name.startswith("backbone.") else backbone)',
+        ),
+        Fault(
+            "learning rates multiply up",
+            'group["lr"] = group["initial_lr"] * factor',
+            'group["lr"] = group["lr"] * factor',
+        ),
+    ],
+    "deeplab_fast/training/transforms.py": [
+        Fault(
+            "never enlarged",
+            "random.uniform(*recipe.scale)",
+            "random.uniform(recipe.scale[0], 1.0)",
+        ),
+        Fault(
+            "the last crop never taken",
+            "random.integers(whole - part + 1)",
+            "random.integers(max(1, whole - part))",
+        ),
+        Fault(
+            "never darker",
+            "random.uniform(1 - recipe.jitter, 1 + recipe.jitter)",
+            "random.uniform(1, 1 + recipe.jitter)",
+        ),
+        Fault(
+            "no change of saturation",
+            "ImageEnhance.Contrast, ImageEnhance.Color",
+            "ImageEnhance.Contrast, ImageEnhance.Contrast",
+        ),
+        Fault(
+            "labels interpolated", "Image.Resampling.NEAREST, box", "Image.Resampling.BILINEAR, box"
+        ),
+        Fault(
+            "images not interpolated",
+            "image = image.resize(size, Image.Resampling.BILINEAR, box)",
+            "image = image.resize(size, Image.Resampling.NEAREST, box)",
+        ),
+        Fault(
+            "padding is class 0",
+            'Image.new("L", (width, height), IGNORE)',
+            'Image.new("L", (width, height), 0)',
+        ),
+        Fault(
+            "probability of mirroring ignored",
+            "random.random() < recipe.flip",
+            "random.random() < 0.5",
+        ),
+        Fault(
+            "mirrored where the probability is 0",
+            "random.random() < recipe.flip",
+            "random.random() <= recipe.flip",
+        ),
+        Fault(
+            "labels not mirrored",
+            "pixels, classes = pixels[:, ::-1], classes[:, ::-1]",
+            "pixels = pixels[:, ::-1]",
+        ),
+    ],
+}

@@ -1,0 +1,527 @@
+"""Runs: that they learn, stop, go on exactly, and lose nothing."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deeplab_fast.cli import main
+from deeplab_fast.models import DeepLabV3
+from deeplab_fast.training import (
+    Objective,
+    Recipe,
+    Scores,
+    SegmentationData,
+    TrainingError,
+    checkpoint,
+    log,
+    loop,
+    train,
+)
+
+from ..support.shapes import CLASSES, read_shapes, write_shapes
+
+RECIPE = Recipe(epochs=3, batch_size=2, crop=(32, 32), learning_rate=0.05, ema=0.9)
+STEPS = 9  # of that, with 6 images
+SMALL = ["--backbone", "mobilenet_v2", "--output-stride", "16", "--device", "cpu"]
+SMALL += ["--epochs", "3", "--batch-size", "2", "--crop", "32", "32", "--log-every", "1"]
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def no_tensorboard(request, monkeypatch):
+    """It takes seconds to import; tests that want it say so."""
+    if "tensorboard" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+
+
+@pytest.fixture
+def tensorboard():
+    return pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+def network(**options) -> DeepLabV3:
+    torch.manual_seed(0)
+    options = {"num_classes": 3, "output_stride": 16, "rates": (), "head_conv": False} | options
+    return DeepLabV3("mobilenet_v2", **options)
+
+
+def run(shapes: Path, output: Path, recipe: Recipe = RECIPE, **options) -> DeepLabV3:
+    data = read_shapes(shapes)
+    return train(network(), *data, recipe, output, **{"workers": 0, "log_every": 1} | options)
+
+
+def curve(folder: Path, name: str = "loss") -> dict[int, float]:
+    rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    assert len(points) == len(dict(points))  # no update is there twice
+    return dict(points)
+
+
+def stop_in(patch: pytest.MonkeyPatch, update: int, number: signal.Signals) -> None:
+    """A real signal comes while that update, from 1 on, is computed."""
+    original = loop._Run._update
+
+    def interrupted(self, parts):
+        if self.step + 1 == update:
+            signal.raise_signal(number)
+        return original(self, parts)
+
+    patch.setattr(loop._Run, "_update", interrupted)
+
+
+@pytest.fixture(scope="module")
+def whole_run(shapes, tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        folder = tmp_path_factory.mktemp("run") / "whole"
+        run(shapes, folder)
+    return folder
+
+
+def test_what_a_run_leaves(whole_run, shapes):
+    assert sorted(path.name for path in whole_run.iterdir()) == [
+        "best.safetensors", "config.json", "last.pt", "last.safetensors", "log.jsonl",
+    ]  # fmt: skip
+    losses = curve(whole_run)
+    assert list(losses) == list(range(1, STEPS + 1))
+    rates = curve(whole_run, "learning_rate")
+    assert list(rates.values()) == pytest.approx([0.05 * (1 - i / 9) ** 0.9 for i in range(9)])
+    miou = curve(whole_run, "val_miou")
+    assert list(miou) == [3, 6, 9]
+    config = json.loads((whole_run / "config.json").read_text())
+    assert config["recipe"]["crop"] == [32, 32] and config["architecture"]["num_classes"] == 3
+    state = torch.load(whole_run / "last.pt", weights_only=True)
+    model = DeepLabV3.from_pretrained(whole_run / "last.safetensors")
+    assert model.categories == CLASSES
+    # Convolutions read and write pixels with all their channels.
+    weight = state["model"]["backbone.features.0.0.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert state["best_miou"] == pytest.approx(max(miou.values()))
+    with pytest.raises(ValueError, match="last.pt: the state of a training run, .*best.safetens"):
+        DeepLabV3.from_pretrained(whole_run / "last.pt")
+
+
+def test_the_best_model_is_kept(shapes, tmp_path, monkeypatch):
+    mious, kept = iter((0.2, 0.6, 0.4)), []
+
+    def pretend(model, data, **options):
+        kept.append({name: value.clone() for name, value in model.state_dict().items()})
+        right = round(1e4 * next(mious))
+        return Scores(np.array([[right, 10**4 - right], [0, 0]]), ("a", "b"))
+
+    monkeypatch.setattr(loop, "evaluate", pretend)
+    run(shapes, tmp_path)
+    best = DeepLabV3.from_pretrained(tmp_path / "best.safetensors").state_dict()
+    torch.testing.assert_close(best, kept[1], rtol=0, atol=0)
+    assert not torch.equal(kept[1]["classifier.1.bias"], kept[2]["classifier.1.bias"])
+
+
+def test_it_learns(shapes, tmp_path):
+    recipe = Recipe(epochs=25, batch_size=6, crop=(56, 72), scale=(1, 1), learning_rate=0.1)
+    losses = curve(run(shapes, tmp_path, recipe, evaluate_every=25) and tmp_path)
+    assert losses[25] < 0.3 * losses[1]
+
+
+def test_what_may_change_while_a_run_rests(shapes, tmp_path):
+    """Folder, processes, parts of an update, and the end where the learning rate is constant."""
+    recipe = Recipe(**vars(RECIPE) | {"batch_size": 4, "power": 0, "epochs": 2})
+    run(shapes, tmp_path / "whole", recipe)
+    first = tmp_path / "first"
+    run(shapes, first, Recipe(**vars(recipe) | {"epochs": 1, "accumulate": 2}))
+    before = curve(first)
+    moved = first.rename(tmp_path / "moved")
+    state = torch.load(moved / "last.pt", weights_only=True)
+    torch.save({**state, "random": state["random"] * 2}, moved / "last.pt")
+    run(shapes, moved, recipe, resume=True, evaluate_every=2, log_every=2)
+    assert list(curve(moved)) == [1, 2, 4]
+    assert before.items() <= curve(moved).items()
+    assert list(curve(moved, "learning_rate").values()) == [0.05] * 3
+
+
+def command(shapes: Path, output: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", "import sys; from deeplab_fast.cli import main; "
+         "sys.modules['torch.utils.tensorboard'] = None; sys.exit(main(sys.argv[1:]))",
+         "train", str(shapes), *SMALL, "--workers", "1", "--output", str(output), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.01)
+    raise AssertionError(process.communicate()[1])
+
+
+def test_ctrl_c_saves_and_a_killed_run_goes_on_exactly(shapes, tmp_path, capsys):
+    """A real process, interrupted with its workers as a terminal does, then one that is killed."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    # A fresh network multiplies the rounding of convolutions, which depends on the CPU and on where
+    # the weights lie, from update to update. With weights that stay as they are the losses show
+    # which images, crops and dropout each update had.
+    epochs = ["--epochs", "60", "--crop", "48", "56", "--learning-rate", "1e-15"]
+
+    def logged(step: int) -> bool:
+        path = stopped / "log.jsonl"
+        return path.exists() and len(path.read_text().splitlines()) >= step
+
+    process = command(shapes, stopped, *epochs)
+    wait_for(lambda: logged(4), process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    (line,) = [line for line in err.splitlines() if line.startswith("deeplab-fast: ")]
+    match = re.match(r"deeplab-fast: interrupted after update (\d+) of 180, saved .*last.pt", line)
+    assert match and "Traceback" not in err
+    step = int(match[1])
+    assert torch.load(stopped / "last.pt", weights_only=True)["step"] == step
+
+    process = command(shapes, stopped, *epochs, "--resume")
+    rows = len((stopped / "log.jsonl").read_text().splitlines())
+    wait_for(lambda: logged(rows + 6), process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    saved = torch.load(stopped / "last.pt", weights_only=True)["step"]
+    assert saved >= step
+
+    # Both go on to the same few updates more.
+    def limited(folder: Path, *arguments: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            stop_in(patch, saved + 4, signal.SIGTERM)
+            arguments = [*SMALL, *epochs, "--workers", "0", "--output", str(folder), *arguments]
+            assert main(["train", str(shapes), *arguments]) == 130
+
+    limited(stopped, "--resume")
+    limited(whole)
+    assert list(curve(stopped)) == list(curve(whole)) == list(range(1, saved + 5))
+    assert list(curve(stopped).values()) == pytest.approx(list(curve(whole).values()), rel=1e-3)
+    assert curve(stopped, "learning_rate") == curve(whole, "learning_rate")
+    one, other = (torch.load(p / "last.pt", weights_only=True) for p in (stopped, whole))
+    torch.testing.assert_close(one["random"], other["random"], rtol=0, atol=0)
+    assert one["step"] == other["step"] == saved + 4
+    mean = "backbone.features.0.1.running_mean"  # of the first layer, where rounding is small
+    torch.testing.assert_close(one["model"][mean], other["model"][mean], rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_logged_beyond_the_saved_state_is_dropped(tmp_path):
+    rows = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
+    (tmp_path / "log.jsonl").write_text("\n".join(rows) + '\n{"step": 6, "lo')  # killed
+    with contextlib.closing(log.Log(tmp_path, 3, 0)) as lines:
+        lines.scalars(3, val_miou=0.5)
+        lines.scalars(4, loss=2.0)
+    assert curve(tmp_path) == {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0}
+    for evaluated in (3, 0):
+        log.Log(tmp_path, 3, evaluated).close()
+        assert list(curve(tmp_path)) == [1, 2, 3]
+        assert list(curve(tmp_path, "val_miou")) == [3][:evaluated]
+    (tmp_path / "log.jsonl").write_text("hello\n")
+    with pytest.raises(TrainingError, match=r"log.jsonl: b'hello.n' \(expected a JSON object"):
+        log.Log(tmp_path, 3, 0)
+
+
+def test_a_full_disk(shapes, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "run"
+    assert main(["train", str(shapes), *SMALL, "--epochs", "1", "--output", str(output)]) == 0
+    (output / "last.pt").rename(tmp_path / "keep")
+    before = {path.name: path.read_bytes() for path in output.glob("*.safetensors")}
+    real = builtins.open
+
+    def open_full(path, mode="r", *arguments, **options):
+        file = real(path, mode, *arguments, **options)
+        if "last.pt" in str(path) and "w" in mode:
+            file.close()
+            file = real("/dev/full", mode, *arguments, **options)
+        return file
+
+    monkeypatch.setattr(builtins, "open", open_full)
+    capsys.readouterr()
+    again = ["--epochs", "1", "--resume", "--output", str(output)]
+    assert main(["train", str(shapes), *SMALL, *again]) == 2
+    (*_, line) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"deeplab-fast: {output}/last.pt: cannot write: No space left on device. "
+        "What was written before is whole"
+    )
+    for name, content in before.items():
+        assert (output / name).read_bytes() == content
+    assert not (output / "last.pt").exists() and not list(output.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
+def test_a_write_that_fails_leaves_the_one_before(name, whole_run, tmp_path, monkeypatch):
+    path = tmp_path / name
+    path.write_bytes(b"before")
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(TrainingError, match=f"{name}: cannot write: No space left on device"):
+        checkpoint.save(path, {"a": 1})
+    assert os.listdir(tmp_path) == [name] and path.read_bytes() == b"before"
+
+
+def test_a_folder_with_a_run_is_not_started_over(whole_run, shapes, tmp_path):
+    before = (whole_run / "last.pt").read_bytes()
+    with pytest.raises(TrainingError, match=f"^{whole_run}: there is a run in that folder"):
+        run(shapes, whole_run)
+    assert (whole_run / "last.pt").read_bytes() == before
+    (tmp_path / "log.jsonl").write_text('{"step": 10, "loss": 1.0}\n')  # of one not saved yet
+    with pytest.raises(TrainingError, match=f"^{tmp_path}: there is a run in that folder"):
+        run(shapes, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model, recipe, message",
+    [
+        ({"head_conv": True}, {}, "head_conv False, not True "),
+        ({"aux_loss": True}, {}, "aux_loss False, not True "),
+        ({}, {"learning_rate": 0.1}, "learning_rate 0.05, not 0.1 "),
+        ({}, {"crop": (32, 48)}, r"crop \[32, 32\], not \[32, 48\] "),
+    ],
+)
+def test_a_run_of_another_kind(model, recipe, message, whole_run, shapes):
+    data = read_shapes(shapes)
+    recipe = Recipe(**vars(RECIPE) | recipe)
+    with pytest.raises(TrainingError, match=rf"^{whole_run}/last.pt: saved with {message}"):
+        train(network(**model), *data, recipe, whole_run, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", "half", "other"])
+def test_a_state_that_is_none(content, whole_run, shapes, tmp_path):
+    path = tmp_path / "last.pt"
+    if content == "other":
+        torch.save({"weight": torch.ones(2)}, path)
+    else:
+        whole = (whole_run / "last.pt").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    with pytest.raises(TrainingError, match=rf"^{path}: (damaged|not a checkpoint)"):
+        run(shapes, tmp_path, resume=True)
+
+
+def test_resume_of_nothing_starts_and_of_a_finished_run_ends(shapes, tmp_path):
+    recipe = Recipe(**vars(RECIPE) | {"epochs": 1})
+    first = run(shapes, tmp_path, recipe, resume=True)
+    (tmp_path / ".last.pt.1.partial").touch()  # of a run that was killed while it wrote
+    again = run(shapes, tmp_path, recipe, resume=True)
+    torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"learning_rate": 1e18}, r"the loss is (nan|inf) at update \d"),
+        ({"learning_rate": float("inf"), "batch_size": 6}, "a weight is not finite at update 1"),
+    ],
+)
+def test_a_run_that_diverges_ends_before_it_is_saved(options, message, shapes, tmp_path):
+    recipe = Recipe(**vars(RECIPE) | {"epochs": 1, "ema": None} | options)
+    with pytest.raises(TrainingError, match=message):
+        run(shapes, tmp_path, recipe)
+    assert not list(tmp_path.glob("*last*"))
+
+
+@pytest.mark.parametrize(
+    "file, updates",
+    [
+        ("labels/train/3.png", 0),  # in the first batch
+        ("images/train/5.png", 1),
+        ("images/val/1.png", 3),
+    ],
+)
+def test_a_bad_file_during_training_is_named_and_nothing_lost(
+    file, updates, whole_run, tmp_path, capsys
+):
+    bad = write_shapes(tmp_path / "shapes") / file
+    good = bad.read_bytes()
+    if file.startswith("images"):
+        bad.write_bytes(good[:200])
+    else:
+        Image.fromarray(np.full((56, 72), 9, np.uint8)).save(bad)
+    output = tmp_path / "run"
+    arguments = [str(tmp_path / "shapes"), *SMALL, "--workers", "1", "--output", str(output)]
+    assert main(["train", *arguments]) == 2
+    (*_, line) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"deeplab-fast: {bad}: ") and "(expected" in line
+    assert list(curve(output)) == list(range(1, updates + 1))
+    # Put right, it goes on where it failed, not with an epoch that was done in part.
+    if updates:
+        assert torch.load(output / "last.pt", weights_only=True)["step"] == updates
+        arguments.append("--resume")
+    bad.write_bytes(good)
+    assert main(["train", *arguments]) == 0
+    assert list(curve(output)) == list(range(1, STEPS + 1))
+    assert list(curve(output, "val_miou")) == [3, 6, 9]
+
+
+def test_class_weights_hard_pixels_and_frozen_batch_norm(shapes, tmp_path):
+    options = {
+        "class_weights": (1.0, 3.0, 2.0), "hard_pixels": 0.3, "freeze_batch_norm": True,
+        "epochs": 1, "label_smoothing": 0.1, "head_learning_rate": 0.1, "warmup": 2,
+        "accumulate": 2,
+    }  # fmt: skip
+    before = network().state_dict()
+    model = run(shapes, tmp_path, Recipe(**vars(RECIPE) | options | {"ema": None}))
+    norms = re.compile("running_|num_batches")
+    for name, value in model.state_dict().items():
+        frozen = bool(norms.search(name)) or before[name].dim() == 1 and "classifier.1" not in name
+        assert torch.equal(value, before[name]) == frozen, name
+
+
+def test_gradient_of_the_parts_is_that_of_the_whole():
+    """Images with unlike numbers of ignored pixels, class weights, batch norm frozen."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 32, 32)
+    target = torch.randint(3, (4, 32, 32))
+    target[0, :30] = target[1, 4:] = target[2] = 255
+    model = network(aux_loss=True).eval()
+    gradients = []
+    for part in (4, 1):
+        objective = Objective(model, Recipe(class_weights=(1.0, 4.0, 0.5)))
+        weight = objective.weight_of(target)
+        objective.zero_grad()
+        for x, y in zip(images.split(part), target.split(part)):
+            objective(x, y, weight).backward()
+        gradients.append({name: p.grad.clone() for name, p in objective.named_parameters()})
+    torch.testing.assert_close(gradients[0], gradients[1])
+    loss = objective(images, target, weight)
+    full = {
+        name: torch.nn.functional.cross_entropy(
+            logits, target, torch.tensor([1.0, 4.0, 0.5]), ignore_index=255
+        )
+        for name, logits in model(images).items()
+    }
+    torch.testing.assert_close(loss, full["out"] + 0.5 * full["aux"])
+
+
+def test_hard_pixels_are_those_of_largest_loss():
+    torch.manual_seed(0)
+    model, images = network().eval(), torch.randn(2, 3, 32, 32)
+    target = torch.randint(3, (2, 32, 32))
+    objective = Objective(model, Recipe(hard_pixels=0.25))
+    losses = torch.nn.functional.cross_entropy(model(images)["out"], target, reduction="none")
+    expected = losses.flatten().sort(descending=True).values[:512].mean()
+    torch.testing.assert_close(objective(images, target, objective.weight_of(target)), expected)
+
+
+def test_nothing_but_ignored_pixels_changes_nothing():
+    objective = Objective(network(), Recipe())
+    target = torch.full((2, 32, 32), 255)
+    loss = objective(torch.randn(2, 3, 32, 32), target, objective.weight_of(target))
+    loss.backward()
+    assert loss == 0
+    assert all((p.grad == 0).all() for p in objective.parameters())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"accumulate": 4}, r"batch_size: expected a multiple of 4 \(1 processes, 4 accum"),
+        ({"accumulate": 2}, r"batch_size: expected at least 2 images at a time .* got 1"),
+        ({"class_weights": (1.0,)}, "class_weights: expected 3 numbers, got 1"),
+    ],
+)
+def test_recipes_that_do_not_fit(options, message, shapes, tmp_path):
+    with pytest.raises(TrainingError, match=message):
+        run(shapes, tmp_path, Recipe(**vars(RECIPE) | options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_images(shapes, tmp_path):
+    none = SegmentationData([], CLASSES)
+    with pytest.raises(TrainingError, match="train_data: expected images, got none"):
+        train(network(), none, None, RECIPE, tmp_path)
+    with pytest.raises(TrainingError, match="val_data: expected images, got none"):
+        train(network(), read_shapes(shapes)[0], none, RECIPE, tmp_path)
+
+
+def test_curves_and_pictures_in_tensorboard(tensorboard, shapes, tmp_path):
+    run(shapes, tmp_path, Recipe(**vars(RECIPE) | {"epochs": 1}))
+    events = tensorboard.EventAccumulator(str(tmp_path)).Reload()
+    assert {"loss", "learning_rate", "val/miou", "val/iou/red"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(
+        list(curve(tmp_path).values())
+    )
+    assert len(events.Tags()["images"]) == 2
+    picture = events.Images(events.Tags()["images"][0])[0]
+    assert (picture.width, picture.height) == (3 * 72, 56)
+
+
+def test_without_tensorboard_a_line_says_so(shapes, tmp_path, capsys):
+    run(shapes, tmp_path, Recipe(**vars(RECIPE) | {"epochs": 1}))
+    assert capsys.readouterr().err.splitlines() == [log.NO_TENSORBOARD]
+
+
+def test_a_progress_bar_with_loss_speed_and_time_left(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    run(shapes, tmp_path, Recipe(**vars(RECIPE) | {"epochs": 1}))
+    err = capsys.readouterr().err
+    assert re.search(r"training: .*3/3 \[\d\d:\d\d<\d\d:\d\d.*loss \d\.\d+, [\d.]+ images/s", err)
+
+
+def test_fine_tuning_from_weights_with_other_classes(shapes, tmp_path, capsys):
+    weights = tmp_path / "voc.safetensors"
+    network(num_classes=21).save_pretrained(weights)
+    one = ["--epochs", "1", "--learning-rate", "1e-9", "--output", str(tmp_path / "run")]
+    assert main(["train", str(shapes), *SMALL, *one, "--weights", str(weights)]) == 0
+    model = DeepLabV3.from_pretrained(tmp_path / "run/last.safetensors")
+    before, after = DeepLabV3.from_pretrained(weights).state_dict(), model.state_dict()
+    assert model.config["num_classes"] == 3 and not model.config["head_conv"]
+    torch.testing.assert_close(
+        after["backbone.features.0.0.weight"], before["backbone.features.0.0.weight"]
+    )
+    assert after["classifier.1.weight"].shape[0] == 3
+    arguments = [*SMALL, "--backbone", "resnet50", "--weights", str(weights)]
+    assert main(["train", str(shapes), *arguments]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"deeplab-fast: --weights: {weights} has the backbone mobilenet_v2 (expected resnet50, as "
+        "--backbone says)"
+    )
+
+
+def test_backbone_weights(shapes, tmp_path, capsys):
+    models = pytest.importorskip("torchvision.models")
+    torch.save(models.mobilenet_v2().state_dict(), tmp_path / "imagenet.pth")
+    torch.save(models.resnet18().state_dict(), tmp_path / "other.pth")
+    arguments = [*SMALL, "--epochs", "1", "--backbone-weights"]
+    imagenet = str(tmp_path / "imagenet.pth")
+    output = ["--output", str(tmp_path / "run")]
+    assert main(["train", str(shapes), *arguments, imagenet, *output]) == 0
+    for name, message in (("other", "is missing"), ("none", "No such file")):
+        path = tmp_path / f"{name}.pth"
+        assert main(["train", str(shapes), *arguments, str(path)]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"deeplab-fast: --backbone-weights: {path}: ") and message in line
