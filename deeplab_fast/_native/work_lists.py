@@ -1,4 +1,4 @@
-"""What each block of a dense convolution computes: lists that csrc/schedule/zones.h makes."""
+"""Work lists of the dense convolution kernels (csrc/schedule)."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class ConvKernel(NamedTuple):
     box_pixels: int = 1  # of a weight gradient, that are copied together
 
 
-CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
+CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_K_ITER_BYTES, 1)
 CONV_SM90 = ConvKernel(
     "dilated_conv2d_fwd_sm90",
     _C.CONV_TILE_SM90,
-    _C.CONV_STEP_BYTES_SM90,
+    _C.CONV_K_ITER_BYTES_SM90,
     4,
     is_persistent=True,
     item_steps=2,
 )
 
-WGRAD_SM80 = ConvKernel("dilated_conv2d_wgrad", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
+WGRAD_SM80 = ConvKernel("dilated_conv2d_wgrad", _C.CONV_TILE, _C.CONV_K_ITER_BYTES, 1)
 WGRAD_SM90 = ConvKernel(
     "dilated_conv2d_wgrad_sm90",
     _C.CONV_TILE_SM90,
-    _C.CONV_STEP_BYTES_SM90,
+    _C.CONV_K_ITER_BYTES_SM90,
     4,
     is_persistent=True,
     item_steps=2,
@@ -111,9 +111,9 @@ def conv_work_list(
     num_workers: int,
     kernel: ConvKernel = CONV_SM80,
 ) -> ConvWorkList:
-    """The work list (csrc/schedule/zones.h) of a launch, on ``device``.
+    """The work list (csrc/schedule/work_list.h) of a launch, on ``device``.
 
-    ``list_tiles`` is ``_C.zones.forward_tiles`` or ``input_grad_tiles``, ``plane`` is (N, H, W),
+    ``list_tiles`` is ``_C.schedule.forward_tiles`` or ``input_grad_tiles``, ``plane`` is (N, H, W),
     ``branches`` are (kernel_H, kernel_W, dilation_H, dilation_W), ``out_channels`` are those of
     each output, and ``num_workers`` is how many thread blocks of ``CONV_SM80`` run at once.
     """
@@ -124,7 +124,7 @@ def conv_work_list(
         (num_taps * steps_per_tap, -(-out_channels[output] // kernel.tile))
         for output, _, _, _, num_taps in tiles.view(-1, 5).tolist()
     ]
-    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS, kernel.item_steps)
+    schedule = _C.schedule.split_k(jobs, num_workers, SPLIT_STEPS, kernel.item_steps)
     items, first_items = items_of_workers(schedule, kernel)
     reductions = int32_tensor(schedule["reductions"])
     lists = [pixels, taps, tiles, items, reductions, first_items]
@@ -136,17 +136,17 @@ def conv_work_list(
         ]
     tensors = tuple(t.to(device) for t in lists)
     *addresses, first_item = (t.data_ptr() for t in tensors[:6])
-    counts = items.numel() // 6, reductions.numel() // 4
+    counts = items.numel() // 5, reductions.numel() // 4
     more = (t.data_ptr() for t in tensors[6:])
     work = _C.ConvWork(*addresses, *counts, first_item, first_items.numel() - 1, *more)
-    return ConvWorkList(kernel, work, tensors, schedule["num_slots"], schedule["makespan"])
+    return ConvWorkList(kernel, work, tensors, schedule["num_slots"], makespan(schedule, kernel))
 
 
 class WgradWorkList(NamedTuple):
     """What the kernel of the weight gradient is to do; ``tensors`` hold what ``work`` points to."""
 
     work: _C.ConvWgradWork
-    tensors: tuple[Tensor, ...]  # rectangles, items, reductions: rows of zones.h; first items
+    tensors: tuple[Tensor, ...]  # rectangles, items, reductions: rows of work_list.h; first items
     num_slots: int
     makespan: int  # as in ConvWorkList
 
@@ -169,7 +169,7 @@ def wgrad_work_list(
     """
     num_workers = max(1, num_workers // kernel.blocks_per_worker)
     N, H, W = plane
-    rectangles = int32_tensor(_C.zones.tap_rectangles((H, W), branches))
+    rectangles = int32_tensor(_C.schedule.tap_rectangles((H, W), branches))
     rows = rectangles.view(-1, 8).tolist()
     box = best_box(N, [(h, w) for *_, h, w in rows], kernel.box_pixels)
     step = kernel.step_bytes // dtype.itemsize
@@ -178,7 +178,7 @@ def wgrad_work_list(
         (-(-num_boxes(box, N, h, w) * kernel.box_pixels // step), blocks[branch])
         for _, _, branch, _, _, _, h, w in rows
     ]
-    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS, kernel.item_steps)
+    schedule = _C.schedule.split_k(jobs, num_workers, SPLIT_STEPS, kernel.item_steps)
     items, first_items = items_of_workers(schedule, kernel)
     reductions = int32_tensor(schedule["reductions"])
     lists = [rectangles, items, reductions, first_items]
@@ -187,10 +187,10 @@ def wgrad_work_list(
         lists.append(box_items(items, rectangles, box, boxes, channels, kernel.tile))
     tensors = tuple(t.to(device) for t in lists)
     *addresses, first_item = (t.data_ptr() for t in tensors[:4])
-    counts = items.numel() // 6, reductions.numel() // 4
+    counts = items.numel() // 5, reductions.numel() // 4
     more = (t.data_ptr() for t in tensors[4:])
     work = _C.ConvWgradWork(*addresses, *counts, first_item, first_items.numel() - 1, box, *more)
-    return WgradWorkList(work, tensors, schedule["num_slots"], schedule["makespan"])
+    return WgradWorkList(work, tensors, schedule["num_slots"], makespan(schedule, kernel))
 
 
 def num_boxes(box: tuple[int, int, int], N: int, h: int, w: int) -> int:
@@ -211,15 +211,22 @@ def items_of_workers(schedule: dict[str, Any], kernel: ConvKernel) -> tuple[Tens
 
     Workers without items are left out. They are the last: each of the first items is another's.
     """
-    items, workers = int32_tensor(schedule["items"]), int32_tensor(schedule["workers"])
+    items, workers = int32_tensor(schedule["work_items"]), int32_tensor(schedule["ctas"])
     if kernel.is_persistent:
-        items = items.view(-1, 6)[workers.argsort(stable=True)].flatten()
+        items = items.view(-1, 5)[workers.argsort(stable=True)].flatten()
     first_items = workers.bincount().cumsum(0)
     return items, torch.cat([first_items.new_zeros(1), first_items]).int()
 
 
+def makespan(schedule: dict[str, Any], kernel: ConvKernel) -> int:
+    """K-iterations of the CTA that has most, with what its items cost besides."""
+    items, ctas = int32_tensor(schedule["work_items"]).view(-1, 5), int32_tensor(schedule["ctas"])
+    costs = items[:, 3] + kernel.item_steps + SPLIT_STEPS * (items[:, 4] >= 0)
+    return int(ctas.bincount(weights=costs, minlength=1).max())
+
+
 def listed_pixels(pixels: Tensor, plane: tuple[int, int, int]) -> Tensor:
-    """Rows of zones.h's ``ListedPixel``."""
+    """Rows of work_list.h's ``ListedPixel``."""
     _, H, W = plane
     return torch.stack([pixels, pixels // W % H << 16 | pixels % W], dim=1)
 
@@ -231,9 +238,9 @@ def tile_items(
     plane: tuple[int, int, int],
     channels: int,
 ) -> Tensor:
-    """Rows of zones.h's ``TileItem``; ``channels`` are those of a step."""
+    """Rows of work_list.h's ``TileItem``; ``channels`` are those of a step."""
     _, H, W = plane
-    job, block, first_step, num_steps, slot, _ = items.view(-1, 6).long().unbind(1)
+    job, block, first_step, num_steps, slot = items.view(-1, 5).long().unbind(1)
     output, first_pixel, num_pixels, first_tap, num_taps = tiles.view(-1, 5)[job].long().unbind(1)
     first_index = pixels[first_pixel]
     # fmt: off
@@ -253,9 +260,9 @@ def box_items(
     channels: int,
     tile: int,
 ) -> Tensor:
-    """Rows of zones.h's ``BoxItem``, of ``channels`` input channels."""
+    """Rows of work_list.h's ``BoxItem``, of ``channels`` input channels."""
     box_x, box_y, box_n = box
-    job, block, first_step, num_steps, slot, _ = items.view(-1, 6).long().unbind(1)
+    job, block, first_step, num_steps, slot = items.view(-1, 5).long().unbind(1)
     dy, dx, branch, index, y, x, h, w = rectangles.view(-1, 8)[job].long().unbind(1)
     blocks_c = -(-channels // tile)
     # One box for a rectangle of no pixels: its items have no steps.

@@ -260,7 +260,7 @@ def _cross_entropy_arguments(
         logits.data_ptr(),
         target.data_ptr(),
         upsample_shape(logits, target.shape[1:], None, align_corners),
-        _C.CrossEntropyTerms(
+        _C.CrossEntropyParams(
             0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
         ),
         torch.get_num_threads(),

@@ -113,7 +113,7 @@ def convolve(
         outputs,
         [_C.ConvSource(0, C, 0)] * len(weights),
         conv_work_list(
-            _C.zones.forward_tiles,
+            _C.schedule.forward_tiles,
             (N, H, W),
             branches,
             steps_per_tap(C, input.dtype, kernel),

@@ -110,7 +110,7 @@ def input_gradient(
         [_C.ConvOutput(transposed.data_ptr(), 0, bias_address, C, 0, transposed.size(1))],
         [_C.ConvSource(*source) for source in sources],
         conv_work_list(
-            _C.zones.input_grad_tiles,
+            _C.schedule.input_grad_tiles,
             (N, H, W),
             branches,
             steps_per_tap(max(channels), input.dtype, kernel),

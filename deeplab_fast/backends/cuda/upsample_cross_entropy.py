@@ -88,8 +88,8 @@ def backward(
 
 def _terms(
     weight: Tensor | None, ignore_index: int, label_smoothing: float
-) -> _C.CrossEntropyTerms:
-    return _C.CrossEntropyTerms(
+) -> _C.CrossEntropyParams:
+    return _C.CrossEntropyParams(
         0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
     )
 

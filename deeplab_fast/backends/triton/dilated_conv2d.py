@@ -1,7 +1,7 @@
 """output[n, y, x, k] = sum over taps and c of input[n, y + dy, x + dx, c] weight[k, tap, c].
 
 Branches read one input [N, H, W, C] with weights [K, R, S, C] and write the channels of one output
-side by side. Implicit GEMM over the work list of csrc/schedule/zones.h: BLOCK_M listed pixels times
+side by side. Implicit GEMM over a work list (csrc/schedule): BLOCK_M listed pixels times
 BLOCK_N channels, summed in steps of one tap and BLOCK_K channels. The gradient of the input is the
 same sum over the mirrored taps of all branches, that of a weight one over the pixels at which its
 tap is inside. A program per work item; the pieces of a split sum are added by a second kernel in a
@@ -79,7 +79,7 @@ def dilated_conv2d_kernel(
     weights,  # of each branch [K, R, S, C]
     p_bias,  # [N or 1, out_channels]
     p_residual,  # [N, H, W, out_channels]
-    p_pixels,  # rows of zones.h
+    p_pixels,  # rows of csrc/schedule/work_list.h
     p_taps,
     p_tiles,
     p_items,
@@ -100,7 +100,7 @@ def dilated_conv2d_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    p_item = p_items + tl.program_id(0) * 6
+    p_item = p_items + tl.program_id(0) * 5
     p_tile = p_tiles + tl.load(p_item) * 5
     i_block = tl.load(p_item + 1)
     i_first_step = tl.load(p_item + 2)
@@ -217,7 +217,7 @@ def dilated_conv2d_wgrad_kernel(
     p_partial,  # [slots, BLOCK_M, BLOCK_N] fp32
     p_grad_output,  # [N, H, W, out_channels]
     p_input,  # [N, H, W, C]
-    p_rectangles,  # rows of zones.h
+    p_rectangles,  # rows of csrc/schedule/work_list.h
     p_items,
     p_branches,
     H,
@@ -232,7 +232,7 @@ def dilated_conv2d_wgrad_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """BLOCK_M output channels times BLOCK_N input channels, in steps of BLOCK_K pixels."""
-    p_item = p_items + tl.program_id(0) * 6
+    p_item = p_items + tl.program_id(0) * 5
     p_rectangle = p_rectangles + tl.load(p_item) * 8
     i_block = tl.load(p_item + 1)
     i_first_step = tl.load(p_item + 2)
@@ -355,7 +355,7 @@ def _reduced_rows(blocks: Blocks) -> int:
 
 
 class WorkList(NamedTuple):
-    """Rows of csrc/schedule/zones.h on the device, and [branches, 3]: K, first channel, taps."""
+    """Rows of work_list.h on the device, and [branches, 3]: K, first channel, taps."""
 
     pixels: Tensor
     taps: Tensor
@@ -377,8 +377,8 @@ def _int32(buffer: bytearray, device: torch.device) -> Tensor:
 def _scheduled(
     jobs: list[tuple[int, int]], device: torch.device, num_workers: int
 ) -> tuple[Tensor, Tensor, int]:
-    schedule = _C.zones.schedule(jobs, num_workers, _SPLIT_STEPS)
-    items, reductions = (_int32(schedule[name], device) for name in ("items", "reductions"))
+    schedule = _C.schedule.split_k(jobs, num_workers, _SPLIT_STEPS)
+    items, reductions = (_int32(schedule[name], device) for name in ("work_items", "reductions"))
     return items, reductions, schedule["num_slots"]
 
 
@@ -408,7 +408,7 @@ def work_list(
     ``plane`` is (N, H, W), ``branches`` are (kernel_H, kernel_W, dilation_H, dilation_W), and
     ``num_workers`` is how many programs run at once.
     """
-    list_tiles = _C.zones.input_grad_tiles if mirrored else _C.zones.forward_tiles
+    list_tiles = _C.schedule.input_grad_tiles if mirrored else _C.schedule.forward_tiles
     pixels, taps, tiles = (
         _int32(rows, torch.device("cpu")) for rows in list_tiles(plane, branches, blocks.m)
     )
@@ -448,7 +448,7 @@ def weight_work_list(
     num_workers: int,
 ) -> WeightWorkList:
     N, H, W = plane
-    rectangles = _int32(_C.zones.tap_rectangles((H, W), branches), torch.device("cpu"))
+    rectangles = _int32(_C.schedule.tap_rectangles((H, W), branches), torch.device("cpu"))
     jobs = [
         (
             triton.cdiv(N * height * width, blocks.k),
