@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -135,10 +135,15 @@ def conv_work_list(
             tile_items(items, tiles, pixels, plane, channels),
         ]
     tensors = tuple(t.to(device) for t in lists)
-    *addresses, first_item = (t.data_ptr() for t in tensors[:6])
-    counts = items.numel() // 5, reductions.numel() // 4
-    more = (t.data_ptr() for t in tensors[6:])
-    work = _C.ConvWork(*addresses, *counts, first_item, first_items.numel() - 1, *more)
+    pixels_at, taps_at, tiles_at, items_at, reductions_at, first_items_at, *more = (
+        t.data_ptr() for t in tensors
+    )
+    listed_pixels_at, tile_items_at = more or (0, 0)
+    work = _C.ConvWork(
+        pixels_at, taps_at, tiles_at, items_at, reductions_at, items.numel() // 5,
+        reductions.numel() // 4, first_items_at, first_items.numel() - 1, listed_pixels_at,
+        tile_items_at,
+    )  # fmt: skip
     return ConvWorkList(kernel, work, tensors, schedule["num_slots"], makespan(schedule, kernel))
 
 
@@ -186,10 +191,11 @@ def wgrad_work_list(
         boxes = step // kernel.box_pixels
         lists.append(box_items(items, rectangles, box, boxes, channels, kernel.tile))
     tensors = tuple(t.to(device) for t in lists)
-    *addresses, first_item = (t.data_ptr() for t in tensors[:4])
-    counts = items.numel() // 5, reductions.numel() // 4
-    more = (t.data_ptr() for t in tensors[4:])
-    work = _C.ConvWgradWork(*addresses, *counts, first_item, first_items.numel() - 1, box, *more)
+    rectangles_at, items_at, reductions_at, first_items_at, *more = (t.data_ptr() for t in tensors)
+    work = _C.ConvWgradWork(
+        rectangles_at, items_at, reductions_at, items.numel() // 5, reductions.numel() // 4,
+        first_items_at, first_items.numel() - 1, box, more[0] if more else 0,
+    )  # fmt: skip
     return WgradWorkList(work, tensors, schedule["num_slots"], makespan(schedule, kernel))
 
 
@@ -206,7 +212,7 @@ def best_box(N: int, sizes: Sequence[tuple[int, int]], pixels: int) -> tuple[int
     return min(boxes, key=lambda box: sum(num_boxes(box, N, h, w) for h, w in sizes))
 
 
-def items_of_workers(schedule: dict[str, Any], kernel: ConvKernel) -> tuple[Tensor, Tensor]:
+def items_of_workers(schedule: Mapping[str, Any], kernel: ConvKernel) -> tuple[Tensor, Tensor]:
     """Items, one worker's after another's where it has several, and where they begin.
 
     Workers without items are left out. They are the last: each of the first items is another's.
@@ -218,7 +224,7 @@ def items_of_workers(schedule: dict[str, Any], kernel: ConvKernel) -> tuple[Tens
     return items, torch.cat([first_items.new_zeros(1), first_items]).int()
 
 
-def makespan(schedule: dict[str, Any], kernel: ConvKernel) -> int:
+def makespan(schedule: Mapping[str, Any], kernel: ConvKernel) -> int:
     """K-iterations of the CTA that has most, with what its items cost besides."""
     items, ctas = int32_tensor(schedule["work_items"]).view(-1, 5), int32_tensor(schedule["ctas"])
     costs = items[:, 3] + kernel.item_steps + SPLIT_STEPS * (items[:, 4] >= 0)

@@ -154,7 +154,7 @@ def launch(
         sources,
         work_list.work,
         epilogue,
-        _C.ConvShape(*input.shape[2:], input.size(1), output.size(1)),
+        _C.ConvShape(input.size(2), input.size(3), input.size(1), output.size(1)),
         DTYPES[input.dtype],
         kernels.stream,
     )
