@@ -630,9 +630,9 @@ FAULTS: dict[str, list[Fault]] = {
             "block % blocks_c * tile, block // blocks_c * tile,",
         ),
         Fault(
-            "partial sums are never reserved",
-            "return ConvWorkList(kernel, work, tensors, schedule.num_slots,",
-            "return ConvWorkList(kernel, work, tensors, 0,",
+            "no workspace slots for partial sums",
+            "return ConvWorkList(kernel, work, tensors, schedule.num_slots)",
+            "return ConvWorkList(kernel, work, tensors, 0)",
         ),
     ],
     "deeplab_fast/backends/dispatch_table.py": [
