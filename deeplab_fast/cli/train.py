@@ -21,25 +21,25 @@ from .errors import UserError, reason
 _RECIPE: dict[str, tuple[Any, str]] = {
     "epochs": (int, "how often every image is seen"),
     "batch_size": (int, "images per update, over all GPUs and accumulated parts"),
-    "accumulate": (int, "parts in which an update is computed, to save memory"),
-    "crop": (int, "height and width of the training images"),
+    "grad_accum_steps": (int, "parts in which an update is computed, to save memory"),
+    "crop_size": (int, "height and width of the training images"),
     "scale": (float, "range of the random resizing"),
     "flip": (float, "probability of mirroring"),
-    "jitter": (float, "change of brightness, contrast and saturation"),
+    "color_jitter": (float, "change of brightness, contrast and saturation"),
     "learning_rate": (float, "at the start, of the backbone and, by default, of the rest"),
     "head_learning_rate": (float, "of all but the backbone"),
-    "warmup": (int, "updates of linear warm-up"),
+    "warmup_steps": (int, "updates of linear warm-up"),
     "power": (float, "of the poly learning rate"),
     "momentum": (float, "of SGD"),
     "weight_decay": (float, "of SGD"),
     "aux_weight": (float, "of the auxiliary loss; 0 for a network without it"),
     "class_weights": (float, "one factor per class"),
     "label_smoothing": (float, "part of each label spread over all classes"),
-    "hard_pixels": (float, "fraction of the pixels, those of largest loss, that count"),
-    "ema": (float, "decay of a moving average of the weights, which is then kept"),
+    "top_k_pixels": (float, "fraction of the pixels, those of largest loss, that count"),
+    "ema_decay": (float, "decay of a moving average of the weights, which is then kept"),
     "seed": (int, "of weights, order, augmentation and dropout"),
 }
-_METAVARS = {"crop": ("HEIGHT", "WIDTH"), "scale": ("MIN", "MAX")}  # those with two values
+_METAVARS = {"crop_size": ("HEIGHT", "WIDTH"), "scale": ("MIN", "MAX")}  # those with two values
 
 
 def add_parser(subparsers: Any) -> None:
@@ -155,8 +155,8 @@ def run_training(arguments: argparse.Namespace) -> int:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            "not enough memory (expected a smaller --batch-size or --crop, or a larger "
-            "--accumulate)"
+            "not enough memory (expected a smaller --batch-size or --crop-size, or a larger "
+            "--grad-accum-steps)"
         ) from error
     finally:
         distributed.stop()

@@ -61,8 +61,11 @@ def read_own(path: Path) -> Checkpoint:
             for name, value in description["preprocessing"].items()
         }
         categories = description["categories"]
+        config = dict(description["config"])
+        if "rates" in config:  # written by version 0.1.0
+            config["atrous_rates"] = config.pop("rates")
         return Checkpoint(
-            dict(description["config"]),
+            config,
             state,
             Preprocessing(**preprocessing),
             None if categories is None else tuple(map(str, categories)),

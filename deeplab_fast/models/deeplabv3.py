@@ -20,7 +20,7 @@ from .resnet import ResNet
 from .segmentation import SegmentationModel
 from .weights import read_checkpoint
 
-_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
+_ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 _RESNETS = ("resnet50", "resnet101")
 
 
@@ -32,7 +32,7 @@ class DeepLabV3(SegmentationModel):
     returns what that returns, and adds :meth:`predict`, :meth:`logits` and
     :meth:`prepare_for_inference`.
 
-    The weights do not depend on ``output_stride`` or ``rates``. Weights for ImageNet fit the
+    The weights do not depend on ``output_stride`` or ``atrous_rates``. Weights for ImageNet fit the
     backbones: ``model.backbone.load_state_dict(torchvision_resnet.state_dict(), strict=False)``.
 
     Args:
@@ -40,8 +40,8 @@ class DeepLabV3(SegmentationModel):
         num_classes: channels of the logits.
         output_stride: 8 or 16, the size of the input over the size of the features. 8 is what
             torchvision's models have; 16 is cheaper and coarser.
-        rates: of the 3x3 branches of ASPP. By default 12, 24, 36 at output stride 8 and 6, 12, 18
-            at 16, the same field of view; () for none.
+        atrous_rates: rates of the 3x3 branches of ASPP; () for no such branch. By default
+            (12, 24, 36) at output stride 8 and (6, 12, 18) at 16, which see the same field.
         multi_grid: three unit rates for the last three blocks of a resnet, (1, 2, 4) in the paper
             (section 3.2.1). None keeps torchvision's dilations.
         aux_loss: add an FCN classifier on earlier features, returned as "aux".
@@ -67,7 +67,7 @@ class DeepLabV3(SegmentationModel):
         backbone: str = "resnet50",
         num_classes: int = 21,
         output_stride: int = 8,
-        rates: Sequence[int] | None = None,
+        atrous_rates: Sequence[int] | None = None,
         multi_grid: Sequence[int] | None = None,
         aux_loss: bool | None = None,
         *,
@@ -82,10 +82,10 @@ class DeepLabV3(SegmentationModel):
             )
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
-        if output_stride not in _RATES:
+        if output_stride not in _ATROUS_RATES:
             raise ValueError(f"output_stride: expected 8 or 16, got {output_stride}")
-        if rates is not None and any(rate < 1 for rate in rates):
-            raise ValueError(f"rates: expected positive ints, got {rates}")
+        if atrous_rates is not None and any(rate < 1 for rate in atrous_rates):
+            raise ValueError(f"atrous_rates: expected positive ints, got {atrous_rates}")
         if multi_grid is not None:
             if backbone not in _RESNETS:
                 raise ValueError(f"multi_grid: only resnets have one, not {backbone}")
@@ -108,7 +108,7 @@ class DeepLabV3(SegmentationModel):
         aux_classifier = _fcn_head(features.aux_channels, num_classes) if aux_loss else None
         classifier = _deeplab_head(
             features.out_channels,
-            _RATES[output_stride] if rates is None else rates,
+            _ATROUS_RATES[output_stride] if atrous_rates is None else atrous_rates,
             num_classes,
             head_conv,
         )
@@ -119,7 +119,7 @@ class DeepLabV3(SegmentationModel):
             "backbone": backbone,
             "num_classes": num_classes,
             "output_stride": output_stride,
-            "rates": None if rates is None else list(rates),
+            "atrous_rates": None if atrous_rates is None else list(atrous_rates),
             "multi_grid": None if multi_grid is None else list(multi_grid),
             "aux_loss": bool(aux_loss),
             "align_corners": align_corners,
@@ -214,9 +214,9 @@ class DeepLabV3(SegmentationModel):
 
 
 def _deeplab_head(
-    in_channels: int, rates: Sequence[int], num_classes: int, head_conv: bool
+    in_channels: int, atrous_rates: Sequence[int], num_classes: int, head_conv: bool
 ) -> nn.Sequential:
-    head = nn.Sequential(ASPP(in_channels, rates))
+    head = nn.Sequential(ASPP(in_channels, atrous_rates))
     if head_conv:
         head.extend([nn.Conv2d(256, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU()])
     return head.append(nn.Conv2d(256, num_classes, 1))

@@ -48,7 +48,7 @@ def read_folder(folder: Path) -> Checkpoint:
             "backbone": "mobilenet_v2",
             "num_classes": num_classes,
             "output_stride": config.get("output_stride", 32),
-            "rates": [],
+            "atrous_rates": [],
             # As in TensorFlow, where these networks were trained; the configuration does not say.
             # transformers' loss and post_process_semantic_segmentation use False.
             "align_corners": True,

@@ -57,7 +57,7 @@ def any_process(flag: bool) -> bool:
     return bool(sum_over_processes(torch.tensor(float(flag))))
 
 
-def raise_together(error: TrainingError | None) -> None:
+def raise_on_all_ranks(error: TrainingError | None) -> None:
     """Raise on every process what was caught on one: the others would wait for it.
 
     It returns where nothing was caught, and only when all processes are here.
@@ -67,7 +67,7 @@ def raise_together(error: TrainingError | None) -> None:
             raise TrainingError(message) from error
 
 
-def on_first(work: Callable[[], None]) -> None:
+def on_rank_zero(work: Callable[[], None]) -> None:
     """Do it on the first process, the others wait; what it raises there is raised on all."""
     error = None
     if rank() == 0:
@@ -75,4 +75,4 @@ def on_first(work: Callable[[], None]) -> None:
             work()
         except TrainingError as caught:
             error = caught
-    raise_together(error)
+    raise_on_all_ranks(error)

@@ -79,7 +79,7 @@ def evaluate(
     finally:
         if was_training:
             model.train()
-    distributed.raise_together(error)
+    distributed.raise_on_all_ranks(error)
     return Scores(distributed.sum_over_processes(total).cpu().numpy(), data.classes)
 
 

@@ -49,8 +49,8 @@ def keys(
         order = np.random.default_rng([recipe.seed, epoch]).permutation(images)
         places = np.arange(within * recipe.batch_size, (within + 1) * recipe.batch_size)
         chosen = [(epoch, int(index)) for index in order[places % images]][rank::world_size]
-        part = len(chosen) // recipe.accumulate
-        yield from (chosen[i * part : (i + 1) * part] for i in range(recipe.accumulate))
+        part = len(chosen) // recipe.grad_accum_steps
+        yield from (chosen[i * part : (i + 1) * part] for i in range(recipe.grad_accum_steps))
 
 
 def batches(

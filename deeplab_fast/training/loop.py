@@ -59,7 +59,7 @@ def train(
     A run that was stopped and goes on with ``resume`` computes what it would have computed: order,
     augmentation, dropout, optimizer, average and loss scale are those of an uninterrupted one. On
     a GPU that is exact as far as the kernels are. Its recipe must be the same but for
-    ``accumulate`` and, where ``power`` is 0, ``epochs``; the number of processes may change, too.
+    ``grad_accum_steps`` and, if ``power`` is 0, ``epochs``; the number of processes may change.
 
     Where several processes run (torchrun), each computes its share of every batch, with
     DistributedDataParallel and, on GPUs, SyncBatchNorm: what comes out is what one would compute,
@@ -151,8 +151,8 @@ class _Run:
             self.device.type, enabled=self.dtype == torch.float16, init_scale=2.0**16
         )
         self.average = None
-        if recipe.ema is not None:
-            decay: Any = get_ema_multi_avg_fn(recipe.ema)
+        if recipe.ema_decay is not None:
+            decay: Any = get_ema_multi_avg_fn(recipe.ema_decay)
             self.average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
         mean, std = model.preprocessing.mean, model.preprocessing.std
         self.mean = torch.tensor(mean, device=self.device).view(3, 1, 1)
@@ -178,15 +178,15 @@ class _Run:
         for name, data in (("train_data", self.train_data), ("val_data", self.val_data)):
             if data is not None and not len(data):
                 raise TrainingError(f"{name}: expected images, got none")
-        recipe, shares = self.recipe, self.processes * self.recipe.accumulate
+        recipe, shares = self.recipe, self.processes * self.recipe.grad_accum_steps
         if recipe.batch_size % shares:
             raise TrainingError(
                 f"batch_size: expected a multiple of {shares} ({self.processes} processes, "
-                f"{recipe.accumulate} accumulated parts), got {recipe.batch_size}"
+                f"{recipe.grad_accum_steps} accumulated parts), got {recipe.batch_size}"
             )
         # A batch of one leaves batch norm one value per channel after image pooling, unless
         # SyncBatchNorm adds those of other processes.
-        alone = recipe.batch_size // recipe.accumulate
+        alone = recipe.batch_size // recipe.grad_accum_steps
         if self.device.type != "cuda":
             alone //= self.processes
         if alone < 2 and not recipe.freeze_batch_norm:
@@ -217,7 +217,7 @@ class _Run:
         self.log = Log(self.output, self.step, self.evaluated)
 
     def go(self) -> Any:
-        distributed.on_first(self._open)
+        distributed.on_rank_zero(self._open)
         with contextlib.ExitStack() as stack:
             if self.log is not None:
                 stack.callback(self.log.close)
@@ -284,20 +284,20 @@ class _Run:
     def _next_parts(self, loader: Any) -> list[tuple[Tensor, Tensor]]:
         parts, error = [], None
         try:
-            parts = [next(loader) for _ in range(self.recipe.accumulate)]
+            parts = [next(loader) for _ in range(self.recipe.grad_accum_steps)]
         except TrainingError as caught:
             error = caught
         if distributed.any_process(error is not None):
             if self.step:  # once the file is put right the run goes on from here
                 self._save()
-            distributed.raise_together(error)
+            distributed.raise_on_all_ranks(error)
         return parts
 
     def _update(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         """One step of the optimizer; this process's share of the loss."""
         self.recipe.set_learning_rates(self.optimizer, self.step, self.steps)
         batch = [self._to_device(*part) for part in parts]
-        weight = torch.stack([self.objective.weight_of(target) for _, target in batch]).sum()
+        weight = torch.stack([self.objective.loss_normalizer(target) for _, target in batch]).sum()
         # Each share is divided by the weight of all; DistributedDataParallel divides by processes.
         weight = distributed.sum_over_processes(weight) / self.processes
         total = torch.zeros((), device=self.device)
@@ -400,7 +400,7 @@ class _Run:
             except (OSError, SafetensorError) as error:
                 raise checkpoint.cannot_write(path, error) from error
 
-        distributed.on_first(write)
+        distributed.on_rank_zero(write)
 
     def _save(self) -> None:
         values = self.model.state_dict().values()
@@ -418,7 +418,7 @@ class _Run:
             "scaler": self.scaler.state_dict(),
             "random": distributed.gather(checkpoint.random_state(self.device)),
         }
-        distributed.on_first(lambda: checkpoint.save(self.path, state))
+        distributed.on_rank_zero(lambda: checkpoint.save(self.path, state))
 
     def _restore(self) -> None:
         state = checkpoint.load(self.path, self.settings)
@@ -440,7 +440,7 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
     the learning rate does not depend on it.
     """
     values = json.loads(json.dumps(asdict(recipe)))
-    del values["accumulate"]
+    del values["grad_accum_steps"]
     if recipe.power == 0:
         del values["epochs"]
     return values

@@ -24,7 +24,7 @@ class Objective(nn.Module):
         recipe: its losses.
 
     >>> objective = Objective(model, Recipe())
-    >>> objective(images, target, objective.weight_of(target)).backward()
+    >>> objective(images, target, objective.loss_normalizer(target)).backward()
     """
 
     class_weights: Tensor | None
@@ -36,7 +36,7 @@ class Objective(nn.Module):
         weights = recipe.class_weights
         self.register_buffer("class_weights", None if weights is None else torch.tensor(weights))
 
-    def weight_of(self, target: Tensor) -> Tensor:
+    def loss_normalizer(self, target: Tensor) -> Tensor:
         """How much the labels weigh: what "mean" divides by in F.cross_entropy.
 
         Summed over all parts of an update, on all processes, it makes the gradient of the parts
@@ -53,7 +53,7 @@ class Objective(nn.Module):
         Args:
             images: [N, 3, H, W], normalised.
             target: [N, H, W] int64, 255 for pixels that do not count.
-            weight: :meth:`weight_of` the whole update. The losses of its parts add up.
+            weight: :meth:`loss_normalizer` the whole update. The losses of its parts add up.
         """
         logits = self.model.logits(images)
         loss = self._loss(logits["out"], target, weight)
@@ -62,7 +62,7 @@ class Objective(nn.Module):
         return loss
 
     def _loss(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        hard = self.recipe.hard_pixels
+        hard = self.recipe.top_k_pixels
         losses = upsample_cross_entropy(
             logits,
             target,
@@ -76,4 +76,4 @@ class Objective(nn.Module):
             # Nothing to learn where all pixels are ignored: 0, not 0 / 0.
             return losses / weight.clamp(min=torch.finfo(weight.dtype).tiny)
         hardest = losses.flatten().topk(max(1, int(hard * target.numel()))).values
-        return hardest.mean() / self.recipe.accumulate
+        return hardest.mean() / self.recipe.grad_accum_steps

@@ -44,7 +44,7 @@ def whole(preprocessing: Preprocessing) -> Preprocessing:
 def model() -> DeepLabV3:
     """Small, random, and normalised on photo(), whose parts so get all its classes."""
     torch.manual_seed(0)
-    model = DeepLabV3("mobilenet_v2", CLASSES, 16, rates=(), head_conv=False, norm_eps=0.1)
+    model = DeepLabV3("mobilenet_v2", CLASSES, 16, atrous_rates=(), head_conv=False, norm_eps=0.1)
     model.preprocessing = Preprocessing(resize=64, crop=(64, 64))
     model.categories = ("background", "apple", "pear", "plum", "quince")
     images = whole(model.preprocessing)(photo())[None]

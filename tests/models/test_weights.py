@@ -126,6 +126,18 @@ def test_round_trip(saved):
     assert_same_model(loaded, model)
 
 
+def test_files_of_version_0_1_0_are_read(saved):
+    """Their metadata names the atrous rates "rates"."""
+    model, path = saved
+    with safe_open(path, framework="pt") as file:
+        description = json.loads(file.metadata()["deeplab_fast"])
+    description["config"]["rates"] = description["config"].pop("atrous_rates")
+    save_file(load_file(path), path, metadata={"deeplab_fast": json.dumps(description)})
+    loaded = DeepLabV3.from_pretrained(path)
+    assert loaded.config == model.config
+    assert_same_model(loaded, model)
+
+
 def test_saving_after_a_new_classifier(saved):
     model, path = saved
     model.classifier[-1], model.aux_classifier = torch.nn.Conv2d(256, 7, 1), None

@@ -100,7 +100,7 @@ def step(path: Path) -> None:
     images = torch.randn(4, 3, 33, 49, dtype=torch.float64)
     target = torch.randint(3, (4, 33, 49))
     target[0, :30] = 255  # the processes have unlike numbers of labelled pixels
-    model = network(rates=(1, 2)).double()
+    model = network(atrous_rates=(1, 2)).double()
     if processes > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     objective = Objective(model, Recipe())
@@ -108,7 +108,7 @@ def step(path: Path) -> None:
     if processes > 1:
         with mock.patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle"):
             parallel = DistributedDataParallel(objective)
-    weight = objective.weight_of(target) / processes
+    weight = objective.loss_normalizer(target) / processes
     device_check = mock.patch.object(torch._C, "_get_privateuse1_backend_name", lambda: "cpu")
     gather = mock.patch.object(dist, "all_gather", wraps=dist.all_gather)
     with mock.patch.multiple(torch, **KERNELS), device_check, gather as gathered:
@@ -152,7 +152,7 @@ def fail(output: Path, data: Path) -> None:
 
     First a training image of the second update, then, that one put right, a validation image.
     """
-    recipe = Recipe(epochs=1, batch_size=2, crop=(32, 32), freeze_batch_norm=True)
+    recipe = Recipe(epochs=1, batch_size=2, crop_size=(32, 32), freeze_batch_norm=True)
     (((_, index),), *_) = keys(6, recipe, 1, rank=1, world_size=2)
     for bad, updates in ((data / f"images/train/{index}.png", 1), (data / "images/val/1.png", 3)):
         content = bad.read_bytes()
@@ -162,8 +162,8 @@ def fail(output: Path, data: Path) -> None:
         distributed.gather(None)
         try:
             train(
-                network(rates=()), folder(data, "train"), folder(data, "val"), recipe, output,
-                workers=0, resume=True,
+                network(atrous_rates=()), folder(data, "train"), folder(data, "val"), recipe,
+                output, workers=0, resume=True,
             )  # fmt: skip
         except TrainingError as error:
             assert str(error).startswith(f"{bad}: "), error
@@ -182,12 +182,12 @@ def main() -> None:
     step(output / "step.pt")
     count(output / "scores.pt", data)
     recipe = Recipe(
-        epochs=2, batch_size=4, crop=(32, 32), freeze_batch_norm=True, accumulate=2,
+        epochs=2, batch_size=4, crop_size=(32, 32), freeze_batch_norm=True, grad_accum_steps=2,
         learning_rate=0.05, class_weights=(0.5, 2.0, 2.0),
     )  # fmt: skip
     train(
-        network(rates=()), folder(data, "train"), folder(data, "val"), recipe, output / "run",
-        workers=0, log_every=1,
+        network(atrous_rates=()), folder(data, "train"), folder(data, "val"), recipe,
+        output / "run", workers=0, log_every=1,
     )  # fmt: skip
     # Each draws its own dropout, in the next run too.
     assert distributed.gather(torch.initial_seed()) == list(range(distributed.world_size()))

@@ -575,7 +575,7 @@ def test_evaluation_refuses_workers(shapes):
 def weights(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    DeepLabV3("mobilenet_v2", 3, 16, rates=(), head_conv=False).save_pretrained(path)
+    DeepLabV3("mobilenet_v2", 3, 16, atrous_rates=(), head_conv=False).save_pretrained(path)
     return str(path)
 
 

@@ -44,7 +44,7 @@ from ..support.shapes import CLASSES, read_shapes, write_shapes
 from ..training.test_training import stop_in
 
 UPDATES_PER_EPOCH = 3  # 6 images in batches of 2
-BASE = Recipe(epochs=2, batch_size=2, crop=(24, 32), learning_rate=0.2)
+BASE = Recipe(epochs=2, batch_size=2, crop_size=(24, 32), learning_rate=0.2)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -154,13 +154,13 @@ def loss_by_hand(
         options: Any = dict(
             weight=weights, ignore_index=255, label_smoothing=recipe.label_smoothing
         )
-        if recipe.hard_pixels is None:
+        if recipe.top_k_pixels is None:
             loss = F.cross_entropy(torch.cat(full), torch.cat(targets), **options)
         else:
             loss = torch.zeros(())
             for part, target in zip(full, targets):
                 losses = F.cross_entropy(part, target, reduction="none", **options).flatten()
-                count = int(recipe.hard_pixels * len(losses))
+                count = int(recipe.top_k_pixels * len(losses))
                 loss = loss + losses.sort(descending=True).values[:count].mean() / len(full)
         total = total + factor * loss
     return total
@@ -178,19 +178,19 @@ def train_by_hand(data: SegmentationData, recipe: Recipe, model: Tiny | None = N
     expected = Expected([], [], [], [])
     dtype = getattr(torch, recipe.dtype)
     torch.manual_seed(recipe.seed)
-    for step, (images, labels) in enumerate(batches(data, replace(recipe, accumulate=1))):
+    for step, (images, labels) in enumerate(batches(data, replace(recipe, grad_accum_steps=1))):
         pixels = (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
-        parts = pixels.chunk(recipe.accumulate)
+        parts = pixels.chunk(recipe.grad_accum_steps)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             logits = [model.logits(part) for part in parts]
-        targets = [part.long() for part in labels.chunk(recipe.accumulate)]
+        targets = [part.long() for part in labels.chunk(recipe.grad_accum_steps)]
         loss = loss_by_hand(recipe, logits, targets, model.align_corners)
         model.zero_grad()
         scale = 1024.0 if dtype == torch.float16 else 1.0  # any scale that float16 can hold
         (loss * scale).backward()
         factor = (1 - step / steps) ** recipe.power
-        if step < recipe.warmup:
-            factor *= (step + 1) / recipe.warmup
+        if step < recipe.warmup_steps:
+            factor *= (step + 1) / recipe.warmup_steps
         rates = {"backbone": factor * recipe.learning_rate}
         rates["head"] = factor * (recipe.head_learning_rate or recipe.learning_rate)
         with torch.no_grad():
@@ -203,9 +203,9 @@ def train_by_hand(data: SegmentationData, recipe: Recipe, model: Tiny | None = N
                 parameter -= rate * velocity[name]
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         average = weights
-        if recipe.ema is not None and step > 0:
+        if recipe.ema_decay is not None and step > 0:
             average = {
-                name: recipe.ema * before + (1 - recipe.ema) * weights[name]
+                name: recipe.ema_decay * before + (1 - recipe.ema_decay) * weights[name]
                 for name, before in expected.averages[-1].items()
             }
         expected.losses.append(loss.item())
@@ -224,13 +224,13 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"epochs": 1},
     {"batch_size": 3},
-    {"batch_size": 4, "accumulate": 2},
-    {"batch_size": 4, "accumulate": 2, "class_weights": (0.5, 4.0, 0.1)},
-    {"crop": (40, 56)},  # with padding
-    {"scale": (1.5, 1.6), "flip": 0.0, "jitter": 0.0},
+    {"batch_size": 4, "grad_accum_steps": 2},
+    {"batch_size": 4, "grad_accum_steps": 2, "class_weights": (0.5, 4.0, 0.1)},
+    {"crop_size": (40, 56)},  # with padding
+    {"scale": (1.5, 1.6), "flip": 0.0, "color_jitter": 0.0},
     {"learning_rate": 0.02},
     {"head_learning_rate": 0.7},
-    {"warmup": 4},
+    {"warmup_steps": 4},
     {"power": 0.0},
     {"power": 2.0},
     {"momentum": 0.0},
@@ -241,11 +241,11 @@ OPTIONS: list[dict[str, Any]] = [
     {"class_weights": (0.5, 4.0, 0.1)},
     {"label_smoothing": 0.3},
     {"label_smoothing": 0.3, "class_weights": (0.5, 4.0, 0.1)},
-    {"hard_pixels": 0.1},
-    {"hard_pixels": 0.1, "batch_size": 4, "accumulate": 2},
+    {"top_k_pixels": 0.1},
+    {"top_k_pixels": 0.1, "batch_size": 4, "grad_accum_steps": 2},
     {"freeze_batch_norm": True, "weight_decay": 0.2},
-    {"freeze_batch_norm": True, "batch_size": 2, "accumulate": 2},  # a single image at a time
-    {"ema": 0.6},
+    {"freeze_batch_norm": True, "batch_size": 2, "grad_accum_steps": 2},  # a single image at a time
+    {"ema_decay": 0.6},
     {"seed": 5},
 ]
 
@@ -271,7 +271,7 @@ def test_training_is_that_of_plain_pytorch(options, plain, shapes, tmp_path):
     result = floats(actual.model.state_dict())
     average = {name: expected.averages[-1][name] for name in result}
     assert_close(result, average, rtol=1e-4, atol=1e-5)
-    if recipe.ema is None:
+    if recipe.ema_decay is None:
         assert actual.state["average"] is None
     else:
         saved = {name: actual.state["average"][f"module.{name}"] for name in result}
@@ -330,21 +330,22 @@ def test_an_update_that_overflows_in_float16_is_left_out(shapes, tmp_path):
 def test_defaults():
     """Chen et al. 2017, torchvision's references, and nothing that was not asked for."""
     assert asdict(Recipe()) == {
-        "epochs": 50, "batch_size": 16, "accumulate": 1, "crop": (513, 513), "scale": (0.5, 2.0),
-        "flip": 0.5, "jitter": 0.2, "learning_rate": 0.01, "head_learning_rate": None,
-        "warmup": 0, "power": 0.9, "momentum": 0.9, "weight_decay": 1e-4, "aux_weight": 0.5,
-        "class_weights": None, "label_smoothing": 0.0, "hard_pixels": None,
-        "freeze_batch_norm": False, "ema": None, "dtype": "float32", "seed": 0,
+        "epochs": 50, "batch_size": 16, "grad_accum_steps": 1, "crop_size": (513, 513),
+        "scale": (0.5, 2.0), "flip": 0.5, "color_jitter": 0.2, "learning_rate": 0.01,
+        "head_learning_rate": None, "warmup_steps": 0, "power": 0.9, "momentum": 0.9,
+        "weight_decay": 1e-4, "aux_weight": 0.5, "class_weights": None, "label_smoothing": 0.0,
+        "top_k_pixels": None,
+        "freeze_batch_norm": False, "ema_decay": None, "dtype": "float32", "seed": 0,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "values",
     [
-        {"flip": 0.0, "jitter": 0.0, "power": 0.0, "momentum": 0.0, "weight_decay": 0.0},
-        {"flip": 1.0, "jitter": 1.0, "label_smoothing": 1.0, "hard_pixels": 1.0},
-        {"scale": (1.0, 1.0), "aux_weight": 0.0, "class_weights": (0.0, 1.0), "crop": (1, 1)},
-        {"epochs": 1, "batch_size": 1, "accumulate": 1, "seed": 0, "warmup": 0},
+        {"flip": 0.0, "color_jitter": 0.0, "power": 0.0, "momentum": 0.0, "weight_decay": 0.0},
+        {"flip": 1.0, "color_jitter": 1.0, "label_smoothing": 1.0, "top_k_pixels": 1.0},
+        {"scale": (1.0, 1.0), "aux_weight": 0.0, "class_weights": (0.0, 1.0), "crop_size": (1, 1)},
+        {"epochs": 1, "batch_size": 1, "grad_accum_steps": 1, "seed": 0, "warmup_steps": 0},
     ],
     ids=str,
 )
@@ -355,17 +356,17 @@ def test_recipe_takes_the_ends_of_its_ranges(values):
 @pytest.mark.parametrize(
     "values",
     [
-        {"crop": (5, 0)},
+        {"crop_size": (5, 0)},
         {"scale": (0.0, 1.0)},
         {"flip": -0.1},
-        {"jitter": 1.1},
+        {"color_jitter": 1.1},
         {"head_learning_rate": 0.0},
         {"momentum": -0.1},
         {"class_weights": ()},
         {"label_smoothing": -0.1},
-        {"hard_pixels": 1.1},
-        {"ema": 0.0},
-        {"ema": 1.5},
+        {"top_k_pixels": 1.1},
+        {"ema_decay": 0.0},
+        {"ema_decay": 1.5},
     ],
     ids=str,
 )
@@ -390,7 +391,7 @@ def test_processes_share_a_batch(shapes, tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="at least 2 images at a time .*, got 1$"):
         run(shapes, tmp_path, replace(BASE, batch_size=2))
     with pytest.raises(TrainingError, match="at least 2 images at a time .*, got 1$"):
-        run(shapes, tmp_path, replace(BASE, batch_size=4, accumulate=2))
+        run(shapes, tmp_path, replace(BASE, batch_size=4, grad_accum_steps=2))
 
 
 def test_model_and_data_have_the_same_classes(shapes, tmp_path):
@@ -422,10 +423,10 @@ class Judge:
         return Scores(np.array([[hits, 1000 - hits], [0, 0]]), ("a", "b"))
 
 
-@pytest.mark.parametrize("ema", [None, 0.6])
-def test_the_average_is_evaluated_and_kept(ema, shapes, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ema_decay", [None, 0.6])
+def test_the_average_is_evaluated_and_kept(ema_decay, shapes, tmp_path, monkeypatch):
     """The best model is the first of those with the highest mean IoU, the last the last."""
-    recipe = replace(BASE, epochs=4, ema=ema)
+    recipe = replace(BASE, epochs=4, ema_decay=ema_decay)
     averages = train_by_hand(shapes[0], recipe).averages
     judge = Judge(monkeypatch, 0.3, 0.6, 0.6, 0.5)  # mean IoU is half of it
     actual = run(shapes, tmp_path, recipe, evaluate_every=1)
@@ -454,7 +455,7 @@ def test_the_model_is_changed_in_place(shapes, tmp_path):
     model = Tiny()
     assert run(shapes, tmp_path / "a", BASE, model).model is model
     model = Tiny()
-    average = run(shapes, tmp_path / "b", replace(BASE, ema=0.5), model)
+    average = run(shapes, tmp_path / "b", replace(BASE, ema_decay=0.5), model)
     assert average.model is not model
     assert_close(model.state_dict(), average.state["model"], rtol=0, atol=0)
 
@@ -582,12 +583,12 @@ def writers(monkeypatch) -> list[Writer]:
     return made
 
 
-@pytest.mark.parametrize("ema", [None, 0.6])
-def test_tensorboard_gets_the_numbers_and_pictures(ema, writers, shapes, tmp_path):
+@pytest.mark.parametrize("ema_decay", [None, 0.6])
+def test_tensorboard_gets_the_numbers_and_pictures(ema_decay, writers, shapes, tmp_path):
     """An image, then what was found, then what is true, for four images at most."""
     train_data, val_data = shapes
     five = replace(val_data, pairs=train_data.pairs[:5])
-    recipe = replace(BASE, ema=ema)
+    recipe = replace(BASE, ema_decay=ema_decay)
     actual = run((train_data, five), tmp_path, recipe, evaluate_every=1)
     (writer,) = writers
     assert (writer.folder, writer.purge_step, writer.closed) == (str(tmp_path), 1, True)
@@ -611,7 +612,7 @@ def test_tensorboard_gets_the_numbers_and_pictures(ema, writers, shapes, tmp_pat
         assert (step, order, picture.shape) == (6, "HWC", drawn.shape)
         assert (picture == drawn).all(2).mean() > 0.99  # a pixel may tie
     # Training went on in training mode after those of the first epoch.
-    if ema is None:
+    if ema_decay is None:
         assert_close(
             actual.state["model"],
             train_by_hand(train_data, recipe).weights[-1], rtol=1e-4, atol=1e-5,
@@ -654,10 +655,10 @@ def assert_same_run(actual: Run, expected: Run) -> None:
     "options",
     [
         {},
-        {"ema": 0.6},
+        {"ema_decay": 0.6},
         {"momentum": 0.99, "weight_decay": 0.1},
-        {"warmup": 5, "head_learning_rate": 0.5},
-        {"batch_size": 4, "accumulate": 2},
+        {"warmup_steps": 5, "head_learning_rate": 0.5},
+        {"batch_size": 4, "grad_accum_steps": 2},
         {"freeze_batch_norm": True},
         {"dtype": "bfloat16"},
     ],
@@ -674,8 +675,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(options, update, shapes, tmp_pat
 def test_a_resumed_run_with_readers_is_the_uninterrupted_one(shapes, tmp_path):
     """Images that were read ahead when the run was stopped are not lost."""
     recipe = replace(
-        BASE, dtype="bfloat16", batch_size=4, accumulate=2, warmup=3, hard_pixels=0.3,
-        class_weights=(1.0, 2.0, 3.0), label_smoothing=0.1, ema=0.9,
+        BASE, dtype="bfloat16", batch_size=4, grad_accum_steps=2, warmup_steps=3, top_k_pixels=0.3,
+        class_weights=(1.0, 2.0, 3.0), label_smoothing=0.1, ema_decay=0.9,
     )  # fmt: skip
     whole = run(shapes, tmp_path / "whole", recipe)
     resumed = stopped_and_resumed(shapes, tmp_path / "stopped", recipe, 3, workers=2)
@@ -684,7 +685,7 @@ def test_a_resumed_run_with_readers_is_the_uninterrupted_one(shapes, tmp_path):
 
 def test_a_run_ended_while_it_is_evaluated_goes_on(shapes, tmp_path):
     """The evaluation is done anew, and is in the log once."""
-    recipe = replace(BASE, ema=0.6)
+    recipe = replace(BASE, ema_decay=0.6)
     whole = run(shapes, tmp_path / "whole", recipe, evaluate_every=1)
     stopped = tmp_path / "stopped"
 
@@ -797,17 +798,18 @@ def test_a_normal_deviate_kept_by_numpy_is_taken_up():
 
 
 CHANGES: dict[str, Any] = {
-    "epochs": 3, "batch_size": 4, "crop": (24, 40), "scale": (0.5, 1.0), "flip": 0.1,
-    "jitter": 0.1, "learning_rate": 0.1, "head_learning_rate": 0.1, "warmup": 1, "power": 1.0,
-    "momentum": 0.5, "weight_decay": 0.1, "aux_weight": 0.1, "class_weights": (1.0, 2.0, 3.0),
-    "label_smoothing": 0.1, "hard_pixels": 0.1, "freeze_batch_norm": True, "ema": 0.5,
+    "epochs": 3, "batch_size": 4, "crop_size": (24, 40), "scale": (0.5, 1.0), "flip": 0.1,
+    "color_jitter": 0.1, "learning_rate": 0.1, "head_learning_rate": 0.1, "warmup_steps": 1,
+    "power": 1.0, "momentum": 0.5, "weight_decay": 0.1, "aux_weight": 0.1,
+    "class_weights": (1.0, 2.0, 3.0), "label_smoothing": 0.1, "top_k_pixels": 0.1,
+    "freeze_batch_norm": True, "ema_decay": 0.5,
     "dtype": "bfloat16", "seed": 1,
 }  # fmt: skip
 
 
 def test_a_run_goes_on_with_the_same_recipe_only(shapes, tmp_path):
     run((shapes[0], None), tmp_path, replace(BASE, epochs=1))
-    assert {*CHANGES, "accumulate"} == set(asdict(BASE))
+    assert {*CHANGES, "grad_accum_steps"} == set(asdict(BASE))
     for name, value in CHANGES.items():
         other = replace(BASE, **{"epochs": 1, name: value})
         with pytest.raises(TrainingError, match=f"last.pt: saved with {name} .*, not "):
@@ -909,19 +911,19 @@ def test_the_first_process_does_what_is_done_once(monkeypatch):
     done: list[int] = []
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        distributed.on_first(lambda rank=rank: done.append(rank))
+        distributed.on_rank_zero(lambda rank=rank: done.append(rank))
     assert done == [0]
 
 
 def test_an_error_of_one_process_is_raised_on_all(monkeypatch):
     monkeypatch.setattr(distributed, "gather", lambda value: [value, "a.png: damaged"])
     with pytest.raises(TrainingError, match="^a.png: damaged$"):
-        distributed.raise_together(None)
+        distributed.raise_on_all_ranks(None)
     monkeypatch.setattr(distributed, "gather", lambda value: [value, None])
-    distributed.raise_together(None)
+    distributed.raise_on_all_ranks(None)
     error = TrainingError("b.png: damaged")
     with pytest.raises(TrainingError, match="^b.png: damaged$") as caught:
-        distributed.raise_together(error)
+        distributed.raise_on_all_ranks(error)
     assert caught.value.__cause__ is error
 
 
@@ -941,14 +943,14 @@ def test_a_process_without_torchrun_is_alone(monkeypatch):
 def test_weight_of_labels():
     """Their number, or the sum of their class weights, without the pixels to ignore."""
     target = torch.tensor([[[0, 1, 2, 255], [2, 2, 255, 255]]])
-    assert Objective(Tiny(), Recipe()).weight_of(target) == 5
+    assert Objective(Tiny(), Recipe()).loss_normalizer(target) == 5
     weighted = Objective(Tiny(), Recipe(class_weights=(0.5, 4.0, 10.0)))
-    assert weighted.weight_of(target) == 0.5 + 4.0 + 30.0
+    assert weighted.loss_normalizer(target) == 0.5 + 4.0 + 30.0
 
 
 def test_as_few_as_one_hard_pixel():
     model, images = Tiny(aux=False).eval(), torch.randn(1, 3, 8, 8)
     target = torch.randint(3, (1, 8, 8))
-    objective = Objective(model, Recipe(hard_pixels=1e-6))
+    objective = Objective(model, Recipe(top_k_pixels=1e-6))
     losses = F.cross_entropy(model(images)["out"], target, reduction="none")
-    assert_close(objective(images, target, objective.weight_of(target)), losses.max())
+    assert_close(objective(images, target, objective.loss_normalizer(target)), losses.max())

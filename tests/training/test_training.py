@@ -35,10 +35,10 @@ from deeplab_fast.training import (
 
 from ..support.shapes import CLASSES, read_shapes, write_shapes
 
-RECIPE = Recipe(epochs=3, batch_size=2, crop=(32, 32), learning_rate=0.05, ema=0.9)
+RECIPE = Recipe(epochs=3, batch_size=2, crop_size=(32, 32), learning_rate=0.05, ema_decay=0.9)
 STEPS = 9  # of that, with 6 images
 SMALL = ["--backbone", "mobilenet_v2", "--output-stride", "16", "--device", "cpu"]
-SMALL += ["--epochs", "3", "--batch-size", "2", "--crop", "32", "32", "--log-every", "1"]
+SMALL += ["--epochs", "3", "--batch-size", "2", "--crop-size", "32", "32", "--log-every", "1"]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,7 +63,12 @@ def shapes(tmp_path_factory) -> Path:
 
 def network(**options) -> DeepLabV3:
     torch.manual_seed(0)
-    options = {"num_classes": 3, "output_stride": 16, "rates": (), "head_conv": False} | options
+    options = {
+        "num_classes": 3,
+        "output_stride": 16,
+        "atrous_rates": (),
+        "head_conv": False,
+    } | options
     return DeepLabV3("mobilenet_v2", **options)
 
 
@@ -111,7 +116,7 @@ def test_what_a_run_leaves(whole_run, shapes):
     miou = curve(whole_run, "val_miou")
     assert list(miou) == [3, 6, 9]
     config = json.loads((whole_run / "config.json").read_text())
-    assert config["recipe"]["crop"] == [32, 32] and config["architecture"]["num_classes"] == 3
+    assert config["recipe"]["crop_size"] == [32, 32] and config["architecture"]["num_classes"] == 3
     state = torch.load(whole_run / "last.pt", weights_only=True)
     model = DeepLabV3.from_pretrained(whole_run / "last.safetensors")
     assert model.categories == CLASSES
@@ -139,7 +144,7 @@ def test_the_best_model_is_kept(shapes, tmp_path, monkeypatch):
 
 
 def test_it_learns(shapes, tmp_path):
-    recipe = Recipe(epochs=25, batch_size=6, crop=(56, 72), scale=(1, 1), learning_rate=0.1)
+    recipe = Recipe(epochs=25, batch_size=6, crop_size=(56, 72), scale=(1, 1), learning_rate=0.1)
     losses = curve(run(shapes, tmp_path, recipe, evaluate_every=25) and tmp_path)
     assert losses[25] < 0.3 * losses[1]
 
@@ -149,7 +154,7 @@ def test_what_may_change_while_a_run_rests(shapes, tmp_path):
     recipe = Recipe(**vars(RECIPE) | {"batch_size": 4, "power": 0, "epochs": 2})
     run(shapes, tmp_path / "whole", recipe)
     first = tmp_path / "first"
-    run(shapes, first, Recipe(**vars(recipe) | {"epochs": 1, "accumulate": 2}))
+    run(shapes, first, Recipe(**vars(recipe) | {"epochs": 1, "grad_accum_steps": 2}))
     before = curve(first)
     moved = first.rename(tmp_path / "moved")
     state = torch.load(moved / "last.pt", weights_only=True)
@@ -189,7 +194,7 @@ def test_ctrl_c_saves_and_a_killed_run_goes_on_exactly(shapes, tmp_path, capsys)
     # A fresh network multiplies the rounding of convolutions, which depends on the CPU and on where
     # the weights lie, from update to update. With weights that stay as they are the losses show
     # which images, crops and dropout each update had.
-    epochs = ["--epochs", "60", "--crop", "48", "56", "--learning-rate", "1e-15"]
+    epochs = ["--epochs", "60", "--crop-size", "48", "56", "--learning-rate", "1e-15"]
 
     def logged(step: int) -> bool:
         path = stopped / "log.jsonl"
@@ -308,7 +313,7 @@ def test_a_folder_with_a_run_is_not_started_over(whole_run, shapes, tmp_path):
         ({"head_conv": True}, {}, "head_conv False, not True "),
         ({"aux_loss": True}, {}, "aux_loss False, not True "),
         ({}, {"learning_rate": 0.1}, "learning_rate 0.05, not 0.1 "),
-        ({}, {"crop": (32, 48)}, r"crop \[32, 32\], not \[32, 48\] "),
+        ({}, {"crop_size": (32, 48)}, r"crop_size \[32, 32\], not \[32, 48\] "),
     ],
 )
 def test_a_run_of_another_kind(model, recipe, message, whole_run, shapes):
@@ -347,7 +352,7 @@ def test_resume_of_nothing_starts_and_of_a_finished_run_ends(shapes, tmp_path):
     ],
 )
 def test_a_run_that_diverges_ends_before_it_is_saved(options, message, shapes, tmp_path):
-    recipe = Recipe(**vars(RECIPE) | {"epochs": 1, "ema": None} | options)
+    recipe = Recipe(**vars(RECIPE) | {"epochs": 1, "ema_decay": None} | options)
     with pytest.raises(TrainingError, match=message):
         run(shapes, tmp_path, recipe)
     assert not list(tmp_path.glob("*last*"))
@@ -388,12 +393,12 @@ def test_a_bad_file_during_training_is_named_and_nothing_lost(
 
 def test_class_weights_hard_pixels_and_frozen_batch_norm(shapes, tmp_path):
     options = {
-        "class_weights": (1.0, 3.0, 2.0), "hard_pixels": 0.3, "freeze_batch_norm": True,
-        "epochs": 1, "label_smoothing": 0.1, "head_learning_rate": 0.1, "warmup": 2,
-        "accumulate": 2,
+        "class_weights": (1.0, 3.0, 2.0), "top_k_pixels": 0.3, "freeze_batch_norm": True,
+        "epochs": 1, "label_smoothing": 0.1, "head_learning_rate": 0.1, "warmup_steps": 2,
+        "grad_accum_steps": 2,
     }  # fmt: skip
     before = network().state_dict()
-    model = run(shapes, tmp_path, Recipe(**vars(RECIPE) | options | {"ema": None}))
+    model = run(shapes, tmp_path, Recipe(**vars(RECIPE) | options | {"ema_decay": None}))
     norms = re.compile("running_|num_batches")
     for name, value in model.state_dict().items():
         frozen = bool(norms.search(name)) or before[name].dim() == 1 and "classifier.1" not in name
@@ -410,7 +415,7 @@ def test_gradient_of_the_parts_is_that_of_the_whole():
     gradients = []
     for part in (4, 1):
         objective = Objective(model, Recipe(class_weights=(1.0, 4.0, 0.5)))
-        weight = objective.weight_of(target)
+        weight = objective.loss_normalizer(target)
         objective.zero_grad()
         for x, y in zip(images.split(part), target.split(part)):
             objective(x, y, weight).backward()
@@ -430,16 +435,18 @@ def test_hard_pixels_are_those_of_largest_loss():
     torch.manual_seed(0)
     model, images = network().eval(), torch.randn(2, 3, 32, 32)
     target = torch.randint(3, (2, 32, 32))
-    objective = Objective(model, Recipe(hard_pixels=0.25))
+    objective = Objective(model, Recipe(top_k_pixels=0.25))
     losses = torch.nn.functional.cross_entropy(model(images)["out"], target, reduction="none")
     expected = losses.flatten().sort(descending=True).values[:512].mean()
-    torch.testing.assert_close(objective(images, target, objective.weight_of(target)), expected)
+    torch.testing.assert_close(
+        objective(images, target, objective.loss_normalizer(target)), expected
+    )
 
 
 def test_nothing_but_ignored_pixels_changes_nothing():
     objective = Objective(network(), Recipe())
     target = torch.full((2, 32, 32), 255)
-    loss = objective(torch.randn(2, 3, 32, 32), target, objective.weight_of(target))
+    loss = objective(torch.randn(2, 3, 32, 32), target, objective.loss_normalizer(target))
     loss.backward()
     assert loss == 0
     assert all((p.grad == 0).all() for p in objective.parameters())
@@ -448,8 +455,8 @@ def test_nothing_but_ignored_pixels_changes_nothing():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"accumulate": 4}, r"batch_size: expected a multiple of 4 \(1 processes, 4 accum"),
-        ({"accumulate": 2}, r"batch_size: expected at least 2 images at a time .* got 1"),
+        ({"grad_accum_steps": 4}, r"batch_size: expected a multiple of 4 \(1 processes, 4 accum"),
+        ({"grad_accum_steps": 2}, r"batch_size: expected at least 2 images at a time .* got 1"),
         ({"class_weights": (1.0,)}, "class_weights: expected 3 numbers, got 1"),
     ],
 )

@@ -224,7 +224,7 @@ def broken(tmp_path: Path, case: str) -> SegmentationData:
 def test_a_file_that_cannot_be_used_is_named_in_one_line(case, name, message, workers, tmp_path):
     data = broken(tmp_path, case)
     with pytest.raises(TrainingError) as caught:
-        next(batches(data, Recipe(epochs=1, batch_size=1, crop=(4, 4)), workers=workers))
+        next(batches(data, Recipe(epochs=1, batch_size=1, crop_size=(4, 4)), workers=workers))
     assert re.match(rf"{re.escape(str(tmp_path / name))}: .*{message}", str(caught.value))
     assert "\n" not in str(caught.value)
 
@@ -282,7 +282,7 @@ def gradient_image(width: int, height: int) -> tuple[Image.Image, np.ndarray]:
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_image_and_labels_stay_together(scale, flip):
     image, truth = gradient_image(100, 80)
-    recipe = Recipe(crop=(60, 70), scale=(scale, scale), flip=flip, jitter=0)
+    recipe = Recipe(crop_size=(60, 70), scale=(scale, scale), flip=flip, color_jitter=0)
     for seed in range(5):
         pixels, classes = augment(image, truth, recipe, np.random.default_rng(seed))
         assert pixels.shape == (60, 70, 3) and classes.shape == (60, 70)
@@ -301,14 +301,14 @@ def test_image_and_labels_stay_together(scale, flip):
 
 def test_whole_image_at_scale_one_is_unchanged():
     image, truth = gradient_image(40, 30)
-    recipe = Recipe(crop=(30, 40), scale=(1, 1), flip=0, jitter=0)
+    recipe = Recipe(crop_size=(30, 40), scale=(1, 1), flip=0, color_jitter=0)
     pixels, classes = augment(image, truth, recipe, np.random.default_rng(0))
     assert np.array_equal(pixels, np.asarray(image)) and np.array_equal(classes, truth)
 
 
 def test_padding_is_ignored_and_mean():
     image, truth = gradient_image(10, 10)
-    recipe = Recipe(crop=(20, 20), scale=(1, 1), flip=0, jitter=0.5)
+    recipe = Recipe(crop_size=(20, 20), scale=(1, 1), flip=0, color_jitter=0.5)
     pixels, classes = augment(image, truth, recipe, np.random.default_rng(0))
     assert (classes[10:] == IGNORE).all() and (classes[:, 10:] == IGNORE).all()
     assert (pixels[10:] == (124, 116, 104)).all()
@@ -316,9 +316,9 @@ def test_padding_is_ignored_and_mean():
 
 def test_jitter_changes_colours_only():
     image, truth = gradient_image(40, 30)
-    plain = dict(crop=(30, 40), scale=(1, 1), flip=0.0)
+    plain = dict(crop_size=(30, 40), scale=(1, 1), flip=0.0)
     results = [
-        augment(image, truth, Recipe(**plain, jitter=0.4), np.random.default_rng(i))
+        augment(image, truth, Recipe(**plain, color_jitter=0.4), np.random.default_rng(i))
         for i in range(4)
     ]
     assert all(np.array_equal(classes, truth) for _, classes in results)
@@ -350,7 +350,7 @@ class Scripted:
 def test_a_crop_is_a_part_of_the_image():
     image, truth = gradient_image(20, 16)
     pixels, classes = augment(
-        image, truth, Recipe(crop=(5, 7), jitter=0), Scripted(1.0, corner=(11, 3))
+        image, truth, Recipe(crop_size=(5, 7), color_jitter=0), Scripted(1.0, corner=(11, 3))
     )
     assert np.array_equal(pixels, np.asarray(image)[3:8, 11:18])
     assert np.array_equal(classes, truth[3:8, 11:18])
@@ -360,7 +360,7 @@ def test_a_crop_is_a_part_of_the_image():
 def test_chances(flip):
     """What is drawn from which range; mirrored with the given probability, labels too."""
     image, truth = gradient_image(20, 16)
-    recipe = Recipe(crop=(10, 12), scale=(0.5, 3.0), flip=flip, jitter=0.25)
+    recipe = Recipe(crop_size=(10, 12), scale=(0.5, 3.0), flip=flip, color_jitter=0.25)
     for drawn in (0.0, 0.29, 0.3, 0.99):
         script = Scripted(2.0, corner=(4, 6), factors=(1.0, 1.0, 1.0), flip=drawn)
         pixels, classes = augment(image, truth, recipe, script)
@@ -383,7 +383,7 @@ def test_resizing_is_that_of_the_whole_image(scale):
     resized = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)[0]
     rows = ((np.arange(height) + 0.5) / scale).astype(int)
     columns = ((np.arange(width) + 0.5) / scale).astype(int)
-    recipe = Recipe(crop=(7, 9), jitter=0)
+    recipe = Recipe(crop_size=(7, 9), color_jitter=0)
     for left, top in ((0, 0), (width - 9, height - 7), (3, 2)):
         script = Scripted(scale, (left, top))
         found, classes = augment(Image.fromarray(pixels), truth, recipe, script)
@@ -394,14 +394,16 @@ def test_resizing_is_that_of_the_whole_image(scale):
 
 def test_sides_are_rounded():
     image, truth = gradient_image(13, 9)
-    _, classes = augment(image, truth, Recipe(crop=(9, 9), jitter=0), Scripted(0.6, (0, 0)))
+    _, classes = augment(
+        image, truth, Recipe(crop_size=(9, 9), color_jitter=0), Scripted(0.6, (0, 0))
+    )
     inside = classes != IGNORE
     assert (inside.any(0).sum(), inside.any(1).sum()) == (8, 5)  # of 7.8 and 5.4
 
 
 def test_sides_are_never_empty():
     image, truth = gradient_image(40, 3)
-    recipe = Recipe(crop=(4, 4), jitter=0)
+    recipe = Recipe(crop_size=(4, 4), color_jitter=0)
     _, classes = augment(image, truth, recipe, Scripted(0.1, (0, 0)))
     assert (classes != IGNORE).sum() == 1 * 4
 
@@ -418,7 +420,7 @@ def test_jitter_is_brightness_contrast_and_saturation(change, factor):
     base = {"brightness": 0.0, "contrast": grey.mean(), "saturation": grey[..., None]}[change]
     expected = np.clip(base + factor * (pixels - base), 0, 255)
     found, _ = augment(
-        Image.fromarray(pixels), np.zeros((16, 20), np.uint8), Recipe(crop=(16, 20)),
+        Image.fromarray(pixels), np.zeros((16, 20), np.uint8), Recipe(crop_size=(16, 20)),
         Scripted(1.0, (0, 0), factors),
     )  # fmt: skip
     assert abs(found - expected).max() <= 2
@@ -427,7 +429,7 @@ def test_jitter_is_brightness_contrast_and_saturation(change, factor):
 def test_random_scales_crops_and_brightness_fill_their_ranges():
     image = Image.new("RGB", (20, 10), (100, 100, 100))
     truth = np.zeros((10, 20), np.uint8)
-    recipe = Recipe(crop=(30, 60), scale=(0.5, 2.5), jitter=0.4)
+    recipe = Recipe(crop_size=(30, 60), scale=(0.5, 2.5), color_jitter=0.4)
     scales, brightness = [], []
     for seed in range(200):
         pixels, classes = augment(image, truth, recipe, np.random.default_rng(seed))
@@ -440,7 +442,7 @@ def test_random_scales_crops_and_brightness_fill_their_ranges():
     assert np.mean(brightness) == pytest.approx(100, abs=4)
 
     image, truth = gradient_image(8, 6)
-    recipe = Recipe(crop=(5, 6), scale=(1, 1), jitter=0, flip=0)
+    recipe = Recipe(crop_size=(5, 6), scale=(1, 1), color_jitter=0, flip=0)
     corners = set()
     for seed in range(60):
         pixels, _ = augment(image, truth, recipe, np.random.default_rng(seed))
@@ -450,7 +452,7 @@ def test_random_scales_crops_and_brightness_fill_their_ranges():
 
 def test_mirrored_as_often_as_asked_for():
     image, truth = gradient_image(8, 6)
-    recipe = Recipe(crop=(6, 8), scale=(1, 1), jitter=0, flip=0.25)
+    recipe = Recipe(crop_size=(6, 8), scale=(1, 1), color_jitter=0, flip=0.25)
     results = [augment(image, truth, recipe, np.random.default_rng(i)) for i in range(400)]
     assert np.mean([pixels[0, 0, 0] > 0 for pixels, _ in results]) == pytest.approx(0.25, abs=0.06)
 
@@ -458,7 +460,9 @@ def test_mirrored_as_often_as_asked_for():
 def test_augmented_images_can_be_written_to():
     """torch.from_numpy warns of others, and takes none with negative strides."""
     image, truth = gradient_image(8, 6)
-    for array in augment(image, truth, Recipe(crop=(6, 8), flip=1.0), np.random.default_rng(0)):
+    for array in augment(
+        image, truth, Recipe(crop_size=(6, 8), flip=1.0), np.random.default_rng(0)
+    ):
         assert array.flags.writeable and array.flags.c_contiguous
 
 
@@ -469,7 +473,7 @@ def test_a_sample_depends_on_seed_epoch_and_image(tmp_path):
         Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / f"{name}_.png")
     pairs = [(tmp_path / f"{name}.png", tmp_path / f"{name}_.png") for name in "ab"]
     data = SegmentationData(pairs, ("x",))
-    recipe = Recipe(crop=(12, 12))
+    recipe = Recipe(crop_size=(12, 12))
     samples = [
         Samples(data, other)[key][0].tobytes()
         for other in (recipe, replace(recipe, seed=1))
@@ -505,10 +509,10 @@ def test_steps_per_epoch(images, batch_size, expected):
 
 
 def test_processes_with_parts_share_each_update():
-    recipe = Recipe(epochs=1, batch_size=8, accumulate=2)
+    recipe = Recipe(epochs=1, batch_size=8, grad_accum_steps=2)
     ranks = [list(keys(16, recipe, 0, rank, 2)) for rank in (0, 1)]
     assert [len(part) for part in ranks[0]] == [2] * 4
-    whole = list(keys(16, replace(recipe, accumulate=1), 0, 0, 1))
+    whole = list(keys(16, replace(recipe, grad_accum_steps=1), 0, 0, 1))
     for update in (0, 1):
         parts = ranks[0][2 * update : 2 * update + 2] + ranks[1][2 * update : 2 * update + 2]
         assert sorted(sum(parts, [])) == sorted(whole[update])
@@ -519,7 +523,7 @@ def test_processes_with_parts_share_each_update():
 
 def test_batches_are_the_samples_in_order(tmp_path):
     data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
-    recipe = Recipe(epochs=2, batch_size=4, accumulate=2, crop=(16, 24))
+    recipe = Recipe(epochs=2, batch_size=4, grad_accum_steps=2, crop_size=(16, 24))
     samples = Samples(data, recipe)
     for first, rank, processes in ((0, 0, 1), (3, 1, 2)):
         order = list(keys(6, recipe, first, rank, processes))
@@ -535,7 +539,7 @@ def test_readers_draw_nothing_from_the_generator_of_dropout(tmp_path):
     data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
     before = torch.get_rng_state()
     for workers in (0, 1):
-        list(batches(data, Recipe(epochs=1, batch_size=6, crop=(8, 8)), workers=workers))
+        list(batches(data, Recipe(epochs=1, batch_size=6, crop_size=(8, 8)), workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -558,7 +562,7 @@ def test_other_errors_of_readers_are_not_hidden():
 
 
 def test_order_covers_every_image_each_epoch_and_shares_it_out():
-    recipe = Recipe(epochs=2, batch_size=4, accumulate=2)
+    recipe = Recipe(epochs=2, batch_size=4, grad_accum_steps=2)
     whole = list(keys(10, recipe, 0, 0, 1))
     assert steps_per_epoch(10, recipe) == 3
     assert [len(part) for part in whole] == [2] * 12
@@ -581,7 +585,7 @@ def test_more_images_a_batch_than_there_are():
 
 def test_samples_do_not_depend_on_workers(tmp_path):
     data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
-    recipe = Recipe(epochs=2, batch_size=3, crop=(32, 32))
+    recipe = Recipe(epochs=2, batch_size=3, crop_size=(32, 32))
     runs = [
         [(x.numpy().tobytes(), y.numpy().tobytes()) for x, y in batches(data, recipe, 0, workers)]
         for workers in (0, 2)
@@ -590,14 +594,14 @@ def test_samples_do_not_depend_on_workers(tmp_path):
     assert len(set(runs[0])) == 4  # each epoch is augmented anew
     assert data.classes == CLASSES
     first = Samples(data, recipe)[0, 3]
-    other = Samples(data, Recipe(seed=1, crop=(32, 32)))[0, 3]
+    other = Samples(data, Recipe(seed=1, crop_size=(32, 32)))[0, 3]
     assert not np.array_equal(first[0], other[0])
 
 
 def test_a_worker_obeys_its_parent_only(tmp_path):
     """What Ctrl-C or torchrun send to a whole group does not keep the parent from saving."""
     data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
-    loader = batches(data, Recipe(epochs=4, batch_size=1, crop=(32, 32)), workers=1)
+    loader = batches(data, Recipe(epochs=4, batch_size=1, crop_size=(32, 32)), workers=1)
     next(loader)
     (worker,) = multiprocessing.active_children()
     for name in ("INT", "TERM"):
@@ -611,7 +615,7 @@ def test_a_worker_obeys_its_parent_only(tmp_path):
 
 def test_a_killed_worker_is_noticed_between_updates(tmp_path):
     data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
-    loader = batches(data, Recipe(epochs=4, batch_size=1, crop=(32, 32)), workers=1)
+    loader = batches(data, Recipe(epochs=4, batch_size=1, crop_size=(32, 32)), workers=1)
     next(loader)
     (worker,) = multiprocessing.active_children()
     worker.kill()
@@ -626,14 +630,14 @@ def test_a_killed_worker_is_noticed_between_updates(tmp_path):
     [
         {"epochs": 0},
         {"batch_size": 0},
-        {"accumulate": 0},
-        {"crop": (0, 5)},
+        {"grad_accum_steps": 0},
+        {"crop_size": (0, 5)},
         {"scale": (2.0, 0.5)},
         {"flip": 1.5},
-        {"jitter": -0.1},
+        {"color_jitter": -0.1},
         {"learning_rate": 0.0},
         {"head_learning_rate": -1.0},
-        {"warmup": -1},
+        {"warmup_steps": -1},
         {"power": -1.0},
         {"momentum": 1.0},
         {"weight_decay": -1e-4},
@@ -641,8 +645,8 @@ def test_a_killed_worker_is_noticed_between_updates(tmp_path):
         {"class_weights": (1.0, -1.0)},
         {"class_weights": (0.0, 0.0)},
         {"label_smoothing": 2.0},
-        {"hard_pixels": 0.0},
-        {"ema": 1.0},
+        {"top_k_pixels": 0.0},
+        {"ema_decay": 1.0},
         {"dtype": "int8"},
         {"seed": -1},
     ],
@@ -655,7 +659,7 @@ def test_recipe_refuses(values):
 
 
 def test_learning_rate():
-    recipe = Recipe(warmup=10)
+    recipe = Recipe(warmup_steps=10)
     factors = [recipe.learning_rate_factor(step, 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[10:] == [(1 - step / 100) ** 0.9 for step in range(10, 100)]
@@ -664,7 +668,7 @@ def test_learning_rate():
 
 
 def test_warm_up_multiplies_the_schedule():
-    recipe = Recipe(warmup=4, power=1.0)
+    recipe = Recipe(warmup_steps=4, power=1.0)
     factors = [recipe.learning_rate_factor(step, 10) for step in range(10)]
     assert factors == pytest.approx([0.25, 0.45, 0.6, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
     assert Recipe(power=0.0).learning_rate_factor(9, 10) == 1.0

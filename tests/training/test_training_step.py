@@ -62,7 +62,7 @@ class Track:
 def our_loss(recipe: Recipe):
     def loss_of(model, images, target):
         objective = Objective(model, recipe)
-        return objective(images, target, objective.weight_of(target))
+        return objective(images, target, objective.loss_normalizer(target))
 
     return loss_of
 
@@ -157,7 +157,7 @@ def test_a_run_of_two_processes_is_that_of_one(one_and_two):
         assert (output / "run/last.safetensors").exists()
     assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    states = [two_processes.network(rates=()).state_dict()]
+    states = [two_processes.network(atrous_rates=()).state_dict()]
     for output in one_and_two:
         states.append(DeepLabV3.from_pretrained(output / "run/last.safetensors").state_dict())
     start, one, two = (torch.cat([x.flatten() for x in state.values()]) for state in states)
@@ -206,7 +206,7 @@ def test_whole_step_compiles_to_one_graph():
 
         def step(images, target, objective=objective):
             with torch.autocast("cpu", torch.bfloat16):
-                return objective(images, target, objective.weight_of(target))
+                return objective(images, target, objective.loss_normalizer(target))
 
         if compiled:
             step = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -249,13 +249,13 @@ def test_four_frames_of_camvid_are_learned_by_heart(shared_data, tmp_path, monke
         pairs.append(paths)
     data = SegmentationData(pairs, whole.classes)
     torch.manual_seed(0)
-    model = DeepLabV3("mobilenet_v2", 11, 16, rates=())
+    model = DeepLabV3("mobilenet_v2", 11, 16, atrous_rates=())
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.3  # statistics for evaluation, within a few updates
     recipe = Recipe(
-        epochs=80, batch_size=4, crop=(72, 96), scale=(1, 1), flip=0, jitter=0,
-        learning_rate=0.05, warmup=5, weight_decay=0,
+        epochs=80, batch_size=4, crop_size=(72, 96), scale=(1, 1), flip=0, color_jitter=0,
+        learning_rate=0.05, warmup_steps=5, weight_decay=0,
     )  # fmt: skip
     before = evaluate(model.eval(), data, workers=0, quiet=True)
     train(model, data, None, recipe, tmp_path / "run", workers=0, evaluate_every=80)

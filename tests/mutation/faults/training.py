@@ -198,7 +198,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "the average has the default decay",
-            "get_ema_multi_avg_fn(recipe.ema)",
+            "get_ema_multi_avg_fn(recipe.ema_decay)",
             "get_ema_multi_avg_fn()",
         ),
         Fault(
@@ -258,8 +258,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "all parts divided by the weight of the first",
-            "weight = torch.stack([self.objective.weight_of(target) for _, target in batch]).sum()",
-            "weight = self.objective.weight_of(batch[0][1])",
+            "torch.stack([self.objective.loss_normalizer(target) for _, target in batch]).sum()",
+            "self.objective.loss_normalizer(batch[0][1])",
         ),
         Fault(
             "the loss logged is of the last part", "total += loss.detach()", "total = loss.detach()"
@@ -317,7 +317,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "one part of an update only",
-            "for _ in range(self.recipe.accumulate)]",
+            "for _ in range(self.recipe.grad_accum_steps)]",
             "for _ in range(1)]",
         ),
         Fault(
@@ -449,20 +449,20 @@ FAULTS: dict[str, list[Fault]] = {
             "align_corners=self.model.align_corners,",
             "align_corners=False,",
         ),
-        Fault("hard_pixels ignored", "int(hard * target.numel())", "int(0.25 * target.numel())"),
+        Fault("top_k_pixels ignored", "int(hard * target.numel())", "int(0.25 * target.numel())"),
         Fault(
             "hard pixels of all parts add up",
-            "hardest.mean() / self.recipe.accumulate",
+            "hardest.mean() / self.recipe.grad_accum_steps",
             "hardest.mean()",
         ),
     ],
     "deeplab_fast/training/recipe.py": [
         Fault(
             "no warm-up",
-            "warmup = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0",
+            "warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0",
             "warmup = 1.0",
         ),
-        Fault("warm-up starts at 0", "(step + 1) / self.warmup", "step / self.warmup"),
+        Fault("warm-up starts at 0", "(step + 1) / self.warmup_steps", "step / self.warmup_steps"),
         Fault("power ignored", "(1 - step / steps) ** self.power", "(1 - step / steps) ** 0.9"),
         Fault("momentum ignored", "momentum=self.momentum, ", "momentum=0.9, "),
         Fault("weight decay ignored", "weight_decay=self.weight_decay)", "weight_decay=1e-4)"),
@@ -473,8 +473,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "learning rate of the head ignored",
-            "head_rate = self.head_learning_rate or self.learning_rate",
-            "head_rate = self.learning_rate",
+            "head_learning_rate = self.head_learning_rate or self.learning_rate",
+            "head_learning_rate = self.learning_rate",
         ),
         Fault(
             "backbone and head exchanged",
@@ -500,8 +500,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "never darker",
-            "random.uniform(1 - recipe.jitter, 1 + recipe.jitter)",
-            "random.uniform(1, 1 + recipe.jitter)",
+            "random.uniform(1 - recipe.color_jitter, 1 + recipe.color_jitter)",
+            "random.uniform(1, 1 + recipe.color_jitter)",
         ),
         Fault(
             "no change of saturation",
