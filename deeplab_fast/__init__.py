@@ -18,7 +18,7 @@ from .backends.cuda import device  # noqa: F401
 from .backends.registry import available_backends, backend
 from .backends.triton import register  # noqa: F401
 from .models import DeepLabV3
-from .nn import ASPP
+from .nn import ASPP, UpsampleCrossEntropyLoss
 from .ops import (
     aspp,
     dilated_conv2d,
@@ -32,6 +32,7 @@ __version__ = version("deeplab-fast")
 __all__ = [
     "ASPP",
     "DeepLabV3",
+    "UpsampleCrossEntropyLoss",
     "aspp",
     "available_backends",
     "backend",

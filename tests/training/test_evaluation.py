@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deeplab_fast.cli import main
 from deeplab_fast.models import DeepLabV3, Preprocessing
+from deeplab_fast.models.preprocessing import network_input
 from deeplab_fast.models.sliding_window import _starts
 from deeplab_fast.training import (
     Scores,
@@ -26,9 +27,9 @@ from deeplab_fast.training import (
     evaluate,
     predict_labels,
 )
-from deeplab_fast.training.evaluation import network_input
 
-from ..support.shapes import CLASSES, read_shapes, write_shapes
+from ..support.runs import small_network
+from ..support.shapes import CLASSES, read_shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,7 +99,7 @@ def test_all_measures_of_one_matrix():
         "confusion": matrix.tolist(),
     }
     assert [line.split() for line in scores.table().splitlines()] == [
-        ["class", "IoU", "found"],
+        ["class", "IoU", "recall"],
         ["a", "66.67", "75.00"],
         ["b", "30.00", "37.50"],
         ["c", "0.00", "-"],
@@ -390,14 +391,11 @@ def test_no_full_size_map_of_all_classes_exists(options):
         ({"window": (0, 64)}, "window: expected"),
     ],
 )
-def test_bad_options(options, message):
-    with pytest.raises(TrainingError, match=message):
+def test_options_out_of_range(options, message, shapes):
+    with pytest.raises(ValueError, match=message):
         predict_labels(Local(), torch.randn(1, 3, 64, 64), **options)
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
+    with pytest.raises(TrainingError, match=message):
+        evaluate(Local(classes=3), read_shapes(shapes)[1], workers=0, quiet=True, **options)
 
 
 def test_evaluate_compares_whole_images(shapes):
@@ -424,7 +422,7 @@ def test_evaluate_compares_whole_images(shapes):
     assert scores.classes == CLASSES
     assert model.training
     for classes in (4, 5):
-        message = f"model found class {classes - 1}, the data have 3 classes"
+        message = f"model: expected .* the 3 classes in the data, got class {classes - 1}"
         with pytest.raises(TrainingError, match=message):
             evaluate(Local(classes), data, workers=0, quiet=True)
 
@@ -493,7 +491,7 @@ def test_how_a_model_is_evaluated(dtype, shapes):
 
 def test_a_model_is_in_its_mode_again_after_an_error(shapes):
     model = Local(classes=5).train()
-    with pytest.raises(TrainingError, match="model found class"):
+    with pytest.raises(TrainingError, match="model: expected predictions of the 3 classes"):
         evaluate(model, read_shapes(shapes)[1], workers=0, quiet=True)
     assert model.training
 
@@ -573,9 +571,8 @@ def test_evaluation_refuses_workers(shapes):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    DeepLabV3("mobilenet_v2", 3, 16, atrous_rates=(), head_conv=False).save_pretrained(path)
+    small_network().save_pretrained(path)
     return str(path)
 
 

@@ -36,24 +36,22 @@ from deeplab_fast.training import (
     distributed,
     evaluate,
     loop,
+    report,
     train,
 )
 from deeplab_fast.training.loader import batches
+from deeplab_fast.training.run_folder import RunFolder, resume_settings
+from deeplab_fast.training.state import TrainingState
+from deeplab_fast.training.step import TrainingStep
 
+from ..support.runs import signal_in_update
 from ..support.shapes import CLASSES, read_shapes, write_shapes
-from ..training.test_training import stop_in
 
 UPDATES_PER_EPOCH = 3  # 6 images in batches of 2
 BASE = Recipe(epochs=2, batch_size=2, crop_size=(24, 32), learning_rate=0.2)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def no_tensorboard(monkeypatch):
-    """Importing it takes seconds; tests that want it put a stand-in here."""
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +384,7 @@ def test_train_refuses(options, shapes, tmp_path):
 
 def test_processes_share_a_batch(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(TrainingError, match=r"multiple of 2 \(2 processes, 1 accum.*\), got 3"):
+    with pytest.raises(TrainingError, match=r"multiple of 2 \(2 processes, 1 micro-.*\), got 3"):
         run(shapes, tmp_path, replace(BASE, batch_size=3))
     with pytest.raises(TrainingError, match="at least 2 images at a time .*, got 1$"):
         run(shapes, tmp_path, replace(BASE, batch_size=2))
@@ -495,14 +493,14 @@ def test_log_every_and_images_per_second(shapes, tmp_path, monkeypatch):
     """Over the updates since the line before; evaluation does not count."""
     losses = train_by_hand(shapes[0], BASE).losses
     now = [0.0]
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
-    update = loop._Run._update
+    monkeypatch.setattr(report, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    update = TrainingStep.update
 
-    def slow(self, parts):
+    def slow(self, micro_batches):
         now[0] += 4.0
-        return update(self, parts)
+        return update(self, micro_batches)
 
-    monkeypatch.setattr(loop._Run, "_update", slow)
+    monkeypatch.setattr(TrainingStep, "update", slow)
     judge = Judge(monkeypatch, 0.1, 0.2)
 
     def slow_evaluation(*arguments, **options):
@@ -600,7 +598,7 @@ def test_tensorboard_gets_the_numbers_and_pictures(ema_decay, writers, shapes, t
     ]
     assert writer.scalars == expected
     assert {name for name, _, _ in expected} >= {"loss", "val/miou", "val/iou/red"}
-    assert list(writer.pictures) == [f"val/{i} image, found, true" for i in range(4)]
+    assert list(writer.pictures) == [f"val/{i} image, prediction, ground truth" for i in range(4)]
     for index, (picture, step, order) in enumerate(writer.pictures.values()):
         image, truth = five.read(index)
         pixels = actual.model.preprocessing(image)[None]
@@ -627,7 +625,7 @@ def stopped_and_resumed(
 ) -> Run:
     """Interrupted while that update is computed; the second part starts with a new model."""
     with pytest.MonkeyPatch.context() as patch:
-        stop_in(patch, update, signal.SIGINT)
+        signal_in_update(patch, update, signal.SIGINT)
         with pytest.raises(Interrupted, match=f"interrupted after update {update} of "):
             run(data, folder, recipe, model(), **options)
     fresh = model()
@@ -693,12 +691,12 @@ def test_a_run_ended_while_it_is_evaluated_goes_on(shapes, tmp_path):
         raise KeyboardInterrupt  # as the second Ctrl-C does
 
     with pytest.MonkeyPatch.context() as patch:
-        stop_in(patch, 3, signal.SIGTERM)
+        signal_in_update(patch, 3, signal.SIGTERM)
         with pytest.raises(Interrupted, match="after update 3"):  # before the first evaluation
             run(shapes, stopped, recipe, evaluate_every=1)
     assert read(None, stopped).column("val_miou") == []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_save_model", end)
+        patch.setattr(RunFolder, "save_model", end)
         with pytest.raises(KeyboardInterrupt):
             run(shapes, stopped, recipe, resume=True, evaluate_every=1)
     assert len(read(None, stopped).column("val_miou")) == 1
@@ -740,7 +738,20 @@ def test_the_curves_go_on(writers, shapes, tmp_path):
     assert steps == [[1, 2, 3, 4], [5, 6]]
 
 
-def test_each_process_takes_up_its_own_random_state(shapes, tmp_path):
+def pretend_processes(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
+    """Let this process take itself for one of several that agree on everything."""
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value] * world_size)
+
+
+def start_or_resume(data, folder: Path, recipe: Recipe, resume: bool) -> None:
+    model = Tiny()
+    settings = resume_settings(model, data[0], recipe)
+    RunFolder(folder, settings).start_or_resume(TrainingState(model, recipe), recipe.seed, resume)
+
+
+def test_each_process_restores_its_own_random_state(shapes, tmp_path, monkeypatch):
     torch.manual_seed(1)
     one = checkpoint.random_state(torch.device("cpu"))
     torch.manual_seed(2)
@@ -748,30 +759,27 @@ def test_each_process_takes_up_its_own_random_state(shapes, tmp_path):
     state = run((shapes[0], None), tmp_path, replace(BASE, epochs=1)).state
     torch.save({**state, "random": [one, other]}, tmp_path / "last.pt")
     for rank, expected in enumerate((one, other)):
-        resumed = loop._Run(Tiny(), shapes[0], None, replace(BASE, epochs=1), tmp_path)
-        resumed.rank, resumed.processes = rank, 2
-        resumed.start(resume=True)
+        pretend_processes(monkeypatch, rank, 2)
+        start_or_resume(shapes, tmp_path, replace(BASE, epochs=1), resume=True)
         assert torch.equal(torch.get_rng_state(), expected["torch"])
-    # Of one process after two: the states are not its own.
-    resumed.rank, resumed.processes = 0, 1
-    resumed.start(resume=True)
+    # One process after two: no saved state is its own.
+    pretend_processes(monkeypatch, 0, 1)
+    start_or_resume(shapes, tmp_path, replace(BASE, epochs=1), resume=True)
     assert torch.initial_seed() == BASE.seed
     assert not torch.equal(torch.get_rng_state(), one["torch"])
 
 
-def test_each_process_has_its_own_seed(shapes, tmp_path):
-    runs = loop._Run(Tiny(), shapes[0], None, replace(BASE, seed=7), tmp_path)
+def test_each_process_has_its_own_seed(shapes, tmp_path, monkeypatch):
     for rank in (0, 1):
-        runs.rank = rank
-        runs.start(resume=False)
+        pretend_processes(monkeypatch, rank, 2)
+        start_or_resume(shapes, tmp_path, replace(BASE, seed=7), resume=False)
         assert torch.initial_seed() == 7 + rank
 
 
 def test_a_state_must_be_there_for_all_processes(shapes, tmp_path, monkeypatch):
-    resumed = loop._Run(Tiny(), shapes[0], None, BASE, tmp_path)
     monkeypatch.setattr(distributed, "gather", lambda value: [value, 3])
     with pytest.raises(TrainingError, match="last.pt: not there for all processes"):
-        resumed.start(resume=True)
+        start_or_resume(shapes, tmp_path, BASE, resume=True)
 
 
 def test_random_states_of_all_generators_are_taken_up():
@@ -814,6 +822,19 @@ def test_a_run_goes_on_with_the_same_recipe_only(shapes, tmp_path):
         other = replace(BASE, **{"epochs": 1, name: value})
         with pytest.raises(TrainingError, match=f"last.pt: saved with {name} .*, not "):
             run((shapes[0], None), tmp_path, other, resume=True)
+
+
+@pytest.mark.parametrize("group, old", [("recipe", "hard_pixels"), ("architecture", "rates")])
+def test_a_run_of_another_version_is_not_resumed(group, old, shapes, tmp_path):
+    """The error has one line and names the setting that this version does not have."""
+    state = run((shapes[0], None), tmp_path, replace(BASE, epochs=1)).state
+    torch.save({**state, group: {**state[group], old: None}}, tmp_path / "last.pt")
+    with pytest.raises(TrainingError) as caught:
+        run((shapes[0], None), tmp_path, replace(BASE, epochs=1), resume=True)
+    assert str(caught.value) == (
+        f"{tmp_path}/last.pt: saved with {old}, which is no setting of this version (expected a "
+        "checkpoint of this version, or a new run in another folder)"
+    )
 
 
 def test_a_run_goes_on_with_the_same_data_only(shapes, tmp_path):
@@ -883,11 +904,7 @@ def test_signals_have_their_handlers_again(shapes, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_a_run_at_once(number, shapes, tmp_path, monkeypatch):
-    def interrupted(self, parts):
-        signal.raise_signal(number)
-        signal.raise_signal(number)
-
-    monkeypatch.setattr(loop._Run, "_update", interrupted)
+    signal_in_update(monkeypatch, 1, number, number)
     with pytest.raises(KeyboardInterrupt):
         run((shapes[0], None), tmp_path, BASE)
     assert not (tmp_path / "last.pt").exists()

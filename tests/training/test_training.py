@@ -33,6 +33,7 @@ from deeplab_fast.training import (
     train,
 )
 
+from ..support.runs import signal_in_update, small_network
 from ..support.shapes import CLASSES, read_shapes, write_shapes
 
 RECIPE = Recipe(epochs=3, batch_size=2, crop_size=(32, 32), learning_rate=0.05, ema_decay=0.9)
@@ -44,37 +45,9 @@ SMALL += ["--epochs", "3", "--batch-size", "2", "--crop-size", "32", "32", "--lo
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(autouse=True)
-def no_tensorboard(request, monkeypatch):
-    """It takes seconds to import; tests that want it say so."""
-    if "tensorboard" not in request.fixturenames:
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-
-
-@pytest.fixture
-def tensorboard():
-    return pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
-
-
-def network(**options) -> DeepLabV3:
-    torch.manual_seed(0)
-    options = {
-        "num_classes": 3,
-        "output_stride": 16,
-        "atrous_rates": (),
-        "head_conv": False,
-    } | options
-    return DeepLabV3("mobilenet_v2", **options)
-
-
 def run(shapes: Path, output: Path, recipe: Recipe = RECIPE, **options) -> DeepLabV3:
     data = read_shapes(shapes)
-    return train(network(), *data, recipe, output, **{"workers": 0, "log_every": 1} | options)
+    return train(small_network(), *data, recipe, output, **{"workers": 0, "log_every": 1} | options)
 
 
 def curve(folder: Path, name: str = "loss") -> dict[int, float]:
@@ -82,18 +55,6 @@ def curve(folder: Path, name: str = "loss") -> dict[int, float]:
     points = [(row["step"], row[name]) for row in rows if name in row]
     assert len(points) == len(dict(points))  # no update is there twice
     return dict(points)
-
-
-def stop_in(patch: pytest.MonkeyPatch, update: int, number: signal.Signals) -> None:
-    """A real signal comes while that update, from 1 on, is computed."""
-    original = loop._Run._update
-
-    def interrupted(self, parts):
-        if self.step + 1 == update:
-            signal.raise_signal(number)
-        return original(self, parts)
-
-    patch.setattr(loop._Run, "_update", interrupted)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +184,7 @@ def test_ctrl_c_saves_and_a_killed_run_goes_on_exactly(shapes, tmp_path, capsys)
     # Both go on to the same few updates more.
     def limited(folder: Path, *arguments: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            stop_in(patch, saved + 4, signal.SIGTERM)
+            signal_in_update(patch, saved + 4, signal.SIGTERM)
             arguments = [*SMALL, *epochs, "--workers", "0", "--output", str(folder), *arguments]
             assert main(["train", str(shapes), *arguments]) == 130
 
@@ -276,7 +237,7 @@ def test_a_full_disk(shapes, tmp_path, monkeypatch, capsys):
     (*_, line) = capsys.readouterr().err.splitlines()
     assert line == (
         f"deeplab-fast: {output}/last.pt: cannot write: No space left on device. "
-        "What was written before is whole"
+        "What was written before is complete"
     )
     for name, content in before.items():
         assert (output / name).read_bytes() == content
@@ -320,7 +281,7 @@ def test_a_run_of_another_kind(model, recipe, message, whole_run, shapes):
     data = read_shapes(shapes)
     recipe = Recipe(**vars(RECIPE) | recipe)
     with pytest.raises(TrainingError, match=rf"^{whole_run}/last.pt: saved with {message}"):
-        train(network(**model), *data, recipe, whole_run, resume=True)
+        train(small_network(**model), *data, recipe, whole_run, resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", "half", "other"])
@@ -397,7 +358,7 @@ def test_class_weights_hard_pixels_and_frozen_batch_norm(shapes, tmp_path):
         "epochs": 1, "label_smoothing": 0.1, "head_learning_rate": 0.1, "warmup_steps": 2,
         "grad_accum_steps": 2,
     }  # fmt: skip
-    before = network().state_dict()
+    before = small_network().state_dict()
     model = run(shapes, tmp_path, Recipe(**vars(RECIPE) | options | {"ema_decay": None}))
     norms = re.compile("running_|num_batches")
     for name, value in model.state_dict().items():
@@ -411,7 +372,7 @@ def test_gradient_of_the_parts_is_that_of_the_whole():
     images = torch.randn(4, 3, 32, 32)
     target = torch.randint(3, (4, 32, 32))
     target[0, :30] = target[1, 4:] = target[2] = 255
-    model = network(aux_loss=True).eval()
+    model = small_network(aux_loss=True).eval()
     gradients = []
     for part in (4, 1):
         objective = Objective(model, Recipe(class_weights=(1.0, 4.0, 0.5)))
@@ -433,7 +394,7 @@ def test_gradient_of_the_parts_is_that_of_the_whole():
 
 def test_hard_pixels_are_those_of_largest_loss():
     torch.manual_seed(0)
-    model, images = network().eval(), torch.randn(2, 3, 32, 32)
+    model, images = small_network().eval(), torch.randn(2, 3, 32, 32)
     target = torch.randint(3, (2, 32, 32))
     objective = Objective(model, Recipe(top_k_pixels=0.25))
     losses = torch.nn.functional.cross_entropy(model(images)["out"], target, reduction="none")
@@ -444,7 +405,7 @@ def test_hard_pixels_are_those_of_largest_loss():
 
 
 def test_nothing_but_ignored_pixels_changes_nothing():
-    objective = Objective(network(), Recipe())
+    objective = Objective(small_network(), Recipe())
     target = torch.full((2, 32, 32), 255)
     loss = objective(torch.randn(2, 3, 32, 32), target, objective.loss_normalizer(target))
     loss.backward()
@@ -455,7 +416,7 @@ def test_nothing_but_ignored_pixels_changes_nothing():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"grad_accum_steps": 4}, r"batch_size: expected a multiple of 4 \(1 processes, 4 accum"),
+        ({"grad_accum_steps": 4}, r"batch_size: expected a multiple of 4 \(1 processes, 4 micro-"),
         ({"grad_accum_steps": 2}, r"batch_size: expected at least 2 images at a time .* got 1"),
         ({"class_weights": (1.0,)}, "class_weights: expected 3 numbers, got 1"),
     ],
@@ -469,9 +430,9 @@ def test_recipes_that_do_not_fit(options, message, shapes, tmp_path):
 def test_no_images(shapes, tmp_path):
     none = SegmentationData([], CLASSES)
     with pytest.raises(TrainingError, match="train_data: expected images, got none"):
-        train(network(), none, None, RECIPE, tmp_path)
+        train(small_network(), none, None, RECIPE, tmp_path)
     with pytest.raises(TrainingError, match="val_data: expected images, got none"):
-        train(network(), read_shapes(shapes)[0], none, RECIPE, tmp_path)
+        train(small_network(), read_shapes(shapes)[0], none, RECIPE, tmp_path)
 
 
 def test_curves_and_pictures_in_tensorboard(tensorboard, shapes, tmp_path):
@@ -501,7 +462,7 @@ def test_a_progress_bar_with_loss_speed_and_time_left(shapes, tmp_path, monkeypa
 
 def test_fine_tuning_from_weights_with_other_classes(shapes, tmp_path, capsys):
     weights = tmp_path / "voc.safetensors"
-    network(num_classes=21).save_pretrained(weights)
+    small_network(num_classes=21).save_pretrained(weights)
     one = ["--epochs", "1", "--learning-rate", "1e-9", "--output", str(tmp_path / "run")]
     assert main(["train", str(shapes), *SMALL, *one, "--weights", str(weights)]) == 0
     model = DeepLabV3.from_pretrained(tmp_path / "run/last.safetensors")

@@ -28,7 +28,7 @@ from deeplab_fast.training.data import VOC_CLASSES
 from deeplab_fast.training.loader import Samples, batches, in_workers, keys, steps_per_epoch
 from deeplab_fast.training.transforms import augment
 
-from ..support.shapes import CLASSES, read_shapes, write_shapes
+from ..support.shapes import CLASSES, read_shapes
 
 
 def photo(path: Path, width: int = 8, height: int = 6) -> None:
@@ -521,8 +521,8 @@ def test_processes_with_parts_share_each_update():
     assert list(keys(16, recipe, 1, 1, 2)) == ranks[1][2:]
 
 
-def test_batches_are_the_samples_in_order(tmp_path):
-    data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
+def test_batches_are_the_samples_in_order(shapes):
+    data, _ = read_shapes(shapes)
     recipe = Recipe(epochs=2, batch_size=4, grad_accum_steps=2, crop_size=(16, 24))
     samples = Samples(data, recipe)
     for first, rank, processes in ((0, 0, 1), (3, 1, 2)):
@@ -535,8 +535,8 @@ def test_batches_are_the_samples_in_order(tmp_path):
             assert np.array_equal(classes, np.stack([samples[key][1] for key in part]))
 
 
-def test_readers_draw_nothing_from_the_generator_of_dropout(tmp_path):
-    data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
+def test_readers_draw_nothing_from_the_generator_of_dropout(shapes):
+    data, _ = read_shapes(shapes)
     before = torch.get_rng_state()
     for workers in (0, 1):
         list(batches(data, Recipe(epochs=1, batch_size=6, crop_size=(8, 8)), workers=workers))
@@ -583,8 +583,8 @@ def test_more_images_a_batch_than_there_are():
     assert [len(part) for part in keys(3, Recipe(epochs=2, batch_size=8), 0, 0, 1)] == [8, 8]
 
 
-def test_samples_do_not_depend_on_workers(tmp_path):
-    data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
+def test_samples_do_not_depend_on_workers(shapes):
+    data, _ = read_shapes(shapes)
     recipe = Recipe(epochs=2, batch_size=3, crop_size=(32, 32))
     runs = [
         [(x.numpy().tobytes(), y.numpy().tobytes()) for x, y in batches(data, recipe, 0, workers)]
@@ -598,9 +598,9 @@ def test_samples_do_not_depend_on_workers(tmp_path):
     assert not np.array_equal(first[0], other[0])
 
 
-def test_a_worker_obeys_its_parent_only(tmp_path):
+def test_a_worker_obeys_its_parent_only(shapes):
     """What Ctrl-C or torchrun send to a whole group does not keep the parent from saving."""
-    data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
+    data, _ = read_shapes(shapes)
     loader = batches(data, Recipe(epochs=4, batch_size=1, crop_size=(32, 32)), workers=1)
     next(loader)
     (worker,) = multiprocessing.active_children()
@@ -613,8 +613,8 @@ def test_a_worker_obeys_its_parent_only(tmp_path):
     assert worker.exitcode == 0
 
 
-def test_a_killed_worker_is_noticed_between_updates(tmp_path):
-    data, _ = read_shapes(write_shapes(tmp_path / "shapes"))
+def test_a_killed_worker_is_noticed_between_updates(shapes):
+    data, _ = read_shapes(shapes)
     loader = batches(data, Recipe(epochs=4, batch_size=1, crop_size=(32, 32)), workers=1)
     next(loader)
     (worker,) = multiprocessing.active_children()

@@ -157,7 +157,7 @@ def test_a_run_of_two_processes_is_that_of_one(one_and_two):
         assert (output / "run/last.safetensors").exists()
     assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    states = [two_processes.network(atrous_rates=()).state_dict()]
+    states = [two_processes.network().state_dict()]
     for output in one_and_two:
         states.append(DeepLabV3.from_pretrained(output / "run/last.safetensors").state_dict())
     start, one, two = (torch.cat([x.flatten() for x in state.values()]) for state in states)
@@ -249,7 +249,7 @@ def test_four_frames_of_camvid_are_learned_by_heart(shared_data, tmp_path, monke
         pairs.append(paths)
     data = SegmentationData(pairs, whole.classes)
     torch.manual_seed(0)
-    model = DeepLabV3("mobilenet_v2", 11, 16, atrous_rates=())
+    model = small_network(num_classes=11, head_conv=True)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.3  # statistics for evaluation, within a few updates

@@ -155,6 +155,7 @@ GUARDS = {
     "deeplab_fast/training/data.py": TRAINING_DATA,
     "deeplab_fast/training/distributed.py": RECIPE,
     "deeplab_fast/training/evaluation.py": EVALUATION,
+    "deeplab_fast/models/preprocessing.py": EVALUATION,
     "deeplab_fast/models/sliding_window.py": EVALUATION,
     "deeplab_fast/training/loader.py": TRAINING_DATA,
     "deeplab_fast/training/log.py": RECIPE,
@@ -162,6 +163,12 @@ GUARDS = {
     "deeplab_fast/training/metrics.py": EVALUATION,
     "deeplab_fast/training/objective.py": RECIPE,
     "deeplab_fast/training/recipe.py": RECIPE,
+    "deeplab_fast/training/report.py": RECIPE,
+    "deeplab_fast/training/run_folder.py": RECIPE,
+    "deeplab_fast/training/schedule.py": RECIPE,
+    "deeplab_fast/training/signals.py": RECIPE,
+    "deeplab_fast/training/state.py": RECIPE,
+    "deeplab_fast/training/step.py": RECIPE,
     "deeplab_fast/training/transforms.py": TRAINING_DATA,
     "deeplab_fast/backends/triton/register.py": Guard(
         "test_triton.py versions or every_name or gpus_that or in_the_order or widened "
