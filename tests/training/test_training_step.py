@@ -29,6 +29,7 @@ from deeplab_fast.training import (
 )
 
 from ..support import two_processes
+from ..support.runs import small_network
 from ..support.shapes import write_shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -186,7 +187,7 @@ class Features(nn.Module):
         return {"aux": aux, "out": self.body(aux)}
 
 
-def small_network() -> SegmentationModel:
+def tiny_network() -> SegmentationModel:
     torch.manual_seed(0)
     head = nn.Sequential(ASPP(16, (1, 2), 8), nn.Conv2d(8, 3, 1))
     head[0].project[3].p = 0.0  # compiled graphs draw dropout in another way
@@ -201,7 +202,7 @@ def test_whole_step_compiles_to_one_graph():
     target[0, :9] = 255
     results = []
     for compiled in (False, True):
-        model = small_network()
+        model = tiny_network()
         objective = Objective(model, Recipe(class_weights=(1.0, 2.0, 0.5)))
 
         def step(images, target, objective=objective):
@@ -225,7 +226,7 @@ def test_whole_step_compiles_to_one_graph():
     assert eager[2] < eager[0]
     # A compiled graph rounds elsewhere: 2^-9 is half an ulp of bfloat16.
     assert losses == pytest.approx(eager, rel=2**-8)
-    initial = small_network().state_dict()
+    initial = tiny_network().state_dict()
     for name, value in expected.items():
         moved = (value - initial[name]).float().norm()
         assert (weights[name] - value).float().norm() <= 2**-5 * moved + 1e-6, name
