@@ -81,8 +81,8 @@ def _difference(name: str, saved: Any, expected: Any) -> str:
         for key in saved:
             if key not in expected:
                 return (
-                    f"saved with {key}, which is no setting of this version (expected a checkpoint "
-                    "of this version, or a new run in another folder)"
+                    f"saved with the setting {key!r}, which this version does not have (expected a "
+                    "checkpoint of this version, or a new run in another folder)"
                 )
         for key in {**expected, **saved}:
             if saved.get(key) != expected.get(key):

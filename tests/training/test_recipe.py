@@ -832,8 +832,8 @@ def test_a_run_of_another_version_is_not_resumed(group, old, shapes, tmp_path):
     with pytest.raises(TrainingError) as caught:
         run((shapes[0], None), tmp_path, replace(BASE, epochs=1), resume=True)
     assert str(caught.value) == (
-        f"{tmp_path}/last.pt: saved with {old}, which is no setting of this version (expected a "
-        "checkpoint of this version, or a new run in another folder)"
+        f"{tmp_path}/last.pt: saved with the setting {old!r}, which this version does not have "
+        "(expected a checkpoint of this version, or a new run in another folder)"
     )
 
 
