@@ -25,7 +25,7 @@ class ASPP(nn.Module):
     pooled branch is constant over an image, so its share of the projection is added as a bias per
     image: it is neither broadcast nor concatenated, and its gradient is added in the kernel that
     writes the gradient of the input. If a submodule was replaced or hooked, the submodules are
-    called one by one instead. If only batch norms were replaced, and by another normalisation than
+    called one by one instead. If only batch norms were replaced, by a normalisation other than
     SyncBatchNorm, only the normalisation runs branch by branch.
 
     Args:
@@ -62,9 +62,9 @@ class ASPP(nn.Module):
         pool_norm = pool[2]
         if type(pool_norm) is nn.BatchNorm2d and pool_norm.training and input.size(0) == 1:
             raise ValueError(
-                "ASPP: batch norm cannot normalise the one value per channel that image pooling "
-                "leaves of a batch of 1 in training mode. Train with at least 2 images a batch, or "
-                "let that branch use its running statistics: aspp.convs[-1].eval() after each "
+                "ASPP: expected at least 2 images in training mode, got a batch of 1: batch norm "
+                "cannot normalise the one value per channel of image pooling. Use larger batches, "
+                "or the running statistics of that branch: aspp.convs[-1].eval() after each "
                 "train() (in DeepLabV3: model.classifier[0].convs[-1].eval())"
             )
         if not self._is_unmodified():

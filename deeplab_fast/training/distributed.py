@@ -31,10 +31,12 @@ def stop() -> None:
 
 
 def rank() -> int:
+    """Index of this process, 0 if it is the only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

@@ -139,7 +139,7 @@ def _loop(run: _Run, loader: Iterator[MicroBatch], stopped: threading.Event) -> 
         if stop:
             raise Interrupted(
                 f"interrupted after update {state.step} of {schedule.num_steps}, saved "
-                f"{folder.checkpoint} (resume goes on from there)"
+                f"{folder.checkpoint} (resume continues from there)"
             )
         loss = run.step.update(_next_micro_batches(run, loader))
         report.advance()

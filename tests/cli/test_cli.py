@@ -629,7 +629,7 @@ def test_info(capsys):
     ):
         assert fact in out
     on_cpu = out.split("\nOn ")[1]
-    assert on_cpu.startswith(f"cpu, the first that can run: {', '.join(registry.order('cpu'))}\n")
+    assert on_cpu.startswith(f"cpu, in order of preference: {', '.join(registry.order('cpu'))}\n")
     ran = {line.split()[0]: line.split()[1] for line in on_cpu.splitlines()[1:] if line}
     assert set(ran) == {*registry.NAMES, *registry.ops()}
     for op in registry.ops():
@@ -664,19 +664,19 @@ def test_info_prints_the_dispatch_table(monkeypatch, capsys):
     on_gpu = {
         line.split()[0]: line.split()[1] for line in out.split("\nOn ")[2].splitlines() if line
     }
-    assert on_gpu["aspp"] == "reference," and on_gpu["upsample_argmax"] == "cuda"
-    assert "Measured on cuda:0, sm_90 with 132 processors, in " in out
-    assert "  nothing; python benchmarks/measure_choices.py measures it\n" in out
+    assert on_gpu["aspp"] == "reference" and on_gpu["upsample_argmax"] == "cuda"
+    assert "Dispatch table for cuda:0, sm_90 with 132 processors, in " in out
+    assert "  no rows; python benchmarks/tune_dispatch_table.py measures them\n" in out
 
-    classes = {"a class": ("cuda/sm90", "triton"), "another": (), "a third": ("cuda/sm90",)}
-    monkeypatch.setattr(dispatch_table, "choices", lambda device: {"aspp": classes})
+    buckets = {"a bucket": ("cuda/sm90", "triton"), "another": (), "a third": ("cuda/sm90",)}
+    monkeypatch.setattr(dispatch_table, "choices", lambda device: {"aspp": buckets})
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    assert "  aspp, of 3 classes of shapes: cuda/sm90 for 2, reference for 1\n" in out
+    assert "  aspp, 3 shape buckets: cuda/sm90 for 2, reference for 1\n" in out
     assert "another" not in out
-    assert main(["info", "--measured"]) == 0
+    assert main(["info", "--dispatch-table"]) == 0
     out = capsys.readouterr().out
-    assert "    cuda/sm90   a class\n    reference   another\n    cuda/sm90   a third\n" in out
+    assert "    cuda/sm90   a bucket\n    reference   another\n    cuda/sm90   a third\n" in out
 
     def damaged(device):
         raise ValueError("dispatch_table.csv, line 7: expected two times")
