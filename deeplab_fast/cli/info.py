@@ -100,18 +100,18 @@ def _backends(device_type: str) -> list[str]:
     preference = registry.order(device_type)
     lines = [f"On {device_type}, in order of preference: {', '.join(preference)}"]
     for name in registry.NAMES:
-        lines.append(f"  {name:<12}{registry.unavailable(name, device_type) or 'available'}")
+        lines.append(f"  {name:<12}{registry.unavailable_reason(name, device_type) or 'available'}")
     if device_type == "cuda" and not torch.cuda.is_available():
         return [*lines, "  no op can run: PyTorch finds no usable GPU"]
     width = max(map(len, registry.ops())) + 2
     for op in registry.ops():
-        if registry.rests_on_measurements(op, device_type):
+        if registry.depends_on_measurements(op, device_type):
             lines.append(f"  {op:<{width}}reference (cuDNN), or the kernel in the dispatch table")
             continue
         passed = []
         for name in preference:
-            reason = registry.unavailable(name, device_type)
-            if name not in registry.implementations(op):
+            reason = registry.unavailable_reason(name, device_type)
+            if name not in registry.backends_of(op):
                 reason = f"it has no {op} kernel"
             if reason is None:
                 break
@@ -123,7 +123,7 @@ def _backends(device_type: str) -> list[str]:
 def _dispatch_table(device: torch.device, in_full: bool) -> list[str]:
     """Number of shape buckets for which each kernel was measured to be the fastest on a GPU."""
     try:
-        choices = dispatch_table.choices(device)
+        choices = dispatch_table.fastest_kernels(device)
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     name = dispatch_table.device_class(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..ops import upsample_cross_entropy
+from ..ops.upsample_cross_entropy import upsample_cross_entropy
 
 
 class UpsampleCrossEntropyLoss(nn.Module):
