@@ -19,7 +19,7 @@ from .weights import load_model
 
 
 def add_parser(subparsers: Any) -> None:
-    help = "compute IoU and recall of a network on images with labels"
+    help = "compute mIoU and other metrics of a network on images with label masks"
     parser = subparsers.add_parser(
         "evaluate",
         help=help,

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from .. import _C, __version__
+from .. import __version__
+from .._native import _C
 from ..backends import dispatch_table, registry
 from .errors import UserError
 

@@ -23,11 +23,12 @@ from .weights import WEIGHTS, load_model
 
 
 def add_parser(subparsers: Any) -> None:
-    help = "segment images into NAME_labels.png and NAME_overlay.png"
+    help = "write a label mask and an overlay for each image"
     parser = subparsers.add_parser(
         "segment",
         help=help,
-        description=f"{help[0].upper()}{help[1:]}, both as large as the image.",
+        description=f"{help[0].upper()}{help[1:]}: NAME_labels.png and NAME_overlay.png, both as "
+        "large as the image.",
         epilog=f"WEIGHTS is one of\n{WEIGHTS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -45,7 +45,7 @@ _METAVARS = {"crop_size": ("HEIGHT", "WIDTH"), "scale": ("MIN", "MAX")}  # setti
 
 
 def add_parser(subparsers: Any) -> None:
-    help = "train a network on images with labels"
+    help = "train a network on images with label masks"
     parser = subparsers.add_parser(
         "train",
         help=help,

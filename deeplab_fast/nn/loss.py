@@ -20,7 +20,7 @@ class UpsampleCrossEntropyLoss(nn.Module):
         label_smoothing: fraction of each target spread evenly over all classes, 0 to 1.
         align_corners: convention of the upsampling, as in F.interpolate.
 
-    Input: logits [N, C, H, W], floating, and target [N, height, width] int64. Output: float32, a
+    Input logits [N, C, H, W], floating, and target [N, height, width] int64; output float32, a
     scalar or, with reduction "none", [N, height, width].
 
     Raises:

@@ -105,7 +105,7 @@ class SegmentationData:
             known = sorted({*np.flatnonzero(self._table >= 0).tolist()} - {IGNORE})
             raise TrainingError(
                 f"{label_path}: label {', '.join(map(str, wrong[:5]))} is no class (expected "
-                f"{_ranges(known)}, or {IGNORE} or one of `ignore` for pixels that do not count)"
+                f"{_ranges(known)}, or {IGNORE} or a value of `ignore`)"
             )
         return image, classes.astype(np.uint8)
 
@@ -247,9 +247,9 @@ def _lines(path: Path, instead: str = "") -> list[str]:
 def _checked(data: SegmentationData, where: Path) -> SegmentationData:
     """Return ``data`` if it is not empty and all its files exist, which training relies on."""
     if not data.pairs:
-        raise TrainingError(f"{where}: names no image (expected one at least)")
+        raise TrainingError(f"{where}: no images (expected at least one)")
     for pair in data.pairs:
         for path in pair:
             if not Path(path).is_file():
-                raise TrainingError(f"{path}: no such file (expected every image and its labels)")
+                raise TrainingError(f"{path}: no such file (expected labels for each image)")
     return data

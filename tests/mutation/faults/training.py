@@ -172,7 +172,7 @@ FAULTS: dict[str, list[Fault]] = {
             "for step in range(first_step, steps",
             "for step in range(0, steps",
         ),
-        Fault("readers draw from dropout's generator", "generator=torch.Generator(),", ""),
+        Fault("the loader draws from dropout's generator", "generator=torch.Generator(),", ""),
     ],
     "deeplab_fast/training/log.py": [
         Fault("the last point of a curve drawn twice", "purge_step=step + 1", "purge_step=step"),
