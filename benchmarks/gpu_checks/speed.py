@@ -13,6 +13,12 @@ from common import harness
 from common.environment import first_line
 from common.timing import Run, copy_bandwidth, interleaved, matmul_rate, prepare
 
+from deeplab_fast._native.work_lists import (
+    CONV_SM90,
+    SPLIT_K_ITERS,
+    ConvWorkList,
+    WgradWorkList,
+)
 from deeplab_fast.backends import cuda
 
 from .correctness import GPU, Place, arguments_of, check, ours
@@ -97,9 +103,10 @@ def compare_arrivals(
 def busiest_cta(run: Run) -> int:
     """The k-iterations of the busiest CTA in the first work list that ``run`` uses.
 
-    A work item counts as two more, for its prologue and epilogue.
+    A work item counts as two more, for its prologue and epilogue, and as another eight if its
+    output tile is split.
     """
-    lists: list[Any] = []
+    lists: list[ConvWorkList | WgradWorkList] = []
 
     def recording(make: Callable[..., Any]) -> Callable[..., Any]:
         def look_up(*args: Any, **kwargs: Any) -> Any:
@@ -109,13 +116,17 @@ def busiest_cta(run: Run) -> int:
         return look_up
 
     forward, backward = cuda.dilated_conv2d, cuda.dilated_conv2d_backward
-    work_lists = [(forward, "conv"), (backward, "conv"), (backward, "wgrad")]
+    makers = [(forward, "conv"), (backward, "conv"), (backward, "wgrad")]
     with contextlib.ExitStack() as stack:
-        for module, kind in work_lists:
+        for module, kind in makers:
             name = f"{kind}_work_list"
             stack.enter_context(mock.patch.object(module, name, recording(getattr(module, name))))
         run()
-    return lists[0].makespan
+    tensors = lists[0].tensors[3:] if isinstance(lists[0], ConvWorkList) else lists[0].tensors[1:]
+    work_items, _, first_items, *_ = (tensor.cpu() for tensor in tensors)
+    num_k_iters, slots = work_items[:, 3], work_items[:, 4]
+    costs = num_k_iters + CONV_SM90.item_k_iters + SPLIT_K_ITERS * (slots >= 0)
+    return max(int(cta.sum()) for cta in costs.tensor_split(first_items[1:-1].tolist()))
 
 
 def ceilings() -> Iterator[dict[str, Any]]:

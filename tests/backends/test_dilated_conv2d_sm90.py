@@ -323,7 +323,7 @@ def test_slices_of_larger_buffers(num_workers):
     weight = torch.cat([weight, torch.full((24, 4, 1, 1), float("nan")).bfloat16()], dim=1)
     source = _C.ConvSource(24, 72, 8)
     launch(
-        num_workers, _C.zones.forward_tiles, (2, 6, 5), ((1, 1, 1, 1),), 72, output, buffer,
+        num_workers, _C.schedule.forward_tiles, (2, 6, 5), ((1, 1, 1, 1),), 72, output, buffer,
         weight, [source],
     )  # fmt: skip
     expected = F.conv2d(buffer[:, 24:96], weight[:, 8:80])
@@ -376,7 +376,7 @@ def test_taps_of_several_sources(dtype, num_workers):
     branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
     grad_input = empty_nhwc(grad, C)
     launch(
-        num_workers, _C.zones.input_grad_tiles, (N, H, W), branches, 72, grad_input, grad,
+        num_workers, _C.schedule.input_grad_tiles, (N, H, W), branches, 72, grad_input, grad,
         torch.cat(rows, dim=1), sources,
     )  # fmt: skip
 
@@ -393,11 +393,11 @@ def test_taps_of_several_sources(dtype, num_workers):
 def test_workers_share_the_items():
     """Every item is in one worker's list, whose longest come first."""
     work_list = work_lists.conv_work_list(
-        _C.zones.forward_tiles, (2, 33, 33), ((3, 3, 12, 12),), 4, (256,), torch.device("cpu"), 24,
-        work_lists.CONV_SM90,
+        _C.schedule.forward_tiles, (2, 33, 33), ((3, 3, 12, 12),), 4, (256,), torch.device("cpu"),
+        24, work_lists.CONV_SM90,
     )  # fmt: skip
     _, _, _, items, _, first_items, _, tile_items = work_list.tensors
-    items = items.view(-1, 6)
+    items = items.view(-1, 5)
     assert first_items[0] == 0 and first_items[-1] == len(items) and len(first_items) == 24 // 4 + 1
     for begin, end in first_items.unfold(0, 2, 1).tolist():
         steps = items[begin:end, 3]
@@ -408,7 +408,7 @@ def test_workers_share_the_items():
 def test_no_worker_is_idle():
     """A worker without an item would not wait for the kernel before."""
     work_list = work_lists.conv_work_list(
-        _C.zones.forward_tiles, (1, 4, 4), ((1, 1, 1, 1),), 1, (8,), torch.device("cpu"), 24,
+        _C.schedule.forward_tiles, (1, 4, 4), ((1, 1, 1, 1),), 1, (8,), torch.device("cpu"), 24,
         work_lists.CONV_SM90,
     )  # fmt: skip
     first_items = work_list.tensors[5]
@@ -420,15 +420,15 @@ def test_items_with_their_tiles(num_workers):
     """What the kernel reads of an item, its tile and pixels, against where it is copied from."""
     N, H, W = plane = 3, 9, 13
     pixels, taps, tiles, items, _, _, listed, tile_items = work_lists.conv_work_list(
-        _C.zones.forward_tiles, plane, ((3, 3, 2, 5), (1, 1, 1, 1)), 3, (264, 8),
+        _C.schedule.forward_tiles, plane, ((3, 3, 2, 5), (1, 1, 1, 1)), 3, (264, 8),
         torch.device("cpu"), num_workers, work_lists.CONV_SM90,
     ).tensors  # fmt: skip
-    tiles, items = tiles.view(-1, 5).tolist(), items.view(-1, 6).tolist()
+    tiles, items = tiles.view(-1, 5).tolist(), items.view(-1, 5).tolist()
     for index, row in zip(pixels.tolist(), listed.tolist(), strict=True):
         y, x = index // W % H, index % W
         assert row == [index, y * 2**16 + x]
     assert len(tile_items) == len(items)
-    for row, (job, block, first_step, num_steps, slot, _) in zip(
+    for row, (job, block, first_step, num_steps, slot) in zip(
         tile_items.tolist(), items, strict=True
     ):
         output, first_pixel, num_pixels, first_tap, num_taps = tiles[job]

@@ -177,8 +177,11 @@ def test_train_camvid_compares_with_torchvision(tmp_path, monkeypatch, capsys):
     assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == 1
     assert list(output.glob("*.png"))
     assert "deeplab_fast: mean test mIoU 0." in capsys.readouterr().out
-    (output / "torchvision-0.json").write_bytes(before.replace(b"warmup=100", b"warmup=7"))
+    (output / "torchvision-0.json").write_bytes(
+        before.replace(b"warmup_steps=100", b"warmup_steps=7")
+    )
     with pytest.raises(
-        SystemExit, match="torchvision-0.json: recipe: expected .*warmup=1.*got .*warmup=7,"
+        SystemExit,
+        match="torchvision-0.json: recipe: expected .*warmup_steps=1.*got .*warmup_steps=7,",
     ):
         script.main([str(tmp_path), *options])

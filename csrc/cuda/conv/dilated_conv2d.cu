@@ -1,9 +1,9 @@
 // output[n, y, x, k] = clamp(bias[k] + image_bias[n, k] + residual[n, y, x, k] + sum over taps and
 // c of input[n, y + dy, x + dx, c] weight[k, tap, c]) for convolutions that read one input [N, H,
 // W, in_channels] and write the channels of one output next to each other. Implicit GEMM
-// (implicit_gemm.cuh) over the work list of common/zones.h. One thread block per work item. Blocks
-// start in order, so the longest start first. The pieces of a split sum go to partial_sums, which a
-// second kernel adds in a fixed order.
+// (implicit_gemm.cuh) over the work list of schedule/work_list.h. One thread block per work item.
+// Blocks start in order, so the longest start first. The pieces of a split sum go to partial_sums,
+// which a second kernel adds in a fixed order.
 
 #include <algorithm>
 
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kConvThreads, kBlocksPerSM)
                               const __grid_constant__ ConvEpilogue terms,
                               const __grid_constant__ ConvShape shape) {
   const WorkItem item = work.items[blockIdx.x];
-  const Tile tile = work.tiles[item.job];
+  const Tile tile = work.tiles[item.tile];
   const float* sums = sum_products(input, item, tile, operands, work, shape);
 
   // A warp per pixel, a lane per four channels.
@@ -71,7 +71,7 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
                     const ConvOperands& operands, const ConvWork& work,
                     const ConvEpilogue& epilogue, const ConvShape& shape, void* stream) {
   static_assert(kBlockM == kConvTile && kBlockN == kConvTile, "the work list is made for these");
-  static_assert(kBlockK<T> * sizeof(T) == kConvStepBytes, "and for these steps");
+  static_assert(kBlockK<T> * sizeof(T) == kConvKIterBytes, "and for these steps");
   static_assert(kConvSmem <= 99 * 1024, "what a block can have on sm_86 and sm_89");
   static_assert(kBlocksPerSM * (kConvSmem + 1024) <= 164 * 1024, "what an SM has on sm_80");
   int64_t unaligned = shape.in_channels;

@@ -27,7 +27,7 @@
 #include "cuda/common/tensor_map.cuh"
 #include "cuda/conv/conv_epilogue.cuh"
 #include "cuda/conv/warp_rows.cuh"
-#include "schedule/zones.h"
+#include "schedule/work_list.h"
 
 namespace deeplab_fast::cuda {
 namespace {
@@ -56,7 +56,7 @@ static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters
               "else setmaxnreg waits for ever");
 static_assert(kBlockM == kConsumers * 64, "a warpgroup multiplies 64 rows");
 static_assert(kBlocks * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
-                  kRowBytes == kConvStepBytesSm90,
+                  kRowBytes == kConvKIterBytesSm90,
               "the work list is made for these");
 static_assert(kBlockM == kConvSumRun && kWarpgroup == kConvSumParts * 32,
               "the rows of the sums of pixels");
@@ -144,7 +144,7 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
 
     // A thread waits for its copies kLag steps later, in those after the last for the last ones.
     const bool waits = kArrival == Arrival::kThread || sums != nullptr;
-    const int num_rounds = item.num_steps + (waits ? kLag : 0);
+    const int num_rounds = item.num_k_iters + (waits ? kLag : 0);
     Place<kStages> arrived = place;  // the copies to be waited for next
     for (int round = 0; round < num_rounds; ++round) {
       if (waits && round >= kLag) {
@@ -163,7 +163,7 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
         }
         arrived.advance();
       }
-      if (round < item.num_steps) {
+      if (round < item.num_k_iters) {
         uint64_t* full = &barriers.full[place.stage];
         wait(&barriers.empty[place.stage], place.parity ^ 1);
         if (warp == 0 && ptx::elect_sync()) {
@@ -345,7 +345,7 @@ __device__ void consume(T* tensor, float* partial_sums, const ConvOperands& oper
 #pragma unroll
     for (float& value : sum) value = 0.0f;
     int previous = -1;
-    for (int step = 0; step < item.num_steps; ++step) {
+    for (int step = 0; step < item.num_k_iters; ++step) {
       wait(&barriers.full[place.stage], place.parity);
       if constexpr (kArrival == Arrival::kCopies) ptx::fence_proxy_async();
       const unsigned char* stage = stages + place.stage * kStageBytes;
@@ -439,7 +439,7 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
       launch_with({kBlocks, /*overlaps=*/true}, "dilated_conv2d_fwd_sm90_kernel",
                   copies_arrive ? dilated_conv2d_fwd_sm90_kernel<T, Arrival::kCopies>
                                 : dilated_conv2d_fwd_sm90_kernel<T, Arrival::kThread>,
-                  kBlocks * work.num_workers, kThreads, kSmem, stream, tensor, partial_sums,
+                  kBlocks * work.num_ctas, kThreads, kSmem, stream, tensor, partial_sums,
                   static_cast<const T*>(input), operands, maps, work, terms, shape);
   if (!status.ok()) return status;
   return launch_reduce<kConvTileSm90, kConvTileSm90>({1, /*overlaps=*/true}, tensor, partial_sums,

@@ -1,11 +1,12 @@
 // grad_weight[k, tap, c] = sum over images and the output pixels p at which the tap is inside of
 // grad_output[p, k] input[p + tap, c], for branches that read one input [N, H, W, C] and wrote the
 // channels of one output next to each other. Those pixels are a rectangle for each tap
-// (common/zones.h), so nothing is multiplied by padding. Implicit GEMM over one work list: 128
-// output channels times 128 input channels of a tap, summed in steps of 32 pixels (16 of float).
-// One thread block per work item. Blocks start in order, so the longest start first. The pieces of
-// a split sum go to partial_sums, which a second kernel adds in a fixed order. Both operands lie
-// pixel by pixel, which is the transpose of what mma takes: ldmatrix turns 16-bit elements around.
+// (schedule/work_list.h), so nothing is multiplied by padding. Implicit GEMM over one work list:
+// 128 output channels times 128 input channels of a tap, summed in steps of 32 pixels (16 of
+// float). One thread block per work item. Blocks start in order, so the longest start first. The
+// pieces of a split sum go to partial_sums, which a second kernel adds in a fixed order. Both
+// operands lie pixel by pixel, which is the transpose of what mma takes: ldmatrix turns 16-bit
+// elements around.
 
 #include <algorithm>
 #include <type_traits>
@@ -15,8 +16,9 @@
 #include "cuda/common/elements.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/ptx.cuh"
+#include "cuda/conv/rectangle_walk.cuh"
 #include "cuda/conv/wgrad_reduce.cuh"
-#include "schedule/zones.h"
+#include "schedule/work_list.h"
 
 namespace deeplab_fast::cuda {
 namespace {
@@ -39,7 +41,7 @@ constexpr int kBiasThreads = 256, kBiasCols = 8;  // chunks of 16 bytes that a b
 constexpr int kBiasRows = kBiasThreads / kBiasCols;
 
 template <typename T>
-constexpr int kBlockK = kConvStepBytes / sizeof(T);  // pixels
+constexpr int kBlockK = kConvKIterBytes / sizeof(T);  // pixels
 template <typename T>
 constexpr int kChunk = 16 / sizeof(T);  // elements of a copy
 
@@ -105,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
                                 const __grid_constant__ ConvWgradWork work,
                                 const __grid_constant__ ConvWgradShape shape) {
   const WorkItem item = work.items[blockIdx.x];
-  const TapRectangle rectangle = work.rectangles[item.job];
+  const TapRectangle rectangle = work.rectangles[item.tile];
   const Tap tap = rectangle.tap;
   const ConvWgradBranch& branch = branches.of[tap.branch];
   const int blocks_n = (shape.C + kBlockN - 1) / kBlockN;
@@ -125,11 +127,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   RectanglePixel pixels[kCopies] = {};
   RectangleStep pixel_step = {};
   int pixels_left = 0;  // from this thread's first on
-  if (item.num_steps > 0) {
-    const int first = item.first_step * kBlockK<T>;
+  if (item.num_k_iters > 0) {
+    const int first = item.first_k_iter * kBlockK<T>;
     const int num_pixels = shape.N * rectangle.h * rectangle.w;
     pixel_step = rectangle_step(rectangle, shape.H, shape.W, kBlockK<T>);
-    pixels_left = min(num_pixels - first, item.num_steps * kBlockK<T>) - first_row;
+    pixels_left = min(num_pixels - first, item.num_k_iters * kBlockK<T>) - first_row;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i)
       pixels[i] = rectangle_pixel(rectangle, shape.H, shape.W, first + first_row + i * kCopyRows);
@@ -186,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   if (has_work) {
     static_assert(kCopies == kTilesM, "a row of copies for a row of products");
     load_half(0, 0);
-    for (int step = 0; step < item.num_steps; ++step) {
+    for (int step = 0; step < item.num_k_iters; ++step) {
       load_half(step % kStages, 1);
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
@@ -200,7 +202,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
       for (int i = 0; i < kTilesM; ++i) multiply_row<T>(sum[i], fragments[1], i);
     }
   } else {
-    for (int step = 0; step < item.num_steps; ++step) {
+    for (int step = 0; step < item.num_k_iters; ++step) {
       copy_step((step + kStages - 1) % kStages);
       wait_for_next_step();
     }

@@ -24,7 +24,7 @@
 #include "cuda/common/tensor_map.cuh"
 #include "cuda/conv/warp_rows.cuh"
 #include "cuda/conv/wgrad_reduce.cuh"
-#include "schedule/zones.h"
+#include "schedule/work_list.h"
 
 namespace deeplab_fast::cuda {
 namespace {
@@ -53,7 +53,7 @@ static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters
 static_assert(kChunksM == kConsumers, "a warpgroup multiplies 64 rows");
 static_assert(kBoxBytes % 1024 == 0, "boxes are swizzled from their first row on");
 static_assert(kBlocks * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
-                  kBlockK * 2 == kConvStepBytesSm90,
+                  kBlockK * 2 == kConvKIterBytesSm90,
               "the work list is made for these");
 
 struct Barriers {
@@ -82,7 +82,7 @@ __device__ void produce(const TensorMaps& maps, const WgradBranches& branches,
     const int first_c = item.c + first_chunk * kChunk;
     // The last boxes of the last step may be past the last image, zeros as well.
     int column = item.column, row = item.row, n = item.n;
-    for (int step = 0; step < item.num_steps; ++step) {
+    for (int step = 0; step < item.num_k_iters; ++step) {
       uint64_t* full = &barriers.full[place.stage];
       wait(&barriers.empty[place.stage], place.parity ^ 1);
       ptx::mbarrier_arrive_expect_tx(full, kStageBytes);
@@ -163,7 +163,7 @@ __device__ void consume(float* partial_sums, const WgradBranches& branches,
 #pragma unroll
     for (float& value : sum) value = 0.0f;
     int previous = -1;
-    for (int step = 0; step < item.num_steps; ++step) {
+    for (int step = 0; step < item.num_k_iters; ++step) {
       wait(&barriers.full[place.stage], place.parity);
       const unsigned char* stage = stages + place.stage * kStageBytes;
       const uint64_t a = ptx::swizzled_128b_descriptor(stage + warpgroup * kChunkBytes);
@@ -226,10 +226,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <typename T>
 Status launch_typed(float* partial_sums, const TensorMaps& maps, const WgradBranches& branches,
                     const ConvWgradWork& work, const ConvWgradShape& shape, void* stream) {
-  const Status status =
-      launch_with({kBlocks}, "dilated_conv2d_wgrad_sm90_kernel",
-                  dilated_conv2d_wgrad_sm90_kernel<T>, kBlocks * work.num_workers, kThreads, kSmem,
-                  stream, partial_sums, maps, branches, work, shape);
+  const Status status = launch_with(
+      {kBlocks}, "dilated_conv2d_wgrad_sm90_kernel", dilated_conv2d_wgrad_sm90_kernel<T>,
+      kBlocks * work.num_ctas, kThreads, kSmem, stream, partial_sums, maps, branches, work, shape);
   if (!status.ok()) return status;
   return launch_wgrad_reduce<T, kConvTileSm90>(partial_sums, branches, work, shape, stream);
 }

@@ -18,7 +18,7 @@
 #include "cuda/common/launch.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/conv/conv_epilogue.cuh"
-#include "schedule/zones.h"
+#include "schedule/work_list.h"
 
 namespace deeplab_fast::cuda {
 
@@ -123,9 +123,9 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
 
   // Copies of the next step: find_step, copy_row of each row, end_step. Past the last step they
   // write zeros, so that the loop needs no branch around them.
-  int steps_left = item.num_steps;
-  int next_tap = item.first_step % tile.num_taps;
-  int next_c = item.first_step / tile.num_taps * kBlockK<T> + chunk * kChunk<T>;
+  int steps_left = item.num_k_iters;
+  int next_tap = item.first_k_iter % tile.num_taps;
+  int next_c = item.first_k_iter / tile.num_taps * kBlockK<T> + chunk * kChunk<T>;
   Tap tap = taps[next_tap];
   StepSource from;
   int64_t weights_before = 0;
@@ -214,7 +214,7 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
   if (has_work) {
     static_assert(kCopies == kTilesM, "a row of copies for a row of products");
     load_fragments(0, 0);
-    for (int step = 0; step < item.num_steps; ++step) {
+    for (int step = 0; step < item.num_k_iters; ++step) {
       T* free_stage = stages + (step + kStages - 1) % kStages * kStage;
       load_fragments(step % kStages, 1);
       find_step();
@@ -230,7 +230,7 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
       for (int i = 0; i < kTilesM; ++i) multiply_row(1, i);
     }
   } else {
-    for (int step = 0; step < item.num_steps; ++step) {
+    for (int step = 0; step < item.num_k_iters; ++step) {
       copy_step(stages + (step + kStages - 1) % kStages * kStage);
       wait_for_next_step();
     }

@@ -104,7 +104,7 @@ def forward(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """``activation(conv2d(input, weight, bias) + residual)``, written over an aligned ``residual``."""
+    """``activation(convolution + residual)``, written over ``residual`` if that is aligned."""
     shape = _shape(input, weight, dilation, _strip_rows(context, input, weight))
     output = _convolve(context, input, weight, bias, shape, residual, activation)
     return output if residual is not None else in_format_of(output, input)
