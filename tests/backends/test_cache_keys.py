@@ -168,7 +168,7 @@ CALLS = {
     "branches": {"kernels": [(8, 3, 3), (8, 1, 1)], "rates": [(1, 2), (1, 1)]},
     "outputs of one branch": {"kernels": [(8, 3, 3), (136, 1, 1)], "rates": [(1, 2), (1, 1)]},
     "dtype": {"dtype": torch.float32},
-    "workers": {"num_workers": 24},
+    "CTAs": {"num_workers": 24},
     "compute capability": {"is_sm90": True},
 }
 
@@ -291,7 +291,7 @@ def test_more_weights_than_the_cache_of_tensor_maps_holds():
     check(range(1290, 1300))
 
 
-# What decides about the choice of a kernel.
+# Shape buckets and devices, which decide which kernel runs.
 
 CLASS = {
     "shape": (2, 16, 8, 16), "kernel": (24, 3, 5), "rate": (1, 2), "groups": 1, "mask": (),
@@ -339,7 +339,7 @@ def test_classes_of_shapes_that_differ_in_one_thing():
 
 @pytest.fixture
 def two_gpus(monkeypatch, tmp_path):
-    """Two imagined GPUs, and a table with another choice for each."""
+    """Two fake GPUs, and a dispatch table with a different kernel for each."""
     properties = [
         SimpleNamespace(major=9, minor=0, multi_processor_count=132),
         SimpleNamespace(major=8, minor=0, multi_processor_count=108),

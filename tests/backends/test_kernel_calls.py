@@ -331,16 +331,16 @@ def test_persistent_clusters_have_balanced_work(kernel):
 
 @pytest.mark.parametrize("kernel", [work_lists.WGRAD_SM80, work_lists.WGRAD_SM90])
 def test_no_work_item_of_a_weight_gradient_is_past_the_last_channel(kernel):
-    tile, step = kernel.tile, kernel.step_bytes // 2
+    tile, k_iter = kernel.tile, kernel.step_bytes // 2  # pixels per k-iteration
     for inputs, outputs, blocks in ((8, tile, 1), (tile, tile + 8, 2), (tile + 8, 2 * tile, 4)):
-        for pixels, steps in ((1, 1), (step, 1), (step + 1, 2)):
+        for pixels, k_iters in ((1, 1), (k_iter, 1), (k_iter + 1, 2)):
             work_list = work_lists.wgrad_work_list(
                 (1, 1, pixels), ((1, 1, 1, 1),), inputs, (outputs,), BF16, CPU, 8, kernel
             )
             _, items, _, first_items, *_ = work_list.tensors
             items = items.view(-1, 6)
             assert sorted(items[:, 1].tolist()) == list(range(blocks))
-            assert set(items[:, 3].tolist()) == {steps}
+            assert set(items[:, 3].tolist()) == {k_iters}
             assert first_items[-1] == blocks
             assert len(first_items) <= 8 // kernel.blocks_per_worker + 1
 
