@@ -14,16 +14,15 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from . import _emulated
-from ._native.common import Kernels
-from .backends.cuda.register import implement
-from .backends.registry import availability
+from ._native.common import LaunchContext
+from .backends import registry
 
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}
 """Bytes of shared memory that a block can have, CUDA C++ Programming Guide, compute capabilities"""
 
 _STREAM = 0  # launches return when they are done
 _device = "sm_80"
-_NUM_WORKERS = 8  # as few as make convolutions of test size both split sums and not
+_NUM_CTAS = 8  # so few that some convolutions of test size split sums and others do not
 
 
 @contextlib.contextmanager
@@ -50,15 +49,18 @@ def machine(seed: int = 0, device: str = "sm_80") -> Iterator[None]:
         _device = outer_device
 
 
-@availability("emulated")
-def _unavailable(device_type: str) -> str | None:
+def _unavailable_reason(device_type: str) -> str | None:
     return None if device_type == "cpu" else f"the tensors are on {device_type}"
 
 
-def _kernels(tensor: Tensor) -> contextlib.AbstractContextManager[Kernels]:
+def _launch_context(tensor: Tensor) -> contextlib.AbstractContextManager[LaunchContext]:
     return contextlib.nullcontext(
-        Kernels(_emulated.cuda, _STREAM, _NUM_WORKERS, _device == "sm_90")
+        LaunchContext(_emulated.cuda, _STREAM, _NUM_CTAS, _device == "sm_90")
     )
 
 
-implement("emulated", _kernels)
+registry.register_backend("emulated", _unavailable_reason, _launch_context)
+for op, kernel in registry.kernels_of("cuda").items():
+    registry.register_kernel(op, "emulated", unsupported_reason=kernel.unsupported_reason)(
+        kernel.run
+    )

@@ -12,7 +12,6 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-import deeplab_fast  # noqa: E402
 from deeplab_fast.backends import registry  # noqa: E402
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # they share the cores
@@ -46,12 +45,12 @@ def device_of(backend: str) -> str:
 
 def is_interpreted(backend: str) -> bool:
     """Whether kernels of this backend run in Triton's interpreter, for which tests do less."""
-    return backend == "triton" and registry.unavailable("triton", "cpu") is None
+    return backend == "triton" and registry.unavailable_reason("triton", "cpu") is None
 
 
 def needs_triton() -> pytest.MarkDecorator:
     """A skip, with the reason, where Triton's kernels can be neither compiled nor interpreted."""
-    reason = registry.unavailable("triton", device_of("triton"))
+    reason = registry.unavailable_reason("triton", device_of("triton"))
     return pytest.mark.skipif(reason is not None, reason=f"triton: {reason}")
 
 
@@ -71,8 +70,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         names = [
             name
-            for name in registry.implementations(metafunc.module.OP)
-            if registry.unavailable(name, device_of(name)) is None and name != "cuda/sm90"
+            for name in registry.backends_of(metafunc.module.OP)
+            if registry.unavailable_reason(name, device_of(name)) is None and name != "cuda/sm90"
         ]
         metafunc.parametrize("backend", names)
 
@@ -172,5 +171,5 @@ def one_thread():
 @pytest.fixture
 def ran():
     """The (op, backend) pairs that ran during the test."""
-    with deeplab_fast.backends.registry.trace() as pairs:
+    with registry.trace() as pairs:
         yield pairs

@@ -507,7 +507,7 @@ def test_emulated_agrees_on_every_seed(seed):
 @pytest.mark.parametrize("seed", range(2))
 def test_emulated_convolution_agrees_on_every_seed(monkeypatch, seed, num_workers):
     """The smallest that has several steps, which 8 workers split and one does not."""
-    monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
+    monkeypatch.setattr(emulated, "_NUM_CTAS", num_workers)
     x, weight = (torch.randint(-2, 3, s).bfloat16() for s in ((1, 40, 3, 3), (8, 40, 3, 3)))
     with deeplab_fast.backend("emulated"), machine(seed):
         output = dilated_conv2d(x, weight, dilation=2)

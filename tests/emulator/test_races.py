@@ -56,7 +56,7 @@ def convolution(shape, kernels, rates, dtype) -> Callable[[], list[Tensor]]:
         input = leaf(*shape)
         weights = [leaf(k, shape[1], r, s) for k, r, s in kernels]
         biases = [leaf(k) for k, _, _ in kernels]
-        output = parallel_dilated_conv2d(input, weights, rates, biases)
+        output = parallel_dilated_conv2d(input, weights, biases, rates)
         return backward(output, input, *weights, *biases)
 
     return run
@@ -186,7 +186,7 @@ def test_every_kernel_is_launched():
 def test_launch(monkeypatch, tf32, name):
     """Copies land as late as they can, else a missing wait would not show."""
     device, num_workers, run, kernels = LAUNCHES[name]
-    monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
+    monkeypatch.setattr(emulated, "_NUM_CTAS", num_workers)
     monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_PART", 1024)
     before = _emulated.launch_counts()
     torch.manual_seed(0)

@@ -11,12 +11,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import deeplab_fast
 from deeplab_fast import _emulated, aspp, emulated
-from deeplab_fast._native.common import Kernels, nhwc_output
+from deeplab_fast._native.common import LaunchContext
+from deeplab_fast._native.memory_format import empty_nhwc
+from deeplab_fast.backends import registry
 from deeplab_fast.backends.cuda import aspp as aspp_kernels
 from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import convolve_with_means
 
 from ..support.cases import DTYPES, LAYOUTS, assert_as_accurate_as, upsampled, with_layout
-from ..support.refusals import skip_if_refused, skip_without
+from ..support.unsupported import skip_if_unsupported, skip_without
 
 OP = "aspp"
 SHAPES = (
@@ -54,7 +56,12 @@ def dtype(backend: str, device: str) -> torch.dtype:
     """float32, or the first dtype that the backend's kernel takes."""
     for dtype in DTYPES:
         arguments = operands((1, 8, 3, 3), dtype, device)
-        if deeplab_fast.backends.registry.why_not(OP, backend, device, *arguments) is None:
+        if (
+            deeplab_fast.backends.registry.unsupported_reason(
+                OP, backend, registry.arguments(OP, *arguments)
+            )
+            is None
+        ):
             return dtype
     raise AssertionError(f"{backend} takes none of {DTYPES}")
 
@@ -87,7 +94,7 @@ def tensors_of(arguments: list) -> list[Tensor]:
 def test_forward(backend, device, ran, shape, dtype, layout):
     arguments = operands(shape, dtype, device)
     arguments[0] = with_layout(arguments[0], layout)
-    skip_if_refused(backend, OP, *arguments)
+    skip_if_unsupported(backend, OP, *arguments)
     with deeplab_fast.backend(backend):
         output = aspp(*arguments)
     assert ran == [(OP, backend)]
@@ -115,7 +122,7 @@ def test_bitwise_repeatable(backend, device, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_workers):
     """Three images, each with a bias of its own, of sums that are split or not."""
-    monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
+    monkeypatch.setattr(emulated, "_NUM_CTAS", num_workers)
     arguments = operands((3, 40, 11, 7), dtype, rates=(2, 5))
     arguments[0][1] *= 3
     outputs = []
@@ -145,10 +152,10 @@ def test_emulated_image_bias(dtype, H, W):
         pooled = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), pool_weight, pool_bias))
         return F.conv2d(pooled, project_weight, project_bias)[:, :, 0, 0]
 
-    kernels = Kernels(_emulated.cuda, 0, 8)
+    kernels = LaunchContext(_emulated.cuda, 0, 8)
     x, *rest = tensors
     one = x.new_ones(8, C, 1, 1)
-    output = nhwc_output(x, 8)
+    output = empty_nhwc(x, 8)
     means = convolve_with_means(kernels, output, x, [one], [None], [(1, 1)], "none")
     image_bias = aspp_kernels.image_bias(kernels, means, *rest)
     exact = definition(*(t.double() for t in tensors))
@@ -169,7 +176,7 @@ def test_emulated_forms_no_map_of_pooled_channels():
             return result
 
     with Maps():
-        deeplab_fast.backends.registry._table[OP]["emulated"].run(*arguments)  # not as an opaque op
+        registry.run(OP, *arguments, backend="emulated")  # not as an opaque op
     assert set(maps) == {7, 8 * (3 + 3 * 5)}
 
 
@@ -184,12 +191,14 @@ def test_emulated_forms_no_map_of_pooled_channels():
 def test_emulated_refuses(position, value, reason):
     arguments = operands((1, 8, 3, 3), torch.bfloat16, rates=())
     arguments[position] = value if position == 0 else convert([value], Tensor.bfloat16)[0]
-    assert reason in deeplab_fast.backends.registry.why_not(OP, "emulated", "cpu", *arguments)
+    assert reason in deeplab_fast.backends.registry.unsupported_reason(
+        OP, "emulated", registry.arguments(OP, *arguments)
+    )
 
 
 def test_backward(backend, device, ran):
     skip_without(backend, "dilated_conv2d_backward")
-    skip_if_refused(backend, OP, *operands((2, 6, 9, 11), device=device))
+    skip_if_unsupported(backend, OP, *operands((2, 6, 9, 11), device=device))
     arguments = convert(operands((2, 6, 9, 11), device=device), Tensor.requires_grad_)
     grad_output = torch.randn(2, 7, 9, 11, device=device)
     with deeplab_fast.backend(backend):
@@ -213,9 +222,7 @@ def test_double_backward_is_an_error():
 def test_opcheck(opcheck, backend, device, dtype, layout):
     arguments = operands((2, 8, 9, 11), dtype, device)
     arguments[0] = with_layout(arguments[0], layout)
-    has_backward = backend in deeplab_fast.backends.registry.implementations(
-        "dilated_conv2d_backward"
-    )
+    has_backward = backend in deeplab_fast.backends.registry.backends_of("dilated_conv2d_backward")
     arguments = convert(arguments, lambda t: t.detach().requires_grad_(has_backward))
     opcheck(torch.ops.deeplab_fast.aspp, tuple(arguments), {"backend": backend})
 
@@ -239,7 +246,7 @@ def test_compile_and_export(backend, device, dtype, ran):
 
 def test_autocast(backend, device):
     arguments = operands((2, 8, 9, 11), device=device)
-    skip_if_refused(backend, OP, *convert(arguments, Tensor.bfloat16))
+    skip_if_unsupported(backend, OP, *convert(arguments, Tensor.bfloat16))
     with deeplab_fast.backend(backend), torch.autocast(device, torch.bfloat16):
         output = aspp(*arguments)
     peer = definition(*convert(arguments, Tensor.bfloat16))

@@ -17,7 +17,7 @@ from deeplab_fast.emulated import machine
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 
 from ..support.cases import DTYPES, LAYOUTS, assert_as_accurate_as, oracle_input, with_layout
-from ..support.refusals import skip_if_refused
+from ..support.unsupported import skip_if_unsupported
 
 OP = "parallel_dilated_conv2d_backward"
 RATES = [1, 2, 7]
@@ -59,7 +59,12 @@ def dtype(backend: str, device: str) -> torch.dtype:
     """float32, or the first dtype that the backend's kernel takes."""
     for dtype in DTYPES:
         (input, *weights), (grad, _) = operands(dtype, device)
-        if registry.why_not(OP, backend, device, grad, input, weights, RATES, [True] * 3) is None:
+        if (
+            registry.unsupported_reason(
+                OP, backend, registry.arguments(OP, grad, input, weights, RATES, [True] * 3)
+            )
+            is None
+        ):
             return dtype
     raise AssertionError(f"{backend} takes none of {DTYPES}")
 
@@ -69,7 +74,7 @@ def dtype(backend: str, device: str) -> torch.dtype:
 def test_outputs_and_gradients(backend, device, ran, dtype, layout):
     tensors, grads = operands(dtype, device)
     tensors[0] = with_layout(tensors[0], layout)
-    skip_if_refused(backend, OP, grads[0], tensors[0], tensors[1:], RATES, [True] * 3)
+    skip_if_unsupported(backend, OP, grads[0], tensors[0], tensors[1:], RATES, [True] * 3)
     with deeplab_fast.backend(backend):
         outputs = ours(*tensors)
         actual = gradients(ours, tensors, grads)
@@ -109,7 +114,7 @@ def test_rounded_once(backend, device, mean_dtype):
 def test_layouts_of_the_incoming_gradient_of_the_mean(backend, device, dtype, layout):
     shape = (0, 8, 3, 2) if layout == "empty" else (3, 24, 6, 5)
     tensors, (grad, grad_mean) = operands(dtype, device, shape)
-    skip_if_refused(backend, OP, grad, tensors[0], tensors[1:], RATES, [True] * 3)
+    skip_if_unsupported(backend, OP, grad, tensors[0], tensors[1:], RATES, [True] * 3)
     if layout == "expanded":
         grad_mean = grad_mean[:1, :1].expand_as(grad_mean)
     elif layout == "transposed":
@@ -129,7 +134,7 @@ def test_one_of_the_outputs_alone(backend, device, dtype, ran):
     with deeplab_fast.backend(backend):
         only_features = torch.autograd.grad(ours(*leaves)[0], leaves, grads[0])
         expected = gradients(
-            lambda x, *w: deeplab_fast.parallel_dilated_conv2d(x, w, RATES), tensors, grads[0]
+            lambda x, *w: deeplab_fast.parallel_dilated_conv2d(x, w, None, RATES), tensors, grads[0]
         )
         ran.clear()
         only_mean = torch.autograd.grad(ours(*leaves)[1], leaves, grads[1], allow_unused=True)
@@ -145,11 +150,11 @@ def test_only_needed_gradients_are_computed(backend, device, dtype, needed, monk
     masks = []
 
     def spy(*arguments):
-        masks.append(arguments[4])
+        masks.append(arguments[-1].output_mask)  # after a launch context, if there is one
         return right.run(*arguments)
 
-    right = registry._table[OP][backend]
-    monkeypatch.setitem(registry._table[OP], backend, right._replace(run=spy))
+    right = registry._kernels[OP][backend]
+    monkeypatch.setitem(registry._kernels[OP], backend, right._replace(run=spy))
     leaves = [t.detach().requires_grad_(bool(n)) for t, n in zip(tensors, needed)]
     with deeplab_fast.backend(backend):
         torch.autograd.backward(ours(*leaves), grads)
@@ -269,7 +274,7 @@ def test_bad_input():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_emulated_on_seeds(monkeypatch, dtype, num_workers, device_name):
     """Sums that are split or not, tiles of several images, more channels than a tile has."""
-    monkeypatch.setattr(deeplab_fast.emulated, "_NUM_WORKERS", num_workers)
+    monkeypatch.setattr(deeplab_fast.emulated, "_NUM_CTAS", num_workers)
     tensors, grads = operands(dtype, shape=(3, 136, 7, 5))
     tensors[0] = with_layout(tensors[0], "channels_last")
     results = []
@@ -297,7 +302,7 @@ def test_emulated_tf32(tf32):
 @pytest.mark.parametrize("device_name", ["sm_86", "sm_90"])
 def test_emulated_input_gradient_is_one_launch_and_one_write(monkeypatch, device_name):
     """Nothing as large as the input is made but the gradient of the input."""
-    monkeypatch.setattr(deeplab_fast.emulated, "_NUM_WORKERS", 1)  # no sums to add
+    monkeypatch.setattr(deeplab_fast.emulated, "_NUM_CTAS", 1)  # no sums to add
     (input, weight, *_), (grad, grad_mean) = operands(torch.bfloat16)
     input = with_layout(input, "channels_last")
     like_input, made = (input.shape, input.device), []
@@ -313,7 +318,7 @@ def test_emulated_input_gradient_is_one_launch_and_one_write(monkeypatch, device
     arguments = grad[:, :16], input, [weight, weight], [1, 1], mask, grad_mean
     before = _emulated.launch_counts()
     with Made(), machine(0, device_name):
-        registry._table[OP]["emulated"].run(*arguments)  # not as an opaque op
+        registry.run(OP, *arguments, backend="emulated")  # not as an opaque op
     after = _emulated.launch_counts()
     launched = {name: n - before.get(name, 0) for name, n in after.items()}
     suffix = "_sm90" if device_name == "sm_90" else ""
