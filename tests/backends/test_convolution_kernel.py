@@ -158,8 +158,8 @@ def test_taps_of_several_sources(dtype, num_ctas):
     ]
     branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
     work_list = work_lists.conv_work_list(
-        _C.schedule.input_grad_tiles, (N, H, W), branches, work_lists.k_iters_per_tap(40, dtype), (C,),
-        torch.device("cpu"), num_ctas,
+        _C.schedule.input_grad_tiles, (N, H, W), branches, work_lists.k_iters_per_tap(40, dtype),
+        (C,), torch.device("cpu"), num_ctas,
     )  # fmt: skip
     grad_input = empty_nhwc(grad, C)
     launch(

@@ -397,8 +397,8 @@ def test_taps_of_several_sources(dtype, num_ctas):
 def test_each_work_item_belongs_to_one_cluster():
     """Every work item is in the list of one cluster, longest first."""
     work_list = work_lists.conv_work_list(
-        _C.schedule.forward_tiles, (2, 33, 33), ((3, 3, 12, 12),), 4, (256,), torch.device("cpu"), 24,
-        work_lists.CONV_SM90,
+        _C.schedule.forward_tiles, (2, 33, 33), ((3, 3, 12, 12),), 4, (256,), torch.device("cpu"),
+        24, work_lists.CONV_SM90,
     )  # fmt: skip
     _, _, _, items, _, first_items, _, tile_items = work_list.tensors
     items = items.view(-1, 6)
