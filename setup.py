@@ -1,4 +1,4 @@
-"""Builds the extension modules with CMake; all else is in pyproject.toml."""
+"""Builds the extension module with CMake; all else is in pyproject.toml."""
 
 import os
 import re
@@ -75,14 +75,13 @@ class CMakeBuild(build_ext):
             stamp.unlink(missing_ok=True)
             run([*configure, "--fresh"], cuda)
             stamp.write_text(tools)
-        name = ext.name.rpartition(".")[2]
-        run(["cmake", "--build", str(folder), "--target", name], cuda)
+        run(["cmake", "--build", str(folder), "--target", "_C"], cuda)
         module = Path(self.get_ext_fullpath(ext.name))
         module.parent.mkdir(parents=True, exist_ok=True)
-        self.copy_file(folder / f"{name}.so", module)
+        self.copy_file(folder / "_C.so", module)
 
 
 setup(
-    ext_modules=[Extension(f"deeplab_fast.{name}", sources=[]) for name in ("_C", "_emulated")],
+    ext_modules=[Extension("deeplab_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

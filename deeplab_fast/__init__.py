@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 try:
-    from . import _C, _emulated  # noqa: F401
+    from . import _C  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"{__path__[0]} has no compiled kernels for this Python ({error}). If it is a checkout, "
@@ -12,7 +12,6 @@ except ImportError as error:
     ) from error
 
 # These enter themselves into the backends table.
-from . import emulated  # noqa: F401
 from .backends import cpu, reference  # noqa: F401
 from .backends.cuda import device  # noqa: F401
 from .backends.registry import available_backends, backend

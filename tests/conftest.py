@@ -12,8 +12,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-import deeplab_fast  # noqa: E402
 from deeplab_fast.backends import registry  # noqa: E402
+
+from .support import emulator  # noqa: E402  registers the backend, and builds nothing yet
+from .support.backends import device_of, is_interpreted, set_tf32  # noqa: E402
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # they share the cores
     torch.set_num_threads(
@@ -22,7 +24,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # they share the cores
 
 
 def pytest_report_header() -> str:
-    """The CPU, because the convolutions of PyTorch, which tests compare with, depend on it."""
+    """The CPU, which decides how PyTorch convolves, and where the emulator is compiled."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return ", ".join([
@@ -30,37 +32,11 @@ def pytest_report_header() -> str:
         torch.backends.cpu.get_cpu_capability(),
         f"oneDNN limited to {os.environ.get('ONEDNN_MAX_CPU_ISA', 'nothing')}",
         f"torch {torch.__version__}",
+        f"emulator compiled on its first use, in {emulator.FOLDER.relative_to(emulator.ROOT)}",
     ])  # fmt: skip
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
-GPU_BACKENDS = ("cuda", "cuda/sm90", "cuda/sm80", "triton")
-
-
-def device_of(backend: str) -> str:
-    """Where tests of a backend keep their tensors."""
-    return "cuda" if backend in GPU_BACKENDS and torch.cuda.is_available() else "cpu"
-
-
-def is_interpreted(backend: str) -> bool:
-    """Whether kernels of this backend run in Triton's interpreter, for which tests do less."""
-    return backend == "triton" and registry.unavailable("triton", "cpu") is None
-
-
-def needs_triton() -> pytest.MarkDecorator:
-    """A skip, with the reason, where Triton's kernels can be neither compiled nor interpreted."""
-    reason = registry.unavailable("triton", device_of("triton"))
-    return pytest.mark.skipif(reason is not None, reason=f"triton: {reason}")
-
-
-def triton_examples(interpreted: int) -> int:
-    """How many examples of hypothesis a test of Triton's kernels affords.
-
-    On a GPU nearly every example is a kernel to compile: its code depends on sizes and strides.
-    """
-    return interpreted if is_interpreted("triton") else 20
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -115,16 +91,6 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-def set_tf32(allowed: bool) -> bool:
-    """Sets what torch.backends.cudnn.allow_tf32 shows; returns what it was.
-
-    The attribute itself cannot be set once opcheck of torch 2.6 was imported.
-    """
-    before = torch._C._get_cudnn_allow_tf32()
-    torch._C._set_cudnn_allow_tf32(allowed)
-    return before
-
-
 @pytest.fixture(autouse=True)
 def full_fp32():
     """fp32 is fp32: torch allows convolutions to round it to tf32 unless told otherwise."""
@@ -172,5 +138,5 @@ def one_thread():
 @pytest.fixture
 def ran():
     """The (op, backend) pairs that ran during the test."""
-    with deeplab_fast.backends.registry.trace() as pairs:
+    with registry.trace() as pairs:
         yield pairs

@@ -16,17 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated
+from deeplab_fast import _C
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import DTYPES, Kernels, nhwc_output
 from deeplab_fast._native.device_cache import resident
 from deeplab_fast.backends import dispatch_table, registry
 from deeplab_fast.backends.cuda import device as cuda_device
 from deeplab_fast.backends.cuda import dilated_conv2d, dilated_conv2d_backward
-from deeplab_fast.emulated import machine
 from deeplab_fast.ops.shape_bucket import shape_class
 
-from ..conftest import set_tf32
+from ..support import emulator
+from ..support.backends import set_tf32
+from ..support.emulator import machine
 
 CPU = torch.device("cpu")
 
@@ -180,7 +181,7 @@ def call_and_check(shape, kernels, rates, dtype, num_workers, is_sm90) -> None:
     weights = [ints(k, C, r, s, dtype=dtype) for k, r, s in kernels]
     output = nhwc_output(input, sum(w.size(0) for w in weights))
     grad_output = nhwc(*output.shape, dtype=dtype)
-    where = Kernels(_emulated.cuda, 0, num_workers, is_sm90)
+    where = Kernels(emulator.load().cuda, 0, num_workers, is_sm90)
     with machine(0, "sm_90" if is_sm90 else "sm_80"):
         dilated_conv2d.convolve(
             where, output, input, weights, [None] * len(weights), rates, activation="none"
@@ -237,16 +238,16 @@ def multiply(input: Tensor, weights: list[Tensor], tap: int = 0, *, runs: bool =
         *(t.data_ptr() for t in more),
     )  # fmt: skip
     clusters = {} if runs else {"dilated_conv2d_fwd_sm90_kernel": (0, 0)}
-    outer = _emulated.set_clusters(clusters)
+    outer = emulator.load().set_clusters(clusters)
     try:
         with machine(0, "sm_90"):
-            _emulated.cuda.dilated_conv2d_fwd_sm90(
+            emulator.load().cuda.dilated_conv2d_fwd_sm90(
                 output.data_ptr(), 0, input.data_ptr(), outputs, sources, work,
                 _C.ConvEpilogue(0, -math.inf, math.inf), _C.ConvShape(P, 1, C, output.size(1)),
                 DTYPES[input.dtype], 0,
             )  # fmt: skip
     finally:
-        _emulated.set_clusters(outer)
+        emulator.load().set_clusters(outer)
     return output
 
 

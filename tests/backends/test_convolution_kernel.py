@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import deeplab_fast
-from deeplab_fast import _C, _emulated, dilated_conv2d
+from deeplab_fast import _C, dilated_conv2d
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import Kernels, nhwc_output
 from deeplab_fast.backends.cuda.dilated_conv2d import convolve, launch
-from deeplab_fast.emulated import machine
 from deeplab_fast.models.inference import FoldedASPP
 from deeplab_fast.nn import ASPP
 from deeplab_fast.ops.shape_bucket import tf32_is_allowed
 
+from ..support import emulator
 from ..support.cases import (
     DTYPES,
     LAYOUTS,
@@ -26,6 +26,7 @@ from ..support.cases import (
     to_tf32,
     with_layout,
 )
+from ..support.emulator import machine
 from ..support.memory import copy_beside_unreadable_page, in_child
 
 # One writes whole sums, the other splits them and adds the parts in a second kernel.
@@ -35,7 +36,7 @@ ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
 
 
 def kernels(num_workers: int) -> Kernels:
-    return Kernels(_emulated.cuda, 0, num_workers)
+    return Kernels(emulator.load().cuda, 0, num_workers)
 
 
 def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated
+from deeplab_fast import _C
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import DTYPES, Kernels
 from deeplab_fast.backends.cuda import (
@@ -21,7 +21,9 @@ from deeplab_fast.backends.cuda import (
     dilated_conv2d,
     dilated_conv2d_backward,
 )
-from deeplab_fast.emulated import machine
+
+from ..support import emulator
+from ..support.emulator import machine
 
 CPU = torch.device("cpu")
 DEVICES = pytest.mark.parametrize("device", ["sm_80", "sm_90"])
@@ -29,7 +31,7 @@ BF16 = torch.bfloat16
 
 
 def kernels(device: str, num_workers: int = 4) -> Kernels:
-    return Kernels(_emulated.cuda, 0, num_workers, device == "sm_90")
+    return Kernels(emulator.load().cuda, 0, num_workers, device == "sm_90")
 
 
 def ints(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
@@ -240,7 +242,7 @@ def test_kernels_refuse_channels_that_their_copies_cannot_take():
 
     def convolve(name, in_channels=16, source=(0, 8, 0), stride=16, outputs=1, sums=0) -> None:
         address = memory.data_ptr()
-        getattr(_emulated.cuda, name)(
+        getattr(emulator.load().cuda, name)(
             address, 0, address, [_C.ConvOutput(address, 0, 0, 8, 0, stride, sums)] * outputs,
             [_C.ConvSource(*source)] * outputs, work_list.work, _C.ConvEpilogue(0, 0.0, 1.0),
             _C.ConvShape(1, 1, in_channels, 8), DTYPES[BF16], 0,
@@ -271,7 +273,7 @@ def test_kernels_refuse_channels_of_gradients_that_their_copies_cannot_take(suff
     )
 
     def launch(C=8, out_channels=16, rows=(8, 8)) -> None:
-        getattr(_emulated.cuda, "dilated_conv2d_wgrad" + suffix)(
+        getattr(emulator.load().cuda, "dilated_conv2d_wgrad" + suffix)(
             0, address, address, [(address, k, 1) for k in rows], work_list.work,
             _C.ConvWgradShape(1, 1, 1, C, out_channels), DTYPES[BF16], 0,
         )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated
+from deeplab_fast import _C
 from deeplab_fast._native.common import DTYPES, Kernels, nhwc_output
 from deeplab_fast.backends.cuda import (
     aspp,
@@ -19,7 +19,9 @@ from deeplab_fast.backends.cuda import (
     dilated_conv2d_backward,
 )
 from deeplab_fast.backends.cuda.dilated_conv2d import convolve
-from deeplab_fast.emulated import machine
+
+from ..support import emulator
+from ..support.emulator import machine
 
 KERNELS = pytest.mark.parametrize(
     ("device", "dtype"),
@@ -29,7 +31,7 @@ KERNELS = pytest.mark.parametrize(
 
 
 def kernels(device: str, num_workers: int) -> Kernels:
-    return Kernels(_emulated.cuda, 0, num_workers, device == "sm_90")
+    return Kernels(emulator.load().cuda, 0, num_workers, device == "sm_90")
 
 
 def ints(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -128,7 +130,7 @@ def test_bias_gradients(dtype, pixels, channels, parts):
     grad = ints(pixels, channels, dtype=dtype)
     result, partial = torch.full((channels,), 99, dtype=dtype), torch.empty(parts, channels)
     with machine(1):
-        _emulated.cuda.dilated_conv2d_bias_grad(
+        emulator.load().cuda.dilated_conv2d_bias_grad(
             result.data_ptr(), partial.data_ptr(), grad.data_ptr(), pixels, channels, parts,
             DTYPES[dtype], 0,
         )  # fmt: skip
@@ -167,8 +169,10 @@ def test_means(dtype, images, pixels, channels, run):
     means = torch.full((images + 1, channels), float("nan"))
     runs = _C.PixelRuns(images, pixels, channels, run, 1)
     with machine(1):
-        _emulated.cuda.pixel_sums_fwd(sums.data_ptr(), input.data_ptr(), runs, DTYPES[dtype], 0)
-        _emulated.cuda.pixel_means_fwd(means.data_ptr(), sums.data_ptr(), runs, False, 0)
+        emulator.load().cuda.pixel_sums_fwd(
+            sums.data_ptr(), input.data_ptr(), runs, DTYPES[dtype], 0
+        )
+        emulator.load().cuda.pixel_means_fwd(means.data_ptr(), sums.data_ptr(), runs, False, 0)
     assert torch.equal(means[:-1], (input.double().sum(1).float() / pixels))
     assert means[-1].isnan().all() and sums[-1].isnan().all()
 

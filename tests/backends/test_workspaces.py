@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from deeplab_fast import emulated
 from deeplab_fast.backends import registry
 from deeplab_fast.backends.cuda import depthwise_conv2d
-from deeplab_fast.emulated import machine
 
+from ..support import emulator
+from ..support.emulator import machine
 from ..support.memory import GuardedAllocations
 
 
@@ -111,7 +111,7 @@ CALLS |= {
 @pytest.mark.parametrize("name", CALLS)
 def test_nothing_is_touched_around_outputs_and_scratch_memory(monkeypatch, name):
     op, device, workers, arguments = CALLS[name]
-    monkeypatch.setattr(emulated, "_NUM_WORKERS", workers)
+    monkeypatch.setattr(emulator, "num_ctas", workers)
     monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_PART", 512)
     call, guarded = arguments(), GuardedAllocations()
     run = registry._table[op]["emulated"].run  # as an op it would be opaque to the mode

@@ -16,16 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pybind11
 import pytest
 import torch
 import torch.nn.functional as F
 
 import deeplab_fast
-from deeplab_fast import aspp, dilated_conv2d, emulated, upsample_argmax
+from deeplab_fast import aspp, dilated_conv2d, upsample_argmax
 from deeplab_fast.backends import registry
-from deeplab_fast.emulated import SHARED_MEMORY, machine
 
+from ..support import emulator
+from ..support.emulator import SHARED_MEMORY, machine
 from .kernels import faults
 
 ROOT = Path(__file__).parents[2]
@@ -513,7 +513,7 @@ def test_emulated_agrees_on_every_seed(seed):
 @pytest.mark.parametrize("seed", range(2))
 def test_emulated_convolution_agrees_on_every_seed(monkeypatch, seed, num_workers):
     """The smallest that has several steps, which 8 workers split and one does not."""
-    monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
+    monkeypatch.setattr(emulator, "num_ctas", num_workers)
     x, weight = (torch.randint(-2, 3, s).bfloat16() for s in ((1, 40, 3, 3), (8, 40, 3, 3)))
     with deeplab_fast.backend("emulated"), machine(seed):
         output = dilated_conv2d(x, weight, dilation=2)
@@ -623,24 +623,14 @@ UNDER_SANITIZER = {
 def test_kernels_under_a_sanitizer(tmp_path, sanitizer):
     """The emulated backend's tests again, with instrumented kernels."""
     environment = sanitizer_environment(sanitizer)
-    options = [
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-    ]
-    options += ["-DDEEPLAB_FAST_CUDA=OFF", "-DCMAKE_BUILD_TYPE=None", "-GNinja"]
     flags = f"-O1 -g1 -fsanitize={SANITIZERS[sanitizer]} -fno-sanitize-recover=undefined"
-    options += [f"-DCMAKE_CXX_FLAGS={flags}"]
-    build = tmp_path / "build"
-    subprocess.run(["cmake", "-S", ROOT, "-B", build, *options], check=True)
-    subprocess.run(["cmake", "--build", build, "--target", "_emulated"], check=True)
-
-    package = tmp_path / "site" / "deeplab_fast"
-    package.mkdir(parents=True)
-    for path in Path(deeplab_fast.__file__).parent.iterdir():
-        if not (path.name.startswith("_emulated.") and path.suffix == ".so"):
-            (package / path.name).symlink_to(path)
-    (package / "_emulated.so").symlink_to(build / "_emulated.so")
-    environment["PYTHONPATH"] = str(package.parent)
+    options = ["-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_CXX_FLAGS={flags}"]
+    module = emulator.build(tmp_path / "build", *options)
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / module.name).symlink_to(module)
+    (site / "deeplab_fast").symlink_to(Path(deeplab_fast.__file__).parent)
+    environment["PYTHONPATH"] = str(site)
     environment["ASAN_OPTIONS"] = "detect_leaks=0"
     options = [
         "-q",
@@ -654,7 +644,6 @@ def test_kernels_under_a_sanitizer(tmp_path, sanitizer):
     ]
     script = f"""
 import sys, pytest
-from deeplab_fast import _emulated
 assert _emulated.__file__.startswith({str(tmp_path)!r}), _emulated.__file__
 sys.exit(pytest.main({options}))
 """

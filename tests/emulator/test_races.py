@@ -14,19 +14,18 @@ from torch import Tensor
 
 import deeplab_fast
 from deeplab_fast import (
-    _emulated,
     aspp,
     dilated_conv2d,
-    emulated,
     parallel_dilated_conv2d,
     upsample_argmax,
     upsample_cross_entropy,
 )
 from deeplab_fast.backends.cuda import depthwise_conv2d
-from deeplab_fast.emulated import machine
 
 from ..emulator.test_emulator import ROOT
+from ..support import emulator
 from ..support.cases import Conv, operands, with_layout
+from ..support.emulator import machine
 
 SM80, SM90 = "dilated_conv2d_fwd_kernel", "dilated_conv2d_fwd_sm90_kernel"
 REDUCE = "dilated_conv2d_fwd_reduce_kernel"
@@ -186,13 +185,13 @@ def test_every_kernel_is_launched():
 def test_launch(monkeypatch, tf32, name):
     """Copies land as late as they can, else a missing wait would not show."""
     device, num_workers, run, kernels = LAUNCHES[name]
-    monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
+    monkeypatch.setattr(emulator, "num_ctas", num_workers)
     monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_PART", 1024)
-    before = _emulated.launch_counts()
+    before = emulator.load().launch_counts()
     torch.manual_seed(0)
     with deeplab_fast.backend("emulated"), machine(1, device):
         actual = run()
-    after = _emulated.launch_counts()
+    after = emulator.load().launch_counts()
     assert {name for name in after if after[name] > before.get(name, 0)} == kernels
     torch.manual_seed(0)
     with deeplab_fast.backend("reference"):

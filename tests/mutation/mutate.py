@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
 
 
 class Scratch:
-    """A copy of the sources, its build folder, and the package with the modules built there."""
+    """A copy of the sources, with its build folder and the modules that were built from it."""
 
     def __init__(self, folder: Path) -> None:
         self.source, self.build, self.sound = (
@@ -82,8 +82,9 @@ class Scratch:
         self._run("cmake", "--build", self.build, "--target", *targets)
 
     def install(self, folder: Path, module: str) -> None:
-        """Copy a compiled module from this folder into the package."""
-        shutil.copy(folder / f"{module}.so", self.source / "deeplab_fast")
+        """Copy a compiled module from this folder to where the tests import it from."""
+        package = self.source / "deeplab_fast" if module == "_C" else self.source
+        shutil.copy(folder / f"{module}.so", package)
 
     def failing_test(self, tests: str) -> str | None:
         """The first test of this selection that fails, or None."""

@@ -10,13 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import deeplab_fast
-from deeplab_fast import _emulated, aspp, emulated
+from deeplab_fast import aspp
 from deeplab_fast._native.common import Kernels, nhwc_output
 from deeplab_fast.backends.cuda import aspp as aspp_kernels
 from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import convolve_with_means
 
+from ..support import emulator
 from ..support.cases import DTYPES, LAYOUTS, assert_as_accurate_as, upsampled, with_layout
-from ..support.refusals import skip_if_refused, skip_without
+from ..support.unsupported import skip_if_unsupported, skip_without_kernel
 
 OP = "aspp"
 SHAPES = (
@@ -87,7 +88,7 @@ def tensors_of(arguments: list) -> list[Tensor]:
 def test_forward(backend, device, ran, shape, dtype, layout):
     arguments = operands(shape, dtype, device)
     arguments[0] = with_layout(arguments[0], layout)
-    skip_if_refused(backend, OP, *arguments)
+    skip_if_unsupported(backend, OP, *arguments)
     with deeplab_fast.backend(backend):
         output = aspp(*arguments)
     assert ran == [(OP, backend)]
@@ -115,12 +116,12 @@ def test_bitwise_repeatable(backend, device, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_workers):
     """Three images, each with a bias of its own, of sums that are split or not."""
-    monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
+    monkeypatch.setattr(emulator, "num_ctas", num_workers)
     arguments = operands((3, 40, 11, 7), dtype, rates=(2, 5))
     arguments[0][1] *= 3
     outputs = []
     for seed in (0, 1, 2):
-        with deeplab_fast.backend("emulated"), emulated.machine(seed, "sm_86"):
+        with deeplab_fast.backend("emulated"), emulator.machine(seed, "sm_86"):
             outputs.append(aspp(*arguments))
     assert all(torch.equal(output, outputs[0]) for output in outputs)
     exact = definition(*convert(arguments, Tensor.double))
@@ -145,7 +146,7 @@ def test_emulated_image_bias(dtype, H, W):
         pooled = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), pool_weight, pool_bias))
         return F.conv2d(pooled, project_weight, project_bias)[:, :, 0, 0]
 
-    kernels = Kernels(_emulated.cuda, 0, 8)
+    kernels = Kernels(emulator.load().cuda, 0, 8)
     x, *rest = tensors
     one = x.new_ones(8, C, 1, 1)
     output = nhwc_output(x, 8)
@@ -188,8 +189,8 @@ def test_emulated_refuses(position, value, reason):
 
 
 def test_backward(backend, device, ran):
-    skip_without(backend, "dilated_conv2d_backward")
-    skip_if_refused(backend, OP, *operands((2, 6, 9, 11), device=device))
+    skip_without_kernel(backend, "dilated_conv2d_backward")
+    skip_if_unsupported(backend, OP, *operands((2, 6, 9, 11), device=device))
     arguments = convert(operands((2, 6, 9, 11), device=device), Tensor.requires_grad_)
     grad_output = torch.randn(2, 7, 9, 11, device=device)
     with deeplab_fast.backend(backend):
@@ -239,7 +240,7 @@ def test_compile_and_export(backend, device, dtype, ran):
 
 def test_autocast(backend, device):
     arguments = operands((2, 8, 9, 11), device=device)
-    skip_if_refused(backend, OP, *convert(arguments, Tensor.bfloat16))
+    skip_if_unsupported(backend, OP, *convert(arguments, Tensor.bfloat16))
     with deeplab_fast.backend(backend), torch.autocast(device, torch.bfloat16):
         output = aspp(*arguments)
     peer = definition(*convert(arguments, Tensor.bfloat16))

@@ -15,15 +15,14 @@ import deeplab_fast
 from deeplab_fast import (
     _C,
     dilated_conv2d,
-    emulated,
     parallel_dilated_conv2d,
 )
 from deeplab_fast._native import work_lists
 from deeplab_fast.backends import registry
 from deeplab_fast.backends.cuda import depthwise_conv2d
-from deeplab_fast.emulated import machine
 
-from ..conftest import device_of
+from ..support import emulator
+from ..support.backends import device_of
 from ..support.cases import (
     CONVS,
     DTYPES,
@@ -34,7 +33,8 @@ from ..support.cases import (
     oracle_input,
     with_layout,
 )
-from ..support.refusals import skip_if_refused, skip_without
+from ..support.emulator import machine
+from ..support.unsupported import skip_if_unsupported, skip_without_kernel
 
 OP = "dilated_conv2d"
 BACKWARD = OP + "_backward"
@@ -72,7 +72,7 @@ def has_backward(backend: str) -> bool:
 def test_forward(backend, device, ran, case: Conv, dtype, layout):
     input, weight, bias = operands(case, dtype, device)
     input = with_layout(input, layout)
-    skip_if_refused(backend, OP, input, weight, bias, case.dilation, case.groups)
+    skip_if_unsupported(backend, OP, input, weight, bias, case.dilation, case.groups)
     with deeplab_fast.backend(backend):
         output = dilated_conv2d(input, weight, bias, case.dilation, case.groups)
     assert ran == [(OP, backend)]
@@ -87,10 +87,10 @@ def test_forward(backend, device, ran, case: Conv, dtype, layout):
 def test_backward(backend, device, ran, case: Conv, dtype, layout):
     input, weight, bias = operands(case, dtype, device)
     input = with_layout(input, layout)
-    skip_if_refused(backend, OP, input, weight, bias, case.dilation, case.groups)
+    skip_if_unsupported(backend, OP, input, weight, bias, case.dilation, case.groups)
     grad_output = torch.randn(case.N, case.K, case.H, case.W).to(device, dtype)
     arguments = case.dilation, case.groups, [True] * 3
-    skip_if_refused(backend, BACKWARD, grad_output, input, weight, *arguments)
+    skip_if_unsupported(backend, BACKWARD, grad_output, input, weight, *arguments)
 
     def ours(input, weight, bias):
         return dilated_conv2d(input, weight, bias, case.dilation, case.groups)
@@ -135,7 +135,7 @@ def parallel_conv2d(input: Tensor, weights, biases) -> Tensor:
 def test_parallel(backend, device, ran, dtype, layout, channels):
     input, weights, biases = parallel_operands(device, dtype, channels)
     input = with_layout(input, layout)
-    skip_if_refused(backend, "parallel_" + OP, input, weights, biases, PARALLEL[1])
+    skip_if_unsupported(backend, "parallel_" + OP, input, weights, biases, PARALLEL[1])
     with deeplab_fast.backend(backend):
         output = parallel_dilated_conv2d(input, weights, PARALLEL[1], biases)
     assert ran == [("parallel_" + OP, backend)]
@@ -148,12 +148,12 @@ def test_parallel(backend, device, ran, dtype, layout, channels):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_parallel_backward(backend, device, ran, dtype, layout, channels):
-    skip_without(backend, "parallel_" + BACKWARD)
+    skip_without_kernel(backend, "parallel_" + BACKWARD)
     input, weights, biases = parallel_operands(device, dtype, *channels)
     input = with_layout(input, layout)
     grad_output = torch.randn(2, sum(channels[1]), 9, 13).to(device, dtype)
     arguments = PARALLEL[1], [True] * 3
-    skip_if_refused(backend, "parallel_" + BACKWARD, grad_output, input, weights, *arguments)
+    skip_if_unsupported(backend, "parallel_" + BACKWARD, grad_output, input, weights, *arguments)
     tensors = [input, *weights, *biases]
 
     def ours(input, *rest):
@@ -220,7 +220,7 @@ def test_strides_are_those_that_compiled_graphs_rely_on(
 
 
 def test_only_needed_gradients_are_computed(backend, device, dtype):
-    skip_without(backend, BACKWARD)
+    skip_without_kernel(backend, BACKWARD)
     input, weight, bias = operands(Conv(1, 8, 8, 6, 6), dtype, device)
     with deeplab_fast.backend(backend):
         weight.requires_grad_()
@@ -252,7 +252,7 @@ def test_bitwise_repeatable(backend, device, dtype):
 
 
 def test_double_backward_is_an_error(backend, device, dtype):
-    skip_without(backend, BACKWARD)
+    skip_without_kernel(backend, BACKWARD)
     input, weight, bias = operands(Conv(1, 8, 8, 6, 6), dtype, device)
     input.requires_grad_()
     with deeplab_fast.backend(backend):
@@ -396,7 +396,7 @@ SEEDED = [
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("shape", "kernels", "rates"), SEEDED)
 def test_emulated_agrees_on_seeds(monkeypatch, shape, kernels, rates, dtype, num_workers):
-    monkeypatch.setattr(emulated, "_NUM_WORKERS", num_workers)
+    monkeypatch.setattr(emulator, "num_ctas", num_workers)
     input = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
     scale = (9 * shape[1]) ** -0.5
     weights = [(torch.randn(k, shape[1], r, s) * scale).to(dtype) for k, r, s in kernels]

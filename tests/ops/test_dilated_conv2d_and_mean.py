@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import deeplab_fast
-from deeplab_fast import _emulated
 from deeplab_fast.backends import registry
-from deeplab_fast.emulated import machine
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 
+from ..support import emulator
 from ..support.cases import DTYPES, LAYOUTS, assert_as_accurate_as, oracle_input, with_layout
-from ..support.refusals import skip_if_refused
+from ..support.emulator import machine
+from ..support.unsupported import skip_if_unsupported
 
 OP = "parallel_dilated_conv2d_backward"
 RATES = [1, 2, 7]
@@ -69,7 +69,7 @@ def dtype(backend: str, device: str) -> torch.dtype:
 def test_outputs_and_gradients(backend, device, ran, dtype, layout):
     tensors, grads = operands(dtype, device)
     tensors[0] = with_layout(tensors[0], layout)
-    skip_if_refused(backend, OP, grads[0], tensors[0], tensors[1:], RATES, [True] * 3)
+    skip_if_unsupported(backend, OP, grads[0], tensors[0], tensors[1:], RATES, [True] * 3)
     with deeplab_fast.backend(backend):
         outputs = ours(*tensors)
         actual = gradients(ours, tensors, grads)
@@ -109,7 +109,7 @@ def test_rounded_once(backend, device, mean_dtype):
 def test_layouts_of_the_incoming_gradient_of_the_mean(backend, device, dtype, layout):
     shape = (0, 8, 3, 2) if layout == "empty" else (3, 24, 6, 5)
     tensors, (grad, grad_mean) = operands(dtype, device, shape)
-    skip_if_refused(backend, OP, grad, tensors[0], tensors[1:], RATES, [True] * 3)
+    skip_if_unsupported(backend, OP, grad, tensors[0], tensors[1:], RATES, [True] * 3)
     if layout == "expanded":
         grad_mean = grad_mean[:1, :1].expand_as(grad_mean)
     elif layout == "transposed":
@@ -269,7 +269,7 @@ def test_bad_input():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_emulated_on_seeds(monkeypatch, dtype, num_workers, device_name):
     """Sums that are split or not, tiles of several images, more channels than a tile has."""
-    monkeypatch.setattr(deeplab_fast.emulated, "_NUM_WORKERS", num_workers)
+    monkeypatch.setattr(emulator, "num_ctas", num_workers)
     tensors, grads = operands(dtype, shape=(3, 136, 7, 5))
     tensors[0] = with_layout(tensors[0], "channels_last")
     results = []
@@ -297,7 +297,7 @@ def test_emulated_tf32(tf32):
 @pytest.mark.parametrize("device_name", ["sm_86", "sm_90"])
 def test_emulated_input_gradient_is_one_launch_and_one_write(monkeypatch, device_name):
     """Nothing as large as the input is made but the gradient of the input."""
-    monkeypatch.setattr(deeplab_fast.emulated, "_NUM_WORKERS", 1)  # no sums to add
+    monkeypatch.setattr(emulator, "num_ctas", 1)  # no sums to add
     (input, weight, *_), (grad, grad_mean) = operands(torch.bfloat16)
     input = with_layout(input, "channels_last")
     like_input, made = (input.shape, input.device), []
@@ -311,10 +311,10 @@ def test_emulated_input_gradient_is_one_launch_and_one_write(monkeypatch, device
 
     mask, grad_mean = [True, False, False], grad_mean.flatten(1)
     arguments = grad[:, :16], input, [weight, weight], [1, 1], mask, grad_mean
-    before = _emulated.launch_counts()
+    before = emulator.load().launch_counts()
     with Made(), machine(0, device_name):
         registry._table[OP]["emulated"].run(*arguments)  # not as an opaque op
-    after = _emulated.launch_counts()
+    after = emulator.load().launch_counts()
     launched = {name: n - before.get(name, 0) for name, n in after.items()}
     suffix = "_sm90" if device_name == "sm_90" else ""
     assert {k: n for k, n in launched.items() if n} == {f"dilated_conv2d_fwd{suffix}_kernel": 1}

@@ -12,7 +12,7 @@ import deeplab_fast
 from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
 from ..support.cases import DTYPES, LAYOUTS, assert_as_accurate_as, with_layout
-from ..support.refusals import skip_if_refused
+from ..support.unsupported import skip_if_unsupported
 
 OP = "fused_conv2d"
 GEOMETRIES = {  # input, weight, (stride, padding, dilation, groups)
@@ -74,7 +74,7 @@ def test_forward(backend, device, ran, name, dtype, with_residual, activation, l
     peer = definition(*arguments, activation)
     channels_last = [with_layout(arguments[0], "channels_last"), *arguments[1:]]
     other_peer = definition(*channels_last, activation)
-    skip_if_refused(backend, *call(arguments, activation))
+    skip_if_unsupported(backend, *call(arguments, activation))
     with deeplab_fast.backend(backend):
         output = fused(*arguments, activation)
     assert ran == [("fused_conv2d_add_" if with_residual else OP, backend)]
@@ -85,7 +85,7 @@ def test_forward(backend, device, ran, name, dtype, with_residual, activation, l
 def accepted_operands(backend, device, name, with_residual):
     dtype = torch.bfloat16 if backend in ("cuda", "cuda/sm80", "emulated") else torch.float32
     arguments = operands(name, with_residual, dtype, device)
-    skip_if_refused(backend, *call(arguments, "relu"))
+    skip_if_unsupported(backend, *call(arguments, "relu"))
     return arguments
 
 
@@ -111,7 +111,7 @@ def test_compile(backend, device, name, with_residual):
 @pytest.mark.parametrize("name", ["atrous", "depthwise"])
 def test_the_residual_may_be_the_input(backend, device, name):
     input, weight, bias, _, *geometry = operands(name, False, torch.bfloat16, device)
-    skip_if_refused(backend, *call([input, weight, bias, input, *geometry], "relu"))
+    skip_if_unsupported(backend, *call([input, weight, bias, input, *geometry], "relu"))
     expected = definition(input, weight, bias, input, *geometry, "relu")
     with deeplab_fast.backend(backend):
         output = fused_conv2d_add_(input, input, weight, bias, *geometry, "relu")
@@ -124,7 +124,7 @@ def test_the_residual_may_be_the_input(backend, device, name):
 def test_strides_of_the_bias(backend, device, name, with_residual):
     arguments = operands(name, with_residual, torch.bfloat16, device)
     arguments[2] = torch.randn(2 * len(arguments[2])).to(device, torch.bfloat16)[::2]
-    skip_if_refused(backend, *call(arguments, "relu"))
+    skip_if_unsupported(backend, *call(arguments, "relu"))
     expected = definition(*arguments, "relu")
     with deeplab_fast.backend(backend):
         output = fused(*arguments, "relu")
