@@ -16,9 +16,8 @@ using emulator::Site;
 
 constexpr uint32_t kFullWarp = 0xffffffffu;
 
-template <int kBytes>
-void cp_async(void* dst, const void* src, int src_bytes = kBytes, Site site = Site::here()) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+inline void cp_async(void* dst, const void* src, int src_bytes = 16, Site site = Site::here()) {
+  constexpr int kBytes = 16;
   emulator::check_shared("cp_async", dst, kBytes, site);
   emulator::check_waited_for_launches("cp_async", site);
   if (src_bytes < 0 || src_bytes > kBytes)
@@ -46,19 +45,16 @@ struct LoadMatrix {
   uint32_t result[4];
 };
 
-template <int kMatrices, bool kTrans>
-void load_matrices(const char* function, uint32_t (&r)[kMatrices], const void* row, Site site) {
-  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "ldmatrix loads 1, 2 or 4");
+template <bool kTrans>
+void load_matrices(const char* function, uint32_t (&r)[4], const void* row, Site site) {
   LoadMatrix operands{};
-  if (emulator::lane() < 8 * kMatrices) {
-    emulator::check_shared(function, row, sizeof(operands.row), site);
-    memcpy(operands.row, row, sizeof(operands.row));
-  }
+  emulator::check_shared(function, row, sizeof(operands.row), site);
+  memcpy(operands.row, row, sizeof(operands.row));
   emulator::warp_collective(
       function, kFullWarp, &operands,
       [](void* const* lanes) {
         for (int lane = 0; lane < 32; ++lane) {
-          for (int i = 0; i < kMatrices; ++i) {
+          for (int i = 0; i < 4; ++i) {
             const auto element = [&](int y, int x) {
               return uint32_t{static_cast<LoadMatrix*>(lanes[8 * i + y])->row[x]};
             };
@@ -73,14 +69,12 @@ void load_matrices(const char* function, uint32_t (&r)[kMatrices], const void* r
   memcpy(r, operands.result, sizeof(r));
 }
 
-template <int kMatrices>
-void ldmatrix(uint32_t (&r)[kMatrices], const void* row, Site site = Site::here()) {
-  load_matrices<kMatrices, false>("ldmatrix", r, row, site);
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, Site site = Site::here()) {
+  load_matrices<false>("ldmatrix_x4", r, row, site);
 }
 
-template <int kMatrices>
-void ldmatrix_trans(uint32_t (&r)[kMatrices], const void* row, Site site = Site::here()) {
-  load_matrices<kMatrices, true>("ldmatrix_trans", r, row, site);
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, Site site = Site::here()) {
+  load_matrices<true>("ldmatrix_x4_trans", r, row, site);
 }
 
 // The operands of one lane, and those of the whole warp as matrices.
@@ -184,10 +178,6 @@ inline void griddepcontrol_launch_dependents() {}
 
 inline void bar_sync(int id, int threads, Site site = Site::here()) {
   emulator::named_barrier_sync("bar_sync", id, threads, site);
-}
-
-inline void bar_arrive(int id, int threads, Site site = Site::here()) {
-  emulator::named_barrier_arrive("bar_arrive", id, threads, site);
 }
 
 // The float below or above 1 / x, by the bits of x, unless one of them is 1 / x.

@@ -264,12 +264,8 @@ inline uint32_t shared_address(const void* p) {
 
 inline int cluster_ctarank() { return emulator::cluster_rank(); }
 
-inline void cluster_arrive(Site site = Site::here()) {
-  emulator::cluster_barrier_arrive("cluster_arrive", /*releases=*/true, site);
-}
-
 inline void cluster_arrive_relaxed(Site site = Site::here()) {
-  emulator::cluster_barrier_arrive("cluster_arrive_relaxed", /*releases=*/false, site);
+  emulator::cluster_barrier_arrive("cluster_arrive_relaxed", site);
 }
 
 inline void cluster_wait(Site site = Site::here()) {
@@ -321,7 +317,7 @@ inline void mbarrier_arrive_cluster(uint64_t* barrier, int rank, Site site = Sit
     if (has_exited(rank)) fail(kName, site, "block %d of the cluster has exited", rank);
     count_arrival(kName, p, 0, site);
   };
-  start_remote(operation);
+  start(operation);
 }
 
 inline void mbarrier_arrive_expect_tx(uint64_t* barrier, int bytes, Site site = Site::here()) {
@@ -459,9 +455,8 @@ void cp_async_bulk_tensor_multicast(void* dst, const CUtensorMap* encoded, uint6
   start(operation);
 }
 
-template <int kRank>
-void cp_async_bulk_tensor(void* dst, const CUtensorMap* map, uint64_t* barrier,
-                          const int (&at)[kRank], Site site = Site::here()) {
+inline void cp_async_bulk_tensor(void* dst, const CUtensorMap* map, uint64_t* barrier,
+                                 const int (&at)[4], Site site = Site::here()) {
   cp_async_bulk_tensor_multicast(dst, map, barrier, at, 1u << emulator::cluster_rank(),
                                  "cp_async_bulk_tensor", site);
 }

@@ -139,8 +139,7 @@ struct Thread {
   int32_t copies_awaited;
   std::vector<int32_t> groups;
   Knowledge knowledge;
-  std::vector<std::shared_ptr<Operation>> remote;  // on other blocks, which may have landed
-  int unwaited;                                    // operations of other kinds
+  int unwaited;             // operations of other kinds
   int64_t cluster_barrier;  // the one that it has arrived at and not waited for, or -1
   bool precedes;            // it may run before the launches before have ended
 };
@@ -477,7 +476,6 @@ void start_threads(Block& block) {
     thread.copies_awaited = 0;
     thread.groups.clear();
     thread.knowledge.clear();
-    thread.remote.clear();
     thread.unwaited = 0;
     thread.cluster_barrier = -1;
     thread.precedes = machine.overlaps;
@@ -720,16 +718,6 @@ void land(Operation& operation) {
   machine.landing = outer;
 }
 
-void start_remote(const std::shared_ptr<Operation>& operation) {
-  start(operation);
-  const IgnoreAccesses ignore;
-  auto& remote = machine.running->remote;
-  remote.erase(
-      std::remove_if(remote.begin(), remote.end(), [](const auto& other) { return other->landed; }),
-      remote.end());
-  remote.push_back(operation);
-}
-
 void add_unwaited(int operations) { machine.running->unwaited += operations; }
 
 void check_shared(const char* function, const void* address, size_t bytes, Site site) {
@@ -784,21 +772,11 @@ void named_barrier_sync(const char* function, int id, int threads, Site site) {
   suspend(thread);
 }
 
-void named_barrier_arrive(const char* function, int id, int threads, Site site) {
-  Barrier& barrier = named_barrier(function, id, site);
-  arrive(function, barrier, id, threads, site);
-  if (barrier.arrived == threads) complete(barrier);
-}
-
-void cluster_barrier_arrive(const char* function, bool releases, Site site) {
+void cluster_barrier_arrive(const char* function, Site site) {
   Barrier& barrier = machine.cluster_barrier;
   int64_t& arrived_at = machine.running->cluster_barrier;
   if (arrived_at >= 0) fail(function, site, "this thread has arrived before and not waited");
   arrived_at = machine.cluster_barriers_completed;
-  if (releases) {
-    release(&barrier);
-    for (const auto& operation : machine.running->remote) land(*operation);
-  }
   if (++barrier.arrived < machine.num_blocks * machine.num_threads) return;
   ++machine.cluster_barriers_completed;
   complete(barrier);
@@ -808,10 +786,7 @@ void cluster_barrier_wait(const char* function, Site site) {
   Barrier& barrier = machine.cluster_barrier;
   const int64_t arrived_at = std::exchange(machine.running->cluster_barrier, -1);
   if (arrived_at < 0) fail(function, site, "this thread has not arrived");
-  if (arrived_at < machine.cluster_barriers_completed) {
-    acquire(&barrier);
-    return;
-  }
+  if (arrived_at < machine.cluster_barriers_completed) return;
   Thread& thread = begin_wait(function, site);
   barrier.waiting.push_back(&thread);
   suspend(thread);

@@ -120,10 +120,6 @@ struct Operation {
 void start(const std::shared_ptr<Operation>& operation);
 void land(Operation& operation);
 
-// The same, of an access to another block of the cluster: lands at the latest when this thread
-// arrives at a barrier of the cluster that releases.
-void start_remote(const std::shared_ptr<Operation>& operation);
-
 // Counts operations that this thread has started and only it can wait for, or, negative, that it
 // has waited for; some that are left are an error when it exits.
 void add_unwaited(int operations);
@@ -134,13 +130,11 @@ void yield(const char* function, Site site);
 // Returns once every thread of the block is here, at the same line.
 void block_barrier(const char* function, Site site);
 
-// Barrier 1 to 15 completes when `threads` threads have arrived; only sync waits for that.
+// Returns once `threads` threads have arrived at barrier 1 to 15.
 void named_barrier_sync(const char* function, int id, int threads, Site site);
-void named_barrier_arrive(const char* function, int id, int threads, Site site);
 
-// Every thread of the cluster arrives, then waits. releases: what it wrote before, to those that
-// have waited.
-void cluster_barrier_arrive(const char* function, bool releases, Site site);
+// Every thread of the cluster arrives, then waits. Orders no accesses to memory.
+void cluster_barrier_arrive(const char* function, Site site);
 void cluster_barrier_wait(const char* function, Site site);
 
 // Returns once every lane of mask is here, at the same line and with the same mask. By then

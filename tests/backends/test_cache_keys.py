@@ -1,6 +1,6 @@
-"""Whatever is cached is found again by everything that it depends on.
+"""Cache keys contain everything that a cached value depends on.
 
-Each test changes one component of a key alone, after a first call. A stale entry would show.
+Each test changes one component of a key after a first call; a stale entry would be returned.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def ints(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Small, so that their sums are exact."""
+    """Small integers, whose sums are exact."""
     return torch.randint(-2, 3, shape).to(dtype)
 
 
@@ -44,7 +44,7 @@ def nhwc(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 # Work lists.
 
 
-def test_every_argument_is_part_of_a_key():
+def test_every_argument_is_part_of_the_key():
     @resident
     def make(first: int, second: int, *, third: int = 0, fourth: int = 0) -> tuple[int, ...]:
         return first, second, third, fourth
@@ -121,7 +121,7 @@ WGRAD_CHANGES = [
 
 
 def described(work_list: Any) -> list[Any]:
-    """All that a launch reads."""
+    """Everything of a work list that a launch reads."""
     tensors = [t if t.is_meta else t.tolist() for t in work_list.tensors]
     return [work_list.num_slots, getattr(work_list, "kernel", None), *tensors]
 
@@ -150,7 +150,7 @@ def test_work_lists_of_other_arguments(make, arguments, name, value):
         assert described(after) == described(make.__wrapped__(**changed)) != described(before)
 
 
-# (what changes, shape, [(K, R, S)], rates, dtype, workers, on sm_90)
+# Arguments of call_and_check; `kernels` are (K, R, S). CALLS: what changes, and to which value.
 CALL = {
     "shape": (1, 8, 5, 7), "kernels": [(8, 3, 3)], "rates": [(1, 2)], "dtype": torch.bfloat16,
     "num_workers": 8, "is_sm90": False,
@@ -175,7 +175,7 @@ CALLS = {
 
 
 def call_and_check(shape, kernels, rates, dtype, num_workers, is_sm90) -> None:
-    """Output and gradients of all branches; small integers are exact."""
+    """Compare the output and gradients of all branches, which are exact for small integers."""
     N, C, H, W = shape
     input = nhwc(*shape, dtype=dtype)
     weights = [ints(k, C, r, s, dtype=dtype) for k, r, s in kernels]
@@ -200,7 +200,7 @@ def call_and_check(shape, kernels, rates, dtype, num_workers, is_sm90) -> None:
 
 
 @pytest.mark.parametrize("change", CALLS)
-def test_convolutions_after_one_of_another_shape(change):
+def test_convolutions_after_another_shape(change):
     call_and_check(**CALL)
     call_and_check(**CALL | CALLS[change])
     call_and_check(**CALL)
@@ -210,7 +210,7 @@ def test_convolutions_after_one_of_another_shape(change):
 
 
 def multiply(input: Tensor, weights: list[Tensor], tap: int = 0, *, runs: bool = True) -> Tensor:
-    """Products of pixels [P, C] and one tap of weights [K, taps, C], of any strides of rows."""
+    """Products of pixels [P, C] and one tap of weights [K, taps, C] with any stride of rows."""
     P, C = input.shape
     outputs, sources, output = [], [], torch.zeros(P, sum(w.size(0) for w in weights)).to(input)
     for weight in weights:
@@ -251,8 +251,8 @@ def multiply(input: Tensor, weights: list[Tensor], tap: int = 0, *, runs: bool =
     return output
 
 
-# Shape and stride of the rows of a first weight and of a second at the same address, and how many
-# elements further the second begins.
+# (shape and row stride of a first weight, shape and row stride of a second one in the same memory,
+# offset of the second in elements)
 MAPS = {
     "address": ((16, 1, 16), 16, (16, 1, 16), 16, 16),
     "rows": ((8, 1, 16), 16, (16, 1, 16), 16, 0),
@@ -275,8 +275,8 @@ def test_weights_in_the_memory_of_others(change):
         assert torch.equal(multiply(input, [weight], tap), expected.bfloat16())
 
 
-def test_more_weights_than_are_described_at_a_time():
-    """Descriptions are dropped after 1024, and made again when they are needed."""
+def test_more_weights_than_the_cache_of_tensor_maps_holds():
+    """The cache is cleared at 1024 tensor maps, which are then encoded again when needed."""
     memory, input = ints(8 * 1400), ints(5, 8)
     weights = [memory[8 * i :].as_strided((8, 1, 8), (8, 8, 1)) for i in range(1300)]
 

@@ -144,20 +144,20 @@ def random(*seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def cp_async(size: int) -> tuple[np.ndarray, np.ndarray]:
-    data = random(size).integers(1, 256, (2, 32, size), np.uint8)
+def cp_async() -> tuple[np.ndarray, np.ndarray]:
+    data = random(16).integers(1, 256, (2, 32, 16), np.uint8)
     copied = data.copy()
     for lane in range(32):
-        copied[1, lane, lane % (size + 1) :] = 0
+        copied[1, lane, lane % 17 :] = 0
     return words(data), words(copied)
 
 
-def ldmatrix(count: int, trans: bool) -> tuple[np.ndarray, np.ndarray]:
-    data = random(count).integers(0, 2**16, (32, 8), np.uint16)
-    matrices = data.reshape(4, 8, 8)[:count]
+def ldmatrix_x4(trans: bool) -> tuple[np.ndarray, np.ndarray]:
+    data = random(4).integers(0, 2**16, (32, 8), np.uint16)
+    matrices = data.reshape(4, 8, 8)
     if trans:
         matrices = matrices.swapaxes(1, 2)
-    return words(data), pairs(matrices.reshape(count, 8, 4, 2)).reshape(count, 32).T.ravel()
+    return words(data), pairs(matrices.reshape(4, 8, 4, 2)).reshape(4, 32).T.ravel()
 
 
 def small_integers(*shape: int) -> np.ndarray:
@@ -305,15 +305,9 @@ def atomic() -> tuple[np.ndarray, np.ndarray]:
 
 
 INSTRUCTIONS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
-    "cp_async_4": lambda: cp_async(4),
-    "cp_async_8": lambda: cp_async(8),
-    "cp_async_16": lambda: cp_async(16),
-    "ldmatrix_x1": lambda: ldmatrix(1, False),
-    "ldmatrix_x2": lambda: ldmatrix(2, False),
-    "ldmatrix_x4": lambda: ldmatrix(4, False),
-    "ldmatrix_x1_trans": lambda: ldmatrix(1, True),
-    "ldmatrix_x2_trans": lambda: ldmatrix(2, True),
-    "ldmatrix_x4_trans": lambda: ldmatrix(4, True),
+    "cp_async": cp_async,
+    "ldmatrix_x4": lambda: ldmatrix_x4(False),
+    "ldmatrix_x4_trans": lambda: ldmatrix_x4(True),
     "mma_f16": lambda: mma(torch.float16),
     "mma_bf16": lambda: mma(torch.bfloat16),
     "mma_tf32": lambda: mma(torch.float32),

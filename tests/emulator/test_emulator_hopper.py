@@ -194,11 +194,6 @@ TENSOR = random(20).integers(1, 2**16, (20, 3, 72), np.uint16)
 
 
 def copy() -> tuple[np.ndarray, np.ndarray]:
-    starts = [(0, 0, 0), (8, 1, 12), (64, 2, 17), (-8, -1, -3), (16, 0, 19), (72, 5, 40)]
-    return words(TENSOR), words(boxes(TENSOR, starts, 8, 2, 64))
-
-
-def copy_4d() -> tuple[np.ndarray, np.ndarray]:
     starts = [(0, 0, 0, 0), (8, 1, 1, 3), (64, 2, 2, 4), (-8, -1, 1, 0), (16, 0, 0, 5)]
     starts.append((0, 1, -3, -1))
     return words(TENSOR), words(boxes(TENSOR.reshape(5, 4, 3, 72), starts, 2, 4, 2, 64))
@@ -263,14 +258,12 @@ def wgmma(dtype: torch.dtype, trans_a: bool, trans_b: bool) -> tuple[np.ndarray,
 
 INSTRUCTIONS = {
     "copy": copy,
-    "copy_4d": copy_4d,
     "multicast": multicast,
     "multicast_4d": multicast_4d,
     "mbarrier": mbarrier,
     "copies_arrive": copies_arrive,
     "stmatrix": stmatrix,
     "cluster": cluster,
-    "cluster_relaxed": cluster,
     "elect": elect,
     "registers": registers,
     "wgmma_f16": lambda: wgmma(torch.float16, False, False),

@@ -18,6 +18,12 @@ namespace ptx = deeplab_fast::ptx;
 constexpr int kThreads = 64;
 constexpr int kSteps = 6;
 
+// Starts the copy of kThreads floats, four by each of the first threads.
+__device__ void copy_floats(float* dst, const float* src) {
+  const int i = 4 * threadIdx.x;
+  if (i < kThreads) ptx::cp_async(dst + i, src + i);
+}
+
 template <bool kFault>
 __global__ void barrier_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
@@ -29,7 +35,7 @@ __global__ void barrier_kernel(float* out, const float* in) {
 template <bool kFault>
 __global__ void wait_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
-  ptx::cp_async<4>(&tile[threadIdx.x], &in[threadIdx.x]);
+  copy_floats(tile, in);
   ptx::cp_async_commit_group();
   if (!kFault) ptx::cp_async_wait_group<0>();
   __syncthreads();
@@ -43,10 +49,7 @@ template <bool kFault>
 __global__ void refill_kernel(float* out, const float* in) {
   float* stages = shared_memory<float>();
   const auto fetch = [&](int step) {
-    if (step < kSteps) {
-      ptx::cp_async<4>(&stages[step % 2 * kThreads + threadIdx.x],
-                       &in[step * kThreads + threadIdx.x]);
-    }
+    if (step < kSteps) copy_floats(stages + step % 2 * kThreads, in + step * kThreads);
     ptx::cp_async_commit_group();
   };
   fetch(0);
@@ -87,7 +90,7 @@ __global__ void out_of_bounds_global_kernel(float* out, const float* in) {
 template <bool kFault>
 __global__ void out_of_bounds_copy_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
-  ptx::cp_async<4>(&tile[threadIdx.x + (kFault ? 1 : 0)], &in[threadIdx.x]);
+  copy_floats(tile + (kFault ? 4 : 0), in);
   ptx::cp_async_wait_all();
   __syncthreads();
   out[threadIdx.x] = tile[kThreads - 1 - threadIdx.x];
@@ -152,14 +155,14 @@ __global__ void deadlock_kernel(float* out, const float* in) {
   ptx::bar_sync(3 - first, kThreads);
 }
 
-// The producer warp only arrives; the fault forgets it.
+// A warp produces for the other; the fault is that it does not come to the barrier.
 template <bool kFault>
 __global__ void producer_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
   if (threadIdx.x < 32) {
     tile[threadIdx.x] = in[kThreads - 1 - threadIdx.x];
     tile[threadIdx.x + 32] = in[31 - threadIdx.x];
-    if (!kFault) ptx::bar_arrive(1, kThreads);
+    if (!kFault) ptx::bar_sync(1, kThreads);
   } else {
     ptx::bar_sync(1, kThreads);
     out[threadIdx.x] = tile[threadIdx.x];
@@ -170,12 +173,12 @@ __global__ void producer_kernel(float* out, const float* in) {
 template <bool kFault>
 __global__ void never_waited_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
-  ptx::cp_async<4>(&tile[threadIdx.x], &in[threadIdx.x]);
+  copy_floats(tile, in);
   ptx::cp_async_wait_all();
   __syncthreads();
   out[threadIdx.x] = tile[kThreads - 1 - threadIdx.x];
   __syncthreads();
-  ptx::cp_async<4>(&tile[threadIdx.x], &in[threadIdx.x]);
+  copy_floats(tile, in);
   ptx::cp_async_commit_group();
   if (!kFault) ptx::cp_async_wait_group<0>();
 }

@@ -46,7 +46,7 @@ void init(uint64_t* barrier, int count) {
 void copy(float* tile, const CUtensorMap& map, uint64_t* barrier, int step,
           int bytes = kTileBytes) {
   ptx::mbarrier_arrive_expect_tx(barrier, bytes);
-  ptx::cp_async_bulk_tensor(tile, &map, barrier, {0, 0, step});
+  ptx::cp_async_bulk_tensor(tile, &map, barrier, {0, 0, 0, step});
 }
 
 void write_reversed(float* out, const float* tile) {
@@ -149,7 +149,7 @@ __global__ void arrivals_kernel(float* out, const float*, const __grid_constant_
     ptx::mbarrier_arrive(barriers());
     ptx::mbarrier_arrive_expect_tx(barriers(), kTileBytes);
     if (kFault) ptx::mbarrier_arrive(barriers());
-    ptx::cp_async_bulk_tensor(tile, &map, barriers(), {0, 0, 0});
+    ptx::cp_async_bulk_tensor(tile, &map, barriers(), {0, 0, 0, 0});
   }
   wait(barriers(), 0);
   write_reversed(out, tile);
@@ -207,7 +207,9 @@ __global__ void sum_refill_kernel(float* out, const float*,
   }
 }
 
-// Products. a [64, 16] has in[step][63 - m] in column 0, b [16, 256] ones.
+// Products. Column key(m) of a [64, 16] has in[step][63 - m]; b [16, 256] brings column key(m) of a
+// to column 3 - m % 4 of the sums. So rows of a can be four floats that a copy of 16 bytes brings,
+// of which each is a zero and the same float in bf16.
 
 constexpr int kN = 256;
 constexpr int kStageA = 64 * 64;  // elements: rows of 128 bytes, of which 32 are used
@@ -218,14 +220,20 @@ __nv_bfloat16* matrix_b() { return shared_memory<__nv_bfloat16>() + 2 * kStageA;
 // Of a row with 128 bytes.
 int element(int row, int k) { return row * 64 + (k / 8 ^ row % 8) * 8 + k % 8; }
 
+int key(int m) { return 2 * (3 - m % 4) + 1; }
+
+// The four floats with in[63 - m].
+const float* row_of(const float* in, int m) { return in + (63 - m) / 4 * 4; }
+
 void store_b() {
   for (int i = threadIdx.x; i < kN * 16; i += 128)
-    matrix_b()[element(i / 16, i % 16)] = __float2bfloat16(1.0f);
+    matrix_b()[element(i / 16, i % 16)] =
+        __float2bfloat16(i % 16 == 2 * (i / 16) + 1 ? 1.0f : 0.0f);
 }
 
 void store_a(__nv_bfloat16* a, const float* in) {
   for (int i = threadIdx.x; i < 64 * 16; i += 128)
-    a[element(i / 16, i % 16)] = __float2bfloat16(i % 16 == 0 ? in[63 - i / 16] : 0.0f);
+    a[element(i / 16, i % 16)] = __float2bfloat16(i % 16 == key(i / 16) ? in[63 - i / 16] : 0.0f);
 }
 
 void multiply(float (&sum)[kN / 2], const __nv_bfloat16* a, bool accumulate) {
@@ -233,12 +241,13 @@ void multiply(float (&sum)[kN / 2], const __nv_bfloat16* a, bool accumulate) {
                                        ptx::swizzled_128b_descriptor(matrix_b()), accumulate);
 }
 
-// Column 0 of the sums, of which every fourth lane has two rows.
+// Writes column 3 - m % 4 of each row m of the sums. A lane has columns 2 (lane % 4) and the next
+// of two rows, which need the same column.
 void write_column(float* out, const float (&sum)[kN / 2]) {
-  if (threadIdx.x % 4 != 0) return;
-  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-  out[row] = sum[0];
-  out[row + 8] = sum[2];
+  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = 3 - row % 4;
+  if (static_cast<int>(threadIdx.x % 4) != column / 2) return;
+  out[row] = sum[column % 2];
+  out[row + 8] = sum[2 + column % 2];
 }
 
 template <bool kFault>
@@ -257,8 +266,7 @@ __global__ void proxy_fence_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
-// The fault: cp.async is waited for after the fence. A float of so few bits is a zero and the same
-// in bf16.
+// The fault: cp.async is waited for after the fence.
 template <bool kFault>
 __global__ void proxy_fence_order_kernel(float* out, const float* in,
                                          const __grid_constant__ CUtensorMap) {
@@ -267,7 +275,7 @@ __global__ void proxy_fence_order_kernel(float* out, const float* in,
     a[element(i / 16, i % 16)] = __float2bfloat16(0.0f);
   store_b();
   __syncthreads();
-  if (threadIdx.x < 64) ptx::cp_async<4>(a + element(threadIdx.x, 0), &in[63 - threadIdx.x]);
+  if (threadIdx.x < 64) ptx::cp_async(a + element(threadIdx.x, 0), row_of(in, threadIdx.x));
   if (kFault) ptx::fence_proxy_async();
   ptx::cp_async_wait_all();
   if (!kFault) ptx::fence_proxy_async();
@@ -311,12 +319,12 @@ __global__ void handover_kernel(float* out, const float* in, const __grid_consta
     const int row = threadIdx.x - kConsumers;
     const bool is_first = row % 32 == 0;
     if (kStores) {
-      *reinterpret_cast<float*>(a + element(row, 0)) = in[63 - row];
+      a[element(row, key(row))] = __float2bfloat16(in[63 - row]);
       ptx::mbarrier_arrive(full);
       return;
     }
     if (kHandover == kCopyAfterArrival) ptx::cp_async_mbarrier_arrive_noinc(full);
-    ptx::cp_async<4>(a + element(row, 0), &in[63 - row]);
+    ptx::cp_async(a + element(row, 0), row_of(in, row));
     if (kHandover == kCopyAfterArrival) {
       ptx::cp_async_wait_all();
     } else if (kHandover >= kConsumersFence) {
@@ -344,7 +352,7 @@ __global__ void handover_kernel(float* out, const float* in, const __grid_consta
   write_column(out, sum);
   if (kHandover == kNobodyWaits) {
     if (threadIdx.x == 0) {
-      ptx::cp_async<4>(a, in);
+      ptx::cp_async(a, in);
       ptx::cp_async_mbarrier_arrive_noinc(full);
     }
   } else {
@@ -375,7 +383,7 @@ __global__ void relaxed_order_kernel(float* out, const float* in,
     a[element(i / 16, i % 16)] = __float2bfloat16(0.0f);
   store_b();
   __syncthreads();
-  if (threadIdx.x < 64) ptx::cp_async<4>(a + element(threadIdx.x, 0), &in[63 - threadIdx.x]);
+  if (threadIdx.x < 64) ptx::cp_async(a + element(threadIdx.x, 0), row_of(in, threadIdx.x));
   ptx::cp_async_wait_all();
   if (!kFault) __syncthreads();
   ptx::cluster_arrive_relaxed();
@@ -557,17 +565,15 @@ __global__ void cluster_init_kernel(float* out, const float*,
   const int rank = ptx::cluster_ctarank();
   init(barriers(), 1);
   if (!kFault) {
-    ptx::cluster_arrive();
+    ptx::cluster_arrive_relaxed();
     ptx::cluster_wait();
   }
   if (threadIdx.x == 0) {
     ptx::mbarrier_arrive_expect_tx(barriers(), 2 * kTileBytes);
-    ptx::cp_async_bulk_tensor_multicast(tile + rank * kStage, &map, barriers(), {0, 0, rank}, 3);
+    ptx::cp_async_bulk_tensor_multicast(tile + rank * kStage, &map, barriers(), {0, 0, 0, rank}, 3);
   }
   wait(barriers(), 0);
   if (rank == 0) write_reversed(out, tile);
-  ptx::cluster_arrive();
-  ptx::cluster_wait();
 }
 
 // The fault: the mbarrier is not shown to the other block.
@@ -594,14 +600,11 @@ __global__ void cluster_exit_kernel(float* out, const float* in,
                                     const __grid_constant__ CUtensorMap) {
   const int rank = ptx::cluster_ctarank();
   init(barriers(), 1);
-  ptx::cluster_arrive();
+  ptx::cluster_arrive_relaxed();
   ptx::cluster_wait();
   if (rank == 0 && threadIdx.x < kTile) out[threadIdx.x] = in[kTile - 1 - threadIdx.x];
   if (threadIdx.x == 0) ptx::mbarrier_arrive_cluster(barriers(), rank ^ 1);
-  if (!kFault) {
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
-  }
+  if (!kFault) wait(barriers(), 0);
 }
 
 // The fault: a barrier that does not wait for what was sent to the other block before it.
@@ -631,15 +634,16 @@ __global__ void sum_cluster_refill_kernel(float* out, const float*,
   uint64_t *full = barriers(), *empty = full + 1;
   init(full, 1);
   init(empty, kFault ? kTile : 2 * kTile);
-  ptx::cluster_arrive();
+  ptx::cluster_arrive_relaxed();
   ptx::cluster_wait();
   if (threadIdx.x == kTile) {
     for (int step = 0; step < kSteps; step += 2) {
       wait(empty, step / 2 % 2 ^ 1);
       ptx::mbarrier_arrive_expect_tx(full, 2 * kTileBytes);
-      ptx::cp_async_bulk_tensor_multicast(stages + rank * kStage, &map, full, {0, 0, step + rank},
-                                          3);
+      ptx::cp_async_bulk_tensor_multicast(stages + rank * kStage, &map, full,
+                                          {0, 0, 0, step + rank}, 3);
     }
+    wait(empty, kSteps / 2 % 2 ^ 1);  // before the block exits
   } else if (threadIdx.x < kTile) {
     float sum = 0.0f;
     for (int step = 0; step < kSteps; step += 2) {
@@ -650,9 +654,6 @@ __global__ void sum_cluster_refill_kernel(float* out, const float*,
     }
     if (static_cast<int>(threadIdx.x) / 32 == rank) out[threadIdx.x] = sum;
   }
-  __syncthreads();
-  ptx::cluster_arrive();
-  ptx::cluster_wait();
 }
 
 // Launched so that they may overlap what is before them in the stream.
@@ -751,8 +752,8 @@ extern "C" const char* run_fault(const char* name, bool fault, uint64_t seed, fl
                                  const float* in) {
   deeplab_fast::emulator::options = {seed, 227 * 1024};
   CUtensorMap map;
-  const Status status = deeplab_fast::cuda::encode_tensor_map<3>(
-      &map, in, {kTile, 2, kSteps}, {kTileBytes / 2, kTileBytes}, {kTile, 2, 1});
+  const Status status = deeplab_fast::cuda::encode_tensor_map<4>(
+      &map, in, {kTile, 2, 1, kSteps}, {kTileBytes / 2, kTileBytes, kTileBytes}, {kTile, 2, 1, 1});
   if (!status.ok()) return status.message;
   for (const Case& c : kCases) {
     if (strcmp(c.name, name) != 0) continue;

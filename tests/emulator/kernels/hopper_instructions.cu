@@ -28,30 +28,21 @@ __device__ void wait(uint64_t* barrier, int parity) {
   }
 }
 
-// Boxes of [8, 2, 64] or [2, 4, 2, 64] from all over and around the tensor, as they lie in shared
-// memory.
-template <int kRank>
+// Boxes of [2, 4, 2, 64] from all over and around the tensor, as they lie in shared memory.
 __global__ void copy_kernel(uint32_t* out, const uint32_t*,
                             const __grid_constant__ CUtensorMap map) {
   if constexpr (ptx::kIsSm90a) {
     constexpr int kBoxes = 6, kBytes = 8 * 2 * 64 * 2;
-    const int at3[kBoxes][3] = {{0, 0, 0},    {8, 1, 12},  {64, 2, 17},
-                                {-8, -1, -3}, {16, 0, 19}, {72, 5, 40}};
-    const int at4[kBoxes][4] = {{0, 0, 0, 0},   {8, 1, 1, 3},  {64, 2, 2, 4},
-                                {-8, -1, 1, 0}, {16, 0, 0, 5}, {0, 1, -3, -1}};
+    const int at[kBoxes][4] = {{0, 0, 0, 0},   {8, 1, 1, 3},  {64, 2, 2, 4},
+                               {-8, -1, 1, 0}, {16, 0, 0, 5}, {0, 1, -3, -1}};
     auto* boxes = shared_memory<unsigned char>();
     if (threadIdx.x == 0) {
       ptx::prefetch_tensormap(&map);
       ptx::mbarrier_init(barriers(), 1);
       ptx::fence_mbarrier_init();
       ptx::mbarrier_arrive_expect_tx(barriers(), kBoxes * kBytes);
-      for (int i = 0; i < kBoxes; ++i) {
-        if constexpr (kRank == 3) {
-          ptx::cp_async_bulk_tensor(boxes + i * kBytes, &map, barriers(), at3[i]);
-        } else {
-          ptx::cp_async_bulk_tensor(boxes + i * kBytes, &map, barriers(), at4[i]);
-        }
-      }
+      for (int i = 0; i < kBoxes; ++i)
+        ptx::cp_async_bulk_tensor(boxes + i * kBytes, &map, barriers(), at[i]);
     }
     __syncthreads();
     wait(barriers(), 0);
@@ -72,7 +63,7 @@ __global__ void multicast_kernel(uint32_t* out, const uint32_t*,
       ptx::mbarrier_init(barriers(), 1);
       ptx::fence_mbarrier_init();
     }
-    ptx::cluster_arrive();
+    ptx::cluster_arrive_relaxed();
     ptx::cluster_wait();
     if (threadIdx.x == 0) {
       ptx::mbarrier_arrive_expect_tx(barriers(), 2 * kBytes);
@@ -88,8 +79,6 @@ __global__ void multicast_kernel(uint32_t* out, const uint32_t*,
     wait(barriers(), 0);
     for (int i = threadIdx.x; i < 2 * kBytes / 4; i += blockDim.x)
       out[rank * 2 * kBytes / 4 + i] = shared_memory<uint32_t>()[i];
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
   }
 }
 
@@ -139,7 +128,7 @@ __global__ void copies_arrive_kernel(uint32_t* out, const uint32_t* in,
       uint32_t* copied = words + place * kThreads * 4;
       const int first = round * kThreads * 4;
       wait(&empty[place], parity ^ 1);
-      ptx::cp_async<16>(copied + threadIdx.x * 4, in + first + threadIdx.x * 4);
+      ptx::cp_async(copied + threadIdx.x * 4, in + first + threadIdx.x * 4);
       if (round % 3 > 0) ptx::cp_async_commit_group();
       ptx::cp_async_mbarrier_arrive_noinc(&full[place]);
       wait(&full[place], parity);
@@ -167,18 +156,7 @@ __global__ void stmatrix_kernel(uint32_t* out, const uint32_t* in,
   }
 }
 
-template <bool kRelaxed>
-__device__ void cluster_barrier() {
-  if (kRelaxed) {
-    ptx::cluster_arrive_relaxed();
-  } else {
-    ptx::cluster_arrive();
-  }
-  ptx::cluster_wait();
-}
-
 // Each block of two writes what the other says has come, and its rank.
-template <bool kRelaxed>
 __global__ void cluster_kernel(uint32_t* out, const uint32_t*,
                                const __grid_constant__ CUtensorMap) {
   if constexpr (ptx::kIsSm90a) {
@@ -187,12 +165,12 @@ __global__ void cluster_kernel(uint32_t* out, const uint32_t*,
       ptx::mbarrier_init(barriers(), 2 * blockDim.x);
       ptx::fence_mbarrier_init();
     }
-    cluster_barrier<kRelaxed>();
+    ptx::cluster_arrive_relaxed();
+    ptx::cluster_wait();
     ptx::mbarrier_arrive_cluster(barriers(), rank ^ 1);
     ptx::mbarrier_arrive_cluster(barriers(), rank);
     wait(barriers(), 0);
     out[blockIdx.x * blockDim.x + threadIdx.x] = rank * 1000 + threadIdx.x;
-    cluster_barrier<kRelaxed>();
   }
 }
 
@@ -268,15 +246,13 @@ struct Case {
 };
 
 const Case kCases[] = {
-    {"copy", copy_kernel<3>},
-    {"copy_4d", copy_kernel<4>, 128, 1, 4},
+    {"copy", copy_kernel, 128, 1, 4},
     {"multicast", multicast_kernel<3>, 128, 2},
     {"multicast_4d", multicast_kernel<4>, 128, 2, 4},
     {"mbarrier", mbarrier_kernel},
     {"copies_arrive", copies_arrive_kernel},
     {"stmatrix", stmatrix_kernel, 32},
-    {"cluster", cluster_kernel<false>, 128, 2},
-    {"cluster_relaxed", cluster_kernel<true>, 128, 2},
+    {"cluster", cluster_kernel, 128, 2},
     {"elect", elect_kernel, 32},
     {"registers", registers_kernel, 384},
     {"wgmma_f16", wgmma_kernel<__half, false, false>},
