@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "api.h"
+#include "sanitizers.h"
 
 struct uint3 {
   unsigned x, y, z;
@@ -83,12 +84,6 @@ void* in_block(int rank, const void* p);
 
 // Whether all threads of another block of the cluster have exited: its shared memory is no more.
 bool has_exited(int rank);
-
-// ThreadSanitizer ignores what the running thread does to memory while one of these lives.
-struct IgnoreAccesses {
-  IgnoreAccesses();
-  ~IgnoreAccesses();
-};
 
 // What a layer above keeps for a block, null when the block starts.
 std::shared_ptr<void>& block_extension(int rank);

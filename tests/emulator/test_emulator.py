@@ -43,11 +43,12 @@ def compile_emulated(source: str, folder: Path, *options: str) -> Path:
     command = [CXX, "-std=c++17", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra"]
     command += ["-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
     command += [f"-I{ROOT}/csrc/emulator", f"-I{ROOT}/csrc"]
-    scheduler, module = folder / "simt.o", folder / f"{source}.so"
-    if not scheduler.exists():
-        simt = ROOT / "csrc" / "emulator" / "simt.cpp"
-        subprocess.run([*command, "-c", simt, "-o", scheduler], check=True)
-    inputs = ["-x", "c++", KERNELS / f"{source}.cu", "-x", "none", scheduler]
+    sources = [path for path in (ROOT / "csrc/emulator").glob("*.cpp") if path.name != "module.cpp"]
+    scheduler = [folder / f"{path.stem}.o" for path in sources]
+    if not all(path.exists() for path in scheduler):
+        subprocess.run([*command, "-c", *sources], cwd=folder, check=True)
+    module = folder / f"{source}.so"
+    inputs = ["-x", "c++", KERNELS / f"{source}.cu", "-x", "none", *scheduler]
     subprocess.run([*command, *options, "-shared", *inputs, "-o", module], check=True)
     return module
 

@@ -69,15 +69,15 @@ MESSAGES = {
 }
 MESSAGES_ON_SOME = {
     "init_sync": r"mbarrier_try_wait_parity at .+: this is no mbarrier: it was not initialised",
-    "copy_never_waited": r"block \(0, 0, 0\) exited with 1 asynchronous operations under way",
+    "copy_never_waited": r"block \(0, 0, 0\) exited with 1 asynchronous operations in flight",
     "no_wait_for_arrival": NOT_FENCED,
     "copy_after_arrival": NOT_FENCED,
     "count_of_increments": r"waits for ever",
-    "arrival_never_waited": r"exited with 1 asynchronous operations under way",
+    "arrival_never_waited": r"exited with 1 asynchronous operations in flight",
     "sum_refill": r"waits for ever",
     "sum_wgmma_refill": r"wgmma at .+ since the last fence.proxy.async that every lane has seen",
     "cluster_init": r"cp_async_bulk_tensor_multicast at .+: this is no mbarrier",
-    "cluster_exit_relaxed": r"exited with \d asynchronous operations under way|has exited",
+    "cluster_exit_relaxed": r"exited with \d asynchronous operations in flight|has exited",
     "cluster_exit": r"mbarrier_arrive_cluster at .+: block [01] of the cluster has exited",
 }
 WRONG_OUTPUT = [
