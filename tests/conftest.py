@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: every backend that can run here, and poisoned memory."""
+"""Fixtures for all tests: a parameter for each available backend, and poisoned memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# Without a GPU the Triton kernels run in Triton's interpreter, which its import settles.
+# Without a GPU the Triton kernels run in Triton's interpreter, which Triton decides at its import.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -17,7 +17,7 @@ from deeplab_fast.backends import registry  # noqa: E402
 from .support import emulator  # noqa: E402  registers the backend, and builds nothing yet
 from .support.backends import device_of, is_interpreted, set_tf32  # noqa: E402
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # they share the cores
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores
     torch.set_num_threads(
         max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     )
@@ -40,9 +40,9 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with a ``backend`` argument runs on every implementation of its module's ``OP``.
+    """Run a test that has a ``backend`` argument on every available kernel of its module's ``OP``.
 
-    But "cuda/sm90", which is "cuda" where it can run.
+    "cuda/sm90" is left out: on a GPU that can run it, "cuda" is the same kernel.
     """
     if "backend" in metafunc.fixturenames:
         names = [
@@ -53,8 +53,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", names)
 
 
-# Triton's interpreter takes long. Convolutions bring every layout into one before their kernels,
-# the other kernels are the same for all strides, and bf16 is fp32 there: a layout for each dtype.
+# One layout for each dtype, because Triton's interpreter is slow. That suffices: convolutions
+# convert every layout to the same one, the other kernels do not depend on strides, and bf16 is fp32
+# there.
 INTERPRETED_LAYOUTS = {
     torch.float32: "contiguous",
     torch.bfloat16: "sliced",
@@ -93,7 +94,7 @@ def poisoned_memory():
 
 @pytest.fixture(autouse=True)
 def full_fp32():
-    """fp32 is fp32: torch allows convolutions to round it to tf32 unless told otherwise."""
+    """Forbid TF32, to which torch lets fp32 convolutions round by default."""
     before = set_tf32(False)
     yield
     set_tf32(before)
@@ -106,7 +107,7 @@ def tf32(full_fp32):
 
 @pytest.fixture
 def opcheck():
-    """torch.library.opcheck; some versions of torch import a package for it that is not theirs."""
+    """torch.library.opcheck. Some versions of torch need the package expecttest for it."""
     try:
         import torch.testing._internal.optests  # noqa: F401
     except ModuleNotFoundError as error:
@@ -128,7 +129,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """For networks so small that a second thread only costs."""
+    """Limit torch to one thread, for networks so small that a second thread slows them down."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -38,7 +38,7 @@ SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}
 _PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 _INSTALL = 'pip install --editable ".[test]" in a checkout'
 
-num_ctas = 8  # convolutions of test size come out both with and without split sums
+num_ctas = 8  # splits some convolutions of test size along k, and not others
 _device = "sm_80"
 
 
