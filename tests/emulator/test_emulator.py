@@ -637,7 +637,7 @@ def test_kernels_under_a_sanitizer(tmp_path, sanitizer):
         str(ROOT / "tests"),
     ]
     script = f"""
-import sys, pytest
+import sys, pytest, _emulated
 assert _emulated.__file__.startswith({str(tmp_path)!r}), _emulated.__file__
 sys.exit(pytest.main({options}))
 """
