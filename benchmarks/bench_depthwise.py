@@ -56,7 +56,7 @@ def layer(
     ours = {"deeplab_fast": ""}
     if report.device.type == "cuda":
         for backend in ("cuda", "triton"):
-            if registry.unavailable(backend, "cuda") is None:
+            if registry.unavailable_reason(backend, "cuda") is None:
                 ours[f"deeplab_fast on {backend}"] = backend
     settings = CUDNN if report.device.type == "cuda" else {"": {}}
     for direction in DIRECTIONS:

@@ -70,7 +70,7 @@ def inference(
     }
     if gpu:
         for kernel in dispatch_table.KERNELS:
-            if registry.unavailable(kernel, "cuda") is None:
+            if registry.unavailable_reason(kernel, "cuda") is None:
                 name = f"deeplab_fast prepared, {kernel} where it can"
                 ours[name] = harness.preferring(ours["deeplab_fast prepared"], kernel)
     for suffix, graphs in timings(report.device, batch).items():

@@ -149,7 +149,7 @@ def ours_by_name(dtype: str, op: str, x: Tensor, *arguments: object) -> dict[str
     names = {"deeplab_fast": ""}
     for backend in dispatch_table.KERNELS if x.device.type == "cuda" else ("cuda",):
         with harness.tf32(dtype == "tf32"):
-            reason = registry.why_not(op, backend, x.device.type, x, *arguments)
+            reason = registry.unsupported_reason(op, backend, registry.arguments(op, x, *arguments))
         if reason is None:
             names[f"deeplab_fast on {backend}"] = backend
         else:

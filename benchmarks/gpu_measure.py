@@ -69,7 +69,9 @@ def arguments_of(family: Family, size: Size, dtype: str, device: torch.device) -
 
 def why_not(family: Family, place: Place, arguments: tuple[Any, ...]) -> str | None:
     """Why this call cannot run here; None if it can."""
-    return registry.why_not(family.op, place.backend(family), place.device.type, *arguments)
+    return registry.unsupported_reason(
+        family.op, place.backend(family), registry.arguments(family.op, *arguments)
+    )
 
 
 def ours(family: Family, place: Place, arguments: tuple[Any, ...]) -> Run:

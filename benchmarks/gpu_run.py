@@ -200,7 +200,7 @@ def machine(place: Place) -> Iterator[dict[str, Any]]:
         yield {"none": f"{reason}; --backend emulated needs no GPU"}
         return
     reasons = {
-        family.backend: registry.unavailable(place.backend(family), place.device.type)
+        family.backend: registry.unavailable_reason(place.backend(family), place.device.type)
         for family in FAMILIES.values()
     }
     device = harness.device_name(place.device)

@@ -408,7 +408,7 @@ def preferring(run: Run, kernel: str) -> Run:
 
     def preferred() -> object:
         automatic = registry.automatic
-        registry.automatic = lambda op, *args: (kernel, *automatic(op, *args))
+        registry.automatic = lambda op, arguments: (kernel, *automatic(op, arguments))
         try:
             return run()
         finally:

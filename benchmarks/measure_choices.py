@@ -87,7 +87,7 @@ class _Recorder(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         namespace, _, op = function._schema.name.partition("::")
-        if namespace == "deeplab_fast" and op in registry.shape_classes:
+        if namespace == "deeplab_fast" and op in registry.shape_buckets:
             args = tree_map_only(Tensor, _channels_last, args)
             self.calls.append((op, args))
             if op == "parallel_dilated_conv2d_and_mean":  # users call it without the mean
@@ -140,10 +140,10 @@ def measure(
     """A row for every kernel that takes this call, all timed beside the reference."""
     with harness.tf32(dtype == "tf32"):
         reasons = {
-            kernel: registry.why_not(op, kernel, report.device.type, *call)
+            kernel: registry.unsupported_reason(op, kernel, registry.arguments(op, *call))
             for kernel in dispatch_table.KERNELS
         }
-        shape_class = registry.shape_classes[op](*call)
+        shape_class = registry.shape_buckets[op](registry.arguments(op, *call))
     kernels = [kernel for kernel, reason in reasons.items() if reason is None]
     if not kernels:
         return

@@ -1,7 +1,7 @@
-"""README's table of results, made from the CSV files in the folders of benchmarks/results/.
+"""Tables of the results in benchmarks/results/, written into docs/performance.md and README.md.
 
-Of a case measured more than once the last counts. The convolutions of a single rate, and what is
-not named below, stay in the files.
+A case that was measured more than once is shown as measured last. The CSV files hold more rows than
+the tables: further dtypes and batch sizes, and the convolutions of a single dilation.
 """
 
 from __future__ import annotations
@@ -13,12 +13,37 @@ from typing import Any
 
 import harness
 
-README = harness.ROOT / "README.md"
 RESULTS = harness.ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- made by benchmarks/table.py -->\n", "<!-- end of what it made -->\n"
 BENCHMARKS = ("ceilings", "model", "aspp", "upsample_argmax", "upsample_cross_entropy")
 DTYPES, BATCHES = ("fp32", "bf16"), ("1", "8")
-COLUMNS = ("", "deeplab_fast", "the best of PyTorch", "ratio", "extra MiB", "others, ms")
+COLUMNS = ("", "deeplab_fast", "best of PyTorch", "speedup", "peak memory, MiB", "others, ms")
+LABELS = {"reference": "trained logits", "white noise": "random logits"}  # of files before 0.2.0
+
+# The rows of README.md: what is computed, and the benchmark, case and dtype that measured it.
+README_FOLDER = "xeon-2core-2026-11-22"
+README_ROWS = {
+    "Logits to labels, `upsample_argmax`, 513x513, 21 classes": (
+        "upsample_argmax",
+        "VOC 513 OS8, trained logits",
+        "fp32",
+    ),
+    "Loss and its gradient, `upsample_cross_entropy`, 513x513, 21 classes": (
+        "upsample_cross_entropy",
+        "VOC 513 OS8",
+        "fp32",
+    ),
+    "Image to labels, ResNet-50, output stride 8, bf16": (
+        "model",
+        "resnet50 VOC 513 OS8",
+        "bf16",
+    ),
+    "Image to labels, ResNet-50, output stride 8, fp32": (
+        "model",
+        "resnet50 VOC 513 OS8",
+        "fp32",
+    ),
+}
 
 Rows = list[dict[str, str]]
 
@@ -28,19 +53,42 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--check", action="store_true", help="only say whether README.md is what the files give"
+        "--check", action="store_true", help="fail if a page differs from the files; write nothing"
     )
     args = parser.parse_args(argv)
-    old = README.read_text()
-    before, _, rest = old.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{README}: expected the lines {BEGIN.strip()} and {END.strip()}")
-    new = before + BEGIN + tables(RESULTS) + END + after
-    if args.check and new != old:
-        raise SystemExit(f"{README} is not what the files give: python benchmarks/table.py")
-    if new != old:
-        harness.write_atomically(README, new.encode())
+    for path, text in (
+        (harness.ROOT / "docs" / "performance.md", tables(RESULTS)),
+        (harness.ROOT / "README.md", readme_table(RESULTS / README_FOLDER)),
+    ):
+        old = path.read_text()
+        new = with_text(old, text, path)
+        if args.check and new != old:
+            raise SystemExit(f"{path} differs from the results: run python benchmarks/table.py")
+        if new != old:
+            harness.write_atomically(path, new.encode())
+
+
+def with_text(page: str, text: str, path: Path) -> str:
+    """``page`` with ``text`` between the two markers."""
+    before, _, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"{path}: expected the lines {BEGIN.strip()} and {END.strip()}")
+    return before + BEGIN + text + END + after
+
+
+def readme_table(folder: Path) -> str:
+    _, cases = read(folder)
+    lines = ["| | deeplab_fast | best of PyTorch | speedup | raw times |", "|---|---|---|---|---|"]
+    for what, (benchmark, case, dtype) in README_ROWS.items():
+        rows = cases[benchmark, case, "1", dtype]
+        best, peer = fastest(rows)
+        link = f"[{folder.name[-10:]}](benchmarks/results/{folder.name}/{rows[0]['file']})"
+        lines.append(
+            f"| {what} | {digits(time(best))} ms | {digits(time(peer))} ms | "
+            f"**{digits(time(peer) / time(best))}x** | {link} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def tables(results: Path) -> str:
@@ -57,9 +105,14 @@ def table(folder: Path) -> str:
         for key in ("device", "threads", "versions")
     )
     commits = ", ".join(sorted({header["commit"] for header in headers}))
+    links = (
+        f"[{header['file']}](../benchmarks/results/{folder.name}/{header['file']})"
+        for header in headers
+    )
     lines = [
-        f"{device}, {threads} threads; {versions}; commits {commits}; raw files: "
-        f"[{folder.name}](benchmarks/results/{folder.name}).",
+        f"### {folder.name}",
+        "",
+        f"{device}, {threads} threads; {versions}; commits {commits}.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",
@@ -71,7 +124,7 @@ def table(folder: Path) -> str:
         elif dtype in DTYPES and batch in BATCHES and " rate " not in case:
             if text := cells(rows):
                 lines.append(f"| {benchmark}: {case}, batch {batch}, {dtype} | {text} |")
-    text = "\n".join(lines) + "\n\n"
+    text = "\n".join(lines) + f"\n\nRaw files: {', '.join(links)}.\n\n"
     failures = [
         f"* {key.removeprefix(harness.FAILED)}: {reason}\n"
         for header in headers
@@ -84,36 +137,47 @@ def table(folder: Path) -> str:
 
 
 def read(folder: Path) -> tuple[list[dict[str, str]], dict[tuple[str, ...], Rows]]:
-    """The headers of all files, and the rows of each case in its last file."""
+    """The headers of all files, and the rows of each case in the last file that has it."""
     headers, cases = [], {}
     for path in sorted(folder.glob("*.csv"), key=lambda path: path.stem.split("-")[-2:]):
         lines = path.read_text().splitlines()
         comments = [line for line in lines if line.startswith("#")]
         headers.append(dict(line[2:].partition(": ")[::2] for line in comments))
+        headers[-1]["file"] = path.name
         benchmark = headers[-1]["benchmark"].split()[0].removeprefix("bench_")
         measured: dict[tuple[str, ...], Rows] = {}
         for row in csv.DictReader(lines[len(comments) :]) if benchmark in BENCHMARKS else ():
-            key = benchmark, row["case"], row["batch"], row["dtype"]
-            measured.setdefault(key, []).append(row)
+            shape, comma, label = row["case"].rpartition(", ")
+            case = shape + comma + LABELS.get(label, label)
+            key = benchmark, case, row["batch"], row["dtype"]
+            measured.setdefault(key, []).append({**row, "file": path.name})
         cases |= measured
     return headers, dict(sorted(cases.items(), key=lambda case: BENCHMARKS.index(case[0][0])))
 
 
-def cells(rows: Rows) -> str | None:
-    """None if one side is missing. Labels in uint8 are less to write, so no rival of PyTorch's."""
+def fastest(rows: Rows) -> tuple[dict[str, str], dict[str, str]] | None:
+    """Our fastest variant and PyTorch's, or None if one side is missing.
+
+    Labels in uint8 are left out: PyTorch writes int64, which is eight times as much memory.
+    """
     ours = [r for r in rows if r["kind"] == "ours" and "uint8" not in r["variant"]]
     theirs = [r for r in rows if r["variant"].startswith(("PyTorch", "torchvision"))]
-    if not ours or not theirs:
+    return (min(ours, key=time), min(theirs, key=time)) if ours and theirs else None
+
+
+def cells(rows: Rows) -> str | None:
+    """The cells of a case after its name, or None if one side is missing."""
+    pair = fastest(rows)
+    if pair is None:
         return None
-    best, rival = min(ours, key=time), min(theirs, key=time)
-    others = [f"{r['variant']} {digits(time(r))}" for r in rows if r is not best and r is not rival]
-    ratio = time(rival) / time(best)
-    extra = [digits(float(r["extra_mib"])) if r["extra_mib"] else "-" for r in (best, rival)]
+    best, peer = pair
+    others = [f"{r['variant']} {digits(time(r))}" for r in rows if r is not best and r is not peer]
+    memory = [digits(float(r["extra_mib"])) if r["extra_mib"] else "-" for r in pair]
     return " | ".join([
         f"{digits(time(best))} ms ({best['variant']})",
-        f"{digits(time(rival))} ms ({rival['variant']})",
-        f"{digits(ratio)}x",
-        " / ".join(extra),
+        f"{digits(time(peer))} ms ({peer['variant']})",
+        f"{digits(time(peer) / time(best))}x",
+        " / ".join(memory),
         "; ".join(others),
     ])  # fmt: skip
 
@@ -129,7 +193,7 @@ def rate(row: dict[str, str]) -> str:
 
 
 def digits(value: Any) -> str:
-    """Three of them."""
+    """``value`` with three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
 
 

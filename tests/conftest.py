@@ -47,8 +47,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         names = [
             name
-            for name in registry.implementations(metafunc.module.OP)
-            if registry.unavailable(name, device_of(name)) is None and name != "cuda/sm90"
+            for name in registry.backends_of(metafunc.module.OP)
+            if registry.unavailable_reason(name, device_of(name)) is None and name != "cuda/sm90"
         ]
         metafunc.parametrize("backend", names)
 

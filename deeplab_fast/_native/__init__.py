@@ -1,1 +1,17 @@
-"""The compiled module and what prepares calls of it."""
+"""The compiled module, imported here and nowhere else, and the preparation of calls into it."""
+
+from pathlib import Path
+
+# Before _C, which then uses the OpenMP runtime of torch. Two runtimes would compete for the cores.
+import torch  # noqa: F401
+
+try:
+    from .. import _C
+except ImportError as error:
+    raise ImportError(
+        f"{Path(__file__).parents[1]} has no compiled kernels for this Python ({error}). If it is "
+        "a checkout, start Python in another folder to get the installed package, or install the "
+        "checkout itself: pip install --editable ."
+    ) from error
+
+__all__ = ["_C"]

@@ -1,4 +1,4 @@
-"""What kernels read at every launch of a shape, made once: work lists."""
+"""Device-side tensors that a kernel reads at every launch, cached by launch shape."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import torch
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-KEPT = 1024  # of one function, at least; a work list of a large batch has about a MB
+MAX_ENTRIES = 1024  # per function, at least; the work list of a large batch takes about 1 MB
 
 
-def resident(make: Callable[_P, _T]) -> Callable[_P, _T]:
+def cached_on_device(make: Callable[_P, _T]) -> Callable[_P, _T]:
     """Decorator like ``functools.lru_cache``, for functions that put tensors on a device.
 
-    What was looked up while a CUDA graph was being captured stays for ever, because the graph holds
-    its addresses. The others are dropped, when many shapes have come after them, once the device
-    has done all that reads them.
+    An entry that was looked up while a CUDA graph was being captured stays for ever, because the
+    graph holds its addresses. Of the others, the least recently used are dropped when many shapes
+    have come after them, once the device has done all work that reads them.
 
-    They are made in a thread of their own: where ``torch.compile(mode="reduce-overhead")`` warms
-    up, the caller's allocations come from the memory pool of a graph, which overwrites what is not
-    an output of it. Such a pool is one thread's (``_use_cuda_memory_pool_manager`` of
+    The entries are made in a thread of their own. While ``torch.compile(mode="reduce-overhead")``
+    warms up, allocations of the calling thread come from the memory pool of a graph, which
+    overwrites everything that is not an output of the graph (``_use_cuda_memory_pool_manager`` of
     torch/_inductor/cudagraph_trees.py).
 
     Raises:
         RuntimeError: the first call with these arguments, while a CUDA graph is being captured.
     """
-    # Two generations: what is looked up is in the recent one, and only the older one is dropped.
+    # Two generations: a look-up moves an entry to the recent one; only the older one is dropped.
     recent: dict[tuple[object, ...], _T] = {}
     older: dict[tuple[object, ...], _T] = {}
     captured: dict[tuple[object, ...], _T] = {}
@@ -63,7 +63,7 @@ def resident(make: Callable[_P, _T]) -> Callable[_P, _T]:
                     found = thread.submit(make, *args, **kwargs).result()
             if capturing:
                 captured[key] = found
-            elif len(recent) >= KEPT:
+            elif len(recent) >= MAX_ENTRIES:
                 for gpu in gpus:
                     torch.cuda.synchronize(gpu)
                 recent, older = {}, recent

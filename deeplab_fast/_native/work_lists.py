@@ -1,28 +1,39 @@
-"""What each block of a dense convolution computes: lists that csrc/schedule/zones.h makes."""
+"""Work lists of dense convolutions: which CTA computes which k-iterations of which output tile.
+
+The compiled module makes the lists (csrc/schedule); this file gives them the form that kernels
+read, and keeps them on the device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _C
-from .common import Kernels
-from .device_cache import resident
+from . import _C
+from .common import LaunchContext
+from .device_cache import cached_on_device
+
+Branches = tuple[tuple[int, int, int, int], ...]  # kernel_H, kernel_W, dilation_H, dilation_W
+ListTiles = Callable[..., tuple[bytearray, bytearray, bytearray]]
+
+# Writing the fp32 sums of a split output tile to its workspace slot and reading them back moves as
+# many bytes as eight k-iterations.
+SPLIT_K_ITERS = 8
 
 
 class ConvKernel(NamedTuple):
-    """A kernel of dilated convolution and the work list that it is made for."""
+    """A CUDA kernel of dilated convolution and what its work lists depend on."""
 
     launcher: str
-    tile: int  # pixels, and output channels, of an item; of a weight gradient: channels
-    step_bytes: int  # of input channels of one tap; of a weight gradient: pixels of one channel
-    blocks_per_worker: int  # of CONV_SM80 in the place that a worker takes
-    is_persistent: bool = False  # a worker has several items; else a block has one
-    item_steps: int = 0  # that beginning an item and storing its sums take the time of
-    box_pixels: int = 1  # of a weight gradient, that are copied together
+    tile: int  # pixels and output channels of an output tile; channels, of a weight gradient's
+    k_iter_bytes: int  # input channels of a k-iteration; pixels, of a weight gradient's
+    sm80_ctas: int  # CTAs of CONV_SM80 that fit in the place of one
+    is_persistent: bool = False  # a CTA computes several work items, else one
+    item_k_iters: int = 0  # k-iterations that take as long as to begin and to store a work item
+    box_pixels: int = 1  # pixels copied at once, by the weight gradient
 
 
 CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
@@ -32,7 +43,7 @@ CONV_SM90 = ConvKernel(
     _C.CONV_STEP_BYTES_SM90,
     4,
     is_persistent=True,
-    item_steps=2,
+    item_k_iters=2,
 )
 
 WGRAD_SM80 = ConvKernel("dilated_conv2d_wgrad", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
@@ -42,116 +53,198 @@ WGRAD_SM90 = ConvKernel(
     _C.CONV_STEP_BYTES_SM90,
     4,
     is_persistent=True,
-    item_steps=2,
+    item_k_iters=2,
     box_pixels=_C.WGRAD_BOX_SM90,
 )
 
 
-def conv_kernel(kernels: Kernels, input: Tensor) -> ConvKernel:
-    """The kernel for convolutions of ``input``, or of gradients of its size.
+def conv_kernel(context: LaunchContext, input: Tensor) -> ConvKernel:
+    """The kernel for convolutions of ``input``, or for gradients of its size.
 
-    TF32 uses the sm_80 kernel, which rounds its operands: wgmma would truncate them. The sm_90
-    kernel reads the coordinates of a pixel as two times 16 bits.
+    TF32 uses the sm_80 kernel, which rounds its operands; wgmma truncates them. The sm_90 kernel
+    packs the two coordinates of a pixel into 16 bits each.
     """
     is_small = max(input.shape[2:]) < 2**15
-    if kernels.is_sm90 and input.dtype != torch.float32 and is_small:
+    if context.is_sm90 and input.dtype != torch.float32 and is_small:
         return CONV_SM90
     return CONV_SM80
 
 
-def wgrad_kernel(kernels: Kernels, dtype: torch.dtype) -> ConvKernel:
-    """wgmma transposes 16-bit types only."""
-    return WGRAD_SM90 if kernels.is_sm90 and dtype != torch.float32 else WGRAD_SM80
+def wgrad_kernel(context: LaunchContext, dtype: torch.dtype) -> ConvKernel:
+    """The kernel for weight gradients: wgmma transposes 16-bit types only."""
+    return WGRAD_SM90 if context.is_sm90 and dtype != torch.float32 else WGRAD_SM80
 
 
-def steps_per_tap(channels: int, dtype: torch.dtype, kernel: ConvKernel = CONV_SM80) -> int:
-    """Steps that the kernel takes for ``channels`` input channels of one tap."""
-    return -(-channels * dtype.itemsize // kernel.step_bytes)
-
-
-Branches = tuple[tuple[int, int, int, int], ...]  # of conv_branches
+def k_iters_per_tap(channels: int, dtype: torch.dtype, kernel: ConvKernel = CONV_SM80) -> int:
+    """K-iterations over ``channels`` input channels of one tap."""
+    return -(-channels * dtype.itemsize // kernel.k_iter_bytes)
 
 
 def conv_branches(
-    input: Tensor, weights: Sequence[Tensor], dilations: Sequence[Sequence[int]]
+    plane: tuple[int, int], weights: Sequence[Tensor], dilations: Sequence[Sequence[int]]
 ) -> Branches:
-    """(kernel_H, kernel_W, dilation_H, dilation_W) of each branch of a work list.
+    """Kernel sizes and dilations of the branches over maps of ``plane`` (H, W).
 
-    A rate beyond the map does what the map's size does, and that fits the work list's int32.
+    A dilation beyond the map leaves out the same taps as one of the map's size, which fits the
+    int32 of a work list.
     """
-    H, W = input.shape[2:]
+    H, W = plane
     return tuple(
         (weight.size(2), weight.size(3), min(vertical, H), min(horizontal, W))
         for weight, (vertical, horizontal) in zip(weights, dilations)
     )
 
 
-# A partial sum, out and in, moves as many bytes as eight steps of its kernel.
-SPLIT_STEPS = 8
+class Schedule(NamedTuple):
+    """Work items on the CPU. Rows are structs of csrc/schedule, as int32."""
+
+    work_items: Tensor  # [n, 6]
+    ctas: Tensor  # [n], the CTA of each work item
+    reductions: Tensor  # [m, 4], output tiles whose sums are split
+    num_slots: int  # workspace slots of fp32 sums
+    makespan: int  # k-iterations of the CTA that has most, overheads included
+
+
+def _schedule(tiles: list[tuple[int, int]], num_ctas: int, item_k_iters: int) -> Schedule:
+    """Distribute tiles of (k-iterations, channel blocks) over CTAs."""
+    lists = _C.zones.schedule(tiles, num_ctas, SPLIT_K_ITERS, item_k_iters)
+    return Schedule(
+        int32_rows(lists["items"], 6),
+        int32_rows(lists["workers"], 1).flatten(),
+        int32_rows(lists["reductions"], 4),
+        lists["num_slots"],
+        lists["makespan"],
+    )
+
+
+class TileSchedule(NamedTuple):
+    """Output tiles of a convolution and its schedule, on the CPU."""
+
+    pixels: Tensor  # [p] indices into [N, H, W]
+    taps: Tensor  # [t, 4]
+    tiles: Tensor  # [n, 5]
+    schedule: Schedule
+
+
+def tile_schedule(
+    list_tiles: ListTiles,
+    plane: tuple[int, int, int],
+    branches: Branches,
+    tile: tuple[int, int],
+    k_iters_per_tap: int,
+    out_channels: Sequence[int],
+    num_ctas: int,
+    item_k_iters: int = 0,
+) -> TileSchedule:
+    """Work items of a convolution.
+
+    Args:
+        list_tiles: ``_C.zones.forward_tiles`` or ``input_grad_tiles``.
+        plane: (N, H, W).
+        branches: from :func:`conv_branches`.
+        tile: pixels and channels of an output tile.
+        k_iters_per_tap: from :func:`k_iters_per_tap`.
+        out_channels: channels of each output.
+        num_ctas: CTAs that run at once.
+        item_k_iters: as in :class:`ConvKernel`.
+    """
+    tile_pixels, tile_channels = tile
+    pixels, taps, tiles = list_tiles(plane, branches, tile_pixels)
+    rows = int32_rows(tiles, 5)
+    costs = [
+        (num_taps * k_iters_per_tap, -(-out_channels[output] // tile_channels))
+        for output, _, _, _, num_taps in rows.tolist()
+    ]
+    schedule = _schedule(costs, num_ctas, item_k_iters)
+    return TileSchedule(int32_rows(pixels, 1).flatten(), int32_rows(taps, 4), rows, schedule)
 
 
 class ConvWorkList(NamedTuple):
-    """What a kernel of dilated convolution is to do; ``tensors`` hold what ``work`` points to."""
+    """Work list of a CUDA convolution; ``tensors`` own the memory that ``work`` points to."""
 
     kernel: ConvKernel
     work: _C.ConvWork
     tensors: tuple[Tensor, ...]
     num_slots: int
-    makespan: int  # steps of the worker that has most, with what its items cost besides
+    makespan: int
 
 
-@resident
+@cached_on_device
 def conv_work_list(
-    list_tiles: Callable[..., tuple[bytearray, bytearray, bytearray]],
+    list_tiles: ListTiles,
     plane: tuple[int, int, int],
     branches: Branches,
-    steps_per_tap: int,
+    k_iters_per_tap: int,
     out_channels: tuple[int, ...],
     device: torch.device,
-    num_workers: int,
+    num_ctas: int,
     kernel: ConvKernel = CONV_SM80,
 ) -> ConvWorkList:
-    """The work list (csrc/schedule/zones.h) of a launch, on ``device``.
+    """The work list of a launch of ``kernel``, on ``device``.
 
-    ``list_tiles`` is ``_C.zones.forward_tiles`` or ``input_grad_tiles``, ``plane`` is (N, H, W),
-    ``branches`` are (kernel_H, kernel_W, dilation_H, dilation_W), ``out_channels`` are those of
-    each output, and ``num_workers`` is how many thread blocks of ``CONV_SM80`` run at once.
+    The arguments are those of :func:`tile_schedule`; ``num_ctas`` counts CTAs of ``CONV_SM80``.
     """
-    num_workers = max(1, num_workers // kernel.blocks_per_worker)
-    rows = list_tiles(plane, branches, kernel.tile)
-    pixels, taps, tiles = (int32_tensor(buffer) for buffer in rows)
-    jobs = [
-        (num_taps * steps_per_tap, -(-out_channels[output] // kernel.tile))
-        for output, _, _, _, num_taps in tiles.view(-1, 5).tolist()
-    ]
-    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS, kernel.item_steps)
-    items, first_items = items_of_workers(schedule, kernel)
-    reductions = int32_tensor(schedule["reductions"])
-    lists = [pixels, taps, tiles, items, reductions, first_items]
+    pixels, taps, tiles, schedule = tile_schedule(
+        list_tiles,
+        plane,
+        branches,
+        (kernel.tile, kernel.tile),
+        k_iters_per_tap,
+        out_channels,
+        max(1, num_ctas // kernel.sm80_ctas),
+        kernel.item_k_iters,
+    )
+    work_items, first_items = items_by_cta(schedule, kernel)
+    lists = [pixels, taps, tiles, work_items, schedule.reductions, first_items]
     if kernel.is_persistent:
-        channels = kernel.step_bytes // 2  # the kernel takes 16-bit types only
+        channels = kernel.k_iter_bytes // 2  # the kernel takes 16-bit types only
         lists += [
             listed_pixels(pixels, plane),
-            tile_items(items, tiles, pixels, plane, channels),
+            tile_items(work_items, tiles, pixels, plane, channels),
         ]
     tensors = tuple(t.to(device) for t in lists)
     *addresses, first_item = (t.data_ptr() for t in tensors[:6])
-    counts = items.numel() // 6, reductions.numel() // 4
+    counts = len(work_items), len(schedule.reductions)
     more = (t.data_ptr() for t in tensors[6:])
-    work = _C.ConvWork(*addresses, *counts, first_item, first_items.numel() - 1, *more)
-    return ConvWorkList(kernel, work, tensors, schedule["num_slots"], schedule["makespan"])
+    work = _C.ConvWork(*addresses, *counts, first_item, len(first_items) - 1, *more)
+    return ConvWorkList(kernel, work, tensors, schedule.num_slots, schedule.makespan)
+
+
+def rectangle_schedule(
+    rectangles: Tensor,
+    k_iters: Callable[[int, int], int],
+    blocks: Sequence[int],
+    num_ctas: int,
+    item_k_iters: int = 0,
+) -> Schedule:
+    """Work items of the gradients of weights.
+
+    Args:
+        rectangles: rows of :func:`tap_rectangles`, the output tiles' sums.
+        k_iters: k-iterations over the pixels of a rectangle of (height, width), in all images.
+        blocks: blocks of output times input channels, of each branch.
+        num_ctas: CTAs that run at once.
+        item_k_iters: as in :class:`ConvKernel`.
+    """
+    costs = [(k_iters(h, w), blocks[branch]) for _, _, branch, _, _, _, h, w in rectangles.tolist()]
+    return _schedule(costs, num_ctas, item_k_iters)
+
+
+def tap_rectangles(plane: tuple[int, int], branches: Branches) -> Tensor:
+    """[taps, 8]: the pixels of maps of (H, W) at which each tap of each branch is inside."""
+    return int32_rows(_C.zones.tap_rectangles(plane, branches), 8)
 
 
 class WgradWorkList(NamedTuple):
-    """What the kernel of the weight gradient is to do; ``tensors`` hold what ``work`` points to."""
+    """Work list of a CUDA weight gradient; ``tensors`` own the memory that ``work`` points to."""
 
     work: _C.ConvWgradWork
-    tensors: tuple[Tensor, ...]  # rectangles, items, reductions: rows of zones.h; first items
+    tensors: tuple[Tensor, ...]  # rectangles, work items, reductions, first items
     num_slots: int
-    makespan: int  # as in ConvWorkList
+    makespan: int
 
 
-@resident
+@cached_on_device
 def wgrad_work_list(
     plane: tuple[int, int, int],
     branches: Branches,
@@ -159,118 +252,122 @@ def wgrad_work_list(
     out_channels: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
-    num_workers: int,
+    num_ctas: int,
     kernel: ConvKernel = WGRAD_SM80,
 ) -> WgradWorkList:
     """The work list of the gradients of all branches' weights, on ``device``.
 
-    ``plane`` is (N, H, W), and ``num_workers`` is how many thread blocks of ``WGRAD_SM80`` run at
-    once.
+    ``plane`` is (N, H, W); ``num_ctas`` counts CTAs of ``WGRAD_SM80``.
     """
-    num_workers = max(1, num_workers // kernel.blocks_per_worker)
     N, H, W = plane
-    rectangles = int32_tensor(_C.zones.tap_rectangles((H, W), branches))
-    rows = rectangles.view(-1, 8).tolist()
-    box = best_box(N, [(h, w) for *_, h, w in rows], kernel.box_pixels)
-    step = kernel.step_bytes // dtype.itemsize
-    blocks = [-(-k // kernel.tile) * -(-channels // kernel.tile) for k in out_channels]
-    jobs = [
-        (-(-num_boxes(box, N, h, w) * kernel.box_pixels // step), blocks[branch])
-        for _, _, branch, _, _, _, h, w in rows
-    ]
-    schedule = _C.zones.schedule(jobs, num_workers, SPLIT_STEPS, kernel.item_steps)
-    items, first_items = items_of_workers(schedule, kernel)
-    reductions = int32_tensor(schedule["reductions"])
-    lists = [rectangles, items, reductions, first_items]
+    rectangles = tap_rectangles((H, W), branches)
+    box = best_box(N, [(h, w) for *_, h, w in rectangles.tolist()], kernel.box_pixels)
+    pixels_per_k_iter = kernel.k_iter_bytes // dtype.itemsize
+
+    def k_iters(h: int, w: int) -> int:
+        return -(-num_boxes(box, N, h, w) * kernel.box_pixels // pixels_per_k_iter)
+
+    schedule = rectangle_schedule(
+        rectangles,
+        k_iters,
+        [-(-k // kernel.tile) * -(-channels // kernel.tile) for k in out_channels],
+        max(1, num_ctas // kernel.sm80_ctas),
+        kernel.item_k_iters,
+    )
+    work_items, first_items = items_by_cta(schedule, kernel)
+    lists = [rectangles, work_items, schedule.reductions, first_items]
     if kernel.is_persistent:
-        boxes = step // kernel.box_pixels
-        lists.append(box_items(items, rectangles, box, boxes, channels, kernel.tile))
+        boxes = pixels_per_k_iter // kernel.box_pixels
+        lists.append(box_items(work_items, rectangles, box, boxes, channels, kernel.tile))
     tensors = tuple(t.to(device) for t in lists)
     *addresses, first_item = (t.data_ptr() for t in tensors[:4])
-    counts = items.numel() // 6, reductions.numel() // 4
+    counts = len(work_items), len(schedule.reductions)
     more = (t.data_ptr() for t in tensors[4:])
-    work = _C.ConvWgradWork(*addresses, *counts, first_item, first_items.numel() - 1, box, *more)
-    return WgradWorkList(work, tensors, schedule["num_slots"], schedule["makespan"])
+    work = _C.ConvWgradWork(*addresses, *counts, first_item, len(first_items) - 1, box, *more)
+    return WgradWorkList(work, tensors, schedule.num_slots, schedule.makespan)
 
 
 def num_boxes(box: tuple[int, int, int], N: int, h: int, w: int) -> int:
-    """Of (x, y, n) pixels, that cover ``h`` x ``w`` pixels of ``N`` images."""
+    """Boxes of (x, y, n) pixels that cover ``h`` x ``w`` pixels of ``N`` images."""
     x, y, n = box
     return -(-w // x) * -(-h // y) * -(-N // n)
 
 
 def best_box(N: int, sizes: Sequence[tuple[int, int]], pixels: int) -> tuple[int, int, int]:
-    """The (x, y, n) with that many pixels, a power of two, of which the sizes need the fewest."""
+    """The box (x, y, n) of ``pixels``, a power of two, that covers the sizes with the fewest."""
     powers = [1 << i for i in range(pixels.bit_length())]
     boxes = [(x, y, pixels // x // y) for x in reversed(powers) for y in powers if x * y <= pixels]
     return min(boxes, key=lambda box: sum(num_boxes(box, N, h, w) for h, w in sizes))
 
 
-def items_of_workers(schedule: dict[str, Any], kernel: ConvKernel) -> tuple[Tensor, Tensor]:
-    """Items, one worker's after another's where it has several, and where they begin.
+def items_by_cta(schedule: Schedule, kernel: ConvKernel) -> tuple[Tensor, Tensor]:
+    """Work items, sorted by CTA if a CTA has several, and where those of each CTA begin.
 
-    Workers without items are left out. They are the last: each of the first items is another's.
+    CTAs without work items are left out. They come last, because each of the first work items
+    belongs to another CTA.
     """
-    items, workers = int32_tensor(schedule["items"]), int32_tensor(schedule["workers"])
+    work_items, ctas = schedule.work_items, schedule.ctas
     if kernel.is_persistent:
-        items = items.view(-1, 6)[workers.argsort(stable=True)].flatten()
-    first_items = workers.bincount().cumsum(0)
-    return items, torch.cat([first_items.new_zeros(1), first_items]).int()
+        work_items = work_items[ctas.argsort(stable=True)]
+    first_items = ctas.bincount().cumsum(0)
+    return work_items, torch.cat([first_items.new_zeros(1), first_items]).int()
 
 
 def listed_pixels(pixels: Tensor, plane: tuple[int, int, int]) -> Tensor:
-    """Rows of zones.h's ``ListedPixel``."""
+    """Rows of the struct ``ListedPixel``."""
     _, H, W = plane
     return torch.stack([pixels, pixels // W % H << 16 | pixels % W], dim=1)
 
 
 def tile_items(
-    items: Tensor,
+    work_items: Tensor,
     tiles: Tensor,
     pixels: Tensor,
     plane: tuple[int, int, int],
     channels: int,
 ) -> Tensor:
-    """Rows of zones.h's ``TileItem``; ``channels`` are those of a step."""
+    """Rows of the struct ``TileItem``; ``channels`` are those of a k-iteration."""
     _, H, W = plane
-    job, block, first_step, num_steps, slot, _ = items.view(-1, 6).long().unbind(1)
-    output, first_pixel, num_pixels, first_tap, num_taps = tiles.view(-1, 5)[job].long().unbind(1)
+    tile, block, first_k_iter, num_k_iters, slot, _ = work_items.long().unbind(1)
+    output, first_pixel, num_pixels, first_tap, num_taps = tiles[tile].long().unbind(1)
     first_index = pixels[first_pixel]
     # fmt: off
     return torch.stack([
-        block, output, slot, num_steps,
+        block, output, slot, num_k_iters,
         first_pixel, num_pixels, first_tap, num_taps,
-        first_step % num_taps, first_step // num_taps * channels,
+        first_k_iter % num_taps, first_k_iter // num_taps * channels,
         first_index, first_index // (H * W),
     ], dim=1).int()  # fmt: on
 
 
 def box_items(
-    items: Tensor,
+    work_items: Tensor,
     rectangles: Tensor,
     box: tuple[int, int, int],
-    boxes_per_step: int,
+    boxes_per_k_iter: int,
     channels: int,
     tile: int,
 ) -> Tensor:
-    """Rows of zones.h's ``BoxItem``, of ``channels`` input channels."""
+    """Rows of the struct ``BoxItem``, for ``channels`` input channels."""
     box_x, box_y, box_n = box
-    job, block, first_step, num_steps, slot, _ = items.view(-1, 6).long().unbind(1)
-    dy, dx, branch, index, y, x, h, w = rectangles.view(-1, 8)[job].long().unbind(1)
+    rectangle, block, first_k_iter, num_k_iters, slot, _ = work_items.long().unbind(1)
+    dy, dx, branch, index, y, x, h, w = rectangles[rectangle].long().unbind(1)
     blocks_c = -(-channels // tile)
-    # One box for a rectangle of no pixels: its items have no steps.
+    # A rectangle without pixels counts as one box: its work items have no k-iterations.
     columns, rows = ((w + box_x - 1) // box_x).clamp(min=1), ((h + box_y - 1) // box_y).clamp(min=1)
-    first_box = first_step * boxes_per_step
+    first_box = first_k_iter * boxes_per_k_iter
     # fmt: off
     return torch.stack([
-        slot, num_steps, branch, index,
+        slot, num_k_iters, branch, index,
         block // blocks_c * tile, block % blocks_c * tile,
         dy, dx,
         y, x, rows, columns,
         first_box // columns % rows, first_box % columns, first_box // columns // rows * box_n,
-        torch.zeros_like(job),
+        torch.zeros_like(rectangle),
     ], dim=1).int()  # fmt: on
 
 
-def int32_tensor(buffer: bytearray) -> Tensor:
-    return torch.frombuffer(buffer, dtype=torch.int32) if buffer else torch.empty(0).int()
+def int32_rows(buffer: bytearray, columns: int) -> Tensor:
+    """[n, columns] int32 tensor over the memory of ``buffer``."""
+    rows = torch.frombuffer(buffer, dtype=torch.int32) if buffer else torch.empty(0).int()
+    return rows.view(-1, columns)

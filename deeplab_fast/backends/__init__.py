@@ -1,5 +1,10 @@
-"""Implementations of the ops, one folder or file per backend, and the choice among them."""
+"""Backends: implementations of the ops, and the choice among them.
 
+A backend is one file or folder, which registers its kernels. ``registry`` picks the kernel of a
+call.
+"""
+
+from . import cuda, triton, cpu, reference  # noqa: I001  the order of preference
 from .registry import available_backends, backend
 
-__all__ = ["available_backends", "backend"]
+__all__ = ["available_backends", "backend", "cpu", "cuda", "reference", "triton"]

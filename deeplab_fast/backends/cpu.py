@@ -1,8 +1,8 @@
 """The ``cpu`` backend: hand-written kernels in ``_C.cpu``, and oneDNN through torch.
 
 oneDNN runs a convolution near the peak of the machine and skips padded taps itself, so the
-convolutions here only bring their operands into its best layout, channels_last, and into as many
-channels at a time as it does well.
+convolutions here only bring their operands into its best layout, channels_last, and split the
+channels where it handles fewer at a time better.
 """
 
 from __future__ import annotations
@@ -14,28 +14,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _C
+from .._native import _C
 from .._native.common import DTYPES
+from .._native.memory_format import channels_last, empty_like_format, in_format_of
+from .._native.pooling import mean_of_pixels
+from .._native.targets import bad_target
 from .._native.upsample_shape import upsample_shape
-from ..ops._register import empty_like_format, in_format_of
 from . import reference
-from .registry import availability, implements
+from .arguments import (
+    Aspp,
+    DilatedConv2d,
+    DilatedConv2dBackward,
+    FusedConv2d,
+    FusedConv2dAdd,
+    ParallelDilatedConv2d,
+    ParallelDilatedConv2dAndMean,
+    ParallelDilatedConv2dBackward,
+    UpsampleArgmax,
+    UpsampleCrossEntropy,
+    UpsampleCrossEntropyBackward,
+)
+from .registry import register_backend, register_kernel
 
 
-@availability("cpu")
-def _unavailable(device_type: str) -> str | None:
+def _unavailable_reason(device_type: str) -> str | None:
     return None if device_type == "cpu" else f"the tensors are on {device_type}"
 
 
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
+register_backend("cpu", _unavailable_reason)
 
-
-# Of half precision: with the 2048 of ASPP's input at once oneDNN 3 takes far longer on AMX.
+# oneDNN 3 on AMX is far slower with 2048 half-precision channels at once, so split them.
 _MAX_CHANNELS = 512
 
 
-def _wants_blocks(input: Tensor, weight: Tensor, groups: int) -> bool:
+def _needs_channel_blocks(input: Tensor, weight: Tensor, groups: int) -> bool:
     is_pointwise = tuple(weight.shape[2:]) == (1, 1)
     is_half = input.dtype in (torch.bfloat16, torch.float16)
     return is_half and not is_pointwise and groups == 1 and input.size(1) > _MAX_CHANNELS
@@ -46,7 +58,7 @@ def _sum_of_blocks(
 ) -> Tensor:
     """``convolve(input, weight, bias)`` in float32 as a sum over blocks of input channels."""
     (input, weight), *blocks = (
-        (_channels_last(x), _channels_last(w))
+        (channels_last(x), channels_last(w))
         for x, w in zip(input.split(_MAX_CHANNELS, dim=1), weight.split(_MAX_CHANNELS, dim=1))
     )
     total = convolve(input, weight, bias).float()
@@ -55,75 +67,69 @@ def _sum_of_blocks(
     return total
 
 
-@implements("dilated_conv2d", "cpu")
-def dilated_conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
-) -> Tensor:
-    def convolve(*operands: Any) -> Tensor:
-        return reference.dilated_conv2d(*operands, dilation, groups)
+@register_kernel("dilated_conv2d", "cpu")
+def dilated_conv2d(arguments: DilatedConv2d) -> Tensor:
+    input, weight, bias, dilation, groups = arguments
 
-    if _wants_blocks(input, weight, groups):
+    def convolve(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return reference.dilated_conv2d(DilatedConv2d(input, weight, bias, dilation, groups))
+
+    if _needs_channel_blocks(input, weight, groups):
         output = _sum_of_blocks(convolve, input, weight, bias).to(input.dtype)
     else:
-        output = convolve(_channels_last(input), weight, bias)
+        output = convolve(channels_last(input), weight, bias)
     return in_format_of(output, input)
 
 
-@implements("dilated_conv2d_backward", "cpu")
-def dilated_conv2d_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    dilation: Sequence[int],
-    groups: int,
-    output_mask: Sequence[bool],
-) -> tuple[Any, ...]:
-    grad_input, *others = reference.dilated_conv2d_backward(
-        _channels_last(grad_output), _channels_last(input), weight, dilation, groups, output_mask
+@register_kernel("dilated_conv2d_backward", "cpu")
+def dilated_conv2d_backward(arguments: DilatedConv2dBackward) -> tuple[Tensor, Tensor, Tensor]:
+    grad_output, input, *_ = arguments
+    grad_input, grad_weight, grad_bias = reference.dilated_conv2d_backward(
+        arguments._replace(grad_output=channels_last(grad_output), input=channels_last(input))
     )
-    return in_format_of(grad_input, input) if output_mask[0] else grad_input, *others
+    if arguments.output_mask[0]:
+        grad_input = in_format_of(grad_input, input)
+    return grad_input, grad_weight, grad_bias
 
 
-@implements("parallel_dilated_conv2d", "cpu")
-def parallel_dilated_conv2d(
-    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dilations: Sequence[int]
-) -> Tensor:
+@register_kernel("parallel_dilated_conv2d", "cpu")
+def parallel_dilated_conv2d(arguments: ParallelDilatedConv2d) -> Tensor:
+    input, weights, biases, dilations = arguments
     channels = [weight.size(0) for weight in weights]
     output = empty_like_format(input, (input.size(0), sum(channels), *input.shape[2:]))
-    input = _channels_last(input)
+    input = channels_last(input)
     optional: Sequence[Tensor | None] = biases or [None] * len(weights)
     for slice, weight, bias, dilation in zip(
         output.split(channels, dim=1), weights, optional, dilations
     ):
-        slice.copy_(dilated_conv2d(input, weight, bias, (dilation, dilation), 1))
+        slice.copy_(dilated_conv2d(DilatedConv2d(input, weight, bias, (dilation, dilation), 1)))
     return output
 
 
-@implements("parallel_dilated_conv2d_and_mean", "cpu")
+@register_kernel("parallel_dilated_conv2d_and_mean", "cpu")
 def parallel_dilated_conv2d_and_mean(
-    input: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]
+    arguments: ParallelDilatedConv2dAndMean,
 ) -> tuple[Tensor, Tensor]:
-    output = parallel_dilated_conv2d(input, weights, [], dilations)
-    return output, reference.mean_of_pixels(input)
+    input, weights, dilations = arguments
+    output = parallel_dilated_conv2d(ParallelDilatedConv2d(input, weights, [], dilations))
+    return output, mean_of_pixels(input)
 
 
-@implements("parallel_dilated_conv2d_backward", "cpu")
+@register_kernel("parallel_dilated_conv2d_backward", "cpu")
 def parallel_dilated_conv2d_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weights: Sequence[Tensor],
-    dilations: Sequence[int],
-    output_mask: Sequence[bool],
-    grad_mean: Tensor | None = None,
-) -> tuple[Any, ...]:
-    grad_input, *others = reference.parallel_dilated_conv2d_backward(
-        _channels_last(grad_output), _channels_last(input), weights, dilations, output_mask,
-        grad_mean,
-    )  # fmt: skip
-    return in_format_of(grad_input, input) if output_mask[0] else grad_input, *others
+    arguments: ParallelDilatedConv2dBackward,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    grad_output, input, *_ = arguments
+    grad_input, grad_weights, grad_biases = reference.parallel_dilated_conv2d_backward(
+        arguments._replace(grad_output=channels_last(grad_output), input=channels_last(input))
+    )
+    if arguments.output_mask[0]:
+        grad_input = in_format_of(grad_input, input)
+    return grad_input, grad_weights, grad_biases
 
 
-def _onednn_refuses(input: Tensor, *args: Any) -> str | None:
+def _unsupported_by_onednn(arguments: FusedConv2d | FusedConv2dAdd | Aspp) -> str | None:
+    input = arguments.input
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
     supported = (
@@ -136,33 +142,25 @@ def _onednn_refuses(input: Tensor, *args: Any) -> str | None:
     return "the input is empty" if input.numel() == 0 else None
 
 
-# oneDNN's names and scalar arguments of the activations it applies while a tile is in cache. They
-# may make 0 of NaN, as in models that torch.compile fuses; InferenceModel makes up for it.
+# oneDNN's names and scalar arguments of the activations that it applies while a tile is in cache.
+# They may turn NaN into 0, as in models that torch.compile fuses; InferenceModel compensates.
 _ACTIVATIONS = {"none": ("none", []), "relu": ("relu", []), "relu6": ("hardtanh", [0.0, 6.0])}
 
 
-@implements("fused_conv2d", "cpu", refuses=_onednn_refuses)
-def fused_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> Tensor:
-    bias = bias.contiguous()  # oneDNN is given its address alone
+@register_kernel("fused_conv2d", "cpu", unsupported_reason=_unsupported_by_onednn)
+def fused_conv2d(arguments: FusedConv2d) -> Tensor:
+    input, weight, bias, stride, padding, dilation, groups, activation = arguments
+    bias = bias.contiguous()  # oneDNN gets its address, without strides
 
     def convolve(*operands: Any, activation: str = "none") -> Tensor:
         return torch.ops.mkldnn._convolution_pointwise(
             *operands, padding, stride, dilation, groups, *_ACTIVATIONS[activation], ""
         )
 
-    if _wants_blocks(input, weight, groups):
+    if _needs_channel_blocks(input, weight, groups):
         output = _activate_(_sum_of_blocks(convolve, input, weight, bias), activation)
     else:
-        operands = _channels_last(input), _channels_last(weight), bias
+        operands = channels_last(input), channels_last(weight), bias
         output = convolve(*operands, activation=activation)
     return in_format_of(output.to(input.dtype), input)
 
@@ -173,50 +171,35 @@ def _activate_(tensor: Tensor, activation: str) -> Tensor:
     return tensor.relu_() if activation == "relu" else F.relu6(tensor, inplace=True)
 
 
-@implements("fused_conv2d_add_", "cpu", refuses=lambda residual, *args: _onednn_refuses(*args))
-def fused_conv2d_add_(
-    residual: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> None:
-    channels_last = residual.is_contiguous(memory_format=torch.channels_last)
-    if activation == "relu" and residual.dtype == torch.float32 and channels_last:
-        operands = _channels_last(input), _channels_last(weight), bias.contiguous()
+@register_kernel("fused_conv2d_add_", "cpu", unsupported_reason=_unsupported_by_onednn)
+def fused_conv2d_add_(arguments: FusedConv2dAdd) -> None:
+    residual, input, weight, bias, stride, padding, dilation, groups, activation = arguments
+    is_channels_last = residual.is_contiguous(memory_format=torch.channels_last)
+    if activation == "relu" and residual.dtype == torch.float32 and is_channels_last:
+        operands = channels_last(input), channels_last(weight), bias.contiguous()
         torch.ops.mkldnn._convolution_pointwise_.binary(
             residual, *operands, padding, stride, dilation, groups, "add", 1.0, "relu", [], None
         )
         return
     # torch fuses no other sum for every dtype and number of groups.
-    residual += fused_conv2d(input, weight, bias, stride, padding, dilation, groups, "none")
+    residual += fused_conv2d(arguments.convolution())
     _activate_(residual, activation)
 
 
-@implements("aspp", "cpu", refuses=_onednn_refuses)
-def aspp(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    dilations: Sequence[int],
-    pool_weight: Tensor,
-    pool_bias: Tensor,
-    project_weight: Tensor,
-    project_bias: Tensor,
-) -> Tensor:
-    x = _channels_last(input)
+@register_kernel("aspp", "cpu", unsupported_reason=_unsupported_by_onednn)
+def aspp(arguments: Aspp) -> Tensor:
+    input, weights, biases, dilations, pool_weight, pool_bias, project_weight, project_bias = (
+        arguments
+    )
+    x = channels_last(input)
     channels = [weight.size(0) for weight in weights]
     branches = empty_like_format(x, (x.size(0), sum(channels), *x.shape[2:]))
     for slice, weight, bias, dilation in zip(
         branches.split(channels, dim=1), weights, biases, dilations
     ):
-        rate = dilation, dilation
-        padding = reference.same_padding(weight, rate)
-        output = fused_conv2d(x, weight, bias, (1, 1), padding, rate, 1, "none")
+        pair = dilation, dilation
+        padding = reference.same_padding(weight, pair)
+        output = fused_conv2d(FusedConv2d(x, weight, bias, (1, 1), padding, pair, 1, "none"))
         torch.clamp(output, min=0, out=slice)  # keeps NaN, and has to be copied anyway
     # The pooled branch is constant over space, so its share of the projection is a bias per image.
     pooled = F.linear(x.mean((2, 3)), pool_weight.flatten(1), pool_bias).relu_()
@@ -226,14 +209,9 @@ def aspp(
     return in_format_of(output, input)
 
 
-@implements("upsample_argmax", "cpu")
-def upsample_argmax(
-    logits: Tensor,
-    size: Sequence[int],
-    scale_factors: Sequence[float] | None,
-    align_corners: bool,
-    dtype: torch.dtype,
-) -> Tensor:
+@register_kernel("upsample_argmax", "cpu")
+def upsample_argmax(arguments: UpsampleArgmax) -> Tensor:
+    logits, size, scale_factors, align_corners, dtype = arguments
     if logits.dtype not in DTYPES:
         logits = logits.float()
     labels = logits.new_empty((logits.size(0), *size), dtype=dtype)
@@ -248,35 +226,9 @@ def upsample_argmax(
     return labels
 
 
-def _cross_entropy_arguments(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-) -> tuple[Any, ...]:
-    return (
-        logits.data_ptr(),
-        target.data_ptr(),
-        upsample_shape(logits, target.shape[1:], None, align_corners),
-        _C.CrossEntropyTerms(
-            0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
-        ),
-        torch.get_num_threads(),
-    )
-
-
-@implements("upsample_cross_entropy", "cpu")
-def upsample_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    align_corners: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+@register_kernel("upsample_cross_entropy", "cpu")
+def upsample_cross_entropy(arguments: UpsampleCrossEntropy) -> tuple[Tensor, Tensor, Tensor]:
+    logits, target, weight, ignore_index, reduction, label_smoothing, align_corners = arguments
     logits, target = logits.float(), target.contiguous()
     weight = None if weight is None else weight.float().contiguous()
     log_sum_exp = torch.empty(target.shape)
@@ -284,13 +236,15 @@ def upsample_cross_entropy(
     loss_sum, weight_sum, bad_pixel = _C.cpu.upsample_cross_entropy_fwd(
         0 if pixel_losses is None else pixel_losses.data_ptr(),
         log_sum_exp.data_ptr(),
-        *_cross_entropy_arguments(
-            logits, target, weight, ignore_index, label_smoothing, align_corners
-        ),
+        logits.data_ptr(),
+        target.data_ptr(),
+        upsample_shape(logits, target.shape[1:], None, align_corners),
+        _params(weight, ignore_index, label_smoothing),
+        torch.get_num_threads(),
     )
     if bad_pixel >= 0:
         value = int(target.view(-1)[bad_pixel])
-        raise reference.bad_target(value, logits.size(1), ignore_index)
+        raise bad_target(value, logits.size(1), ignore_index)
     loss, total_weight = torch.tensor([loss_sum, weight_sum], dtype=torch.float64)
     if reduction == "mean":
         loss = loss / total_weight
@@ -299,19 +253,12 @@ def upsample_cross_entropy(
     )  # fmt: skip
 
 
-@implements("upsample_cross_entropy_backward", "cpu")
-def upsample_cross_entropy_backward(
-    grad_loss: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    log_sum_exp: Tensor,
-    total_weight: Tensor,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    align_corners: bool,
-) -> Tensor:
+@register_kernel("upsample_cross_entropy_backward", "cpu")
+def upsample_cross_entropy_backward(arguments: UpsampleCrossEntropyBackward) -> Tensor:
+    (
+        grad_loss, logits, target, weight, log_sum_exp, total_weight,
+        ignore_index, reduction, label_smoothing, align_corners,
+    ) = arguments  # fmt: skip
     if reduction == "mean":
         grad_loss = grad_loss / total_weight
     grad_loss = grad_loss.expand(target.shape)
@@ -324,8 +271,18 @@ def upsample_cross_entropy_backward(
         grad_loss.data_ptr(),
         grad_loss.stride(),
         log_sum_exp.data_ptr(),
-        *_cross_entropy_arguments(
-            logits32, target, weight, ignore_index, label_smoothing, align_corners
-        ),
+        logits32.data_ptr(),
+        target.data_ptr(),
+        upsample_shape(logits32, target.shape[1:], None, align_corners),
+        _params(weight, ignore_index, label_smoothing),
+        torch.get_num_threads(),
     )
     return in_format_of(grad_logits.to(logits.dtype), logits)
+
+
+def _params(
+    weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> _C.CrossEntropyTerms:
+    return _C.CrossEntropyTerms(
+        0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
+    )

@@ -1,7 +1,7 @@
-"""Which kernels were measured to be faster than cuDNN, for which ops, shapes and devices.
+"""Dispatch table: kernels that were measured to be faster than cuDNN, by device, op and shape.
 
-The table is dispatch_table.csv beside this file. ``python benchmarks/measure_choices.py`` writes it
-on a GPU: a row for each kernel and shape, with cuDNN's time in the same run beside the kernel's.
+The table is dispatch_table.csv beside this file. ``python benchmarks/tune_dispatch_table.py``
+writes it on a GPU: a row for each kernel and shape, with cuDNN's time of the same run.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ KERNELS = ("cuda/sm90", "cuda/sm80", "triton")  # the backends that the table ch
 class Row(NamedTuple):
     """The columns of the table."""
 
-    device: str  # of device_class
+    device: str  # see device_class
     op: str
-    shape_class: str  # of ops/_convolution.py
+    shape_bucket: str  # see ops/shape_bucket.py
     kernel: str
     median_ms: float
     cudnn_ms: float  # the fastest of cuDNN's medians
@@ -40,11 +40,11 @@ def device_class(device: torch.device) -> str:
     """Devices for which the kernels share their code and their work lists.
 
     >>> device_class(torch.device("cuda:0"))  # an H200, an H100 SXM or a GH200
-    'sm_90 with 132 processors'
+    'sm_90 with 132 SMs'
     """
     gpu = torch.cuda.get_device_properties(device)
     vendor = "gfx" if torch.version.hip else "sm"
-    return f"{vendor}_{gpu.major}{gpu.minor} with {gpu.multi_processor_count} processors"
+    return f"{vendor}_{gpu.major}{gpu.minor} with {gpu.multi_processor_count} SMs"
 
 
 def read(path: Path) -> list[Row]:
@@ -78,16 +78,17 @@ def _row(line: list[str], place: str) -> Row:
 
 
 @functools.cache
-def choices(device: torch.device) -> dict[str, dict[str, tuple[str, ...]]]:
-    """For each op and shape class measured on such devices the kernels that beat cuDNN.
+def fastest_kernels(device: torch.device) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Kernels that beat cuDNN on devices of this class, for each op and shape bucket.
 
-    One that lost on any shape of the class is not among them; the first has the best worst case.
+    A kernel that lost on any shape of a bucket is left out. The kernels of a bucket are sorted by
+    their worst ratio to cuDNN, the best first.
     """
     here = device_class(device)
     worst: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in read(PATH):
         if row.device == here:
-            ratios = worst[row.op][row.shape_class]
+            ratios = worst[row.op][row.shape_bucket]
             ratio = row.median_ms / row.cudnn_ms
             ratios[row.kernel] = max(ratio, ratios.get(row.kernel, 0))
     return {

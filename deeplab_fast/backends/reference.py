@@ -1,7 +1,7 @@
-"""Every op in plain PyTorch: the truth that all other implementations must agree with.
+"""Every op in plain PyTorch: the specification that all other backends must agree with.
 
-These run on any device and dtype that PyTorch's own operators take. On a GPU the convolutions
-here are cuDNN's.
+These functions run on any device and dtype that PyTorch's own operators take. On a GPU the
+convolutions here are cuDNN's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops._register import in_format_of
-from .registry import implements
+from .._native.memory_format import in_format_of
+from .._native.pooling import grad_of_each_pixel, mean_of_pixels
+from .._native.targets import bad_target
+from .arguments import (
+    Aspp,
+    DilatedConv2d,
+    DilatedConv2dBackward,
+    FusedConv2d,
+    FusedConv2dAdd,
+    ParallelDilatedConv2d,
+    ParallelDilatedConv2dAndMean,
+    ParallelDilatedConv2dBackward,
+    UpsampleArgmax,
+    UpsampleCrossEntropy,
+    UpsampleCrossEntropyBackward,
+)
+from .registry import register_backend, register_kernel
+
+register_backend("reference", lambda device_type: None)
 
 
 def same_padding(weight: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
@@ -21,10 +38,9 @@ def same_padding(weight: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
     return dilation[0] * (kernel_h // 2), dilation[1] * (kernel_w // 2)
 
 
-@implements("dilated_conv2d", "reference")
-def dilated_conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int
-) -> Tensor:
+@register_kernel("dilated_conv2d", "reference")
+def dilated_conv2d(arguments: DilatedConv2d) -> Tensor:
+    input, weight, bias, dilation, groups = arguments
     padding = same_padding(weight, dilation)
     output = F.conv2d(input, weight, bias, 1, padding, tuple(dilation), groups)
     return in_format_of(output, input)
@@ -41,16 +57,10 @@ def needs_fp32_weight_gradient(input: Tensor, dilation: Sequence[int]) -> bool:
     return input.device.type == "cpu" and is_half and max(dilation) > 1
 
 
-@implements("dilated_conv2d_backward", "reference")
-def dilated_conv2d_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    dilation: Sequence[int],
-    groups: int,
-    output_mask: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+@register_kernel("dilated_conv2d_backward", "reference")
+def dilated_conv2d_backward(arguments: DilatedConv2dBackward) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias; empty where ``output_mask`` is False."""
+    grad_output, input, weight, dilation, groups, output_mask = arguments
     # A kernel of size 1 has no dilation.
     dilation = [1 if size == 1 else d for size, d in zip(weight.shape[2:], dilation)]
     padding = same_padding(weight, dilation)
@@ -75,61 +85,43 @@ def dilated_conv2d_backward(
     )
 
 
-@implements("parallel_dilated_conv2d", "reference")
-def parallel_dilated_conv2d(
-    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dilations: Sequence[int]
-) -> Tensor:
+@register_kernel("parallel_dilated_conv2d", "reference")
+def parallel_dilated_conv2d(arguments: ParallelDilatedConv2d) -> Tensor:
+    input, weights, biases, dilations = arguments
     optional: Sequence[Tensor | None] = biases or [None] * len(weights)
     outputs = [
-        dilated_conv2d(input, weight, bias, (dilation, dilation), 1)
+        dilated_conv2d(DilatedConv2d(input, weight, bias, (dilation, dilation), 1))
         for weight, bias, dilation in zip(weights, optional, dilations)
     ]
     return in_format_of(torch.cat(outputs, dim=1), input)
 
 
-def mean_of_pixels(input: Tensor) -> Tensor:
-    """[N, C], in fp32 or float64."""
-    dtype = torch.promote_types(input.dtype, torch.float32)
-    return input.mean((2, 3), dtype=dtype).contiguous()
-
-
-@implements("parallel_dilated_conv2d_and_mean", "reference")
+@register_kernel("parallel_dilated_conv2d_and_mean", "reference")
 def parallel_dilated_conv2d_and_mean(
-    input: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]
+    arguments: ParallelDilatedConv2dAndMean,
 ) -> tuple[Tensor, Tensor]:
-    return parallel_dilated_conv2d(input, weights, [], dilations), mean_of_pixels(input)
+    input, weights, dilations = arguments
+    output = parallel_dilated_conv2d(ParallelDilatedConv2d(input, weights, [], dilations))
+    return output, mean_of_pixels(input)
 
 
-def share_of_pixel(grad_mean: Tensor, input: Tensor) -> Tensor:
-    """Gradient [N, C] of each pixel from that of the mean over all, in fp32 or float64."""
-    N, C, H, W = input.shape
-    dtype = torch.promote_types(grad_mean.dtype, torch.float32)
-    return (grad_mean.to(dtype) / (H * W)).expand(N, C)
-
-
-@implements("parallel_dilated_conv2d_backward", "reference")
+@register_kernel("parallel_dilated_conv2d_backward", "reference")
 def parallel_dilated_conv2d_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weights: Sequence[Tensor],
-    dilations: Sequence[int],
-    output_mask: Sequence[bool],
-    grad_mean: Tensor | None = None,
+    arguments: ParallelDilatedConv2dBackward,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of input, weights and biases; empty where ``output_mask`` is False.
-
-    ``grad_mean`` [N, C] is that of the input's mean over space, of which each pixel has its share.
-    """
+    """Gradients of input, weights and biases; empty where ``output_mask`` is False."""
+    grad_output, input, weights, dilations, output_mask, grad_mean = arguments
+    grad_outputs = grad_output.split([weight.size(0) for weight in weights], dim=1)
     grads = [
-        dilated_conv2d_backward(grad, input, weight, (dilation, dilation), 1, output_mask)
-        for grad, weight, dilation in zip(
-            grad_output.split([weight.size(0) for weight in weights], dim=1), weights, dilations
+        dilated_conv2d_backward(
+            DilatedConv2dBackward(grad, input, weight, (dilation, dilation), 1, output_mask)
         )
+        for grad, weight, dilation in zip(grad_outputs, weights, dilations)
     ]
     grad_inputs, grad_weights, grad_biases = zip(*grads)
     grad_input = sum(grad_inputs[1:], grad_inputs[0]) if output_mask[0] else input.new_empty(0)
     if output_mask[0] and grad_mean is not None:
-        grad_input += share_of_pixel(grad_mean, input)[:, :, None, None]
+        grad_input += grad_of_each_pixel(grad_mean, input)[:, :, None, None]
     return (
         grad_input,
         list(grad_weights) if output_mask[1] else [],
@@ -140,51 +132,27 @@ def parallel_dilated_conv2d_backward(
 _ACTIVATIONS = {"none": torch.positive, "relu": F.relu, "relu6": F.relu6}
 
 
-@implements("fused_conv2d", "reference")
-def fused_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> Tensor:
+@register_kernel("fused_conv2d", "reference")
+def fused_conv2d(arguments: FusedConv2d) -> Tensor:
+    input, weight, bias, stride, padding, dilation, groups, activation = arguments
     output = F.conv2d(input, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
     return in_format_of(_ACTIVATIONS[activation](output), input)
 
 
-@implements("fused_conv2d_add_", "reference")
-def fused_conv2d_add_(
-    residual: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> None:
-    geometry = stride, padding, dilation, groups
-    residual += fused_conv2d(input, weight, bias, *geometry, "none")
-    residual.copy_(_ACTIVATIONS[activation](residual))
+@register_kernel("fused_conv2d_add_", "reference")
+def fused_conv2d_add_(arguments: FusedConv2dAdd) -> None:
+    residual = arguments.residual
+    residual += fused_conv2d(arguments.convolution())
+    residual.copy_(_ACTIVATIONS[arguments.activation](residual))
 
 
-@implements("aspp", "reference")
-def aspp(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    dilations: Sequence[int],
-    pool_weight: Tensor,
-    pool_bias: Tensor,
-    project_weight: Tensor,
-    project_bias: Tensor,
-) -> Tensor:
+@register_kernel("aspp", "reference")
+def aspp(arguments: Aspp) -> Tensor:
+    input, weights, biases, dilations, pool_weight, pool_bias, project_weight, project_bias = (
+        arguments
+    )
     branches = [
-        dilated_conv2d(input, weight, bias, (dilation, dilation), 1).relu()
+        dilated_conv2d(DilatedConv2d(input, weight, bias, (dilation, dilation), 1)).relu()
         for weight, bias, dilation in zip(weights, biases, dilations)
     ]
     pooled = F.conv2d(input.mean((2, 3), keepdim=True), pool_weight, pool_bias).relu()
@@ -209,33 +177,14 @@ def upsample(
     )
 
 
-@implements("upsample_argmax", "reference")
-def upsample_argmax(
-    logits: Tensor,
-    size: Sequence[int],
-    scale_factors: Sequence[float] | None,
-    align_corners: bool,
-    dtype: torch.dtype,
-) -> Tensor:
+@register_kernel("upsample_argmax", "reference")
+def upsample_argmax(arguments: UpsampleArgmax) -> Tensor:
+    logits, size, scale_factors, align_corners, dtype = arguments
     return upsample(logits, size, scale_factors, align_corners).argmax(1).to(dtype)
 
 
-def bad_target(value: int, classes: int, ignore_index: int) -> IndexError:
-    return IndexError(
-        f"target: {value} is not a class: expected 0 to {classes - 1}, or ignore_index "
-        f"({ignore_index})"
-    )
-
-
-def _cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    align_corners: bool,
-) -> Tensor:
+def _cross_entropy(arguments: UpsampleCrossEntropy) -> Tensor:
+    logits, target, weight, ignore_index, reduction, label_smoothing, align_corners = arguments
     classes = logits.size(1)
     known = (target == ignore_index) | ((target >= 0) & (target < classes))
     on_cpu = target.device.type == "cpu"
@@ -251,23 +200,14 @@ def _cross_entropy(
     )
     if on_cpu:
         return loss
-    # An exception would need to wait for the device, and PyTorch's own assertion ends the process.
+    # An exception would have to wait for the device; PyTorch's own assertion ends the process.
     return loss * torch.where(known if reduction == "none" else known.all(), 1.0, torch.nan)
 
 
-@implements("upsample_cross_entropy", "reference")
-def upsample_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    align_corners: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    loss = _cross_entropy(
-        logits, target, weight, ignore_index, reduction, label_smoothing, align_corners
-    )
+@register_kernel("upsample_cross_entropy", "reference")
+def upsample_cross_entropy(arguments: UpsampleCrossEntropy) -> tuple[Tensor, Tensor, Tensor]:
+    logits, target, weight, ignore_index, _, _, align_corners = arguments
+    loss = _cross_entropy(arguments)
     centred = logits.float() - logits.float().amax(1, keepdim=True)
     log_sum_exp = upsample(centred, target.shape[1:], None, align_corners).logsumexp(1)
     counted = target != ignore_index
@@ -277,20 +217,13 @@ def upsample_cross_entropy(
     return loss, log_sum_exp, (weight.float()[classes] * counted).sum()
 
 
-@implements("upsample_cross_entropy_backward", "reference")
-def upsample_cross_entropy_backward(
-    grad_loss: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    log_sum_exp: Tensor,
-    total_weight: Tensor,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    align_corners: bool,
-) -> Tensor:
-    """Through the softmax of the upsampled logits: autograd does not reach into an op."""
+@register_kernel("upsample_cross_entropy_backward", "reference")
+def upsample_cross_entropy_backward(arguments: UpsampleCrossEntropyBackward) -> Tensor:
+    """Gradient through the softmax of the upsampled logits: autograd does not see into an op."""
+    (
+        grad_loss, logits, target, weight, _, total_weight,
+        ignore_index, reduction, label_smoothing, align_corners,
+    ) = arguments  # fmt: skip
     size, classes = target.shape[1:], logits.size(1)
     weight = logits.new_ones(classes).float() if weight is None else weight.float()
     grad = grad_loss / total_weight if reduction == "mean" else grad_loss
@@ -300,7 +233,7 @@ def upsample_cross_entropy_backward(
 
     softmax = upsample(logits, size, None, align_corners).softmax(1)
     grad_upsampled = softmax * hit
-    if label_smoothing > 0:  # else an infinite weight of a class that no pixel has makes 0 * inf
+    if label_smoothing > 0:  # an infinite weight of a class that no pixel has would be 0 * inf
         smooth = label_smoothing / classes * grad
         grad_upsampled = softmax * (hit + smooth * weight.sum()) - smooth * weight[:, None, None]
     grad_upsampled.scatter_(1, index, grad_upsampled.gather(1, index) - hit)

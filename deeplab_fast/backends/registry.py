@@ -1,11 +1,11 @@
-"""Which implementation of an op runs: one table, one rule.
+"""Registry of kernels, and the choice of the one that runs a call.
 
-Implementations register themselves with :func:`implements`. An op call asks :func:`run`, which
-takes the backend the caller forced, or else the first of the automatic order that has the op, can
-run on this machine and accepts the arguments. ``reference`` accepts everything.
+A kernel registers where it is defined, with :func:`register_kernel`. An op calls :func:`run`, which
+takes the backend that the caller forced, or else the first of the automatic order that has the op,
+is available on this machine and supports the call. ``reference`` supports everything.
 
-On a GPU the reference of an op that has shape classes is a library's kernel, cuDNN's. Only a kernel
-that was measured to be faster for the class of the call comes before it.
+On a GPU the reference of a convolution is a vendor library's kernel, cuDNN's. A kernel of ours
+comes before it only where it was measured to be faster for the shape bucket of the call.
 """
 
 from __future__ import annotations
@@ -14,174 +14,254 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import dispatch_table
 
-NAMES = ("cuda", "cuda/sm90", "cuda/sm80", "triton", "cpu", "emulated", "reference")
+NAMES = ("cuda", "cuda/sm90", "cuda/sm80", "triton", "cpu", "reference")
 
-# Where no library has a rival. Devices not named here (mps, xpu, ...) have the reference only.
+# For ops that no vendor library has. Other devices (mps, xpu, ...) have the reference only.
 _AUTOMATIC = {
     "cuda": ("cuda", "triton", "reference"),
     "cpu": ("cpu", "reference"),
 }
 
+Reason = str | None
 
-class Implementation(NamedTuple):
-    """``run(*args)`` computes the op; ``refuses(*args)`` says why it cannot, or None."""
+
+class Backend(NamedTuple):
+    """A way to run ops."""
+
+    unavailable_reason: Callable[[str], Reason]  # device type -> why it cannot run there, or None
+    launch_context: Callable[[Tensor], AbstractContextManager[Any]] | None
+    load: Callable[[], object] | None  # imports the modules that register its kernels
+
+
+class Kernel(NamedTuple):
+    """An op on a backend."""
 
     run: Callable[..., Any]
-    refuses: Callable[..., str | None]
+    unsupported_reason: Callable[[Any], Reason]  # arguments -> why it cannot compute them, or None
 
 
-class Remediable(str):
-    """Why a backend cannot run, where the user can do something about it.
+class FixableReason(str):
+    """Reason why a backend is unavailable that the user can do something about.
 
-    Said once, as a warning, where the automatic choice passes over the backend.
+    Where the automatic choice passes over such a backend, a warning gives the reason once.
     """
 
 
-_table: dict[str, dict[str, Implementation]] = {}
-shape_classes: dict[str, Callable[..., str]] = {}  # of ops with a rival, of their arguments
-_availability: dict[str, Callable[[str], str | None]] = {}
+_backends: dict[str, Backend] = {}
+_kernels: dict[str, dict[str, Kernel]] = {}
+_argument_types: dict[str, Callable[..., Any]] = {}
+shape_buckets: dict[str, Callable[[Any], str]] = {}
 _forced = ""  # a plain global: torch.compile guards on it, unlike a ContextVar
 _trace: list[tuple[str, str]] | None = None
 
 
-def _accepts_all(*args: Any) -> str | None:
+def register_backend(
+    name: str,
+    unavailable_reason: Callable[[str], Reason],
+    launch_context: Callable[[Tensor], AbstractContextManager[Any]] | None = None,
+    load: Callable[[], object] | None = None,
+) -> None:
+    """Register a backend.
+
+    Args:
+        name: what :class:`backend` takes.
+        unavailable_reason: called with a device type; returns why the backend cannot run on such
+            devices here, or None.
+        launch_context: makes what its kernels take as their first argument from the first tensor of
+            the call, as a context manager; None for kernels that take the op's arguments alone.
+        load: imports the modules that register its kernels, when the first of them is asked for.
+    """
+    _backends[name] = Backend(unavailable_reason, launch_context, load)
+
+
+def _supports_everything(arguments: Any) -> Reason:
     return None
 
 
-def implements(
-    op: str, name: str, refuses: Callable[..., str | None] = _accepts_all
+def register_kernel(
+    op: str, *backends: str, unsupported_reason: Callable[[Any], Reason] = _supports_everything
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator that enters a function into the table as the ``name`` implementation of ``op``."""
+    """Decorator that registers a function as the kernel of ``op`` on these backends.
 
-    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
-        _table.setdefault(op, {})[name] = Implementation(function, refuses)
+    The function takes the op's arguments as one object of ``backends/arguments.py``, after the
+    launch context if its backend has one. ``unsupported_reason`` takes the same object.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in backends:
+            _kernels.setdefault(op, {})[name] = Kernel(function, unsupported_reason)
         return function
 
-    return enter
+    return register
 
 
-def availability(name: str) -> Callable[[Callable[[str], str | None]], Any]:
-    """Decorator for a backend's check: device type -> None if it can run there, or why not."""
+def register_op(
+    op: str,
+    arguments_type: Callable[..., Any],
+    shape_bucket: Callable[[Any], str] | None = None,
+) -> None:
+    """Register an op.
 
-    def enter(check: Callable[[str], str | None]) -> Callable[[str], str | None]:
-        _availability[name] = check
-        return check
-
-    return enter
-
-
-@availability("reference")
-def _reference_unavailable(device_type: str) -> str | None:
-    return None
+    Args:
+        arguments_type: its class of ``backends/arguments.py``.
+        shape_bucket: takes the arguments and names their shape bucket, on whose measurements the
+            automatic choice on a GPU then depends; None for ops that no vendor library has.
+    """
+    _argument_types[op] = arguments_type
+    if shape_bucket:
+        shape_buckets[op] = shape_bucket
 
 
-def unavailable(name: str, device_type: str) -> str | None:
+def arguments(op: str, *values: Any) -> Any:
+    """The arguments of a call of ``op`` as one object."""
+    return _argument_types[op](*values)
+
+
+def _kernel(op: str, name: str) -> Kernel | None:
+    if name in _backends and (load := _backends[name].load):
+        load()
+        _backends[name] = _backends[name]._replace(load=None)
+    return _kernels[op].get(name)
+
+
+def unavailable_reason(name: str, device_type: str) -> Reason:
     """Why backend ``name`` cannot run on devices of this type here; None if it can."""
-    check = _availability.get(name)
-    return check(device_type) if check else "this installation has no such kernels"
+    if name not in _backends:
+        return "this installation has no such kernels"
+    return _backends[name].unavailable_reason(device_type)
+
+
+def is_available(name: str, device_type: str) -> bool:
+    return unavailable_reason(name, device_type) is None
 
 
 def available_backends(device: str | torch.device = "cpu") -> list[str]:
-    """The backends that can run on ``device`` on this machine, in the order of :data:`NAMES`.
+    """The backends that can run on ``device`` on this machine.
 
     >>> available_backends("cpu")
-    ['cpu', 'emulated', 'reference']
+    ['cpu', 'reference']
     """
     device_type = torch.device(device).type
-    return [name for name in NAMES if unavailable(name, device_type) is None]
+    return [name for name in NAMES if is_available(name, device_type)]
 
 
 class backend(contextlib.ContextDecorator):
     """Force every op inside the ``with`` block onto one backend.
 
+    The choice is that of the process, all threads included, because torch.compile cannot guard on a
+    thread's own state. Blocks nest, also those of one object, as in a recursive function that it
+    decorates.
+
     Args:
-        name: "cuda", "triton", "cpu", "emulated" or "reference"; "cuda/sm90" or "cuda/sm80" for
-            the convolutions of one compute capability, where "cuda" has the newest that run.
+        name: "cuda", "triton", "cpu" or "reference"; "cuda/sm90" or "cuda/sm80" for the
+            convolutions of one compute capability, where "cuda" has the newest that run.
 
     Raises:
         ValueError: ``name`` is not one of these.
-        RuntimeError: raised by an op in the block that the backend cannot run, saying why.
+        RuntimeError: raised by an op in the block that the backend cannot run, with the reason.
 
     >>> with backend("reference"):
     ...     labels = upsample_argmax(logits, size=(513, 513))
     """
 
     def __init__(self, name: str) -> None:
-        if name not in NAMES:
+        if name not in _backends:
             raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(NAMES)}")
         self.name = name
+        self._outer: list[str] = []
 
     def __enter__(self) -> None:
         global _forced
-        self.outer = _forced
+        self._outer.append(_forced)
         _forced = self.name
 
     def __exit__(self, *exception: object) -> None:
         global _forced
-        _forced = self.outer
+        _forced = self._outer.pop()
 
 
 def ops() -> list[str]:
     """The names of all ops, backward ops included."""
-    return list(_table)
+    return list(_argument_types)
 
 
-def implementations(op: str) -> list[str]:
-    """The backends that have a kernel for ``op``, whether or not they can run here."""
-    return [name for name in NAMES if name in _table[op]]
+def backends_of(op: str) -> list[str]:
+    """The backends that have a kernel for ``op``, whether or not they are available here."""
+    names = dict.fromkeys((*NAMES, *_backends))
+    return [name for name in names if _kernel(op, name) is not None]
+
+
+def kernels_of(name: str) -> dict[str, Kernel]:
+    """The kernels that backend ``name`` has, by op."""
+    return {op: kernel for op in _kernels if (kernel := _kernel(op, name)) is not None}
 
 
 def current() -> str:
-    """The forced backend, or "" where the choice is automatic. Travels as an op argument."""
+    """The forced backend, or "" where the choice is automatic. It travels as an op argument."""
     return _forced
 
 
-def why_not(op: str, name: str, device_type: str, *args: Any) -> str | None:
+def unsupported_reason(op: str, name: str, arguments: Any) -> Reason:
     """Why backend ``name`` cannot run this call of ``op``; None if it can."""
-    if name not in _table[op]:
-        return f"it has no {op} kernel"
-    return unavailable(name, device_type) or _table[op][name].refuses(*args)
+    if reason := unavailable_reason(name, arguments[0].device.type):
+        return reason
+    kernel = _kernel(op, name)
+    return f"it has no {op} kernel" if kernel is None else kernel.unsupported_reason(arguments)
 
 
 def order(device_type: str) -> tuple[str, ...]:
-    """The automatic order of preference where no library has a rival."""
+    """The automatic order of preference for ops that no vendor library has."""
     return _AUTOMATIC.get(device_type, ("reference",))
 
 
-def rests_on_measurements(op: str, device_type: str) -> bool:
-    """Whether a kernel of ours has to be measured faster than a library's to be chosen."""
-    return device_type == "cuda" and op in shape_classes
+def depends_on_measurements(op: str, device_type: str) -> bool:
+    """True if a kernel of ours has to be measured faster than a vendor library's to be chosen."""
+    return device_type == "cuda" and op in shape_buckets
 
 
-def automatic(op: str, *args: Any) -> tuple[str, ...]:
+def automatic(op: str, arguments: Any) -> tuple[str, ...]:
     """The order of preference for this call of ``op``."""
-    device = args[0].device
-    if not rests_on_measurements(op, device.type):
+    device = arguments[0].device
+    if not depends_on_measurements(op, device.type):
         return order(device.type)
-    classes = dispatch_table.choices(device).get(op)
-    faster = classes.get(shape_classes[op](*args), ()) if classes else ()
+    buckets = dispatch_table.fastest_kernels(device).get(op)
+    faster = buckets.get(shape_buckets[op](arguments), ()) if buckets else ()
     return (*faster, "reference")
 
 
-def run(op: str, requested: str, *args: Any) -> Any:
-    """Run ``op`` on the requested backend, or on the automatic choice if that is "".
+def run(op: str, *values: Any, backend: str = "") -> Any:
+    """Run ``op`` on ``backend``, or on the automatic choice if that is "".
 
-    The first argument is the tensor whose device decides.
+    The device of the first argument, a tensor, decides where. Autocast is off inside: the public
+    function has cast its arguments already, and the op must return what its fake promises.
+
+    Raises:
+        RuntimeError: the backend cannot run this call, with the reason.
     """
-    device_type = args[0].device.type
-    for name in (requested,) if requested else automatic(op, *args):
-        reason = why_not(op, name, device_type, *args)
+    arguments = _argument_types[op](*values)
+    device_type = arguments[0].device.type
+    if torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            return run(op, *values, backend=backend)
+    for name in (backend,) if backend else automatic(op, arguments):
+        reason = unsupported_reason(op, name, arguments)
         if reason is None:
             if _trace is not None:
                 _trace.append((op, name))
-            return _table[op][name].run(*args)
-        if isinstance(reason, Remediable):
+            launch_context, kernel = _backends[name].launch_context, _kernels[op][name]
+            if launch_context is None:
+                return kernel.run(arguments)
+            with launch_context(arguments[0]) as context:
+                return kernel.run(context, arguments)
+        if isinstance(reason, FixableReason):
             _warn_once(name, reason)
     raise RuntimeError(f"backend {name!r} cannot run {op} on this input: {reason}")
 

@@ -97,18 +97,18 @@ def _backends(device_type: str) -> list[str]:
     preference = registry.order(device_type)
     lines = [f"On {device_type}, the first that can run: {', '.join(preference)}"]
     for name in registry.NAMES:
-        lines.append(f"  {name:<12}{registry.unavailable(name, device_type) or 'can run'}")
+        lines.append(f"  {name:<12}{registry.unavailable_reason(name, device_type) or 'can run'}")
     if device_type == "cuda" and not torch.cuda.is_available():
         return [*lines, "  no op runs there: PyTorch sees no usable GPU"]
     width = max(map(len, registry.ops())) + 2
     for op in registry.ops():
-        if registry.rests_on_measurements(op, device_type):
+        if registry.depends_on_measurements(op, device_type):
             lines.append(f"  {op:<{width}}reference, cuDNN's, where no kernel was measured faster")
             continue
         passed = []
         for name in preference:
-            reason = registry.unavailable(name, device_type)
-            if name not in registry.implementations(op):
+            reason = registry.unavailable_reason(name, device_type)
+            if name not in registry.backends_of(op):
                 reason = f"it has no {op} kernel"
             if reason is None:
                 break
@@ -120,7 +120,7 @@ def _backends(device_type: str) -> list[str]:
 def _measured(device: torch.device, in_full: bool) -> list[str]:
     """For which ops and shapes a kernel was measured to be faster than cuDNN on this device."""
     try:
-        choices = dispatch_table.choices(device)
+        choices = dispatch_table.fastest_kernels(device)
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     name = dispatch_table.device_class(device)

@@ -1,10 +1,9 @@
-"""Sizes and scales of bilinear upsampling, shared by upsample_argmax and upsample_cross_entropy."""
+"""Sizes of bilinear upsampling, shared by upsample_argmax and upsample_cross_entropy."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 from torch import Tensor
 
 from ._arguments import check_tensor
@@ -33,14 +32,3 @@ def output_size(logits: Tensor, scale_factors: tuple[float, float]) -> tuple[int
             f"{tuple(logits.shape[2:])}: expected at least 1x1"
         )
     return height, width
-
-
-def source_scale(
-    in_size: int, out_size: int, scale_factor: float | None, align_corners: bool
-) -> float:
-    """Source pixels per output pixel in fp32: PyTorch's area_pixel_compute_scale<float>."""
-    if align_corners:
-        return float(np.float32(in_size - 1) / np.float32(out_size - 1)) if out_size > 1 else 0.0
-    if scale_factor is not None:
-        return float(np.float32(1.0 / scale_factor))
-    return float(np.float32(in_size) / np.float32(out_size))

@@ -1,15 +1,16 @@
-"""Registration shared by all ops: the torch.library namespace and how an op reaches a backend.
+"""Registration of ops with torch.library, and how a call reaches a backend.
 
 An op is opaque to autograd, torch.compile and export. The backend travels as its last argument,
 because a global read inside the implementation would be invisible to a compiled graph.
 
-torch.func transforms and forward mode are supported by the public functions only (_transforms.py):
-a direct call of ``torch.ops.deeplab_fast.*`` inside one raises, or returns tangents of zero.
+Only the public functions support torch.func transforms and forward mode (_transforms.py): a direct
+call of ``torch.ops.deeplab_fast.*`` inside a transform raises, or returns tangents of zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,40 +25,36 @@ _rules: dict[str, _transforms.Rules] = {}
 
 def define(
     name: str,
-    signature: str,
-    fake: Callable[..., Any],
-    shape_class: Callable[..., str] | None = None,
+    arguments_type: Callable[..., Any],
+    schema: str,
+    fake: Callable[[Any], Any],
+    shape_bucket: Callable[[Any], str] | None = None,
 ) -> Callable[..., Any]:
-    """Define ``deeplab_fast::name`` with ``signature`` ("(args) -> returns"); return what calls it.
+    """Define ``deeplab_fast::name`` and return the function that calls it.
 
-    ``fake(*args)`` allocates the outputs: shapes, dtypes and strides of what every backend returns.
-    ``shape_class(*args)`` names the class of shapes for which a kernel has to be measured faster
-    than a library's; None where no library has the op.
+    Args:
+        arguments_type: the class of backends/arguments.py; its fields are those of the schema.
+        schema: "(arguments) -> returns".
+        fake: takes the arguments; allocates the outputs with the shapes, dtypes and strides that
+            every backend returns.
+        shape_bucket: takes the arguments; names the shapes for which a kernel of ours has to be
+            measured faster than a vendor library's. None for ops that no vendor library has.
     """
-    if shape_class:
-        registry.shape_classes[name] = shape_class
-    arguments, returns = signature.removeprefix("(").split(") -> ")
+    arguments, returns = schema.removeprefix("(").split(") -> ")
     lib.define(f"{name}({arguments}, *, str backend='') -> {returns}")
+    registry.register_op(name, arguments_type, shape_bucket)
 
-    def run(*args: Any, backend: str = "") -> Any:
-        device_type = args[0].device.type
-        if torch.is_autocast_enabled(device_type):
-            # The public function has cast already; the op itself must return what fake promised.
-            with torch.autocast(device_type, enabled=False):
-                return registry.run(name, backend, *args)
-        return registry.run(name, backend, *args)
+    def run_fake(*values: Any, backend: str = "") -> Any:
+        return fake(arguments_type(*values))
 
-    def run_fake(*args: Any, backend: str = "") -> Any:
-        return fake(*args)
-
-    lib.impl(name, run, "CompositeExplicitAutograd")
+    lib.impl(name, partial(registry.run, name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"deeplab_fast::{name}", run_fake, lib=lib)
     op = getattr(torch.ops.deeplab_fast, name)
 
-    def call(*args: Any, backend: str) -> Any:
+    def call(*values: Any, backend: str) -> Any:
         if _transforms.active():
-            return _transforms.call(op, _rules[name], args, backend)
-        return op(*args, backend=backend)
+            return _transforms.call(op, _rules[name], values, backend)
+        return op(*values, backend=backend)
 
     return call
 
@@ -104,9 +101,10 @@ def not_differentiable(
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """The floating tensors cast to the autocast dtype of the first one's device, if autocast is on.
+    """The tensors, the floating ones cast to the autocast dtype of the first one's device.
 
-    ``torch.library.register_autocast`` pins one dtype per device, which would turn fp16 into bf16.
+    Without autocast they are returned as they are. ``torch.library.register_autocast`` would pin
+    one dtype per device and turn fp16 into bf16.
     """
     first = tensors[0]
     assert first is not None
@@ -118,35 +116,3 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     dtype = torch.get_autocast_dtype(device_type)
     castable = (torch.float32, torch.float16, torch.bfloat16)
     return tuple(t.to(dtype) if t is not None and t.dtype in castable else t for t in tensors)
-
-
-def empty_like_format(input: Tensor, shape: tuple[Any, ...]) -> Tensor:
-    """Uninitialised ``shape`` in ``input``'s dtype, device and, if 4-D, memory format.
-
-    The fake and every implementation allocate through this, so that their strides agree.
-    """
-    memory_format = _format(input)
-    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format)
-
-
-def _format(tensor: Tensor) -> torch.memory_format:
-    channels_last = tensor.dim() == 4 and tensor.stride(1) == 1 and tensor.size(1) > 1
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def in_format_of(result: Tensor, input: Tensor) -> Tensor:
-    """``result`` with the strides that :func:`empty_like_format` promises for ``input``."""
-    if result.stride() == _strides(result.shape, _format(input)):
-        return result
-    return empty_like_format(input, tuple(result.shape)).copy_(result)
-
-
-def _strides(shape: Sequence[int], memory_format: torch.memory_format) -> tuple[int, ...]:
-    """The strides of ``torch.empty(shape, memory_format=memory_format)``, without the tensor."""
-    if memory_format == torch.channels_last:
-        _, channels, height, width = shape
-        return (height * width * channels, 1, width * channels, channels)
-    strides = [1]
-    for size in reversed(shape[1:]):
-        strides.append(strides[-1] * max(size, 1))
-    return tuple(reversed(strides)) if shape else ()

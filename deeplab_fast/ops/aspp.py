@@ -10,18 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import registry
+from ..backends.arguments import Aspp
 from ._arguments import check_tensor, tensor_list
-from ._register import autocast, define, differentiable, empty_like_format
+from ._register import autocast, define, differentiable
 from .dilated_conv2d import (
-    _check,
-    _check_dtypes,
-    _class_of_branches,
     _dilated_conv2d,
     _dilated_conv2d_backward,
-    _dilation_list,
-    _jvp_parallel,
     _parallel_dilated_conv2d,
     _parallel_dilated_conv2d_backward,
+    bucket_of_branches,
+    check_convolution,
+    check_dtypes,
+    dilation_list,
+    fake_output,
+    jvp_branches,
     or_zeros,
 )
 
@@ -46,7 +48,7 @@ def aspp(
         input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
         weights: one [K_i, C, R_i, S_i] per branch, odd R_i and S_i (usually a 1x1 and three 3x3).
         biases: one [K_i] per branch.
-        dilations: one rate per branch (1 for the 1x1).
+        dilations: one dilation per branch (1 for the 1x1).
         pool_weight, pool_bias: [P, C, 1, 1] and [P] of the image-pooling branch.
         project_weight, project_bias: [O, sum(K_i) + P, 1, 1] and [O]; the pooled channels are last.
 
@@ -63,7 +65,7 @@ def aspp(
     >>> y = aspp(x, w, [b, b], [1, 6], torch.randn(k, 64, 1, 1), b, torch.randn(k, 3 * k, 1, 1), b)
     """
     weights, biases = tensor_list(weights, "weights"), tensor_list(biases, "biases")
-    dilations = _dilation_list(dilations)
+    dilations = dilation_list(dilations)
     for name, tensor in (
         ("input", input),
         ("pool_weight", pool_weight),
@@ -78,14 +80,14 @@ def aspp(
             f"weights, {len(biases)} biases, {len(dilations)} dilations"
         )
     for weight, bias in zip(weights, biases):
-        _check(input, weight, bias, 1)
+        check_convolution(input, weight, bias, 1)
     channels = sum(weight.size(0) for weight in weights) + pool_weight.size(0)
     _check_pointwise("pool", pool_weight, pool_bias, input.size(1))
     _check_pointwise("project", project_weight, project_bias, channels)
     tensors = autocast(
         input, *weights, *biases, pool_weight, pool_bias, project_weight, project_bias
     )
-    _check_dtypes(*tensors)
+    check_dtypes(*tensors)
     count = len(weights)
     return _aspp(
         tensors[0],
@@ -106,9 +108,12 @@ def _check_pointwise(name: str, weight: Tensor, bias: Tensor, channels: int) -> 
         raise ValueError(f"{name}_bias: expected ({weight.size(0)},), got {tuple(bias.shape)}")
 
 
-def _fake(input: Tensor, *args: Any) -> Tensor:
-    project_weight = args[-2]
-    return empty_like_format(input, (input.size(0), project_weight.size(0), *input.shape[2:]))
+def _fake(arguments: Aspp) -> Tensor:
+    return fake_output(arguments.input, arguments.project_weight.size(0))
+
+
+def _bucket(arguments: Aspp) -> str:
+    return bucket_of_branches(arguments.input, arguments.weights, arguments.dilations)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -118,7 +123,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    """Every gradient from the saved inputs: the branches are computed again, not kept."""
+    """All gradients from the saved inputs. The branches are computed again instead of saved."""
     output, input, *rest = ctx.saved_tensors
     weights, biases = rest[: ctx.num_branches], rest[ctx.num_branches : -4]
     pool_weight, pool_bias, project_weight, _ = rest[-4:]
@@ -160,7 +165,7 @@ def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
         (t_input, *t_others), (input, *arguments[4:])
     )
     branches = _parallel_dilated_conv2d(input, weights, biases, dilations, backend=backend)
-    t_branches = _jvp_parallel(
+    t_branches = jvp_branches(
         (input, weights, biases, dilations), (t_input, t_weights, t_biases, None), branches, backend
     )
     mean, t_mean = (x.mean((2, 3), keepdim=True) for x in (input, t_input))
@@ -180,11 +185,10 @@ def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
 
 _aspp = define(
     "aspp",
+    Aspp,
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations, Tensor pool_weight, "
     "Tensor pool_bias, Tensor project_weight, Tensor project_bias) -> Tensor",
     _fake,
-    lambda input, weights, biases, dilations, *others: _class_of_branches(
-        input, weights, dilations
-    ),
+    _bucket,
 )
 differentiable("aspp", _backward, _setup, _jvp, lambda *args: (0,))

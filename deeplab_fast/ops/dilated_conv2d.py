@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native.memory_format import empty_like_format
 from ..backends import registry
-from ._arguments import (
-    INT64_END,
-    check_tensor,
-    int_list,
-    integer,
-    positive_pair,
-    tensor_list,
+from ..backends.arguments import (
+    DilatedConv2d,
+    DilatedConv2dBackward,
+    ParallelDilatedConv2d,
+    ParallelDilatedConv2dAndMean,
+    ParallelDilatedConv2dBackward,
 )
-from ._register import autocast, define, differentiable, empty_like_format, not_differentiable
-from .shape_bucket import shape_class
+from ._arguments import INT64_END, check_tensor, int_list, integer, positive_pair, tensor_list
+from ._register import autocast, define, differentiable, not_differentiable
+from .shape_bucket import shape_bucket
 
 _NO_DOUBLE_BACKWARD = "there is no double backward; F.conv2d has one"
 
@@ -42,8 +43,8 @@ def dilated_conv2d(
         input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
         weight: [K, C / groups, R, S] with odd R and S, in the dtype of ``input``.
         bias: [K] or None.
-        dilation: the rate, one int or (vertical, horizontal).
-        groups: blocks of channels convolved separately; ``groups == C`` is depthwise.
+        dilation: distance of the taps in pixels, one int or (vertical, horizontal).
+        groups: number of channel blocks convolved separately; ``groups == C`` is depthwise.
 
     Returns:
         [N, K, H, W] in the dtype and memory format of ``input``. Differentiable once.
@@ -61,17 +62,17 @@ def dilated_conv2d(
     check_tensor(weight, "weight")
     if bias is not None:
         check_tensor(bias, "bias")
-    _check(input, weight, bias, groups)
+    check_convolution(input, weight, bias, groups)
     input, weight, bias = autocast(input, weight, bias)
-    _check_dtypes(input, weight, bias)
+    check_dtypes(input, weight, bias)
     return _dilated_conv2d(input, weight, bias, pair, groups, backend=registry.current())
 
 
 def parallel_dilated_conv2d(
     input: Tensor,
     weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
     dilations: Sequence[int],
-    biases: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Several atrous convolutions over one input, their outputs concatenated on channels.
 
@@ -81,8 +82,8 @@ def parallel_dilated_conv2d(
     Args:
         input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
         weights: one [K_i, C, R_i, S_i] per branch, odd R_i and S_i.
-        dilations: one rate per branch.
         biases: one [K_i] per branch, or None.
+        dilations: one dilation per branch.
 
     Returns:
         [N, sum(K_i), H, W] in the dtype and memory format of ``input``. Differentiable once.
@@ -93,21 +94,21 @@ def parallel_dilated_conv2d(
 
     >>> x = torch.randn(1, 64, 65, 65)
     >>> w1, w3 = torch.randn(32, 64, 1, 1), torch.randn(32, 64, 3, 3)
-    >>> y = parallel_dilated_conv2d(x, [w1, w3, w3], [1, 12, 24])
+    >>> y = parallel_dilated_conv2d(x, [w1, w3, w3], None, [1, 12, 24])
     """
-    arguments = _checked_branches(input, weights, dilations, biases)
+    arguments = checked_branches(input, weights, biases, dilations)
     return _parallel_dilated_conv2d(*arguments, backend=registry.current())
 
 
-def _checked_branches(
+def checked_branches(
     input: Tensor,
     weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
     dilations: Sequence[int],
-    biases: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[int]]:
-    """The arguments as the op takes them: tensors in one dtype, autocast's if that is on."""
+    """Arguments as the op takes them: tensors in one dtype, that of autocast if it is on."""
     check_tensor(input, "input")
-    weights, dilations = tensor_list(weights, "weights"), _dilation_list(dilations)
+    weights, dilations = tensor_list(weights, "weights"), dilation_list(dilations)
     biases = [] if biases is None else tensor_list(biases, "biases")
     if not weights:
         raise ValueError("weights: expected at least one branch, got none")
@@ -118,20 +119,20 @@ def _checked_branches(
         )
     optional: Sequence[Tensor | None] = biases or [None] * len(weights)
     for weight, bias in zip(weights, optional):
-        _check(input, weight, bias, 1)
+        check_convolution(input, weight, bias, 1)
     input, *rest = autocast(input, *weights, *biases)
-    _check_dtypes(input, *rest)
+    check_dtypes(input, *rest)
     return input, rest[: len(weights)], rest[len(weights) :], dilations
 
 
-def _dilation_list(dilations: Any) -> list[int]:
-    rates = int_list(dilations, "dilations")
-    if not all(0 < rate < INT64_END for rate in rates):
-        raise ValueError(f"each dilation: expected a positive int, got {rates}")
-    return rates
+def dilation_list(dilations: Any) -> list[int]:
+    checked = int_list(dilations, "dilations")
+    if not all(0 < dilation < INT64_END for dilation in checked):
+        raise ValueError(f"each dilation: expected a positive int, got {checked}")
+    return checked
 
 
-def _check(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+def check_convolution(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
     if input.dim() != 4:
         raise ValueError(f"input: expected [N, C, H, W], got shape {tuple(input.shape)}")
     if weight.dim() != 4 or weight.size(2) % 2 == 0 or weight.size(3) % 2 == 0:
@@ -148,7 +149,7 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> N
         raise ValueError(f"bias: expected shape ({weight.size(0)},), got {tuple(bias.shape)}")
 
 
-def _check_dtypes(input: Tensor, *others: Tensor | None) -> None:
+def check_dtypes(input: Tensor, *others: Tensor | None) -> None:
     for other in others:
         if other is None:
             continue
@@ -158,17 +159,16 @@ def _check_dtypes(input: Tensor, *others: Tensor | None) -> None:
             raise ValueError(f"expected weights and biases on {input.device}, got {other.device}")
 
 
-def _empty_output(input: Tensor, channels: Any) -> Tensor:
+def fake_output(input: Tensor, channels: int) -> Tensor:
     return empty_like_format(input, (input.size(0), channels, *input.shape[2:]))
 
 
-def _fake(input: Tensor, weight: Tensor, bias: Any, dilation: Any, groups: Any) -> Tensor:
-    return _empty_output(input, weight.size(0))
+def _fake(arguments: DilatedConv2d) -> Tensor:
+    return fake_output(arguments.input, arguments.weight.size(0))
 
 
-def _fake_backward(
-    grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Any, groups: Any, mask: Any
-) -> tuple[Tensor, ...]:
+def _fake_backward(arguments: DilatedConv2dBackward) -> tuple[Tensor, ...]:
+    input, weight, mask = arguments.input, arguments.weight, arguments.output_mask
     return (
         empty_like_format(input, tuple(input.shape)) if mask[0] else input.new_empty(0),
         empty_like_format(weight, tuple(weight.shape)) if mask[1] else input.new_empty(0),
@@ -193,14 +193,14 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
     input, weight, _, dilation, groups = arguments
     t_input, t_weight, t_bias, *_ = tangents
-    terms = []
+    parts = []
     if t_input is not None:
-        terms.append(_dilated_conv2d(t_input, weight, None, dilation, groups, backend=backend))
+        parts.append(_dilated_conv2d(t_input, weight, None, dilation, groups, backend=backend))
     if t_weight is not None:
-        terms.append(_dilated_conv2d(input, t_weight, None, dilation, groups, backend=backend))
+        parts.append(_dilated_conv2d(input, t_weight, None, dilation, groups, backend=backend))
     if t_bias is not None:
-        terms.append(t_bias[:, None, None].expand_as(output))
-    return sum(terms[1:], terms[0])
+        parts.append(t_bias[:, None, None].expand_as(output))
+    return sum(parts[1:], parts[0])
 
 
 def _image_arguments_backward(
@@ -209,53 +209,64 @@ def _image_arguments_backward(
     return () if any(mask[1:]) else (0, 1)  # gradients of weights are sums over images
 
 
+def _bucket(arguments: DilatedConv2d) -> str:
+    input, weight, _, dilation, groups = arguments
+    return shape_bucket(input, [weight], [dilation], groups)
+
+
+def _bucket_backward(arguments: DilatedConv2dBackward) -> str:
+    _, input, weight, dilation, groups, output_mask = arguments
+    return shape_bucket(input, [weight], [dilation], groups, output_mask)
+
+
 _dilated_conv2d = define(
     "dilated_conv2d",
+    DilatedConv2d,
     "(Tensor input, Tensor weight, Tensor? bias, int[] dilation, int groups) -> Tensor",
     _fake,
-    lambda input, weight, bias, dilation, groups: shape_class(input, [weight], [dilation], groups),
+    _bucket,
 )
 _dilated_conv2d_backward = define(
     "dilated_conv2d_backward",
+    DilatedConv2dBackward,
     "(Tensor grad_output, Tensor input, Tensor weight, int[] dilation, int groups, "
     "bool[] output_mask) -> (Tensor, Tensor, Tensor)",
     _fake_backward,
-    lambda grad_output, input, weight, dilation, groups, output_mask: shape_class(
-        input, [weight], [dilation], groups, output_mask
-    ),
+    _bucket_backward,
 )
 differentiable("dilated_conv2d", _backward, _setup, _jvp, lambda *args: (0,))
 not_differentiable("dilated_conv2d_backward", _NO_DOUBLE_BACKWARD, _image_arguments_backward)
 
 
-def _class_of_branches(
+def bucket_of_branches(
     input: Tensor,
     weights: Sequence[Tensor],
     dilations: Sequence[int],
     output_mask: Sequence[bool] = (),
 ) -> str:
-    rates = [(rate, rate) for rate in dilations]
-    return shape_class(input, weights, rates, output_mask=output_mask)
+    pairs = [(dilation, dilation) for dilation in dilations]
+    return shape_bucket(input, weights, pairs, output_mask=output_mask)
 
 
-def _fake_parallel(input: Tensor, weights: Any, biases: Any, dilations: Any) -> Tensor:
-    return _empty_output(input, sum(weight.size(0) for weight in weights))
+def _bucket_parallel(arguments: ParallelDilatedConv2d) -> str:
+    return bucket_of_branches(arguments.input, arguments.weights, arguments.dilations)
 
 
-def _fake_parallel_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weights: Any,
-    dilations: Any,
-    output_mask: Any,
-    grad_mean: Any = None,
-) -> tuple[Any, ...]:
+def _bucket_parallel_backward(arguments: ParallelDilatedConv2dBackward) -> str:
+    _, input, weights, dilations, output_mask, _ = arguments
+    return bucket_of_branches(input, weights, dilations, output_mask)
+
+
+def fake_branches(arguments: ParallelDilatedConv2d | ParallelDilatedConv2dAndMean) -> Tensor:
+    return fake_output(arguments.input, sum(weight.size(0) for weight in arguments.weights))
+
+
+def _fake_parallel_backward(arguments: ParallelDilatedConv2dBackward) -> tuple[Any, ...]:
+    input, weights, mask = arguments.input, arguments.weights, arguments.output_mask
     return (
-        empty_like_format(input, tuple(input.shape)) if output_mask[0] else input.new_empty(0),
-        [empty_like_format(weight, tuple(weight.shape)) for weight in weights]
-        if output_mask[1]
-        else [],
-        [input.new_empty(weight.size(0)) for weight in weights] if output_mask[2] else [],
+        empty_like_format(input, tuple(input.shape)) if mask[0] else input.new_empty(0),
+        [empty_like_format(weight, tuple(weight.shape)) for weight in weights] if mask[1] else [],
+        [input.new_empty(weight.size(0)) for weight in weights] if mask[2] else [],
     )
 
 
@@ -280,16 +291,16 @@ def _backward_parallel(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     )
 
 
-def _jvp_parallel(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
+def jvp_branches(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
     input, weights, biases, dilations = arguments
     t_input, t_weights, t_biases, _ = tangents
-    terms = []
+    parts = []
     if t_input is not None:
-        terms.append(_parallel_dilated_conv2d(t_input, weights, [], dilations, backend=backend))
+        parts.append(_parallel_dilated_conv2d(t_input, weights, [], dilations, backend=backend))
     if any(t is not None for t in (*t_weights, *t_biases)):
         t_branches = or_zeros(t_weights, weights), or_zeros(t_biases, biases)
-        terms.append(_parallel_dilated_conv2d(input, *t_branches, dilations, backend=backend))
-    return sum(terms[1:], terms[0])
+        parts.append(_parallel_dilated_conv2d(input, *t_branches, dilations, backend=backend))
+    return sum(parts[1:], parts[0])
 
 
 def or_zeros(tangents: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -304,24 +315,24 @@ def _image_arguments_parallel_backward(
 
 _parallel_dilated_conv2d = define(
     "parallel_dilated_conv2d",
+    ParallelDilatedConv2d,
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations) -> Tensor",
-    _fake_parallel,
-    lambda input, weights, biases, dilations: _class_of_branches(input, weights, dilations),
+    fake_branches,
+    _bucket_parallel,
 )
 _parallel_dilated_conv2d_backward = define(
     "parallel_dilated_conv2d_backward",
+    ParallelDilatedConv2dBackward,
     "(Tensor grad_output, Tensor input, Tensor[] weights, int[] dilations, bool[] output_mask, "
     "Tensor? grad_mean=None) -> (Tensor, Tensor[], Tensor[])",
     _fake_parallel_backward,
-    lambda grad_output, input, weights, dilations, output_mask, grad_mean=None: _class_of_branches(
-        input, weights, dilations, output_mask
-    ),
+    _bucket_parallel_backward,
 )
 differentiable(
     "parallel_dilated_conv2d",
     _backward_parallel,
     _setup_parallel,
-    _jvp_parallel,
+    jvp_branches,
     lambda *args: (0,),
 )
 not_differentiable(

@@ -1,4 +1,4 @@
-"""Parallel atrous convolutions and the mean of their input: what ASPP takes of it in training.
+"""Parallel atrous convolutions and the mean of their input, the part of ASPP that reads it.
 
 The gradients of both come from one op, because the mean's is constant per image and channel: a
 bias in the kernel that writes the gradient of the input. Autograd would add it to what the
@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native.pooling import grad_of_each_pixel
 from ..backends import registry
-from ..backends.reference import share_of_pixel
+from ..backends.arguments import ParallelDilatedConv2dAndMean
 from ._register import define, differentiable
 from .dilated_conv2d import (
-    _checked_branches,
-    _class_of_branches,
-    _empty_output,
-    _jvp_parallel,
     _parallel_dilated_conv2d_backward,
+    bucket_of_branches,
+    checked_branches,
+    fake_branches,
+    jvp_branches,
 )
 
 
@@ -33,7 +34,7 @@ def parallel_dilated_conv2d_and_mean(
     Args:
         input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
         weights: one [K_i, C, R_i, S_i] per branch, odd R_i and S_i.
-        dilations: one rate per branch.
+        dilations: one dilation per branch.
 
     Returns:
         [N, sum(K_i), H, W] in the memory format of ``input``, and [N, C, 1, 1], summed in fp32, in
@@ -45,23 +46,27 @@ def parallel_dilated_conv2d_and_mean(
     >>> x, w = torch.randn(2, 64, 65, 65), torch.randn(32, 64, 3, 3)
     >>> y, mean = parallel_dilated_conv2d_and_mean(x, [w, w], [12, 24])
     """
-    converted, weights, _, rates = _checked_branches(input, weights, dilations)
+    converted, weights, _, dilations = checked_branches(input, weights, None, dilations)
     output, mean = _parallel_dilated_conv2d_and_mean(
-        converted, weights, rates, backend=registry.current()
+        converted, weights, dilations, backend=registry.current()
     )
     return output, mean.to(input.dtype)[:, :, None, None]
 
 
-def _fake(input: Tensor, weights: Any, dilations: Any) -> tuple[Tensor, Tensor]:
-    output = _empty_output(input, sum(weight.size(0) for weight in weights))
+def _fake(arguments: ParallelDilatedConv2dAndMean) -> tuple[Tensor, Tensor]:
+    input = arguments.input
     dtype = torch.promote_types(input.dtype, torch.float32)
-    return output, input.new_empty(input.shape[:2], dtype=dtype)
+    return fake_branches(arguments), input.new_empty(input.shape[:2], dtype=dtype)
+
+
+def _bucket(arguments: ParallelDilatedConv2dAndMean) -> str:
+    return bucket_of_branches(*arguments)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     input, weights, ctx.dilations = inputs
     ctx.save_for_backward(input, *weights)
-    ctx.set_materialize_grads(False)  # zeros of an output that nobody used would be convolved
+    ctx.set_materialize_grads(False)  # zero gradients of an unused output would be convolved
 
 
 def _backward(ctx: Any, grad_output: Tensor | None, grad_mean: Tensor | None) -> tuple[Any, ...]:
@@ -75,7 +80,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_mean: Tensor | None) ->
         )
         grad_weights = grads or grad_weights
     elif grad_mean is not None:
-        share = share_of_pixel(grad_mean, input).to(input.dtype)
+        share = grad_of_each_pixel(grad_mean, input).to(input.dtype)
         grad_input = share[:, :, None, None].expand_as(input)
     return grad_input if needs_input else None, grad_weights, None
 
@@ -86,7 +91,7 @@ def _jvp(
     input, weights, dilations = arguments
     t_input, t_weights, _ = tangents
     output, mean = outputs
-    t_output = _jvp_parallel(
+    t_output = jvp_branches(
         (input, weights, [], dilations), (t_input, t_weights, [], None), output, backend
     )
     if t_input is None:
@@ -96,8 +101,9 @@ def _jvp(
 
 _parallel_dilated_conv2d_and_mean = define(
     "parallel_dilated_conv2d_and_mean",
+    ParallelDilatedConv2dAndMean,
     "(Tensor input, Tensor[] weights, int[] dilations) -> (Tensor, Tensor)",
     _fake,
-    _class_of_branches,
+    _bucket,
 )
 differentiable("parallel_dilated_conv2d_and_mean", _backward, _setup, _jvp, lambda *args: (0,))

@@ -5,16 +5,15 @@ Internal; users call :meth:`deeplab_fast.DeepLabV3.prepare_for_inference`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._native.memory_format import empty_like_format
 from ..backends import registry
+from ..backends.arguments import FusedConv2d, FusedConv2dAdd
 from . import _transforms
-from ._register import define, empty_like_format, not_differentiable
-from .shape_bucket import shape_class
+from ._register import define, not_differentiable
+from .shape_bucket import shape_bucket
 
 
 def fused_conv2d(
@@ -71,15 +70,8 @@ def fused_conv2d_add_(
     return residual
 
 
-def _fake(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    *others: Any,
-) -> Tensor:
+def _fake(arguments: FusedConv2d) -> Tensor:
+    input, weight, _, stride, padding, dilation, _, _ = arguments
     height, width = (
         (input.size(2 + i) + 2 * padding[i] - dilation[i] * (weight.size(2 + i) - 1) - 1)
         // stride[i]
@@ -89,38 +81,15 @@ def _fake(
     return empty_like_format(input, (input.size(0), weight.size(0), height, width))
 
 
-def geometry_refused(
-    weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> str | None:
-    """Why a kernel of ``dilated_conv2d``, which keeps the size, cannot compute this; or None."""
-    kernel = tuple(weight.shape[2:])
-    if tuple(stride) != (1, 1):
-        return f"the kernel has stride (1, 1), not {tuple(stride)}"
-    if any(
-        size % 2 == 0 or 2 * p != (size - 1) * d for size, p, d in zip(kernel, padding, dilation)
-    ):
-        return f"the kernel pads to the same size, not a {kernel} weight by {tuple(padding)}"
-    return None
-
-
-def _shape_class(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> str:
-    return shape_class(input, [weight], [dilation], groups)
+def _bucket(arguments: FusedConv2d | FusedConv2dAdd) -> str:
+    return shape_bucket(arguments.input, [arguments.weight], [arguments.dilation], arguments.groups)
 
 
 _ARGUMENTS = (
     "Tensor input, Tensor weight, Tensor bias, int[] stride, int[] padding, int[] dilation, "
     "int groups, str activation"
 )
-_fused_conv2d = define("fused_conv2d", f"({_ARGUMENTS}) -> Tensor", _fake, _shape_class)
+_fused_conv2d = define("fused_conv2d", FusedConv2d, f"({_ARGUMENTS}) -> Tensor", _fake, _bucket)
 not_differentiable(
     "fused_conv2d",
     "it is for inference; differentiate the model that was prepared",
@@ -128,7 +97,8 @@ not_differentiable(
 )
 _fused_conv2d_add_ = define(
     "fused_conv2d_add_",
+    FusedConv2dAdd,
     f"(Tensor(a!) residual, {_ARGUMENTS}) -> ()",
-    lambda *args: None,
-    lambda residual, *args: _shape_class(*args),
+    lambda arguments: None,
+    _bucket,
 )

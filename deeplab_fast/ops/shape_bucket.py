@@ -1,4 +1,4 @@
-"""What decides how fast a convolution is, for the table of measured kernels."""
+"""Shape buckets: shapes for which one measurement of a convolution speaks for all."""
 
 from __future__ import annotations
 
@@ -8,41 +8,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._native.precision import tf32_is_allowed
+
 _GRADIENTS = ("input", "weight", "bias")
 
 
-def tf32_is_allowed() -> bool:
-    """Torch's switch for convolutions. ``allow_tf32`` raises once the newer one was used."""
-    conv = getattr(torch.backends.cudnn, "conv", None)
-    return torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
-
-
-def shape_class(
+def shape_bucket(
     input: Tensor,
     weights: Sequence[Tensor],
     dilations: Sequence[Sequence[int]],
     groups: int = 1,
     output_mask: Sequence[bool] = (),
 ) -> str:
-    """The class of shapes in which one measured shape speaks for the others.
+    """The shape bucket of parallel convolutions over one input, or of their backward.
 
-    Precision; memory format of the input; channels, kernels and groups; how much of what a dense
-    library multiplies lies inside the map, in eighths, rounded up: the rates relative to the map;
-    pixels of all images, as the power of two below; for a backward op the gradients asked for.
-    Channels are exact because networks share them, pixels are not because images differ.
+    A bucket has one precision, memory format of the input, number of input and output channels,
+    list of kernel sizes, and number of groups; one share of the multiplications of a dense library
+    that lies inside the map, rounded up to eighths, which depends on the dilations relative to the
+    map; and one number of pixels in all images, rounded down to a power of two. A backward op has a
+    bucket for each set of gradients. Channels are exact because networks share them, pixels are not
+    because images differ.
 
-    >>> shape_class(x, weights, [(1, 1), (12, 12), (24, 24), (36, 36)])
+    >>> shape_bucket(x, weights, [(1, 1), (12, 12), (24, 24), (36, 36)])
     'bf16 channels_last 2048->1024 1x1,3x3,3x3,3x3 inside 5/8 pixels 2^15'
     """
     kernels = tuple(weight.shape for weight in weights)
-    rates = tuple((vertical, horizontal) for vertical, horizontal in dilations)
+    pairs = tuple((vertical, horizontal) for vertical, horizontal in dilations)
     in_format = "channels_last" if input.stride(1) == 1 else "NCHW"
-    shapes = _class_of_shapes(in_format, input.shape, kernels, rates, groups, tuple(output_mask))
+    shapes = _bucket_of_shapes(in_format, input.shape, kernels, pairs, groups, tuple(output_mask))
     return f"{_precision(input.dtype)} {shapes}"
 
 
-@functools.lru_cache(maxsize=4096)  # each call of an op asks
-def _class_of_shapes(
+@functools.lru_cache(maxsize=4096)  # every call of an op asks
+def _bucket_of_shapes(
     in_format: str,
     input: tuple[int, ...],
     kernels: tuple[tuple[int, ...], ...],
@@ -62,13 +60,13 @@ def _class_of_shapes(
         *([f"groups {groups}"] if groups > 1 else []),
         f"inside {-(-8 * inside // max(1, dense))}/8",
         f"pixels 2^{max(1, N * H * W).bit_length() - 1}",
-        *(f"d{name}" for name, asked in zip(_GRADIENTS, output_mask) if asked),
+        *(f"d{name}" for name, wanted in zip(_GRADIENTS, output_mask) if wanted),
     ])  # fmt: skip
 
 
-def _taps_inside(size: int, kernel: int, rate: int) -> int:
-    """In one dimension, over all pixels."""
-    return sum(max(0, size - abs(tap - kernel // 2) * rate) for tap in range(kernel))
+def _taps_inside(size: int, kernel: int, dilation: int) -> int:
+    """Pairs of a pixel and a tap that is inside the map, along one dimension."""
+    return sum(max(0, size - abs(tap - kernel // 2) * dilation) for tap in range(kernel))
 
 
 def _precision(dtype: torch.dtype) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends import registry
+from ..backends.arguments import UpsampleArgmax
 from ._arguments import boolean, integer, positive_pair, real, wrong_type
 from ._bilinear import check_logits, output_size
 from ._register import define, differentiable
@@ -24,7 +25,7 @@ def upsample_argmax(
 ) -> Tensor:
     """The class of every pixel after bilinear upsampling, without the upsampled logits.
 
-    Means ``F.interpolate(logits.float(), size, scale_factor, mode="bilinear",
+    Equals ``F.interpolate(logits.float(), size, scale_factor, mode="bilinear",
     align_corners=align_corners).argmax(1)``: interpolation in fp32 for half dtypes too, ties go to
     the lowest class, the first NaN wins. All backends of this library agree bit for bit, except
     ``reference``, which has whatever rounding PyTorch's interpolation has on that device; there a
@@ -36,7 +37,7 @@ def upsample_argmax(
             ``scale_factor`` is given.
         scale_factor: output size is ``floor(input * scale_factor)``; the factor is the scale too.
         align_corners: as in F.interpolate.
-        dtype: of the labels: torch.int64, torch.int32 or torch.uint8 (at most 256 classes).
+        dtype: dtype of the labels, torch.int64, torch.int32 or torch.uint8 (at most 256 classes).
 
     Returns:
         [N, height, width] labels, contiguous. Not differentiable.
@@ -67,8 +68,9 @@ def upsample_argmax(
     return _upsample_argmax(logits, out, factors, align_corners, dtype, backend=registry.current())
 
 
-def _fake(logits: Tensor, size: Any, scale_factors: Any, align_corners: Any, dtype: Any) -> Tensor:
-    return logits.new_empty((logits.size(0), *size), dtype=dtype)
+def _fake(arguments: UpsampleArgmax) -> Tensor:
+    logits = arguments.logits
+    return logits.new_empty((logits.size(0), *arguments.size), dtype=arguments.dtype)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -85,6 +87,7 @@ def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> None:
 
 _upsample_argmax = define(
     "upsample_argmax",
+    UpsampleArgmax,
     "(Tensor logits, SymInt[] size, float[]? scale_factors, bool align_corners, ScalarType dtype) "
     "-> Tensor",
     _fake,

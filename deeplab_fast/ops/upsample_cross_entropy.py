@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native.memory_format import empty_like_format
 from ..backends import registry
+from ..backends.arguments import UpsampleCrossEntropy, UpsampleCrossEntropyBackward
 from ._arguments import (
     INT64_END,
     boolean,
@@ -17,7 +19,7 @@ from ._arguments import (
     wrong_type,
 )
 from ._bilinear import check_logits
-from ._register import define, differentiable, empty_like_format, not_differentiable
+from ._register import define, differentiable, not_differentiable
 
 _REDUCTIONS = ("none", "mean", "sum")
 
@@ -111,19 +113,17 @@ def _check_weight(logits: Tensor, weight: Tensor) -> None:
         raise ValueError("weight: has no gradient here, expected requires_grad=False")
 
 
-def _fake(
-    logits: Tensor, target: Tensor, weight: Any, ignore_index: Any, reduction: str, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = tuple(target.shape)
+def _fake(arguments: UpsampleCrossEntropy) -> tuple[Tensor, Tensor, Tensor]:
+    logits, shape = arguments.logits, tuple(arguments.target.shape)
     return (
-        logits.new_empty(shape if reduction == "none" else (), dtype=torch.float32),
+        logits.new_empty(shape if arguments.reduction == "none" else (), dtype=torch.float32),
         logits.new_empty(shape, dtype=torch.float32),
         logits.new_empty((), dtype=torch.float32),
     )
 
 
-def _fake_backward(grad_loss: Tensor, logits: Tensor, *others: Any) -> Tensor:
-    return empty_like_format(logits, tuple(logits.shape))
+def _fake_backward(arguments: UpsampleCrossEntropyBackward) -> Tensor:
+    return empty_like_format(arguments.logits, tuple(arguments.logits.shape))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -169,12 +169,14 @@ _OPTIONS = "int ignore_index, str reduction, float label_smoothing, bool align_c
 # number accurate. total_weight is what "mean" divides by.
 _upsample_cross_entropy = define(
     "upsample_cross_entropy",
+    UpsampleCrossEntropy,
     f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}) "
     "-> (Tensor loss, Tensor log_sum_exp, Tensor total_weight)",
     _fake,
 )
 _upsample_cross_entropy_backward = define(
     "upsample_cross_entropy_backward",
+    UpsampleCrossEntropyBackward,
     "(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, Tensor log_sum_exp, "
     f"Tensor total_weight, {_OPTIONS}) -> Tensor",
     _fake_backward,

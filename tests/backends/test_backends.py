@@ -23,11 +23,12 @@ from deeplab_fast import (
     upsample_argmax,
     upsample_cross_entropy,
 )
+from deeplab_fast._native.limits import unsupported_geometry
+from deeplab_fast._native.memory_format import _strides, empty_like_format, in_format_of
 from deeplab_fast.backends import registry
 from deeplab_fast.backends.cuda import device
-from deeplab_fast.ops._register import _strides, empty_like_format, in_format_of
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
-from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_, geometry_refused
+from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
 from ..support.cases import with_layout
 
@@ -70,8 +71,10 @@ def test_forcing_a_gpu_backend_on_a_cpu_tensor_says_why(name):
 
 
 def test_a_refusal_falls_through_only_when_automatic(monkeypatch, ran):
-    refusing = registry._table["dilated_conv2d"]["cpu"]._replace(refuses=lambda *args: "odd shape")
-    monkeypatch.setitem(registry._table["dilated_conv2d"], "cpu", refusing)
+    refusing = registry._kernels["dilated_conv2d"]["cpu"]._replace(
+        unsupported_reason=lambda arguments: "odd shape"
+    )
+    monkeypatch.setitem(registry._kernels["dilated_conv2d"], "cpu", refusing)
     dilated_conv2d(X, W)
     assert ran == [("dilated_conv2d", "reference")]
     with deeplab_fast.backend("cpu"), pytest.raises(RuntimeError, match="odd shape"):
@@ -93,13 +96,13 @@ def old_driver(monkeypatch):
 
 
 def test_a_driver_too_old_is_said_once(old_driver, monkeypatch):
-    ours = {name: registry.Implementation(lambda x: "ran", registry._accepts_all)
-            for name in ("cuda", "reference")}  # fmt: skip
-    monkeypatch.setitem(registry._table, "an_op", ours)
+    kernel = registry.Kernel(lambda arguments: "ran", registry._supports_everything)
+    monkeypatch.setitem(registry._kernels, "an_op", dict.fromkeys(("cuda", "reference"), kernel))
+    monkeypatch.setitem(registry._argument_types, "an_op", lambda *values: values)
     tensor = SimpleNamespace(device=torch.device("cuda"))
     with registry.trace() as ran, pytest.warns(UserWarning) as said:
         for _ in range(3):
-            assert registry.run("an_op", "", tensor) == "ran"
+            assert registry.run("an_op", tensor) == "ran"
     assert ran == [("an_op", "reference")] * 3
     (warning,) = said
     assert (
@@ -107,7 +110,7 @@ def test_a_driver_too_old_is_said_once(old_driver, monkeypatch):
         in str(warning.message)
     )
     with pytest.raises(RuntimeError, match="backend 'cuda' cannot run an_op.*driver"):
-        registry.run("an_op", "cuda", tensor)
+        registry.run("an_op", tensor, backend="cuda")
 
 
 def test_nothing_is_said_where_no_gpu_is_used():
@@ -118,7 +121,7 @@ def test_nothing_is_said_where_no_gpu_is_used():
 
 def test_every_op_has_a_reference():
     for op in registry.ops():
-        assert "reference" in registry.implementations(op)
+        assert "reference" in registry.backends_of(op)
 
 
 def test_imports_without_a_gpu_or_side_effects():
@@ -188,7 +191,9 @@ def test_fakes_promise_what_ops_return(layout, dtype, channels, name):
     seen = set()
     for op, arguments in calls_of_all_ops(layout, dtype, channels):
         seen.add(op.__name__)
-        if registry.why_not(op.__name__, name, "cpu", *arguments):
+        if registry.unsupported_reason(
+            op.__name__, name, registry.arguments(op.__name__, *arguments)
+        ):
             continue
         actual = tree_leaves(op(*arguments, backend=name))
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -230,11 +235,11 @@ def convolve(x, w1, w3, b1, b3):
 
 
 def branches(x, w1, w3, b1, b3):
-    return parallel_dilated_conv2d(x, [w1, w3], [1, 2], [b1, b3])
+    return parallel_dilated_conv2d(x, [w1, w3], [b1, b3], [1, 2])
 
 
 def branches_without_biases(x, w1, w3, b1, b3):
-    return parallel_dilated_conv2d(x, [w1, w3], [1, 2])
+    return parallel_dilated_conv2d(x, [w1, w3], None, [1, 2])
 
 
 def branches_and_mean(x, w1, w3, b1, b3):
@@ -278,13 +283,13 @@ def test_gradients_are_those_that_are_needed(function, used, groups, monkeypatch
     """Every subset of the arguments: no gradient of another, and none computed in vain."""
     masks = []
     for op in ("dilated_conv2d_backward", "parallel_dilated_conv2d_backward"):
-        right = registry._table[op]["cpu"]
+        right = registry._kernels[op]["cpu"]
 
-        def spy(*arguments, right=right):
-            masks.append(arguments[4 if isinstance(arguments[2], list) else 5])
-            return right.run(*arguments)
+        def spy(arguments, right=right):
+            masks.append(arguments.output_mask)
+            return right.run(arguments)
 
-        monkeypatch.setitem(registry._table[op], "cpu", right._replace(run=spy))
+        monkeypatch.setitem(registry._kernels[op], "cpu", right._replace(run=spy))
     leaves = leaves_of((1, 1, 1, 1, 1))
     function(*leaves).square().sum().backward()
     expected = [leaf.grad for leaf in leaves]
@@ -367,32 +372,34 @@ def test_automatic_orders():
     assert registry.order("cuda") == ("cuda", "triton", "reference")
     for other in ("mps", "xpu", "meta"):
         assert registry.order(other) == ("reference",)
-    assert registry.implementations("dilated_conv2d") == [
-        name for name in registry.NAMES if name in registry._table["dilated_conv2d"]
-    ]
+    assert registry.backends_of("dilated_conv2d")[: len(registry.NAMES)] == list(registry.NAMES)
     assert deeplab_fast.available_backends("mps") == ["reference"]
     # Measurements decide on a GPU, of ops that a library has too.
-    assert registry.rests_on_measurements("aspp", "cuda")
-    assert not registry.rests_on_measurements("aspp", "cpu")
-    assert not registry.rests_on_measurements("upsample_argmax", "cuda")
+    assert registry.depends_on_measurements("aspp", "cuda")
+    assert not registry.depends_on_measurements("aspp", "cpu")
+    assert not registry.depends_on_measurements("upsample_argmax", "cuda")
 
 
 @pytest.mark.parametrize(
     ("faster", "chosen"),
-    [(None, ("reference",)), ({}, ("reference",)), ({"a class": ("cuda",)}, ("cuda", "reference"))],
+    [
+        (None, ("reference",)),
+        ({}, ("reference",)),
+        ({"a bucket": ("cuda",)}, ("cuda", "reference")),
+    ],
 )
 def test_measured_kernels_come_before_the_library(monkeypatch, faster, chosen):
-    monkeypatch.setitem(registry.shape_classes, "an_op", lambda tensor, rate: "a class")
+    monkeypatch.setitem(registry.shape_buckets, "an_op", lambda arguments: "a bucket")
     table = {} if faster is None else {"an_op": faster}
-    monkeypatch.setattr(registry.dispatch_table, "choices", lambda device: table)
+    monkeypatch.setattr(registry.dispatch_table, "fastest_kernels", lambda device: table)
     tensor = SimpleNamespace(device=torch.device("cuda"))
-    assert registry.automatic("an_op", tensor, 3) == chosen
-    assert registry.automatic("upsample_argmax", tensor) == ("cuda", "triton", "reference")
+    assert registry.automatic("an_op", (tensor, 3)) == chosen
+    assert registry.automatic("upsample_argmax", (tensor,)) == ("cuda", "triton", "reference")
 
 
-def test_shape_classes_of_ops():
-    """Each op asks for the class of its own call: groups, branches and gradients asked for."""
-    classes = registry.shape_classes
+def test_shape_buckets_of_ops():
+    """Each op names the bucket of its own call: groups, branches and gradients wanted."""
+    buckets = registry.shape_buckets
     x, w1, w3 = torch.zeros(1, 4, 8, 8), torch.zeros(5, 4, 1, 1), torch.zeros(6, 4, 3, 3)
     depthwise, mask = torch.zeros(4, 1, 3, 3), [True, False, True]
     branches, kernels = ([w1, w3], [1, 2]), "4->11 1x1,3x3"
@@ -410,9 +417,9 @@ def test_shape_classes_of_ops():
             (x[:, :, :1], x, depthwise, None, [1, 1], [1, 1], [1, 1], 4, "relu"), "groups 4",
         ),
     }  # fmt: skip
-    assert set(expected) == set(classes)
+    assert set(expected) == set(buckets)
     for op, (arguments, text) in expected.items():
-        found = classes[op](*arguments)
+        found = buckets[op](registry.arguments(op, *arguments))
         assert text in found and "pixels 2^6" in found
         assert found.endswith(" dinput dbias") == op.endswith("backward")
         assert ("dinput" in found) == op.endswith("backward")
@@ -431,8 +438,8 @@ def test_shape_classes_of_ops():
     ],
 )
 def test_geometries_of_our_kernels(kernel, stride, padding, dilation, reason):
-    refused = geometry_refused(torch.zeros(4, 4, *kernel), stride, padding, dilation)
-    assert (refused is None) == (reason is None) and (reason or "") in (refused or "")
+    found = unsupported_geometry(torch.zeros(4, 4, *kernel), stride, padding, dilation)
+    assert (found is None) == (reason is None) and (reason or "") in (found or "")
 
 
 def test_traces_nest_and_end(ran):
@@ -461,15 +468,17 @@ def test_a_backend_is_a_decorator_too(ran):
 
 
 def test_a_backend_without_the_op_is_an_error(monkeypatch):
-    monkeypatch.delitem(registry._table["upsample_argmax"], "cpu")
+    monkeypatch.delitem(registry._kernels["upsample_argmax"], "cpu")
     with deeplab_fast.backend("cpu"), pytest.raises(RuntimeError, match="no upsample_argmax kern"):
         upsample_argmax(X, 9)
-    assert registry.unavailable("nothing", "cpu") == "this installation has no such kernels"
+    assert registry.unavailable_reason("nothing", "cpu") == "this installation has no such kernels"
 
 
 def test_an_ordinary_refusal_is_not_said(monkeypatch):
-    refusing = registry._table["upsample_argmax"]["cpu"]._replace(refuses=lambda *args: "shape")
-    monkeypatch.setitem(registry._table["upsample_argmax"], "cpu", refusing)
+    refusing = registry._kernels["upsample_argmax"]["cpu"]._replace(
+        unsupported_reason=lambda arguments: "shape"
+    )
+    monkeypatch.setitem(registry._kernels["upsample_argmax"], "cpu", refusing)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         upsample_argmax(X, 9)

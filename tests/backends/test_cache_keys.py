@@ -18,15 +18,17 @@ from torch import Tensor
 
 from deeplab_fast import _C
 from deeplab_fast._native import work_lists
-from deeplab_fast._native.common import DTYPES, Kernels, nhwc_output
-from deeplab_fast._native.device_cache import resident
+from deeplab_fast._native.common import DTYPES, LaunchContext
+from deeplab_fast._native.device_cache import cached_on_device
+from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends import dispatch_table, registry
 from deeplab_fast.backends.cuda import device as cuda_device
-from deeplab_fast.backends.cuda import dilated_conv2d, dilated_conv2d_backward
-from deeplab_fast.ops.shape_bucket import shape_class
+from deeplab_fast.backends.cuda import dilated_conv2d_backward
+from deeplab_fast.ops.shape_bucket import shape_bucket
 
 from ..support import emulator
 from ..support.backends import set_tf32
+from ..support.convolution import convolve
 from ..support.emulator import machine
 
 CPU = torch.device("cpu")
@@ -45,7 +47,7 @@ def nhwc(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def test_every_argument_is_part_of_the_key():
-    @resident
+    @cached_on_device
     def make(first: int, second: int, *, third: int = 0, fourth: int = 0) -> tuple[int, ...]:
         return first, second, third, fourth
 
@@ -59,7 +61,10 @@ def test_every_argument_is_part_of_the_key():
 
 
 def test_functions_share_no_entries():
-    one, other = resident(lambda size: ("one", size)), resident(lambda size: ("other", size))
+    one, other = (
+        cached_on_device(lambda size: ("one", size)),
+        cached_on_device(lambda size: ("other", size)),
+    )
     assert [one(1), other(1), one(1)] == [("one", 1), ("other", 1), ("one", 1)]
 
 
@@ -67,10 +72,10 @@ CONV_ARGUMENTS: dict[str, Any] = {
     "list_tiles": _C.zones.forward_tiles,
     "plane": (1, 5, 7),
     "branches": ((3, 3, 1, 1), (1, 3, 1, 2)),
-    "steps_per_tap": 3,
+    "k_iters_per_tap": 3,
     "out_channels": (8, 8),
     "device": CPU,
-    "num_workers": 8,
+    "num_ctas": 8,
     "kernel": work_lists.CONV_SM80,
 }
 WGRAD_ARGUMENTS: dict[str, Any] = {
@@ -80,7 +85,7 @@ WGRAD_ARGUMENTS: dict[str, Any] = {
     "out_channels": (8, 8),
     "dtype": torch.bfloat16,
     "device": CPU,
-    "num_workers": 8,
+    "num_ctas": 8,
     "kernel": work_lists.WGRAD_SM80,
 }
 BRANCHES = [
@@ -98,11 +103,11 @@ CONV_CHANGES = [
     ("plane", (1, 6, 7)),
     ("plane", (1, 5, 8)),
     *(("branches", branches) for branches in BRANCHES),
-    ("steps_per_tap", 4),
+    ("k_iters_per_tap", 4),
     ("out_channels", (136, 8)),
     ("out_channels", (8, 136)),
     ("device", torch.device("meta")),
-    ("num_workers", 24),
+    ("num_ctas", 24),
     ("kernel", work_lists.CONV_SM90),
 ]
 WGRAD_CHANGES = [
@@ -115,7 +120,7 @@ WGRAD_CHANGES = [
     ("out_channels", (8, 136)),
     ("dtype", torch.float32),
     ("device", torch.device("meta")),
-    ("num_workers", 24),
+    ("num_ctas", 24),
     ("kernel", work_lists.WGRAD_SM90),
 ]
 
@@ -153,7 +158,7 @@ def test_work_lists_of_other_arguments(make, arguments, name, value):
 # Arguments of call_and_check; `kernels` are (K, R, S). CALLS: what changes, and to which value.
 CALL = {
     "shape": (1, 8, 5, 7), "kernels": [(8, 3, 3)], "rates": [(1, 2)], "dtype": torch.bfloat16,
-    "num_workers": 8, "is_sm90": False,
+    "num_ctas": 8, "is_sm90": False,
 }  # fmt: skip
 CALLS = {
     "images": {"shape": (2, 8, 5, 7)},
@@ -169,23 +174,21 @@ CALLS = {
     "branches": {"kernels": [(8, 3, 3), (8, 1, 1)], "rates": [(1, 2), (1, 1)]},
     "outputs of one branch": {"kernels": [(8, 3, 3), (136, 1, 1)], "rates": [(1, 2), (1, 1)]},
     "dtype": {"dtype": torch.float32},
-    "workers": {"num_workers": 24},
+    "CTAs": {"num_ctas": 24},
     "compute capability": {"is_sm90": True},
 }
 
 
-def call_and_check(shape, kernels, rates, dtype, num_workers, is_sm90) -> None:
+def call_and_check(shape, kernels, rates, dtype, num_ctas, is_sm90) -> None:
     """Compare the output and gradients of all branches, which are exact for small integers."""
     N, C, H, W = shape
     input = nhwc(*shape, dtype=dtype)
     weights = [ints(k, C, r, s, dtype=dtype) for k, r, s in kernels]
-    output = nhwc_output(input, sum(w.size(0) for w in weights))
+    output = empty_nhwc(input, sum(w.size(0) for w in weights))
     grad_output = nhwc(*output.shape, dtype=dtype)
-    where = Kernels(emulator.load().cuda, 0, num_workers, is_sm90)
+    where = LaunchContext(emulator.load().cuda, 0, num_ctas, is_sm90)
     with machine(0, "sm_90" if is_sm90 else "sm_80"):
-        dilated_conv2d.convolve(
-            where, output, input, weights, [None] * len(weights), rates, activation="none"
-        )
+        convolve(where, output, input, weights, [None] * len(weights), rates, activation="none")
         grads = dilated_conv2d_backward.backward(
             where, grad_output, input, weights, rates, [True, True, False]
         )
@@ -292,13 +295,13 @@ def test_more_weights_than_the_cache_of_tensor_maps_holds():
     check(range(1290, 1300))
 
 
-# What decides about the choice of a kernel.
+# Shape buckets and devices, which decide which kernel runs.
 
-CLASS = {
+BUCKET_ARGUMENTS = {
     "shape": (2, 16, 8, 16), "kernel": (24, 3, 5), "rate": (1, 2), "groups": 1, "mask": (),
     "dtype": torch.bfloat16, "memory_format": torch.channels_last,
 }  # fmt: skip
-CLASSES = [
+BUCKETS = [
     ({}, "bf16 channels_last 16->24 3x5 inside 7/8 pixels 2^8"),
     (
         {"memory_format": torch.contiguous_format},
@@ -323,24 +326,24 @@ CLASSES = [
 ]
 
 
-def class_of(shape, kernel, rate, groups, mask, dtype, memory_format) -> str:
+def bucket_of(shape, kernel, rate, groups, mask, dtype, memory_format) -> str:
     x = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
     K, R, S = kernel
     weight = torch.empty(K, 16 // groups, R, S, dtype=dtype, device="meta")
-    return shape_class(x, [weight], [rate], groups, mask)
+    return shape_bucket(x, [weight], [rate], groups, mask)
 
 
-def test_classes_of_shapes_that_differ_in_one_thing():
-    for change, expected in CLASSES:
-        assert class_of(**CLASS) == CLASSES[0][1]
-        assert class_of(**CLASS | change) == expected
+def test_shape_buckets_differ_in_every_component():
+    for change, expected in BUCKETS:
+        assert bucket_of(**BUCKET_ARGUMENTS) == BUCKETS[0][1]
+        assert bucket_of(**BUCKET_ARGUMENTS | change) == expected
     set_tf32(True)
-    assert class_of(**CLASS | {"dtype": torch.float32}).startswith("tf32 ")
+    assert bucket_of(**BUCKET_ARGUMENTS | {"dtype": torch.float32}).startswith("tf32 ")
 
 
 @pytest.fixture
 def two_gpus(monkeypatch, tmp_path):
-    """Two imagined GPUs, and a table with another choice for each."""
+    """Two fake GPUs, and a dispatch table with a different kernel for each."""
     properties = [
         SimpleNamespace(major=9, minor=0, multi_processor_count=132),
         SimpleNamespace(major=8, minor=0, multi_processor_count=108),
@@ -349,10 +352,10 @@ def two_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "hip", None)
     lines = [",".join(dispatch_table.Row._fields)]
     for device, kernel in (("sm_90 with 132", "cuda/sm90"), ("sm_80 with 108", "triton")):
-        lines.append(f"{device} processors,an_op,wide,{kernel},1,2,,,,,")
+        lines.append(f"{device} SMs,an_op,wide,{kernel},1,2,,,,,")
     monkeypatch.setattr(dispatch_table, "PATH", tmp_path / "dispatch_table.csv")
     dispatch_table.PATH.write_text("\n".join(lines))
-    caches = dispatch_table.device_class, dispatch_table.choices
+    caches = dispatch_table.device_class, dispatch_table.fastest_kernels
     for cached in caches:
         cached.cache_clear()
     yield [torch.device("cuda", i) for i in range(2)]
@@ -360,17 +363,17 @@ def two_gpus(monkeypatch, tmp_path):
         cached.cache_clear()
 
 
-def test_each_gpu_has_its_own_choice(two_gpus):
+def test_each_gpu_has_its_own_fastest_kernels(two_gpus):
     for _ in range(2):
-        assert [dispatch_table.choices(gpu)["an_op"]["wide"] for gpu in two_gpus] == [
+        assert [dispatch_table.fastest_kernels(gpu)["an_op"]["wide"] for gpu in two_gpus] == [
             ("cuda/sm90",),
             ("triton",),
         ]
         classes = list(map(dispatch_table.device_class, two_gpus))
-        assert classes == ["sm_90 with 132 processors", "sm_80 with 108 processors"]
+        assert classes == ["sm_90 with 132 SMs", "sm_80 with 108 SMs"]
 
 
-def test_each_gpu_has_its_own_capacity_and_is_asked_once(two_gpus, monkeypatch):
+def test_each_gpu_is_queried_once_for_its_own_capacity(two_gpus, monkeypatch):
     asked = []
     properties = torch.cuda.get_device_properties
     monkeypatch.setattr(
@@ -383,17 +386,17 @@ def test_each_gpu_has_its_own_capacity_and_is_asked_once(two_gpus, monkeypatch):
     cuda_device._capacity.cache_clear()
     try:
         for _ in range(2):
-            for gpu, num_workers, is_sm90 in zip(two_gpus, (2 * 132, 2 * 108), (True, False)):
-                with cuda_device._kernels(SimpleNamespace(device=gpu)) as kernels:
-                    assert kernels == Kernels("the kernels", 7, num_workers, is_sm90)
-                with cuda_device._kernels(SimpleNamespace(device=gpu), sm90=False) as kernels:
-                    assert kernels == Kernels("the kernels", 7, num_workers, False)
+            for gpu, num_ctas, is_sm90 in zip(two_gpus, (2 * 132, 2 * 108), (True, False)):
+                with cuda_device.launch_context(SimpleNamespace(device=gpu)) as kernels:
+                    assert kernels == LaunchContext("the kernels", 7, num_ctas, is_sm90)
+                with cuda_device.launch_context(SimpleNamespace(device=gpu), sm90=False) as kernels:
+                    assert kernels == LaunchContext("the kernels", 7, num_ctas, False)
     finally:
         cuda_device._capacity.cache_clear()
     assert asked == two_gpus
 
 
-def test_each_backend_and_reason_is_said_once():
+def test_each_backend_and_reason_is_warned_about_once():
     registry._warn_once.cache_clear()
     calls = [("cuda", "old driver"), ("triton", "old driver"), ("cuda", "old compiler")]
     try:

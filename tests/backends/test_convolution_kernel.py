@@ -10,8 +10,9 @@ from torch import Tensor
 import deeplab_fast
 from deeplab_fast import _C, dilated_conv2d
 from deeplab_fast._native import work_lists
-from deeplab_fast._native.common import Kernels, nhwc_output
-from deeplab_fast.backends.cuda.dilated_conv2d import convolve, launch
+from deeplab_fast._native.common import LaunchContext
+from deeplab_fast._native.memory_format import empty_nhwc
+from deeplab_fast.backends.cuda.dilated_conv2d import Convolution, launch
 from deeplab_fast.models.inference import FoldedASPP
 from deeplab_fast.nn import ASPP
 from deeplab_fast.ops.shape_bucket import tf32_is_allowed
@@ -26,6 +27,7 @@ from ..support.cases import (
     to_tf32,
     with_layout,
 )
+from ..support.convolution import convolve
 from ..support.emulator import machine
 from ..support.memory import copy_beside_unreadable_page, in_child
 
@@ -35,8 +37,8 @@ NUM_CTAS = pytest.mark.parametrize("num_ctas", [1, 24])
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
 
 
-def kernels(num_ctas: int) -> Kernels:
-    return Kernels(emulator.load().cuda, 0, num_ctas)
+def kernels(num_ctas: int) -> LaunchContext:
+    return LaunchContext(emulator.load().cuda, 0, num_ctas)
 
 
 def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -77,7 +79,7 @@ def test_epilogue(dtype, activation, num_ctas):
 def test_nan_passes_activations(num_ctas):
     input = nhwc(1, 72, 3, 3, dtype=torch.bfloat16)
     input[0, 0, 1, 1] = float("nan")
-    output = nhwc_output(input, 8)
+    output = empty_nhwc(input, 8)
     weight, residual = torch.ones(8, 72, 3, 3).bfloat16(), torch.zeros_like(output)
     convolve(
         kernels(num_ctas), output, input, [weight], [None], [(1, 1)], activation="relu6",
@@ -93,13 +95,13 @@ def test_reads_nothing_past_the_last_pixel_tap_or_weight(monkeypatch, num_ctas):
     def at_end_of_page(tensor: Tensor) -> Tensor:
         return copy_beside_unreadable_page(tensor, after=True)
 
-    int32_tensor = work_lists.int32_tensor
-    monkeypatch.setattr(work_lists, "int32_tensor", lambda rows: at_end_of_page(int32_tensor(rows)))
+    int32_rows = work_lists.int32_rows
+    monkeypatch.setattr(work_lists, "int32_rows", lambda *args: at_end_of_page(int32_rows(*args)))
 
     def run() -> None:
         input = at_end_of_page(nhwc(1, 72, 11, 13, dtype=torch.bfloat16))
         weight = at_end_of_page(nhwc(21, 72, 3, 3, dtype=torch.bfloat16) / 25)
-        output = nhwc_output(input, 21)
+        output = empty_nhwc(input, 21)
         convolve(kernels(num_ctas), output, input, [weight], [None], [(2, 2)], activation="none")
         torch.testing.assert_close(output, F.conv2d(input, weight, padding=2, dilation=2))
 
@@ -118,16 +120,18 @@ def test_slices_of_larger_buffers(num_ctas, channels, first):
     before = output.clone()
     work_list = work_lists.conv_work_list(
         _C.zones.forward_tiles, (2, 6, 5), ((3, 3, 2, 2),),
-        work_lists.steps_per_tap(72, buffer.dtype), (channels,), torch.device("cpu"), num_ctas,
+        work_lists.k_iters_per_tap(72, buffer.dtype), (channels,), torch.device("cpu"), num_ctas,
     )  # fmt: skip
     launch(
         kernels(num_ctas),
         output,
-        buffer,
-        [_C.ConvOutput(weight.data_ptr(), 0, 0, channels, first, weight.stride(0))],
-        [_C.ConvSource(24, 72, 0)],
-        work_list,
-        _C.ConvEpilogue(0, -float("inf"), float("inf")),
+        Convolution(
+            buffer,
+            [_C.ConvOutput(weight.data_ptr(), 0, 0, channels, first, weight.stride(0))],
+            [_C.ConvSource(24, 72, 0)],
+            work_list,
+            (weight,),
+        ),
     )
     own = slice(first, first + channels)
     expected = F.conv2d(buffer[:, 24:96], weight, padding=2, dilation=2)
@@ -155,18 +159,20 @@ def test_taps_of_several_sources(dtype, num_ctas):
     ]
     branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
     work_list = work_lists.conv_work_list(
-        _C.zones.input_grad_tiles, (N, H, W), branches, work_lists.steps_per_tap(40, dtype), (C,),
+        _C.zones.input_grad_tiles, (N, H, W), branches, work_lists.k_iters_per_tap(40, dtype), (C,),
         torch.device("cpu"), num_ctas,
     )  # fmt: skip
-    grad_input = nhwc_output(grad, C)
+    grad_input = empty_nhwc(grad, C)
     launch(
         kernels(num_ctas),
         grad_input,
-        grad,
-        [_C.ConvOutput(packed.data_ptr(), 0, 0, C, 0, packed.stride(0))],
-        sources,
-        work_list,
-        _C.ConvEpilogue(0, -float("inf"), float("inf")),
+        Convolution(
+            grad,
+            [_C.ConvOutput(packed.data_ptr(), 0, 0, C, 0, packed.stride(0))],
+            sources,
+            work_list,
+            (packed,),
+        ),
     )
 
     def definition(grad, *weights):

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from deeplab_fast._native import device_cache
-from deeplab_fast._native.device_cache import resident
+from deeplab_fast._native.device_cache import cached_on_device
 
 
 def test_made_once_for_all_threads():
     calls = []
 
-    @resident
+    @cached_on_device
     def make(size: int, *, device: str) -> tuple[int, str]:
         calls.append((size, device))
         time.sleep(0.05)
@@ -31,7 +31,7 @@ def test_made_once_for_all_threads():
 def test_made_in_a_thread_whose_memory_is_no_graphs():
     makers = []
 
-    @resident
+    @cached_on_device
     def make() -> None:
         makers.append(threading.get_ident())
 
@@ -41,13 +41,13 @@ def test_made_in_a_thread_whose_memory_is_no_graphs():
 
 def test_a_mode_of_the_caller_is_not_seen():
     with torch.device("meta"):
-        assert resident(lambda: torch.empty(1))().device.type == "cpu"
+        assert cached_on_device(lambda: torch.empty(1))().device.type == "cpu"
 
 
 def test_an_error_is_raised_and_not_kept():
     fail = True
 
-    @resident
+    @cached_on_device
     def make() -> int:
         if fail:
             raise MemoryError("no room")
@@ -63,7 +63,7 @@ def test_the_first_call_cannot_be_captured(monkeypatch):
     capturing = True
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    make = resident(lambda size: size)
+    make = cached_on_device(lambda size: size)
     with pytest.raises(RuntimeError, match="call it once before capturing"):
         make(3)
     capturing = False
@@ -78,14 +78,14 @@ def test_the_first_call_cannot_be_captured(monkeypatch):
 def few_kept(monkeypatch):
     """Lets two generations of three be kept; returns what was made and waited for, in order."""
     log = []
-    monkeypatch.setattr(device_cache, "KEPT", 3)
+    monkeypatch.setattr(device_cache, "MAX_ENTRIES", 3)
     monkeypatch.setattr(torch.cuda, "synchronize", log.append)
     return log
 
 
 @pytest.mark.parametrize("by_name", [False, True])
 def test_what_many_others_came_after_is_dropped_once_the_device_has_read_it(few_kept, by_name):
-    @resident
+    @cached_on_device
     def make(size: int, device: torch.device) -> int:
         few_kept.append(size)
         return size
@@ -101,7 +101,7 @@ def test_what_a_graph_reads_stays(few_kept, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
 
-    @resident
+    @cached_on_device
     def make(size: int) -> list[int]:
         return [size]
 

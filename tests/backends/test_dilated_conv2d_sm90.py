@@ -18,9 +18,10 @@ from deeplab_fast import (
     parallel_dilated_conv2d,
 )
 from deeplab_fast._native import work_lists
-from deeplab_fast._native.common import Kernels, nhwc_output
+from deeplab_fast._native.common import LaunchContext
+from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends.cuda import dilated_conv2d as dilated_conv2d_calls
-from deeplab_fast.backends.cuda.dilated_conv2d import convolve
+from deeplab_fast.backends.cuda.dilated_conv2d import Convolution
 from deeplab_fast.backends.cuda.dilated_conv2d import launch as launch_kernel
 from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import convolve_with_means
 
@@ -38,6 +39,7 @@ from ..ops.test_dilated_conv2d import (
 )
 from ..support import emulator
 from ..support.cases import CONVS, Conv, assert_as_accurate_as, operands
+from ..support.convolution import convolve, convolved
 from ..support.emulator import machine
 from ..support.memory import copy_beside_unreadable_page, in_child
 
@@ -91,7 +93,7 @@ def test_forward(case: Conv, dtype):
 @DTYPES
 def test_parallel(dtype):
     input, weights, biases = parallel_operands("cpu", dtype, 40)
-    output = parallel_dilated_conv2d(input, weights, PARALLEL[1], biases)
+    output = parallel_dilated_conv2d(input, weights, biases, PARALLEL[1])
     peer = parallel_conv2d(input, weights, biases)
     input, *rest = (t.double() for t in (input, *weights, *biases))
     assert_as_accurate_as(output, peer, parallel_conv2d(input, rest[:4], rest[4:]))
@@ -102,7 +104,7 @@ def test_branches_that_begin_between_vectors():
     """The second branch has whole vectors of channels, but they are not aligned."""
     input = nhwc(1, 16, 3, 5, dtype=torch.bfloat16)
     weights = [(torch.randn(k, 16, 3, 3) / 12).bfloat16() for k in (20, 24, 20)]
-    output = parallel_dilated_conv2d(input, weights, [1, 2, 1])
+    output = parallel_dilated_conv2d(input, weights, None, [1, 2, 1])
     expected = [same_conv2d(input, w, None, d) for w, d in zip(weights, (1, 2, 1), strict=True)]
     torch.testing.assert_close(output, torch.cat(expected, dim=1))
 
@@ -122,7 +124,7 @@ def test_seeds_agree(monkeypatch, shape, kernels, rates, dtype, num_ctas):
     outputs = []
     for seed in range(4):
         with machine(seed, "sm_90"):
-            outputs.append(parallel_dilated_conv2d(input, weights, rates, biases))
+            outputs.append(parallel_dilated_conv2d(input, weights, biases, rates))
 
     def definition(input, weights, biases):
         outputs = [same_conv2d(input, *args) for args in zip(weights, biases, rates, strict=True)]
@@ -147,8 +149,8 @@ def test_pipeline_on_more_seeds():
     torch.testing.assert_close(outputs[0], same_conv2d(input, weight, bias, 2))
 
 
-def kernels(num_ctas: int) -> Kernels:
-    return Kernels(emulator.load().cuda, 0, num_ctas, is_sm90=True)
+def kernels(num_ctas: int) -> LaunchContext:
+    return LaunchContext(emulator.load().cuda, 0, num_ctas, is_sm90=True)
 
 
 def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -215,7 +217,7 @@ def test_backward(dtype):
     grad_output = torch.randn(2, sum(w.size(0) for w in weights), 9, 13).to(dtype)
 
     def ours(input, *rest):
-        return parallel_dilated_conv2d(input, rest[:4], PARALLEL[1], rest[4:])
+        return parallel_dilated_conv2d(input, rest[:4], rest[4:], PARALLEL[1])
 
     def theirs(input, *rest):
         return parallel_conv2d(input, rest[:4], rest[4:])
@@ -266,7 +268,7 @@ def test_means_of_the_pixels_of_a_1x1_branch(shape, channels, num_ctas):
     )
     results = []
     for seed in range(3):
-        output = nhwc_output(input, expected.size(1))
+        output = empty_nhwc(input, expected.size(1))
         with machine(seed, "sm_90"):
             means = convolve_with_means(
                 kernels(num_ctas), output, input, weights, [None] * len(weights), rates, "none"
@@ -293,7 +295,7 @@ def test_a_k_iteration_is_64_channels(monkeypatch, channels, k_iters):
     monkeypatch.setattr(dilated_conv2d_calls, "conv_work_list", conv_work_list)
     x, w = nhwc(1, channels, 3, 3, dtype=torch.bfloat16), torch.ones(8, channels, 3, 3).bfloat16()
     with machine(0, "sm_90"):
-        dilated_conv2d_calls.forward(kernels(4), x, [w], [None], [(1, 1)])
+        convolved(kernels(4), x, [w], [None], [(1, 1)])
     assert listed == [k_iters]
 
 
@@ -301,14 +303,14 @@ def launch(
     num_ctas: int, tiles, plane, branches, channels: int, output, input, weight, sources
 ) -> None:
     """Convolve to the first channels of ``output``."""
-    k_iters = work_lists.steps_per_tap(channels, input.dtype, work_lists.CONV_SM90)
+    k_iters = work_lists.k_iters_per_tap(channels, input.dtype, work_lists.CONV_SM90)
     K = weight.size(0)
     work_list = work_lists.conv_work_list(
         tiles, plane, branches, k_iters, (K,), torch.device("cpu"), num_ctas, work_lists.CONV_SM90
     )
     row = _C.ConvOutput(weight.data_ptr(), 0, 0, K, 0, weight.stride(0))
-    no_clamp = _C.ConvEpilogue(0, -float("inf"), float("inf"))
-    launch_kernel(kernels(num_ctas), output, input, [row], sources, work_list, no_clamp)
+    convolution = Convolution(input, [row], sources, work_list, (weight,))
+    launch_kernel(kernels(num_ctas), output, convolution)
 
 
 @ON_SM90
@@ -375,7 +377,7 @@ def test_taps_of_several_sources(dtype, num_ctas):
         for i, k in enumerate(channels)
     ]
     branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
-    grad_input = nhwc_output(grad, C)
+    grad_input = empty_nhwc(grad, C)
     launch(
         num_ctas, _C.zones.input_grad_tiles, (N, H, W), branches, 72, grad_input, grad,
         torch.cat(rows, dim=1), sources,
@@ -449,8 +451,8 @@ def test_compiles_without_warnings(tmp_path, architecture):
     source = ROOT / "csrc" / "cuda" / "conv" / "dilated_conv2d_sm90.cu"
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     options = ["-std=c++17", "-cubin", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
-    options.append(f"-I{ROOT}/csrc")
-    command = [NVCC, *options, target, "--fmad=false", source, "-o", tmp_path / "cubin"]
+    options += ["--fmad=false", f"-I{ROOT}/csrc"]
+    command = [NVCC, *options, target, source, "-o", tmp_path / "cubin"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout + done.stderr == "", done.stderr
 

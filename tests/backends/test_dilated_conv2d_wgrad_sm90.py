@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deeplab_fast import _C
 from deeplab_fast._native import work_lists
-from deeplab_fast._native.common import Kernels
+from deeplab_fast._native.common import LaunchContext
 from deeplab_fast.backends.cuda import dilated_conv2d_backward
 
 from ..emulator.test_emulator import NVCC, ROOT
@@ -44,7 +44,7 @@ CASES = [
 def weight_gradients(
     input: Tensor, weights: list[Tensor], grad_output: Tensor, rates, num_ctas: int, seed: int
 ) -> list[Tensor]:
-    kernels = Kernels(emulator.load().cuda, 0, num_ctas, is_sm90=True)
+    kernels = LaunchContext(emulator.load().cuda, 0, num_ctas, is_sm90=True)
     rates = [(rate, rate) for rate in rates]
     with machine(seed, "sm_90"):
         return dilated_conv2d_backward.backward(
@@ -202,7 +202,7 @@ def test_boxes_fit_the_shape():
 
 
 def test_fp32_uses_the_sm80_kernel():
-    kernels = Kernels(emulator.load().cuda, 0, 4, is_sm90=True)
+    kernels = LaunchContext(emulator.load().cuda, 0, 4, is_sm90=True)
     assert work_lists.wgrad_kernel(kernels, torch.float32) is work_lists.WGRAD_SM80
     assert work_lists.wgrad_kernel(kernels, torch.float16) is work_lists.WGRAD_SM90
 
@@ -214,7 +214,7 @@ def test_compiles_without_warnings(tmp_path, architecture):
     source = ROOT / "csrc" / "cuda" / "conv" / "dilated_conv2d_wgrad_sm90.cu"
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     options = ["-std=c++17", "-cubin", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
-    options.append(f"-I{ROOT}/csrc")
-    command = [NVCC, *options, target, "--fmad=false", source, "-o", tmp_path / "cubin"]
+    options += ["--fmad=false", f"-I{ROOT}/csrc"]
+    command = [NVCC, *options, target, source, "-o", tmp_path / "cubin"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout + done.stderr == "", done.stderr

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from deeplab_fast import DeepLabV3
 from deeplab_fast.backends import dispatch_table, registry
-from deeplab_fast.ops.shape_bucket import shape_class
+from deeplab_fast.ops.shape_bucket import shape_bucket
 
 from ..support.backends import set_tf32
 
-HOPPER = "sm_90 with 132 processors"
+HOPPER = "sm_90 with 132 SMs"
 GPU = SimpleNamespace(device=torch.device("cuda", 0))  # all that the choice asks of a tensor
+
+
+class Call(NamedTuple):
+    x: torch.Tensor
+    shape: str
 
 
 @pytest.fixture
@@ -25,13 +31,15 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.version, "hip", None)
     for name in dispatch_table.KERNELS:
-        monkeypatch.setitem(registry._availability, name, lambda device_type: None)
+        backend = registry.Backend(lambda device_type: None, launch_context=None, load=None)
+        monkeypatch.setitem(registry._backends, name, backend)
     kernels = {
-        name: registry.Implementation(lambda x, shape, name=name: name, registry._accepts_all)
+        name: registry.Kernel(lambda arguments, name=name: name, registry._supports_everything)
         for name in (*dispatch_table.KERNELS, "reference")
     }
-    monkeypatch.setitem(registry._table, "an_op", kernels)
-    monkeypatch.setitem(registry.shape_classes, "an_op", lambda x, shape: shape)
+    monkeypatch.setitem(registry._kernels, "an_op", kernels)
+    monkeypatch.setitem(registry._argument_types, "an_op", Call)
+    monkeypatch.setitem(registry.shape_buckets, "an_op", lambda arguments: arguments.shape)
     dispatch_table.device_class.cache_clear()
     yield kernels
     dispatch_table.device_class.cache_clear()
@@ -49,14 +57,14 @@ def table(gpu, monkeypatch, tmp_path):
         (tmp_path / "dispatch_table.csv").write_text("\n".join(lines))
 
     monkeypatch.setattr(dispatch_table, "PATH", tmp_path / "dispatch_table.csv")
-    choices = dispatch_table.choices
+    choices = dispatch_table.fastest_kernels
     choices.cache_clear()
     yield write
     choices.cache_clear()
 
 
 def chosen(shape: str = "wide", requested: str = "") -> str:
-    return registry.run("an_op", requested, GPU, shape)
+    return registry.run("an_op", GPU, shape, backend=requested)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +95,12 @@ def test_a_kernel_that_lost_once_in_a_class_is_not_chosen_for_it(table, order):
         ("cuda/sm90 0.5 1", "triton 0.6 1", "cuda/sm90 0.7 1"),  # at worst 0.6 against 0.7
     ):
         table(*(rows[i] for i in order))
-        dispatch_table.choices.cache_clear()
+        dispatch_table.fastest_kernels.cache_clear()
         assert chosen() == "triton"
 
 
 @pytest.mark.parametrize(
-    "elsewhere", [{"shape": "deep"}, {"device": "sm_80 with 108 processors"}, {"op": "aspp"}]
+    "elsewhere", [{"shape": "deep"}, {"device": "sm_80 with 108 SMs"}, {"op": "aspp"}]
 )
 def test_what_was_not_measured_runs_on_the_reference(table, elsewhere):
     table("cuda/sm90 0.5 1", **elsewhere)
@@ -101,24 +109,24 @@ def test_what_was_not_measured_runs_on_the_reference(table, elsewhere):
 
 def test_a_faster_kernel_that_refuses_leaves_it_to_the_next(table, gpu, monkeypatch):
     table("cuda/sm90 0.5 1", "triton 0.9 1")
-    refusing = gpu["cuda/sm90"]._replace(refuses=lambda *args: "odd channels")
-    monkeypatch.setitem(registry._table["an_op"], "cuda/sm90", refusing)
+    refusing = gpu["cuda/sm90"]._replace(unsupported_reason=lambda arguments: "odd channels")
+    monkeypatch.setitem(registry._kernels["an_op"], "cuda/sm90", refusing)
     assert chosen() == "triton"
 
 
 def test_forcing_and_other_devices_do_not_ask_the_table(table, monkeypatch):
     table("cuda/sm90 2 1")
     assert chosen(requested="cuda/sm90") == "cuda/sm90"
-    monkeypatch.setattr(dispatch_table, "choices", None)
+    monkeypatch.setattr(dispatch_table, "fastest_kernels", None)
     assert chosen(requested="triton") == "triton"
     for op in registry.ops():
-        assert registry.automatic(op, torch.empty(0)) == registry.order("cpu")
-    assert registry.automatic("upsample_argmax", GPU) == registry.order("cuda")
+        assert registry.automatic(op, (torch.empty(0),)) == registry.order("cpu")
+    assert registry.automatic("upsample_argmax", (GPU,)) == registry.order("cuda")
 
 
 def test_the_table_is_read_once_and_shapes_only_where_something_was_measured(table, monkeypatch):
     table("cuda/sm90 0.5 1", op="aspp")
-    monkeypatch.setitem(registry.shape_classes, "an_op", None)
+    monkeypatch.setitem(registry.shape_buckets, "an_op", None)
     assert chosen() == "reference"
     dispatch_table.PATH.unlink()
     assert chosen() == "reference"
@@ -127,7 +135,7 @@ def test_the_table_is_read_once_and_shapes_only_where_something_was_measured(tab
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", r"expected the columns device,op,shape_class,kernel,median_ms,cudnn_ms"),
+        ("", r"expected the columns device,op,shape_bucket,kernel,median_ms,cudnn_ms"),
         ("device,op\n", r"expected the columns device,op,"),
         ("{head}\na,b\n", r"line 2: expected 11 values, got 2"),
         (
@@ -151,14 +159,14 @@ def test_a_file_that_is_no_table_is_named(table, text, message):
 def test_the_packages_own_table():
     """It is shipped, it is well-formed, and its rows are about ops and classes that exist."""
     for row in dispatch_table.read(dispatch_table.PATH):
-        assert row.op in registry.shape_classes
+        assert row.op in registry.shape_buckets
         assert row.shape and row.gpu and row.versions and row.commit and row.date
 
 
 def test_every_op_with_gpu_kernels_has_a_rival_or_none():
-    rivals = {op for op in registry.ops() if registry.rests_on_measurements(op, "cuda")}
+    rivals = {op for op in registry.ops() if registry.depends_on_measurements(op, "cuda")}
     assert rivals == {op for op in registry.ops() if not op.startswith("upsample_")}
-    assert not any(registry.rests_on_measurements(op, "cpu") for op in registry.ops())
+    assert not any(registry.depends_on_measurements(op, "cpu") for op in registry.ops())
 
 
 def of(*shape: int, rates: tuple[int, ...], channels: int = 256, **options) -> str:
@@ -167,7 +175,7 @@ def of(*shape: int, rates: tuple[int, ...], channels: int = 256, **options) -> s
     kernels = [1] * (rates[0] == 1) + [3] * (len(rates) - (rates[0] == 1))
     weights = [torch.empty(channels, shape[1], k, k, device="meta") for k in kernels]
     x = x.to(memory_format=options.pop("memory_format", torch.channels_last))
-    return shape_class(x, weights, [(rate, rate) for rate in rates], **options)
+    return shape_bucket(x, weights, [(rate, rate) for rate in rates], **options)
 
 
 def test_classes_of_deeplabs_shapes():
@@ -214,22 +222,22 @@ def test_share_inside_is_counted_like_a_convolution_of_ones():
         padding = rate * (kernel // 2)
         products = torch.nn.functional.conv2d(x, weight, None, 1, padding, rate).sum().item()
         eighths = -(-8 * products // (x.numel() * weight.numel()))
-        assert f"inside {eighths:.0f}/8" in shape_class(x, [weight], [(rate, rate)])
+        assert f"inside {eighths:.0f}/8" in shape_bucket(x, [weight], [(rate, rate)])
 
 
 def test_odd_calls_have_a_class_too():
     """Of empty tensors and of the geometries that only the reference takes."""
     assert "pixels 2^0" in of(0, 8, 5, 5, rates=(1,))
-    assert "2x2" in shape_class(torch.empty(1, 1, 0, 3), [torch.empty(0, 1, 2, 2)], [(1, 9)])
+    assert "2x2" in shape_bucket(torch.empty(1, 1, 0, 3), [torch.empty(0, 1, 2, 2)], [(1, 9)])
 
 
 def test_every_convolution_of_a_model_has_a_class(monkeypatch):
     """As the ops call it: with the arguments of each."""
     named = []
 
-    def automatic(op, *args):
-        if op in registry.shape_classes:
-            named.append((op, registry.shape_classes[op](*args)))
+    def automatic(op, arguments):
+        if op in registry.shape_buckets:
+            named.append((op, registry.shape_buckets[op](arguments)))
         return ("reference",)
 
     monkeypatch.setattr(registry, "automatic", automatic)
@@ -238,7 +246,7 @@ def test_every_convolution_of_a_model_has_a_class(monkeypatch):
     model.train()(images)["out"].sum().backward()
     model.eval().prepare_for_inference().predict(images)
     classes = dict(named)
-    assert set(classes) == set(registry.shape_classes) - {
+    assert set(classes) == set(registry.shape_buckets) - {
         "dilated_conv2d", "dilated_conv2d_backward", "parallel_dilated_conv2d"
     }  # fmt: skip
     assert classes["aspp"] == "fp32 channels_last 320->768 1x1,3x3,3x3 inside 4/8 pixels 2^5"

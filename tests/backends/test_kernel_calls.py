@@ -14,7 +14,8 @@ from torch import Tensor
 
 from deeplab_fast import _C
 from deeplab_fast._native import work_lists
-from deeplab_fast._native.common import DTYPES, Kernels
+from deeplab_fast._native.common import DTYPES, LaunchContext
+from deeplab_fast.backends.arguments import Aspp
 from deeplab_fast.backends.cuda import (
     aspp,
     depthwise_conv2d,
@@ -23,6 +24,7 @@ from deeplab_fast.backends.cuda import (
 )
 
 from ..support import emulator
+from ..support.convolution import convolved
 from ..support.emulator import machine
 
 CPU = torch.device("cpu")
@@ -30,8 +32,8 @@ DEVICES = pytest.mark.parametrize("device", ["sm_80", "sm_90"])
 BF16 = torch.bfloat16
 
 
-def kernels(device: str, num_ctas: int = 4) -> Kernels:
-    return Kernels(emulator.load().cuda, 0, num_ctas, device == "sm_90")
+def kernels(device: str, num_ctas: int = 4) -> LaunchContext:
+    return LaunchContext(emulator.load().cuda, 0, num_ctas, device == "sm_90")
 
 
 def ints(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
@@ -70,9 +72,7 @@ WEIGHTS = {
 def test_views_of_weights(device, size, view):
     input, weight = ints(1, 16, 2, 3), ints(8, 16, size, size)
     with machine(0, device):
-        output = dilated_conv2d.forward(
-            kernels(device), input, [WEIGHTS[view](weight)], [None], [(1, 1)]
-        )
+        output = convolved(kernels(device), input, [WEIGHTS[view](weight)], [None], [(1, 1)])
     expected = F.conv2d(input.double(), weight.double(), padding="same")
     assert torch.equal(output, expected.to(BF16))
 
@@ -88,7 +88,7 @@ def test_strided_operands(device):
     biases, rates = [ints(8), ints(16)], [(1, 2), (1, 1)]
     where = kernels(device)
     with machine(0, device):
-        output = dilated_conv2d.forward(
+        output = convolved(
             where, spread(input), [spread(w) for w in weights], [spread(b) for b in biases], rates
         )
         grads = dilated_conv2d_backward.backward(
@@ -146,7 +146,7 @@ def test_rates_between_the_sides_of_a_map(device, size, rates):
     where = kernels(device)
     with machine(0, device):
         results = [
-            dilated_conv2d.forward(where, input, [weight], [None], [rates]),
+            convolved(where, input, [weight], [None], [rates]),
             depthwise_conv2d.forward(where, input, depthwise, None, rates),
         ]
         dx, (dw,), _ = dilated_conv2d_backward.backward(
@@ -174,29 +174,31 @@ def meta(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
 
 
 def test_limits_of_dense_convolution():
-    refuses = dilated_conv2d.refuses
+    unsupported = dilated_conv2d.unsupported_dense
     weight = meta(8, 8, 3, 3)
-    assert refuses(meta(1, 8, 2**15, 2**16 - 1), [weight], 1) is None
-    assert "fewer than 2^31 pixels" in refuses(meta(1, 8, 2**15, 2**16), [weight], 1)
-    assert refuses(meta(1, 8, 2**15, 2**15 - 1), [weight] * 2, 1) is None
-    assert "fewer than 2^31 pixels" in refuses(meta(1, 8, 2**15, 2**15), [weight] * 2, 1)
-    assert refuses(meta(1, 8, 4, 4), [meta(8, 8, 31, 33)], 1) is None
-    assert "at most 1024 taps" in refuses(meta(1, 8, 4, 4), [meta(8, 8, 41, 25)], 1)
-    assert refuses(meta(1, 8, 4, 4), [weight] * 8, 1) is None
-    assert "at most 8 branches, got 9" in refuses(meta(1, 8, 4, 4), [weight] * 9, 1)
-    assert "differ in dtype or device" in refuses(meta(1, 8, 4, 4), [weight.half()], 1)
-    assert "differ in dtype or device" in refuses(meta(1, 8, 4, 4), [weight, ints(8, 8, 3, 3)], 1)
-    assert "empty" in refuses(meta(1, 8, 4, 4), [weight, meta(0, 8, 3, 3)], 1)
+    assert unsupported(meta(1, 8, 2**15, 2**16 - 1), [weight], 1) is None
+    assert "fewer than 2^31 pixels" in unsupported(meta(1, 8, 2**15, 2**16), [weight], 1)
+    assert unsupported(meta(1, 8, 2**15, 2**15 - 1), [weight] * 2, 1) is None
+    assert "fewer than 2^31 pixels" in unsupported(meta(1, 8, 2**15, 2**15), [weight] * 2, 1)
+    assert unsupported(meta(1, 8, 4, 4), [meta(8, 8, 31, 33)], 1) is None
+    assert "at most 1024 taps" in unsupported(meta(1, 8, 4, 4), [meta(8, 8, 41, 25)], 1)
+    assert unsupported(meta(1, 8, 4, 4), [weight] * 8, 1) is None
+    assert "at most 8 branches, got 9" in unsupported(meta(1, 8, 4, 4), [weight] * 9, 1)
+    assert "differ in dtype or device" in unsupported(meta(1, 8, 4, 4), [weight.half()], 1)
+    assert "differ in dtype or device" in unsupported(
+        meta(1, 8, 4, 4), [weight, ints(8, 8, 3, 3)], 1
+    )
+    assert "empty" in unsupported(meta(1, 8, 4, 4), [weight, meta(0, 8, 3, 3)], 1)
     for dtype, multiple in ((torch.float16, 8), (BF16, 8)):
         for channels in (multiple, multiple + 4):
-            reason = refuses(meta(1, channels, 4, 4, dtype=dtype), [weight.to(dtype)], 1)
+            reason = unsupported(meta(1, channels, 4, 4, dtype=dtype), [weight.to(dtype)], 1)
             assert (reason is None) == (channels % multiple == 0)
 
 
 def test_channels_of_tf32(tf32):
     weight = meta(8, 8, 3, 3, dtype=torch.float32)
     reasons = [
-        dilated_conv2d.refuses(meta(1, channels, 4, 4, dtype=torch.float32), [weight], 1)
+        dilated_conv2d.unsupported_dense(meta(1, channels, 4, 4, dtype=torch.float32), [weight], 1)
         for channels in (4, 6, 8)
     ]
     assert reasons[0] is reasons[2] is None
@@ -204,33 +206,33 @@ def test_channels_of_tf32(tf32):
 
 
 def test_limits_of_the_gradients():
-    refuses, x = dilated_conv2d_backward.refuses, meta(1, 8, 4, 4)
+    unsupported, x = dilated_conv2d_backward.unsupported_dense_backward, meta(1, 8, 4, 4)
     big, one = meta(8, 8, 31, 33), meta(8, 8, 1, 1)
-    assert refuses(x, [big, one], 1) is None  # 1024
-    assert "at most 1024 taps, those of all branches" in refuses(x, [big, one, one], 1)
+    assert unsupported(x, [big, one], 1) is None  # 1024
+    assert "at most 1024 taps, those of all branches" in unsupported(x, [big, one, one], 1)
 
 
 def test_limits_of_depthwise_convolution():
-    refuses = depthwise_conv2d.refuses
-    assert refuses(meta(1, 8, 2**14, 2**14 - 1), meta(8, 1, 3, 3)) is None
-    assert "fewer than" in refuses(meta(1, 8, 2**14, 2**14), meta(8, 1, 3, 3))
-    assert refuses(meta(1, 8, 5, 5), meta(8, 1, 19, 19)) is None
-    assert "at most 361 taps" in refuses(meta(1, 8, 5, 5), meta(8, 1, 33, 11))
-    assert "for each of input, got 16 for 8" in refuses(meta(1, 8, 5, 5), meta(16, 1, 3, 3))
+    unsupported = depthwise_conv2d.unsupported_reason
+    assert unsupported(meta(1, 8, 2**14, 2**14 - 1), meta(8, 1, 3, 3)) is None
+    assert "fewer than" in unsupported(meta(1, 8, 2**14, 2**14), meta(8, 1, 3, 3))
+    assert unsupported(meta(1, 8, 5, 5), meta(8, 1, 19, 19)) is None
+    assert "at most 361 taps" in unsupported(meta(1, 8, 5, 5), meta(8, 1, 33, 11))
+    assert "for each of input, got 16 for 8" in unsupported(meta(1, 8, 5, 5), meta(16, 1, 3, 3))
 
 
 def test_limits_of_aspp():
-    def refuses(C: int = 8, branch: int = 8, pooled: int = 8) -> str | None:
-        return aspp.refuses(
+    def unsupported(C: int = 8, branch: int = 8, pooled: int = 8) -> str | None:
+        return aspp.unsupported_reason(Aspp(
             meta(1, C, 4, 4), [meta(branch, C, 1, 1), meta(8, C, 3, 3)], [], [1, 2],
             meta(pooled, C, 1, 1), meta(pooled), meta(8, branch + 8 + pooled, 1, 1), meta(8),
-        )  # fmt: skip
+        ))  # fmt: skip
 
-    assert refuses() is refuses(C=16384) is refuses(pooled=16384) is None
-    assert "at most 16384 channels to the pooled branch" in (refuses(C=16392) or "")
-    assert "at most 16384 channels to the pooled branch" in (refuses(pooled=16392) or "")
-    assert "channels of all convolutions together, got 12" in (refuses(branch=4) or "")
-    assert "pooled channels, got 12" in (refuses(pooled=12) or "")
+    assert unsupported() is unsupported(C=16384) is unsupported(pooled=16384) is None
+    assert "at most 16384 channels to the pooled branch" in (unsupported(C=16392) or "")
+    assert "at most 16384 channels to the pooled branch" in (unsupported(pooled=16392) or "")
+    assert "channels of all convolutions together, got 12" in (unsupported(branch=4) or "")
+    assert "pooled channels, got 12" in (unsupported(pooled=12) or "")
 
 
 def test_kernels_reject_unaligned_channels():
@@ -298,7 +300,7 @@ def test_gradient_kernels_reject_unaligned_channels(suffix):
 )
 def test_k_iterations_per_tap(kernel, dtype, channels):
     counts = (8, channels, channels + 8, 5 * channels)
-    assert [work_lists.steps_per_tap(c, dtype, kernel) for c in counts] == [1, 1, 2, 5]
+    assert [work_lists.k_iters_per_tap(c, dtype, kernel) for c in counts] == [1, 1, 2, 5]
 
 
 @pytest.mark.parametrize("kernel", [work_lists.CONV_SM80, work_lists.CONV_SM90])
@@ -310,7 +312,7 @@ def test_no_work_item_is_past_the_last_channel(kernel):
         )
         items, first_items = work_list.tensors[3].view(-1, 6), work_list.tensors[5]
         assert sorted(items[:, 1].tolist()) == list(range(blocks))
-        assert first_items[-1] == blocks and len(first_items) <= 8 // kernel.blocks_per_worker + 1
+        assert first_items[-1] == blocks and len(first_items) <= 8 // kernel.sm80_ctas + 1
 
 
 @pytest.mark.parametrize("kernel", [work_lists.CONV_SM90, work_lists.WGRAD_SM90])
@@ -333,18 +335,18 @@ def test_persistent_clusters_have_balanced_work(kernel):
 
 @pytest.mark.parametrize("kernel", [work_lists.WGRAD_SM80, work_lists.WGRAD_SM90])
 def test_no_work_item_of_a_weight_gradient_is_past_the_last_channel(kernel):
-    tile, step = kernel.tile, kernel.step_bytes // 2
+    tile, k_iter = kernel.tile, kernel.k_iter_bytes // 2  # pixels per k-iteration
     for inputs, outputs, blocks in ((8, tile, 1), (tile, tile + 8, 2), (tile + 8, 2 * tile, 4)):
-        for pixels, steps in ((1, 1), (step, 1), (step + 1, 2)):
+        for pixels, k_iters in ((1, 1), (k_iter, 1), (k_iter + 1, 2)):
             work_list = work_lists.wgrad_work_list(
                 (1, 1, pixels), ((1, 1, 1, 1),), inputs, (outputs,), BF16, CPU, 8, kernel
             )
             _, items, _, first_items, *_ = work_list.tensors
             items = items.view(-1, 6)
             assert sorted(items[:, 1].tolist()) == list(range(blocks))
-            assert set(items[:, 3].tolist()) == {steps}
+            assert set(items[:, 3].tolist()) == {k_iters}
             assert first_items[-1] == blocks
-            assert len(first_items) <= 8 // kernel.blocks_per_worker + 1
+            assert len(first_items) <= 8 // kernel.sm80_ctas + 1
 
 
 class Recorder:
@@ -365,7 +367,7 @@ class Recorder:
 def test_parts_of_a_bias_gradient(shape, num_ctas, parts):
     """At least 256 pixels per part, and no more parts than thread blocks that run at once."""
     recorder = Recorder()
-    where = Kernels(recorder, 0, num_ctas)
+    where = LaunchContext(recorder, 0, num_ctas)
     dilated_conv2d_backward.bias_gradients(where, torch.zeros(shape), [torch.zeros(8)])
     _, _, _, pixels, K, num_parts, *_ = recorder.calls["dilated_conv2d_bias_grad"]
     assert (pixels, K, num_parts) == (shape[0] * shape[2] * shape[3], 8, parts)
@@ -381,7 +383,7 @@ def test_parts_of_a_depthwise_gradient(shape, parts):
     recorder = Recorder()
     x = torch.zeros(1).expand(shape).contiguous(memory_format=torch.channels_last)
     weight = torch.zeros(shape[1], 1, 3, 3)
-    where = Kernels(recorder, 0, 8)
+    where = LaunchContext(recorder, 0, 8)
     depthwise_conv2d.backward(where, x, x, weight, (1, 1), [False, True, False])
     assert recorder.calls["depthwise_conv2d_wgrad"][-3] == parts
 
@@ -391,7 +393,7 @@ def strip_rows(monkeypatch, num_ctas: int, shape: tuple[int, ...], kernel: tuple
     recorder = Recorder()
     shapes = SimpleNamespace(DepthwiseShape=lambda size, kernel, rates, rows, mirrored: rows)
     monkeypatch.setattr(depthwise_conv2d, "_C", shapes)
-    where = Kernels(recorder, 0, num_ctas)
+    where = LaunchContext(recorder, 0, num_ctas)
     x = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
     weight = torch.empty(shape[1], 1, *kernel, dtype=torch.bfloat16)
     depthwise_conv2d.forward(where, x, weight, None, (1, 1))

@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deeplab_fast import _C
-from deeplab_fast._native.common import DTYPES, Kernels, nhwc_output
+from deeplab_fast._native.common import DTYPES, LaunchContext
+from deeplab_fast._native.memory_format import empty_nhwc
+from deeplab_fast.backends.arguments import ParallelDilatedConv2dAndMean
 from deeplab_fast.backends.cuda import (
     aspp,
     depthwise_conv2d,
     dilated_conv2d_and_mean,
     dilated_conv2d_backward,
 )
-from deeplab_fast.backends.cuda.dilated_conv2d import convolve
 
 from ..support import emulator
+from ..support.convolution import convolve
 from ..support.emulator import machine
 
 KERNELS = pytest.mark.parametrize(
@@ -30,8 +32,8 @@ KERNELS = pytest.mark.parametrize(
 )
 
 
-def kernels(device: str, num_ctas: int) -> Kernels:
-    return Kernels(emulator.load().cuda, 0, num_ctas, device == "sm_90")
+def kernels(device: str, num_ctas: int) -> LaunchContext:
+    return LaunchContext(emulator.load().cuda, 0, num_ctas, device == "sm_90")
 
 
 def ints(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -59,7 +61,7 @@ def test_pixels_and_output_channels(device, dtype, pixels, channels):
     if device == "sm_80" and pixels > 200:
         pytest.skip("an sm_80 tile has 128 pixels and 128 channels")
     input, weight = nhwc(1, 8, 1, pixels, dtype=dtype), ints(channels, 8, 1, 1, dtype=dtype)
-    bias, output = ints(channels, dtype=dtype), nhwc_output(input, channels)
+    bias, output = ints(channels, dtype=dtype), empty_nhwc(input, channels)
     with machine(1, device):
         convolve(kernels(device, 1), output, input, [weight], [bias], [(1, 1)], activation="none")
     expected = F.conv2d(input.double(), weight.double(), bias.double())
@@ -72,7 +74,7 @@ def test_pixels_and_output_channels(device, dtype, pixels, channels):
 def test_k_iterations(device, dtype, channels, num_ctas):
     """From one k-iteration to more than the pipeline has stages, in whole and in split tiles."""
     input, weight = nhwc(2, channels, 1, 3, dtype=dtype), ints(8, channels, 1, 1, dtype=dtype)
-    output = nhwc_output(input, 8)
+    output = empty_nhwc(input, 8)
     with machine(1, device):
         convolve(
             kernels(device, num_ctas), output, input, [weight], [None], [(1, 1)],
@@ -90,7 +92,7 @@ def test_branches(device, dtype, count):
     weights = [ints(k, 8, r, r, dtype=dtype) for k, r in sizes]
     biases = [ints(k, dtype=dtype) for k, _ in sizes]
     rates = [(1 + i % 2, 1 + i % 3) for i in range(count)]
-    output = nhwc_output(input, sum(k for k, _ in sizes))
+    output = empty_nhwc(input, sum(k for k, _ in sizes))
     with machine(1, device):
         convolve(kernels(device, 3), output, input, weights, biases, rates, activation="none")
     branches = [
@@ -222,7 +224,9 @@ def test_means_along_a_convolution(device, shape):
     input = nhwc(*shape, dtype=dtype)
     weights = [ints(8, C, k, k, dtype=dtype) for k in (3, 1)]
     with machine(1, device):
-        output, means = dilated_conv2d_and_mean.forward(kernels(device, 4), input, weights, [2, 1])
+        output, means = dilated_conv2d_and_mean.parallel_dilated_conv2d_and_mean(
+            kernels(device, 4), ParallelDilatedConv2dAndMean(input, weights, [2, 1])
+        )
     expected = [
         F.conv2d(input.double(), w.double(), padding="same", dilation=r)
         for w, r in zip(weights, (2, 1), strict=True)

@@ -21,6 +21,7 @@ from deeplab_fast.backends import registry
 from ..support import bilinear_oracle
 from ..support.backends import is_interpreted
 from ..support.cases import Conv, assert_as_accurate_as, operands, to_tf32
+from ..support.unsupported import unsupported_reason
 
 pytest.importorskip("triton", minversion="3.6")
 
@@ -29,7 +30,7 @@ TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async"}
 SHARED_MEMORY = {80: 99, 90: 227}  # KiB; 8.6 and 8.9, which run what 8.0 does, have less than 8.0
 interpreted = pytest.mark.skipif(
     not is_interpreted("triton"),
-    reason=f"no interpreter: {registry.unavailable('triton', 'cpu')}",
+    reason=f"no interpreter: {registry.unavailable_reason('triton', 'cpu')}",
 )
 
 
@@ -126,17 +127,18 @@ def test_without_triton_the_reason_is_said():
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch, deeplab_fast\n"
-        "print(deeplab_fast.backends.registry.unavailable('triton', 'cuda'))\n"
+        "from deeplab_fast.backends import registry\n"
+        "print(registry.unavailable_reason('triton', 'cuda'))\n"
         "print(deeplab_fast.upsample_argmax(torch.ones(1, 2, 3, 3), 5).sum().item())"
     )
     assert run_python("-I", "-c", code).split("\n")[:2] == ["Triton is not installed", "0"]
 
 
 def test_an_old_triton_is_refused(monkeypatch):
-    from deeplab_fast.backends.triton import register
+    from deeplab_fast.backends.triton import device
 
-    monkeypatch.setattr(register, "version", lambda name: "3.5.1")
-    assert register._installation_problem.__wrapped__() == "needs Triton 3.6, 3.5.1 is installed"
+    monkeypatch.setattr(device, "version", lambda name: "3.5.1")
+    assert device._installation_problem.__wrapped__() == "needs Triton 3.6, 3.5.1 is installed"
 
 
 @pytest.mark.parametrize(
@@ -152,22 +154,22 @@ def test_an_old_triton_is_refused(monkeypatch):
     ],
 )
 def test_versions_are_numbers(found, than, expected):
-    from deeplab_fast.backends.triton import register
+    from deeplab_fast.backends.triton import device
 
-    assert register._is_older(found, than) == expected
+    assert device._is_older(found, than) == expected
 
 
 @pytest.mark.parametrize("there", ["triton", "pytorch-triton", "pytorch-triton-rocm"])
 def test_every_name_of_tritons_package_is_known(monkeypatch, there):
-    from deeplab_fast.backends.triton import register
+    from deeplab_fast.backends.triton import device
 
     def version(name: str) -> str:
         if name != there:
-            raise register.PackageNotFoundError(name)
+            raise device.PackageNotFoundError(name)
         return "3.5.1"
 
-    monkeypatch.setattr(register, "version", version)
-    assert register._installation_problem.__wrapped__() == "needs Triton 3.6, 3.5.1 is installed"
+    monkeypatch.setattr(device, "version", version)
+    assert device._installation_problem.__wrapped__() == "needs Triton 3.6, 3.5.1 is installed"
 
 
 @pytest.mark.parametrize(
@@ -182,37 +184,37 @@ def test_every_name_of_tritons_package_is_known(monkeypatch, there):
     ],
 )
 def test_gpus_that_it_can_compile_for(monkeypatch, interpreted, is_amd, capabilities, expected):
-    from deeplab_fast.backends.triton import register
+    from deeplab_fast.backends.triton import device
 
-    monkeypatch.setattr(register, "_INTERPRETED", interpreted)
-    monkeypatch.setattr(register, "_problem", register._problem.__wrapped__)
+    monkeypatch.setattr(device, "_INTERPRETED", interpreted)
+    monkeypatch.setattr(device, "_problem", device._problem.__wrapped__)
     monkeypatch.setattr(torch.version, "hip", "7.0" if is_amd else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
-    reason = registry.unavailable("triton", "cuda")
+    reason = registry.unavailable_reason("triton", "cuda")
     assert reason is None if expected is None else reason.startswith(expected)
 
 
 def test_problems_in_the_order_in_which_they_are_said(monkeypatch):
     """Of the installation, which no device type cures, and of the interpreter."""
-    from deeplab_fast.backends.triton import register
+    from deeplab_fast.backends.triton import device
 
-    monkeypatch.setattr(register, "_INTERPRETED", True)
-    monkeypatch.setattr(register, "_interpreter_problem", lambda: "numpy is too new")
-    assert registry.unavailable("triton", "cpu") == "numpy is too new"
-    monkeypatch.setattr(register, "_installation_problem", lambda: "triton is too old")
+    monkeypatch.setattr(device, "_INTERPRETED", True)
+    monkeypatch.setattr(device, "_interpreter_problem", lambda: "numpy is too new")
+    assert registry.unavailable_reason("triton", "cpu") == "numpy is too new"
+    monkeypatch.setattr(device, "_installation_problem", lambda: "triton is too old")
     for device_type in ("cpu", "cuda", "xpu"):
-        assert registry.unavailable("triton", device_type) == "triton is too old"
+        assert registry.unavailable_reason("triton", device_type) == "triton is too old"
 
 
 @pytest.mark.parametrize("interpreted", [False, True])
 def test_bf16_is_widened_for_the_interpreter_only(monkeypatch, interpreted):
-    from deeplab_fast.backends.triton import register
+    from deeplab_fast.backends.triton import device
 
-    monkeypatch.setattr(register, "_INTERPRETED", interpreted)
+    monkeypatch.setattr(device, "_INTERPRETED", interpreted)
     tensors = [torch.ones(1).to(d) for d in (torch.bfloat16, torch.float16, torch.int64)]
-    first, (second, third), nothing, number = register._widened(tensors[0], tensors[1:], None, 3)
+    first, (second, third), nothing, number = device.widened(tensors[0], tensors[1:], None, 3)
     expected = torch.float32 if interpreted else torch.bfloat16
     assert (first.dtype, second.dtype, third.dtype) == (expected, torch.float16, torch.int64)
     assert nothing is None and number == 3
@@ -227,24 +229,27 @@ def test_bf16_is_widened_for_the_interpreter_only(monkeypatch, interpreted):
     ],
 )
 def test_an_interpreter_that_numpy_breaks_is_refused(monkeypatch, versions, refused):
-    from deeplab_fast.backends.triton import register
+    from deeplab_fast.backends.triton import device
 
-    monkeypatch.setattr(register, "version", versions.__getitem__)
-    reason = register._interpreter_problem.__wrapped__()
+    monkeypatch.setattr(device, "version", versions.__getitem__)
+    reason = device._interpreter_problem.__wrapped__()
     message = "the interpreter of Triton 3.6.0 needs NumPy before 2.4, 2.4.0 is installed"
     assert reason == (message if refused else None)
 
 
 def test_without_the_interpreter_it_takes_no_cpu_tensors():
-    code = "import deeplab_fast; print(deeplab_fast.backends.registry.unavailable('triton', 'cpu'))"
+    code = (
+        "from deeplab_fast.backends import registry; "
+        "print(registry.unavailable_reason('triton', 'cpu'))"
+    )
     assert "interpreter is off" in run_python("-I", "-c", code)
-    assert registry.unavailable("triton", "xpu") == "the tensors are on xpu"
+    assert registry.unavailable_reason("triton", "xpu") == "the tensors are on xpu"
 
 
 def test_automatic_where_no_library_has_a_rival():
     """And where there is one, only where it was measured faster."""
-    ops = {op for op in registry.ops() if "triton" in registry.implementations(op)}
-    assert {op for op in ops if not registry.rests_on_measurements(op, "cuda")} == {
+    ops = {op for op in registry.ops() if "triton" in registry.backends_of(op)}
+    assert {op for op in ops if not registry.depends_on_measurements(op, "cuda")} == {
         "upsample_argmax",
         "upsample_cross_entropy",
         "upsample_cross_entropy_backward",
@@ -277,13 +282,13 @@ def test_tf32_is_rounded_to_nearest(tf32):
     """Where tensor cores would cut the last 13 bits off; what is not finite stays."""
     from deeplab_fast.backends.triton import dilated_conv2d as kernels
 
-    operand = kernels._operand(
+    operand = kernels.operand(
         torch.tensor([torch.inf, -torch.inf, torch.nan])[None, :, None, None], "tf32"
     )
     assert operand.flatten().tolist()[:2] == [torch.inf, -torch.inf] and operand[0, 2].isnan()
     # CUDA's own NaN, which rounding would turn into -0
     bits = torch.tensor([0x7FFFFFFF, 0x3F801000, -0x407FF000], dtype=torch.int32)
-    operand = kernels._operand(bits.view(torch.float32)[None, :, None, None], "tf32").flatten()
+    operand = kernels.operand(bits.view(torch.float32)[None, :, None, None], "tf32").flatten()
     assert operand[0].isnan() and operand[1:].tolist() == [1 + 2**-10, -1 - 2**-10]
 
     tensors = operands(Conv(2, 9, 7, 8, 5, (3, 3), 2), torch.float32, "cpu")[:2]
@@ -365,17 +370,19 @@ def test_depthwise_with_several_outputs_of_a_channel(multiplier):
 @pytest.mark.parametrize("num_workers", [1, 48])
 def test_sums_split_and_not(monkeypatch, num_workers):
     """Forward and both gradients, of branches that begin at odd channels."""
+    from deeplab_fast._native import work_lists
     from deeplab_fast.backends.triton import dilated_conv2d as kernels
+    from deeplab_fast.backends.triton import dilated_conv2d_backward as gradients
 
     slots = []
-    for name in ("work_list", "weight_work_list"):
-        make = getattr(kernels, name)
+    for module, name in ((kernels, "work_list"), (gradients, "weight_work_list")):
+        make = getattr(module, name)
         monkeypatch.setattr(
-            kernels, name, lambda *a, make=make: slots.append(make(*a).num_slots) or make(*a)
+            module, name, lambda *a, make=make: slots.append(make(*a).num_slots) or make(*a)
         )
-    monkeypatch.setattr(kernels, "_num_workers", lambda device: num_workers)
+    monkeypatch.setattr(kernels, "num_programs", lambda device: num_workers)
     blocks = kernels.Blocks(128, 32, 16, 4, 4)  # so that sums have many steps
-    monkeypatch.setattr(kernels, "_SPLIT_STEPS", 1)
+    monkeypatch.setattr(work_lists, "SPLIT_K_ITERS", 1)
     monkeypatch.setattr(kernels, "blocks_for", lambda *shape: blocks)
     x = torch.randn(1, 40, 13, 13)
     weights = [torch.randn(k, 40, r, r) / 19 for k, r in ((5, 3), (3, 1), (21, 3))]
@@ -393,7 +400,7 @@ def test_sums_split_and_not(monkeypatch, num_workers):
 
     tensors = [x, *weights]
     with deeplab_fast.backend("triton"):
-        actual = results(lambda x, *ws: parallel_dilated_conv2d(x, ws, rates), tensors, grad)
+        actual = results(lambda x, *ws: parallel_dilated_conv2d(x, ws, None, rates), tensors, grad)
     assert [n > 0 for n in slots] == [num_workers > 1] * 3
     exact = results(theirs, [t.double() for t in tensors], grad.double())
     for a, p, e in zip(actual, results(theirs, tensors, grad), exact):
@@ -464,7 +471,7 @@ def test_convolutions_it_refuses(input, weight, groups, reason):
             "parallel_dilated_conv2d_backward": (output, input, [weight], [1], [True] * 3),
         }
     for op, arguments in calls.items():
-        said = registry.why_not(op, "triton", "cpu", *arguments)
+        said = unsupported_reason("triton", op, *arguments)
         assert said is None if reason is None else reason in said, op
 
 
@@ -473,7 +480,7 @@ def test_branches_count_together():
     """Their pixels and their taps, and those of ASPP's pooled branch and projection."""
 
     def said(op: str, *arguments) -> str | None:
-        return registry.why_not(op, "triton", "cpu", *arguments)
+        return unsupported_reason("triton", op, *arguments)
 
     half = huge(1, 8, 1, MOST // 2 + 1)
     assert said("parallel_dilated_conv2d", half, [W], [], [1]) is None
@@ -506,9 +513,9 @@ def test_branches_count_together():
         ("padding", [1, 2], "pads to the same size"),
         ("dilation", [1, 2], "pads to the same size"),
         ("weight", huge(4, 8, 2, 3), "pads to the same size"),
-        ("residual", huge(2, 4, 7, 5), "has not the shape of the output"),
-        ("residual", huge(2, 8, 5, 7), "has not the shape of the output"),
-        ("residual", huge(1, 4, 5, 7), "has not the shape of the output"),
+        ("residual", huge(2, 4, 7, 5), "does not have the shape of the output"),
+        ("residual", huge(2, 8, 5, 7), "does not have the shape of the output"),
+        ("residual", huge(1, 4, 5, 7), "does not have the shape of the output"),
     ],
     ids=name,
 )
@@ -518,7 +525,7 @@ def test_fused_convolutions_it_refuses(changed, value, reason):
     residual, *others = (arguments | {changed: value}).values()
     for op, given in (("fused_conv2d", others), ("fused_conv2d_add_", [residual, *others])):
         expected = None if op == "fused_conv2d" and changed == "residual" else reason
-        said = registry.why_not(op, "triton", "cpu", *given, "relu")
+        said = unsupported_reason("triton", op, *given, "relu")
         assert said is None if expected is None else expected in said
 
 
@@ -527,7 +534,7 @@ def test_upsampling_it_refuses():
     """Sizes and classes beyond int32, and of a gradient beyond a grid."""
 
     def said(op: str, *arguments) -> str | None:
-        return registry.why_not(op, "triton", "cpu", *arguments)
+        return unsupported_reason("triton", op, *arguments)
 
     beyond = (MOST + 1, 1, 1), (1, MOST + 1, 1), (1, 1, MOST + 1)
     for shape, large in (((MOST, 1, 1), False), *[(shape, True) for shape in beyond]):
@@ -557,14 +564,14 @@ def test_upsampling_it_refuses():
 @pytest.mark.parametrize("mask", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (0, 0, 0)])
 @pytest.mark.parametrize("kind", ["dense", "depthwise", "parallel"])
 def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch, kind, mask):
-    from deeplab_fast.backends.triton import depthwise_conv2d, dilated_conv2d
+    from deeplab_fast.backends.triton import depthwise_conv2d, dilated_conv2d_backward
 
     launched = []
     for module, name in (
-        (dilated_conv2d, "input_gradient"),
-        (dilated_conv2d, "weight_gradients"),
-        (depthwise_conv2d, "depthwise_input_gradient"),
-        (depthwise_conv2d, "depthwise_weight_gradient"),
+        (dilated_conv2d_backward, "input_gradient"),
+        (dilated_conv2d_backward, "weight_gradients"),
+        (depthwise_conv2d, "input_gradient"),
+        (depthwise_conv2d, "weight_gradient"),
     ):
         run = getattr(module, name)
         monkeypatch.setattr(
@@ -679,7 +686,7 @@ def test_aspp_of_images_that_differ(format):
 @interpreted
 def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
     """Which need not be the current one."""
-    from register.runtime.interpreter import GridExecutor
+    from triton.runtime.interpreter import GridExecutor
 
     entered, launches = [], []
     run = GridExecutor.__call__

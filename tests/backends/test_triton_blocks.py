@@ -23,14 +23,18 @@ from ..support.triton_memory import check_memory, number_programs_from, zeros_wi
 
 pytest.importorskip("triton", minversion="3.6")
 if not is_interpreted("triton"):
-    pytest.skip(f"no interpreter: {registry.unavailable('triton', 'cpu')}", allow_module_level=True)
+    pytest.skip(
+        f"no interpreter: {registry.unavailable_reason('triton', 'cpu')}", allow_module_level=True
+    )
 
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 from triton.runtime.interpreter import TensorHandle, interpreter_builder  # noqa: E402
 
+from deeplab_fast._native import work_lists  # noqa: E402
 from deeplab_fast.backends.triton import bilinear, depthwise_conv2d  # noqa: E402
 from deeplab_fast.backends.triton import dilated_conv2d as kernels  # noqa: E402
+from deeplab_fast.backends.triton import dilated_conv2d_backward as gradients  # noqa: E402
 from deeplab_fast.backends.triton.dilated_conv2d import Blocks  # noqa: E402
 
 
@@ -50,22 +54,22 @@ def like_a_gpu(monkeypatch):
 def slots(monkeypatch) -> list[int]:
     """How many pieces of sums each work list has that was asked for."""
     counts: list[int] = []
-    for name in ("work_list", "weight_work_list"):
-        make = getattr(kernels, name)
+    for module, name in ((kernels, "work_list"), (gradients, "weight_work_list")):
+        make = getattr(module, name)
 
         def spy(*args, make=make):
             work = make(*args)
             counts.append(work.num_slots)
             return work
 
-        monkeypatch.setattr(kernels, name, spy)
+        monkeypatch.setattr(module, name, spy)
     return counts
 
 
 def set_workers(monkeypatch, num_workers: int) -> None:
     """So many that sums are split, however short, or one, which splits none."""
-    monkeypatch.setattr(kernels, "_num_workers", lambda device: num_workers)
-    monkeypatch.setattr(kernels, "_SPLIT_STEPS", 1)
+    monkeypatch.setattr(kernels, "num_programs", lambda device: num_workers)
+    monkeypatch.setattr(work_lists, "SPLIT_K_ITERS", 1)
 
 
 def results(function, tensors: list[Tensor], grad: Tensor) -> list[Tensor]:
@@ -89,7 +93,7 @@ def branches_of(kernels_and_rates):
     rates = [rate for _, rate in kernels_and_rates]
 
     def ours(x, *weights):
-        return parallel_dilated_conv2d(x, weights, rates)
+        return parallel_dilated_conv2d(x, weights, None, rates)
 
     def theirs(x, *weights):
         return torch.cat(
@@ -178,7 +182,7 @@ def test_a_program_for_each_processor(monkeypatch):
         torch.cuda, "get_device_properties", lambda device: asked.append(device) or Properties
     )
     gpu = torch.device("cuda", 1)
-    assert kernels._num_workers(gpu) == 132 and asked == [gpu]
+    assert kernels.num_programs(gpu) == 132 and asked == [gpu]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +251,7 @@ def test_what_is_added_to_a_sum(
     if with_residual:
         expected += residual
     expected = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6}[activation](expected)
-    output = kernels.dilated_conv2d(
+    output = kernels.forward(
         x, [weight], [given], [(1, 1)], residual if with_residual else None, activation
     )
     assert (output is residual) == with_residual
@@ -270,11 +274,11 @@ def test_sums_are_fp32(small_blocks, monkeypatch, slots, num_workers):
     bias, residual = torch.tensor([-2048.0] * 18).half(), torch.full((1, 18, 1, 4), 0.5).half()
     residual = residual.contiguous(memory_format=torch.channels_last)
     weight[:, 16:] = 0
-    output = kernels.dilated_conv2d(x, [weight], [bias], [(1, 1)], residual)
+    output = kernels.forward(x, [weight], [bias], [(1, 1)], residual)
     assert (output == 1.5).all()
     pixels = torch.zeros(1, 1, 1, 48).half()
     pixels[..., 0], pixels[..., 1], pixels[..., 16], pixels[..., 32] = 2048, 1, -2048, 1
-    grad_weights = kernels.weight_gradients(
+    grad_weights = gradients.weight_gradients(
         pixels, torch.ones(1, 5, 1, 48).half(), [weight[:1, :5]], [(1, 1)]
     )
     assert (grad_weights[0] == 2).all()
@@ -318,7 +322,7 @@ def test_any_rate(rate, groups):
     ],
 )
 def test_what_numbers_of_channels_are_multiples_of(channels, alignment):
-    assert kernels._alignment(channels) == alignment
+    assert kernels.alignment(channels) == alignment
 
 
 @pytest.mark.parametrize(("channels", "alignment"), [((4, 6), 2), ((16, 5), 1)])
@@ -336,9 +340,13 @@ def test_alignment_that_compiled_kernels_rely_on(small_blocks, monkeypatch, chan
                 log.append(options) or self.kernel[grid](*args, **options)
             )
 
-    for name in ("", "_reduce", "_wgrad", "_wgrad_reduce"):
-        name = f"dilated_conv2d{name}_kernel"
-        monkeypatch.setattr(kernels, name, Recorded(getattr(kernels, name)))
+    for module, name in (
+        (kernels, "dilated_conv2d_kernel"),
+        (kernels, "dilated_conv2d_reduce_kernel"),
+        (gradients, "dilated_conv2d_wgrad_kernel"),
+        (gradients, "dilated_conv2d_wgrad_reduce_kernel"),
+    ):
+        monkeypatch.setattr(module, name, Recorded(getattr(module, name)))
     branches = [((k, 1, 1), 1) for k in channels]
     tensors, grad = parallel_operands(1, 33, 1, 33, branches)
     assert_right(*branches_of(branches), tensors, grad)
@@ -402,16 +410,14 @@ def test_depthwise_sums_are_fp32(monkeypatch):
     assert (output[..., 1:-1] == 1).all() and (grad_input[..., 1:-1] == 1).all()
     bias, residual = torch.tensor([-2048.0] * 2).half(), torch.full((1, 2, 1, 12), 0.5).half()
     residual = residual.contiguous(memory_format=torch.channels_last)
-    output = depthwise_conv2d.depthwise_conv2d(
-        2049 * x.float(), weight[..., 1:2], bias, (1, 1), residual
-    )
+    output = depthwise_conv2d.forward(2049 * x.float(), weight[..., 1:2], bias, (1, 1), residual)
     assert (output == 1.5).all()
     bias[:], three = -3072, torch.full((2, 1, 1, 1), 3).half()
-    output = depthwise_conv2d.depthwise_conv2d(1025 * x, three, bias, (1, 1))
+    output = depthwise_conv2d.forward(1025 * x, three, bias, (1, 1))
     assert (output == 3).all()  # 3075 - 3072, of which fp16 would make 4
     grad = torch.zeros_like(x)
     grad[..., 3], grad[..., 7] = 1025, -1024
-    gradient = depthwise_conv2d.depthwise_weight_gradient
+    gradient = depthwise_conv2d.weight_gradient
     assert (gradient(grad, 3 * x, three, (1, 1)) == 3).all()
     pixels = torch.tensor([2048, 0, 0, 1, 0, 0, 0, 0, 0, 0, -2048, 1]).half().view(1, 1, 1, 12)
     for run in (4, 16):
@@ -430,7 +436,7 @@ def test_what_is_added_to_a_depthwise_sum(activation, with_bias, with_residual):
     expected = F.conv2d(x, weight, bias, padding=1, groups=5)
     expected = expected + residual if with_residual else expected
     expected = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6}[activation](expected)
-    output = depthwise_conv2d.depthwise_conv2d(
+    output = depthwise_conv2d.forward(
         x, weight, bias, (1, 1), residual if with_residual else None, activation
     )
     assert (output is residual) == with_residual
@@ -444,8 +450,8 @@ def test_what_is_added_to_a_depthwise_sum(activation, with_bias, with_residual):
 def test_tf32_is_rounded_in_blocks_of_a_gpu(like_a_gpu, elements):
     x = torch.randn(1, elements, 1, 1)
     expected = ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-    assert torch.equal(kernels._operand(x, "tf32"), expected)
-    assert kernels._operand(x, "ieee") is x
+    assert torch.equal(kernels.operand(x, "tf32"), expected)
+    assert kernels.operand(x, "ieee") is x
 
 
 def test_tf32_is_asked_for_at_every_call():
@@ -537,8 +543,10 @@ def test_a_work_list_is_made_for_each_shape(monkeypatch):
 
 def test_a_work_list_is_made_once_for_a_shape(monkeypatch):
     calls = []
-    schedule = kernels._scheduled
-    monkeypatch.setattr(kernels, "_scheduled", lambda *args: calls.append(args) or schedule(*args))
+    schedule = work_lists._schedule
+    monkeypatch.setattr(
+        work_lists, "_schedule", lambda *args: calls.append(args) or schedule(*args)
+    )
     for _ in range(2):
         tensors, grad = parallel_operands(1, 3, 2, 29, [((4, 1, 1), 1)])
         assert_right(*branches_of([((4, 1, 1), 1)]), tensors, grad)
@@ -568,13 +576,13 @@ def first_channels(far: Tensor, count: int) -> Tensor:
 
 def test_a_far_input():
     x, weight = torch.randn(3, 16), torch.randn(5, 16)
-    output = kernels.dilated_conv2d(far_pixels(x), [weight[..., None, None]], [None], [(1, 1)])
+    output = kernels.forward(far_pixels(x), [weight[..., None, None]], [None], [(1, 1)])
     torch.testing.assert_close(output[0, :, 0].T, x @ weight.T)
 
 
 def test_a_far_output_and_residual():
     x, weight, residual = torch.randn(3, 16), torch.randn(5, 16), torch.randn(3, 5)
-    output = kernels.dilated_conv2d(
+    output = kernels.forward(
         x.T[None, :, None], [weight[..., None, None]], [None], [(1, 1)], far_pixels(residual)
     )
     torch.testing.assert_close(first_channels(output, 5), x @ weight.T + residual)
@@ -584,7 +592,7 @@ def test_a_far_bias():
     x, weight = torch.randn(3, 16), torch.randn(5, 16)
     bias = zeros_without_memory(3, FAR, dtype=torch.float32)
     bias[:, :5] = torch.randn(3, 5)
-    output = kernels.dilated_conv2d(x[..., None, None], [weight[..., None, None]], [bias], [(1, 1)])
+    output = kernels.forward(x[..., None, None], [weight[..., None, None]], [bias], [(1, 1)])
     torch.testing.assert_close(output[..., 0, 0], x @ weight.T + bias[:, :5])
 
 
@@ -608,7 +616,7 @@ def sum_taps(output: Tensor, input: Tensor, weight: Tensor, items: Tensor, **oth
         in_channels=input.size(1),
         out_channels=output.size(1),
         stride_bias=0,
-        MIRRORED=False,
+        FLIPPED=False,
         HAS_BIAS=False,
         HAS_RESIDUAL=False,
         ACTIVATION="none",
@@ -629,7 +637,7 @@ def test_a_far_weight():
     sum_taps(output, x, weight, rows((0, 1, 0, 1, -1, -1)))
     torch.testing.assert_close(output[:, 16:], x @ near.T)
     grad, grad_input = torch.randn(3, 18), torch.empty(3, 16)
-    sum_taps(grad_input, grad, weight, rows((0, 0, 1, 1, -1, -1)), MIRRORED=True)
+    sum_taps(grad_input, grad, weight, rows((0, 0, 1, 1, -1, -1)), FLIPPED=True)
     torch.testing.assert_close(grad_input, grad[:, 16:] @ near)
 
 
@@ -654,7 +662,7 @@ def test_far_pieces_of_a_sum():
         C=32,
         out_channels=5,
         stride_bias=0,
-        MIRRORED=False,
+        FLIPPED=False,
         HAS_BIAS=False,
         HAS_RESIDUAL=False,
         ACTIVATION="none",
@@ -673,7 +681,7 @@ def test_a_far_gradient_of_a_weight(is_split):
     grad_weight = zeros_without_memory(3, FAR, dtype=torch.float32)
     partial = zeros_without_memory((far + 1) * 256, dtype=torch.float32)
     rectangle, branch = rows((0, 0, 0, 0, 0, 0, 1, 3)), rows((3, 0, 1))
-    kernels.dilated_conv2d_wgrad_kernel[(1,)](
+    gradients.dilated_conv2d_wgrad_kernel[(1,)](
         (grad_weight,),
         partial,
         far_pixels(grad),
@@ -692,7 +700,7 @@ def test_a_far_gradient_of_a_weight(is_split):
         **SIXTEEN,
     )
     if is_split:
-        kernels.dilated_conv2d_wgrad_reduce_kernel[(2,)](
+        gradients.dilated_conv2d_wgrad_reduce_kernel[(2,)](
             (grad_weight,),
             partial,
             rectangle,
@@ -733,7 +741,7 @@ def test_far_pixels_of_a_depthwise_convolution():
         R=1,
         S=1,
         MULTIPLIER=1,
-        MIRRORED=False,
+        FLIPPED=False,
         HAS_BIAS=False,
         HAS_RESIDUAL=True,
         ACTIVATION="none",

@@ -179,7 +179,7 @@ def test_commit_of_a_tree_without_git(harness, monkeypatch, tmp_path, file, comm
 def test_choices_are_measured_on_the_calls_of_deeplab(choosing, report, tmp_path):
     cases = importlib.import_module("cases")
     calls = choosing.calls(cases.TINY, 2, "fp32", ["mobilenet_v2"])
-    assert {op for op, _ in calls} == set(registry.shape_classes)
+    assert {op for op, _ in calls} == set(registry.shape_buckets)
     assert len({(op, choosing.describe(call)) for op, call in calls}) == len(calls)
     first = dict(reversed(calls))
     # Tuples with empty tensors, an output that is an input, lists, and two kernels to choose from.
@@ -187,7 +187,8 @@ def test_choices_are_measured_on_the_calls_of_deeplab(choosing, report, tmp_path
     depthwise = next(
         call
         for op, call in calls
-        if op == "fused_conv2d" and "groups 384" in registry.shape_classes[op](*call)
+        if op == "fused_conv2d"
+        and "groups 384" in registry.shape_buckets[op](registry.arguments(op, *call))
     )
     table = tmp_path / "table.csv"
     for op, call in [("fused_conv2d", depthwise), *((op, first[op]) for op in some)]:
@@ -229,7 +230,7 @@ def test_l2_read_reads_everything_as_often_as_it_says():
     size = l2_read.buffer_size(200_000, num_programs=6)
     assert size == 49152  # two blocks each: three would take 295 kB
     device = device_of("triton")
-    if problem := registry.unavailable("triton", device):
+    if problem := registry.unavailable_reason("triton", device):
         pytest.skip(problem)
     buffer = torch.randint(1000, (size,), dtype=torch.int32, device=device)
     sums = l2_read.l2_read(buffer, passes=3, num_programs=6)
@@ -337,7 +338,7 @@ def test_run_all_plots_no_empty_file(harness, tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".csv"]
 
 
-def test_the_results_in_the_readme_are_those_of_the_files(harness):
+def test_results_in_readme_and_docs_match_the_files(harness):
     importlib.import_module("table").main(["--check"])
 
 
@@ -477,9 +478,9 @@ def test_gpu_is_lost_when_it_does_not_synchronize(monkeypatch):
 
 
 def test_wrong_kernel_is_dropped_from_bench_aspp(monkeypatch, tmp_path, capsys):
-    good = registry._table["aspp"]["cpu"]
+    good = registry._kernels["aspp"]["cpu"]
     monkeypatch.setitem(
-        registry._table["aspp"], "cpu", good._replace(run=lambda *args: good.run(*args) * 1.001)
+        registry._kernels["aspp"], "cpu", good._replace(run=lambda *args: good.run(*args) * 1.001)
     )
     with pytest.raises(SystemExit, match="tiny, batch 1, fp32, deeplab_fast.aspp.*: WRONG: error"):
         importlib.import_module("bench_aspp").main(

@@ -138,9 +138,9 @@ def faulty(monkeypatch):
     """Puts a function in the place of an op in the emulator; it gets what the op returns."""
 
     def replace(op: str, function) -> None:
-        good = registry._table[op]["emulated"]
+        good = registry._kernels[op]["emulated"]
         changed = good._replace(run=lambda *args: function(good.run(*args)))
-        monkeypatch.setitem(registry._table[op], "emulated", changed)
+        monkeypatch.setitem(registry._kernels[op], "emulated", changed)
 
     return replace
 
@@ -288,15 +288,18 @@ def test_a_limit_of_nothing_runs_nothing(tmp_path):
 
 
 def test_what_cannot_run_is_skipped_and_no_pass(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(registry._availability, "emulated", lambda device: "no such GPU")
+    changed = registry._backends["emulated"]._replace(
+        unavailable_reason=lambda device: "no such GPU"
+    )
+    monkeypatch.setitem(registry._backends, "emulated", changed)
     assert gpu_check(tmp_path, ["argmax"]) == {"argmax": ("skipped", "no such GPU")}
     assert "gpu_check: no kernel passed" in capsys.readouterr().err
 
 
 def test_a_call_that_is_refused_is_skipped_with_the_reason(tmp_path, monkeypatch):
-    good = registry._table["fused_conv2d"]["emulated"]
-    refusing = good._replace(refuses=lambda *args: "odd channels")
-    monkeypatch.setitem(registry._table["fused_conv2d"], "emulated", refusing)
+    good = registry._kernels["fused_conv2d"]["emulated"]
+    refusing = good._replace(unsupported_reason=lambda *args: "odd channels")
+    monkeypatch.setitem(registry._kernels["fused_conv2d"], "emulated", refusing)
     assert gpu_check(tmp_path, ["depthwise-forward"]) == {
         "depthwise-forward": ("skipped", "odd channels")
     }

@@ -631,13 +631,16 @@ def test_info(capsys):
     ran = {line.split()[0]: line.split()[1] for line in on_cpu.splitlines()[1:] if line}
     assert set(ran) == {*registry.NAMES, *registry.ops()}
     for op in registry.ops():
-        can_run = [n for n in registry.order("cpu") if n in registry.implementations(op)]
+        can_run = [n for n in registry.order("cpu") if n in registry.backends_of(op)]
         assert ran[op] == can_run[0]
 
 
 def test_info_says_why(monkeypatch, capsys):
-    monkeypatch.setitem(registry._availability, "cpu", lambda device: "the moon is full")
-    monkeypatch.delitem(registry._table["aspp"], "cpu")
+    changed = registry._backends["cpu"]._replace(
+        unavailable_reason=lambda device: "the moon is full"
+    )
+    monkeypatch.setitem(registry._backends, "cpu", changed)
+    monkeypatch.delitem(registry._kernels["aspp"], "cpu")
     assert main(["info"]) == 0
     on_cpu = capsys.readouterr().out.split("\nOn ")[1].splitlines()
     lines = {line.split()[0]: line for line in on_cpu if line}
@@ -653,21 +656,22 @@ def test_info_says_what_was_measured(monkeypatch, capsys):
         name="A GPU", major=9, minor=0, multi_processor_count=132, total_memory=2**37
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
-    monkeypatch.setattr(dispatch_table, "device_class", lambda device: "sm_90 with 132 processors")
-    monkeypatch.setattr(dispatch_table, "choices", lambda device: {})
+    monkeypatch.setattr(dispatch_table, "device_class", lambda device: "sm_90 with 132 SMs")
+    monkeypatch.setattr(dispatch_table, "fastest_kernels", lambda device: {})
     for name in ("cuda", "cuda/sm90", "cuda/sm80", "triton"):
-        monkeypatch.setitem(registry._availability, name, lambda device_type: None)
+        changed = registry._backends[name]._replace(unavailable_reason=lambda device_type: None)
+        monkeypatch.setitem(registry._backends, name, changed)
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     on_gpu = {
         line.split()[0]: line.split()[1] for line in out.split("\nOn ")[2].splitlines() if line
     }
     assert on_gpu["aspp"] == "reference," and on_gpu["upsample_argmax"] == "cuda"
-    assert "Measured on cuda:0, sm_90 with 132 processors, in " in out
+    assert "Measured on cuda:0, sm_90 with 132 SMs, in " in out
     assert "  nothing; python benchmarks/measure_choices.py measures it\n" in out
 
     classes = {"a class": ("cuda/sm90", "triton"), "another": (), "a third": ("cuda/sm90",)}
-    monkeypatch.setattr(dispatch_table, "choices", lambda device: {"aspp": classes})
+    monkeypatch.setattr(dispatch_table, "fastest_kernels", lambda device: {"aspp": classes})
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert "  aspp, of 3 classes of shapes: cuda/sm90 for 2, reference for 1\n" in out
@@ -679,7 +683,7 @@ def test_info_says_what_was_measured(monkeypatch, capsys):
     def damaged(device):
         raise ValueError("dispatch_table.csv, line 7: expected two times")
 
-    monkeypatch.setattr(dispatch_table, "choices", damaged)
+    monkeypatch.setattr(dispatch_table, "fastest_kernels", damaged)
     assert main(["info"]) == 2
     error = "deeplab-fast: dispatch_table.csv, line 7: expected two times\n"
     assert capsys.readouterr().err == error

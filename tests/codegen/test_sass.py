@@ -221,9 +221,8 @@ def test_dilated_conv2d_sm90_starts_a_work_item_with_independent_loads(cuobjdump
 def test_dilated_conv2d_sm90_reads_only_its_work_list_before_it_waits(cuobjdump):
     """The emulator runs launches one after another, so it cannot detect a bias loaded too early."""
     for code in machine_code(cuobjdump, "sm_90a", "dilated_conv2d_fwd_sm90_kernel").values():
-        for role, num_loads in zip(
-            roles(code), (3, 3 + 9)
-        ):  # a work item; a pixel, or 8 pixels and a tap
+        # Consumers load a work item and a pixel; producers a work item, 8 pixels and a tap.
+        for role, num_loads in zip(roles(code), (3, 3 + 9)):
             instructions = [text for block in role.values() for text in block.instructions]
             before = instructions[: instructions.index("ACQBULK")]
             accesses = [text for text in before if re.search(r"LDG|STG|UTMALDG|RED|ATOM", text)]
@@ -241,15 +240,17 @@ def instructions_after_products(code: str, avoids: str) -> Counter[str]:
 
 
 def test_epilogue_of_dilated_conv2d_sm90_is_short(cuobjdump):
-    """Of a warp and its 16 x 256 sums, in whole vectors, without residual and bias of an image;
-    3300 instructions when sums were staged as fp32."""
+    """Instructions of a warp for 16 x 256 sums, in whole vectors, without residual or image bias.
+
+    There were 3300 when sums were staged as fp32.
+    """
     for code in machine_code(cuobjdump, "sm_90a", "dilated_conv2d_fwd_sm90_kernel").values():
         whole = instructions_after_products(code, r"LDG|MUFU|\.U16|STG\.E\.64")
         assert whole["STSM.16.M88.4"] == 16 and whole["STG.E.128"] == whole["LDS.128"] == 16
         assert sum(whole.values()) <= 900
-        # Pieces of split sums: 64 stores of 8 bytes from the registers, four lanes to a sector.
-        piece = instructions_after_products(code, "STSM")
-        assert piece["STG.E.64"] == 64 and sum(piece.values()) <= 120
+        # Partial sums: 64 stores of 8 bytes from registers, four lanes per sector.
+        partial = instructions_after_products(code, "STSM")
+        assert partial["STG.E.64"] == 64 and sum(partial.values()) <= 120
 
 
 def test_epilogue_of_weight_gradient_sm90_is_short(cuobjdump):

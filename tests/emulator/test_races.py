@@ -55,7 +55,7 @@ def convolution(shape, kernels, rates, dtype) -> Callable[[], list[Tensor]]:
         input = leaf(*shape)
         weights = [leaf(k, shape[1], r, s) for k, r, s in kernels]
         biases = [leaf(k) for k, _, _ in kernels]
-        output = parallel_dilated_conv2d(input, weights, rates, biases)
+        output = parallel_dilated_conv2d(input, weights, biases, rates)
         return backward(output, input, *weights, *biases)
 
     return run

@@ -143,14 +143,14 @@ def test_options_reach_the_kernel(monkeypatch):
     """Each as it was given, in the order of the schema."""
     received = {}
     for op in ("dilated_conv2d", "upsample_argmax", "upsample_cross_entropy"):
-        right = deeplab_fast.backends.registry._table[op]["cpu"]
+        right = deeplab_fast.backends.registry._kernels[op]["cpu"]
 
-        def spy(*arguments, op=op, right=right):
+        def spy(arguments, op=op, right=right):
             received[op] = [a for a in arguments if not isinstance(a, Tensor)]
-            return right.run(*arguments)
+            return right.run(arguments)
 
         monkeypatch.setitem(
-            deeplab_fast.backends.registry._table[op], "cpu", right._replace(run=spy)
+            deeplab_fast.backends.registry._kernels[op], "cpu", right._replace(run=spy)
         )
     x = torch.rand(1, 4, 5, 5)
     dilated_conv2d(x, torch.rand(4, 2, 3, 3), B[:4], (3, 2), 2)
@@ -489,7 +489,7 @@ def project(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 CONVOLUTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int]] = {
     "dilated_conv2d": (dilated_conv2d, conv2d, 3),
     "parallel": (
-        one_of_two(lambda x, w, b: parallel_dilated_conv2d(x, [w, w], [1, 1], [b, b])),
+        one_of_two(lambda x, w, b: parallel_dilated_conv2d(x, [w, w], [b, b], [1, 1])),
         conv2d,
         3,
     ),

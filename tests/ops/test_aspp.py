@@ -11,13 +11,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import deeplab_fast
 from deeplab_fast import aspp
-from deeplab_fast._native.common import Kernels, nhwc_output
+from deeplab_fast._native.common import LaunchContext
+from deeplab_fast._native.memory_format import empty_nhwc
+from deeplab_fast.backends import registry
 from deeplab_fast.backends.cuda import aspp as aspp_kernels
 from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import convolve_with_means
 
 from ..support import emulator
 from ..support.cases import DTYPES, LAYOUTS, assert_as_accurate_as, upsampled, with_layout
-from ..support.unsupported import skip_if_unsupported, skip_without_kernel
+from ..support.unsupported import skip_if_unsupported, skip_without
 
 OP = "aspp"
 SHAPES = (
@@ -55,7 +57,12 @@ def dtype(backend: str, device: str) -> torch.dtype:
     """float32, or the first dtype that the backend's kernel takes."""
     for dtype in DTYPES:
         arguments = operands((1, 8, 3, 3), dtype, device)
-        if deeplab_fast.backends.registry.why_not(OP, backend, device, *arguments) is None:
+        if (
+            deeplab_fast.backends.registry.unsupported_reason(
+                OP, backend, registry.arguments(OP, *arguments)
+            )
+            is None
+        ):
             return dtype
     raise AssertionError(f"{backend} takes none of {DTYPES}")
 
@@ -146,10 +153,10 @@ def test_emulated_image_bias(dtype, H, W):
         pooled = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), pool_weight, pool_bias))
         return F.conv2d(pooled, project_weight, project_bias)[:, :, 0, 0]
 
-    kernels = Kernels(emulator.load().cuda, 0, 8)
+    kernels = LaunchContext(emulator.load().cuda, 0, 8)
     x, *rest = tensors
     one = x.new_ones(8, C, 1, 1)
-    output = nhwc_output(x, 8)
+    output = empty_nhwc(x, 8)
     means = convolve_with_means(kernels, output, x, [one], [None], [(1, 1)], "none")
     image_bias = aspp_kernels.image_bias(kernels, means, *rest)
     exact = definition(*(t.double() for t in tensors))
@@ -170,7 +177,7 @@ def test_emulated_forms_no_map_of_pooled_channels():
             return result
 
     with Maps():
-        deeplab_fast.backends.registry._table[OP]["emulated"].run(*arguments)  # not as an opaque op
+        registry.run(OP, *arguments, backend="emulated")  # not as an opaque op
     assert set(maps) == {7, 8 * (3 + 3 * 5)}
 
 
@@ -185,11 +192,13 @@ def test_emulated_forms_no_map_of_pooled_channels():
 def test_emulated_refuses(position, value, reason):
     arguments = operands((1, 8, 3, 3), torch.bfloat16, rates=())
     arguments[position] = value if position == 0 else convert([value], Tensor.bfloat16)[0]
-    assert reason in deeplab_fast.backends.registry.why_not(OP, "emulated", "cpu", *arguments)
+    assert reason in deeplab_fast.backends.registry.unsupported_reason(
+        OP, "emulated", registry.arguments(OP, *arguments)
+    )
 
 
 def test_backward(backend, device, ran):
-    skip_without_kernel(backend, "dilated_conv2d_backward")
+    skip_without(backend, "dilated_conv2d_backward")
     skip_if_unsupported(backend, OP, *operands((2, 6, 9, 11), device=device))
     arguments = convert(operands((2, 6, 9, 11), device=device), Tensor.requires_grad_)
     grad_output = torch.randn(2, 7, 9, 11, device=device)
@@ -214,9 +223,7 @@ def test_double_backward_is_an_error():
 def test_opcheck(opcheck, backend, device, dtype, layout):
     arguments = operands((2, 8, 9, 11), dtype, device)
     arguments[0] = with_layout(arguments[0], layout)
-    has_backward = backend in deeplab_fast.backends.registry.implementations(
-        "dilated_conv2d_backward"
-    )
+    has_backward = backend in deeplab_fast.backends.registry.backends_of("dilated_conv2d_backward")
     arguments = convert(arguments, lambda t: t.detach().requires_grad_(has_backward))
     opcheck(torch.ops.deeplab_fast.aspp, tuple(arguments), {"backend": backend})
 

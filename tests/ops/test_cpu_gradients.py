@@ -121,7 +121,7 @@ def test_weight_gradients_of_dilated_ops_are_computed_in_fp32(
     with deeplab_fast.backend(forced):
         dilated_conv2d(x, dense, dilation=(1, 2)).sum().backward()
         dilated_conv2d(x, depthwise, dilation=3, groups=8).sum().backward()
-        parallel_dilated_conv2d(x, [dense, dense], [4, 5]).sum().backward()
+        parallel_dilated_conv2d(x, [dense, dense], None, [4, 5]).sum().backward()
     assert weight_gradients == [(torch.float32, rate) for rate in (2, 3, 4, 5)]
     assert dense.grad.dtype == depthwise.grad.dtype == dtype
 

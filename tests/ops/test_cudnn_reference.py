@@ -77,7 +77,7 @@ def needs_its_device(request):
         if not torch.cuda.is_available() or torch.cuda.device_count() <= index:
             pytest.skip(f"needs {index + 1} GPU{'s' * index}")
     if place is not None and place.backend:
-        if reason := registry.unavailable(place.backend, torch.device(place.device).type):
+        if reason := registry.unavailable_reason(place.backend, torch.device(place.device).type):
             pytest.skip(f"{place.backend}: {reason}")
 
 
@@ -278,7 +278,7 @@ def test_parallel_dilated_conv2d(place, case: Branches, dtype, run):
 
     def ours(input, *parameters):
         half = len(parameters) // 2
-        return parallel_dilated_conv2d(input, parameters[:half], dilations, parameters[half:])
+        return parallel_dilated_conv2d(input, parameters[:half], parameters[half:], dilations)
 
     compare(place, run, ours, parallel_of_pytorch(dilations), branch_operands(case, dtype))
 
@@ -458,7 +458,7 @@ def preferring(backend: str):
     """Ops run on the backend where it takes the call, else on the automatic choice."""
     with pytest.MonkeyPatch.context() as patch:
         automatic = registry.automatic
-        patch.setattr(registry, "automatic", lambda op, *args: (backend, *automatic(op, *args)))
+        patch.setattr(registry, "automatic", lambda op, args: (backend, *automatic(op, args)))
         yield
 
 
@@ -591,7 +591,7 @@ COMPARISONS = {
 
 @pytest.mark.parametrize("op", COMPARISONS)
 def test_one_wrong_element_is_seen(monkeypatch, op):
-    right = registry._table[op]["cpu"]
+    right = registry._kernels[op]["cpu"]
 
     def wrong(*arguments):
         outputs = right.run(*arguments)
@@ -604,19 +604,19 @@ def test_one_wrong_element_is_seen(monkeypatch, op):
         return outputs
 
     COMPARISONS[op]()
-    monkeypatch.setitem(registry._table[op], "cpu", right._replace(run=wrong))
+    monkeypatch.setitem(registry._kernels[op], "cpu", right._replace(run=wrong))
     with pytest.raises(AssertionError):
         COMPARISONS[op]()
 
 
 def test_a_wrong_gradient_of_a_module_is_seen(monkeypatch):
     op, case = "parallel_dilated_conv2d_backward", SMALL_PYRAMIDS[0]
-    right = registry._table[op]["cpu"]
+    right = registry._kernels[op]["cpu"]
 
     def wrong(*arguments):
         return tree_map_only(Tensor, lambda t: t * 1.01, right.run(*arguments))
 
-    monkeypatch.setitem(registry._table[op], "cpu", right._replace(run=wrong))
+    monkeypatch.setitem(registry._kernels[op], "cpu", right._replace(run=wrong))
     with pytest.raises(AssertionError, match="error"):
         test_aspp_module(HERE, case, torch.float32, backward, True)
 

@@ -34,7 +34,7 @@ from ..support.cases import (
     with_layout,
 )
 from ..support.emulator import machine
-from ..support.unsupported import skip_if_unsupported, skip_without_kernel
+from ..support.unsupported import skip_if_unsupported, skip_without, unsupported_reason
 
 OP = "dilated_conv2d"
 BACKWARD = OP + "_backward"
@@ -57,13 +57,13 @@ def dtype(backend: str) -> torch.dtype:
     X = torch.zeros(1, 8, 1, 1, device=device_of(backend))
     for dtype in DTYPES:
         x = X.to(dtype)
-        if registry.why_not(OP, backend, x.device.type, x, x, None, [1, 1], 1) is None:
+        if unsupported_reason(backend, OP, x, x, None, [1, 1], 1) is None:
             return dtype
     raise AssertionError(f"{backend} takes none of {DTYPES}")
 
 
 def has_backward(backend: str) -> bool:
-    return backend in registry.implementations(BACKWARD)
+    return backend in registry.backends_of(BACKWARD)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -137,7 +137,7 @@ def test_parallel(backend, device, ran, dtype, layout, channels):
     input = with_layout(input, layout)
     skip_if_unsupported(backend, "parallel_" + OP, input, weights, biases, PARALLEL[1])
     with deeplab_fast.backend(backend):
-        output = parallel_dilated_conv2d(input, weights, PARALLEL[1], biases)
+        output = parallel_dilated_conv2d(input, weights, biases, PARALLEL[1])
     assert ran == [("parallel_" + OP, backend)]
     peer = parallel_conv2d(input, weights, biases)
     input, *rest = (t.double() for t in (input, *weights, *biases))
@@ -148,7 +148,7 @@ def test_parallel(backend, device, ran, dtype, layout, channels):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_parallel_backward(backend, device, ran, dtype, layout, channels):
-    skip_without_kernel(backend, "parallel_" + BACKWARD)
+    skip_without(backend, "parallel_" + BACKWARD)
     input, weights, biases = parallel_operands(device, dtype, *channels)
     input = with_layout(input, layout)
     grad_output = torch.randn(2, sum(channels[1]), 9, 13).to(device, dtype)
@@ -157,7 +157,7 @@ def test_parallel_backward(backend, device, ran, dtype, layout, channels):
     tensors = [input, *weights, *biases]
 
     def ours(input, *rest):
-        return parallel_dilated_conv2d(input, rest[:4], PARALLEL[1], rest[4:])
+        return parallel_dilated_conv2d(input, rest[:4], rest[4:], PARALLEL[1])
 
     def theirs(input, *rest):
         return parallel_conv2d(input, rest[:4], rest[4:])
@@ -174,7 +174,7 @@ def test_parallel_without_biases(backend, device, dtype):
     input, weights, _ = parallel_operands(device, dtype, 8)
     zeros = [torch.zeros(w.size(0), device=device, dtype=dtype) for w in weights]
     with deeplab_fast.backend(backend):
-        output = parallel_dilated_conv2d(input, weights, PARALLEL[1])
+        output = parallel_dilated_conv2d(input, weights, None, PARALLEL[1])
     peer = parallel_conv2d(input, weights, zeros)
     input, *rest = (t.double() for t in (input, *weights, *zeros))
     assert_as_accurate_as(output, peer, parallel_conv2d(input, rest[:4], rest[4:]))
@@ -186,7 +186,7 @@ def test_memory_format_is_kept(backend, device, dtype, layout):
     x = with_layout(input, layout).detach().requires_grad_()
     with deeplab_fast.backend(backend):
         y = dilated_conv2d(x, weight)
-        p = parallel_dilated_conv2d(x, [weight, weight], [1, 2])
+        p = parallel_dilated_conv2d(x, [weight, weight], None, [1, 2])
         tensors = [y, p]
         if has_backward(backend):
             (y.sum() + p.sum()).backward()
@@ -220,14 +220,14 @@ def test_strides_are_those_that_compiled_graphs_rely_on(
 
 
 def test_only_needed_gradients_are_computed(backend, device, dtype):
-    skip_without_kernel(backend, BACKWARD)
+    skip_without(backend, BACKWARD)
     input, weight, bias = operands(Conv(1, 8, 8, 6, 6), dtype, device)
     with deeplab_fast.backend(backend):
         weight.requires_grad_()
         dilated_conv2d(input, weight, bias).sum().backward()
         assert weight.grad is not None and input.grad is None and bias.grad is None
         biases = [bias.clone().requires_grad_(), bias.clone()]
-        parallel_dilated_conv2d(input, [weight, weight], [1, 2], biases).sum().backward()
+        parallel_dilated_conv2d(input, [weight, weight], biases, [1, 2]).sum().backward()
         assert biases[0].grad is not None and biases[1].grad is None and input.grad is None
 
 
@@ -252,11 +252,14 @@ def test_bitwise_repeatable(backend, device, dtype):
 
 
 def test_double_backward_is_an_error(backend, device, dtype):
-    skip_without_kernel(backend, BACKWARD)
+    skip_without(backend, BACKWARD)
     input, weight, bias = operands(Conv(1, 8, 8, 6, 6), dtype, device)
     input.requires_grad_()
     with deeplab_fast.backend(backend):
-        for y in (dilated_conv2d(input, weight), parallel_dilated_conv2d(input, [weight], [1])):
+        for y in (
+            dilated_conv2d(input, weight),
+            parallel_dilated_conv2d(input, [weight], None, [1]),
+        ):
             (grad,) = torch.autograd.grad((y * y).sum(), input, create_graph=True)
             with pytest.raises(NotImplementedError, match="no double backward"):
                 grad.sum().backward()
@@ -271,7 +274,7 @@ def test_gradcheck():
     weights = [torch.randn(2, 2, k, k, dtype=torch.float64, requires_grad=True) for k in (1, 3)]
     biases = [torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(
-        lambda x, *rest: parallel_dilated_conv2d(x, rest[:2], [1, 2], rest[2:]),
+        lambda x, *rest: parallel_dilated_conv2d(x, rest[:2], rest[2:], [1, 2]),
         (input, *weights, *biases),
     )
 
@@ -335,7 +338,7 @@ def test_export(backend, device, dtype):
     class Branches(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = dilated_conv2d(x, weight, bias)
-            return parallel_dilated_conv2d(y, [second, second], [1, 2])
+            return parallel_dilated_conv2d(y, [second, second], None, [1, 2])
 
     with deeplab_fast.backend(backend):
         module = Branches()
@@ -349,7 +352,7 @@ def test_autocast(backend, device, dtype):
     weight.requires_grad_(has_backward(backend))
     with deeplab_fast.backend(backend), torch.autocast(device, dtype):
         output = dilated_conv2d(input, weight, bias, 2)
-        parallel = parallel_dilated_conv2d(input, [weight], [2], [bias])
+        parallel = parallel_dilated_conv2d(input, [weight], [bias], [2])
         loss = output.float().sum()
     assert output.dtype == parallel.dtype == dtype
     peer = same_conv2d(input.to(dtype), weight.to(dtype), bias.to(dtype), 2)
@@ -367,14 +370,14 @@ def test_automatic_choice(ran):
 
 def test_an_automatic_backward_needs_no_kernel_of_the_forward(monkeypatch, ran):
     monkeypatch.setitem(registry._AUTOMATIC, "cpu", ("emulated", "cpu"))
-    monkeypatch.delitem(registry._table[BACKWARD], "emulated")
+    monkeypatch.delitem(registry._kernels[BACKWARD], "emulated")
     x = torch.randn(1, 8, 5, 5).bfloat16().requires_grad_()
     dilated_conv2d(x, torch.ones(4, 8, 3, 3).bfloat16()).sum().backward()
     assert ran == [(OP, "emulated"), (BACKWARD, "cpu")]
 
 
 def test_a_forced_backward_without_a_kernel_says_so(monkeypatch):
-    monkeypatch.delitem(registry._table[BACKWARD], "emulated")
+    monkeypatch.delitem(registry._kernels[BACKWARD], "emulated")
     x = torch.randn(1, 8, 5, 5).bfloat16().requires_grad_()
     message = "backend 'emulated' cannot run dilated_conv2d_backward on this input: it has no"
     with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=message):
@@ -409,7 +412,7 @@ def test_emulated_agrees_on_seeds(monkeypatch, shape, kernels, rates, dtype, num
     outputs = []
     for seed in (0, 1, 2, 3):
         with deeplab_fast.backend("emulated"), machine(seed, "sm_86"):
-            outputs.append(parallel_dilated_conv2d(input, weights, rates, biases))
+            outputs.append(parallel_dilated_conv2d(input, weights, biases, rates))
     exact = reference(input.double(), [w.double() for w in weights], [b.double() for b in biases])
     assert_as_accurate_as(outputs[0], reference(input, weights, biases), exact)
     for output in outputs[1:]:
@@ -444,7 +447,7 @@ def test_emulated_splits_sums():
             _C.zones.forward_tiles,
             (N, H, W),
             ((R, S, rate, rate),),
-            work_lists.steps_per_tap(C, torch.bfloat16),
+            work_lists.k_iters_per_tap(C, torch.bfloat16),
             (K,),
             torch.device("cpu"),
             num_workers,
@@ -517,9 +520,9 @@ def test_emulated_refuses(case: Conv, dtype, reason):
 def test_emulated_refuses_many_branches():
     x, w = torch.zeros(1, 8, 5, 5).bfloat16(), torch.zeros(8, 8, 1, 1).bfloat16()
     with deeplab_fast.backend("emulated"):
-        assert parallel_dilated_conv2d(x, [w] * 8, [1] * 8).shape == (1, 64, 5, 5)
+        assert parallel_dilated_conv2d(x, [w] * 8, None, [1] * 8).shape == (1, 64, 5, 5)
         with pytest.raises(RuntimeError, match="at most 8 branches, got 9"):
-            parallel_dilated_conv2d(x, [w] * 9, [1] * 9)
+            parallel_dilated_conv2d(x, [w] * 9, None, [1] * 9)
 
 
 # The depthwise CUDA kernels, in the emulator.
@@ -669,8 +672,8 @@ def test_bad_input(arguments, error, message):
 
 def test_bad_parallel_input():
     with pytest.raises(ValueError, match="at least one branch"):
-        parallel_dilated_conv2d(X, [], [])
+        parallel_dilated_conv2d(X, [], None, [])
     with pytest.raises(ValueError, match="2 weights, 1 dilations, 0 biases"):
-        parallel_dilated_conv2d(X, [W, W], [1])
+        parallel_dilated_conv2d(X, [W, W], None, [1])
     with pytest.raises(ValueError, match="1 biases"):
-        parallel_dilated_conv2d(X, [W, W], [1, 2], [torch.zeros(6)])
+        parallel_dilated_conv2d(X, [W, W], [torch.zeros(6)], [1, 2])

@@ -17,7 +17,7 @@ from deeplab_fast import (
     upsample_cross_entropy,
 )
 from deeplab_fast._native import work_lists
-from deeplab_fast._native.common import Kernels
+from deeplab_fast._native.common import LaunchContext
 from deeplab_fast.backends.cuda import dilated_conv2d_backward
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 
@@ -69,7 +69,7 @@ def gradients(function, input, weights, grad_output, rates) -> list[Tensor]:
 
 
 def ours(input, weights, biases, rates) -> Tensor:
-    return parallel_dilated_conv2d(input, weights, rates, biases)
+    return parallel_dilated_conv2d(input, weights, biases, rates)
 
 
 def emulated_gradients(*args, seed=0, device="sm_80") -> list[Tensor]:
@@ -134,7 +134,7 @@ def test_emulated_pipeline_of_gradients_on_more_seeds():
 
 def test_emulated_bias_gradient_in_several_parts():
     """300 pixels more than two parts have; sums of small integers are exact."""
-    kernels = Kernels(emulator.load().cuda, 0, num_workers=5)
+    kernels = LaunchContext(emulator.load().cuda, 0, num_ctas=5)
     grad_output = torch.randint(-3, 4, (2, 72, 29, 31)).bfloat16()
     grad_output = grad_output.contiguous(memory_format=torch.channels_last)
     (actual,) = dilated_conv2d_backward.bias_gradients(kernels, grad_output, [torch.empty(72)])
@@ -197,7 +197,7 @@ def test_only_what_is_asked_for_is_launched(mask):
     input, weights, grad_output = tensors_of((1, 8, 4, 5), [(8, 3, 3), (8, 1, 1)], torch.float16)
     recorder = Recorder()
     grad_input, grad_weights, grad_biases = dilated_conv2d_backward.backward(
-        Kernels(recorder, 0, 8), grad_output, input, weights, [(1, 1), (1, 1)], mask
+        LaunchContext(recorder, 0, 8), grad_output, input, weights, [(1, 1), (1, 1)], mask
     )
     launchers = ("dilated_conv2d_fwd", "dilated_conv2d_wgrad", "dilated_conv2d_bias_grad")
     assert recorder.names == [name for name, needed in zip(launchers, mask) if needed]

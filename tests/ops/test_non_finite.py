@@ -25,10 +25,9 @@ from deeplab_fast import (
     dilated_conv2d,
     parallel_dilated_conv2d,
 )
-from deeplab_fast._native.common import Kernels
+from deeplab_fast._native.common import LaunchContext
 from deeplab_fast.backends import registry
 from deeplab_fast.backends.cuda import depthwise_conv2d
-from deeplab_fast.backends.cuda.dilated_conv2d import convolve
 from deeplab_fast.models import DeepLabV3
 from deeplab_fast.models.deeplabv3 import _deeplab_head
 from deeplab_fast.models.inference import FusedBottleneck, FusedInvertedResidual, _fused_head
@@ -41,6 +40,7 @@ from ..backends.test_prepared_kernels import with_statistics
 from ..ops.test_aspp import operands as aspp_operands
 from ..support import emulator
 from ..support.cases import Conv
+from ..support.convolution import convolve
 from ..support.unsupported import skip_if_unsupported
 
 pytestmark = pytest.mark.usefixtures("tf32")  # else the CUDA kernels take no fp32
@@ -82,7 +82,7 @@ RUNNERS = (
 )
 SPLIT = tuple(runner for runner in RUNNERS if runner.splits)
 WHOLE = tuple(runner for runner in RUNNERS if not runner.splits)
-# Kernels that have no variant for sm_90.
+# LaunchContext that have no variant for sm_90.
 ANY_DEVICE = tuple(runner for runner in WHOLE if runner.device != "sm_90")
 
 
@@ -94,7 +94,7 @@ def on(*runners: Runner):
 def runner(request, monkeypatch):
     """The test runs on this backend; one that splits sums has to have done so, and no other."""
     chosen: Runner = request.param
-    if reason := registry.unavailable(chosen.backend, "cpu"):
+    if reason := registry.unavailable_reason(chosen.backend, "cpu"):
         pytest.skip(reason)
     if (chosen.backend, chosen.dtype) == ("cpu", BF16):
         skip_if_unsupported("cpu", "fused_conv2d", torch.zeros(1, 1, 1, 1, dtype=BF16))
@@ -116,17 +116,19 @@ def launches(word: str) -> int:
 
 def split_triton(monkeypatch) -> list[int]:
     """The numbers of partial sums of the work lists to come."""
+    from deeplab_fast._native import work_lists
     from deeplab_fast.backends.triton import dilated_conv2d as kernels
+    from deeplab_fast.backends.triton import dilated_conv2d_backward as gradients
 
     slots: list[int] = []
-    for name in ("work_list", "weight_work_list"):
-        make = getattr(kernels, name)
+    for module, name in ((kernels, "work_list"), (gradients, "weight_work_list")):
+        make = getattr(module, name)
         monkeypatch.setattr(
-            kernels, name, lambda *a, make=make: slots.append(make(*a).num_slots) or make(*a)
+            module, name, lambda *a, make=make: slots.append(make(*a).num_slots) or make(*a)
         )
     blocks = kernels.Blocks(64, 32, 32, 4, 4)
-    monkeypatch.setattr(kernels, "_num_workers", lambda device: 48)
-    monkeypatch.setattr(kernels, "_SPLIT_STEPS", 1)
+    monkeypatch.setattr(kernels, "num_programs", lambda device: 48)
+    monkeypatch.setattr(work_lists, "SPLIT_K_ITERS", 1)
     monkeypatch.setattr(kernels, "blocks_for", lambda *shape: blocks)
     return slots
 
@@ -372,7 +374,7 @@ def test_parallel_branches_and_mean(runner):
     assert_same(runner, output, expected)
     assert means.dtype == torch.float32
     assert_same(runner, means, [input.double().mean((2, 3))])
-    output = parallel_dilated_conv2d(input, weights, rates, biases)
+    output = parallel_dilated_conv2d(input, weights, biases, rates)
     added = torch.cat(biases).double()[:, None, None]
     assert_same(runner, output, [s + added for s in expected])
 
@@ -387,7 +389,9 @@ def test_emulated_bias_of_an_image(runner, activation):
     image_bias[0, 12], image_bias[1, 13], image_bias[2, 14] = NAN, INF, -INF
     output = special_residual(sums[0].shape, runner.dtype)
     terms = bias.double()[:, None, None] + output.double() + image_bias.double()[:, :, None, None]
-    kernels = Kernels(emulator.load().cuda, 0, emulator.num_ctas, is_sm90=runner.device == "sm_90")
+    kernels = LaunchContext(
+        emulator.load().cuda, 0, emulator.num_ctas, is_sm90=runner.device == "sm_90"
+    )
     convolve(
         kernels, output, input.contiguous(memory_format=torch.channels_last), [weight], [bias],
         [(1, 1)], activation=activation, residual=output, image_bias=image_bias,

@@ -559,7 +559,7 @@ TRITON_SIZES = [
 @pytest.fixture(params=["interpreted", "compiled"])
 def triton_blocks(request, monkeypatch):
     """The interpreter with blocks of its own, and with those of a GPU."""
-    if registry.unavailable("triton", "cpu") is not None:
+    if registry.unavailable_reason("triton", "cpu") is not None:
         pytest.skip("Triton's kernels are compiled here")
     from deeplab_fast.backends.triton import upsample_argmax as module
 

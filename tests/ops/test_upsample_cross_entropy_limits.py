@@ -16,8 +16,8 @@ from torch import Tensor
 
 import deeplab_fast
 from deeplab_fast import _C, upsample_cross_entropy
+from deeplab_fast._native.upsample_shape import source_scale
 from deeplab_fast.backends import registry
-from deeplab_fast.ops._bilinear import source_scale
 
 from ..ops.test_upsample_cross_entropy import (
     OP,
@@ -31,6 +31,7 @@ from ..support import bilinear_oracle, emulator
 from ..support.backends import is_interpreted
 from ..support.cases import DTYPES, upsampled, with_layout
 from ..support.memory import GuardedAllocations, copy_beside_unreadable_page, sparse_zeros
+from ..support.unsupported import unsupported_reason
 
 BACKWARD = OP + "_backward"
 
@@ -267,13 +268,17 @@ def test_nothing_outside_the_tensors_is_touched(
     inputs = [copy_beside_unreadable_page(tensor, at_end) for tensor in tensors]
     for reduction in ["none" if at_end else "mean"] if is_interpreted(backend) else REDUCTIONS:
         options = (255, reduction, 0.1, False)
-        expected = registry.run(OP, backend, *tensors, *options)
+        expected = registry.run(OP, *tensors, *options, backend=backend)
         grad = torch.rand(expected[0].shape)
-        expected_grad = registry.run(BACKWARD, backend, grad, *tensors, *expected[1:], *options)
+        expected_grad = registry.run(
+            BACKWARD, grad, *tensors, *expected[1:], *options, backend=backend
+        )
         with GuardedAllocations() as guards:
-            actual = registry.run(OP, backend, *inputs, *options)
+            actual = registry.run(OP, *inputs, *options, backend=backend)
             saved = [copy_beside_unreadable_page(tensor, at_end) for tensor in (grad, *actual[1:])]
-            actual_grad = registry.run(BACKWARD, backend, saved[0], *inputs, *saved[1:], *options)
+            actual_grad = registry.run(
+                BACKWARD, saved[0], *inputs, *saved[1:], *options, backend=backend
+            )
         guards.assert_intact()
         for a, e in zip((*actual, actual_grad), (*expected, expected_grad)):
             assert torch.equal(a, e)
@@ -303,9 +308,9 @@ def test_strides_beyond_32_bits(backend, device, dim):
     options = (255, "none", 0.1, False)
     results = []
     for x, g in ((logits, grad), (far, far_grad)):
-        loss, *saved = registry.run(OP, backend, x, target, weight, *options)
+        loss, *saved = registry.run(OP, x, target, weight, *options, backend=backend)
         results.append(
-            (loss, registry.run(BACKWARD, backend, g, x, target, weight, *saved, *options))
+            (loss, registry.run(BACKWARD, g, x, target, weight, *saved, *options, backend=backend))
         )
     for near, distant in zip(*results):
         assert torch.equal(near, distant)
@@ -361,7 +366,7 @@ def test_triton_refuses_sizes_beyond_its_indices(logits_shape, size, limit):
     if not is_interpreted("triton"):
         pytest.skip("the tensors are on a CPU")
     for op, arguments in ((OP, (logits, target)), (BACKWARD, (logits, logits, target))):
-        reason = registry.why_not(op, "triton", "cpu", *arguments, None)
+        reason = unsupported_reason("triton", op, *arguments, None)
         assert reason and "fewer than 2^31" in reason and limit in reason or "classes" in reason
 
 
@@ -371,7 +376,9 @@ def test_triton_refuses_more_classes_than_a_grid_has_rows():
     target = torch.zeros(1, 1, 1, dtype=torch.int64)
     for classes, refused in ((65535, False), (65536, True)):
         logits = torch.zeros(()).expand(1, classes, 1, 1)
-        reason = registry.why_not(BACKWARD, "triton", "cpu", logits, logits, target, None)
+        reason = registry.unsupported_reason(
+            BACKWARD, "triton", registry.arguments(BACKWARD, logits, logits, target, None)
+        )
         assert reason == ("the kernel takes at most 65535 classes" if refused else None)
 
 

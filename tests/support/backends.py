@@ -17,12 +17,12 @@ def device_of(backend: str) -> str:
 
 def is_interpreted(backend: str) -> bool:
     """True if kernels of this backend run in Triton's interpreter, for which tests do less."""
-    return backend == "triton" and registry.unavailable("triton", "cpu") is None
+    return backend == "triton" and registry.is_available("triton", "cpu")
 
 
 def needs_triton() -> pytest.MarkDecorator:
     """A skip, with the reason, if Triton's kernels can be neither compiled nor interpreted."""
-    reason = registry.unavailable("triton", device_of("triton"))
+    reason = registry.unavailable_reason("triton", device_of("triton"))
     return pytest.mark.skipif(reason is not None, reason=f"triton: {reason}")
 
 

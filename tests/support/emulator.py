@@ -25,9 +25,8 @@ from typing import Any
 
 from torch import Tensor
 
-from deeplab_fast._native.common import Kernels
-from deeplab_fast.backends.cuda.register import implement
-from deeplab_fast.backends.registry import availability
+from deeplab_fast._native.common import LaunchContext
+from deeplab_fast.backends import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / f"emulator-{sys.implementation.cache_tag}"
@@ -152,14 +151,19 @@ def machine(seed: int = 0, device: str = "sm_80") -> Iterator[None]:
         _device = outer_device
 
 
-@availability("emulated")
-def _unavailable(device_type: str) -> str | None:
+def _unavailable_reason(device_type: str) -> str | None:
     return None if device_type == "cpu" else f"the tensors are on {device_type}"
 
 
-def _kernels(tensor: Tensor) -> contextlib.AbstractContextManager[Kernels]:
+def _launch_context(tensor: Tensor) -> contextlib.AbstractContextManager[LaunchContext]:
     stream = 0  # launches return when they are done
-    return contextlib.nullcontext(Kernels(load().cuda, stream, num_ctas, _device == "sm_90"))
+    return contextlib.nullcontext(
+        LaunchContext(load().cuda, stream, num_ctas, is_sm90=_device == "sm_90")
+    )
 
 
-implement("emulated", _kernels)
+registry.register_backend("emulated", _unavailable_reason, _launch_context)
+for op, kernel in registry.kernels_of("cuda").items():
+    registry.register_kernel(op, "emulated", unsupported_reason=kernel.unsupported_reason)(
+        kernel.run
+    )

@@ -21,15 +21,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from deeplab_fast.backends.triton import dilated_conv2d
-from deeplab_fast.backends.triton.depthwise_conv2d import (
+from deeplab_fast.backends.triton import (
     depthwise_conv2d,
-    depthwise_weight_gradient,
-)
-from deeplab_fast.backends.triton.upsample_argmax import upsample_argmax
-from deeplab_fast.backends.triton.upsample_cross_entropy import (
+    dilated_conv2d,
+    dilated_conv2d_backward,
+    upsample_argmax,
     upsample_cross_entropy,
-    upsample_cross_entropy_backward,
 )
 
 INSTRUCTIONS = r"\b(?:wgmma\.mma_async|mma\.sync|cp\.async\.c[ag]|fma\.rn\.f32|mul(?:\.rn)?\.f32)\b"
@@ -96,35 +93,35 @@ def _first(first: int, _: object) -> int:
 def launch_all() -> None:
     for size, layout in (((513, 513), torch.contiguous_format), ((129, 129), torch.channels_last)):
         logits = torch.zeros(1, 21, 65, 65, dtype=torch.bfloat16).contiguous(memory_format=layout)
-        upsample_argmax(logits, size, None, False, torch.int64)
+        upsample_argmax.forward(logits, size, None, False, torch.int64)
 
     logits = torch.zeros(1, 21, 65, 65, dtype=torch.bfloat16)
     target = torch.zeros(1, 513, 513, dtype=torch.int64)
     options = (255, "mean", 0.1, False)
-    loss, *saved = upsample_cross_entropy(logits, target, None, *options)
-    upsample_cross_entropy_backward(loss, logits, target, None, *saved, *options)
+    loss, *saved = upsample_cross_entropy.forward(logits, target, None, *options)
+    upsample_cross_entropy.backward(loss, logits, target, None, *saved, *options)
 
     for dtype, tf32 in ((torch.bfloat16, True), (torch.float32, True), (torch.float32, False)):
         # So many that sums are split, and so added up, in bf16
-        num_workers = 10**6 if dtype == torch.bfloat16 else 1
-        dilated_conv2d._num_workers = partial(_first, num_workers)
+        programs = 10**6 if dtype == torch.bfloat16 else 1
+        dilated_conv2d.num_programs = partial(_first, programs)
         torch.backends.cudnn.allow_tf32 = tf32
         x = torch.zeros(1, 2048, 17, 17, dtype=dtype)
         weights = [torch.zeros(256, 2048, k, k, dtype=dtype) for k in (1, 3, 3, 3)]
         rates = [(1, 1), (6, 6), (12, 12), (18, 18)]
-        grad = dilated_conv2d.dilated_conv2d(x, weights, [None] * 4, rates, activation="relu")
-        dilated_conv2d.input_gradient(grad, weights, rates, torch.zeros(1, 2048))
-        dilated_conv2d.weight_gradients(grad, x, weights, rates)
+        grad = dilated_conv2d.forward(x, weights, [None] * 4, rates, activation="relu")
+        dilated_conv2d_backward.input_gradient(grad, weights, rates, torch.zeros(1, 2048))
+        dilated_conv2d_backward.weight_gradients(grad, x, weights, rates)
 
-    dilated_conv2d._num_workers = partial(_first, 10**6)
+    dilated_conv2d.num_programs = partial(_first, 10**6)
     x = torch.zeros(1, 64, 33, 33, dtype=torch.bfloat16)
     weight = torch.zeros(64, 64, 3, 3, dtype=torch.bfloat16)
-    dilated_conv2d.weight_gradients(x, x, [weight], [(12, 12)])  # split sums
+    dilated_conv2d_backward.weight_gradients(x, x, [weight], [(12, 12)])  # split sums
 
     x = torch.zeros(1, 256, 33, 33, dtype=torch.bfloat16)
     weight = torch.zeros(256, 1, 3, 3, dtype=torch.bfloat16)
-    depthwise_conv2d(x, weight, None, (12, 12))
-    depthwise_weight_gradient(x, x, weight, (12, 12))
+    depthwise_conv2d.forward(x, weight, None, (12, 12))
+    depthwise_conv2d.weight_gradient(x, x, weight, (12, 12))
 
 
 def launch_with_every_size_one() -> None:
@@ -133,17 +130,17 @@ def launch_with_every_size_one() -> None:
         torch.zeros(1, 1, 1, 1, dtype=torch.float16),
         torch.zeros(1, 1, 1, dtype=torch.int64),
     )
-    upsample_argmax(x, (9, 9), None, True, torch.uint8)
+    upsample_argmax.forward(x, (9, 9), None, True, torch.uint8)
     for reduction in ("none", "mean"):
         options = (1, reduction, 0.0, True)
-        loss, *saved = upsample_cross_entropy(x, labels, torch.ones(1), *options)
-        upsample_cross_entropy_backward(loss, x, labels, None, *saved, *options)
+        loss, *saved = upsample_cross_entropy.forward(x, labels, torch.ones(1), *options)
+        upsample_cross_entropy.backward(loss, x, labels, None, *saved, *options)
     bias = torch.zeros(1, 1)
-    dilated_conv2d.dilated_conv2d(x, [x], [bias], [(1, 1)], x.clone(), "relu6")
-    dilated_conv2d.input_gradient(x, [x], [(1, 1)])
-    dilated_conv2d.weight_gradients(x, x, [x], [(1, 1)])
-    depthwise_conv2d(x, x, x.flatten(), (1, 1), x.clone(), "relu6")
-    depthwise_weight_gradient(x, x, x, (1, 1))
+    dilated_conv2d.forward(x, [x], [bias], [(1, 1)], x.clone(), "relu6")
+    dilated_conv2d_backward.input_gradient(x, [x], [(1, 1)])
+    dilated_conv2d_backward.weight_gradients(x, x, [x], [(1, 1)])
+    depthwise_conv2d.forward(x, x, x.flatten(), (1, 1), x.clone(), "relu6")
+    depthwise_conv2d.weight_gradient(x, x, x, (1, 1))
 
 
 if __name__ == "__main__":

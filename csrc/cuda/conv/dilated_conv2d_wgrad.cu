@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSM)
   const int blocks_n = (shape.C + kBlockN - 1) / kBlockN;
   const int first_k = item.block / blocks_n * kBlockM, first_c = item.block % blocks_n * kBlockN;
 
-  // In each stage this thread copies one chunk of channels of kCopies pixels, for each operand.
+  // This thread copies, in each stage, one chunk of channels of kCopies pixels per operand.
   constexpr int kChunks = kBlockM / kChunk<T>, kCopyRows = kThreads / kChunks;
   constexpr int kCopies = kBlockK<T> / kCopyRows, kOperand = kBlockK<T> * kPitch;
   static_assert(kBlockM == kBlockN, "both operands share a chunk index");

@@ -166,6 +166,7 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
 #pragma unroll
     for (int j = 0; j < kTilesN / 2; ++j) ptx::ldmatrix_x4(b[j], weight_tile + j * 16 * kBlockK<T>);
   };
+
   // Copies run kStages - 1 k-iterations ahead of the products. Warps with work and warps that only
   // copy run separate loops, which meet at this named barrier.
   const auto wait_for_next_stage = [] {

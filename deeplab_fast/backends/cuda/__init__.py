@@ -1,5 +1,27 @@
-"""The compiled CUDA kernels, called with tensors: one file per op, for ``cuda`` and ``emulated``.
+"""The ``cuda`` backend: compiled CUDA kernels, called with tensors, one file per op.
 
-``register`` enters them into the table of ``deeplab_fast.backends``; no file here knows whether its
-kernels run on a GPU or in the emulator.
+``device`` registers the backend; each other file registers its kernels. Kernels take a
+``LaunchContext``, so that the tests can run the same functions on the emulator.
 """
+
+from . import (
+    aspp,
+    device,
+    dilated_conv2d,
+    dilated_conv2d_and_mean,
+    dilated_conv2d_backward,
+    fused_conv2d,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
+
+__all__ = [
+    "aspp",
+    "device",
+    "dilated_conv2d",
+    "dilated_conv2d_and_mean",
+    "dilated_conv2d_backward",
+    "fused_conv2d",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+]

@@ -2,82 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from ... import _C
-from ..._native.common import DTYPES, Kernels, aligned_nhwc, nhwc_output
-from ...ops._register import in_format_of
-from .dilated_conv2d import aligned_rows, channels_refused, convolve
-from .dilated_conv2d import refuses as convolution_refuses
+from ..._native import _C
+from ..._native.common import DTYPES, LaunchContext
+from ..._native.memory_format import aligned_nhwc, aligned_rows, empty_nhwc, in_format_of
+from ..arguments import Aspp
+from ..registry import register_kernel
+from .device import CONVOLUTIONS
+from .dilated_conv2d import (
+    launch,
+    parallel_branches,
+    unsupported_channels,
+    unsupported_dense,
+)
 from .dilated_conv2d_and_mean import convolve_with_means
 
 _MAX_POOL_CHANNELS = 16384  # their means are in shared memory
 
 
-def refuses(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    dilations: Sequence[int],
-    pool_weight: Tensor,
-    pool_bias: Tensor,
-    project_weight: Tensor,
-    project_bias: Tensor,
-) -> str | None:
+def unsupported_reason(arguments: Aspp) -> str | None:
+    input, weights, _, _, pool_weight, _, project_weight, _ = arguments
     channels = sum(weight.size(0) for weight in weights)
     if max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS:
         return f"the kernel takes at most {_MAX_POOL_CHANNELS} channels to the pooled branch"
     return (
-        convolution_refuses(input, [*weights, pool_weight, project_weight], groups=1)
-        or channels_refused(input, channels, "channels of all convolutions together")
-        or channels_refused(input, pool_weight.size(0), "pooled channels")
+        unsupported_dense(input, [*weights, pool_weight, project_weight])
+        or unsupported_channels(input, channels, "channels of all convolutions together")
+        or unsupported_channels(input, pool_weight.size(0), "pooled channels")
     )
 
 
-def forward(
-    kernels: Kernels,
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    dilations: Sequence[int],
-    pool_weight: Tensor,
-    pool_bias: Tensor,
-    project_weight: Tensor,
-    project_bias: Tensor,
-) -> Tensor:
-    """The op in six launches, or five where the branches sum the pixels on their way.
+@register_kernel("aspp", *CONVOLUTIONS, unsupported_reason=unsupported_reason)
+def aspp(context: LaunchContext, arguments: Aspp) -> Tensor:
+    """The op in six launches, or five where a branch sums the pixels as it reads them.
 
-    There is one more for each of the two convolutions that splits its sums.
-
-    The pooled branch is never as large as the map: what it adds to the projection is the same at
-    every pixel of an image, a bias.
+    Each of the two convolutions that splits sums takes one launch more. The pooled branch is never
+    as large as the map: its share of the projection is the same at every pixel of an image, a bias.
     """
+    input, weights, biases, dilations, pool_weight, pool_bias, project_weight, project_bias = (
+        arguments
+    )
     nhwc = aligned_nhwc(input)
-    pairs = [(rate, rate) for rate in dilations]
-    branches = nhwc_output(input, sum(weight.size(0) for weight in weights))
-    output = nhwc_output(input, project_weight.size(0))
+    pairs = [(dilation, dilation) for dilation in dilations]
+    branches = empty_nhwc(input, sum(weight.size(0) for weight in weights))
+    output = empty_nhwc(input, project_weight.size(0))
     project_weight = aligned_rows(project_weight)
     project, project_pooled = project_weight.tensor_split([branches.size(1)], dim=1)
-    means = convolve_with_means(kernels, branches, nhwc, weights, biases, pairs, "relu")
-    pooled_bias = image_bias(kernels, means, pool_weight, pool_bias, project_pooled, project_bias)
-    convolve(
-        kernels, output, branches, [project], [None], [(1, 1)], activation="relu",
-        image_bias=pooled_bias,
-    )  # fmt: skip
+    means = convolve_with_means(context, branches, nhwc, weights, biases, pairs, "relu")
+    pooled_bias = image_bias(context, means, pool_weight, pool_bias, project_pooled, project_bias)
+    projection = parallel_branches(context, branches, [project], [None], [(1, 1)], pooled_bias)
+    launch(context, output, projection, "relu")
     return in_format_of(output, input)
 
 
 def image_bias(
-    kernels: Kernels,
+    context: LaunchContext,
     means: Tensor,
     pool_weight: Tensor,
     pool_bias: Tensor,
     project_weight: Tensor,
     project_bias: Tensor,
 ) -> Tensor:
-    """fp32 [N, K] that the pooled channels and the bias add to the projection, in two launches.
+    """Bias [N, K] of the projection in fp32, from pooled channels and bias, in two launches.
 
     ``means`` are fp32 [N, C], ``project_weight`` has the columns of the pooled channels.
     """
@@ -86,14 +73,14 @@ def image_bias(
     pool_weight = aligned_nhwc(pool_weight)
     pool_bias, project_bias = pool_bias.contiguous(), project_bias.contiguous()
     tensors = pool_weight, pool_bias, project_weight, project_bias
-    kernels.module.aspp_image_bias_fwd(
+    context.module.aspp_image_bias_fwd(
         image_bias.data_ptr(),
         pooled.data_ptr(),
         means.data_ptr(),
         _C.AsppWeights(*(t.data_ptr() for t in tensors)),
         _C.AsppShape(N, C, P, K, project_weight.stride(0)),
         DTYPES[pool_weight.dtype],
-        kernels.is_sm90,
-        kernels.stream,
+        context.is_sm90,
+        context.stream,
     )
     return image_bias

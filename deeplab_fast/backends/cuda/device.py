@@ -1,7 +1,7 @@
-"""The ``cuda`` backend: hand-written kernels in ``_C.cuda``, on torch's current stream.
+"""GPUs that run the compiled kernels, and the context of a launch.
 
 Convolutions have kernels for compute capability 8.0, which run on later ones too, and for 9.0:
-``cuda`` takes the newest that the GPU runs, ``cuda/sm80`` and ``cuda/sm90`` those that they name.
+backend ``cuda`` takes the newest that the GPU runs, ``cuda/sm80`` and ``cuda/sm90`` the named ones.
 """
 
 from __future__ import annotations
@@ -14,30 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _C
-from ..._native.common import Kernels
-from ..registry import Remediable, availability
-from .register import implement, implement_convolutions
+from ..._native import _C
+from ..._native.common import LaunchContext
+from ..registry import FixableReason, register_backend
+
+CONVOLUTIONS = ("cuda", "cuda/sm90", "cuda/sm80")
+"""Backends of the ops whose kernels for compute capability 8.0 and 9.0 differ."""
 
 _OLDEST_CAPABILITY = (8, 0)
-# Elsewhere than in code for sm_90a, the kernels for compute capability 9.0 are empty.
+# Code for other architectures than sm_90a has empty kernels for compute capability 9.0.
 _HAS_SM90 = any(name.startswith("90a") for name in _C.build_info()["architectures"])
-# A processor's shared memory has room for two blocks of dilated_conv2d, but here for one: 100 KB
-# (CUDA C++ Programming Guide, technical specifications per compute capability).
-_ONE_BLOCK_PER_PROCESSOR = {(8, 6), (8, 9), (12, 0)}
+# The shared memory of an SM holds two CTAs of dilated_conv2d, but only one on these, which have
+# 100 KB (CUDA C++ Programming Guide, technical specifications per compute capability).
+_ONE_CTA_PER_SM = {(8, 6), (8, 9), (12, 0)}
 
 
-@availability("cuda")
-def _unavailable(device_type: str) -> str | None:
+def _unavailable_reason(device_type: str) -> str | None:
     return _problem() if device_type == "cuda" else f"the tensors are on {device_type}"
 
 
-availability("cuda/sm80")(_unavailable)
-
-
-@availability("cuda/sm90")
-def _sm90_unavailable(device_type: str) -> str | None:
-    if reason := _unavailable(device_type):
+def _sm90_unavailable_reason(device_type: str) -> str | None:
+    if reason := _unavailable_reason(device_type):
         return reason
     devices = range(torch.cuda.device_count())
     if not all(_runs_sm90(torch.cuda.get_device_properties(i)) for i in devices):
@@ -58,7 +55,7 @@ def _problem() -> str | None:
         return "there is no GPU that torch can use"
     info = _C.cuda.device_info()
     if info["driver_version"] < info["runtime_version"]:
-        return Remediable(
+        return FixableReason(
             f"built with CUDA {_version(info['runtime_version'])}, which this machine's driver "
             f"(for CUDA {_version(info['driver_version'])}) is too old for"
         )
@@ -76,25 +73,26 @@ def _version(number: int) -> str:
 
 @functools.cache
 def _capacity(device: torch.device) -> tuple[int, bool]:
-    """The blocks of dilated_conv2d that run at once, and whether the kernels for 9.0 can run.
+    """CTAs of dilated_conv2d that run at once, and True if the kernels for 9.0 can run.
 
     Asking torch for the properties takes longer than a small kernel's whole call should.
     """
     properties = torch.cuda.get_device_properties(device)
     capability = properties.major, properties.minor
-    blocks = 1 if capability in _ONE_BLOCK_PER_PROCESSOR else 2
-    return blocks * properties.multi_processor_count, _runs_sm90(properties)
+    ctas = 1 if capability in _ONE_CTA_PER_SM else 2
+    return ctas * properties.multi_processor_count, _runs_sm90(properties)
 
 
 @contextlib.contextmanager
-def _kernels(tensor: Tensor, sm90: bool = True) -> Iterator[Kernels]:
-    num_workers, runs_sm90 = _capacity(tensor.device)
+def launch_context(tensor: Tensor, sm90: bool = True) -> Iterator[LaunchContext]:
+    """Launches on the device of ``tensor``, on torch's current stream there."""
+    num_ctas, runs_sm90 = _capacity(tensor.device)
     # CUDA launches on a stream only while that stream's device is the current one.
     with torch.cuda.device(tensor.device):
         stream = torch.cuda.current_stream().cuda_stream
-        yield Kernels(_C.cuda, stream, num_workers, sm90 and runs_sm90)
+        yield LaunchContext(_C.cuda, stream, num_ctas, sm90 and runs_sm90)
 
 
-implement("cuda", _kernels)
-implement_convolutions("cuda/sm90", _kernels)
-implement_convolutions("cuda/sm80", functools.partial(_kernels, sm90=False))
+register_backend("cuda", _unavailable_reason, launch_context)
+register_backend("cuda/sm90", _sm90_unavailable_reason, launch_context)
+register_backend("cuda/sm80", _unavailable_reason, functools.partial(launch_context, sm90=False))

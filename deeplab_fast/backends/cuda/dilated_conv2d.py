@@ -1,38 +1,46 @@
-"""Parallel dense branches of dilated convolution in one launch."""
+"""Dilated convolution: several dense branches in one launch, or a depthwise one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ... import _C
-from ..._native.common import CLAMPS, DTYPES, Kernels, aligned_nhwc, nhwc_output
+from ..._native import _C
+from ..._native.common import ACTIVATION_RANGES, DTYPES, LaunchContext
+from ..._native.limits import MAX_TAPS
+from ..._native.memory_format import aligned_nhwc, aligned_rows, empty_nhwc, in_format_of
+from ..._native.precision import tf32_is_allowed
 from ..._native.work_lists import (
     CONV_SM90,
     ConvWorkList,
     conv_branches,
     conv_kernel,
     conv_work_list,
-    steps_per_tap,
+    k_iters_per_tap,
 )
-from ...ops._register import in_format_of
-from ...ops.shape_bucket import tf32_is_allowed
+from ..arguments import (
+    DilatedConv2d,
+    ParallelDilatedConv2d,
+    ParallelDilatedConv2dAndMean,
+)
+from ..registry import register_kernel
+from . import depthwise_conv2d
+from .device import CONVOLUTIONS
 
-MAX_TAPS = 1024  # the search of a work list's order slows down with their square
 
-
-def refuses(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None:
-    """Why the kernel cannot compute these branches, or None."""
+def unsupported_dense(input: Tensor, weights: Sequence[Tensor], groups: int = 1) -> str | None:
+    """Why the kernel of dense branches cannot compute these; None if it can."""
     if input.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the kernel takes float32, float16 and bfloat16, not {input.dtype}"
     if input.dtype == torch.float32 and not tf32_is_allowed():
         return "the kernel computes float32 as tf32, which torch.backends.cudnn does not allow"
     if groups != 1:
         return f"the kernel has no groups, got {groups}"
-    if refusal := channels_refused(input, input.size(1), "input channels"):
-        return refusal
+    if reason := unsupported_channels(input, input.size(1), "input channels"):
+        return reason
     if any(weight.dtype != input.dtype or weight.device != input.device for weight in weights):
         return "the input and a weight differ in dtype or device"
     if input.numel() == 0 or any(weight.numel() == 0 for weight in weights):
@@ -46,53 +54,77 @@ def refuses(input: Tensor, weights: Sequence[Tensor], groups: int) -> str | None
     return None
 
 
-def channels_refused(input: Tensor, channels: int, what: str) -> str | None:
-    """Asynchronous copies are of 16 bytes."""
+def unsupported_channels(input: Tensor, channels: int, name: str) -> str | None:
+    """Why asynchronous copies of 16 bytes cannot copy so many channels; None if they can."""
     multiple = 16 // input.element_size()
     if channels % multiple:
-        return f"the kernel takes a multiple of {multiple} {what}, got {channels}"
+        return f"the kernel takes a multiple of {multiple} {name}, got {channels}"
     return None
 
 
-def forward(
-    kernels: Kernels,
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    dilations: Sequence[Sequence[int]],
-    activation: str = "none",
-) -> Tensor:
-    """Parallel branches over ``input``, in its memory format."""
-    output = nhwc_output(input, sum(weight.size(0) for weight in weights))
-    convolve(kernels, output, input, weights, biases, dilations, activation=activation)
+def unsupported_reason(arguments: DilatedConv2d) -> str | None:
+    input, weight, _, _, groups = arguments
+    if depthwise_conv2d.is_depthwise(input, weight, groups):
+        return depthwise_conv2d.unsupported_reason(input, weight)
+    return unsupported_dense(input, [weight], groups)
+
+
+def unsupported_branches(
+    arguments: ParallelDilatedConv2d | ParallelDilatedConv2dAndMean,
+) -> str | None:
+    return unsupported_dense(arguments.input, arguments.weights)
+
+
+@register_kernel("dilated_conv2d", *CONVOLUTIONS, unsupported_reason=unsupported_reason)
+def dilated_conv2d(context: LaunchContext, arguments: DilatedConv2d) -> Tensor:
+    input, weight, bias, dilation, groups = arguments
+    if depthwise_conv2d.is_depthwise(input, weight, groups):
+        return depthwise_conv2d.forward(context, input, weight, bias, dilation)
+    output = empty_nhwc(input, weight.size(0))
+    launch(context, output, parallel_branches(context, input, [weight], [bias], [dilation]))
     return in_format_of(output, input)
 
 
-def convolve(
-    kernels: Kernels,
-    output: Tensor,
+@register_kernel("parallel_dilated_conv2d", *CONVOLUTIONS, unsupported_reason=unsupported_branches)
+def parallel_dilated_conv2d(context: LaunchContext, arguments: ParallelDilatedConv2d) -> Tensor:
+    input, weights, biases, dilations = arguments
+    output = empty_nhwc(input, sum(weight.size(0) for weight in weights))
+    pairs = [(dilation, dilation) for dilation in dilations]
+    optional: Sequence[Tensor | None] = biases or [None] * len(weights)
+    launch(context, output, parallel_branches(context, input, weights, optional, pairs))
+    return in_format_of(output, input)
+
+
+class Convolution(NamedTuple):
+    """A convolution that is ready to be launched."""
+
+    input: Tensor  # aligned and channels_last, as the output has to be
+    outputs: list[_C.ConvOutput]
+    sources: list[_C.ConvSource]
+    work_list: ConvWorkList
+    tensors: tuple[Tensor | None, ...]  # own the memory that ``outputs`` point to
+
+
+def parallel_branches(
+    context: LaunchContext,
     input: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     dilations: Sequence[Sequence[int]],
-    *,
-    activation: str,
-    residual: Tensor | None = None,
     image_bias: Tensor | None = None,
     pixel_sums: Tensor | None = None,
-) -> None:
-    """Parallel branches over ``input`` into consecutive channels of ``output``.
+) -> Convolution:
+    """Dense branches over one input, for consecutive channels of one output.
 
-    ``output``, and ``residual`` if there is one, are aligned and channels_last. ``image_bias`` is
-    fp32 [N, K], for a single branch. ``pixel_sums`` are rows of sums of pixels of ``input``,
-    written by ``summing_branch``.
+    Args:
+        image_bias: fp32 [N, K], added to a single branch.
+        pixel_sums: rows of sums over pixels of ``input``, written by :func:`summing_branch`.
     """
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
-    branches = conv_branches(input, weights, dilations)
     input, *weights = aligned_nhwc(input), *map(aligned_rows, weights)
     biases = [None if bias is None else bias.contiguous() for bias in biases]
-    summing = summing_branch(kernels, input, weights)
+    summing = None if pixel_sums is None else summing_branch(context, input, weights)
     outputs = [
         _C.ConvOutput(
             weight.data_ptr(),
@@ -105,64 +137,51 @@ def convolve(
         )
         for i, (weight, bias) in enumerate(zip(weights, biases))
     ]
-    kernel = conv_kernel(kernels, input)
-    launch(
-        kernels,
-        output,
-        input,
-        outputs,
-        [_C.ConvSource(0, C, 0)] * len(weights),
-        conv_work_list(
-            _C.zones.forward_tiles,
-            (N, H, W),
-            branches,
-            steps_per_tap(C, input.dtype, kernel),
-            channels,
-            input.device,
-            kernels.num_workers,
-            kernel,
-        ),
-        _C.ConvEpilogue(0 if residual is None else residual.data_ptr(), *CLAMPS[activation]),
+    kernel = conv_kernel(context, input)
+    work_list = conv_work_list(
+        _C.zones.forward_tiles,
+        (N, H, W),
+        conv_branches((H, W), weights, dilations),
+        k_iters_per_tap(C, input.dtype, kernel),
+        channels,
+        input.device,
+        context.num_ctas,
+        kernel,
     )
-
-
-def summing_branch(kernels: Kernels, input: Tensor, weights: Sequence[Tensor]) -> int | None:
-    """The branch during which ``convolve`` can sum the pixels of ``input``: a 1x1 on sm_90."""
-    if conv_kernel(kernels, input) is not CONV_SM90:
-        return None
-    return next((i for i, w in enumerate(weights) if w.shape[2:] == (1, 1)), None)
+    sources = [_C.ConvSource(0, C, 0)] * len(weights)
+    tensors = *weights, *biases, image_bias, pixel_sums
+    return Convolution(input, outputs, sources, work_list, tensors)
 
 
 def launch(
-    kernels: Kernels,
+    context: LaunchContext,
     output: Tensor,
-    input: Tensor,
-    outputs: Sequence[_C.ConvOutput],
-    sources: Sequence[_C.ConvSource],
-    work_list: ConvWorkList,
-    epilogue: _C.ConvEpilogue,
+    convolution: Convolution,
+    activation: str = "none",
+    residual: Tensor | None = None,
 ) -> None:
-    """The kernel of ``work_list`` from ``input`` to ``output``, both aligned and channels_last."""
-    partial_sums = input.new_empty(
-        work_list.num_slots * work_list.kernel.tile**2, dtype=torch.float32
-    )
-    getattr(kernels.module, work_list.kernel.launcher)(
+    """Write a convolution to ``output``; it and ``residual`` are aligned and channels_last."""
+    input, outputs, sources, work_list, _ = convolution
+    kernel = work_list.kernel
+    partial_sums = input.new_empty(work_list.num_slots * kernel.tile**2, dtype=torch.float32)
+    getattr(context.module, kernel.launcher)(
         output.data_ptr(),
         partial_sums.data_ptr(),
         input.data_ptr(),
         outputs,
         sources,
         work_list.work,
-        epilogue,
+        _C.ConvEpilogue(
+            0 if residual is None else residual.data_ptr(), *ACTIVATION_RANGES[activation]
+        ),
         _C.ConvShape(*input.shape[2:], input.size(1), output.size(1)),
         DTYPES[input.dtype],
-        kernels.stream,
+        context.stream,
     )
 
 
-def aligned_rows(weight: Tensor) -> Tensor:
-    """The same, but the rows of a 1x1 weight [K, C, 1, 1] may be parts of longer ones."""
-    row_bytes = weight.stride(0) * weight.element_size()
-    is_aligned = weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0
-    is_row = weight.shape[2:] == (1, 1) and weight.stride(1) == 1
-    return weight if is_row and is_aligned else aligned_nhwc(weight)
+def summing_branch(context: LaunchContext, input: Tensor, weights: Sequence[Tensor]) -> int | None:
+    """The branch that can sum the pixels of ``input`` as it reads them: a 1x1 on sm_90."""
+    if conv_kernel(context, input) is not CONV_SM90:
+        return None
+    return next((i for i, w in enumerate(weights) if w.shape[2:] == (1, 1)), None)

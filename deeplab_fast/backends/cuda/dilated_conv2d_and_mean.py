@@ -1,4 +1,4 @@
-"""The means of all pixels, taken along with the branches that read them."""
+"""Means of all pixels, computed along with the branches that read them."""
 
 from __future__ import annotations
 
@@ -7,28 +7,36 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import _C
-from ..._native.common import DTYPES, Kernels, aligned_nhwc, nhwc_output
-from ...ops._register import in_format_of
-from .dilated_conv2d import convolve, summing_branch
+from ..._native import _C
+from ..._native.common import DTYPES, LaunchContext
+from ..._native.memory_format import aligned_nhwc, empty_nhwc, in_format_of
+from ..arguments import ParallelDilatedConv2dAndMean
+from ..registry import register_kernel
+from .device import CONVOLUTIONS
+from .dilated_conv2d import launch, parallel_branches, summing_branch, unsupported_branches
 
-_MAX_RUNS, _RUN_PIXELS = 16, 64  # of an image, of a run; enough blocks for small images
+# Runs per image, and fewest pixels per run: enough CTAs for small images.
+_MAX_RUNS, _RUN_PIXELS = 16, 64
 
 
-def forward(
-    kernels: Kernels, input: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]
+@register_kernel(
+    "parallel_dilated_conv2d_and_mean", *CONVOLUTIONS, unsupported_reason=unsupported_branches
+)
+def parallel_dilated_conv2d_and_mean(
+    context: LaunchContext, arguments: ParallelDilatedConv2dAndMean
 ) -> tuple[Tensor, Tensor]:
-    """Parallel branches over ``input``, in its memory format, and its fp32 means [N, C]."""
+    """The branches, in the memory format of the input, and its fp32 means [N, C]."""
+    input, weights, dilations = arguments
     nhwc = aligned_nhwc(input)
-    output = nhwc_output(input, sum(weight.size(0) for weight in weights))
-    pairs = [(rate, rate) for rate in dilations]
+    output = empty_nhwc(input, sum(weight.size(0) for weight in weights))
+    pairs = [(dilation, dilation) for dilation in dilations]
     biases = [None] * len(weights)
-    means = convolve_with_means(kernels, output, nhwc, weights, biases, pairs, "none")
+    means = convolve_with_means(context, output, nhwc, weights, biases, pairs, "none")
     return in_format_of(output, input), means
 
 
 def convolve_with_means(
-    kernels: Kernels,
+    context: LaunchContext,
     output: Tensor,
     input: Tensor,
     weights: Sequence[Tensor],
@@ -36,13 +44,13 @@ def convolve_with_means(
     dilations: Sequence[Sequence[int]],
     activation: str,
 ) -> Tensor:
-    """``convolve``, and the fp32 means [N, C] of the pixels of ``input``.
+    """Write parallel branches to ``output``; return the fp32 means [N, C] of their input.
 
-    Where no branch can sum them on its way, ``input`` is read once more. It is aligned and
-    channels_last.
+    ``input`` is aligned and channels_last. It is read once more where no branch can sum its pixels
+    as it reads them.
     """
     N, C, H, W = input.shape
-    is_summed = summing_branch(kernels, input, weights) is not None
+    is_summed = summing_branch(context, input, weights) is not None
     if is_summed:
         run, parts = _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS
     else:
@@ -51,14 +59,14 @@ def convolve_with_means(
     sums, means = (input.new_empty((n, C), dtype=torch.float32) for n in (num_rows, N))
     runs = _C.PixelRuns(N, H * W, C, run, parts)
     if not is_summed:
-        kernels.module.pixel_sums_fwd(
-            sums.data_ptr(), input.data_ptr(), runs, DTYPES[input.dtype], kernels.stream
+        context.module.pixel_sums_fwd(
+            sums.data_ptr(), input.data_ptr(), runs, DTYPES[input.dtype], context.stream
         )
-    convolve(
-        kernels, output, input, weights, biases, dilations, activation=activation,
-        pixel_sums=sums if is_summed else None,
-    )  # fmt: skip
-    kernels.module.pixel_means_fwd(
-        means.data_ptr(), sums.data_ptr(), runs, kernels.is_sm90, kernels.stream
+    convolution = parallel_branches(
+        context, input, weights, biases, dilations, pixel_sums=sums if is_summed else None
+    )
+    launch(context, output, convolution, activation)
+    context.module.pixel_means_fwd(
+        means.data_ptr(), sums.data_ptr(), runs, context.is_sm90, context.stream
     )
     return means

@@ -1,6 +1,9 @@
-"""Every op in Triton, one file each: kernels first, launchers last. Import imports triton.
+"""The ``triton`` backend: kernels that Triton compiles on the machine, for NVIDIA and AMD GPUs.
 
-Names follow flash-linear-attention: ``i_`` program and loop indices, ``o_`` offsets, ``m_`` masks,
-``p_`` pointers, ``b_`` blocks of values. Launchers say whether multiply-adds may be fused
-(``enable_fp_fusion``), whose default differs between versions of Triton.
+One file per op holds its kernels and their launches. Triton is imported with the first kernel that
+runs, so that importing the package stays fast.
 """
+
+from . import device
+
+__all__ = ["device"]

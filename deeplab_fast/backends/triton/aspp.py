@@ -13,10 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dilated_conv2d import dilated_conv2d
+from ..._native.memory_format import in_format_of
+from ..arguments import Aspp
+from ..registry import register_kernel
+from .device import widened
+from .dilated_conv2d import forward as convolve
+from .dilated_conv2d import unsupported_convolution
 
 
-def aspp(
+def forward(
     input: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -26,11 +31,24 @@ def aspp(
     project_weight: Tensor,
     project_bias: Tensor,
 ) -> Tensor:
-    rates = [(rate, rate) for rate in dilations]
-    branches = dilated_conv2d(input, weights, biases, rates, activation="relu")
+    pairs = [(dilation, dilation) for dilation in dilations]
+    branches = convolve(input, weights, biases, pairs, activation="relu")
     mean = input.mean((2, 3), dtype=torch.float32)
     pooled = F.linear(mean, pool_weight.flatten(1).float(), pool_bias.float()).relu_()
     channels = [branches.size(1), pooled.size(1)]
     branch_weight, pooled_weight = project_weight.split(channels, dim=1)
     image_bias = F.linear(pooled, pooled_weight.flatten(1).float(), project_bias.float())
-    return dilated_conv2d(branches, [branch_weight], [image_bias], [(1, 1)], activation="relu")
+    return convolve(branches, [branch_weight], [image_bias], [(1, 1)], activation="relu")
+
+
+def unsupported_reason(arguments: Aspp) -> str | None:
+    weights = [*arguments.weights, arguments.pool_weight, arguments.project_weight]
+    return unsupported_convolution(arguments.input, weights)
+
+
+@register_kernel("aspp", "triton", unsupported_reason=unsupported_reason)
+def aspp(arguments: Aspp) -> Tensor:
+    input = arguments.input
+    with torch.cuda.device_of(input):
+        output = forward(*widened(*arguments))
+    return in_format_of(output.to(input.dtype), input)

@@ -2,7 +2,7 @@
 
 input [N, H, W, C], weight [K, R * S] with K = multiplier * C. Each output is a short sum over
 memory: a program has BLOCK_P pixels times BLOCK_C channels and walks the taps. The gradient of the
-input is the same over the mirrored taps; that of the weight is summed over runs of pixels, whose
+input is the same over the flipped taps; that of the weight is summed over runs of pixels, whose
 sums torch adds up.
 """
 
@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._native.common import nhwc_output
+from ..._native.memory_format import channels_last, empty_nhwc
 from .bilinear import block_for
-from .dilated_conv2d import store_output
+from .epilogue import store_output
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def depthwise_conv2d_kernel(
     R: tl.constexpr,
     S: tl.constexpr,
     MULTIPLIER: tl.constexpr,
-    MIRRORED: tl.constexpr,
+    FLIPPED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -53,14 +53,14 @@ def depthwise_conv2d_kernel(
     for i_tap in range(R * S):
         i_dy = (i_tap // S - R // 2) * rate_h
         i_dx = (i_tap % S - S // 2) * rate_w
-        if MIRRORED:
+        if FLIPPED:
             i_dy, i_dx = -i_dy, -i_dx
         m_inside = (o_y + i_dy >= 0) & (o_y + i_dy < H) & (o_x + i_dx >= 0) & (o_x + i_dx < W)
         m_input = (m_inside & m_pixel)[:, None] & m_c[None, :]
         o_input = (o_pixel + i_dy * W + i_dx).to(tl.int64)[:, None] * in_channels
-        for i in tl.static_range(MULTIPLIER if MIRRORED else 1):
-            o_in = o_c * MULTIPLIER + i if MIRRORED else o_c // MULTIPLIER
-            o_weight = (o_in if MIRRORED else o_c) * (R * S) + i_tap
+        for i in tl.static_range(MULTIPLIER if FLIPPED else 1):
+            o_in = o_c * MULTIPLIER + i if FLIPPED else o_c // MULTIPLIER
+            o_weight = (o_in if FLIPPED else o_c) * (R * S) + i_tap
             b_input = tl.load(p_input + o_input + o_in[None, :], mask=m_input, other=0.0)
             b_weight = tl.load(p_weight + o_weight, mask=m_c, other=0.0)
             b_sum += b_input.to(tl.float32) * b_weight.to(tl.float32)[None, :]
@@ -118,13 +118,9 @@ def _blocks(pixels: int, channels: int) -> tuple[int, int]:
     return block_for(pixels, 2048 // block_c, 2048), block_c
 
 
-def _rates(input: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
-    """A rate beyond the map does what the map's size does."""
+def _clipped(input: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
+    """``dilation``, at most the map's size, which leaves out the same taps."""
     return min(dilation[0], input.size(2)), min(dilation[1], input.size(3))
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _launch(
@@ -132,7 +128,7 @@ def _launch(
     input: Tensor,
     weight: Tensor,
     dilation: Sequence[int],
-    mirrored: bool,
+    flipped: bool,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -143,7 +139,7 @@ def _launch(
     grid = triton.cdiv(N * H * W, block_p), triton.cdiv(channels, block_c)
     depthwise_conv2d_kernel[grid](
         output,
-        _channels_last(input),
+        channels_last(input),
         weight.contiguous(),
         output if bias is None else bias.contiguous(),
         output if residual is None else residual,
@@ -152,11 +148,11 @@ def _launch(
         W,
         input.size(1),
         channels,
-        *_rates(input, dilation),
+        *_clipped(input, dilation),
         R=R,
         S=S,
         MULTIPLIER=K // min(channels, input.size(1)),
-        MIRRORED=mirrored,
+        FLIPPED=flipped,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         ACTIVATION=activation,
@@ -167,7 +163,7 @@ def _launch(
     )
 
 
-def depthwise_conv2d(
+def forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -176,20 +172,20 @@ def depthwise_conv2d(
     activation: str = "none",
 ) -> Tensor:
     """The output, channels_last; ``residual`` is written over and returned."""
-    output = nhwc_output(input, weight.size(0)) if residual is None else residual
+    output = empty_nhwc(input, weight.size(0)) if residual is None else residual
     _launch(output, input, weight, dilation, False, bias, residual, activation)
     return output
 
 
-def depthwise_input_gradient(
+def input_gradient(
     grad_output: Tensor, weight: Tensor, dilation: Sequence[int], channels: int
 ) -> Tensor:
-    grad_input = nhwc_output(grad_output, channels)
+    grad_input = empty_nhwc(grad_output, channels)
     _launch(grad_input, grad_output, weight, dilation, True)
     return grad_input
 
 
-def depthwise_weight_gradient(
+def weight_gradient(
     grad_output: Tensor, input: Tensor, weight: Tensor, dilation: Sequence[int]
 ) -> Tensor:
     N, C, H, W = input.shape
@@ -199,13 +195,13 @@ def depthwise_weight_gradient(
     partial = input.new_empty((runs, R, S, K), dtype=torch.float32)
     depthwise_conv2d_wgrad_kernel[(runs * R * S, triton.cdiv(K, block_c))](
         partial,
-        _channels_last(grad_output),
-        _channels_last(input),
+        channels_last(grad_output),
+        channels_last(input),
         N * H * W,
         H,
         W,
         K,
-        *_rates(input, dilation),
+        *_clipped(input, dilation),
         R=R,
         S=S,
         MULTIPLIER=K // C,

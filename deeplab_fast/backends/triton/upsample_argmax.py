@@ -15,8 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops._bilinear import source_scale
+from ..._native.upsample_shape import source_scale
+from ..arguments import UpsampleArgmax
+from ..registry import register_kernel
 from .bilinear import block_for, interpolate, source_pair
+from .device import DTYPES, MAX_INDEX, widened
 
 MAX_CANDIDATES = 32  # listed for a cell; with more, its pixels walk all classes
 MAX_CELL_SCALE = 0.3  # source pixels per output pixel from which on lists do not pay
@@ -213,7 +216,7 @@ def upsample_argmax_fwd_kernel(
     tl.store(p_label, b_label.to(p_labels.dtype.element_ty), mask=m_p)
 
 
-def upsample_argmax(
+def forward(
     logits: Tensor,
     size: Sequence[int],
     scale_factors: Sequence[float] | None,
@@ -268,3 +271,25 @@ def upsample_argmax(
         enable_fp_fusion=False,
     )
     return labels
+
+
+def unsupported_logits(logits: Tensor, out_pixels: int) -> str | None:
+    """Why an upsampling kernel cannot index these logits; None if it can."""
+    if max(*logits.shape[1:], out_pixels) > MAX_INDEX:
+        return "the kernel takes fewer than 2^31 classes, rows, columns and pixels of an image"
+    return None
+
+
+def unsupported_reason(arguments: UpsampleArgmax) -> str | None:
+    height, width = arguments.size
+    return unsupported_logits(arguments.logits, height * width)
+
+
+@register_kernel("upsample_argmax", "triton", unsupported_reason=unsupported_reason)
+def upsample_argmax(arguments: UpsampleArgmax) -> Tensor:
+    logits, size, scale_factors, align_corners, dtype = arguments
+    if logits.dtype not in DTYPES:
+        logits = logits.float()
+    (logits,) = widened(logits)
+    with torch.cuda.device_of(logits):
+        return forward(logits, size, scale_factors, align_corners, dtype)

@@ -14,9 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops._bilinear import source_scale
-from ...ops._register import empty_like_format
+from ..._native.memory_format import empty_like_format, in_format_of
+from ..._native.targets import bad_target
+from ..._native.upsample_shape import source_scale
+from ..arguments import UpsampleCrossEntropy, UpsampleCrossEntropyBackward
+from ..registry import register_kernel
 from .bilinear import block_for, interpolate, source_pair
+from .device import DTYPES, widened
+from .upsample_argmax import unsupported_logits
+
+_MAX_CLASSES = 65535  # of a gradient: the limit of a CUDA grid's second dimension
 
 _LOWEST = tl.constexpr(-(2.0**126))
 
@@ -345,7 +352,7 @@ def _class_weights(logits: Tensor, weight: Tensor | None) -> tuple[Tensor, Tenso
     return weight, weight.sum()
 
 
-def upsample_cross_entropy(
+def forward(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -411,7 +418,7 @@ def _begins(size: int, out_size: int, scale: float, align_corners: bool, like: T
     return begin
 
 
-def upsample_cross_entropy_backward(
+def backward(
     grad_loss: Tensor,
     logits: Tensor,
     target: Tensor,
@@ -482,3 +489,42 @@ def upsample_cross_entropy_backward(
         enable_fp_fusion=True,
     )
     return grad_logits
+
+
+def unsupported_reason(arguments: UpsampleCrossEntropy) -> str | None:
+    return unsupported_logits(arguments.logits, arguments.target.size(1) * arguments.target.size(2))
+
+
+def unsupported_backward(arguments: UpsampleCrossEntropyBackward) -> str | None:
+    logits = arguments.logits
+    if logits.size(1) > _MAX_CLASSES:
+        return f"the kernel takes at most {_MAX_CLASSES} classes"
+    return unsupported_logits(logits, arguments.target.size(1) * arguments.target.size(2))
+
+
+@register_kernel("upsample_cross_entropy", "triton", unsupported_reason=unsupported_reason)
+def upsample_cross_entropy(arguments: UpsampleCrossEntropy) -> tuple[Tensor, Tensor, Tensor]:
+    logits, target, weight, ignore_index, reduction, label_smoothing, align_corners = arguments
+    classes = logits.size(1)
+    if logits.device.type == "cpu":
+        unknown = (target != ignore_index) & ((target < 0) | (target >= classes))
+        if unknown.any():
+            raise bad_target(int(target[unknown][0]), classes, ignore_index)
+    if logits.dtype not in DTYPES:
+        logits = logits.float()
+    logits, target, weight = widened(logits, target, weight)
+    with torch.cuda.device_of(logits):
+        return forward(
+            logits, target, weight, ignore_index, reduction, label_smoothing, align_corners
+        )
+
+
+@register_kernel(
+    "upsample_cross_entropy_backward", "triton", unsupported_reason=unsupported_backward
+)
+def upsample_cross_entropy_backward(arguments: UpsampleCrossEntropyBackward) -> Tensor:
+    logits = arguments.logits
+    typed = logits if logits.dtype in DTYPES else logits.float()
+    with torch.cuda.device_of(logits):
+        grad = backward(*widened(*arguments._replace(logits=typed)))
+    return in_format_of(grad.to(logits.dtype), logits)

@@ -66,6 +66,10 @@ SINGLE_ROW = Guard("test_dilated_conv2d_sm90.py any_stride")
 SM90_FORMS = Guard("test_dilated_conv2d_sm90.py seeds_agree or pipeline or means")
 TRAINING_DATA = Guard("test_training_data.py")
 TRANSFORMS = Guard("test_transforms.py not (compiled or model_and)")
+TRITON_CALLS = Guard(
+    "test_triton.py versions or every_name or gpus_that or in_the_order or widened "
+    "or refuses or together or asked or have_the_dtype or anywhere"
+)
 TRITON_ASPP = Guard("test_triton.py images_that_differ or bias_of_images")
 TRITON_DENSE = Guard("test_triton_blocks.py not depthwise and not interpolation")
 TRITON_DEPTHWISE = Guard("test_triton_blocks.py depthwise or rate or strides")
@@ -122,6 +126,8 @@ GUARDS = {
         "test_kernel_calls.py test_aspp.py pooled or aspp and (limits or emulated)"
     ),
     "deeplab_fast/_native/common.py": CALLS,
+    "deeplab_fast/_native/limits.py": REGISTRATION,
+    "deeplab_fast/_native/memory_format.py": REGISTRATION,
     "deeplab_fast/backends/cuda/depthwise_conv2d.py": Guard(
         "test_kernel_calls.py test_workspaces.py test_dilated_conv2d.py depthwise or rates_between"
     ),
@@ -130,7 +136,7 @@ GUARDS = {
         "test_workspaces.py test_tile_edges.py test_dilated_conv2d_sm90.py means"
     ),
     "deeplab_fast/backends/cuda/dilated_conv2d_backward.py": CALLS,
-    "deeplab_fast/backends/cuda/register.py": Guard("test_fused_conv2d.py emulated"),
+    "deeplab_fast/backends/cuda/fused_conv2d.py": Guard("test_fused_conv2d.py emulated"),
     "deeplab_fast/backends/cuda/upsample_cross_entropy.py": ENTROPY,
     "deeplab_fast/_native/work_lists.py": Guard(
         "test_kernel_calls.py test_cache_keys.py test_dilated_conv2d_sm90.py "
@@ -141,7 +147,7 @@ GUARDS = {
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
     "deeplab_fast/ops/shape_bucket.py": Guard(
-        "test_dispatch_table.py test_cache_keys.py classes or class or share"
+        "test_dispatch_table.py test_cache_keys.py classes or class or share or buckets"
     ),
     "deeplab_fast/ops/_register.py": REGISTRATION,
     "deeplab_fast/ops/_transforms.py": TRANSFORMS,
@@ -163,10 +169,10 @@ GUARDS = {
     "deeplab_fast/training/objective.py": RECIPE,
     "deeplab_fast/training/recipe.py": RECIPE,
     "deeplab_fast/training/transforms.py": TRAINING_DATA,
-    "deeplab_fast/backends/triton/register.py": Guard(
-        "test_triton.py versions or every_name or gpus_that or in_the_order or widened "
-        "or refuses or together or asked or have_the_dtype or anywhere"
-    ),
+    "deeplab_fast/backends/triton/device.py": TRITON_CALLS,
+    "deeplab_fast/backends/triton/epilogue.py": NON_FINITE_TRITON,
+    "deeplab_fast/backends/triton/dilated_conv2d_backward.py": NON_FINITE_TRITON,
+    "deeplab_fast/backends/triton/fused_conv2d.py": TRITON_CALLS,
     "deeplab_fast/backends/triton/aspp.py": NON_FINITE_TRITON,
     "deeplab_fast/backends/triton/bilinear.py": Guard(
         "test_triton_blocks.py test_triton.py with_the_fma or fma_rounds_once"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .guards import (
     ARGMAX_TRITON,
     TRITON_ASPP,
+    TRITON_CALLS,
     TRITON_DENSE,
     TRITON_DEPTHWISE,
     TRITON_FAR,
@@ -12,46 +13,38 @@ from .guards import (
 )
 
 FAULTS: dict[str, list[Fault]] = {
-    "deeplab_fast/backends/triton/register.py": [
+    "deeplab_fast/backends/triton/device.py": [
         Fault(
-            "versions compared as text",
-            'tuple(map(int, found.split(".")[:2])) < than',
-            'found < "{}.{}".format(*than)',
+            "the last block runs over int32",
+            "MAX_INDEX = 2**31 - 4096",
+            "MAX_INDEX = 2**31 - 1",
         ),
-        Fault("the newest of several GPUs decides", "oldest = min(", "oldest = max("),
-        Fault("no kernels for AMD", "    if torch.version.hip:\n        return None\n", ""),
         Fault(
             "bf16 is widened on a GPU",
             "if not _INTERPRETED:\n        return args",
             "if False:\n        return args",
         ),
         Fault(
-            "the last block runs over int32", "_MAX_INDEX = 2**31 - 4096", "_MAX_INDEX = 2**31 - 1"
+            "no kernels for AMD",
+            "    if torch.version.hip:\n        return None\n",
+            "",
         ),
         Fault(
-            "pixels of one branch count",
-            "len(weights) * input.numel() // input.size(1)",
-            "input.numel() // input.size(1)",
+            "the newest of several GPUs decides",
+            "oldest = min(",
+            "oldest = max(",
         ),
         Fault(
-            "ASPP's projection may be empty",
-            "[*weights, pool, args[1]]",
-            "[*weights, pool, args[0]]",
+            "versions compared as text",
+            'tuple(map(int, found.split(".")[:2])) < than',
+            'found < "{}.{}".format(*than)',
         ),
+    ],
+    "deeplab_fast/backends/triton/fused_conv2d.py": [
         Fault(
-            "a residual of another batch is taken",
-            "if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):",
-            "if residual.shape[1:] != (weight.size(0), *input.shape[2:]):",
-        ),
-        Fault(
-            "the mask of another gradient",
-            "        if output_mask[1]:\n            grad_weight = depthwise",
-            "        if output_mask[0]:\n            grad_weight = depthwise",
-        ),
-        Fault(
-            "only a residual that is the input is read first",
-            "if input.untyped_storage().data_ptr() == sums.untyped_storage().data_ptr():",
-            "if input is residual:",
+            "no activation after a residual",
+            "arguments.convolution(arguments.activation)",
+            "arguments.convolution()",
         ),
         Fault(
             "a residual elsewhere is not written",
@@ -59,12 +52,55 @@ FAULTS: dict[str, list[Fault]] = {
             "    pass",
         ),
         Fault(
-            "no activation after a residual",
-            "dilation, groups, sums, activation)",
-            "dilation, groups, sums)",
+            "only a residual that is the input is read first",
+            "if input.untyped_storage().data_ptr() == sums.untyped_storage().data_ptr():",
+            "if input is residual:",
+        ),
+        Fault(
+            "a residual of another batch is taken",
+            "if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):",
+            "if residual.shape[1:] != (weight.size(0), *input.shape[2:]):",
+        ),
+    ],
+    "deeplab_fast/backends/triton/dilated_conv2d_backward.py": [
+        Fault(
+            "gradient rows past the last",
+            "m_m, m_n = o_m < K, o_n < C",
+            "m_m, m_n = o_m >= 0, o_n < C",
+            TRITON_DENSE,
+        ),
+        Fault(
+            "gradients of a column too many",
+            "tl.cdiv(C, BLOCK_N)\n    o_m = i_block // num_column_blocks * BLOCK_M + tl",
+            "C // BLOCK_N + 1\n    o_m = i_block // num_column_blocks * BLOCK_M + tl",
+            TRITON_DENSE,
+        ),
+        Fault(
+            "split gradients lose rows",
+            "wgrad_reduce_kernel[(len(work.reductions) * (blocks.m // rows),)](",
+            "wgrad_reduce_kernel[(len(work.reductions),)](",
+            TRITON_DENSE,
+        ),
+        Fault(
+            "a gradient's NaN is 0",
+            "        b_sum = tl.dot(b_grad, b_input, b_sum, input_precision=PRECISION)",
+            "        b_grad = tl.where(b_grad == b_grad, b_grad, 0.0)\n"
+            "        b_sum = tl.dot(b_grad, b_input, b_sum, input_precision=PRECISION)",
+        ),
+        Fault(
+            "the mask of another gradient",
+            "        if output_mask[1]:\n            grad_weight = depthwise",
+            "        if output_mask[0]:\n            grad_weight = depthwise",
+            TRITON_CALLS,
         ),
     ],
     "deeplab_fast/backends/triton/aspp.py": [
+        Fault(
+            "ASPP's projection may be empty",
+            "[*arguments.weights, arguments.pool_weight, arguments.project_weight]",
+            "[*arguments.weights, arguments.pool_weight]",
+            TRITON_CALLS,
+        ),
         Fault(
             "ReLU of the pooled branch drops NaN",
             "pool_bias.float()).relu_()",
@@ -177,7 +213,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "one output of each channel",
-            "for i in tl.static_range(MULTIPLIER if MIRRORED else 1):",
+            "for i in tl.static_range(MULTIPLIER if FLIPPED else 1):",
             "for i in tl.static_range(1):",
             TRITON_DEPTHWISE,
         ),
@@ -227,22 +263,35 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("a weight with gaps", "weight.contiguous(),", "weight,", TRITON_DEPTHWISE),
     ],
-    "deeplab_fast/backends/triton/dilated_conv2d.py": [
+    "deeplab_fast/backends/triton/epilogue.py": [
         Fault(
-            "ReLU drops NaN",
-            "b_sum = tl.where(b_sum < 0, 0.0, b_sum)  # NaN stays NaN",
-            "b_sum = tl.where(b_sum > 0, b_sum, 0.0)",
+            "offsets of a bias in int32",
+            "o_image = (o_pixel // pixels_per_image).to(tl.int64)",
+            "o_image = o_pixel // pixels_per_image",
+            TRITON_FAR,
         ),
         Fault(
-            "ReLU6 drops NaN",
-            "b_sum = tl.where(b_sum > 6, 6.0, b_sum)",
-            "b_sum = tl.where(b_sum < 6, b_sum, 6.0)",
+            "offsets of the output in int32",
+            "o_output = o_pixel.to(tl.int64)[:, None]",
+            "o_output = o_pixel[:, None]",
+            TRITON_FAR,
         ),
         Fault(
-            "tf32 makes 0 of NaN",
-            '    b_rounded = tl.where(tl.abs(b_exact) < float("inf"), b_rounded, '
-            "b_exact)  # NaN stays NaN\n",
-            "",
+            "the residual behind the activation",
+            "    if HAS_RESIDUAL:\n"
+            "        b_sum += tl.load(p_residual + o_output, mask=m_output, "
+            "other=0.0).to(tl.float32)\n"
+            '    if ACTIVATION != "none":\n'
+            "        b_sum = tl.where(b_sum < 0, 0.0, b_sum)  # NaN stays NaN\n"
+            '    if ACTIVATION == "relu6":\n'
+            "        b_sum = tl.where(b_sum > 6, 6.0, b_sum)\n",
+            '    if ACTIVATION != "none":\n'
+            "        b_sum = tl.where(b_sum < 0, 0.0, b_sum)\n"
+            '    if ACTIVATION == "relu6":\n'
+            "        b_sum = tl.where(b_sum > 6, 6.0, b_sum)\n"
+            "    if HAS_RESIDUAL:\n"
+            "        b_sum += tl.load(p_residual + o_output, mask=m_output, "
+            "other=0.0).to(tl.float32)\n",
         ),
         Fault(
             "an infinite bias is not added",
@@ -251,17 +300,28 @@ FAULTS: dict[str, list[Fault]] = {
             '        b_sum += tl.where(tl.abs(b_bias) < float("inf"), b_bias, 0.0)',
         ),
         Fault(
-            "the residual behind the activation",
-            "    if HAS_RESIDUAL:\n"
-            "        b_sum += tl.load(p_residual + o_output, mask=m_output, "
-            'other=0.0).to(tl.float32)\n    if ACTIVATION != "none":\n'
-            "        b_sum = tl.where(b_sum < 0, 0.0, b_sum)  # NaN stays NaN\n"
-            '    if ACTIVATION == "relu6":\n        b_sum = tl.where(b_sum > 6, 6.0, b_sum)\n',
-            '    if ACTIVATION != "none":\n        b_sum = tl.where(b_sum < 0, 0.0, b_sum)\n'
-            '    if ACTIVATION == "relu6":\n        b_sum = tl.where(b_sum > 6, 6.0, b_sum)\n'
-            "    if HAS_RESIDUAL:\n"
-            "        b_sum += tl.load(p_residual + o_output, mask=m_output, "
-            "other=0.0).to(tl.float32)\n",
+            "ReLU6 drops NaN",
+            "b_sum = tl.where(b_sum > 6, 6.0, b_sum)",
+            "b_sum = tl.where(b_sum < 6, b_sum, 6.0)",
+        ),
+        Fault(
+            "ReLU drops NaN",
+            "b_sum = tl.where(b_sum < 0, 0.0, b_sum)  # NaN stays NaN",
+            "b_sum = tl.where(b_sum > 0, b_sum, 0.0)",
+        ),
+    ],
+    "deeplab_fast/backends/triton/dilated_conv2d.py": [
+        Fault(
+            "pixels of one branch count",
+            "len(weights) * input.numel() // input.size(1)",
+            "input.numel() // input.size(1)",
+            TRITON_CALLS,
+        ),
+        Fault(
+            "tf32 makes 0 of NaN",
+            '    b_rounded = tl.where(tl.abs(b_exact) < float("inf"), b_rounded, '
+            "b_exact)  # NaN stays NaN\n",
+            "",
         ),
         Fault(
             "pieces that are NaN left out",
@@ -270,21 +330,9 @@ FAULTS: dict[str, list[Fault]] = {
             "        b_sum += tl.where(b_piece == b_piece, b_piece, 0.0)",
         ),
         Fault(
-            "a gradient's NaN is 0",
-            "        b_sum = tl.dot(b_grad, b_input, b_sum, input_precision=PRECISION)",
-            "        b_grad = tl.where(b_grad == b_grad, b_grad, 0.0)\n"
-            "        b_sum = tl.dot(b_grad, b_input, b_sum, input_precision=PRECISION)",
-        ),
-        Fault(
             "split sums lose rows",
-            "dilated_conv2d_reduce_kernel[(work.reductions.numel() // 4 * (blocks.m // rows),)](",
-            "dilated_conv2d_reduce_kernel[(work.reductions.numel() // 4,)](",
-            TRITON_DENSE,
-        ),
-        Fault(
-            "split gradients lose rows",
-            "wgrad_reduce_kernel[(work.reductions.numel() // 4 * (blocks.m // rows),)](",
-            "wgrad_reduce_kernel[(work.reductions.numel() // 4,)](",
+            "dilated_conv2d_reduce_kernel[(len(work.reductions) * (blocks.m // rows),)](",
+            "dilated_conv2d_reduce_kernel[(len(work.reductions),)](",
             TRITON_DENSE,
         ),
         Fault(
@@ -301,7 +349,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "channels past a branch",
-            "m_n = o_n < (C if MIRRORED else num_channels)",
+            "m_n = o_n < (C if FLIPPED else num_channels)",
             "m_n = o_n < C",
             TRITON_DENSE,
         ),
@@ -324,34 +372,10 @@ FAULTS: dict[str, list[Fault]] = {
             TRITON_DENSE,
         ),
         Fault(
-            "gradients of a column too many",
-            "tl.cdiv(C, BLOCK_N)\n    o_m = i_block // num_column_blocks * BLOCK_M + tl",
-            "C // BLOCK_N + 1\n    o_m = i_block // num_column_blocks * BLOCK_M + tl",
-            TRITON_DENSE,
-        ),
-        Fault(
-            "gradient rows past the last",
-            "m_m, m_n = o_m < K, o_n < C",
-            "m_m, m_n = o_m >= 0, o_n < C",
-            TRITON_DENSE,
-        ),
-        Fault(
             "pieces in half precision",
             "work.num_slots * blocks.m * blocks.n, dtype=torch.float32)\n    epilogue",
             "work.num_slots * blocks.m * blocks.n)\n    epilogue",
             TRITON_DENSE,
-        ),
-        Fault(
-            "offsets of the output in int32",
-            "o_output = o_pixel.to(tl.int64)[:, None]",
-            "o_output = o_pixel[:, None]",
-            TRITON_FAR,
-        ),
-        Fault(
-            "offsets of a bias in int32",
-            "o_image = (o_pixel // pixels_per_image).to(tl.int64)",
-            "o_image = o_pixel // pixels_per_image",
-            TRITON_FAR,
         ),
         Fault(
             "offsets of the weight in int32",
@@ -403,9 +427,9 @@ FAULTS: dict[str, list[Fault]] = {
             TRITON_DENSE,
         ),
         Fault(
-            "steps of the first branch",
-            "depth = max(out_channels) if mirrored",
-            "depth = out_channels[0] if mirrored",
+            "k-iterations of the first branch",
+            "depth = max(out_channels) if flipped",
+            "depth = out_channels[0] if flipped",
             TRITON_DENSE,
         ),
         Fault(
@@ -416,12 +440,6 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "no sum is split", "multi_processor_count", "multi_processor_count // 200", TRITON_DENSE
-        ),
-        Fault(
-            "rates clamped to the other side",
-            "min(vertical, H), min(horizontal, W)",
-            "min(vertical, W), min(horizontal, H)",
-            TRITON_DENSE,
         ),
         Fault(
             "a bias with gaps",

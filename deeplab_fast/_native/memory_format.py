@@ -1,0 +1,76 @@
+"""Memory formats: the one that an op promises for its outputs, and those that kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def empty_like_format(input: Tensor, shape: tuple[Any, ...]) -> Tensor:
+    """Uninitialised tensor of ``shape`` with ``input``'s dtype, device and, if 4-D, memory format.
+
+    Fakes and kernels allocate outputs with this function, so that their strides agree.
+    """
+    memory_format = _format(input)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format)
+
+
+def in_format_of(result: Tensor, input: Tensor) -> Tensor:
+    """``result`` with the strides that :func:`empty_like_format` promises for ``input``."""
+    if result.stride() == _strides(result.shape, _format(input)):
+        return result
+    return empty_like_format(input, tuple(result.shape)).copy_(result)
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    is_channels_last = tensor.dim() == 4 and tensor.stride(1) == 1 and tensor.size(1) > 1
+    return torch.channels_last if is_channels_last else torch.contiguous_format
+
+
+def _strides(shape: Sequence[int], memory_format: torch.memory_format) -> tuple[int, ...]:
+    """Strides of ``torch.empty(shape, memory_format=memory_format)``, without allocating it."""
+    if memory_format == torch.channels_last:
+        _, channels, height, width = shape
+        return (height * width * channels, 1, width * channels, channels)
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * max(size, 1))
+    return tuple(reversed(strides)) if shape else ()
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def empty_nhwc(input: Tensor, channels: int) -> Tensor:
+    """Uninitialised channels_last output [N, channels, H, W] for an ``input`` [N, C, H, W]."""
+    return torch.empty(
+        (input.size(0), channels, *input.shape[2:]),
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=torch.channels_last,
+    )
+
+
+def aligned(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """``tensor`` in this format, at an address that 16-byte vectors can be read from."""
+    tensor = tensor.contiguous(memory_format=memory_format)
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def aligned_nhwc(tensor: Tensor) -> Tensor:
+    return aligned(tensor, torch.channels_last)
+
+
+def aligned_rows(weight: Tensor) -> Tensor:
+    """``weight`` as :func:`aligned_nhwc` has it, or as it is where its rows are aligned.
+
+    Rows of a 1x1 weight [K, C, 1, 1] may be parts of longer rows.
+    """
+    row_bytes = weight.stride(0) * weight.element_size()
+    is_aligned = weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0
+    is_row = weight.shape[2:] == (1, 1) and weight.stride(1) == 1
+    return weight if is_row and is_aligned else aligned_nhwc(weight)
