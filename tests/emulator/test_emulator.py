@@ -484,6 +484,21 @@ def test_conformance(gpu_instructions, instructions, name):
     np.testing.assert_array_equal(emulated, output.cpu().numpy())
 
 
+# The build.
+
+
+def test_failed_build_is_an_error_with_its_log(tmp_path):
+    with pytest.raises(emulator.BuildError, match="the emulator's build failed: cmake") as error:
+        emulator.build(tmp_path, "-DCMAKE_CXX_COMPILER=/nowhere/c++")
+    assert "/nowhere/c++" in str(error.value).partition("\n")[2]
+
+
+def test_second_build_compiles_nothing():
+    module = emulator.build(emulator.FOLDER)
+    before = module.stat().st_mtime_ns
+    assert emulator.build(emulator.FOLDER) == module and module.stat().st_mtime_ns == before
+
+
 # The backend.
 
 
@@ -494,6 +509,7 @@ def test_emulated_is_never_automatic(ran):
         upsample_argmax(logits, size=(7, 9))
     assert [name for _, name in ran] == ["cpu", "emulated"]
     assert "emulated" not in registry.order("cpu") + registry.order("cuda")
+    assert "emulated" not in deeplab_fast.available_backends()
 
 
 @pytest.mark.parametrize("seed", range(4))
