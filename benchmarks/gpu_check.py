@@ -73,6 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         return run.Run(args).run()
     except run.UnknownFamily as error:
         parser.error(str(error))
+    except run.emulator.BuildError as error:
+        print(f"gpu_check: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

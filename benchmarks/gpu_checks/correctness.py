@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from common import harness
-from common.environment import first_line
+from common.environment import ROOT, first_line
 from common.timing import Run
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from deeplab_fast import _C, _emulated, emulated
+from deeplab_fast import _C
 from deeplab_fast.backends import registry
 
 from .families import Family
 from .inputs import Size
 from .references import reference
+
+sys.path.insert(0, str(ROOT))  # for the emulator, which belongs to the tests
+from tests.support import emulator  # noqa: E402
 
 EMULATED_ON = {"cuda/sm90": "sm_90", "cuda/sm80": "sm_80", "cuda": "sm_80"}
 SEED = 1  # the emulator's: asynchronous copies complete as late as the waits for them allow
@@ -40,12 +44,12 @@ class Place(NamedTuple):
 
     def kernels(self) -> Any:
         """The compiled module of the CUDA kernels."""
-        return _C.cuda if self.device.type == "cuda" else _emulated.cuda
+        return _C.cuda if self.device.type == "cuda" else emulator.load().cuda
 
     def machine(self, family: Family) -> contextlib.AbstractContextManager[None]:
         if self.backend(family) != "emulated":
             return contextlib.nullcontext()
-        return emulated.machine(SEED, EMULATED_ON[family.backend])
+        return emulator.machine(SEED, EMULATED_ON[family.backend])
 
 
 GPU, CPU = Place(torch.device("cuda")), Place(torch.device("cpu"))

@@ -24,7 +24,7 @@ from deeplab_fast import _C
 from deeplab_fast.backends import registry
 
 from . import correctness, sanitizer, speed
-from .correctness import CPU, GPU, Place
+from .correctness import CPU, GPU, Place, emulator
 from .families import FAMILIES
 from .inputs import REAL, SIZES, TINY, Size
 from .process import run_in_subprocess
@@ -53,6 +53,8 @@ class Run:
         prefixes = tuple(args.families) or ("",)
         self.families = {n: f for n, f in FAMILIES.items() if n.startswith(prefixes)}
         self.place, self.sizes = (CPU, (TINY,)) if args.backend else (GPU, SIZES)
+        if args.backend:
+            emulator.load()  # once, for all processes that are forked from this one
         local = ROOT / "benchmarks" / "results" / "local"
         self.folder = args.output or local / f"gpu-check-{self.now:%Y%m%d-%H%M%S}"
 

@@ -15,7 +15,7 @@ from PIL import Image
 import deeplab_fast
 from deeplab_fast.backends import registry
 
-from ..conftest import device_of
+from ..support.backends import device_of
 from .conftest import SCRIPTS, read_csv
 
 DEVICES = [

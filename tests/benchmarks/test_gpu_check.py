@@ -21,6 +21,7 @@ import torch
 
 from deeplab_fast.backends import registry
 
+from ..support import emulator
 from .conftest import BENCHMARKS, read_table
 
 GPU_CHECK = [sys.executable, str(BENCHMARKS / "gpu_check.py")]
@@ -557,13 +558,13 @@ def test_wrong_replay_is_not_timed(monkeypatch, two_rounds):
 
 def test_k_iterations_of_the_busiest_cta(monkeypatch):
     """One CTA has the only tile: all its taps x channel blocks, and two for the work item."""
-    from deeplab_fast import dilated_conv2d, emulated
+    from deeplab_fast import dilated_conv2d
     from deeplab_fast.backends import backend
 
     speed = importlib.import_module("gpu_checks.speed")
-    monkeypatch.setattr(emulated, "_NUM_CTAS", 4)
+    monkeypatch.setattr(emulator, "num_ctas", 4)
     x = torch.randn(1, 200, 4, 4).bfloat16()
-    with backend("emulated"), emulated.machine(1, "sm_90"):
+    with backend("emulated"), emulator.machine(1, "sm_90"):
         weights = [torch.randn(8, 200, k, k).bfloat16() for k in (1, 3)]
         k_iters = [speed.busiest_cta(lambda w=w: dilated_conv2d(x, w, dilation=2)) for w in weights]
     assert k_iters == [4 + 2, 9 * 4 + 2]  # 200 channels are four blocks of 64
