@@ -153,7 +153,7 @@ def test_emulated_weight_gradient_sums_every_pixel_of_a_rectangle_once(tf32, dty
 
 def test_emulated_bias_gradient_in_several_parts():
     """300 pixels more than two parts have; sums of small integers are exact."""
-    kernels = LaunchContext(_emulated.cuda, 0, num_workers=5)
+    kernels = LaunchContext(_emulated.cuda, 0, num_ctas=5)
     grad_output = torch.randint(-3, 4, (2, 72, 29, 31)).bfloat16()
     grad_output = grad_output.contiguous(memory_format=torch.channels_last)
     (actual,) = dilated_conv2d_backward.bias_gradients(kernels, grad_output, [torch.empty(72)])
