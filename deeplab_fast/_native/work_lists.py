@@ -102,20 +102,16 @@ class Schedule(NamedTuple):
     ctas: Tensor  # [n], the CTA of each work item
     reductions: Tensor  # [m, 4], output tiles whose sums are split
     num_slots: int  # workspace slots of fp32 sums
-    makespan: int  # k-iterations of the CTA that has most, overheads included
 
 
 def _schedule(tiles: list[tuple[int, int]], num_ctas: int, item_k_iters: int) -> Schedule:
     """Distribute tiles of (k-iterations, channel blocks) over CTAs."""
     lists = _C.schedule.split_k(tiles, num_ctas, SPLIT_K_ITERS, item_k_iters)
-    work_items, ctas = int32_rows(lists["work_items"], 5), int32_rows(lists["ctas"], 1).flatten()
-    costs = work_items[:, 3] + item_k_iters + SPLIT_K_ITERS * (work_items[:, 4] >= 0)
     return Schedule(
-        work_items,
-        ctas,
+        int32_rows(lists["work_items"], 5),
+        int32_rows(lists["ctas"], 1).flatten(),
         int32_rows(lists["reductions"], 4),
         lists["num_slots"],
-        int(ctas.bincount(weights=costs, minlength=1).max()),
     )
 
 
@@ -168,7 +164,6 @@ class ConvWorkList(NamedTuple):
     work: _C.ConvWork
     tensors: tuple[Tensor, ...]
     num_slots: int
-    makespan: int
 
 
 @cached_on_device
@@ -208,13 +203,13 @@ def conv_work_list(
     pixels_at, taps_at, tiles_at, items_at, reductions_at, first_items_at, *more = (
         t.data_ptr() for t in tensors
     )
-    counts = len(work_items), len(schedule.reductions)
     listed_pixels_at, tile_items_at = more or (0, 0)
     work = _C.ConvWork(
-        pixels_at, taps_at, tiles_at, items_at, reductions_at, *counts,
-        first_items_at, len(first_items) - 1, listed_pixels_at, tile_items_at,
+        pixels_at, taps_at, tiles_at, items_at, reductions_at, len(work_items),
+        len(schedule.reductions), first_items_at, len(first_items) - 1, listed_pixels_at,
+        tile_items_at,
     )  # fmt: skip
-    return ConvWorkList(kernel, work, tensors, schedule.num_slots, schedule.makespan)
+    return ConvWorkList(kernel, work, tensors, schedule.num_slots)
 
 
 def rectangle_schedule(
@@ -248,7 +243,6 @@ class WgradWorkList(NamedTuple):
     work: _C.ConvWgradWork
     tensors: tuple[Tensor, ...]  # rectangles, work items, reductions, first items
     num_slots: int
-    makespan: int
 
 
 @cached_on_device
@@ -288,12 +282,11 @@ def wgrad_work_list(
         lists.append(box_items(work_items, rectangles, box, boxes, channels, kernel.tile))
     tensors = tuple(t.to(device) for t in lists)
     rectangles_at, items_at, reductions_at, first_items_at, *more = (t.data_ptr() for t in tensors)
-    counts = len(work_items), len(schedule.reductions)
     work = _C.ConvWgradWork(
-        rectangles_at, items_at, reductions_at, *counts,
+        rectangles_at, items_at, reductions_at, len(work_items), len(schedule.reductions),
         first_items_at, len(first_items) - 1, box, more[0] if more else 0,
     )  # fmt: skip
-    return WgradWorkList(work, tensors, schedule.num_slots, schedule.makespan)
+    return WgradWorkList(work, tensors, schedule.num_slots)
 
 
 def num_boxes(box: tuple[int, int, int], N: int, h: int, w: int) -> int:

@@ -1,7 +1,7 @@
 """output[n, y, x, k] = sum over taps and c of input[n, y + dy, x + dx, c] weight[k, tap, c].
 
 Branches read one input [N, H, W, C] with weights [K, R, S, C] and write the channels of one output
-side by side. Implicit GEMM over a work list (csrc/schedule): BLOCK_M listed pixels times
+side by side. Implicit GEMM over the work list of csrc/schedule/zones.h: BLOCK_M listed pixels times
 BLOCK_N channels, summed in steps of one tap and BLOCK_K channels. The gradient of the input is the
 same sum over the flipped taps of all branches, that of a weight one over the pixels at which its
 tap is inside. A program per work item; the pieces of a split sum are added by a second kernel in a
@@ -70,7 +70,7 @@ def dilated_conv2d_kernel(
     weights,  # of each branch [K, R, S, C]
     p_bias,  # [N or 1, out_channels]
     p_residual,  # [N, H, W, out_channels]
-    p_pixels,  # rows of csrc/schedule/work_list.h
+    p_pixels,  # rows of zones.h
     p_taps,
     p_tiles,
     p_items,
@@ -243,7 +243,7 @@ def blocks_for(dtype: torch.dtype, precision: str, rows: int, columns: int, dept
         largest = largest._replace(num_stages=2)  # 64 KiB of shared memory
 
     def fitting(size: int, limit: int) -> int:
-        return max(_SMALLEST, min(triton.next_power_of_2(size), limit))
+        return max(_SMALLEST, min(int(triton.next_power_of_2(size)), limit))
 
     return largest._replace(n=fitting(columns, largest.n), k=fitting(depth, largest.k))
 
