@@ -466,7 +466,7 @@ ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, c
       // An ignored pixel gives 0 times its softmax, as in PyTorch: NaN if a logit is NaN.
       log_sum[slot] = image.log_sum_exp[pixel] * kLog2E;
       if (target == plan.params.ignore_index) continue;
-      if (target < 0 || target >= C) {  // refused by the forward
+      if (target < 0 || target >= C) {  // the forward pass raised an error
         top[slot] = bottom[slot] = NAN;
         continue;
       }

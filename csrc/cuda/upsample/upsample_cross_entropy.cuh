@@ -57,8 +57,8 @@ struct Layout {
   int32_t chunk;        // classes in shared memory at a time
   int32_t num_chunks;
 
-  // In the backward pass neighbouring blocks share a cell: each block writes the source columns
-  // between its cells.
+  // Neighbouring blocks of the backward pass share a cell: each writes the source columns between
+  // its cells.
   Layout(const UpsampleShape& shape, bool backward) {
     const int64_t cells = backward ? shape.W : shape.W + 1;
     strip_cells = backward ? kCells - 1 : kCells;

@@ -361,8 +361,8 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("cpu: last source pixel not repeated", "    logit[W + 1] = logit[W];\n", ""),
         Fault(
             "cpu: 32-bit targets",
-            "if (target < 0 || target >= C) {  // refused",
-            "if (int32_t(target) < 0 || int32_t(target) >= C) {  // refused",
+            "if (target < 0 || target >= C) {  // the",
+            "if (int32_t(target) < 0 || int32_t(target) >= C) {  // the",
         ),
     ],
     "csrc/cuda/upsample/cells.cuh": [
