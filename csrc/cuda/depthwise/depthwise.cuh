@@ -1,9 +1,9 @@
 // What the depthwise kernels share: vectors of channels, and the way work is cut into threads.
 //
-// Rows and columns are numbered by their residue modulo the rate: pixels a rate apart become
-// neighbours, and the convolution dense. A thread has a vector of channels at one column and walks
-// a strip of rows. A block has a cache line of channels and neighbouring columns, so that where
-// columns share what they load it is in L1.
+// Rows and columns are numbered by their residue modulo the dilation: pixels a dilation apart
+// become neighbours, and the convolution dense. A thread has a vector of channels at one column and
+// walks a strip of rows. A block has a cache line of channels and neighbouring columns, so that
+// where columns share what they load it is in L1.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -118,13 +118,15 @@ Split split_of(const DepthwiseShape& shape) {
   return split;
 }
 
-// The row or column at a position in the order of residues modulo the rate, which is at most size.
-__device__ inline int coordinate(int position, int size, int rate) {
-  const int shorter = size / rate, num_longer = size % rate;  // the first residues have one more
+// The row or column at a position in the order of residues modulo the dilation, which is at most
+// size.
+__device__ inline int coordinate(int position, int size, int dilation) {
+  const int shorter = size / dilation,
+            num_longer = size % dilation;  // the first residues have one more
   const int in_longer = num_longer * (shorter + 1);
-  if (position < in_longer) return position / (shorter + 1) + position % (shorter + 1) * rate;
+  if (position < in_longer) return position / (shorter + 1) + position % (shorter + 1) * dilation;
   position -= in_longer;
-  return num_longer + position / shorter + position % shorter * rate;
+  return num_longer + position / shorter + position % shorter * dilation;
 }
 
 // What a thread works on: rows [begin, end), as positions, of one column of an image.
@@ -139,21 +141,22 @@ __device__ inline Strip strip_of(int group, const DepthwiseShape& shape, const S
   if (column >= split.columns || index >= split.positions) return {0, 0, 0, 0};
   const int position = static_cast<int>(index);
   const int begin = position / shape.W % split.strips * shape.strip_rows;
-  return {position / shape.W / split.strips, coordinate(position % shape.W, shape.W, shape.rate_W),
-          begin, min(begin + shape.strip_rows, shape.H)};
+  return {position / shape.W / split.strips,
+          coordinate(position % shape.W, shape.W, shape.dilation_W), begin,
+          min(begin + shape.strip_rows, shape.H)};
 }
 
-// Rows that are one rate apart: the i-th is first + i * step.
+// Rows that are one dilation apart: the i-th is first + i * step.
 struct Run {
   int first, step, count;
 };
 
-// Of a strip's rows from a position on. With mirrored taps the last comes first.
+// Of a strip's rows from a position on. With flipped taps the last comes first.
 __device__ inline Run run_of(int position, int end, const DepthwiseShape& shape) {
-  const int y = coordinate(position, shape.H, shape.rate_H);
-  const int count = min(end - position, (shape.H - 1 - y) / shape.rate_H + 1);
-  if (!shape.mirrored) return {y, shape.rate_H, count};
-  return {y + (count - 1) * shape.rate_H, -shape.rate_H, count};
+  const int y = coordinate(position, shape.H, shape.dilation_H);
+  const int count = min(end - position, (shape.H - 1 - y) / shape.dilation_H + 1);
+  if (!shape.flipped) return {y, shape.dilation_H, count};
+  return {y + (count - 1) * shape.dilation_H, -shape.dilation_H, count};
 }
 
 // The vector of channels of a thread of the block; split.vectors or more for none.

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
 
   const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;
   const int64_t first = (static_cast<int64_t>(strip.n) * shape.H * shape.W + strip.x) * shape.C + c;
-  const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;
+  const int step_W = shape.flipped ? -shape.dilation_W : shape.dilation_W;
   const int64_t column_bytes = static_cast<int64_t>(step_W) * shape.C * kBytes;
   bool has_column[kS];
 #pragma unroll
@@ -210,10 +210,10 @@ __global__ void __launch_bounds__(kThreads)
   const int vector = vector_of(split), c = vector * kVector;
   const Strip strip = strip_of(blockIdx.x / split.chunks, shape, split);
   if (vector >= split.vectors) return;
-  const int64_t step_H = shape.mirrored ? -shape.rate_H : shape.rate_H;
-  const int64_t step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;
+  const int64_t step_H = shape.flipped ? -shape.dilation_H : shape.dilation_H;
+  const int64_t step_W = shape.flipped ? -shape.dilation_W : shape.dilation_W;
   for (int position = strip.begin; position < strip.end; ++position) {
-    const int64_t y = coordinate(position, shape.H, shape.rate_H);
+    const int64_t y = coordinate(position, shape.H, shape.dilation_H);
     const int64_t image = static_cast<int64_t>(strip.n) * shape.H;
     float sum[kVector];
     load_bias(sum, bias, c);

@@ -23,8 +23,8 @@ template <int kVector, int kTaps>
 constexpr size_t kSmem = sizeof(float) * (kTaps + 1) * kVector * kPitch;
 
 // How far tap `index` of `count` looks, no further than outside.
-__device__ int offset_of(int index, int count, int rate, int size) {
-  const int64_t offset = static_cast<int64_t>(index - count / 2) * rate;
+__device__ int offset_of(int index, int count, int dilation, int size) {
+  const int64_t offset = static_cast<int64_t>(index - count / 2) * dilation;
   return static_cast<int>(
       max(min(offset, static_cast<int64_t>(size)), -static_cast<int64_t>(size)));
 }
@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
   const int part = blockIdx.x / split.chunks;
   int offset_H = 0, offset_W = 0;
   if constexpr (kTaps == 1) {
-    offset_H = offset_of(blockIdx.y / shape.S, shape.R, shape.rate_H, shape.H);
-    offset_W = offset_of(blockIdx.y % shape.S, shape.S, shape.rate_W, shape.W);
+    offset_H = offset_of(blockIdx.y / shape.S, shape.R, shape.dilation_H, shape.H);
+    offset_W = offset_of(blockIdx.y % shape.S, shape.S, shape.dilation_W, shape.W);
   }
   const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;
   float sum[kTaps][kVector] = {}, grad_sum[kVector] = {};
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
   int64_t offset[kS];
 #pragma unroll
   for (int s = 0; s < kS; ++s) {
-    offset[s] = static_cast<int64_t>(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;
+    offset[s] = static_cast<int64_t>(offset_W + (s - kS / 2) * shape.dilation_W) * shape.C;
   }
 
   for (int group = part; group < split.groups && vector < split.vectors; group += num_parts) {
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
     bool has_column[kS];
 #pragma unroll
     for (int s = 0; s < kS; ++s) {
-      const int x = strip.x + offset_W + (s - kS / 2) * shape.rate_W;
+      const int x = strip.x + offset_W + (s - kS / 2) * shape.dilation_W;
       has_column[s] = x >= 0 && x < shape.W;
     }
     const auto load_input = [&](const T* pixel, int s, bool has_row) {

@@ -91,7 +91,7 @@ def dilated_conv2d_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    p_item = p_items + tl.program_id(0) * 6
+    p_item = p_items + tl.program_id(0) * 5
     p_tile = p_tiles + tl.load(p_item) * 5
     i_block = tl.load(p_item + 1)
     i_first_step = tl.load(p_item + 2)
@@ -290,7 +290,7 @@ def work_list(
     """
     depth = max(out_channels) if flipped else in_channels
     pixels, taps, tiles, schedule = tile_schedule(
-        _C.zones.input_grad_tiles if flipped else _C.zones.forward_tiles,
+        _C.schedule.input_grad_tiles if flipped else _C.schedule.forward_tiles,
         plane,
         branches,
         (blocks.m, blocks.n),

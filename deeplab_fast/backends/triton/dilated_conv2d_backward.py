@@ -60,7 +60,7 @@ def dilated_conv2d_wgrad_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """BLOCK_M output channels times BLOCK_N input channels, in steps of BLOCK_K pixels."""
-    p_item = p_items + tl.program_id(0) * 6
+    p_item = p_items + tl.program_id(0) * 5
     p_rectangle = p_rectangles + tl.load(p_item) * 8
     i_block = tl.load(p_item + 1)
     i_first_step = tl.load(p_item + 2)
