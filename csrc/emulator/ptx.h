@@ -1,4 +1,5 @@
-// What each function of cuda/ptx.cuh means, after the PTX ISA's description of its instruction.
+// What each function of cuda/common/ptx.cuh means, after the PTX ISA's description of its
+// instruction.
 #pragma once
 
 #include <cmath>
@@ -39,10 +40,9 @@ inline void cp_async_wait_all() {
   emulator::wait_for_copies(0);
 }
 
-// row: what this lane pointed to. result: its pair of elements of each matrix.
 struct LoadMatrix {
-  uint16_t row[8];
-  uint32_t result[4];
+  uint16_t row[8];     // that this lane points to
+  uint32_t result[4];  // a pair of elements of each matrix
 };
 
 template <bool kTrans>
@@ -155,15 +155,17 @@ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32
   run_mma("mma_m16n8k8_tf32", d, a, b, evaluate, site);
 }
 
-// Infinity and NaN are only cut off, by the code of ptxas 13.0 for sm_80, sm_90 and sm_100: a NaN
-// with nothing but the lowest bits of its payload becomes infinity.
+// Rounds to nearest, ties away from zero. Infinity and NaN are truncated, as in the code that ptxas
+// 13.0 generates for sm_80, sm_90 and sm_100: a NaN whose payload has only low bits becomes
+// infinity.
 inline uint32_t cvt_rna_tf32(float value) {
   const uint32_t bits = float_to_bits(value);
   const bool is_finite = (bits & 0x7f800000u) != 0x7f800000u;
   return (is_finite ? bits + 0x1000u : bits) & ~0x1fffu;
 }
 
-// The result is up to an ulp off either way, by the bits of x, unless it is a power of two.
+// 2^x, up to an ulp too large or too small depending on the bits of x, unless 2^x is a power of
+// two.
 inline float ex2_approx(float x) {
   const float result = std::fabs(x) < 0x1p-126f ? 1.0f : std::exp2(x);
   if (result < 0x1p-126f) return 0.0f;
@@ -180,7 +182,7 @@ inline void bar_sync(int id, int threads, Site site = Site::here()) {
   emulator::named_barrier_sync("bar_sync", id, threads, site);
 }
 
-// The float below or above 1 / x, by the bits of x, unless one of them is 1 / x.
+// 1 / x, rounded up or down depending on the bits of x, unless 1 / x is a float.
 inline float rcp_approx(float x) {
   if (std::fabs(x) < 0x1p-126f) return std::copysign(INFINITY, x);
   const double exact = 1.0 / x;

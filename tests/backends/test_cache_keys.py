@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated
+from deeplab_fast import _C
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import DTYPES, LaunchContext
 from deeplab_fast._native.device_cache import cached_on_device
@@ -24,11 +24,12 @@ from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends import dispatch_table, registry
 from deeplab_fast.backends.cuda import device as cuda_device
 from deeplab_fast.backends.cuda import dilated_conv2d_backward
-from deeplab_fast.emulated import machine
 from deeplab_fast.ops.shape_bucket import shape_bucket
 
-from ..conftest import set_tf32
+from ..support import emulator
+from ..support.backends import set_tf32
 from ..support.convolution import convolve
+from ..support.emulator import machine
 
 CPU = torch.device("cpu")
 
@@ -185,7 +186,7 @@ def call_and_check(shape, kernels, rates, dtype, num_ctas, is_sm90) -> None:
     weights = [ints(k, C, r, s, dtype=dtype) for k, r, s in kernels]
     output = empty_nhwc(input, sum(w.size(0) for w in weights))
     grad_output = nhwc(*output.shape, dtype=dtype)
-    where = LaunchContext(_emulated.cuda, 0, num_ctas, is_sm90)
+    where = LaunchContext(emulator.load().cuda, 0, num_ctas, is_sm90)
     with machine(0, "sm_90" if is_sm90 else "sm_80"):
         convolve(where, output, input, weights, [None] * len(weights), rates, activation="none")
         grads = dilated_conv2d_backward.backward(
@@ -240,16 +241,16 @@ def multiply(input: Tensor, weights: list[Tensor], tap: int = 0, *, runs: bool =
         *(t.data_ptr() for t in more),
     )  # fmt: skip
     clusters = {} if runs else {"dilated_conv2d_fwd_sm90_kernel": (0, 0)}
-    outer = _emulated.set_clusters(clusters)
+    outer = emulator.load().set_clusters(clusters)
     try:
         with machine(0, "sm_90"):
-            _emulated.cuda.dilated_conv2d_fwd_sm90(
+            emulator.load().cuda.dilated_conv2d_fwd_sm90(
                 output.data_ptr(), 0, input.data_ptr(), outputs, sources, work,
                 _C.ConvEpilogue(0, -math.inf, math.inf), _C.ConvShape(P, 1, C, output.size(1)),
                 DTYPES[input.dtype], 0,
             )  # fmt: skip
     finally:
-        _emulated.set_clusters(outer)
+        emulator.load().set_clusters(outer)
     return output
 
 

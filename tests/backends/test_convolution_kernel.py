@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import deeplab_fast
-from deeplab_fast import _C, _emulated, dilated_conv2d
+from deeplab_fast import _C, dilated_conv2d
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends.cuda.dilated_conv2d import Convolution, launch
-from deeplab_fast.emulated import machine
 from deeplab_fast.models.inference import FoldedASPP
 from deeplab_fast.nn import ASPP
 from deeplab_fast.ops.shape_bucket import tf32_is_allowed
 
+from ..support import emulator
 from ..support.cases import (
     DTYPES,
     LAYOUTS,
@@ -28,6 +28,7 @@ from ..support.cases import (
     with_layout,
 )
 from ..support.convolution import convolve
+from ..support.emulator import machine
 from ..support.memory import copy_beside_unreadable_page, in_child
 
 # With 24 CTAs output tiles are split along k, and a second kernel adds their partial sums.
@@ -37,7 +38,7 @@ ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
 
 
 def kernels(num_ctas: int) -> LaunchContext:
-    return LaunchContext(_emulated.cuda, 0, num_ctas)
+    return LaunchContext(emulator.load().cuda, 0, num_ctas)
 
 
 def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:

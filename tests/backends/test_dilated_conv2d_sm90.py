@@ -13,10 +13,8 @@ from torch import Tensor
 import deeplab_fast
 from deeplab_fast import (
     _C,
-    _emulated,
     aspp,
     dilated_conv2d,
-    emulated,
     parallel_dilated_conv2d,
 )
 from deeplab_fast._native import work_lists
@@ -26,7 +24,6 @@ from deeplab_fast.backends.cuda import dilated_conv2d as dilated_conv2d_calls
 from deeplab_fast.backends.cuda.dilated_conv2d import Convolution
 from deeplab_fast.backends.cuda.dilated_conv2d import launch as launch_kernel
 from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import convolve_with_means
-from deeplab_fast.emulated import machine
 
 from ..emulator.test_emulator import NVCC, ROOT
 from ..ops.test_aspp import convert
@@ -40,8 +37,10 @@ from ..ops.test_dilated_conv2d import (
     parallel_operands,
     same_conv2d,
 )
+from ..support import emulator
 from ..support.cases import CONVS, Conv, assert_as_accurate_as, operands
 from ..support.convolution import convolve, convolved
+from ..support.emulator import machine
 from ..support.memory import copy_beside_unreadable_page, in_child
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -53,9 +52,9 @@ ON_SM90 = pytest.mark.usefixtures("on_sm90")
 @pytest.fixture(params=[False, True], ids=["threads arrive", "copies arrive"])
 def arrival(request) -> Iterator[None]:
     """Both forms of the kernel: threads or copies arrive at the full barrier of a stage."""
-    outer = _emulated.cuda.set_copies_arrive(request.param)
+    outer = emulator.load().cuda.set_copies_arrive(request.param)
     yield
-    _emulated.cuda.set_copies_arrive(outer)
+    emulator.load().cuda.set_copies_arrive(outer)
 
 
 IN_BOTH_FORMS = pytest.mark.usefixtures("arrival")
@@ -66,7 +65,7 @@ def on_sm90() -> Iterator[None]:
     """Fails unless the test launches the sm_90 kernel and not the sm_80 kernel."""
 
     def launches(kernel: str) -> int:
-        return _emulated.launch_counts().get(kernel, 0)
+        return emulator.load().launch_counts().get(kernel, 0)
 
     names = "dilated_conv2d_fwd_sm90_kernel", "dilated_conv2d_fwd_kernel"
     before = [launches(name) for name in names]
@@ -117,7 +116,7 @@ def test_branches_that_begin_between_vectors():
 @pytest.mark.parametrize(("shape", "kernels", "rates"), SEEDED)
 def test_seeds_agree(monkeypatch, shape, kernels, rates, dtype, num_ctas):
     """Split tiles, several images in a tile, branches at odd channels: equal bits on every seed."""
-    monkeypatch.setattr(emulated, "_NUM_CTAS", num_ctas)
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     input = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
     scale = (9 * shape[1]) ** -0.5
     weights = [(torch.randn(k, shape[1], r, s) * scale).to(dtype) for k, r, s in kernels]
@@ -151,7 +150,7 @@ def test_pipeline_on_more_seeds():
 
 
 def kernels(num_ctas: int) -> LaunchContext:
-    return LaunchContext(_emulated.cuda, 0, num_ctas, is_sm90=True)
+    return LaunchContext(emulator.load().cuda, 0, num_ctas, is_sm90=True)
 
 
 def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -258,7 +257,7 @@ def test_aspp(dtype):
 )
 def test_means_of_the_pixels_of_a_1x1_branch(shape, channels, num_ctas):
     """The 1x1 branch sums the pixels once, whatever branches come before and after."""
-    C, counts = shape[1], _emulated.launch_counts()
+    C, counts = shape[1], emulator.load().launch_counts()
     input = nhwc(*shape, dtype=torch.bfloat16) + 1
     weights = [torch.randn(8, C, *kernel).bfloat16() for kernel in ((3, 1), (1, 3))]
     weights += [(torch.randn(k, C, 1, 1) / C**0.5).bfloat16() for k in channels]
@@ -279,7 +278,7 @@ def test_means_of_the_pixels_of_a_1x1_branch(shape, channels, num_ctas):
         assert torch.equal(means, results[0][1]) and torch.equal(output, results[0][0])
     torch.testing.assert_close(means, input.float().mean((2, 3)))
     torch.testing.assert_close(output, expected, rtol=2e-2, atol=2e-2)
-    assert _emulated.launch_counts().get("pixel_sums_fwd_kernel") == counts.get(
+    assert emulator.load().launch_counts().get("pixel_sums_fwd_kernel") == counts.get(
         "pixel_sums_fwd_kernel"
     )
 
@@ -401,7 +400,7 @@ def test_each_work_item_belongs_to_one_cluster():
         24, work_lists.CONV_SM90,
     )  # fmt: skip
     _, _, _, items, _, first_items, _, tile_items = work_list.tensors
-    items = items.view(-1, 5)
+    items = items.view(-1, 6)
     assert first_items[0] == 0 and first_items[-1] == len(items) and len(first_items) == 24 // 4 + 1
     for begin, end in first_items.unfold(0, 2, 1).tolist():
         lengths = items[begin:end, 3]
@@ -428,7 +427,7 @@ def test_tile_items_match_work_items_and_tiles(num_ctas):
         _C.schedule.forward_tiles, plane, ((3, 3, 2, 5), (1, 1, 1, 1)), 3, (264, 8),
         torch.device("cpu"), num_ctas, work_lists.CONV_SM90,
     ).tensors  # fmt: skip
-    tiles, items = tiles.view(-1, 5).tolist(), items.view(-1, 5).tolist()
+    tiles, items = tiles.view(-1, 5).tolist(), items.view(-1, 6).tolist()
     for index, row in zip(pixels.tolist(), listed.tolist(), strict=True):
         y, x = index // W % H, index % W
         assert row == [index, y * 2**16 + x]

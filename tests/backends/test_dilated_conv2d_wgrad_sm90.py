@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated
+from deeplab_fast import _C
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast.backends.cuda import dilated_conv2d_backward
-from deeplab_fast.emulated import machine
 
 from ..emulator.test_emulator import NVCC, ROOT
 from ..ops.test_dilated_conv2d_backward import emulated_gradients, gradients, reference, tensors_of
+from ..support import emulator
 from ..support.cases import assert_as_accurate_as
+from ..support.emulator import machine
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 # One cluster computes whole output tiles; six clusters split them along k.
@@ -43,7 +44,7 @@ CASES = [
 def weight_gradients(
     input: Tensor, weights: list[Tensor], grad_output: Tensor, rates, num_ctas: int, seed: int
 ) -> list[Tensor]:
-    kernels = LaunchContext(_emulated.cuda, 0, num_ctas, is_sm90=True)
+    kernels = LaunchContext(emulator.load().cuda, 0, num_ctas, is_sm90=True)
     rates = [(rate, rate) for rate in rates]
     with machine(seed, "sm_90"):
         return dilated_conv2d_backward.backward(
@@ -124,9 +125,9 @@ def test_backward(dtype):
     """Both gradients through the op, for slices of channels, 7 of which are padded to 8."""
     input, weights, grad_output = tensors_of((2, 24, 6, 7), [(7, 3, 3), (16, 1, 1)], dtype)
     args = input[:, 8:], [w[:, 8:] for w in weights], grad_output, [2, 1]
-    before = _emulated.launch_counts()
+    before = emulator.load().launch_counts()
     results = emulated_gradients(*args, device="sm_90")
-    after = _emulated.launch_counts()
+    after = emulator.load().launch_counts()
     name = "dilated_conv2d_wgrad_kernel"
     assert after["dilated_conv2d_wgrad_sm90_kernel"] > before.get(name.replace("_k", "_sm90_k"), 0)
     assert after.get(name, 0) == before.get(name, 0)
@@ -201,7 +202,7 @@ def test_boxes_fit_the_shape():
 
 
 def test_fp32_uses_the_sm80_kernel():
-    kernels = LaunchContext(_emulated.cuda, 0, 4, is_sm90=True)
+    kernels = LaunchContext(emulator.load().cuda, 0, 4, is_sm90=True)
     assert work_lists.wgrad_kernel(kernels, torch.float32) is work_lists.WGRAD_SM80
     assert work_lists.wgrad_kernel(kernels, torch.float16) is work_lists.WGRAD_SM90
 

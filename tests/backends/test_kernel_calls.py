@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated
+from deeplab_fast import _C
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import DTYPES, LaunchContext
 from deeplab_fast.backends.arguments import Aspp
@@ -22,9 +22,10 @@ from deeplab_fast.backends.cuda import (
     dilated_conv2d,
     dilated_conv2d_backward,
 )
-from deeplab_fast.emulated import machine
 
+from ..support import emulator
 from ..support.convolution import convolved
+from ..support.emulator import machine
 
 CPU = torch.device("cpu")
 DEVICES = pytest.mark.parametrize("device", ["sm_80", "sm_90"])
@@ -32,7 +33,7 @@ BF16 = torch.bfloat16
 
 
 def kernels(device: str, num_ctas: int = 4) -> LaunchContext:
-    return LaunchContext(_emulated.cuda, 0, num_ctas, device == "sm_90")
+    return LaunchContext(emulator.load().cuda, 0, num_ctas, device == "sm_90")
 
 
 def ints(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
@@ -243,7 +244,7 @@ def test_kernels_reject_unaligned_channels():
 
     def convolve(name, in_channels=16, source=(0, 8, 0), stride=16, outputs=1, sums=0) -> None:
         address = memory.data_ptr()
-        getattr(_emulated.cuda, name)(
+        getattr(emulator.load().cuda, name)(
             address, 0, address, [_C.ConvOutput(address, 0, 0, 8, 0, stride, sums)] * outputs,
             [_C.ConvSource(*source)] * outputs, work_list.work, _C.ConvEpilogue(0, 0.0, 1.0),
             _C.ConvShape(1, 1, in_channels, 8), DTYPES[BF16], 0,
@@ -274,7 +275,7 @@ def test_gradient_kernels_reject_unaligned_channels(suffix):
     )
 
     def launch(C=8, out_channels=16, rows=(8, 8)) -> None:
-        getattr(_emulated.cuda, "dilated_conv2d_wgrad" + suffix)(
+        getattr(emulator.load().cuda, "dilated_conv2d_wgrad" + suffix)(
             0, address, address, [(address, k, 1) for k in rows], work_list.work,
             _C.ConvWgradShape(1, 1, 1, C, out_channels), DTYPES[BF16], 0,
         )  # fmt: skip

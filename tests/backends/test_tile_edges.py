@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated
+from deeplab_fast import _C
 from deeplab_fast._native.common import DTYPES, LaunchContext
 from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends.arguments import ParallelDilatedConv2dAndMean
@@ -20,9 +20,10 @@ from deeplab_fast.backends.cuda import (
     dilated_conv2d_and_mean,
     dilated_conv2d_backward,
 )
-from deeplab_fast.emulated import machine
 
+from ..support import emulator
 from ..support.convolution import convolve
+from ..support.emulator import machine
 
 KERNELS = pytest.mark.parametrize(
     ("device", "dtype"),
@@ -32,7 +33,7 @@ KERNELS = pytest.mark.parametrize(
 
 
 def kernels(device: str, num_ctas: int) -> LaunchContext:
-    return LaunchContext(_emulated.cuda, 0, num_ctas, device == "sm_90")
+    return LaunchContext(emulator.load().cuda, 0, num_ctas, device == "sm_90")
 
 
 def ints(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -131,7 +132,7 @@ def test_bias_gradients(dtype, pixels, channels, parts):
     grad = ints(pixels, channels, dtype=dtype)
     result, partial = torch.full((channels,), 99, dtype=dtype), torch.empty(parts, channels)
     with machine(1):
-        _emulated.cuda.dilated_conv2d_bias_grad(
+        emulator.load().cuda.dilated_conv2d_bias_grad(
             result.data_ptr(), partial.data_ptr(), grad.data_ptr(), pixels, channels, parts,
             DTYPES[dtype], 0,
         )  # fmt: skip
@@ -170,8 +171,10 @@ def test_means(dtype, images, pixels, channels, run):
     means = torch.full((images + 1, channels), float("nan"))
     runs = _C.PixelRuns(images, pixels, channels, run, 1)
     with machine(1):
-        _emulated.cuda.pixel_sums_fwd(sums.data_ptr(), input.data_ptr(), runs, DTYPES[dtype], 0)
-        _emulated.cuda.pixel_means_fwd(means.data_ptr(), sums.data_ptr(), runs, False, 0)
+        emulator.load().cuda.pixel_sums_fwd(
+            sums.data_ptr(), input.data_ptr(), runs, DTYPES[dtype], 0
+        )
+        emulator.load().cuda.pixel_means_fwd(means.data_ptr(), sums.data_ptr(), runs, False, 0)
     assert torch.equal(means[:-1], (input.double().sum(1).float() / pixels))
     assert means[-1].isnan().all() and sums[-1].isnan().all()
 

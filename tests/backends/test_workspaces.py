@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from deeplab_fast import emulated
 from deeplab_fast.backends import registry
 from deeplab_fast.backends.cuda import depthwise_conv2d
-from deeplab_fast.emulated import machine
 
+from ..support import emulator
+from ..support.emulator import machine
 from ..support.memory import GuardedAllocations
 
 
@@ -111,7 +111,7 @@ CALLS |= {
 @pytest.mark.parametrize("name", CALLS)
 def test_kernels_write_only_to_outputs_and_workspaces(monkeypatch, name):
     op, device, num_ctas, arguments = CALLS[name]
-    monkeypatch.setattr(emulated, "_NUM_CTAS", num_ctas)
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_PART", 512)
     call, guarded = arguments(), GuardedAllocations()
     with machine(1, device):

@@ -28,7 +28,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
     return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
 
 
-def test_sdist_holds_all_that_a_build_needs(tmp_path):
+def test_sdist_contains_all_files_of_a_build(tmp_path):
     # A copy, because setuptools also packs whatever an earlier build listed in its egg-info.
     ignored = shutil.ignore_patterns(".git", "build", "*.egg-info", "__pycache__", "*.so")
     shutil.copytree(ROOT, tmp_path / "src", ignore=ignored)
@@ -59,7 +59,7 @@ def test_kernels_know_no_framework():
     assert {str(path) for path in users if path.parts[0] != "bindings"} == {"emulator/module.cpp"}
 
 
-def test_version_is_the_same_everywhere():
+def test_versions_agree():
     (stated,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert deeplab_fast.__version__ == version("deeplab-fast") == stated
     assert _C.build_info()["version"] == stated
@@ -90,7 +90,7 @@ def test_module_needs_no_driver_and_no_torch():
 
 @pytest.fixture
 def configure(tmp_path):
-    """Lets CMake decide about CUDA; compiles none of the sources."""
+    """Run CMake's configuration, which decides about CUDA; compile none of the sources."""
 
     def configure(
         wanted: str, compiler: str | None, *more: str
@@ -115,13 +115,13 @@ def configure(tmp_path):
 
 
 @pytest.mark.parametrize("wanted", ["AUTO", "TRY"])
-def test_no_cuda_compiler_means_a_cpu_build(configure, wanted):
+def test_build_without_a_cuda_compiler_is_for_the_cpu(configure, wanted):
     done = configure(wanted, None)
     assert done.returncode == 0, done.stderr
     assert "no CUDA compiler found, building for the CPU only" in done.stdout
 
 
-def test_a_cuda_compiler_that_is_tried_and_fails_means_a_cpu_build_with_its_log(configure):
+def test_cuda_compiler_that_fails_when_tried_leaves_a_cpu_build_and_a_log(configure):
     done = configure("TRY", "/bin/false")
     assert done.returncode == 0, done.stderr
     assert "/bin/false does not work, building for the CPU only" in done.stderr
@@ -131,14 +131,14 @@ def test_a_cuda_compiler_that_is_tried_and_fails_means_a_cpu_build_with_its_log(
 @pytest.mark.parametrize(
     "wanted, compiler", [("ON", "/nowhere/nvcc"), ("AUTO", "/nowhere/nvcc"), ("AUTO", "/bin/false")]
 )
-def test_a_cuda_compiler_that_was_named_must_work(configure, wanted, compiler):
+def test_named_cuda_compiler_must_work(configure, wanted, compiler):
     done = configure(wanted, compiler)
     assert done.returncode != 0
     assert compiler in done.stderr
 
 
 @pytest.mark.parametrize("wanted", ["AUTO", "TRY"])
-def test_a_cuda_compiler_that_cmake_was_told_must_work(configure, wanted):
+def test_cuda_compiler_named_to_cmake_must_work(configure, wanted):
     done = configure(wanted, None, "-DCMAKE_CUDA_COMPILER=/nowhere/nvcc")
     assert done.returncode != 0
     assert "/nowhere/nvcc" in done.stderr
@@ -146,7 +146,7 @@ def test_a_cuda_compiler_that_cmake_was_told_must_work(configure, wanted):
 
 @pytest.fixture
 def cuda_compiler(monkeypatch, tmp_path):
-    """setup.py's choice where the path has an nvcc that says it is of this release, or none."""
+    """setup.py's choice if the path has an nvcc of this release, or none."""
     monkeypatch.setattr("setuptools.setup", lambda **arguments: None)
     for name in ("CUDACXX", "CUDA_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -163,7 +163,7 @@ def cuda_compiler(monkeypatch, tmp_path):
     return cuda_compiler
 
 
-def test_an_nvcc_on_the_path_or_named_must_work(cuda_compiler, monkeypatch, tmp_path):
+def test_nvcc_from_the_path_or_environment_must_work(cuda_compiler, monkeypatch, tmp_path):
     assert cuda_compiler("12.5") == ({"CUDACXX": str(tmp_path / "nvcc")}, "ON")
     monkeypatch.setenv("CUDA_HOME", "/opt/cuda")
     assert cuda_compiler("12.5") == ({"CUDACXX": "/opt/cuda/bin/nvcc"}, "ON")
@@ -172,7 +172,7 @@ def test_an_nvcc_on_the_path_or_named_must_work(cuda_compiler, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("release", ["12.4", None])
-def test_an_nvcc_that_came_with_the_build_is_tried(cuda_compiler, monkeypatch, tmp_path, release):
+def test_nvcc_from_wheels_is_tried(cuda_compiler, monkeypatch, tmp_path, release):
     wheels = types.ModuleType("nvidia.cu13")
     wheels.__path__ = [str(tmp_path / "wheels")]
     monkeypatch.setitem(sys.modules, "nvidia", types.ModuleType("nvidia"))
@@ -186,15 +186,15 @@ def test_an_nvcc_that_came_with_the_build_is_tried(cuda_compiler, monkeypatch, t
     assert cuda_compiler(release) == (environment, "TRY")
 
 
-def test_an_nvcc_that_is_too_old_is_named(cuda_compiler, tmp_path, capsys):
+def test_too_old_nvcc_is_reported(cuda_compiler, tmp_path, capsys):
     cuda_compiler("12.4")
-    assert f"{tmp_path / 'nvcc'} is of no use" in capsys.readouterr().out
+    assert f"{tmp_path / 'nvcc'} is not used" in capsys.readouterr().out
 
 
-def test_a_folder_without_the_compiled_modules_says_what_to_do(tmp_path):
+def test_import_without_compiled_module_gives_advice(tmp_path):
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "deeplab_fast", tmp_path / "deeplab_fast", ignore=ignored)
-    # Without the import hook of an editable installation, which would find the modules.
+    # Removes the import hook of an editable installation, which would find the module.
     code = (
         "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ditable' not in str(f)]; "
         "import deeplab_fast"

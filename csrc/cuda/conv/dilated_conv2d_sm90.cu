@@ -299,12 +299,12 @@ __device__ void finish(float (&sum)[kBlockN / 2], T* tensor, const Pair<T> (&bia
           round_to(pair, part_sum[j * 4 + half * 2], part_sum[j * 4 + half * 2 + 1]);
           return bits_of(clamp_pair(pair, low, high));
         },
-        [&](int row, int k, const Vector<T, 8>& chunk) {
+        [&](int row, int k, const Chunk<T>& chunk) {
           const int row_pixel = __shfl_sync(0xffffffffu, pixel_of_lane, row);
           if (row_pixel < 0) return;
           T* p = row_of(tensor, row_pixel, k) + part;
           if constexpr (kIsVector) {
-            if (part + k < count) *reinterpret_cast<Vector<T, 8>*>(p) = chunk;
+            if (part + k < count) *reinterpret_cast<Chunk<T>*>(p) = chunk;
           } else {
 #pragma unroll
             for (int i = 0; i < 8; ++i)

@@ -127,12 +127,12 @@ __device__ void store_sums(const float (&sum)[kBlockN / 2], float* partial_sums,
           round_to(pair, sum[at], sum[at + 1]);
           return bits_of(pair);
         },
-        [&](int row, int col, const Vector<T, 8>& chunk) {
+        [&](int row, int col, const Chunk<T>& chunk) {
           const int k = first_k + row, c = item.c + part + col;
           if (k >= branch.K || c >= shape.C) return;
           T* weight = static_cast<T*>(branch.grad_weight) +
                       (static_cast<int64_t>(k) * branch.num_taps + item.index) * shape.C;
-          *reinterpret_cast<Vector<T, 8>*>(weight + c) = chunk;
+          *reinterpret_cast<Chunk<T>*>(weight + c) = chunk;
         });
   }
 }

@@ -45,7 +45,7 @@ def dilated_conv2d_wgrad_kernel(
     p_partial,  # [slots, BLOCK_M, BLOCK_N] fp32
     p_grad_output,  # [N, H, W, out_channels]
     p_input,  # [N, H, W, C]
-    p_rectangles,  # rows of zones.h
+    p_rectangles,  # rows of csrc/schedule/work_list.h
     p_items,
     p_branches,
     H,

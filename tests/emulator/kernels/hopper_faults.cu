@@ -1,6 +1,6 @@
-// Kernels for sm_90a that are wrong on purpose, each beside its correct twin, as in faults.cu. in
-// has kSteps tiles of 64 floats. All compute out[i] = in[0][63 - i], those named sum the sum over
-// the steps.
+// Kernels for sm_90a that are wrong on purpose, each with a correct version, as in faults.cu. in is
+// [kSteps, 64]. All compute out[i] = in[0][63 - i], except that those whose name begins with sum_
+// add the steps up.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -24,7 +24,7 @@ constexpr int kSteps = 6;
 constexpr int kTileBytes = kTile * 4;
 constexpr int kStage = 1024 / 4;  // floats from tile to tile
 
-// Float i of a tile as a copy swizzles it.
+// Offset of float i of a tile after a copy has swizzled it.
 int swizzled(int i) { return i / 32 * 32 + (i / 4 % 8 ^ i / 32) * 4 + i % 4; }
 
 void wait(uint64_t* barrier, int parity) {
@@ -32,7 +32,7 @@ void wait(uint64_t* barrier, int parity) {
   }
 }
 
-// Behind the stages.
+// The mbarriers, behind the stages.
 uint64_t* barriers() { return shared_memory<uint64_t>() + 4096 / 8; }
 
 void init(uint64_t* barrier, int count) {
@@ -64,7 +64,7 @@ __global__ void copy_wait_kernel(float* out, const float*,
   wait(barriers(), 0);
 }
 
-// The fault: one try that may give up.
+// The fault: one try, which may time out.
 template <bool kFault>
 __global__ void try_once_kernel(float* out, const float*, const __grid_constant__ CUtensorMap map) {
   float* tile = shared_memory<float>();
@@ -79,7 +79,7 @@ __global__ void try_once_kernel(float* out, const float*, const __grid_constant_
   wait(barriers(), 0);
 }
 
-// The fault: the parity of the phase before, which is over.
+// The fault: waits for the previous phase, which is complete.
 template <bool kFault>
 __global__ void parity_kernel(float* out, const float*, const __grid_constant__ CUtensorMap map) {
   float* tile = shared_memory<float>();
@@ -90,7 +90,7 @@ __global__ void parity_kernel(float* out, const float*, const __grid_constant__ 
   wait(barriers(), 0);
 }
 
-// The fault: the mbarrier is not shown to the copy.
+// The fault: no fence makes the initialised mbarrier visible to the copy.
 template <bool kFault>
 __global__ void init_fence_kernel(float* out, const float*,
                                   const __grid_constant__ CUtensorMap map) {
@@ -105,7 +105,7 @@ __global__ void init_fence_kernel(float* out, const float*,
   write_reversed(out, tile);
 }
 
-// The fault: threads wait at a barrier that may not be one yet.
+// The fault: threads wait at an mbarrier that may not be initialised yet.
 template <bool kFault>
 __global__ void init_sync_kernel(float* out, const float*,
                                  const __grid_constant__ CUtensorMap map) {
@@ -140,7 +140,7 @@ __global__ void expects_less_kernel(float* out, const float*,
   write_reversed(out, tile);
 }
 
-// The fault: an arrival too many, before the copy has ended the phase.
+// The fault: one arrival too many, before the copy has completed the phase.
 template <bool kFault>
 __global__ void arrivals_kernel(float* out, const float*, const __grid_constant__ CUtensorMap map) {
   float* tile = shared_memory<float>();
@@ -165,7 +165,7 @@ __global__ void unaligned_copy_kernel(float* out, const float*,
   write_reversed(out, tile);
 }
 
-// The fault: a copy that nobody waits for.
+// The fault: no thread waits for the copy.
 template <bool kFault>
 __global__ void copy_never_waited_kernel(float* out, const float*,
                                          const __grid_constant__ CUtensorMap map) {
@@ -179,8 +179,7 @@ __global__ void copy_never_waited_kernel(float* out, const float*,
   if (!kFault) wait(barriers(), 1);
 }
 
-// Two stages, a thread that fills them and 64 that read them. The fault: the thread does not wait
-// until a stage has been read.
+// One thread fills two stages and 64 read them. The fault: it does not wait until a stage was read.
 template <bool kFault>
 __global__ void sum_refill_kernel(float* out, const float*,
                                   const __grid_constant__ CUtensorMap map) {
@@ -217,7 +216,7 @@ constexpr int kProductSmem = (2 * kStageA + kN * 64) * 2;
 
 __nv_bfloat16* matrix_b() { return shared_memory<__nv_bfloat16>() + 2 * kStageA; }
 
-// Of a row with 128 bytes.
+// Offset of an element of a matrix with rows of 128 bytes, swizzled.
 int element(int row, int k) { return row * 64 + (k / 8 ^ row % 8) * 8 + k % 8; }
 
 int key(int m) { return 2 * (3 - m % 4) + 1; }
@@ -288,7 +287,7 @@ __global__ void proxy_fence_order_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
-// Of 64 producers, threads 128 .. 191, each copies a row, or stores it; the others multiply.
+// 64 producers, threads 128 .. 191, copy or store a row each; the other threads multiply.
 enum Handover {
   kProducersFence,
   kWarpFences,  // one lane for all, after __syncwarp
@@ -360,7 +359,7 @@ __global__ void handover_kernel(float* out, const float* in, const __grid_consta
   }
 }
 
-// The fault: only the order of a barrier that gives none. A cluster of one block.
+// The fault: relies on a relaxed barrier, which orders nothing. The cluster has one block.
 template <bool kFault>
 __global__ void relaxed_data_kernel(float* out, const float* in,
                                     const __grid_constant__ CUtensorMap) {
@@ -374,7 +373,7 @@ __global__ void relaxed_data_kernel(float* out, const float* in,
   }
 }
 
-// The same of copies for a product.
+// The same fault, with copies of an operand of a product.
 template <bool kFault>
 __global__ void relaxed_order_kernel(float* out, const float* in,
                                      const __grid_constant__ CUtensorMap) {
@@ -397,7 +396,7 @@ __global__ void relaxed_order_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
-// The fault: the second sum starts without a fence after the first was within reach.
+// The fault: no fence before the second sum, though threads could access the first one's registers.
 template <bool kFault>
 __global__ void wgmma_fence_kernel(float* out, const float* in,
                                    const __grid_constant__ CUtensorMap) {
@@ -416,7 +415,7 @@ __global__ void wgmma_fence_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
-// The fault: a wait that leaves the newest group.
+// The fault: the wait leaves out the newest group.
 template <bool kFault>
 __global__ void wgmma_wait_kernel(float* out, const float* in,
                                   const __grid_constant__ CUtensorMap) {
@@ -510,8 +509,9 @@ __global__ void descriptor_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
-// Products of matrices with a k in a row, 64 of a's rows and chunks of 64 of b's columns, in two
-// steps of 16. Only k = 24 counts, and columns of the last chunk.
+// Products of matrices whose rows are k: 64 rows of a, and chunks of 64 columns of b, in two steps
+// of
+// 16. Only k = 24 and columns of the last chunk contribute.
 enum Major { kCorrect, kBitA, kBitB, kExchanged, kStep };
 
 template <Major kFault>
@@ -543,7 +543,7 @@ __global__ void major_kernel(float* out, const float* in, const __grid_constant_
   out[row + 8] = sum[3 * 64 / 8 * 4 + 2];
 }
 
-// Two warpgroups share what a third leaves of the 384 x 168 registers of the launch.
+// Two warpgroups share the registers that a third releases, of 384 x 168 at launch.
 template <int kLeft, int kTaken>
 __global__ void __launch_bounds__(384, 1)
     registers_kernel(float* out, const float* in, const __grid_constant__ CUtensorMap) {
@@ -555,9 +555,9 @@ __global__ void __launch_bounds__(384, 1)
   if (threadIdx.x < kTile) out[threadIdx.x] = in[kTile - 1 - threadIdx.x];
 }
 
-// Clusters of two: each block brings half of the tile to both, each writes half of the output.
+// Clusters of two: each block copies half of the tile to both, and writes half of the output.
 
-// The fault: the blocks do not wait until both have their barrier.
+// The fault: the blocks do not wait until both have initialised their mbarrier.
 template <bool kFault>
 __global__ void cluster_init_kernel(float* out, const float*,
                                     const __grid_constant__ CUtensorMap map) {
@@ -576,7 +576,7 @@ __global__ void cluster_init_kernel(float* out, const float*,
   if (rank == 0) write_reversed(out, tile);
 }
 
-// The fault: the mbarrier is not shown to the other block.
+// The fault: no fence makes the initialised mbarrier visible to the other block.
 template <bool kFault>
 __global__ void cluster_init_fence_kernel(float* out, const float* in,
                                           const __grid_constant__ CUtensorMap) {
@@ -594,7 +594,7 @@ __global__ void cluster_init_fence_kernel(float* out, const float* in,
   ptx::cluster_wait();
 }
 
-// The fault: a block may exit before the other arrives there.
+// The fault: a block may exit before the other block arrives at its mbarrier.
 template <bool kFault>
 __global__ void cluster_exit_kernel(float* out, const float* in,
                                     const __grid_constant__ CUtensorMap) {
@@ -607,7 +607,7 @@ __global__ void cluster_exit_kernel(float* out, const float* in,
   if (!kFault) wait(barriers(), 0);
 }
 
-// The fault: a barrier that does not wait for what was sent to the other block before it.
+// The fault: the barrier does not wait for arrivals that were sent to the other block before it.
 template <bool kFault>
 __global__ void cluster_exit_relaxed_kernel(float* out, const float* in,
                                             const __grid_constant__ CUtensorMap) {
@@ -656,9 +656,9 @@ __global__ void sum_cluster_refill_kernel(float* out, const float*,
   }
 }
 
-// Launched so that they may overlap what is before them in the stream.
+// Kernels launched so that they may overlap the previous one in the stream.
 
-// The fault: one thread does not wait for that.
+// The fault: one thread does not wait for the previous kernel.
 template <bool kFault>
 __global__ void overlap_wait_kernel(float* out, const float* in,
                                     const __grid_constant__ CUtensorMap) {
@@ -667,7 +667,7 @@ __global__ void overlap_wait_kernel(float* out, const float* in,
   if (threadIdx.x < kTile) out[threadIdx.x] = in[kTile - 1 - threadIdx.x];
 }
 
-// The fault: a copy reads what the kernel before may not have written yet.
+// The fault: a copy reads memory that the previous kernel may not have written yet.
 template <bool kFault>
 __global__ void overlap_copy_kernel(float* out, const float*,
                                     const __grid_constant__ CUtensorMap map) {
@@ -747,7 +747,7 @@ const Case kCases[] = {
 
 }  // namespace
 
-// Returns what went wrong, or null.
+// Returns the error message, or null.
 extern "C" const char* run_fault(const char* name, bool fault, uint64_t seed, float* out,
                                  const float* in) {
   deeplab_fast::emulator::options = {seed, 227 * 1024};
@@ -764,7 +764,7 @@ extern "C" const char* run_fault(const char* name, bool fault, uint64_t seed, fl
   return "no such kernel";
 }
 
-// Whether the driver would make a map of this.
+// True if the driver would encode such a tensor map.
 extern "C" bool can_encode(uintptr_t address, const uint64_t* dims, const uint64_t* strides,
                            const uint32_t* box) {
   CUtensorMap map;

@@ -1,6 +1,6 @@
-// Each instruction of cuda/ptx_sm90.cuh as a kernel from words to words, for a GPU and for the
-// emulator, to compare the two. map: of in as a [20, 3, 72] tensor of 16-bit elements, or as
-// [5, 4, 3, 72].
+// Each instruction of cuda/common/ptx_sm90.cuh as a kernel from words to words, compiled for a GPU
+// and for the emulator, to compare the two. map: a tensor map of in, as [20, 3, 72] or [5, 4, 3,
+// 72] 16-bit elements.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -51,7 +51,7 @@ __global__ void copy_kernel(uint32_t* out, const uint32_t*,
   }
 }
 
-// Two blocks, each of which brings half of what both get. Block r writes out[r].
+// Each of two blocks copies half of the boxes to both. Block r writes out[r].
 template <int kRank>
 __global__ void multicast_kernel(uint32_t* out, const uint32_t*,
                                  const __grid_constant__ CUtensorMap map) {
@@ -82,7 +82,7 @@ __global__ void multicast_kernel(uint32_t* out, const uint32_t*,
   }
 }
 
-// Warp 0 hands 32 words at a time to warp 1, through two places.
+// Warp 0 hands 32 words at a time to warp 1, through two stages.
 __global__ void mbarrier_kernel(uint32_t* out, const uint32_t* in,
                                 const __grid_constant__ CUtensorMap) {
   if constexpr (ptx::kIsSm90a) {
@@ -110,7 +110,7 @@ __global__ void mbarrier_kernel(uint32_t* out, const uint32_t* in,
   }
 }
 
-// Each thread copies 16 bytes to one of two places, in a group or not, and writes four words that
+// Each thread copies 16 bytes to one of two stages, in a group or not, and writes four words that
 // other threads copied.
 __global__ void copies_arrive_kernel(uint32_t* out, const uint32_t* in,
                                      const __grid_constant__ CUtensorMap) {
@@ -141,8 +141,7 @@ __global__ void copies_arrive_kernel(uint32_t* out, const uint32_t* in,
   }
 }
 
-// in: the values of each lane. out: what lies in shared memory, where the rows are in another
-// order.
+// in: the values of each lane. out: shared memory, in which the rows are in another order.
 __global__ void stmatrix_kernel(uint32_t* out, const uint32_t* in,
                                 const __grid_constant__ CUtensorMap) {
   if constexpr (ptx::kIsSm90a) {
@@ -156,7 +155,7 @@ __global__ void stmatrix_kernel(uint32_t* out, const uint32_t* in,
   }
 }
 
-// Each block of two writes what the other says has come, and its rank.
+// Each of two blocks waits for arrivals from both, then writes its rank.
 __global__ void cluster_kernel(uint32_t* out, const uint32_t*,
                                const __grid_constant__ CUtensorMap) {
   if constexpr (ptx::kIsSm90a) {
@@ -174,7 +173,7 @@ __global__ void cluster_kernel(uint32_t* out, const uint32_t*,
   }
 }
 
-// How many lanes are elected, and whether it is the same one twice.
+// out: the number of lanes elected, and whether a second election elects the same one.
 __global__ void elect_kernel(uint32_t* out, const uint32_t*, const __grid_constant__ CUtensorMap) {
   if constexpr (ptx::kIsSm90a) {
     const unsigned first = __ballot_sync(0xffffffffu, ptx::elect_sync());
@@ -264,7 +263,7 @@ const Case kCases[] = {
 
 }  // namespace
 
-// out and in are on the device. Returns what went wrong, or null.
+// out and in are on the device. Returns the error message, or null.
 extern "C" const char* run_instruction(const char* name, uint32_t* out, const uint32_t* in) {
   using deeplab_fast::cuda::encode_tensor_map;
   CUtensorMap map;

@@ -1,5 +1,5 @@
-// Each instruction of cuda/ptx.cuh, and each built-in function the emulator has, as a kernel of one
-// block from words to words. Compiled by nvcc and for the emulator, to compare the two.
+// Each instruction of cuda/common/ptx.cuh, and each built-in function of the emulator, as a kernel
+// of one block from words to words. Compiled by nvcc and for the emulator, to compare the two.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -110,7 +110,7 @@ __global__ void bar_kernel(uint32_t* out, const uint32_t* in) {
   }
 }
 
-// A launch that does not overlap has nothing to wait for.
+// In a launch that overlaps no other, griddepcontrol returns at once.
 __global__ void griddepcontrol_kernel(uint32_t* out, const uint32_t* in) {
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
@@ -150,7 +150,7 @@ __global__ void vote_kernel(uint32_t* out, const uint32_t* in) {
   }
 }
 
-// Commutative updates, so that the result does not depend on the order.
+// The updates commute, so that the result does not depend on their order.
 __global__ void atomic_kernel(uint32_t* out, const uint32_t* in) {
   uint32_t* cells = shared_memory<uint32_t>();
   const int lane = threadIdx.x;
@@ -242,7 +242,7 @@ const Case kCases[] = {
 
 }  // namespace
 
-// out and in are on the device. Returns what went wrong, or null.
+// out and in are on the device. Returns the error message, or null.
 extern "C" const char* run_instruction(const char* name, uint32_t* out, const uint32_t* in) {
   for (const Case& c : kCases)
     if (strcmp(c.name, name) == 0)

@@ -321,18 +321,6 @@ FAULTS: dict[str, list[Fault]] = {
             "const int count = min(end - position,",
             "const int count = min(shape.H,",
         ),
-        Fault(
-            "bits of the first bf16 of a word in the second",
-            "to[1] = __uint_as_float(word & 0xffff0000u);",
-            "to[1] = __uint_as_float(word);",
-            NON_FINITE,
-        ),
-        Fault(
-            "fp16 saturates",
-            "*p = __float2half_rn(value);",
-            "*p = __float2half_rn(value > 65504.0f ? 65504.0f : value);",
-            NON_FINITE,
-        ),
     ],
     "csrc/cuda/depthwise/depthwise_conv2d.cu": [
         Fault(
@@ -535,7 +523,7 @@ FAULTS: dict[str, list[Fault]] = {
             "for (int part = 0; part < num_parts; ++part) sum",
             "for (int part = 1; part < num_parts; ++part) sum",
         ),
-        Fault("taps by channel", "grad_weight + c * num_taps + tap", "grad_weight + tap * C + c"),
+        Fault("taps by channel", "grad_weight[c * num_taps + tap]", "grad_weight[tap * C + c]"),
         Fault(
             "zeros around a run multiplied",
             "add_products([&](int i) { return i <= j && j - i < run.count; });",
@@ -1256,6 +1244,16 @@ FAULTS: dict[str, list[Fault]] = {
             "fp16 saturates",
             "result = __float2half_rn(value); }",
             "result = __float2half_rn(value > 65504.0f ? 65504.0f : value); }",
+        ),
+        Fault(
+            "low bf16 of a word in the bits of the high one",
+            "values[1] = __uint_as_float(word & 0xffff0000u);",
+            "values[1] = __uint_as_float(word);",
+        ),
+        Fault(
+            "elements of a word swapped",
+            "round_to(elements[e], values[i * kPerWord + e]);",
+            "round_to(elements[e], values[i * kPerWord + kPerWord - 1 - e]);",
         ),
     ],
     "csrc/cuda/conv/implicit_gemm.cuh": [

@@ -73,7 +73,7 @@ TRITON_ASPP = Guard("test_triton.py images_that_differ or bias_of_images")
 TRITON_DENSE = Guard("test_triton_blocks.py not depthwise and not interpolation")
 TRITON_DEPTHWISE = Guard("test_triton_blocks.py depthwise or rate or strides")
 TRITON_FAR = Guard("test_triton_blocks.py far")
-WGRAD = Guard("test_races.py test_dilated_conv2d_backward.py sums or emulated")
+WGRAD = Guard("test_races.py test_dilated_conv2d_backward.py tiles or sums or emulated")
 WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py not warnings")
 
 # Each file's guard; a fault can have its own instead.

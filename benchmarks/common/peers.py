@@ -1,0 +1,142 @@
+"""Baselines for whole modules: the same networks in torchvision, and other inference engines."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deeplab_fast.models import DeepLabV3
+from deeplab_fast.nn import ASPP
+
+from . import variants
+from .timing import Run
+
+try:
+    from torchvision.models import resnet
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.segmentation import deeplabv3
+except ImportError:
+    deeplabv3 = None
+    print(
+        "torchvision is not installed, so the baseline is the same network in plain PyTorch "
+        '(pip install ".[bench]")'
+    )
+
+
+class PlainASPP(nn.Module):
+    """The layers of ``module``, called one after the other as in torchvision's ASPP."""
+
+    def __init__(self, module: ASPP) -> None:
+        super().__init__()
+        self.convs, self.project = module.convs, module.project
+
+    def forward(self, x: Tensor) -> Tensor:
+        *branches, pooled = [conv(x) for conv in self.convs]
+        pooled = F.interpolate(pooled, x.shape[2:], mode="bilinear", align_corners=False)
+        return self.project(torch.cat([*branches, pooled], dim=1))
+
+
+class Labels(nn.Module):
+    """The argmax over classes of a model's full-resolution logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)["out"].argmax(1)
+
+
+def aspp(module: ASPP) -> tuple[str, nn.Module]:
+    """Name and module of the baseline: torchvision's ASPP if installed, else PlainASPP."""
+    if deeplabv3 is None:
+        return "PyTorch", PlainASPP(module)
+    conv, *dilated, _ = [branch[0] for branch in module.convs]
+    atrous_rates = [conv.dilation[0] for conv in dilated]
+    baseline = deeplabv3.ASPP(conv.in_channels, atrous_rates, conv.out_channels)
+    baseline.load_state_dict(module.state_dict())
+    return "torchvision", baseline.eval()
+
+
+def model(module: DeepLabV3) -> tuple[str, nn.Module]:
+    """Name and module of the baseline: torchvision's model if it has the backbone, else PyTorch."""
+    backbone, stride = module.config["backbone"], module.config["output_stride"]
+    if deeplabv3 is None or not backbone.startswith("resnet"):
+        baseline = copy.deepcopy(module)
+        baseline.classifier[0] = PlainASPP(baseline.classifier[0])
+        return "PyTorch", baseline
+    dilate = [False, stride == 8, True]
+    layers = getattr(resnet, backbone)(replace_stride_with_dilation=dilate)
+    head = deeplabv3.DeepLabHead(2048, module.config["num_classes"], module.config["atrous_rates"])
+    baseline = deeplabv3.DeepLabV3(IntermediateLayerGetter(layers, {"layer4": "out"}), head)
+    baseline.load_state_dict(module.state_dict())
+    return "torchvision", baseline.eval()
+
+
+def applied(module: nn.Module, x: Tensor, compile: bool = False) -> Run:
+    """A call of ``module(x)``, on a copy with the device, dtype and memory format of ``x``.
+
+    Compiled modules are frozen: Inductor folds batch norm and chooses the layout of weights.
+    """
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    module = copy.deepcopy(module).to(x.device, x.dtype, memory_format=memory_format)
+    function = variants.compiled(module, x.device, freezing=True) if compile else module
+    return lambda: function(x)
+
+
+def engines(module: nn.Module, x: Tensor, dtype: str) -> dict[str, Run]:
+    """Calls of ``module(x)`` by engine name, for the installed CPU engines that support ``dtype``.
+
+    Each engine uses as many threads as torch.
+    """
+    runs = {}
+    for name, dtypes, build in (
+        ("ONNX Runtime", ("fp32",), onnxruntime),
+        ("OpenVINO", ("fp32", "bf16"), openvino),
+    ):
+        if dtype not in dtypes:
+            continue
+        try:
+            runs[name] = build(module, x, dtype)
+        except ImportError:
+            print(f'{name} is not installed and is left out (pip install ".[peers]")')
+    return runs
+
+
+def onnxruntime(module: nn.Module, x: Tensor, dtype: str) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        session = onnxruntime.InferenceSession(
+            exported(module, x, folder), options, providers=["CPUExecutionProvider"]
+        )
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def openvino(module: nn.Module, x: Tensor, dtype: str) -> Run:
+    import openvino
+
+    config = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[dtype],
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = openvino.Core().compile_model(exported(module, x, folder), "CPU", config)
+    return lambda: torch.from_numpy(compiled(x.numpy())[0])
+
+
+def exported(module: nn.Module, x: Tensor, folder: str) -> Path:
+    """Export ``module`` to ONNX for inputs of the shape of ``x``; returns the file's path."""
+    path = Path(folder) / "model.onnx"
+    torch.onnx.export(module, (x,), path, dynamo=True, external_data=False, verbose=False)
+    return path
