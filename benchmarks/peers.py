@@ -71,7 +71,7 @@ def model(module: DeepLabV3) -> tuple[str, nn.Module]:
         return "PyTorch", twin
     dilate = [False, stride == 8, True]
     layers = getattr(resnet, backbone)(replace_stride_with_dilation=dilate)
-    head = deeplabv3.DeepLabHead(2048, module.config["num_classes"], module.config["rates"])
+    head = deeplabv3.DeepLabHead(2048, module.config["num_classes"], module.config["atrous_rates"])
     twin = deeplabv3.DeepLabV3(IntermediateLayerGetter(layers, {"layer4": "out"}), head)
     twin.load_state_dict(module.state_dict())
     return "torchvision", twin.eval()

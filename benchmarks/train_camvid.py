@@ -149,11 +149,12 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(args.device)
     # 0.01 for 8 images is torchvision's; the rest are Recipe's defaults.
     recipe = Recipe(
-        epochs=args.epochs, batch_size=8, crop=(360, 480), learning_rate=0.01, warmup=100,
+        epochs=args.epochs, batch_size=8, crop_size=(360, 480), learning_rate=0.01,
+        warmup_steps=100,
         dtype="bfloat16" if device.type == "cuda" else "float32",
     )  # fmt: skip
     if args.tiny:
-        recipe = dataclasses.replace(recipe, epochs=1, batch_size=2, crop=(33, 33))
+        recipe = dataclasses.replace(recipe, epochs=1, batch_size=2, crop_size=(33, 33))
     header = {
         "benchmark": "train_camvid, from scratch (no ImageNet weights)",
         "device": device_name(device),

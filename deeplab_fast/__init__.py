@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from .backends import available_backends, backend
 from .models import DeepLabV3
-from .nn import ASPP
+from .nn import ASPP, UpsampleCrossEntropyLoss
 from .ops import (
     aspp,
     dilated_conv2d,
@@ -18,6 +18,7 @@ __version__ = version("deeplab-fast")
 __all__ = [
     "ASPP",
     "DeepLabV3",
+    "UpsampleCrossEntropyLoss",
     "aspp",
     "available_backends",
     "backend",

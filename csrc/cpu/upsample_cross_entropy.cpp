@@ -76,7 +76,7 @@ struct Block {
 
 struct Plan {
   UpsampleShape shape;
-  CrossEntropyTerms terms;
+  CrossEntropyParams params;
   float total_class_weight;
   Axis rows, columns;
   std::vector<Block> blocks;
@@ -85,9 +85,9 @@ struct Plan {
   int64_t max_slots = 0;
   int64_t pitch;  // of a source row; loops read one past the last cell of the last block
 
-  Plan(const UpsampleShape& s, const CrossEntropyTerms& t)
+  Plan(const UpsampleShape& s, const CrossEntropyParams& t)
       : shape(s),
-        terms(t),
+        params(t),
         rows(s.out_H, s.H, s.scale_H, s.align_corners),
         columns(s.out_W, s.W, s.scale_W, s.align_corners),
         slot(s.out_W),
@@ -123,11 +123,11 @@ struct Plan {
     }
   }
 
-  float class_weight(int64_t c) const { return terms.weight ? terms.weight[c] : 1.0f; }
+  float class_weight(int64_t c) const { return params.weight ? params.weight[c] : 1.0f; }
 
   // 0 without smoothing: an infinite weight of a class that no pixel has would make 0 * inf.
   float smoothing_weight(int64_t c) const {
-    return terms.label_smoothing > 0.0f ? class_weight(c) : 0.0f;
+    return params.label_smoothing > 0.0f ? class_weight(c) : 0.0f;
   }
 };
 
@@ -382,8 +382,8 @@ ALWAYS_INLINE void take_losses(const ImageLosses& image, Scratch& scratch, const
     for (int64_t s = 0; s < block.depth * kLanes; ++s) sum[s] = fast_log2(sum[s]);
   }
   const int64_t C = plan.shape.C;
-  const float target_part = 1.0f - plan.terms.label_smoothing;
-  const float smooth_part = plan.terms.label_smoothing / static_cast<float>(C);
+  const float target_part = 1.0f - plan.params.label_smoothing;
+  const float smooth_part = plan.params.label_smoothing / static_cast<float>(C);
   for (int64_t i = 0; i < group.count; ++i) {
     const float* log_sums = scratch.sum.data() + i * plan.max_slots;
     const float* shifts = scratch.shift.data() + i * plan.max_slots;
@@ -399,7 +399,7 @@ ALWAYS_INLINE void take_losses(const ImageLosses& image, Scratch& scratch, const
       };
       const float log_sum = log_sums[plan.slot[x]], shift = shifts[plan.slot[x]];
       float loss = 0.0f;
-      if (target != plan.terms.ignore_index) {
+      if (target != plan.params.ignore_index) {
         if (target < 0 || target >= C) {
           if (sums.bad_x < 0) sums.bad_x = x;
           continue;
@@ -450,8 +450,8 @@ struct ImageGradients {
 ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, const Block& block,
                                 const RowGroup& group, const Plan& plan) {
   const int64_t C = plan.shape.C;
-  const float target_part = 1.0f - plan.terms.label_smoothing;
-  const float smooth_part = plan.terms.label_smoothing / static_cast<float>(C);
+  const float target_part = 1.0f - plan.params.label_smoothing;
+  const float smooth_part = plan.params.label_smoothing / static_cast<float>(C);
   for (int64_t i = 0; i < group.count; ++i) {
     const float h0 = group.h0[i], h1 = group.h1[i];
     float* top = scratch.top.data() + i * plan.max_slots;
@@ -464,7 +464,7 @@ ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, c
       const int32_t slot = plan.slot[x];
       // An ignored pixel gives 0 times its softmax, as PyTorch does: NaN where a logit is NaN.
       log_sum[slot] = image.log_sum_exp[pixel] * kLog2E;
-      if (target == plan.terms.ignore_index) continue;
+      if (target == plan.params.ignore_index) continue;
       if (target < 0 || target >= C) {  // refused by the forward
         top[slot] = bottom[slot] = NAN;
         continue;
@@ -688,9 +688,9 @@ void backward(float* grad_logits, const float* grad_loss,
 
 Status upsample_cross_entropy_fwd(float* loss, float* log_sum_exp, CrossEntropySums* sums,
                                   const float* logits, const int64_t* target,
-                                  const UpsampleShape& shape, const CrossEntropyTerms& terms,
+                                  const UpsampleShape& shape, const CrossEntropyParams& params,
                                   int num_threads) try {
-  forward(loss, log_sum_exp, sums, logits, target, Plan(shape, terms), num_threads);
+  forward(loss, log_sum_exp, sums, logits, target, Plan(shape, params), num_threads);
   return {};
 } catch (const std::exception&) {
   return {"upsample_cross_entropy_fwd", "out of memory"};
@@ -700,10 +700,10 @@ Status upsample_cross_entropy_bwd(float* grad_logits, const float* grad_loss,
                                   const std::array<int64_t, 3>& grad_loss_strides,
                                   const float* log_sum_exp, const float* logits,
                                   const int64_t* target, const UpsampleShape& shape,
-                                  const CrossEntropyTerms& terms, int num_threads) try {
+                                  const CrossEntropyParams& params, int num_threads) try {
   if (shape.N == 0) return {};
   backward(grad_logits, grad_loss, grad_loss_strides, log_sum_exp, logits, target,
-           Plan(shape, terms), num_threads);
+           Plan(shape, params), num_threads);
   return {};
 } catch (const std::exception&) {
   return {"upsample_cross_entropy_bwd", "out of memory"};

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes of files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what takes the place of ``path`` at the end of the block.
+    """A temporary path that is renamed to ``path`` at the end of the block.
 
-    Whatever the block raises, ``path`` stays as it was.
+    If the block raises an exception, ``path`` stays as it was.
 
     >>> with replacing(Path("labels.png")) as partial:
     ...     image.save(partial, format="PNG")
     """
-    # Of a name as long as the file system allows only the beginning.
+    # The name is cut, because ``path`` may have the longest name that the file system allows.
     partial = path.with_name(f".{path.name[:50]}.{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)
     finally:
-        with contextlib.suppress(OSError):  # of a disk that is gone; the failure to write says so
+        with contextlib.suppress(OSError):  # the disk is gone, and the write has failed
             partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Images of any kind as networks see them."""
+"""Conversion of images to RGB."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from PIL import Image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """``image`` in 8-bit RGB: 16 bits are scaled, and what is transparent is white.
+    """``image`` in 8-bit RGB: 16 bits are scaled, and transparent pixels become white.
 
     Raises:
-        ValueError: it has 32 bits per channel, whose range nobody knows.
+        ValueError: the image has 32 bits per channel, whose range is unknown.
 
     >>> to_rgb(Image.open("photo.png")).mode
     'RGB'

@@ -1,4 +1,4 @@
-"""Colours for labels."""
+"""Label images and overlays in the colours of PASCAL VOC."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def voc_palette() -> np.ndarray:
 
 
 def label_image(labels: np.ndarray) -> Image.Image:
-    """``labels`` [H, W] as an image to store: uint8 with the VOC palette, else 16-bit grey."""
+    """``labels`` [H, W] as an image: uint8 with the VOC palette, other dtypes as 16-bit grey."""
     if labels.dtype != np.uint8:
         return Image.fromarray(labels.astype(np.uint16))
     image = Image.fromarray(labels)
@@ -35,10 +35,10 @@ def label_image(labels: np.ndarray) -> Image.Image:
 
 
 def overlay(photo: Image.Image, labels: np.ndarray) -> Image.Image:
-    """``photo`` (RGB) with every class but 0 painted over it half transparent, outlined in white.
+    """``photo`` (RGB) with all classes but 0 in half-transparent colours, outlined in white.
 
-    Class 0, black in the palette and the background of VOC, is left as in the photo. Beyond 255
-    the colours start again from class 1's.
+    Class 0, the background of VOC, is left as in the photo. Classes beyond 255 repeat the colours
+    from class 1 on.
     """
     classes = labels if labels.dtype == np.uint8 else np.where(labels, (labels - 1) % 255 + 1, 0)
     colours = label_image(classes.astype(np.uint8)).convert("RGB")

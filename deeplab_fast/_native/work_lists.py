@@ -36,21 +36,21 @@ class ConvKernel(NamedTuple):
     box_pixels: int = 1  # pixels copied at once, by the weight gradient
 
 
-CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
+CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_K_ITER_BYTES, 1)
 CONV_SM90 = ConvKernel(
     "dilated_conv2d_fwd_sm90",
     _C.CONV_TILE_SM90,
-    _C.CONV_STEP_BYTES_SM90,
+    _C.CONV_K_ITER_BYTES_SM90,
     4,
     is_persistent=True,
     item_k_iters=2,
 )
 
-WGRAD_SM80 = ConvKernel("dilated_conv2d_wgrad", _C.CONV_TILE, _C.CONV_STEP_BYTES, 1)
+WGRAD_SM80 = ConvKernel("dilated_conv2d_wgrad", _C.CONV_TILE, _C.CONV_K_ITER_BYTES, 1)
 WGRAD_SM90 = ConvKernel(
     "dilated_conv2d_wgrad_sm90",
     _C.CONV_TILE_SM90,
-    _C.CONV_STEP_BYTES_SM90,
+    _C.CONV_K_ITER_BYTES_SM90,
     4,
     is_persistent=True,
     item_k_iters=2,
@@ -98,22 +98,20 @@ def conv_branches(
 class Schedule(NamedTuple):
     """Work items on the CPU. Rows are structs of csrc/schedule, as int32."""
 
-    work_items: Tensor  # [n, 6]
+    work_items: Tensor  # [n, 5]
     ctas: Tensor  # [n], the CTA of each work item
     reductions: Tensor  # [m, 4], output tiles whose sums are split
     num_slots: int  # workspace slots of fp32 sums
-    makespan: int  # k-iterations of the CTA that has most, overheads included
 
 
 def _schedule(tiles: list[tuple[int, int]], num_ctas: int, item_k_iters: int) -> Schedule:
     """Distribute tiles of (k-iterations, channel blocks) over CTAs."""
-    lists = _C.zones.schedule(tiles, num_ctas, SPLIT_K_ITERS, item_k_iters)
+    lists = _C.schedule.split_k(tiles, num_ctas, SPLIT_K_ITERS, item_k_iters)
     return Schedule(
-        int32_rows(lists["items"], 6),
-        int32_rows(lists["workers"], 1).flatten(),
+        int32_rows(lists["work_items"], 5),
+        int32_rows(lists["ctas"], 1).flatten(),
         int32_rows(lists["reductions"], 4),
         lists["num_slots"],
-        lists["makespan"],
     )
 
 
@@ -139,7 +137,7 @@ def tile_schedule(
     """Work items of a convolution.
 
     Args:
-        list_tiles: ``_C.zones.forward_tiles`` or ``input_grad_tiles``.
+        list_tiles: ``_C.schedule.forward_tiles`` or ``input_grad_tiles``.
         plane: (N, H, W).
         branches: from :func:`conv_branches`.
         tile: pixels and channels of an output tile.
@@ -166,7 +164,6 @@ class ConvWorkList(NamedTuple):
     work: _C.ConvWork
     tensors: tuple[Tensor, ...]
     num_slots: int
-    makespan: int
 
 
 @cached_on_device
@@ -203,11 +200,16 @@ def conv_work_list(
             tile_items(work_items, tiles, pixels, plane, channels),
         ]
     tensors = tuple(t.to(device) for t in lists)
-    *addresses, first_item = (t.data_ptr() for t in tensors[:6])
-    counts = len(work_items), len(schedule.reductions)
-    more = (t.data_ptr() for t in tensors[6:])
-    work = _C.ConvWork(*addresses, *counts, first_item, len(first_items) - 1, *more)
-    return ConvWorkList(kernel, work, tensors, schedule.num_slots, schedule.makespan)
+    pixels_at, taps_at, tiles_at, items_at, reductions_at, first_items_at, *more = (
+        t.data_ptr() for t in tensors
+    )
+    listed_pixels_at, tile_items_at = more or (0, 0)
+    work = _C.ConvWork(
+        pixels_at, taps_at, tiles_at, items_at, reductions_at, len(work_items),
+        len(schedule.reductions), first_items_at, len(first_items) - 1, listed_pixels_at,
+        tile_items_at,
+    )  # fmt: skip
+    return ConvWorkList(kernel, work, tensors, schedule.num_slots)
 
 
 def rectangle_schedule(
@@ -232,7 +234,7 @@ def rectangle_schedule(
 
 def tap_rectangles(plane: tuple[int, int], branches: Branches) -> Tensor:
     """[taps, 8]: the pixels of maps of (H, W) at which each tap of each branch is inside."""
-    return int32_rows(_C.zones.tap_rectangles(plane, branches), 8)
+    return int32_rows(_C.schedule.tap_rectangles(plane, branches), 8)
 
 
 class WgradWorkList(NamedTuple):
@@ -241,7 +243,6 @@ class WgradWorkList(NamedTuple):
     work: _C.ConvWgradWork
     tensors: tuple[Tensor, ...]  # rectangles, work items, reductions, first items
     num_slots: int
-    makespan: int
 
 
 @cached_on_device
@@ -280,11 +281,12 @@ def wgrad_work_list(
         boxes = pixels_per_k_iter // kernel.box_pixels
         lists.append(box_items(work_items, rectangles, box, boxes, channels, kernel.tile))
     tensors = tuple(t.to(device) for t in lists)
-    *addresses, first_item = (t.data_ptr() for t in tensors[:4])
-    counts = len(work_items), len(schedule.reductions)
-    more = (t.data_ptr() for t in tensors[4:])
-    work = _C.ConvWgradWork(*addresses, *counts, first_item, len(first_items) - 1, box, *more)
-    return WgradWorkList(work, tensors, schedule.num_slots, schedule.makespan)
+    rectangles_at, items_at, reductions_at, first_items_at, *more = (t.data_ptr() for t in tensors)
+    work = _C.ConvWgradWork(
+        rectangles_at, items_at, reductions_at, len(work_items), len(schedule.reductions),
+        first_items_at, len(first_items) - 1, box, more[0] if more else 0,
+    )  # fmt: skip
+    return WgradWorkList(work, tensors, schedule.num_slots)
 
 
 def num_boxes(box: tuple[int, int, int], N: int, h: int, w: int) -> int:
@@ -328,7 +330,7 @@ def tile_items(
 ) -> Tensor:
     """Rows of the struct ``TileItem``; ``channels`` are those of a k-iteration."""
     _, H, W = plane
-    tile, block, first_k_iter, num_k_iters, slot, _ = work_items.long().unbind(1)
+    tile, block, first_k_iter, num_k_iters, slot = work_items.long().unbind(1)
     output, first_pixel, num_pixels, first_tap, num_taps = tiles[tile].long().unbind(1)
     first_index = pixels[first_pixel]
     # fmt: off
@@ -350,7 +352,7 @@ def box_items(
 ) -> Tensor:
     """Rows of the struct ``BoxItem``, for ``channels`` input channels."""
     box_x, box_y, box_n = box
-    rectangle, block, first_k_iter, num_k_iters, slot, _ = work_items.long().unbind(1)
+    rectangle, block, first_k_iter, num_k_iters, slot = work_items.long().unbind(1)
     dy, dx, branch, index, y, x, h, w = rectangles[rectangle].long().unbind(1)
     blocks_c = -(-channels // tile)
     # A rectangle without pixels counts as one box: its work items have no k-iterations.

@@ -153,9 +153,10 @@ def fused_conv2d(arguments: FusedConv2d) -> Tensor:
     bias = bias.contiguous()  # oneDNN gets its address, without strides
 
     def convolve(*operands: Any, activation: str = "none") -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(
             *operands, padding, stride, dilation, groups, *_ACTIVATIONS[activation], ""
         )
+        return output
 
     if _needs_channel_blocks(input, weight, groups):
         output = _activate_(_sum_of_blocks(convolve, input, weight, bias), activation)
@@ -282,7 +283,7 @@ def upsample_cross_entropy_backward(arguments: UpsampleCrossEntropyBackward) -> 
 
 def _params(
     weight: Tensor | None, ignore_index: int, label_smoothing: float
-) -> _C.CrossEntropyTerms:
-    return _C.CrossEntropyTerms(
+) -> _C.CrossEntropyParams:
+    return _C.CrossEntropyParams(
         0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
     )

@@ -1,4 +1,4 @@
-"""The command ``deeplab-fast``. A subcommand is a module with ``add_parser`` and ``run``."""
+"""The command ``deeplab-fast``. Each subcommand is a module with an ``add_parser``."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     Args:
-        argv: the arguments; those of the process by default.
+        argv: arguments; by default those of the process.
 
     Returns:
-        0: done. 1: done except for the inputs named on stderr. 2: could not start, or wrong
-        arguments. 130: interrupted.
+        0: success. 1: some inputs, named on stderr, failed. 2: wrong arguments, or the command
+        failed. 130: interrupted.
 
     >>> main(["segment", "photo.jpg", "--weights", "deeplabv3_resnet50"])
     0
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(subparsers)
 
-    # A file name need not be printable in the terminal's encoding.
+    # The terminal's encoding may not have all characters of a file name.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("deeplab-fast: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:  # of standard output: everything else is a UserError by now
-        # Python flushes once more at exit and would complain (signal module, "Note on SIGPIPE").
+    except OSError as error:  # an error of standard output: all others are UserErrors
+        # Python flushes again at exit, which must not fail (signal module, "Note on SIGPIPE").
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # the reader of a pipe left, as `head` does
+        if not isinstance(error, BrokenPipeError):  # a pipe to `head`, say, was closed
             print(f"deeplab-fast: {error}", file=sys.stderr)
         return 1

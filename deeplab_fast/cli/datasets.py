@@ -1,4 +1,4 @@
-"""The arguments that say which images to train and evaluate on."""
+"""Arguments for the images to train and evaluate on."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ LAYOUTS = """\
 
 
 def add_arguments(parser: Any) -> None:
-    parser.add_argument("data", type=Path, metavar="DATA", help="the folder of the data set")
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder of the data set")
     parser.add_argument(
         "--layout",
         choices=("folder", "voc", "cityscapes"),
         default="folder",
-        help="how its files are laid out, see below (default: folder)",
+        help="layout of its files, see below (default: folder)",
     )
     parser.add_argument(
-        "--classes", metavar="NAME,NAME,...", help="of the layout folder, class 0 first"
+        "--classes",
+        metavar="NAME,NAME,...",
+        help="names of the classes, class 0 first, for the layout folder",
     )
     parser.add_argument(
         "--ignore",
@@ -34,7 +36,7 @@ def add_arguments(parser: Any) -> None:
         nargs="+",
         default=(),
         metavar="LABEL",
-        help="values in its label files that do not count, besides 255",
+        help="values in label files to ignore, besides 255, for the layout folder",
     )
 
 
@@ -45,15 +47,15 @@ def add_workers(parser: Any) -> None:
         type=int,
         default=default,
         metavar="N",
-        help=f"processes that read images, for each one that computes (default here: {default})",
+        help=f"processes that read images, per GPU (default here: {default})",
     )
 
 
 def open_split(arguments: argparse.Namespace, split: str) -> SegmentationData:
-    """The images of one split.
+    """The data set of one split.
 
     Raises:
-        TrainingError: they are not there.
+        TrainingError: a folder or file is missing; the message names it.
     """
     if arguments.layout == "voc":
         return voc(arguments.data, split)

@@ -1,13 +1,35 @@
-"""Where networks run, and what it looks like when they do not fit there."""
+"""Device and dtype to compute in, and errors of too little memory."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from .errors import UserError, reason
 
 
+def add_device(parser: Any) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+
+
+def add_dtype(parser: Any, default: str | None, default_help: str) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default=default,
+        help=f"dtype that the network computes in (default: {default_help})",
+    )
+
+
 def find_device(name: str | None) -> torch.device:
+    """The device of a name, or by default a GPU if there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -21,7 +43,14 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    # PyTorch's allocator for the CPU has no exception of its own.
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+@contextlib.contextmanager
+def out_of_memory(expected: str) -> Iterator[None]:
+    """Turn an out-of-memory error of the block into a UserError that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch's CPU allocator raises a plain RuntimeError.
+        kinds = (MemoryError, torch.OutOfMemoryError)
+        if isinstance(error, kinds) or "can't allocate memory" in str(error):
+            raise UserError(f"not enough memory (expected {expected})") from error
+        raise

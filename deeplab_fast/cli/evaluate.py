@@ -1,4 +1,4 @@
-"""``deeplab-fast evaluate``: how good a network is on images with labels."""
+"""``deeplab-fast evaluate``: metrics of a network on images with labels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from ..models import DeepLabV3
-from ..training import TrainingError, checkpoint, distributed, evaluate
+from ..training import Scores, checkpoint, distributed, evaluate
 from .datasets import LAYOUTS, add_arguments, add_workers, open_split
-from .device import find_device, is_out_of_memory
+from .device import add_device, add_dtype, out_of_memory
 from .errors import UserError
+from .processes import process_group
+from .weights import load_model
 
 
 def add_parser(subparsers: Any) -> None:
-    help = "measure IoU and accuracy of a network on images with labels"
+    help = "compute mIoU and other metrics of a network on images with label masks"
     parser = subparsers.add_parser(
         "evaluate",
         help=help,
@@ -26,32 +28,27 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    parser.add_argument("--split", default="val", help="(default: val)")
-    parser.add_argument("--weights", required=True, help="what `deeplab-fast segment` takes")
+    parser.add_argument("--split", default="val", help="name of the split (default: val)")
+    parser.add_argument("--weights", required=True, help="model, as for `deeplab-fast segment`")
     parser.add_argument(
         "--scales",
         type=float,
         nargs="+",
         default=(1.0,),
         metavar="X",
-        help="sizes at which an image is seen, averaged: 0.5 0.75 1 1.25 1.5 1.75 (default: 1)",
+        help="average over these scales of each image, 0.5 0.75 1 1.25 1.5 1.75 say (default: 1)",
     )
-    parser.add_argument("--flip", action="store_true", help="see each of them mirrored, too")
+    parser.add_argument("--flip", action="store_true", help="also average over mirrored images")
     parser.add_argument(
         "--window",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="see large images a part at a time, in multiples of 16",
+        help="divide large images into overlapping windows; multiples of 16",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="what the network computes in (default: float32)",
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    add_device(parser)
+    add_dtype(parser, "float32", "float32")
     add_workers(parser)
     parser.set_defaults(run=run)
 
@@ -59,8 +56,7 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise UserError(f"--json: {arguments.json.parent}: no such folder (expected one)")
-    device = distributed.start(find_device(arguments.device))
-    try:
+    with process_group(arguments.device) as device, out_of_memory("a --window"):
         data = open_split(arguments, arguments.split)
         model = _model(arguments.weights, len(data.classes)).to(device)
         scores = evaluate(
@@ -75,29 +71,20 @@ def run(arguments: argparse.Namespace) -> int:
         if distributed.rank() == 0:
             print(scores.table())
             if arguments.json is not None:
-                names = ("weights", "split", "scales", "flip", "window", "dtype")
-                how = {name: getattr(arguments, name) for name in names}
-                results = {**how, "images": len(data), **scores.as_dict()}
-                text = json.dumps(results, indent=2, allow_nan=False)
-                checkpoint.write(arguments.json, text.encode() + b"\n")
-    except TrainingError as error:
-        if distributed.rank() > 0:  # the first says it
-            return 2
-        raise UserError(str(error)) from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError("not enough memory (expected a --window)") from error
-    finally:
-        distributed.stop()
+                _write(arguments, len(data), scores)
     return 0
 
 
+def _write(arguments: argparse.Namespace, images: int, scores: Scores) -> None:
+    names = ("weights", "split", "scales", "flip", "window", "dtype")
+    settings = {name: getattr(arguments, name) for name in names}
+    results = {**settings, "images": images, **scores.as_dict()}
+    text = json.dumps(results, indent=2, allow_nan=False)
+    checkpoint.write(arguments.json, text.encode() + b"\n")
+
+
 def _model(weights: str, num_classes: int) -> DeepLabV3:
-    try:
-        model = DeepLabV3.from_pretrained(weights)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"--weights: {' '.join(str(error).split())}") from error
+    model = load_model(weights)
     if model.config["num_classes"] != num_classes:
         raise UserError(
             f"--weights: {weights} has {model.config['num_classes']} classes (expected "

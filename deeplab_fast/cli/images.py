@@ -1,4 +1,4 @@
-"""Image files in and out: finding, reading, and writing them."""
+"""Image files: search, decoding and writing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .errors import UserError, reason
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
-# EXIF orientation -> what turns the image upright (Exif 2.32, tag 0x0112). ImageOps.exif_transpose
-# would also write the EXIF data anew, and fails on photos where those are odd.
+# EXIF orientation -> transposition that turns the image upright (Exif 2.32, tag 0x0112).
+# ImageOps.exif_transpose also rewrites the EXIF data, and fails if they are malformed.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,14 +30,14 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # it raises what matters as well
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are exceptions, too
 
 
 def find_images(argument: str, output: Path) -> list[Path]:
-    """The images that a file, folder or glob stands for, sorted, as absolute paths.
+    """The images of a file, folder or glob, sorted, as absolute paths.
 
-    A folder is searched through, except for hidden names and for ``output``, the results of
-    earlier runs. A glob stands for its matches, as if the shell had expanded it.
+    Folders are searched recursively, except for hidden names and for ``output``, which has the
+    results of earlier runs. A glob is expanded as by a shell.
 
     Raises:
         UserError: there are none, or a folder cannot be read.
@@ -69,9 +69,9 @@ def _search(folder: Path, output: Path) -> Iterator[Path]:
 
 
 def result_names(images: Sequence[Path]) -> dict[Path, Path]:
-    """A name for each image's results: its path below the deepest folder that has all of them.
+    """The name of each image's results: its path below the deepest common folder.
 
-    The extension is left off, unless two names then agree.
+    The extension is removed, unless two images would then have the same name.
 
     >>> result_names([Path("/a/x.jpg"), Path("/b/x.jpg"), Path("/b/x.png")]).values()
     [Path("a/x"), Path("b/x.jpg"), Path("b/x.png")]
@@ -85,12 +85,12 @@ def result_names(images: Sequence[Path]) -> dict[Path, Path]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image as it is meant to be seen: RGB, upright, the first frame, on white.
+    """Decode the first frame of an image to RGB, upright, with transparency on white.
 
     Raises:
-        UserError: it cannot be read, saying why, without the path.
+        UserError: the image cannot be read. The message gives the reason, without the path.
     """
-    if not os.path.isfile(path):  # a named pipe, which would block
+    if not os.path.isfile(path):  # to open a named pipe would block
         raise UserError("no such file, or not a regular one (expected an image)")
     try:
         with warnings.catch_warnings():
@@ -109,7 +109,7 @@ def read_image(path: Path) -> Image.Image:
     except (UserError, MemoryError):
         raise
     except OSError as error:
-        if error.errno is not None:  # of the operating system, not Pillow's
+        if error.errno is not None:  # the operating system's, not Pillow's
             raise UserError(f"{reason(error)} (expected a readable image)") from None
         raise UserError(f"damaged: {reason(error)} (expected a complete image)") from None
     except Exception as error:  # a damaged file raises anything from struct.error to SyntaxError
@@ -124,7 +124,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def write_png(image: Image.Image, path: Path) -> None:
-    """Write a whole PNG or, whatever happens, leave what was there."""
+    """Write a PNG completely, or leave the file that was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         image.save(partial, format="PNG")

@@ -1,4 +1,4 @@
-"""``deeplab-fast info``: what was built, what is here, and which backend runs what."""
+"""``deeplab-fast info``: the build, the hardware, and the backend chosen for each op."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from typing import Any
 
 import torch
 
-from .. import _C, __version__
+from .. import __version__
+from .._native import _C
 from ..backends import dispatch_table, registry
 from .errors import UserError
 
 
 def add_parser(subparsers: Any) -> None:
-    help = "say what was built, what the machine has, and which backend runs which op and why"
-    parser = subparsers.add_parser("info", help=help, description=help)
+    help = "print the build, the hardware, and the backend chosen for each op"
+    parser = subparsers.add_parser(
+        "info", help=help, description=f"{help[0].upper()}{help[1:]}, with the reason."
+    )
     parser.add_argument(
-        "--measured",
+        "--dispatch-table",
         action="store_true",
-        help="list the shapes measured on the GPUs here, and what is chosen for each",
+        help="list the shape buckets measured on these GPUs, and the kernel chosen for each",
     )
     parser.set_defaults(run=run)
 
@@ -36,8 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(_backends(device_type)))
     for index in range(torch.cuda.device_count()):
         print()
-        print("\n".join(_measured(torch.device("cuda", index), arguments.measured)))
-    print('\nAnother one runs inside: with deeplab_fast.backend("triton"): ...')
+        device = torch.device("cuda", index)
+        print("\n".join(_dispatch_table(device, arguments.dispatch_table)))
+    print('\nTo force a backend: with deeplab_fast.backend("triton"): ...')
     return 0
 
 
@@ -78,7 +82,7 @@ def _machine() -> list[tuple[str, str]]:
 
 
 def _processor() -> str:
-    """The model's name where Linux tells it; platform.processor() is empty on most systems."""
+    """Model name of the CPU, from Linux; platform.processor() is empty on most systems."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -93,17 +97,17 @@ def _cuda_version(number: int) -> str:
 
 
 def _backends(device_type: str) -> list[str]:
-    """Which backends can run on these devices, and the one that each op takes."""
+    """The backends that are available on a type of device, and the one chosen for each op."""
     preference = registry.order(device_type)
-    lines = [f"On {device_type}, the first that can run: {', '.join(preference)}"]
+    lines = [f"On {device_type}, in order of preference: {', '.join(preference)}"]
     for name in registry.NAMES:
-        lines.append(f"  {name:<12}{registry.unavailable_reason(name, device_type) or 'can run'}")
+        lines.append(f"  {name:<12}{registry.unavailable_reason(name, device_type) or 'available'}")
     if device_type == "cuda" and not torch.cuda.is_available():
-        return [*lines, "  no op runs there: PyTorch sees no usable GPU"]
+        return [*lines, "  no op can run: PyTorch finds no usable GPU"]
     width = max(map(len, registry.ops())) + 2
     for op in registry.ops():
         if registry.depends_on_measurements(op, device_type):
-            lines.append(f"  {op:<{width}}reference, cuDNN's, where no kernel was measured faster")
+            lines.append(f"  {op:<{width}}reference (cuDNN), or the kernel in the dispatch table")
             continue
         passed = []
         for name in preference:
@@ -117,21 +121,21 @@ def _backends(device_type: str) -> list[str]:
     return lines
 
 
-def _measured(device: torch.device, in_full: bool) -> list[str]:
-    """For which ops and shapes a kernel was measured to be faster than cuDNN on this device."""
+def _dispatch_table(device: torch.device, in_full: bool) -> list[str]:
+    """Number of shape buckets for which each kernel was measured to be the fastest on a GPU."""
     try:
         choices = dispatch_table.fastest_kernels(device)
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     name = dispatch_table.device_class(device)
-    lines = [f"Measured on {device}, {name}, in {dispatch_table.PATH}:"]
+    lines = [f"Dispatch table for {device}, {name}, in {dispatch_table.PATH}:"]
     if not choices:
-        return [*lines, "  nothing; python benchmarks/measure_choices.py measures it"]
-    for op, classes in choices.items():
-        chosen = {name: (*faster, "reference")[0] for name, faster in classes.items()}
+        return [*lines, "  no rows; python benchmarks/tune_dispatch_table.py measures them"]
+    for op, buckets in choices.items():
+        chosen = {name: (*faster, "reference")[0] for name, faster in buckets.items()}
         counts = Counter(chosen.values())
-        shapes = ", ".join(f"{backend} for {count}" for backend, count in counts.most_common())
-        lines.append(f"  {op}, of {len(chosen)} classes of shapes: {shapes}")
+        shares = ", ".join(f"{backend} for {count}" for backend, count in counts.most_common())
+        lines.append(f"  {op}, {len(chosen)} shape buckets: {shares}")
         if in_full:
             lines += [f"    {backend:<12}{name}" for name, backend in chosen.items()]
     return lines

@@ -1,11 +1,10 @@
-"""``deeplab-fast segment``: labels and an overlay for every image."""
+"""``deeplab-fast segment``: writes labels and an overlay for each image."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,59 +14,50 @@ from PIL import Image
 from tqdm import tqdm
 
 from .._io.palette import label_image, overlay
-from ..models import DeepLabV3, InferenceModel
-from ..models.preprocessing import network_size
-from .device import find_device, is_out_of_memory
+from ..models import InferenceModel
+from ..models.preprocessing import network_input
+from .device import add_device, add_dtype, find_device, out_of_memory
 from .errors import UserError, reason
 from .images import find_images, read_image, result_names, write_png
-
-_WEIGHTS = """\
-  deeplabv3_resnet50, deeplabv3_resnet101   torchvision's, downloaded once through torch.hub
-  FILE.pth                                  a torchvision checkpoint of one of these two
-  FOLDER                                    a Hugging Face MobileNetV2ForSemanticSegmentation:
-                                            config.json, model.safetensors
-  FILE.safetensors                          written by DeepLabV3.save_pretrained"""
+from .weights import WEIGHTS, load_model
 
 
 def add_parser(subparsers: Any) -> None:
-    help = "segment images into NAME_labels.png and NAME_overlay.png"
+    help = "write a label mask and an overlay for each image"
     parser = subparsers.add_parser(
         "segment",
         help=help,
-        description=f"{help[0].upper()}{help[1:]}, both as large as the image.",
-        epilog=f"WEIGHTS is one of\n{_WEIGHTS}",
+        description=f"{help[0].upper()}{help[1:]}: NAME_labels.png and NAME_overlay.png, both as "
+        "large as the image.",
+        epilog=f"WEIGHTS is one of\n{WEIGHTS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="a file, a folder to search, or a quoted glob"
     )
-    parser.add_argument("--weights", help="a name, a file or a folder, see below")
+    parser.add_argument("--weights", help="name, file or folder of the model, see below")
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("segmented"),
         metavar="FOLDER",
-        help="where results go, in the images' own subfolders (default: segmented)",
+        help="folder of the results, with the images' own subfolders (default: segmented)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="what the network computes in (default: float32)",
-    )
+    add_device(parser)
+    add_dtype(parser, "float32", "float32")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.weights is None:
-        raise UserError(f"segment needs --weights, one of\n{_WEIGHTS}")
+        raise UserError(f"segment needs --weights, one of\n{WEIGHTS}")
     device = find_device(arguments.device)
     output = Path(os.path.abspath(arguments.output))
     images, failures = _find(arguments.images, output)
     if not images:
         return 1
-    segment = Segmenter(arguments.weights, device, getattr(torch, arguments.dtype))
+    with out_of_memory("another --device"):
+        segment = Segmenter(arguments.weights, device, getattr(torch, arguments.dtype))
     _make_folder(arguments.output)
     taken = {os.path.realpath(image) for image in images}
     names = result_names(images)
@@ -80,31 +70,19 @@ def run(arguments: argparse.Namespace) -> int:
                         f"{os.path.relpath(result)} would be overwritten, which is an input too "
                         "(expected another --output)"
                     )
-            _segment_file(segment, image, *results)
+            with out_of_memory("a smaller image"):
+                _segment_file(segment, image, *results)
         except UserError as error:
             failures += _complain(f"{os.path.relpath(image)}: {error}")
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            failures += _complain(
-                f"{os.path.relpath(image)}: not enough memory (expected a smaller image)"
-            )
     return 1 if failures else 0
 
 
 class Segmenter:
-    """A network from weights, ready to label images of any size."""
+    """A network that labels images of any size."""
 
     def __init__(self, weights: str, device: torch.device, dtype: torch.dtype) -> None:
-        try:
-            model = DeepLabV3.from_pretrained(weights)
-            self.model: InferenceModel = model.to(device).prepare_for_inference(dtype)
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise UserError(f"--weights: {' '.join(str(error).split())}") from error
-        except (LookupError, TypeError, AttributeError) as error:  # a file can hold anything
-            raise UserError(
-                f"--weights: {weights}: damaged: {error!r} (expected a file as it was written)"
-            ) from error
+        model = load_model(weights).to(device)
+        self.model: InferenceModel = model.prepare_for_inference(dtype)
         self.num_classes = model.config["num_classes"]
         if self.num_classes > 2**16:
             raise UserError(
@@ -114,19 +92,17 @@ class Segmenter:
         self.device = device
 
     def __call__(self, photo: Image.Image) -> np.ndarray:
-        """Labels [H, W] of a whole RGB photo, from the network's logits straight at its size."""
-        preprocessing, align_corners = self.model.preprocessing, self.model.align_corners
-        size = network_size(photo.size, preprocessing.resize, align_corners)
-        resized = photo.resize(size, Image.Resampling.BILINEAR)
-        pixels = replace(preprocessing, resize=None, crop=None)(resized)
+        """Labels [H, W] of a whole RGB photo, at its own size."""
+        pixels = network_input(photo, self.model.preprocessing, self.model.align_corners)
         labels = self.model.predict(
             pixels.to(self.device),
             size=(photo.height, photo.width),
             dtype=torch.uint8 if self.num_classes <= 256 else torch.int32,
-        )
+        )[0]
         return labels.cpu().numpy()
 
     def name(self, label: int) -> str:
+        """Name of a class, or its number if the model has no names."""
         return self.model.categories[label] if self.model.categories else f"class {label}"
 
 
@@ -151,7 +127,7 @@ def _segment_file(segment: Segmenter, path: Path, label_path: Path, overlay_path
 
 
 def _find(arguments: list[str], output: Path) -> tuple[list[Path], int]:
-    """All images in order, each once, and how many arguments stand for none."""
+    """All images, in order and without duplicates, and the number of arguments without images."""
     images: dict[Path, None] = {}
     failures = 0
     for argument in arguments:
@@ -172,6 +148,6 @@ def _make_folder(folder: Path) -> None:
 
 
 def _complain(message: str) -> int:
-    """Say it on stderr, past the progress bar; one more failure."""
+    """Print an error above the progress bar, and return 1, the number of failures."""
     tqdm.write(f"deeplab-fast: {message}", file=sys.stderr)
     return 1

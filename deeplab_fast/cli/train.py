@@ -1,4 +1,4 @@
-"""``deeplab-fast train``: a network from a folder of images and labels."""
+"""``deeplab-fast train``: trains a network on images with labels."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ import torch
 from torch import nn
 
 from ..models import DeepLabV3
-from ..training import Interrupted, Recipe, TrainingError, distributed, train
+from ..training import Interrupted, Recipe, distributed, train
 from .datasets import LAYOUTS, add_arguments, add_workers, open_split
-from .device import find_device, is_out_of_memory
+from .device import add_device, add_dtype, out_of_memory
 from .errors import UserError, reason
+from .processes import process_group
+from .weights import load_model
 
-# Field of Recipe -> its type, and what the help says. Defaults are the recipe's.
+# Field of Recipe -> its type and its help. The defaults are those of Recipe.
 _RECIPE: dict[str, tuple[Any, str]] = {
-    "epochs": (int, "how often every image is seen"),
-    "batch_size": (int, "images per update, over all GPUs and accumulated parts"),
-    "accumulate": (int, "parts in which an update is computed, to save memory"),
-    "crop": (int, "height and width of the training images"),
+    "epochs": (int, "passes over the training images"),
+    "batch_size": (int, "images per update, over all GPUs and micro-batches"),
+    "grad_accum_steps": (int, "micro-batches per update and GPU, to save memory"),
+    "crop_size": (int, "height and width of the training images"),
     "scale": (float, "range of the random resizing"),
     "flip": (float, "probability of mirroring"),
-    "jitter": (float, "change of brightness, contrast and saturation"),
-    "learning_rate": (float, "at the start, of the backbone and, by default, of the rest"),
-    "head_learning_rate": (float, "of all but the backbone"),
-    "warmup": (int, "updates of linear warm-up"),
-    "power": (float, "of the poly learning rate"),
-    "momentum": (float, "of SGD"),
-    "weight_decay": (float, "of SGD"),
-    "aux_weight": (float, "of the auxiliary loss; 0 for a network without it"),
-    "class_weights": (float, "one factor per class"),
-    "label_smoothing": (float, "part of each label spread over all classes"),
-    "hard_pixels": (float, "fraction of the pixels, those of largest loss, that count"),
-    "ema": (float, "decay of a moving average of the weights, which is then kept"),
-    "seed": (int, "of weights, order, augmentation and dropout"),
+    "color_jitter": (float, "range of the random brightness, contrast and saturation"),
+    "learning_rate": (float, "initial learning rate"),
+    "head_learning_rate": (float, "initial learning rate of all layers but the backbone"),
+    "warmup_steps": (int, "updates of linear warm-up"),
+    "power": (float, "exponent of the poly learning rate"),
+    "momentum": (float, "momentum of SGD"),
+    "weight_decay": (float, "weight decay of SGD"),
+    "aux_weight": (float, "factor of the auxiliary loss; 0 for a network without it"),
+    "class_weights": (float, "factor of each class in the loss"),
+    "label_smoothing": (float, "fraction of each target spread over all classes"),
+    "top_k_pixels": (float, "fraction of the pixels, those with the largest losses, that count"),
+    "ema_decay": (float, "decay of a moving average of the weights, which is evaluated and saved"),
+    "seed": (int, "seed of weights, image order, augmentation and dropout"),
 }
-_METAVARS = {"crop": ("HEIGHT", "WIDTH"), "scale": ("MIN", "MAX")}  # those with two values
+_METAVARS = {"crop_size": ("HEIGHT", "WIDTH"), "scale": ("MIN", "MAX")}  # settings of two values
 
 
 def add_parser(subparsers: Any) -> None:
-    help = "train a network on images with labels"
+    help = "train a network on images with label masks"
     parser = subparsers.add_parser(
         "train",
         help=help,
@@ -54,27 +56,34 @@ def add_parser(subparsers: Any) -> None:
     )
     data = parser.add_argument_group("data")
     add_arguments(data)
-    data.add_argument("--train-split", default="train", metavar="SPLIT", help="(default: train)")
     data.add_argument(
-        "--val-split", default="val", metavar="SPLIT", help='"" for none (default: val)'
+        "--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)"
+    )
+    data.add_argument(
+        "--val-split",
+        default="val",
+        metavar="SPLIT",
+        help='split to evaluate on, "" for none (default: val)',
     )
     network = parser.add_argument_group("network")
     network.add_argument(
         "--backbone",
         choices=("resnet50", "resnet101", "mobilenet_v2"),
-        help="(default: resnet50, or that of --weights)",
+        help="backbone (default: resnet50, or that of --weights)",
     )
-    network.add_argument("--output-stride", type=int, choices=(8, 16), help="(default: 8)")
+    network.add_argument(
+        "--output-stride", type=int, choices=(8, 16), help="output stride (default: 8)"
+    )
     network.add_argument(
         "--weights",
-        help="start from these: what `deeplab-fast segment` takes; the last layer is new where the "
-        "number of classes differs",
+        help="model to start from, as for `deeplab-fast segment`; its last layers are replaced if "
+        "the number of classes differs",
     )
     network.add_argument(
         "--backbone-weights",
         type=Path,
         metavar="FILE.pth",
-        help="start from a classifier of torchvision with this backbone, trained on ImageNet",
+        help="state dict of torchvision's classifier, whose backbone to start from",
     )
     recipe = parser.add_argument_group("recipe")
     for name, (kind, text) in _RECIPE.items():
@@ -89,23 +98,21 @@ def add_parser(subparsers: Any) -> None:
             help=text if default is None else f"{text} (default: {shown})",
         )
     recipe.add_argument(
-        "--freeze-batch-norm", action="store_true", help="keep its statistics and parameters"
+        "--freeze-batch-norm",
+        action="store_true",
+        help="keep the statistics and parameters of batch norm",
     )
-    recipe.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="what the network computes in (default: bfloat16 on a GPU, float32 on a CPU)",
-    )
+    add_dtype(recipe, None, "bfloat16 on a GPU, float32 on a CPU")
     run = parser.add_argument_group("run")
     run.add_argument(
         "--output",
         type=Path,
         default=Path("run"),
         metavar="FOLDER",
-        help="where checkpoints and logs go (default: run)",
+        help="folder of checkpoint, models and logs (default: run)",
     )
-    run.add_argument("--resume", action="store_true", help="go on with the run in that folder")
-    run.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+    run.add_argument("--resume", action="store_true", help="resume the run in that folder")
+    add_device(run)
     add_workers(run)
     run.add_argument(
         "--evaluate-every",
@@ -114,53 +121,51 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="epochs from one evaluation and checkpoint to the next (default: 1)",
     )
-    run.add_argument("--log-every", type=int, default=10, metavar="N", help="updates (default: 10)")
+    run.add_argument(
+        "--log-every",
+        type=int,
+        default=10,
+        metavar="N",
+        help="updates from one line in the log to the next (default: 10)",
+    )
     parser.set_defaults(run=run_training)
 
 
 def run_training(arguments: argparse.Namespace) -> int:
-    device = distributed.start(find_device(arguments.device))
-    try:
-        recipe = _recipe(arguments, device)
-        train_data = open_split(arguments, arguments.train_split)
-        val_data = open_split(arguments, arguments.val_split) if arguments.val_split else None
-        torch.manual_seed(recipe.seed)
-        model = _model(arguments, len(train_data.classes), recipe.aux_weight > 0).to(device)
-        if distributed.rank() == 0:
-            print(
-                f"{model.config['backbone']} at output stride {model.config['output_stride']}, "
-                f"{len(train_data)} images of {len(train_data.classes)} classes, "
-                f"{distributed.world_size()} x {device.type}, {recipe.dtype}"
-            )
-        train(
-            model,
-            train_data,
-            val_data,
-            recipe,
-            arguments.output,
-            resume=arguments.resume,
-            workers=arguments.workers,
-            evaluate_every=arguments.evaluate_every,
-            log_every=arguments.log_every,
-        )
-    except TrainingError as error:
-        if distributed.rank() > 0:  # the first says it
-            return 2
-        raise UserError(str(error)) from error
-    except Interrupted as error:
-        if distributed.rank() == 0:
-            print(f"deeplab-fast: {error}", file=sys.stderr)
-        return 130
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            "not enough memory (expected a smaller --batch-size or --crop, or a larger "
-            "--accumulate)"
-        ) from error
-    finally:
-        distributed.stop()
+    smaller = "a smaller --batch-size or --crop-size, or a larger --grad-accum-steps"
+    with process_group(arguments.device) as device, out_of_memory(smaller):
+        try:
+            _train(arguments, device)
+        except Interrupted as error:
+            if distributed.rank() == 0:
+                print(f"deeplab-fast: {error}", file=sys.stderr)
+            return 130
     return 0
+
+
+def _train(arguments: argparse.Namespace, device: torch.device) -> None:
+    recipe = _recipe(arguments, device)
+    train_data = open_split(arguments, arguments.train_split)
+    val_data = open_split(arguments, arguments.val_split) if arguments.val_split else None
+    torch.manual_seed(recipe.seed)
+    model = _model(arguments, len(train_data.classes), recipe.aux_weight > 0).to(device)
+    if distributed.rank() == 0:
+        print(
+            f"{model.config['backbone']} at output stride {model.config['output_stride']}, "
+            f"{len(train_data)} images of {len(train_data.classes)} classes, "
+            f"{distributed.world_size()} x {device.type}, {recipe.dtype}"
+        )
+    train(
+        model,
+        train_data,
+        val_data,
+        recipe,
+        arguments.output,
+        resume=arguments.resume,
+        workers=arguments.workers,
+        evaluate_every=arguments.evaluate_every,
+        log_every=arguments.log_every,
+    )
 
 
 def _recipe(arguments: argparse.Namespace, device: torch.device) -> Recipe:
@@ -188,10 +193,7 @@ def _model(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> D
 
 def _pretrained(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> DeepLabV3:
     stride = {} if arguments.output_stride is None else {"output_stride": arguments.output_stride}
-    try:
-        model = DeepLabV3.from_pretrained(arguments.weights, **stride)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"--weights: {' '.join(str(error).split())}") from error
+    model = load_model(arguments.weights, **stride)
     if arguments.backbone not in (None, model.config["backbone"]):
         raise UserError(
             f"--weights: {arguments.weights} has the backbone {model.config['backbone']} "
@@ -208,7 +210,7 @@ def _pretrained(arguments: argparse.Namespace, num_classes: int, aux_loss: bool)
 
 
 def _load_backbone(model: DeepLabV3, path: Path) -> None:
-    """Take over the weights of a classifier; its last layers have no place in the backbone."""
+    """Load the backbone of a classifier, without its last layers."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing, _ = model.backbone.load_state_dict(state, strict=False)

@@ -1,4 +1,4 @@
-"""The networks."""
+"""DeepLab-v3 networks, for training and for inference."""
 
 from .deeplabv3 import DeepLabV3
 from .inference import InferenceModel

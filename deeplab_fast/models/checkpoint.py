@@ -1,4 +1,4 @@
-"""What a model is made from, and the file format of our own that holds it."""
+"""Models as data, and the .safetensors format that save_pretrained writes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from .._io.files import replacing
 from .preprocessing import Preprocessing
 
-_KEY = "deeplab_fast"  # of the JSON in the metadata
+_KEY = "deeplab_fast"  # metadata entry with the JSON description
 
 
 class Checkpoint(NamedTuple):
-    """Everything a model is made from; ``config`` has the constructor's arguments."""
+    """Configuration (the constructor's arguments), weights and description of a model."""
 
     config: dict[str, Any]
     state: dict[str, Tensor]
@@ -29,8 +29,8 @@ class Checkpoint(NamedTuple):
     categories: tuple[str, ...] | None
 
 
-def write_own(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write our own format: the state as safetensors, the rest as JSON in its metadata."""
+def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write the state dict as safetensors, and everything else as JSON in its metadata."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: expected a name that ends in .safetensors")
@@ -42,12 +42,13 @@ def write_own(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     state = {key: tensor.contiguous() for key, tensor in checkpoint.state.items()}
     with replacing(path) as partial:
         partial.touch()
-        mode = partial.stat().st_mode  # as the umask wants it; safetensors writes for its user only
+        mode = partial.stat().st_mode  # follows the umask; safetensors writes for the user only
         save_file(state, partial, metadata={_KEY: json.dumps(description)})
         partial.chmod(mode)
 
 
-def read_own(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a file of :func:`write_checkpoint`."""
     state, metadata = read_safetensors(path)
     if _KEY not in metadata:
         raise ValueError(
@@ -61,8 +62,11 @@ def read_own(path: Path) -> Checkpoint:
             for name, value in description["preprocessing"].items()
         }
         categories = description["categories"]
+        config = dict(description["config"])
+        if "rates" in config:  # written by version 0.1.0
+            config["atrous_rates"] = config.pop("rates")
         return Checkpoint(
-            dict(description["config"]),
+            config,
             state,
             Preprocessing(**preprocessing),
             None if categories is None else tuple(map(str, categories)),
@@ -71,7 +75,7 @@ def read_own(path: Path) -> Checkpoint:
 
 @contextlib.contextmanager
 def well_formed(source: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what JSON of unexpected types raises in the block into a ValueError with its source."""
+    """Turn errors that JSON of unexpected types causes into a ValueError that names the source."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -79,7 +83,7 @@ def well_formed(source: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, copied since safetensors maps them to the file, and the metadata."""
+    """Tensors and metadata of a file. The tensors are copies: safetensors maps them to the file."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}

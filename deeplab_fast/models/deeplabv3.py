@@ -1,4 +1,4 @@
-"""DeepLab-v3, interchangeable with torchvision's."""
+"""DeepLab-v3, a drop-in replacement for torchvision's."""
 
 from __future__ import annotations
 
@@ -12,51 +12,52 @@ import torch
 from torch import nn
 
 from ..nn import ASPP
-from .checkpoint import Checkpoint, write_own
+from .checkpoint import Checkpoint, write_checkpoint
 from .inference import InferenceModel, prepare
 from .mobilenet_v2 import MobileNetV2
 from .preprocessing import Preprocessing
+from .pretrained import read_pretrained
 from .resnet import ResNet
 from .segmentation import SegmentationModel
-from .weights import read_checkpoint
 
-_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
+_ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 _RESNETS = ("resnet50", "resnet101")
 
 
 class DeepLabV3(SegmentationModel):
     """DeepLab-v3 (Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation").
 
-    With its defaults ``DeepLabV3("resnet50")`` is torchvision's ``deeplabv3_resnet50``: the same
-    state dict keys, outputs, gradients and, from the same seed, weights. It takes what that takes,
-    returns what that returns, and adds :meth:`predict`, :meth:`logits` and
-    :meth:`prepare_for_inference`.
+    ``DeepLabV3("resnet50")`` is a drop-in replacement for torchvision's ``deeplabv3_resnet50``: the
+    same state dict keys, inputs, outputs, gradients and, from the same seed, weights. It adds
+    :meth:`predict`, :meth:`logits` and :meth:`prepare_for_inference`.
 
-    The weights do not depend on ``output_stride`` or ``rates``. Weights for ImageNet fit the
-    backbones: ``model.backbone.load_state_dict(torchvision_resnet.state_dict(), strict=False)``.
+    The weights do not depend on ``output_stride`` or ``atrous_rates``. torchvision's ImageNet
+    weights fit the backbones:
+    ``model.backbone.load_state_dict(torchvision_resnet.state_dict(), strict=False)``.
 
     Args:
         backbone: "resnet50", "resnet101" or "mobilenet_v2".
         num_classes: channels of the logits.
-        output_stride: 8 or 16, the size of the input over the size of the features. 8 is what
-            torchvision's models have; 16 is cheaper and coarser.
-        rates: of the 3x3 branches of ASPP. By default 12, 24, 36 at output stride 8 and 6, 12, 18
-            at 16, the same field of view; () for none.
-        multi_grid: three unit rates for the last three blocks of a resnet, (1, 2, 4) in the paper
+        output_stride: 8 or 16, the size of the input over the size of the features. torchvision's
+            models have 8; 16 is cheaper and coarser.
+        atrous_rates: rates of the 3x3 branches of ASPP; () for no such branch. By default
+            (12, 24, 36) at output stride 8 and (6, 12, 18) at 16, which see the same field.
+        multi_grid: factors of the dilations of a resnet's last three blocks, (1, 2, 4) in the paper
             (section 3.2.1). None keeps torchvision's dilations.
         aux_loss: add an FCN classifier on earlier features, returned as "aux".
-        align_corners: convention of the final upsampling; True in TensorFlow's models.
-        head_conv: have torchvision's 3x3 convolution between ASPP and the last one; the paper's
-            and TensorFlow's models have none.
+        align_corners: convention of the final upsampling, as in F.interpolate; TensorFlow's models
+            need True.
+        head_conv: add torchvision's 3x3 convolution between ASPP and the last convolution; the
+            paper's and TensorFlow's models have none.
         tf_padding: pad mobilenet_v2 as TensorFlow's "SAME" does, for weights trained there.
         norm_eps: epsilon of the backbone's batch norms; 1e-3 in TensorFlow's MobileNetV2.
 
     Attributes:
-        preprocessing: a :class:`Preprocessing`; set it to what the model was trained with.
+        preprocessing: the :class:`Preprocessing` that the model was trained with.
         categories: names of the classes, or None.
 
     Raises:
-        ValueError: an argument has none of these values, naming it.
+        ValueError: an argument has another value; the message names it.
 
     >>> model = DeepLabV3("resnet50", num_classes=11, aux_loss=True)
     >>> logits = model(torch.randn(2, 3, 360, 480))["out"]
@@ -67,7 +68,7 @@ class DeepLabV3(SegmentationModel):
         backbone: str = "resnet50",
         num_classes: int = 21,
         output_stride: int = 8,
-        rates: Sequence[int] | None = None,
+        atrous_rates: Sequence[int] | None = None,
         multi_grid: Sequence[int] | None = None,
         aux_loss: bool | None = None,
         *,
@@ -82,10 +83,10 @@ class DeepLabV3(SegmentationModel):
             )
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
-        if output_stride not in _RATES:
+        if output_stride not in _ATROUS_RATES:
             raise ValueError(f"output_stride: expected 8 or 16, got {output_stride}")
-        if rates is not None and any(rate < 1 for rate in rates):
-            raise ValueError(f"rates: expected positive ints, got {rates}")
+        if atrous_rates is not None and any(rate < 1 for rate in atrous_rates):
+            raise ValueError(f"atrous_rates: expected positive ints, got {atrous_rates}")
         if multi_grid is not None:
             if backbone not in _RESNETS:
                 raise ValueError(f"multi_grid: only resnets have one, not {backbone}")
@@ -104,11 +105,11 @@ class DeepLabV3(SegmentationModel):
         for module in features.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = norm_eps
-        # torchvision's order: a seed gives the same weights.
+        # In torchvision's order, so that a seed gives the same weights.
         aux_classifier = _fcn_head(features.aux_channels, num_classes) if aux_loss else None
         classifier = _deeplab_head(
             features.out_channels,
-            _RATES[output_stride] if rates is None else rates,
+            _ATROUS_RATES[output_stride] if atrous_rates is None else atrous_rates,
             num_classes,
             head_conv,
         )
@@ -119,7 +120,7 @@ class DeepLabV3(SegmentationModel):
             "backbone": backbone,
             "num_classes": num_classes,
             "output_stride": output_stride,
-            "rates": None if rates is None else list(rates),
+            "atrous_rates": None if atrous_rates is None else list(atrous_rates),
             "multi_grid": None if multi_grid is None else list(multi_grid),
             "aux_loss": bool(aux_loss),
             "align_corners": align_corners,
@@ -139,25 +140,25 @@ class DeepLabV3(SegmentationModel):
                 - a file written by :meth:`save_pretrained` (.safetensors);
                 - a Hugging Face folder of a MobileNetV2ForSemanticSegmentation: config.json,
                   model.safetensors and, for the preprocessing, preprocessor_config.json. Its logits
-                  are upsampled with ``align_corners=True``, as TensorFlow does, where these weights
-                  come from; ``from_pretrained(folder, align_corners=False)`` gives the labels of
-                  transformers' post_process_semantic_segmentation, and is right for weights
-                  fine-tuned with transformers' own loss;
+                  are upsampled with ``align_corners=True``, as in TensorFlow, where these weights
+                  were trained. ``align_corners=False`` gives the labels of transformers'
+                  post_process_semantic_segmentation, and is right for weights that were fine-tuned
+                  with transformers' own loss;
                 - "deeplabv3_resnet50" or "deeplabv3_resnet101": torchvision's published weights
                   (COCO, the 21 classes of PASCAL VOC), downloaded and cached by torch.hub.
-            overrides: constructor arguments to use in place of those that the weights came with,
-                such as ``output_stride=16``.
+            overrides: constructor arguments that replace those of the checkpoint, such as
+                ``output_stride=16``.
 
         Raises:
-            FileNotFoundError: nothing is there, or a folder lacks a file.
-            ValueError: what is there is something else, or damaged; names the path and what was
-                expected.
+            FileNotFoundError: the path does not exist, or a folder lacks a file.
+            ValueError: the file is damaged or of another kind; the message names the path and what
+                was expected.
             ConnectionError: the download failed.
             ImportError: a name was given and torchvision is not installed.
 
         >>> model = DeepLabV3.from_pretrained("deeplabv3_resnet50")
         """
-        checkpoint = read_checkpoint(path_or_name)
+        checkpoint = read_pretrained(path_or_name)
         try:
             with torch.device("meta"):
                 model = cls(**checkpoint.config | overrides)
@@ -177,33 +178,35 @@ class DeepLabV3(SegmentationModel):
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write weights, configuration, preprocessing and categories to one .safetensors file.
 
-        The file appears complete or not at all. Categories are left out where a new classifier has
-        another number of classes.
+        The file is written completely or not at all. Categories are left out if the classifier was
+        replaced by one with another number of classes.
 
         Raises:
             ValueError: ``path`` does not end in .safetensors.
 
         >>> model.save_pretrained("model.safetensors")
         """
-        config = self.config | {  # these may have been replaced since
+        config = self.config | {  # attributes that may have been replaced
             "num_classes": self.classifier[-1].out_channels,
             "aux_loss": self.aux_classifier is not None,
             "align_corners": self.align_corners,
         }
         fit = self.categories is not None and len(self.categories) == config["num_classes"]
         categories = self.categories if fit else None
-        write_own(path, Checkpoint(config, self.state_dict(), self.preprocessing, categories))
+        write_checkpoint(
+            path, Checkpoint(config, self.state_dict(), self.preprocessing, categories)
+        )
 
     def prepare_for_inference(self, dtype: torch.dtype | None = None) -> InferenceModel:
-        """A new model that gives the same labels faster; this one stays as it is.
+        """A faster model for inference with the same weights; this model does not change.
 
-        Batch norm is folded into the convolutions, ASPP runs as :func:`deeplab_fast.aspp`, the
-        weights are channels_last, the auxiliary classifier is gone. It has ``forward``, ``predict``
-        and ``logits`` and takes images of any floating dtype and memory format.
+        Batch norms are folded into the convolutions, ASPP runs as :func:`deeplab_fast.aspp`, the
+        weights are channels_last, and there is no auxiliary classifier. The model has ``forward``,
+        ``predict`` and ``logits``, and takes images of any floating dtype and memory format.
 
         Args:
-            dtype: of weights and activations, torch.bfloat16 for one; those of this model by
-                default.
+            dtype: dtype of weights and activations, such as torch.bfloat16; by default that of this
+                model.
 
         Raises:
             TypeError: a module was replaced by one that cannot be folded, naming it.
@@ -214,9 +217,9 @@ class DeepLabV3(SegmentationModel):
 
 
 def _deeplab_head(
-    in_channels: int, rates: Sequence[int], num_classes: int, head_conv: bool
+    in_channels: int, atrous_rates: Sequence[int], num_classes: int, head_conv: bool
 ) -> nn.Sequential:
-    head = nn.Sequential(ASPP(in_channels, rates))
+    head = nn.Sequential(ASPP(in_channels, atrous_rates))
     if head_conv:
         head.extend([nn.Conv2d(256, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU()])
     return head.append(nn.Conv2d(256, num_classes, 1))

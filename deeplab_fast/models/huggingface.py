@@ -1,4 +1,4 @@
-"""Hugging Face folders of MobileNetV2ForSemanticSegmentation (TensorFlow's DeepLab models)."""
+"""Reader of Hugging Face folders of MobileNetV2ForSemanticSegmentation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .preprocessing import Preprocessing
 
 _ARCHITECTURE = "MobileNetV2ForSemanticSegmentation"
 
-# What the network here has built in; transformers has the same defaults.
+# Settings that our network has built in. They are transformers' defaults, too.
 _REQUIRED = {
     "num_channels": 3,
     "depth_multiplier": 1,
@@ -28,7 +28,7 @@ _REQUIRED = {
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """The checkpoint in ``folder``; see ``DeepLabV3.from_pretrained``."""
+    """Read a folder; see ``DeepLabV3.from_pretrained``."""
     config = _read_json(folder / "config.json")
     if _ARCHITECTURE not in (config.get("architectures") or ()):
         raise ValueError(
@@ -48,9 +48,9 @@ def read_folder(folder: Path) -> Checkpoint:
             "backbone": "mobilenet_v2",
             "num_classes": num_classes,
             "output_stride": config.get("output_stride", 32),
-            "rates": [],
-            # As in TensorFlow, where these networks were trained; the configuration does not say.
-            # transformers' loss and post_process_semantic_segmentation use False.
+            "atrous_rates": [],
+            # TensorFlow, where these networks were trained, aligns corners. The configuration does
+            # not say so, and transformers' loss and post-processing do not align them.
             "align_corners": True,
             "head_conv": False,
             "tf_padding": config.get("tf_padding", True),
@@ -63,12 +63,12 @@ def read_folder(folder: Path) -> Checkpoint:
 
 
 def _renamed(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The state dict in the keys of DeepLabV3, with the pooled channels of the projection last."""
+    """The state dict with the keys of DeepLabV3; the projection takes the pooled channels last."""
     state = {}
     for key, tensor in tensors.items():
         module, _, parameter = key.rpartition(".")
         if module.startswith("mobilenet_v2.conv_1x1."):
-            continue  # of the image classifier
+            continue  # part of the image classifier
         if module not in _MODULES:
             raise ValueError(f"{path}: unexpected tensor {key} for a {_ARCHITECTURE}")
         state[f"{_MODULES[module]}.{parameter}"] = tensor
@@ -81,14 +81,14 @@ def _renamed(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _modules() -> dict[str, str]:
-    """The modules that have parameters: transformers' name -> ours."""
+    """Names of the modules with parameters: transformers' name -> name in DeepLabV3."""
     layers = {
         "mobilenet_v2.conv_stem.first_conv": ("backbone.features.0.0", "backbone.features.0.1"),
         "segmentation_head.conv_aspp": ("classifier.0.convs.0.0", "classifier.0.convs.0.1"),
         "segmentation_head.conv_pool": ("classifier.0.convs.1.1", "classifier.0.convs.1.2"),
         "segmentation_head.conv_projection": ("classifier.0.project.0", "classifier.0.project.1"),
     }
-    for block in range(17):  # the first one is in their stem and does not expand
+    for block in range(17):  # block 0 is in their stem and has no expansion
         theirs = f"mobilenet_v2.layer.{block - 1}" if block else "mobilenet_v2.conv_stem"
         ours = f"backbone.features.{block + 1}.conv"
         names = ("expand_1x1", "conv_3x3") if block else ("conv_3x3",)
@@ -105,7 +105,7 @@ _MODULES = _modules()
 
 
 def _preprocessing(path: Path) -> Preprocessing:
-    """What preprocessor_config.json says; scaling to [-1, 1] alone where there is none."""
+    """Preprocessing of preprocessor_config.json; without that file, scaling to [-1, 1] alone."""
     if not path.exists():
         return Preprocessing((0.5,) * 3, (0.5,) * 3)
     config = _read_json(path)

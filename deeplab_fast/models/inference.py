@@ -1,4 +1,4 @@
-"""Networks prepared for inference: batch norm folded, one module per fused convolution."""
+"""Networks prepared for inference: batch norms folded, convolutions fused."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _ACTIVATIONS = {type(None): None, nn.ReLU: "relu", nn.ReLU6: "relu6"}
 
 
 class FusedConv2d(nn.Module):
-    """``activation(conv2d(input, weight, bias) + residual)``, written over ``residual``.
+    """``activation(conv2d(input, weight, bias) + residual)``, written to the residual's memory.
 
     Args:
-        weight, bias: [K, C / groups, R, S] and [K].
+        weight: [K, C / groups, R, S].
+        bias: [K].
         stride, padding, dilation: (vertical, horizontal).
         activation: "relu", "relu6" or None.
     """
@@ -79,7 +80,7 @@ class FoldedASPP(nn.Module):
         self.project_weight, self.project_bias = _frozen(project_weight), _frozen(project_bias)
 
     def operands(self) -> tuple[Any, ...]:
-        """The arguments of the op that follow the input."""
+        """Arguments of the op after the input."""
         return (
             list(self.weights),
             list(self.biases),
@@ -95,6 +96,8 @@ class FoldedASPP(nn.Module):
 
 
 class FusedBottleneck(nn.Module):
+    """:class:`Bottleneck` in evaluation mode as three or four fused convolutions."""
+
     def __init__(self, block: Bottleneck) -> None:
         super().__init__()
         self.conv1 = fused(block.conv1, block.bn1, block.relu)
@@ -108,6 +111,8 @@ class FusedBottleneck(nn.Module):
 
 
 class FusedInvertedResidual(nn.Module):
+    """:class:`InvertedResidual` in evaluation mode as two or three fused convolutions."""
+
     def __init__(self, block: InvertedResidual) -> None:
         super().__init__()
         layers: list[Any] = list(block.conv)
@@ -121,7 +126,7 @@ class FusedInvertedResidual(nn.Module):
 
 
 class FusedBackbone(nn.Sequential):
-    """Layers that take images of any floating dtype and memory format."""
+    """Sequence of fused layers, for images of any floating dtype and memory format."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         dtype = next(self.parameters()).dtype
@@ -130,16 +135,17 @@ class FusedBackbone(nn.Sequential):
 
 
 class InferenceModel(SegmentationModel):
-    """What ``DeepLabV3.prepare_for_inference`` returns; it cannot be trained or saved.
+    """Model that ``DeepLabV3.prepare_for_inference`` returns; it cannot be trained or saved.
 
-    Its blocks write over their inputs: a hook that keeps an activation has to copy it. On a CPU,
-    where oneDNN's ReLU turns NaN into 0, an image with NaN or Inf still gets logits that are NaN.
+    Residual blocks overwrite their input, so that a hook which keeps an activation has to copy it.
+    The logits of an image with NaN or Inf are NaN, on a CPU too, although oneDNN's ReLU turns NaN
+    into 0.
     """
 
     def train(self, mode: bool = True) -> InferenceModel:
         if mode:
             raise RuntimeError(
-                "a model prepared for inference cannot be trained: train the one it came from"
+                "a model prepared for inference cannot be trained: train the model it was made from"
             )
         super().train(False)
         return self
@@ -153,7 +159,7 @@ class InferenceModel(SegmentationModel):
 
 
 def prepare(model: SegmentationModel, dtype: torch.dtype | None) -> InferenceModel:
-    """See ``DeepLabV3.prepare_for_inference``."""
+    """Fold and fuse a model; see ``DeepLabV3.prepare_for_inference``."""
     prepared: Any = InferenceModel(
         _fused_backbone(model.backbone),
         _fused_head(model.classifier),
@@ -166,7 +172,7 @@ def prepare(model: SegmentationModel, dtype: torch.dtype | None) -> InferenceMod
     *layers, last = prepared.classifier
     for layer in (prepared.backbone, *layers):
         for parameter in layer.parameters():
-            last.bias += 0 * parameter.sum(dtype=torch.float64)  # NaN stays NaN behind any ReLU
+            last.bias += 0 * parameter.sum(dtype=torch.float64)  # keeps NaN that ReLU would drop
     return prepared.eval()
 
 
@@ -196,10 +202,10 @@ def _fused_head(head: Any) -> nn.Sequential:
 
 
 def fused(conv: Any, norm: Any = None, activation: nn.Module | None = None) -> nn.Module:
-    """A convolution, its batch norm in evaluation mode and its activation as one module.
+    """One module for a convolution, its batch norm in evaluation mode and its activation.
 
     Raises:
-        TypeError: one of them was replaced by something that cannot be fused.
+        TypeError: one of them was replaced by a module that cannot be fused.
     """
     if type(activation) not in _ACTIVATIONS:
         raise _cannot_prepare(activation, "nn.ReLU or nn.ReLU6")
@@ -219,10 +225,10 @@ def fused(conv: Any, norm: Any = None, activation: nn.Module | None = None) -> n
 def folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that equals ``norm(conv(x))`` in evaluation mode.
 
-    Computed in float64, so that the one rounding is the last.
+    They are computed in float64 and rounded once, at the end.
 
     Raises:
-        TypeError: one of them was replaced by something that cannot be folded.
+        TypeError: one of them was replaced by a module that cannot be folded.
     """
     if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros":
         raise _cannot_prepare(conv, "nn.Conv2d with zero padding")

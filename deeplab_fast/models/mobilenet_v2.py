@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..nn import Conv2d
 from .resnet import initialize
 
-# expansion, channels, blocks, stride of the first block: table 2 of the paper.
+# (expansion, channels, blocks, stride of the first block), table 2 of the paper
 _STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -21,11 +21,11 @@ _STAGES = (
 
 
 def pad_same(input: Tensor) -> Tensor:
-    """Pad for a 3x3 convolution of stride 2 as TensorFlow's "SAME": 1 in front at odd sizes only.
+    """Pad for a 3x3 convolution of stride 2 as TensorFlow's "SAME" does.
 
-    TensorFlow pads ``max(kernel - (size % stride or stride), 0)`` in all, the smaller half first
-    (tf.nn, notes on padding). At odd sizes that is PyTorch's padding=1; at even ones the
-    convolution is centred one pixel later.
+    TensorFlow pads ``max(kernel - (size % stride or stride), 0)`` pixels in total, the smaller half
+    first (tf.nn, notes on padding). For odd sizes that is PyTorch's padding=1. For even sizes it is
+    one pixel at the end, and the convolution is centred one pixel later.
     """
     height, width = input.shape[2:]
     return F.pad(input, (width % 2, 1, height % 2, 1))
@@ -39,7 +39,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise, linear 1x1 projection (Sandler et al. 2018, section 3.3)."""
+    """1x1 expansion, 3x3 depthwise convolution and linear 1x1 projection (Sandler et al. 2018)."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """MobileNetV2 of width 1 without its last 1x1 convolution and classifier (Sandler et al. 2018).
 
-    Strides beyond ``output_stride`` become dilations of the depthwise convolutions; the block where
-    a stride was keeps the dilation before it.
+    Strides beyond ``output_stride`` become dilations of the depthwise convolutions in the blocks
+    that follow.
 
     Args:
         output_stride: 8 or 16, the size of the input over the size of the features.

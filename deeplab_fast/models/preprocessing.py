@@ -1,9 +1,9 @@
-"""How an image becomes the input that a network was trained on."""
+"""Conversion of an image into the input of a network."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,25 +13,25 @@ from torch import Tensor
 
 from .._io.images import to_rgb
 
-# A panorama is seen at a smaller scale, or it would need memory without bound.
+# Images of a larger aspect ratio are scaled down further, to bound the memory for panoramas.
 _MAX_ASPECT = 4
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop and normalise an image; the defaults are ImageNet's statistics at any size.
+    """Resize, crop and normalise an image; by default with ImageNet's statistics and at any size.
 
-    To segment a whole photo with a network that came with a crop:
+    To segment a whole photo with a network whose preprocessing crops:
     ``dataclasses.replace(model.preprocessing, crop=None)``.
 
     Attributes:
-        mean, std: RGB, of values in [0, 1]; std is positive.
-        resize: pixels of the shorter side, or None. Bilinear with antialiasing, the longer side
-            rounded down, as torchvision's ``resize``.
-        crop: (height, width) cut from the centre after that, or None; beyond the image it is black.
+        mean, std: statistics of RGB values in [0, 1]; std is positive.
+        resize: pixels of the shorter side after resizing, or None. Bilinear with antialiasing, the
+            longer side rounded down, as in torchvision's ``resize``.
+        crop: (height, width) of the centre crop of the resized image, or None; black outside of it.
 
     Raises:
-        ValueError: an attribute is not what is said above, naming it.
+        ValueError: an attribute has another value; the message names it.
 
     >>> images = Preprocessing(resize=520)(Image.open("photo.jpg"))[None]
     """
@@ -55,9 +55,7 @@ class Preprocessing:
             raise ValueError(f"crop: expected two positive ints or None, got {self.crop!r}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """``image`` as float32 [3, H, W]; other modes than RGB are converted.
-
-        16 bits are scaled, transparent pixels are white.
+        """``image`` as float32 [3, H, W]. Other modes are converted to RGB as by :func:`to_rgb`.
 
         Raises:
             ValueError: the image has 32 bits per channel.
@@ -77,19 +75,28 @@ class Preprocessing:
 
 
 def network_size(size: tuple[int, int], resize: int | None, align_corners: bool) -> tuple[int, int]:
-    """The size at which the network sees a whole image of ``size``, (width, height).
+    """Size (width, height) of the network's input for a whole image of ``size``.
 
     The shorter side becomes ``resize`` as in training, or less if the longer one would be over 4
-    times that. With ``align_corners`` sides are 16 k + 1: only there the corners of the logits are
-    those of the image, and TensorFlow's padding is symmetric.
+    times that. With ``align_corners`` sides are 16 k + 1, for which the corners of the logits lie
+    on those of the image and TensorFlow's padding is symmetric.
     """
     width, height = size
     if resize is not None:
-        seen = max(min(size), -(-max(size) // _MAX_ASPECT))
-        width, height = (max(1, side * resize // seen) for side in size)
+        short = max(min(size), -(-max(size) // _MAX_ASPECT))
+        width, height = (max(1, side * resize // short) for side in size)
     if align_corners:
         width, height = ((side + 7) // 16 * 16 + 1 for side in (width, height))
     return width, height
+
+
+def network_input(image: Image.Image, preprocessing: Preprocessing, align_corners: bool) -> Tensor:
+    """The network's input for a whole RGB image: float32 [1, 3, H, W], channels_last."""
+    size = network_size(image.size, preprocessing.resize, align_corners)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    pixels = replace(preprocessing, resize=None, crop=None)(image)
+    return pixels[None].contiguous(memory_format=torch.channels_last)
 
 
 def _is_positive_int(value: Any) -> bool:

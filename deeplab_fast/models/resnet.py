@@ -12,7 +12,7 @@ _BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with a residual connection; the stride is in the 3x3 as in torchvision."""
+    """Residual block of 1x1, 3x3 and 1x1 convolutions, with the stride in the 3x3 one."""
 
     def __init__(self, in_channels: int, width: int, stride: int, dilation: int) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class ResNet(nn.Module):
     Args:
         name: "resnet50" or "resnet101".
         output_stride: 8 or 16, the size of the input over the size of the features.
-        multi_grid: three unit rates for the blocks of layer4, multiplied by its dilation in all
-            three (Chen et al. 2017, section 3.2.1: (1, 2, 4) gives 2, 4, 8 at output stride 16).
+        multi_grid: factors of layer4's dilation for its three blocks (Chen et al. 2017, section
+            3.2.1: (1, 2, 4) gives dilations 2, 4, 8 at output stride 16), or None.
 
     Input [N, 3, H, W]; output {"out": [N, 2048, H/s, W/s], "aux": [N, 1024, H/s, W/s]}, the
     features of layer4 and layer3, sizes rounded up.
@@ -62,20 +62,20 @@ class ResNet(nn.Module):
         blocks = _BLOCKS[name]
         stride3, stride4 = (1, 1) if output_stride == 8 else (2, 1)
         dilation3, dilation4 = (2, 4) if output_stride == 8 else (1, 2)
-        rates3 = [1] + [dilation3] * (blocks[2] - 1)
-        rates4 = [dilation3] + [dilation4] * (blocks[3] - 1)
+        dilations3 = [1] + [dilation3] * (blocks[2] - 1)
+        dilations4 = [dilation3] + [dilation4] * (blocks[3] - 1)
         if multi_grid is not None:
-            rates4 = [dilation4 * unit for unit in multi_grid]
+            dilations4 = [dilation4 * unit for unit in multi_grid]
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         self.layer1 = _stage(64, 64, 1, [1] * blocks[0])
         self.layer2 = _stage(256, 128, 2, [1] * blocks[1])
-        self.layer3 = _stage(512, 256, stride3, rates3)
-        self.layer4 = _stage(1024, 512, stride4, rates4)
-        # torchvision's constructor draws a classifier here. Drawn too, and dropped, so that a seed
-        # gives the same weights.
+        self.layer3 = _stage(512, 256, stride3, dilations3)
+        self.layer4 = _stage(1024, 512, stride4, dilations4)
+        # torchvision's constructor makes its classifier here. Making one consumes the same random
+        # numbers, so that a seed gives the same weights.
         nn.Linear(2048, 1000)
         initialize(self)
 
@@ -85,13 +85,13 @@ class ResNet(nn.Module):
         return {"aux": aux, "out": self.layer4(aux)}
 
 
-def _stage(in_channels: int, width: int, stride: int, rates: Sequence[int]) -> nn.Sequential:
-    first = Bottleneck(in_channels, width, stride, rates[0])
-    return nn.Sequential(first, *(Bottleneck(4 * width, width, 1, rate) for rate in rates[1:]))
+def _stage(in_channels: int, width: int, stride: int, dilations: Sequence[int]) -> nn.Sequential:
+    first = Bottleneck(in_channels, width, stride, dilations[0])
+    return nn.Sequential(first, *(Bottleneck(4 * width, width, 1, d) for d in dilations[1:]))
 
 
 def initialize(backbone: nn.Module) -> None:
-    """He et al.'s initialisation, in the order in which torchvision draws it."""
+    """Initialise convolutions as He et al. do, in torchvision's order."""
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""What every segmentation network here can do, trained or prepared for inference."""
+"""Interface of all segmentation networks, for training and prepared for inference."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .preprocessing import Preprocessing
 
 
 class SegmentationModel(nn.Module):
-    """A backbone, a classifier over its last features and perhaps an auxiliary one.
+    """A backbone, a classifier of its last features and an optional auxiliary classifier.
 
     Args:
-        backbone: images -> {"out": features, "aux": earlier features}.
-        classifier, aux_classifier: features -> logits per class.
+        backbone: maps images to {"out": features, "aux": earlier features}.
+        classifier: maps the features "out" to logits.
+        aux_classifier: maps the features "aux" to logits, or None.
         align_corners: convention of the bilinear upsampling of the logits, as in F.interpolate.
-        preprocessing: what turns an image into input.
-        categories: names of the classes, if they are known.
+        preprocessing: conversion of an image into the network's input.
+        categories: names of the classes, or None.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class SegmentationModel(nn.Module):
         self.categories = categories
 
     def logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """The logits at the resolution of the features, for the ops that upsample themselves.
+        """Logits at the resolution of the features, for ops that upsample them.
 
         Args:
             images: [N, 3, H, W], normalised.
@@ -65,7 +66,7 @@ class SegmentationModel(nn.Module):
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """:meth:`logits` upsampled to the size of ``images``, as torchvision's models return them.
 
-        Labels and losses are cheaper without: see :meth:`predict` and :meth:`logits`.
+        Labels and losses do not need full-size logits: see :meth:`predict` and :meth:`logits`.
         """
         size = images.shape[-2:]
         return OrderedDict(
@@ -80,10 +81,10 @@ class SegmentationModel(nn.Module):
         size: tuple[int, int] | None = None,
         dtype: torch.dtype = torch.int64,
     ) -> Tensor:
-        """The class of every pixel, without logits at full resolution and without gradients.
+        """Class of every pixel, without logits at full resolution and without gradients.
 
         Args:
-            images: [N, 3, H, W] or [3, H, W], normalised (:attr:`preprocessing` does that).
+            images: [N, 3, H, W] or [3, H, W], normalised as by :attr:`preprocessing`.
             size: (height, width) of the labels; that of ``images`` by default.
             dtype: torch.int64, torch.int32 or torch.uint8.
 
@@ -93,12 +94,12 @@ class SegmentationModel(nn.Module):
         Raises:
             RuntimeError: the model is in training mode, where batch norm would use the statistics
                 of these images.
-            ValueError, TypeError: ``images`` has another shape or is not floating.
+            ValueError, TypeError: ``images`` has another shape or is not floating-point.
 
         >>> labels = model.eval().predict(images, dtype=torch.uint8)
         """
         if self.training:
-            raise RuntimeError("predict needs evaluation mode: call model.eval() first")
+            raise RuntimeError("predict: expected evaluation mode: call model.eval() first")
         if images.dim() == 3:
             return self.predict(images[None], size, dtype)[0]
         logits = self._classify(self._features(images), images)
@@ -118,5 +119,5 @@ class SegmentationModel(nn.Module):
         return self.backbone(images)
 
     def _classify(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
-        """The main logits, of the features of these images."""
+        """Logits "out" of the features of some images."""
         return self.classifier(features["out"])

@@ -1,8 +1,8 @@
 """Labels from several scales, mirrored images and windows, without full-size maps of all classes.
 
-What is kept of each scale are logits at the resolution of the network. Windows that overlap are
-averaged there; scales are upsampled, turned into probabilities and averaged a strip of rows at a
-time, which gives the same labels as full-size maps would.
+The logits of each scale are kept at the resolution of the network. Overlapping windows are averaged
+at that resolution. Scales are upsampled, turned into probabilities and averaged in strips of rows.
+The labels are those of full-size maps.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import upsample_argmax
-from ..training.errors import TrainingError
 
-_STRIP = 64  # rows of the result for which all classes are held
-_STEP = 16  # windows begin at multiples of this: every output stride divides it
+_STRIP = 64  # rows of labels that are computed at a time
+_STEP = 16  # windows start at multiples of this, which every output stride divides
 
 
-class _Map(NamedTuple):
-    """Logits [1, C, h, w] of an image of ``size``, padded below and right to ``covered``."""
+class _LogitMap(NamedTuple):
+    """Logits [1, C, h, w] of a view of ``size``, padded below and right to ``covered``."""
 
     logits: Tensor
     size: tuple[int, int]
@@ -45,40 +44,35 @@ def predict_labels(
         model: a :class:`deeplab_fast.DeepLabV3` in evaluation mode, or one prepared for inference.
         image: [1, 3, H, W], normalised.
         size: (height, width) of the labels; that of ``image`` by default.
-        scales: sizes of the image that are seen, relative to [H, W]; their probabilities are
-            averaged (Chen et al. 2017, section 4.1).
-        flip: see each of them mirrored, too.
-        window: (height, width) of the part that the model sees at once, the size it was trained
-            at for one, in multiples of 16 (plus 1 with ``align_corners``). Windows overlap by a
-            third at least and their logits are averaged where they do. By default the whole image
-            is seen at once.
+        scales: factors by which the image is resized; the probabilities of all scales are averaged
+            (Chen et al. 2017, section 4.1).
+        flip: also average over the mirrored image at each scale.
+        window: (height, width) of the windows into which the image is divided, in multiples of 16
+            (plus 1 with ``align_corners``), such as the size that the model was trained at. Windows
+            overlap by at least a third, and their logits are averaged there. None for the whole
+            image at once.
 
     Returns:
         uint8 labels, or int32 with more than 256 classes: [height, width].
 
     Raises:
-        TrainingError: ``scales`` or ``window`` has another value.
+        ValueError: ``scales`` or ``window`` is out of range.
 
     >>> labels = predict_labels(model, image, scales=(0.75, 1.0, 1.25), flip=True)
     """
-    if not scales or not all(0 < scale < math.inf for scale in scales):
-        raise TrainingError(f"scales: expected positive numbers, got {tuple(scales)}")
+    check_views(model, scales, window)
     extra = int(model.align_corners)
-    if window is not None and any(side < _STEP or side % _STEP != extra for side in window):
-        raise TrainingError(
-            f"window: expected a height and width of {_STEP} k + {extra}, got {window}"
-        )
     size = (image.size(2), image.size(3)) if size is None else size
     maps = []
     for scale in scales:
         scaled = _scaled(image, scale)
         for view in (scaled, scaled.flip(3)) if flip else (scaled,):
-            found = _whole(model, view) if window is None else _windows(model, view, window)
-            # A mirrored map is turned back while it is sampled: padding is on its other side.
-            maps.append((found, view is not scaled))
+            logit_map = _whole(model, view) if window is None else _windows(model, view, window)
+            # Mirrored maps are mirrored back when they are sampled, since their padding is not.
+            maps.append((logit_map, view is not scaled))
     classes = maps[0][0].logits.size(1)
     dtype = torch.uint8 if classes <= 256 else torch.int32
-    if len(maps) == 1:
+    if len(maps) == 1:  # no probabilities are needed, unless padded labels have to be resized
         logits, seen, covered = maps[0][0]
         if seen == covered or seen == size:
             target = size if seen == covered else covered
@@ -88,10 +82,21 @@ def predict_labels(
     for top in range(0, size[0], _STRIP):
         rows = torch.arange(top, min(top + _STRIP, size[0]), device=image.device)
         total: Any = 0
-        for found, mirrored in maps:
-            total = total + _probabilities(found, rows, size, mirrored, extra)
+        for logit_map, mirrored in maps:
+            total = total + _probabilities(logit_map, rows, size, mirrored, extra)
         strips.append(total.argmax(1)[0].to(dtype))
     return torch.cat(strips)
+
+
+def check_views(model: Any, scales: Sequence[float], window: tuple[int, int] | None) -> None:
+    """Raise ValueError if ``scales`` or ``window`` is out of range; see :func:`predict_labels`."""
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales: expected positive numbers, got {tuple(scales)}")
+    extra = int(model.align_corners)
+    if window is not None and any(side < _STEP or side % _STEP != extra for side in window):
+        raise ValueError(
+            f"window: expected a height and width of {_STEP} k + {extra}, got {window}"
+        )
 
 
 def _scaled(image: Tensor, scale: float) -> Tensor:
@@ -101,16 +106,16 @@ def _scaled(image: Tensor, scale: float) -> Tensor:
     return F.interpolate(image, size, mode="bilinear", antialias=True)
 
 
-def _whole(model: Any, image: Tensor) -> _Map:
+def _whole(model: Any, image: Tensor) -> _LogitMap:
     size = image.size(2), image.size(3)
-    return _Map(model.logits(image)["out"].float(), size, size)
+    return _LogitMap(model.logits(image)["out"].float(), size, size)
 
 
-def _windows(model: Any, image: Tensor, window: tuple[int, int]) -> _Map:
-    """Logits of overlapping windows, averaged on the grid that all of them share.
+def _windows(model: Any, image: Tensor, window: tuple[int, int]) -> _LogitMap:
+    """Logits of overlapping windows, averaged at low resolution.
 
-    Windows begin at multiples of the output stride, so their low-resolution pixels lie on one grid;
-    upsampling is linear, so the average can be taken before it.
+    Windows start at multiples of the output stride, so that their logits lie on one grid. Averaging
+    before the upsampling gives the same result as after it, because upsampling is linear.
     """
     extra = int(model.align_corners)
     size = image.size(2), image.size(3)
@@ -133,40 +138,45 @@ def _windows(model: Any, image: Tensor, window: tuple[int, int]) -> _Map:
             total[:, :, rows, columns] += logits
             counts[rows, columns] += 1
     assert total is not None and counts is not None
-    return _Map(total / counts, size, (height, width))
+    return _LogitMap(total / counts, size, (height, width))
 
 
 def _starts(side: int, window: int) -> list[int]:
-    """Where windows begin: evenly spread over ``side``, overlapping by a third or more."""
+    """Offsets of windows, evenly spread over ``side`` and overlapping by at least a third."""
     last = (side - window) // _STEP
     intervals = -(-last // max(1, window * 2 // 3 // _STEP))
     return [last * i // intervals * _STEP for i in range(intervals)] + [last * _STEP]
 
 
 def _probabilities(
-    found: _Map, rows: Tensor, size: tuple[int, int], mirrored: bool, extra: int
+    logit_map: _LogitMap, rows: Tensor, size: tuple[int, int], mirrored: bool, extra: int
 ) -> Tensor:
-    """Probabilities [1, C, len(rows), width] of these rows of the labels."""
+    """Probabilities [1, C, len(rows), width] of some rows of the labels."""
     columns = torch.arange(size[1], device=rows.device)
     if mirrored:
         columns = columns.flip(0)
-    logits = found.logits
+    logits = logit_map.logits
     for dim, pixels in ((2, rows), (3, columns)):
         axis = dim - 2
-        source = _source(
-            pixels, size[axis], found.size[axis], found.covered[axis], logits.size(dim), extra
+        position = _positions(
+            pixels,
+            size[axis],
+            logit_map.size[axis],
+            logit_map.covered[axis],
+            logits.size(dim),
+            extra,
         )
-        low = source.long()
+        low = position.long()
         high = (low + 1).clamp(max=logits.size(dim) - 1)
         shape = [1, 1, 1, 1]
         shape[dim] = -1
-        part = (source - low).view(shape)
-        logits = torch.lerp(logits.index_select(dim, low), logits.index_select(dim, high), part)
+        fraction = (position - low).view(shape)
+        logits = torch.lerp(logits.index_select(dim, low), logits.index_select(dim, high), fraction)
     return logits.softmax(1)
 
 
-def _source(pixels: Tensor, size: int, seen: int, covered: int, low: int, extra: int) -> Tensor:
-    """Where on the map a pixel of the labels lies, along one axis (F.interpolate's conventions)."""
+def _positions(pixels: Tensor, size: int, seen: int, covered: int, low: int, extra: int) -> Tensor:
+    """Positions on the map of pixels of the labels, along one axis, as in F.interpolate."""
     position = pixels.float()
     if extra:
         position = position * ((seen - 1) / max(size - 1, 1))

@@ -9,57 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.dilated_conv2d import dilated_conv2d
 from ..ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
-
-
-class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` with a right weight gradient where it is dilated, in half precision, on a CPU.
-
-    PyTorch's is wrong there on many x86 CPUs (docs/onednn_bf16_weight_gradient.md), so that
-    :func:`deeplab_fast.dilated_conv2d`, which has no second derivatives, takes its place.
-    """
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if max(self.dilation) > 1 and _keeps_size(self) and _trains_in_half_on_cpu(input, weight):
-            vertical, horizontal = self.dilation
-            return dilated_conv2d(input, weight, bias, (vertical, horizontal), self.groups)
-        return super()._conv_forward(input, weight, bias)
-
-
-def _trains_in_half_on_cpu(input: Tensor, weight: Tensor) -> bool:
-    if not isinstance(input, Tensor):  # torch.fx traces with proxies
-        return False
-    if input.device.type != "cpu" or not (weight.requires_grad and torch.is_grad_enabled()):
-        return False
-    dtype = input.dtype
-    if torch.is_autocast_enabled("cpu") and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype("cpu")
-    return dtype in (torch.bfloat16, torch.float16)
-
-
-def _keeps_size(conv: nn.Conv2d) -> bool:
-    return (conv.stride, conv.padding, conv.padding_mode) == ((1, 1), _same(conv), "zeros")
+from .conv import Conv2d, has_same_padding
 
 
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling (Chen et al. 2017, section 3.3).
 
-    A 1x1 convolution, one 3x3 atrous convolution per rate and image pooling, in parallel, each with
-    batch norm and ReLU; projected together by a 1x1 convolution with batch norm, ReLU and dropout
-    0.5. Takes the place of ``torchvision.models.segmentation.deeplabv3.ASPP``: the same keys
-    (``convs.{0..}``, ``project``), numbers, seeded initialisation and dropout.
+    Parallel branches: a 1x1 convolution, one 3x3 atrous convolution per rate, and image pooling,
+    each with batch norm and ReLU. A 1x1 convolution with batch norm, ReLU and dropout 0.5 projects
+    them. A drop-in replacement for ``torchvision.models.segmentation.deeplabv3.ASPP``: the same
+    state dict keys (``convs.{0..}``, ``project``), outputs, seeded initialisation and dropout.
 
     The branches run as one :func:`deeplab_fast.parallel_dilated_conv2d` and one batch norm. The
-    pooled branch is constant over space, so its share of the projection is added as a bias per
-    image and neither its broadcast nor the concatenation with it exists; its gradient reaches the
-    input in the kernel that writes that of the branches. Where somebody hooked or replaced a module
-    inside, all of them are called one by one instead; a batch norm replaced by another
-    normalisation than SyncBatchNorm only keeps the norms apart.
+    pooled branch is constant over an image, so its share of the projection is added as a bias per
+    image: it is neither broadcast nor concatenated, and its gradient is added in the kernel that
+    writes the gradient of the input. If a submodule was replaced or hooked, the submodules are
+    called one by one instead. If only batch norms were replaced, by a normalisation other than
+    SyncBatchNorm, only the normalisation runs branch by branch.
 
     Args:
         in_channels: channels of the input.
-        atrous_rates: one rate per 3x3 branch; () leaves the 1x1 branch and the pooling.
+        atrous_rates: one rate per 3x3 branch; () for the 1x1 branch and image pooling only.
         out_channels: channels of each branch and of the output.
 
     Input [N, in_channels, H, W] of any size; output [N, out_channels, H, W].
@@ -91,12 +62,12 @@ class ASPP(nn.Module):
         pool_norm = pool[2]
         if type(pool_norm) is nn.BatchNorm2d and pool_norm.training and input.size(0) == 1:
             raise ValueError(
-                "ASPP: batch norm cannot normalise the one value per channel that image pooling "
-                "leaves of a batch of 1 in training mode. Train with at least 2 images a batch, or "
-                "let that branch use its running statistics: aspp.convs[-1].eval() after each "
+                "ASPP: expected at least 2 images in training mode, got a batch of 1: batch norm "
+                "cannot normalise the one value per channel of image pooling. Use larger batches, "
+                "or the running statistics of that branch: aspp.convs[-1].eval() after each "
                 "train() (in DeepLabV3: model.classifier[0].convs[-1].eval())"
             )
-        if not self._as_built():
+        if not self._is_unmodified():
             pooled = pool(input).expand(-1, -1, *input.shape[2:])
             return self.project(torch.cat([*(branch(input) for branch in branches), pooled], dim=1))
 
@@ -117,8 +88,8 @@ class ASPP(nn.Module):
         output = _conv1x1(features, weight, F.conv2d(pooled, pool_weight).flatten(1))
         return dropout(relu(norm(output)))
 
-    def _as_built(self) -> bool:
-        """Whether the modules that forward does not call are plain ones nobody listens to."""
+    def _is_unmodified(self) -> bool:
+        """True if no submodule was replaced or hooked."""
         *branches, pool = self.convs
         return (
             [len(branch) for branch in (*branches, self.project)] == [*[3] * len(branches), 4]
@@ -144,7 +115,7 @@ def _conv_norm_relu(
 
 
 def _conv1x1(input: Tensor, weight: Tensor, image_bias: Tensor) -> Tensor:
-    """1x1 convolution with a bias [N, K] per image, in one sum: half precision rounds it once."""
+    """1x1 convolution plus ``image_bias`` [N, K]; half precision rounds their sum only once."""
     N, C, H, W = input.shape
     K = weight.size(0)
     bias = image_bias[:, None].expand(N, H * W, K)
@@ -156,15 +127,11 @@ def _conv1x1(input: Tensor, weight: Tensor, image_bias: Tensor) -> Tensor:
 
 
 def _is_plain(conv: Any) -> bool:
-    """Whether this is nothing but the convolution that its weight and dilation tell."""
+    """True for a "same" convolution without bias and groups, with one dilation for both axes."""
     return type(conv) in (nn.Conv2d, Conv2d) and (
-        _keeps_size(conv)
+        has_same_padding(conv)
         and (conv.bias, conv.groups, conv.dilation) == (None, 1, conv.dilation[:1] * 2)
     )
-
-
-def _same(conv: nn.Conv2d) -> tuple[int, ...]:
-    return tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size))
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -177,7 +144,7 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def _are_alike(norms: Sequence[Any]) -> bool:
-    """Whether these are batch norms that :func:`_batch_norm` can run as one."""
+    """True if :func:`_batch_norm` can run these norms as one."""
     first = norms[0]
     return type(first) in (nn.BatchNorm2d, nn.SyncBatchNorm) and all(
         type(norm) is type(first)
@@ -191,13 +158,13 @@ def _are_alike(norms: Sequence[Any]) -> bool:
 
 
 def _batch_norm(input: Tensor, norms: Sequence[Any]) -> Tensor:
-    """The norms on consecutive channels of ``input`` as one: statistics are per channel."""
+    """Apply the norms of consecutive channel ranges of ``input`` as one norm."""
     first = norms[0]
     mean = torch.cat([norm.running_mean for norm in norms])
     var = torch.cat([norm.running_var for norm in norms])
     weight = torch.cat([norm.weight for norm in norms])
     bias = torch.cat([norm.bias for norm in norms])
-    if isinstance(first, nn.SyncBatchNorm):  # has no function, only a module
+    if isinstance(first, nn.SyncBatchNorm):  # there is no functional form
         merged = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
         merged["num_batches_tracked"] = input.new_zeros((), dtype=torch.int64)  # counted below
         output = torch.func.functional_call(first, merged, (input,))

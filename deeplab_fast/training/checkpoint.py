@@ -1,4 +1,4 @@
-"""The state of a run on disk: written whole or not at all, and enough to go on exactly."""
+"""Checkpoint files: atomic writes, checks on reading, and the state of random generators."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from .errors import TrainingError
 
 
 def write(path: Path, data: bytes | memoryview) -> None:
-    """Write a whole file or, whatever happens, leave what was there.
+    """Write a file completely, or leave the file that was there.
 
     Raises:
-        TrainingError: it cannot be written, naming it.
+        TrainingError: the file cannot be written; the message names it.
     """
     try:
         with replacing(path) as partial, open(partial, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())  # or a machine that stops could keep the name without the data
+            os.fsync(file.fileno())  # a crash must not leave the new name without the data
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
 def cannot_write(path: Path, error: Exception) -> TrainingError:
+    """The error of a file that cannot be written, with the reason that ``error`` has."""
     why = getattr(error, "strerror", None) or error
-    return TrainingError(f"{path}: cannot write: {why}. What was written before is whole")
+    return TrainingError(f"{path}: cannot write: {why}. What was written before is complete")
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write what :func:`load` reads: tensors, numbers, strings, and containers of them."""
-    buffer = io.BytesIO()  # torch.save itself hides the reason why a disk refuses
+    """Write tensors, numbers, strings, and containers of them, for :func:`load`."""
+    buffer = io.BytesIO()  # torch.save to a file hides the reason of an OSError
     torch.save(dict(state), buffer)
-    with buffer.getbuffer() as data:  # or Python 3.12.1 may crash as it collects what an error kept
+    with buffer.getbuffer() as data:  # an exported buffer that an error kept crashes Python 3.12.1
         write(path, data)
 
 
@@ -50,15 +51,15 @@ _ENTRIES = {
 
 
 def load(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The state in ``path``, of a run with the same settings.
+    """The state in a checkpoint of a run with the same settings.
 
     Args:
-        path: written by :func:`save`.
-        expected: entries of the state that must be equal.
+        path: a file written by :func:`save`.
+        expected: settings that the checkpoint must have, with equal values.
 
     Raises:
-        TrainingError: the file is missing or damaged, or was written by another run, naming the
-            file and what differs.
+        TrainingError: the file is missing, damaged, of another run or of another version; the
+            message names the file and the setting.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -74,19 +75,26 @@ def load(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     return state
 
 
-def _difference(name: str, there: Any, here: Any) -> str:
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for key in {**here, **there}:
-            if there.get(key) != here.get(key):
-                return _difference(key, there.get(key), here.get(key))
+def _difference(name: str, saved: Any, expected: Any) -> str:
+    """The first setting that differs."""
+    if isinstance(saved, Mapping) and isinstance(expected, Mapping):
+        for key in saved:
+            if key not in expected:
+                return (
+                    f"saved with the setting {key!r}, which this version does not have (expected a "
+                    "checkpoint of this version, or a new run in another folder)"
+                )
+        for key in {**expected, **saved}:
+            if saved.get(key) != expected.get(key):
+                return _difference(key, saved.get(key), expected.get(key))
     return (
-        f"saved with {name} {there!r}, not {here!r} (expected the same, or a new run in another "
-        "folder)"
+        f"saved with {name} {saved!r}, not {expected!r} (expected the same, or a new run in "
+        "another folder)"
     )
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Of all generators of this process, in types that torch.load takes with weights_only."""
+    """State of this process's generators, in types that torch.load reads with weights_only."""
     _, words, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -97,6 +105,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore what :func:`random_state` returned."""
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)

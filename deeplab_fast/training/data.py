@@ -1,4 +1,4 @@
-"""Images with labels on disk: what a data set is, and where the common ones keep their files."""
+"""Segmentation data sets on disk: any list of pairs, and three common folder layouts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from .._io.images import to_rgb
 from .errors import TrainingError
 
-IGNORE = 255  # the class of pixels that count neither in training nor in evaluation
+IGNORE = 255  # label of pixels that count neither in training nor in evaluation
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -23,7 +23,8 @@ VOC_CLASSES = (
     "train", "tvmonitor",
 )  # fmt: skip
 
-# labelId -> trainId of the classes that are evaluated (cityscapesscripts/helpers/labels.py).
+# labelId -> name of the evaluated classes, in the order of their trainId
+# (cityscapesscripts/helpers/labels.py).
 _CITYSCAPES = {
     7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole",
     19: "traffic light", 20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky",
@@ -34,14 +35,14 @@ _CITYSCAPES = {
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Pairs of an image and its labels, read when they are asked for.
+    """A list of images and their labels, read on access.
 
     Args:
-        pairs: (image, labels) paths. An image is anything Pillow reads; labels are an 8-bit grey or
-            palette image of the same size, usually PNG.
-        classes: their names, class 0 first.
-        label_ids: value in a label file -> class, or 255 for pixels that do not count. By default
-            value i is class i. 255 never counts.
+        pairs: (image, labels) paths. An image is any file that Pillow reads; labels are an 8-bit
+            grey or palette image of the same size, usually PNG.
+        classes: names of the classes, class 0 first.
+        label_ids: value in a label file -> class, or 255 for pixels to ignore. By default value i
+            is class i. 255 is always ignored.
 
     >>> data = SegmentationData([("a.jpg", "a.png")], ("road", "other"), {0: 255, 1: 0, 2: 1})
     >>> image, labels = data.read(0)
@@ -74,13 +75,13 @@ class SegmentationData:
         return len(self.pairs)
 
     def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """The RGB image of pair ``index`` and its classes, uint8 [H, W].
+        """The RGB image of pair ``index`` and its labels, uint8 [H, W].
 
-        No EXIF orientation is applied: the labels are those of the pixels as they are stored.
+        EXIF orientation is not applied, because the labels are those of the stored pixels.
 
         Raises:
-            TrainingError: a file is missing or damaged, the sizes differ, or a label is none of the
-                classes; names the file.
+            TrainingError: a file is missing or damaged, the sizes differ, or a label is no class;
+                the message names the file.
         """
         image_path, label_path = self.pairs[index]
         stored, labels = _load(image_path), _load(label_path)
@@ -104,7 +105,7 @@ class SegmentationData:
             known = sorted({*np.flatnonzero(self._table >= 0).tolist()} - {IGNORE})
             raise TrainingError(
                 f"{label_path}: label {', '.join(map(str, wrong[:5]))} is no class (expected "
-                f"{_ranges(known)}, or {IGNORE} or one of `ignore` for pixels that do not count)"
+                f"{_ranges(known)}, or {IGNORE} or a value of `ignore`)"
             )
         return image, classes.astype(np.uint8)
 
@@ -126,7 +127,8 @@ def _load(path: str | Path) -> Image.Image:
 
 
 def _ranges(values: Sequence[int]) -> str:
-    """
+    """Sorted integers as text, with ranges.
+
     >>> _ranges([0, 1, 2, 7])
     '0-2, 7'
     """
@@ -145,16 +147,16 @@ def folder(
     classes: Sequence[str] | None = None,
     ignore: Sequence[int] = (),
 ) -> SegmentationData:
-    """``images/SPLIT/NAME.jpg`` with ``labels/SPLIT/NAME.png``, in subfolders too.
+    """Data set of ``images/SPLIT/NAME.jpg`` and ``labels/SPLIT/NAME.png``, with any subfolders.
 
     Args:
-        root: where ``images`` and ``labels`` are.
-        split: "train", "val", ...
-        classes: names; by default the lines of ``classes.txt`` in ``root``.
-        ignore: values in label files, besides 255, that do not count.
+        root: folder that has ``images`` and ``labels``.
+        split: name of a subfolder, such as "train" or "val".
+        classes: names of the classes; by default the lines of ``classes.txt`` in ``root``.
+        ignore: values in label files to ignore, besides 255.
 
     Raises:
-        TrainingError: a folder or file is missing, naming it; so do the other layouts.
+        TrainingError: a folder or file is missing; the message names it.
 
     >>> data = folder("camvid", "train", classes=[f"class {i}" for i in range(11)], ignore=[11])
     """
@@ -175,10 +177,13 @@ def voc(root: str | Path, split: str) -> SegmentationData:
 
     Args:
         root: usually VOCdevkit/VOC2012.
-        split: names the list ImageSets/Segmentation/SPLIT.txt. A line is the name of an image, or
+        split: name of the list ImageSets/Segmentation/SPLIT.txt. A line is the name of an image, or
             the paths of image and labels below ``root``, as in the "trainaug" lists of the 10582
-            images with SBD's labels. These are in SegmentationClassAug, which a name is looked up
-            in first if the folder is there and the split is not one of VOC's own.
+            images with SBD's labels. Labels of a name are in SegmentationClassAug if that folder
+            exists and the split is not one of VOC's own, else in SegmentationClass.
+
+    Raises:
+        TrainingError: a folder or file is missing; the message names it.
 
     >>> data = voc("VOCdevkit/VOC2012", "trainaug")
     """
@@ -205,6 +210,9 @@ def cityscapes(root: str | Path, split: str) -> SegmentationData:
     """Cityscapes: ``root`` has leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY.
 
     Labels are the ``*_gtFine_labelIds.png`` files, of which 19 classes count.
+
+    Raises:
+        TrainingError: a folder or file is missing; the message names it.
 
     >>> data = cityscapes("cityscapes", "val")
     """
@@ -237,11 +245,11 @@ def _lines(path: Path, instead: str = "") -> list[str]:
 
 
 def _checked(data: SegmentationData, where: Path) -> SegmentationData:
-    """``data``, if it has images and all its files are there: known before the training starts."""
+    """Return ``data`` if it is not empty and all its files exist, which training relies on."""
     if not data.pairs:
-        raise TrainingError(f"{where}: names no image (expected one at least)")
+        raise TrainingError(f"{where}: no images (expected at least one)")
     for pair in data.pairs:
         for path in pair:
             if not Path(path).is_file():
-                raise TrainingError(f"{path}: no such file (expected every image and its labels)")
+                raise TrainingError(f"{path}: no such file (expected labels for each image)")
     return data

@@ -1,4 +1,4 @@
-"""One process or several: torchrun starts them, torch.distributed connects them."""
+"""Communication between the processes that torchrun starts; without torchrun there is one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import TrainingError
 
 
 def start(device: torch.device) -> torch.device:
-    """Join the other processes where torchrun started this one; the device of this one."""
+    """Join the processes that torchrun started, and return the device of this one."""
     if "LOCAL_RANK" not in os.environ:  # set by torchrun
         return device
     if device.type == "cuda":
@@ -25,27 +25,30 @@ def start(device: torch.device) -> torch.device:
 
 
 def stop() -> None:
+    """Leave the group of processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
+    """Index of this process, 0 if it is the only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """In place."""
+    """Sum a tensor over all processes, in place, and return it."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def gather(value: Any) -> list[Any]:
-    """The ``value`` of every process, on all of them."""
+    """The values of all processes, by rank, on all processes."""
     values: list[Any] = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -53,26 +56,26 @@ def gather(value: Any) -> list[Any]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether ``flag`` is true on any of them. Asked on the CPU: no GPU is waited for."""
+    """True on all processes if ``flag`` is true on one. It does not wait for a GPU."""
     return bool(sum_over_processes(torch.tensor(float(flag))))
 
 
-def raise_together(error: TrainingError | None) -> None:
-    """Raise on every process what was caught on one: the others would wait for it.
+def raise_on_all_ranks(error: TrainingError | None) -> None:
+    """Raise on all processes the error of one, which the others would wait for.
 
-    It returns where nothing was caught, and only when all processes are here.
+    Every process calls this function, with its error or None.
     """
     for message in gather(None if error is None else str(error)):
         if message is not None:
             raise TrainingError(message) from error
 
 
-def on_first(work: Callable[[], None]) -> None:
-    """Do it on the first process, the others wait; what it raises there is raised on all."""
+def on_rank_zero(function: Callable[[], None]) -> None:
+    """Call a function on rank 0 while the others wait; its TrainingError is raised on all."""
     error = None
     if rank() == 0:
         try:
-            work()
+            function()
         except TrainingError as caught:
             error = caught
-    raise_together(error)
+    raise_on_all_ranks(error)

@@ -1,18 +1,16 @@
-"""How good a model is on a data set."""
+"""Evaluation of a model on a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..models.preprocessing import Preprocessing, network_size
-from ..models.sliding_window import predict_labels
+from ..models.preprocessing import Preprocessing, network_input
+from ..models.sliding_window import check_views, predict_labels
 from . import distributed
 from .data import SegmentationData
 from .errors import TrainingError
@@ -31,29 +29,35 @@ def evaluate(
     workers: int = 2,
     quiet: bool = False,
 ) -> Scores:
-    """Compare the labels that a model gives to whole images with the true ones.
+    """Scores of a model's predictions for whole images, against the ground truth at full size.
 
-    Images are prepared as ``deeplab-fast segment`` does, whole; labels are compared at full size.
-    Where several processes run (torch.distributed), they share the images.
+    Images are prepared as by ``deeplab-fast segment``. Several processes (torch.distributed) share
+    the images.
 
     Args:
-        model: a :class:`deeplab_fast.DeepLabV3`, or one prepared for inference. Its mode is kept.
+        model: a :class:`deeplab_fast.DeepLabV3`, or one prepared for inference. It is evaluated in
+            evaluation mode, and put back into the mode it had.
         data: images and their labels.
-        scales, flip, window: see :func:`predict_labels`.
-        dtype: of autocast; float32 for none.
+        scales, flip, window: views of each image; see :func:`predict_labels`.
+        dtype: dtype of autocast; float32 for none.
         workers: processes that read images.
-        quiet: show no progress, which is shown on a terminal only.
+        quiet: show no progress bar, which is shown on a terminal only.
 
     Raises:
-        TrainingError: the model has another number of classes, or a file cannot be used, naming it.
+        TrainingError: ``scales`` or ``window`` is out of range, the model predicts a class that the
+            data do not have, or a file cannot be read; the message names it.
 
     >>> evaluate(model, data, scales=(0.75, 1.0, 1.25), flip=True).miou
     """
+    try:
+        check_views(model, scales, window)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
     device = next(model.parameters()).device
     classes = len(data.classes)
     total = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     indices = range(distributed.rank(), len(data), distributed.world_size())
-    was_training, error = model.training, None
+    was_training, caught = model.training, None
     model.eval()
     try:
         images = _Images(data, model.preprocessing, model.align_corners)
@@ -71,36 +75,28 @@ def evaluate(
                 )
             if labels.max() >= classes:
                 raise TrainingError(
-                    f"the model found class {int(labels.max())}, the data have {classes} classes"
+                    f"model: expected predictions of the {classes} classes in the data, got class "
+                    f"{int(labels.max())}"
                 )
             total += confusion_matrix(target.to(device), labels, classes)
-    except TrainingError as caught:
-        error = caught
+    except TrainingError as error:
+        caught = error
     finally:
         if was_training:
             model.train()
-    distributed.raise_together(error)
+    distributed.raise_on_all_ranks(caught)
     return Scores(distributed.sum_over_processes(total).cpu().numpy(), data.classes)
 
 
-def network_input(image: Image.Image, preprocessing: Preprocessing, align_corners: bool) -> Tensor:
-    """A whole RGB image as a model sees it in evaluation: [1, 3, H, W], channels_last."""
-    size = network_size(image.size, preprocessing.resize, align_corners)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    pixels = replace(preprocessing, resize=None, crop=None)(image)
-    return pixels[None].contiguous(memory_format=torch.channels_last)
-
-
 class _Images:
-    """Normalised images and their labels at full size, for workers to read."""
+    """Images as a network takes them, and their labels at full size."""
 
     def __init__(
         self, data: SegmentationData, preprocessing: Preprocessing, align_corners: bool
     ) -> None:
-        self.data = data
-        self.model = preprocessing, align_corners
+        self.data, self.preprocessing, self.align_corners = data, preprocessing, align_corners
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = self.data.read(index)
-        return network_input(image, *self.model), torch.from_numpy(labels)
+        pixels = network_input(image, self.preprocessing, self.align_corners)
+        return pixels, torch.from_numpy(labels)

@@ -1,4 +1,4 @@
-"""Images in an order that depends on nothing but the seed, read by worker processes."""
+"""Training batches in an order that depends on the seed alone, read by worker processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .transforms import augment
 
 
 class Samples:
-    """Augmented images. Sample ``(epoch, index)`` is the same whenever and wherever it is made."""
+    """Augmented images and labels. Sample ``(epoch, index)`` depends on nothing but the seed."""
 
     def __init__(self, data: SegmentationData, recipe: Recipe) -> None:
         self.data, self.recipe = data, recipe
@@ -32,16 +32,17 @@ class Samples:
 
 
 def steps_per_epoch(images: int, recipe: Recipe) -> int:
-    """Updates in which every image is seen once; the last one is filled up with the first ones."""
+    """Updates per epoch. The first images fill up the last batch."""
     return -(-images // recipe.batch_size)
 
 
 def keys(
     images: int, recipe: Recipe, first_step: int, rank: int, world_size: int
 ) -> Iterator[list[tuple[int, int]]]:
-    """The (epoch, index) of each batch that a process computes from update ``first_step`` on.
+    """The (epoch, index) of all images of each micro-batch of a process, from ``first_step`` on.
 
-    The processes take turns in an update's images, and an update's parts follow one another.
+    The images of an update go to the processes in turn. The micro-batches of an update are
+    consecutive.
     """
     steps = steps_per_epoch(images, recipe)
     for step in range(first_step, steps * recipe.epochs):
@@ -49,8 +50,8 @@ def keys(
         order = np.random.default_rng([recipe.seed, epoch]).permutation(images)
         places = np.arange(within * recipe.batch_size, (within + 1) * recipe.batch_size)
         chosen = [(epoch, int(index)) for index in order[places % images]][rank::world_size]
-        part = len(chosen) // recipe.accumulate
-        yield from (chosen[i * part : (i + 1) * part] for i in range(recipe.accumulate))
+        size = len(chosen) // recipe.grad_accum_steps
+        yield from (chosen[i * size : (i + 1) * size] for i in range(recipe.grad_accum_steps))
 
 
 def batches(
@@ -61,10 +62,10 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training batches from update ``first_step`` to the last: uint8 [N, H, W, 3] and [N, H, W].
+    """Micro-batches from update ``first_step`` to the last: uint8 [N, H, W, 3] and [N, H, W].
 
     Raises:
-        TrainingError: a file cannot be used, naming it.
+        TrainingError: a file cannot be read; the message names it.
     """
     order = keys(len(data), recipe, first_step, rank, world_size)
     return in_workers(Samples(data, recipe), order, workers, _stack)
@@ -73,34 +74,41 @@ def batches(
 def in_workers(
     dataset: Any, order: Iterable[Any], workers: int, collate: Any = None
 ) -> Iterator[Any]:
-    """``dataset[key]``, or for a list of keys ``collate`` of them, in order, read ahead.
+    """Items of a data set in a given order, read ahead by worker processes.
+
+    Args:
+        dataset: has ``dataset[key]``.
+        order: keys, or lists of keys if ``collate`` is given.
+        workers: number of processes; 0 reads in this one.
+        collate: function of the list of items of a list of keys.
 
     Raises:
-        TrainingError: a file cannot be used, naming it, or a worker was killed.
+        TrainingError: a file cannot be read, and the message names it; or a worker was killed.
     """
     if workers < 0:
         raise TrainingError(f"workers: expected 0 or more, got {workers}")
-    caught: Any = _Caught(dataset, collate)
+    errors_returned: Any = _ReturnsErrors(dataset, collate)
     loader: Any = DataLoader(
-        caught,
+        errors_returned,
         batch_size=None,
         sampler=order,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_obey_the_parent_only,
-        generator=torch.Generator(),  # or it would draw from the one that dropout draws from
+        worker_init_fn=_ignore_foreign_signals,
+        generator=torch.Generator(),  # the default one is that of dropout
     )
-    for item in _whole_updates(iter(loader)):
+    for item in _without_sigchld(iter(loader)):
         if isinstance(item, TrainingError):
             raise item
         yield item
 
 
-def _whole_updates(items: Iterator[Any]) -> Iterator[Any]:
-    """``items`` of a DataLoader, which fails where the next one is asked for and nowhere else.
+def _without_sigchld(items: Iterator[Any]) -> Iterator[Any]:
+    """Items of a DataLoader, whose error for a killed worker is raised between two items only.
 
-    It handles SIGCHLD and would raise wherever the parent is when a worker dies, in the middle of
-    an update too. Without, it finds out within seconds, when it waits for that worker.
+    DataLoader's handler of SIGCHLD raises in the parent at any point, even in the middle of an
+    update. Without the handler DataLoader detects the killed worker within seconds, when it waits
+    for an item.
     """
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
@@ -118,8 +126,8 @@ def _whole_updates(items: Iterator[Any]) -> Iterator[Any]:
             signal.signal(signal.SIGCHLD, before)
 
 
-class _Caught:
-    """A data set that returns errors: a worker would wrap them up in its traceback."""
+class _ReturnsErrors:
+    """A data set that returns its TrainingErrors: DataLoader adds a traceback to raised ones."""
 
     def __init__(self, dataset: Any, collate: Any) -> None:
         self.dataset, self.collate = dataset, collate
@@ -138,8 +146,11 @@ def _stack(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
 
 
-def _obey_the_parent_only(worker: int) -> None:
-    """Signals to all processes, of Ctrl-C or torchrun, are the parent's: it saves, then ends us."""
+def _ignore_foreign_signals(worker: int) -> None:
+    """Ignore SIGINT, and SIGTERM unless the parent sent it.
+
+    Ctrl-C and torchrun signal all processes. The parent needs its workers until it has saved.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a file of numbers, and TensorBoard where it is installed."""
+"""Training logs: JSONL and, optionally, TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .checkpoint import cannot_write, write
 from .errors import TrainingError
 
 NO_TENSORBOARD = (
-    "TensorBoard is not installed, so it gets no curves and pictures of this run: "
+    "TensorBoard is not installed, and there will be no curves and pictures of this run: "
     'pip install "deeplab-fast[train]"'
 )
 
 
 class Log:
-    """``log.jsonl``, one JSON object a line with its ``step``, and TensorBoard's event files.
+    """``log.jsonl``, one JSON object with a ``step`` per line, and TensorBoard's event files.
 
     Args:
-        folder: where they are.
-        step: where the run goes on; what an earlier one wrote beyond is dropped.
-        evaluated: the last update that was evaluated by then.
+        folder: folder of the files.
+        step: updates before the run starts or resumes. Lines of later updates are dropped.
+        evaluated: updates at the last evaluation before that. Scores of later ones are dropped.
 
     Raises:
-        TrainingError: a file cannot be written, or the log is not one, naming it.
+        TrainingError: a file cannot be written, or is no such log; the message names it.
     """
 
     def __init__(self, folder: Path, step: int, evaluated: int) -> None:
@@ -61,6 +61,7 @@ class Log:
             ) from error
 
     def scalars(self, step: int, **values: float | None) -> None:
+        """Write values of update ``step``; TensorBoard groups names that begin with "val_"."""
         with self._writing():
             print(json.dumps({"step": step, **values}), file=self.file, flush=True)
             if self.writer is not None:
@@ -69,7 +70,7 @@ class Log:
                         self.writer.add_scalar(name.replace("val_", "val/"), value, step)
 
     def picture(self, step: int, name: str, images: list[Image.Image]) -> None:
-        """Images of one size, side by side."""
+        """Write images of the same size, side by side, to TensorBoard."""
         if self.writer is not None:
             row = np.concatenate([np.asarray(image) for image in images], axis=1)
             with self._writing():
@@ -83,7 +84,7 @@ class Log:
             raise cannot_write(self.path, error) from error
 
     def close(self) -> None:
-        """Where the disk is full that was said by now, or TensorBoard misses the end."""
+        """Close the files. Their errors are ignored: a write that matters has failed before."""
         with contextlib.suppress(OSError):
             self.file.close()
         if self.writer is not None:

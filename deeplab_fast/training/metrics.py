@@ -1,4 +1,4 @@
-"""What a segmentation is worth: everything follows from the confusion matrix."""
+"""Segmentation metrics, all from the confusion matrix."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def confusion_matrix(target: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
-    """How often class i was predicted as class j: int64 [num_classes, num_classes], [i, j].
+    """Number of pixels of class i predicted as class j, int64 [num_classes, num_classes].
 
-    Pixels whose target is none of the classes, such as 255, do not count.
+    Pixels whose target is no class, such as 255, do not count.
 
     Args:
         target, prediction: integer tensors of one shape.
@@ -25,13 +25,14 @@ def confusion_matrix(target: Tensor, prediction: Tensor, num_classes: int) -> Te
 
 @dataclass(frozen=True)
 class Scores:
-    """The measures of Long et al. 2015 (section 5), as fractions.
+    """Metrics of Long et al. 2015 (section 5), as fractions.
 
-    A class that is neither in the labels nor in the predictions has no IoU (NaN) and is left out of
-    the mean; so is, from the mean accuracy, a class that is not in the labels.
+    A class that is neither in the ground truth nor in the predictions has no IoU (NaN) and does not
+    count in the mean IoU. A class that is not in the ground truth has no recall and does not count
+    in the mean accuracy.
 
     Args:
-        confusion: int64 [C, C], rows are labels and columns predictions.
+        confusion: int64 [C, C], rows are ground truth and columns predictions.
         classes: names of the C classes.
     """
 
@@ -46,28 +47,32 @@ class Scores:
 
     @property
     def accuracy(self) -> np.ndarray:
-        """The part of each class that was found, float64 [C]."""
+        """Recall of each class, float64 [C]."""
         return _divide(np.diag(self.confusion), self.confusion.sum(1))
 
     @property
     def miou(self) -> float:
+        """Mean IoU."""
         return _mean(self.iou)
 
     @property
     def mean_accuracy(self) -> float:
+        """Mean recall of the classes."""
         return _mean(self.accuracy)
 
     @property
     def pixel_accuracy(self) -> float:
+        """Fraction of the pixels that are predicted correctly."""
         return float(_divide(np.diag(self.confusion).sum(), self.confusion.sum()))
 
     @property
     def frequency_weighted_iou(self) -> float:
+        """Mean of the IoU weighted by the number of pixels of each class."""
         frequency = _divide(self.confusion.sum(1), self.confusion.sum())
         return float(np.where(frequency == 0, 0, frequency * self.iou).sum())
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no NaN: None instead."""
+        """The metrics for JSON, with None in place of NaN."""
         return {
             "miou": _number(self.miou),
             "pixel_accuracy": _number(self.pixel_accuracy),
@@ -79,9 +84,9 @@ class Scores:
         }
 
     def table(self) -> str:
-        """One line per class and per measure, in percent."""
+        """A table with one line per class and per metric, in percent."""
         width = max(map(len, (*self.classes, "frequency-weighted IoU")))
-        lines = [f"{'class':<{width}}  {'IoU':>6}  {'found':>6}"]
+        lines = [f"{'class':<{width}}  {'IoU':>6}  {'recall':>6}"]
         for name, iou, accuracy in zip(self.classes, self.iou, self.accuracy):
             lines.append(f"{name:<{width}}  {_percent(iou)}  {_percent(accuracy)}")
         lines.append("")
@@ -95,9 +100,9 @@ class Scores:
         return "\n".join(lines)
 
 
-def _divide(part: Any, whole: Any) -> np.ndarray:
+def _divide(numerator: Any, denominator: Any) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(part, np.float64) / np.asarray(whole, np.float64)
+        return np.asarray(numerator, np.float64) / np.asarray(denominator, np.float64)
 
 
 def _mean(values: np.ndarray) -> float:

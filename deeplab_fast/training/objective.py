@@ -1,4 +1,4 @@
-"""What training makes small."""
+"""Training loss of a segmentation model."""
 
 from __future__ import annotations
 
@@ -7,73 +7,73 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import upsample_cross_entropy
+from ..nn import UpsampleCrossEntropyLoss
 from .data import IGNORE
 from .recipe import Recipe
 
 
 class Objective(nn.Module):
-    """The loss of a model, as a module: DistributedDataParallel and torch.compile see one forward.
+    """A model and its loss as one module, for DistributedDataParallel and torch.compile.
 
     Cross entropy of the logits upsampled to the size of the labels, without logits at that size,
     plus ``recipe.aux_weight`` times that of the auxiliary classifier.
 
     Args:
-        model: has ``logits(images)``, "out" and maybe "aux", and ``align_corners``, as
-            :class:`deeplab_fast.DeepLabV3`.
-        recipe: its losses.
+        model: a module with ``logits(images)``, "out" and maybe "aux", and ``align_corners``, such
+            as :class:`deeplab_fast.DeepLabV3`.
+        recipe: weights and options of the loss.
 
     >>> objective = Objective(model, Recipe())
-    >>> objective(images, target, objective.weight_of(target)).backward()
+    >>> objective(images, target, objective.loss_normalizer(target)).backward()
     """
-
-    class_weights: Tensor | None
 
     def __init__(self, model: Any, recipe: Recipe) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
         weights = recipe.class_weights
-        self.register_buffer("class_weights", None if weights is None else torch.tensor(weights))
+        self.cross_entropy = UpsampleCrossEntropyLoss(
+            None if weights is None else torch.tensor(weights),
+            ignore_index=IGNORE,
+            reduction="sum" if recipe.top_k_pixels is None else "none",
+            label_smoothing=recipe.label_smoothing,
+            align_corners=model.align_corners,
+        )
 
-    def weight_of(self, target: Tensor) -> Tensor:
-        """How much the labels weigh: what "mean" divides by in F.cross_entropy.
+    def loss_normalizer(self, target: Tensor) -> Tensor:
+        """Summed weight of the labels, which F.cross_entropy divides by for reduction "mean".
 
-        Summed over all parts of an update, on all processes, it makes the gradient of the parts
-        that of the whole, however the pixels to ignore are spread.
+        Its sum over all micro-batches of an update, on all processes, makes their gradient that of
+        the whole batch, however ignored pixels are distributed over the images.
         """
         counts = target != IGNORE
-        if self.class_weights is None:
+        weight = self.cross_entropy.weight
+        if weight is None:
             return counts.sum(dtype=torch.float32)
-        return self.class_weights[target.where(counts, 0)].where(counts, 0).sum()
+        return weight[target.where(counts, 0)].where(counts, 0).sum()
 
-    def forward(self, images: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    def forward(self, images: Tensor, target: Tensor, normalizer: Tensor) -> Tensor:
         """The share of these images in the loss of an update.
 
         Args:
             images: [N, 3, H, W], normalised.
-            target: [N, H, W] int64, 255 for pixels that do not count.
-            weight: :meth:`weight_of` the whole update. The losses of its parts add up.
+            target: [N, H, W] int64, 255 for pixels to ignore.
+            normalizer: :meth:`loss_normalizer` of the whole update.
+
+        Returns:
+            A scalar; those of all micro-batches add up to the loss of the update.
         """
         logits = self.model.logits(images)
-        loss = self._loss(logits["out"], target, weight)
+        loss = self._loss(logits["out"], target, normalizer)
         if "aux" in logits:
-            loss = loss + self.recipe.aux_weight * self._loss(logits["aux"], target, weight)
+            loss = loss + self.recipe.aux_weight * self._loss(logits["aux"], target, normalizer)
         return loss
 
-    def _loss(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        hard = self.recipe.hard_pixels
-        losses = upsample_cross_entropy(
-            logits,
-            target,
-            self.class_weights,
-            ignore_index=IGNORE,
-            reduction="sum" if hard is None else "none",
-            label_smoothing=self.recipe.label_smoothing,
-            align_corners=self.model.align_corners,
-        )
-        if hard is None:
-            # Nothing to learn where all pixels are ignored: 0, not 0 / 0.
-            return losses / weight.clamp(min=torch.finfo(weight.dtype).tiny)
-        hardest = losses.flatten().topk(max(1, int(hard * target.numel()))).values
-        return hardest.mean() / self.recipe.accumulate
+    def _loss(self, logits: Tensor, target: Tensor, normalizer: Tensor) -> Tensor:
+        losses = self.cross_entropy(logits, target)
+        fraction = self.recipe.top_k_pixels
+        if fraction is None:
+            # If all pixels are ignored, the loss is 0 and not 0 / 0.
+            return losses / normalizer.clamp(min=torch.finfo(normalizer.dtype).tiny)
+        count = max(1, int(fraction * target.numel()))
+        return losses.flatten().topk(count).values.mean() / self.recipe.grad_accum_steps

@@ -2,8 +2,8 @@
 
     python docs/figures/tiles.py
 
-The tiles are those that the kernels run: ``_C.zones.forward_tiles`` lists them for a 65x65 map, as
-ASPP sees it at output stride 8 of a 513x513 image, and for each of ASPP's dilations.
+The tiles are those that the kernels run: ``_C.schedule.forward_tiles`` lists them for a 65x65 map,
+as ASPP sees it at output stride 8 of a 513x513 image, and for each of ASPP's dilations.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def draw() -> str:
 
 def tile_list(dilation: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
     """The rows of csrc's TileList: pixels [SIZE * SIZE], taps [9, 4] and tiles [num_tiles, 5]."""
-    buffers = _C.zones.forward_tiles((1, SIZE, SIZE), [(3, 3, dilation, dilation)], BLOCK_M)
+    buffers = _C.schedule.forward_tiles((1, SIZE, SIZE), [(3, 3, dilation, dilation)], BLOCK_M)
     pixels, taps, tiles = (np.frombuffer(buffer, np.int32) for buffer in buffers)
     return pixels, taps.reshape(-1, 4), tiles.reshape(-1, 5).tolist()
 

@@ -69,7 +69,7 @@ def test_functions_share_no_entries():
 
 
 CONV_ARGUMENTS: dict[str, Any] = {
-    "list_tiles": _C.zones.forward_tiles,
+    "list_tiles": _C.schedule.forward_tiles,
     "plane": (1, 5, 7),
     "branches": ((3, 3, 1, 1), (1, 3, 1, 2)),
     "k_iters_per_tap": 3,
@@ -98,7 +98,7 @@ BRANCHES = [
     ((3, 3, 1, 1), (1, 3, 1, 1)),
 ]
 CONV_CHANGES = [
-    ("list_tiles", _C.zones.input_grad_tiles),
+    ("list_tiles", _C.schedule.input_grad_tiles),
     ("plane", (2, 5, 7)),
     ("plane", (1, 6, 7)),
     ("plane", (1, 5, 8)),
@@ -226,7 +226,7 @@ def multiply(input: Tensor, weights: list[Tensor], tap: int = 0, *, runs: bool =
         list(range(P)) * count,
         [(0, 0, branch, tap) for branch in range(count)],
         [(branch, branch * P, P, branch, 1) for branch in range(count)],
-        [(branch, 0, 0, -(-C // 64), -1, -1) for branch in range(count)],
+        [(branch, 0, 0, -(-C // 64), -1) for branch in range(count)],
         [],
     ]
     tensors = [torch.tensor(rows, dtype=torch.int32) for rows in lists]

@@ -119,7 +119,7 @@ def test_slices_of_larger_buffers(num_ctas, channels, first):
     output = nhwc(2, 40, 6, 5, dtype=torch.bfloat16)
     before = output.clone()
     work_list = work_lists.conv_work_list(
-        _C.zones.forward_tiles, (2, 6, 5), ((3, 3, 2, 2),),
+        _C.schedule.forward_tiles, (2, 6, 5), ((3, 3, 2, 2),),
         work_lists.k_iters_per_tap(72, buffer.dtype), (channels,), torch.device("cpu"), num_ctas,
     )  # fmt: skip
     launch(
@@ -159,8 +159,8 @@ def test_taps_of_several_sources(dtype, num_ctas):
     ]
     branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
     work_list = work_lists.conv_work_list(
-        _C.zones.input_grad_tiles, (N, H, W), branches, work_lists.k_iters_per_tap(40, dtype), (C,),
-        torch.device("cpu"), num_ctas,
+        _C.schedule.input_grad_tiles, (N, H, W), branches, work_lists.k_iters_per_tap(40, dtype),
+        (C,), torch.device("cpu"), num_ctas,
     )  # fmt: skip
     grad_input = empty_nhwc(grad, C)
     launch(

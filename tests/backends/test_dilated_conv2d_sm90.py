@@ -326,7 +326,7 @@ def test_slices_of_larger_buffers(num_ctas):
     weight = torch.cat([weight, torch.full((24, 4, 1, 1), float("nan")).bfloat16()], dim=1)
     source = _C.ConvSource(24, 72, 8)
     launch(
-        num_ctas, _C.zones.forward_tiles, (2, 6, 5), ((1, 1, 1, 1),), 72, output, buffer,
+        num_ctas, _C.schedule.forward_tiles, (2, 6, 5), ((1, 1, 1, 1),), 72, output, buffer,
         weight, [source],
     )  # fmt: skip
     expected = F.conv2d(buffer[:, 24:96], weight[:, 8:80])
@@ -379,7 +379,7 @@ def test_taps_of_several_sources(dtype, num_ctas):
     branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
     grad_input = empty_nhwc(grad, C)
     launch(
-        num_ctas, _C.zones.input_grad_tiles, (N, H, W), branches, 72, grad_input, grad,
+        num_ctas, _C.schedule.input_grad_tiles, (N, H, W), branches, 72, grad_input, grad,
         torch.cat(rows, dim=1), sources,
     )  # fmt: skip
 
@@ -396,8 +396,8 @@ def test_taps_of_several_sources(dtype, num_ctas):
 def test_each_work_item_belongs_to_one_cluster():
     """Every work item is in the list of one cluster, longest first."""
     work_list = work_lists.conv_work_list(
-        _C.zones.forward_tiles, (2, 33, 33), ((3, 3, 12, 12),), 4, (256,), torch.device("cpu"), 24,
-        work_lists.CONV_SM90,
+        _C.schedule.forward_tiles, (2, 33, 33), ((3, 3, 12, 12),), 4, (256,), torch.device("cpu"),
+        24, work_lists.CONV_SM90,
     )  # fmt: skip
     _, _, _, items, _, first_items, _, tile_items = work_list.tensors
     items = items.view(-1, 6)
@@ -412,7 +412,7 @@ def test_each_work_item_belongs_to_one_cluster():
 def test_no_cluster_is_idle():
     """A cluster without a work item would not wait for the previous kernel."""
     work_list = work_lists.conv_work_list(
-        _C.zones.forward_tiles, (1, 4, 4), ((1, 1, 1, 1),), 1, (8,), torch.device("cpu"), 24,
+        _C.schedule.forward_tiles, (1, 4, 4), ((1, 1, 1, 1),), 1, (8,), torch.device("cpu"), 24,
         work_lists.CONV_SM90,
     )  # fmt: skip
     first_items = work_list.tensors[5]
@@ -424,7 +424,7 @@ def test_tile_items_match_work_items_and_tiles(num_ctas):
     """Rows that the kernel reads equal the work items, tiles and pixels they combine."""
     N, H, W = plane = 3, 9, 13
     pixels, taps, tiles, items, _, _, listed, tile_items = work_lists.conv_work_list(
-        _C.zones.forward_tiles, plane, ((3, 3, 2, 5), (1, 1, 1, 1)), 3, (264, 8),
+        _C.schedule.forward_tiles, plane, ((3, 3, 2, 5), (1, 1, 1, 1)), 3, (264, 8),
         torch.device("cpu"), num_ctas, work_lists.CONV_SM90,
     ).tensors  # fmt: skip
     tiles, items = tiles.view(-1, 5).tolist(), items.view(-1, 6).tolist()

@@ -94,8 +94,8 @@ def test_box_items_match_work_items_and_rectangles():
         N, [(h, w) for *_, h, w in rectangles.view(-1, 8).tolist()], _C.WGRAD_BOX_SM90
     )
     starts = set()
-    for row, item in zip(box_items.tolist(), items.view(-1, 6).tolist(), strict=True):
-        job, block, first_step, num_steps, slot, _ = item
+    for row, item in zip(box_items.tolist(), items.view(-1, 5).tolist(), strict=True):
+        job, block, first_step, num_steps, slot = item
         dy, dx, branch, index, y, x, h, w = rectangles.view(-1, 8)[job].tolist()
         boxes = [
             (box_row, column, n)

@@ -239,7 +239,7 @@ def test_kernels_reject_unaligned_channels():
     """Launchers check this themselves, although their callers never pass such channels."""
     memory = torch.zeros(4096, dtype=BF16)
     work_list = work_lists.conv_work_list(
-        _C.zones.forward_tiles, (1, 1, 1), ((1, 1, 1, 1),), 1, (8,), CPU, 1
+        _C.schedule.forward_tiles, (1, 1, 1), ((1, 1, 1, 1),), 1, (8,), CPU, 1
     )
 
     def convolve(name, in_channels=16, source=(0, 8, 0), stride=16, outputs=1, sums=0) -> None:
@@ -308,9 +308,9 @@ def test_no_work_item_is_past_the_last_channel(kernel):
     tile = kernel.tile
     for channels, blocks in ((1, 1), (tile, 1), (tile + 1, 2), (3 * tile, 3)):
         work_list = work_lists.conv_work_list(
-            _C.zones.forward_tiles, (1, 1, 1), ((1, 1, 1, 1),), 1, (channels,), CPU, 8, kernel
+            _C.schedule.forward_tiles, (1, 1, 1), ((1, 1, 1, 1),), 1, (channels,), CPU, 8, kernel
         )
-        items, first_items = work_list.tensors[3].view(-1, 6), work_list.tensors[5]
+        items, first_items = work_list.tensors[3].view(-1, 5), work_list.tensors[5]
         assert sorted(items[:, 1].tolist()) == list(range(blocks))
         assert first_items[-1] == blocks and len(first_items) <= 8 // kernel.sm80_ctas + 1
 
@@ -320,7 +320,7 @@ def test_persistent_clusters_have_balanced_work(kernel):
     """Clusters get the work items of the schedule; in list order the first ones get too many."""
     if kernel is work_lists.CONV_SM90:
         work_list = work_lists.conv_work_list(
-            _C.zones.forward_tiles, (1, 33, 33), ((3, 3, 12, 12),), 4, (512,), CPU, 16, kernel
+            _C.schedule.forward_tiles, (1, 33, 33), ((3, 3, 12, 12),), 4, (512,), CPU, 16, kernel
         )
     else:
         work_list = work_lists.wgrad_work_list(
@@ -328,7 +328,7 @@ def test_persistent_clusters_have_balanced_work(kernel):
         )
     is_conv = kernel is work_lists.CONV_SM90
     items, _, first_items = work_list.tensors[3:6] if is_conv else work_list.tensors[1:4]
-    costs = items.view(-1, 6)[:, 3] + 8 * (items.view(-1, 6)[:, 4] >= 0)
+    costs = items.view(-1, 5)[:, 3] + 8 * (items.view(-1, 5)[:, 4] >= 0)
     loads = [costs[begin:end].sum().item() for begin, end in first_items.unfold(0, 2, 1).tolist()]
     assert len(loads) == 4 and max(loads) <= 1.25 * sum(loads) / 4
 
@@ -342,7 +342,7 @@ def test_no_work_item_of_a_weight_gradient_is_past_the_last_channel(kernel):
                 (1, 1, pixels), ((1, 1, 1, 1),), inputs, (outputs,), BF16, CPU, 8, kernel
             )
             _, items, _, first_items, *_ = work_list.tensors
-            items = items.view(-1, 6)
+            items = items.view(-1, 5)
             assert sorted(items[:, 1].tolist()) == list(range(blocks))
             assert set(items[:, 3].tolist()) == {k_iters}
             assert first_items[-1] == blocks

@@ -634,10 +634,10 @@ def test_a_far_weight():
     near = weight[16:, :16]
     near.copy_(torch.randn(2, 16))
     x, output = torch.randn(3, 16), torch.zeros(3, 18)
-    sum_taps(output, x, weight, rows((0, 1, 0, 1, -1, -1)))
+    sum_taps(output, x, weight, rows((0, 1, 0, 1, -1)))
     torch.testing.assert_close(output[:, 16:], x @ near.T)
     grad, grad_input = torch.randn(3, 18), torch.empty(3, 16)
-    sum_taps(grad_input, grad, weight, rows((0, 0, 1, 1, -1, -1)), FLIPPED=True)
+    sum_taps(grad_input, grad, weight, rows((0, 0, 1, 1, -1)), FLIPPED=True)
     torch.testing.assert_close(grad_input, grad[:, 16:] @ near)
 
 
@@ -645,9 +645,7 @@ def test_far_pieces_of_a_sum():
     far = 2**31 // 256
     partial = zeros_without_memory((far + 2) * 256, dtype=torch.float32)
     x, weight, output = torch.randn(3, 32), torch.randn(5, 32), torch.empty(3, 5)
-    sum_taps(
-        output, x, weight, rows((0, 0, 0, 1, far, 0), (0, 0, 1, 1, far + 1, 0)), p_partial=partial
-    )
+    sum_taps(output, x, weight, rows((0, 0, 0, 1, far), (0, 0, 1, 1, far + 1)), p_partial=partial)
     kernels.dilated_conv2d_reduce_kernel[(2,)](
         output,
         partial,
@@ -687,7 +685,7 @@ def test_a_far_gradient_of_a_weight(is_split):
         far_pixels(grad),
         far_pixels(x),
         rectangle,
-        rows((0, 0, 0, 1, far if is_split else -1, -1)),
+        rows((0, 0, 0, 1, far if is_split else -1)),
         branch,
         H=1,
         W=3,

@@ -789,6 +789,10 @@ def test_training_on_camvid_beside_torchvision(tmp_path, monkeypatch, capsys):
     assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == 1
     assert list(output.glob("*.png"))
     assert "deeplab_fast: mean test mIoU 0." in capsys.readouterr().out
-    (output / "torchvision-0.json").write_bytes(before.replace(b"warmup=100", b"warmup=7"))
-    with pytest.raises(SystemExit, match="torchvision-0.json: recipe .*warmup=7,.* not .*warmup=1"):
+    (output / "torchvision-0.json").write_bytes(
+        before.replace(b"warmup_steps=100", b"warmup_steps=7")
+    )
+    with pytest.raises(
+        SystemExit, match="torchvision-0.json: recipe .*warmup_steps=7,.* not .*warmup_steps=1"
+    ):
         script.main([str(tmp_path), *options])

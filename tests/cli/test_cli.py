@@ -1,4 +1,4 @@
-"""The command line: images of every kind in, labels and overlays out, one line per problem."""
+"""Command line: segment on images of every format, its errors, and info."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def whole(preprocessing: Preprocessing) -> Preprocessing:
-    """Without the crop, which the command line leaves out too."""
+    """The preprocessing without its crop, as in the command line."""
     return dataclasses.replace(preprocessing, crop=None)
 
 
 @pytest.fixture(scope="module")
 def model() -> DeepLabV3:
-    """Small, random, and normalised on photo(), whose parts so get all its classes."""
+    """A small random model, normalised such that photo() has all its classes."""
     torch.manual_seed(0)
-    model = DeepLabV3("mobilenet_v2", CLASSES, 16, rates=(), head_conv=False, norm_eps=0.1)
+    model = DeepLabV3("mobilenet_v2", CLASSES, 16, atrous_rates=(), head_conv=False, norm_eps=0.1)
     model.preprocessing = Preprocessing(resize=64, crop=(64, 64))
     model.categories = ("background", "apple", "pear", "plum", "quince")
     images = whole(model.preprocessing)(photo())[None]
@@ -59,7 +59,7 @@ def model() -> DeepLabV3:
 
 @pytest.fixture(scope="module")
 def predict(model):
-    """What the Python interface says: labels [H, W] of a whole image."""
+    """The Python interface: labels [H, W] of a whole image."""
     prepare = functools.cache(model.prepare_for_inference)
 
     def predict(image: Image.Image, dtype: torch.dtype = torch.float32) -> np.ndarray:
@@ -78,7 +78,7 @@ def weights(model, tmp_path_factory) -> str:
 
 @pytest.fixture
 def stand_in(monkeypatch) -> None:
-    """In place of a network, for tests of what is around it: everything is class 1."""
+    """Replace the network by one that labels everything class 1."""
 
     class Everything:
         def __init__(self, weights: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -100,7 +100,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def photo(width: int = 96, height: int = 72) -> Image.Image:
-    """Blocks of noise: no two parts of it look alike."""
+    """An image of random blocks."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
 
@@ -108,8 +108,8 @@ def photo(width: int = 96, height: int = 72) -> Image.Image:
 def segment(capsys, *arguments: object) -> tuple[int, str, list[str]]:
     """Exit status, stdout and the lines of stderr of ``deeplab-fast segment ARGUMENTS``.
 
-    On the CPU unless they say otherwise, as what it is compared with: other devices round
-    otherwise, and so have other labels.
+    It runs on the CPU by default: other devices round otherwise, and labels are compared with those
+    of the CPU.
     """
     status = main(["segment", "--device", "cpu", *map(str, arguments)])
     out, err = capsys.readouterr()
@@ -121,7 +121,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_as_a_process(model, predict, weights, folder):
+def test_segment_as_a_process(model, predict, weights, folder):
     photo().save(folder / "photo.png")
     (folder / "notes.jpg").write_text("no image")
     command = [sys.executable, "-m", "deeplab_fast", "segment", "*.[jp][pn]g"]
@@ -135,7 +135,7 @@ def test_as_a_process(model, predict, weights, folder):
     assert first == ("photo.png (96x72) -> segmented/photo_labels.png, segmented/photo_overlay.png")
     labels = predict(photo())
     counts = np.bincount(labels.ravel())
-    assert (counts > 0).sum() >= 3, "the test would not notice wrong labels"
+    assert (counts > 0).sum() >= 3, "the test would not detect wrong labels"
     assert np.array_equal(np.asarray(Image.open(folder / "segmented/photo_labels.png")), labels)
     assert histogram == [
         f"  {100 * counts[label] / labels.size:5.1f} %  {model.categories[label]}"
@@ -152,7 +152,7 @@ def test_console_script(capsys):
     assert capsys.readouterr().out == f"deeplab-fast {deeplab_fast.__version__}\n"
 
 
-def test_a_reader_that_leaves_is_no_error_to_explain():
+def test_closed_pipe_is_not_reported():
     command = [sys.executable, "-I", "-m", "deeplab_fast", "info"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
@@ -160,7 +160,7 @@ def test_a_reader_that_leaves_is_no_error_to_explain():
     assert process.wait() == 1
 
 
-def test_a_report_that_cannot_be_written():
+def test_full_disk_is_reported():
     command = [sys.executable, "-I", "-m", "deeplab_fast", "info"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -168,7 +168,7 @@ def test_a_report_that_cannot_be_written():
     assert done.stderr == "deeplab-fast: [Errno 28] No space left on device\n"
 
 
-def test_results_hold_the_labels_in_the_palette_of_voc(predict, weights, folder, capsys):
+def test_results_have_the_labels_in_the_voc_palette(predict, weights, folder, capsys):
     image = photo()
     image.save("photo.png")
     assert segment(capsys, "photo.png", "--weights", weights, "--output", "out")[0] == 0
@@ -195,7 +195,7 @@ def test_overlay():
 
 
 def test_palette():
-    palette = voc_palette()  # the devkit's: aeroplane, bird, person, tvmonitor, void
+    palette = voc_palette()  # the devkit's background, aeroplane, bird, person, tvmonitor and void
     assert palette[[0, 1, 3, 15, 20, 255]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],
@@ -212,7 +212,9 @@ def test_more_classes_than_a_palette_has():
     label_image(labels).save("labels.png")
     assert np.array_equal(np.asarray(Image.open("labels.png")), labels)
     small = np.array([[0, 1, 255, 1, 1, 255]], dtype=np.uint8)
-    large, small = (np.repeat(x, 2, axis=1) for x in (labels, small))  # beside every outline
+    large, small = (
+        np.repeat(x, 2, axis=1) for x in (labels, small)
+    )  # so that there are pixels beside outlines
     black = Image.new("RGB", (12, 1))
     colours = np.asarray(overlay(black, large))[0, 1::2]
     assert np.array_equal(colours, np.asarray(overlay(black, small))[0, 1::2])
@@ -252,7 +254,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def segmented_kinds(weights, tmp_path_factory):
-    """All of KINDS in one run, which is most of the time these tests take."""
+    """The results of all KINDS, in one run because loading a model is slow."""
     folder = tmp_path_factory.mktemp("kinds")
     for name, (image, _) in KINDS.items():
         image.save(folder / name)
@@ -285,7 +287,7 @@ def test_cmyk(folder):
 @pytest.mark.parametrize("extension", ["png", "tif", "jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation, extension, folder):
-    """Camera: row 0, column 0 of the file are where the tag says (Exif 2.32, tag 0x0112)."""
+    """Row 0 and column 0 of the file lie as the tag says (Exif 2.32, tag 0x0112)."""
     upright = photo(96, 64)
     pixels = np.asarray(upright)
     stored = {
@@ -307,12 +309,12 @@ def test_exif_orientation(orientation, extension, folder):
     assert np.abs(read - pixels).mean() < (3 if extension == "jpg" else 1e-9)
 
 
-def test_odd_exif_is_no_reason_to_refuse_a_photo(folder):
+def test_malformed_exif_is_ignored(folder):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "camera maker"
     photo().save("camera.jpg", exif=exif)
     data = Path("camera.jpg").read_bytes()
-    maker = data.index(b"\x01\x0f\x00\x02") + 3  # the type of the entry: text -> unknown
+    maker = data.index(b"\x01\x0f\x00\x02") + 3  # the entry's type is changed from text to unknown
     Path("camera.jpg").write_bytes(data[:maker] + b"\x07" + data[maker + 1 :])
     assert cli_images.read_image(folder / "camera.jpg").size == (72, 96)
 
@@ -328,7 +330,7 @@ def test_results_of_a_rotated_photo_are_upright(predict, weights, capsys):
 
 
 @pytest.mark.parametrize("extension", ["gif", "tif", "webp"])
-def test_the_first_frame_of_many(extension, folder):
+def test_first_frame_of_many_is_read(extension, folder):
     frames = [photo(), photo().rotate(180), photo().rotate(90)]
     options = {"lossless": True} if extension == "webp" else {}
     frames[0].save(f"many.{extension}", save_all=True, append_images=frames[1:], **options)
@@ -361,7 +363,7 @@ BAD = {
 }
 
 
-def test_bad_images_are_named_and_the_others_done(predict, weights, folder, capsys):
+def test_bad_images_are_named_and_the_others_segmented(predict, weights, folder, capsys):
     os.mkdir("in")
     for name, (content, _) in BAD.items():
         Path("in", name).write_bytes(content())
@@ -426,7 +428,7 @@ def test_folders_are_searched_and_keep_their_structure(stand_in, folder, capsys)
         for name in ["a/x", "b/c/x", "b/x.jpg", "b/x.png"]
         for kind in ["labels", "overlay"]
     ]
-    for _ in range(2):  # the second time the results of the first are there
+    for _ in range(2):  # the second run finds the results of the first
         status, _, err = segment(capsys, *arguments)
         assert (status, err) == (0, [])
         assert files(folder / "in/out") == expected
@@ -448,7 +450,7 @@ def test_result_names(paths, names):
     assert [str(results[Path(path)]) for path in paths] == names
 
 
-def test_a_quoted_glob_is_what_the_shell_makes_of_it(folder):
+def test_quoted_glob_is_expanded_as_by_a_shell(folder):
     for name in ["a/1.png", "a/2.png", "b/1.png", "b/[x].png"]:
         Path(name).parent.mkdir(exist_ok=True)
         photo(2, 2).save(name)
@@ -458,10 +460,10 @@ def test_a_quoted_glob_is_what_the_shell_makes_of_it(folder):
 
     assert find("*/1.png") == ["a/1.png", "b/1.png"]
     assert find("[ab]") == find("**/*.png") == ["a/1.png", "a/2.png", "b/1.png", "b/[x].png"]
-    assert find("b/[x].png") == ["b/[x].png"]  # a file of that name comes first
+    assert find("b/[x].png") == ["b/[x].png"]  # an existing file is not a glob
 
 
-def test_an_input_is_never_overwritten(stand_in, folder, capsys):
+def test_inputs_are_never_overwritten(stand_in, folder, capsys):
     photo(8, 8).save("x.png")
     photo(9, 9).save("x_labels.png")
     before = Path("x_labels.png").read_bytes()
@@ -487,7 +489,7 @@ def test_an_input_is_never_overwritten(stand_in, folder, capsys):
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_results_are_whole_or_absent(
+def test_results_are_complete_or_absent(
     failure, status, message, stand_in, folder, monkeypatch, capsys
 ):
     photo(8, 8).save("x.png")
@@ -508,7 +510,7 @@ def test_results_are_whole_or_absent(
     assert Path("out/x_labels.png").read_text() == "of an earlier run"
 
 
-def test_results_have_the_permissions_of_other_new_files(stand_in, capsys):
+def test_results_have_the_default_permissions(stand_in, capsys):
     photo(8, 8).save("x.png")
     segment(capsys, "x.png", "--weights", "any")
     result, plain = Path("segmented/x_labels.png"), Path("x.png")
@@ -518,22 +520,22 @@ def test_results_have_the_permissions_of_other_new_files(stand_in, capsys):
 @pytest.mark.parametrize(
     "output, why", [("x.png", "File exists"), ("x.png/out", "Not a directory")]
 )
-def test_no_place_for_results(output, why, stand_in, folder, capsys):
+def test_output_must_be_a_folder(output, why, stand_in, folder, capsys):
     photo(8, 8).save("x.png")
     status, out, err = segment(capsys, "x.png", "--weights", "any", "--output", output)
     assert (status, out) == (2, "")
     assert err == [f"deeplab-fast: --output {output}: {why} (expected a folder)"]
 
 
-def test_a_folder_that_is_not_writable(stand_in, monkeypatch, capsys):
+def test_output_must_be_writable(stand_in, monkeypatch, capsys):
     photo(8, 8).save("x.png")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # to root everything is writable
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     status, _, err = segment(capsys, "x.png", "--weights", "any", "--output", "out")
     assert status == 2
     assert err == ["deeplab-fast: --output out: not writable (expected a folder to write to)"]
 
 
-def test_without_weights_the_ways_to_get_some_are_named(capsys):
+def test_missing_weights_option_lists_the_formats(capsys):
     assert main(["segment", "x.png"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("deeplab-fast: segment needs --weights, one of\n")
@@ -559,7 +561,7 @@ def test_wrong_weights(name, folder, capsys):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "cpu:x", ""])
-def test_devices_that_are_not_there(device, stand_in, capsys):
+def test_missing_devices_are_errors(device, stand_in, capsys):
     photo(8, 8).save("x.png")
     status, _, err = segment(capsys, "x.png", "--weights", "any", "--device", device)
     assert status == 2
@@ -586,7 +588,7 @@ def test_wrong_arguments(arguments, capsys):
     assert "usage: deeplab-fast" in capsys.readouterr().err
 
 
-def test_a_name_that_the_terminal_cannot_show(stand_in, capsys, monkeypatch):
+def test_file_name_that_the_terminal_cannot_show(stand_in, capsys, monkeypatch):
     name = os.fsdecode(b"caf\xe9.png")
     photo(8, 8).save(name)
     status, out, _ = segment(capsys, name, "--weights", "any")
@@ -627,7 +629,7 @@ def test_info(capsys):
     ):
         assert fact in out
     on_cpu = out.split("\nOn ")[1]
-    assert on_cpu.startswith(f"cpu, the first that can run: {', '.join(registry.order('cpu'))}\n")
+    assert on_cpu.startswith(f"cpu, in order of preference: {', '.join(registry.order('cpu'))}\n")
     ran = {line.split()[0]: line.split()[1] for line in on_cpu.splitlines()[1:] if line}
     assert set(ran) == {*registry.NAMES, *registry.ops()}
     for op in registry.ops():
@@ -635,7 +637,7 @@ def test_info(capsys):
         assert ran[op] == can_run[0]
 
 
-def test_info_says_why(monkeypatch, capsys):
+def test_info_gives_the_reason(monkeypatch, capsys):
     changed = registry._backends["cpu"]._replace(
         unavailable_reason=lambda device: "the moon is full"
     )
@@ -649,7 +651,7 @@ def test_info_says_why(monkeypatch, capsys):
     assert "reference (cpu: it has no aspp kernel)" in lines["aspp"]
 
 
-def test_info_says_what_was_measured(monkeypatch, capsys):
+def test_info_prints_the_dispatch_table(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     gpu = SimpleNamespace(
@@ -666,19 +668,19 @@ def test_info_says_what_was_measured(monkeypatch, capsys):
     on_gpu = {
         line.split()[0]: line.split()[1] for line in out.split("\nOn ")[2].splitlines() if line
     }
-    assert on_gpu["aspp"] == "reference," and on_gpu["upsample_argmax"] == "cuda"
-    assert "Measured on cuda:0, sm_90 with 132 SMs, in " in out
-    assert "  nothing; python benchmarks/measure_choices.py measures it\n" in out
+    assert on_gpu["aspp"] == "reference" and on_gpu["upsample_argmax"] == "cuda"
+    assert "Dispatch table for cuda:0, sm_90 with 132 SMs, in " in out
+    assert "  no rows; python benchmarks/tune_dispatch_table.py measures them\n" in out
 
-    classes = {"a class": ("cuda/sm90", "triton"), "another": (), "a third": ("cuda/sm90",)}
-    monkeypatch.setattr(dispatch_table, "fastest_kernels", lambda device: {"aspp": classes})
+    buckets = {"a bucket": ("cuda/sm90", "triton"), "another": (), "a third": ("cuda/sm90",)}
+    monkeypatch.setattr(dispatch_table, "fastest_kernels", lambda device: {"aspp": buckets})
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    assert "  aspp, of 3 classes of shapes: cuda/sm90 for 2, reference for 1\n" in out
+    assert "  aspp, 3 shape buckets: cuda/sm90 for 2, reference for 1\n" in out
     assert "another" not in out
-    assert main(["info", "--measured"]) == 0
+    assert main(["info", "--dispatch-table"]) == 0
     out = capsys.readouterr().out
-    assert "    cuda/sm90   a class\n    reference   another\n    cuda/sm90   a third\n" in out
+    assert "    cuda/sm90   a bucket\n    reference   another\n    cuda/sm90   a third\n" in out
 
     def damaged(device):
         raise ValueError("dispatch_table.csv, line 7: expected two times")
@@ -693,7 +695,7 @@ def test_info_says_what_was_measured(monkeypatch, capsys):
     "name, label, category, share",
     [("chelsea", 8, "cat", (0.75, 0.95)), ("astronaut", 15, "person", (0.35, 0.5))],
 )
-def test_real_weights_see_a_cat_and_a_person(name, label, category, share, shared_data, capsys):
+def test_real_weights_segment_a_cat_and_a_person(name, label, category, share, shared_data, capsys):
     data = pytest.importorskip("skimage.data", reason="scikit-image has the photos")
     Image.fromarray(getattr(data, name)()).save("photo.png")
     weights = shared_data / "deeplabv3_mobilenet_v2_voc"

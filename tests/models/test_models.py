@@ -1,4 +1,4 @@
-"""DeepLabV3 against torchvision's models: parameters, numbers, gradients; predict; inference."""
+"""DeepLabV3 against torchvision's models; predict and prepare_for_inference."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def torchvision_model(backbone="resnet50", num_classes=21, aux_loss=None) -> nn.
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
-    """Batch norms as after training, so that evaluation mode and folding have something to do."""
+    """Give batch norms random statistics and parameters, as after training."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -39,7 +39,7 @@ def with_statistics(model: nn.Module) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[DeepLabV3, nn.Module]:
-    """Ours and torchvision's resnet50 with auxiliary classifier and the same weights."""
+    """Our and torchvision's resnet50 model with auxiliary classifier and the same weights."""
     torch.manual_seed(0)
     theirs = with_statistics(torchvision_model(num_classes=5, aux_loss=True)).eval()
     ours = DeepLabV3("resnet50", num_classes=5, aux_loss=True).eval()
@@ -54,7 +54,7 @@ def mobilenet() -> DeepLabV3:
 
 
 def assert_labels_of(labels: Tensor, logits: Tensor) -> None:
-    """``labels`` are the classes of the largest ``logits``, up to rounding of near ties."""
+    """Assert that ``labels`` have the largest ``logits``, except for ties within rounding."""
     chosen = logits.gather(1, labels[:, None].long())[:, 0]
     assert labels.shape == chosen.shape
     assert (logits.amax(1) - chosen).max() <= 1e-4 * logits.abs().max()
@@ -75,7 +75,7 @@ def test_same_seed_gives_torchvisions_state_dict(backbone, aux_loss):
 
 @pytest.mark.parametrize("backbone", BUILDERS)
 def test_expected_output_recipe_of_torchvision(backbone):
-    """Its test_segmentation_model: seed 0, 10 classes, evaluation mode, a random 32x32 image."""
+    """torchvision's test_segmentation_model: seed 0, 10 classes, a random 32x32 image."""
 
     def recipe(build):
         torch.manual_seed(0)
@@ -91,7 +91,7 @@ def test_expected_output_recipe_of_torchvision(backbone):
 
 @pytest.mark.parametrize("size", [(65, 65), (33, 47), (32, 64), (1, 1), (2, 9)], ids=str)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_outputs_in_evaluation_mode(pair, size, seed):
+def test_outputs_match_torchvision_in_evaluation_mode(pair, size, seed):
     torch.manual_seed(seed)
     images = torch.randn(2, 3, *size)
     with torch.no_grad():
@@ -104,13 +104,13 @@ def test_outputs_in_evaluation_mode(pair, size, seed):
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-def test_outputs_gradients_and_statistics(pair, train):
-    """In float64, where rounding does not grow through fifty batch norms."""
+def test_outputs_gradients_and_statistics_match_torchvision(pair, train):
+    """The models run in float64, because fifty batch norms amplify rounding errors."""
     results = []
     images = torch.randn(2, 3, 33, 25, dtype=torch.float64)
     target = torch.randint(5, (2, 33, 25))
     for model in (copy.deepcopy(model).double().train(train) for model in pair):
-        torch.manual_seed(4)  # of the dropouts
+        torch.manual_seed(4)  # for dropout
         outputs = model(images)
         loss = F.cross_entropy(outputs["out"], target) + F.cross_entropy(outputs["aux"], target)
         loss.backward()
@@ -126,7 +126,7 @@ def test_state_dict_goes_both_ways_without_auxiliary_classifier():
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "mobilenet_v2"])
-def test_backbones_take_torchvisions_weights(name):
+def test_backbones_load_torchvision_weights(name):
     classifier = getattr(models, name)(weights=None).state_dict()
     backbone = DeepLabV3(name).backbone
     missing, unexpected = backbone.load_state_dict(classifier, strict=False)
@@ -134,7 +134,7 @@ def test_backbones_take_torchvisions_weights(name):
     assert all(key.startswith(("fc.", "classifier.", "features.18.")) for key in unexpected)
 
 
-def test_mobilenet_v2_features_are_torchvisions():
+def test_mobilenet_v2_features_match_torchvision():
     theirs = with_statistics(models.mobilenet_v2(weights=None)).eval()
     ours = DeepLabV3("mobilenet_v2", output_stride=16).eval().backbone
     ours.load_state_dict(theirs.state_dict(), strict=False)
@@ -156,12 +156,12 @@ def test_output_stride(backbone, output_stride):
             logits = model.logits(torch.randn(1, 3, height, width))
         expected = (-(-height // output_stride), -(-width // output_stride))
         assert all(x.shape == (1, 21, *expected) for x in logits.values())
-    rates = [branch[0].dilation[0] for branch in list(model.classifier[0].convs)[1:-1]]
-    assert rates == {8: [12, 24, 36], 16: [6, 12, 18]}[output_stride]
+    atrous_rates = [branch[0].dilation[0] for branch in list(model.classifier[0].convs)[1:-1]]
+    assert atrous_rates == {8: [12, 24, 36], 16: [6, 12, 18]}[output_stride]
 
 
 def dilations(model: DeepLabV3) -> list[int]:
-    """Of the 3x3 convolutions of the backbone, the first one left out."""
+    """Dilations of all 3x3 convolutions of the backbone but the first."""
     convs = [m for m in model.backbone.modules() if isinstance(m, nn.Conv2d)]
     return [conv.dilation[0] for conv in convs[1:] if conv.kernel_size == (3, 3)]
 
@@ -178,7 +178,7 @@ def test_dilations():
         assert dilations(model) == [1] * 14 + [2] * 3
 
 
-def test_multi_grid_changes_nothing_but_rates(pair):
+def test_multi_grid_changes_dilations_only(pair):
     model = DeepLabV3("resnet50", 5, multi_grid=(1, 2, 4), aux_loss=True).eval()
     model.load_state_dict(pair[0].state_dict(), strict=True)
     images = torch.randn(1, 3, 65, 65)
@@ -194,7 +194,7 @@ def test_multi_grid_changes_nothing_but_rates(pair):
         ({"backbone": "vgg16"}, "backbone: expected 'resnet50'.*got 'vgg16'"),
         ({"num_classes": 0}, "num_classes: expected at least 1, got 0"),
         ({"output_stride": 32}, "output_stride: expected 8 or 16, got 32"),
-        ({"rates": (6, 0)}, "rates: expected positive ints"),
+        ({"atrous_rates": (6, 0)}, "atrous_rates: expected positive ints"),
         ({"multi_grid": (1, 2)}, "multi_grid: expected 3 positive ints"),
         ({"multi_grid": (1, 2, 4), "backbone": "mobilenet_v2"}, "multi_grid: only resnets"),
         ({"tf_padding": True}, "tf_padding: only mobilenet_v2"),
@@ -218,7 +218,7 @@ def test_batch_of_one_in_training_mode():
     assert all(parameter.grad is not None for parameter in model.backbone.parameters())
 
 
-def test_an_ordinary_mobilenet_learns():
+def test_mobilenet_learns():
     torch.manual_seed(0)
     model = DeepLabV3("mobilenet_v2", num_classes=2, aux_loss=True).train()
     images = torch.randn(4, 3, 33, 33)
@@ -260,7 +260,7 @@ def test_predict_at_another_size(pair):
     assert_labels_of(pair[0].predict(images, size=(50, 20)), logits)
 
 
-def test_predict_leaves_auxiliary_classifier_and_gradients_alone(pair):
+def test_predict_runs_neither_auxiliary_classifier_nor_autograd(pair):
     model = copy.deepcopy(pair[0])
     model.aux_classifier.register_forward_hook(lambda *args: pytest.fail("aux_classifier ran"))
     logits = []
@@ -268,10 +268,10 @@ def test_predict_leaves_auxiliary_classifier_and_gradients_alone(pair):
     labels = model.predict(torch.randn(1, 3, 33, 33))
     assert not logits[0].requires_grad
     weight = torch.randn(5, requires_grad=True)
-    weight[labels].sum().backward()  # an inference tensor could not be saved for this
+    weight[labels].sum().backward()  # fails for tensors of inference mode
 
 
-def test_predict_refuses(pair, mobilenet):
+def test_predict_rejects_wrong_inputs(pair, mobilenet):
     with pytest.raises(RuntimeError, match=r"call model.eval\(\) first"):
         DeepLabV3("mobilenet_v2").predict(torch.randn(1, 3, 33, 33))
     for model in (mobilenet, mobilenet.prepare_for_inference()):
@@ -291,12 +291,15 @@ def test_predict_refuses(pair, mobilenet):
         ("resnet50", {"aux_loss": True}),
         ("resnet50", {"output_stride": 16, "multi_grid": (1, 2, 4)}),
         ("mobilenet_v2", {}),
-        ("mobilenet_v2", {"tf_padding": True, "rates": (), "head_conv": False, "norm_eps": 1e-3}),
+        (
+            "mobilenet_v2",
+            {"tf_padding": True, "atrous_rates": (), "head_conv": False, "norm_eps": 1e-3},
+        ),
         ("mobilenet_v2", {"tf_padding": True, "align_corners": True, "output_stride": 16}),
     ],
     ids=str,
 )
-def test_prepared_model_gives_the_same(backbone, options, ran):
+def test_prepared_model_has_the_same_outputs(backbone, options, ran):
     torch.manual_seed(5)
     model = with_statistics(DeepLabV3(backbone, 5, **options)).eval()
     state = copy.deepcopy(model.state_dict())
@@ -359,14 +362,14 @@ def test_prepared_model_cannot_be_trained(mobilenet):
     ],
     ids=str,
 )
-def test_what_cannot_be_folded_is_refused(mobilenet, name, replacement):
+def test_modules_that_cannot_be_folded_are_errors(mobilenet, name, replacement):
     model = copy.deepcopy(mobilenet)
     model.set_submodule(name, replacement)
     with pytest.raises(TypeError, match=f"cannot prepare a {type(replacement).__name__}"):
         model.prepare_for_inference()
 
 
-def test_a_longer_classifier_is_refused(mobilenet):
+def test_longer_classifier_is_an_error(mobilenet):
     model = copy.deepcopy(mobilenet)
     model.classifier.insert(1, nn.Dropout())
     with pytest.raises(TypeError, match="cannot prepare a Sequential: expected ASPP"):
@@ -384,7 +387,7 @@ def test_compiles_to_one_graph(mobilenet):
 
 
 def test_exports(mobilenet):
-    """Prepared, and the sizes left open."""
+    """A prepared model is exported with dynamic sizes."""
     model = mobilenet.prepare_for_inference()
     sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     program = torch.export.export(model, (torch.randn(2, 3, 33, 41),), dynamic_shapes=(sizes,))

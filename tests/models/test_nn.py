@@ -1,4 +1,4 @@
-"""ASPP against torchvision's: parameters, numbers, gradients, and what people do to modules."""
+"""ASPP against torchvision's: parameters, outputs, gradients, hooks and replaced submodules."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from deeplab_fast.nn import ASPP
 deeplabv3 = pytest.importorskip("torchvision.models.segmentation.deeplabv3")
 
 RATES = (6, 12, 18)
-SHAPES = ((2, 8, 33, 33), (3, 8, 5, 7), (2, 8, 1, 1))  # the last two are smaller than every rate
+SHAPES = ((2, 8, 33, 33), (3, 8, 5, 7), (2, 8, 1, 1))  # the last two are smaller than all rates
 
 
 def pair(rates=RATES, dtype=torch.float64) -> tuple[ASPP, nn.Module]:
-    """Ours and torchvision's with the same seed; batch norms that do something in eval too."""
+    """Our and torchvision's module from the same seed, with random running statistics."""
     torch.manual_seed(1)
     ours = ASPP(8, rates, 4)
     torch.manual_seed(1)
@@ -33,7 +33,7 @@ def pair(rates=RATES, dtype=torch.float64) -> tuple[ASPP, nn.Module]:
 
 
 def run(module: nn.Module, input: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The output, and the gradients of input and parameters, under one dropout seed."""
+    """The output, and the gradients of input and parameters, with a fixed dropout seed."""
     input = input.clone().requires_grad_()
     torch.manual_seed(2)
     output = module(input)
@@ -52,7 +52,7 @@ def test_same_seed_gives_torchvisions_state_dict():
 @pytest.mark.parametrize("rates", [RATES, (), (1,)], ids=str)
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_outputs_gradients_and_statistics_are_torchvisions(rates, train, shape, ran):
+def test_outputs_gradients_and_statistics_match_torchvision(rates, train, shape, ran):
     ours, theirs = (module.train(train) for module in pair(rates))
     input = torch.randn(shape, dtype=torch.float64)
     assert_close(run(ours, input), run(theirs, input))
@@ -72,7 +72,7 @@ def test_float32_in_both_memory_formats(memory_format):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_bfloat16_is_as_accurate_as_torchvisions(memory_format):
-    """Against float64, over several images and weights: relative error in the L2 norm."""
+    """Relative errors against float64 in the L2 norm, summed over several inputs and weights."""
 
     def error(module: nn.Module) -> float:
         output = copy.deepcopy(module).bfloat16()(input.bfloat16())
@@ -91,7 +91,7 @@ def test_bfloat16_is_as_accurate_as_torchvisions(memory_format):
     assert ours_error <= 1.05 * theirs_error
 
 
-def test_neither_concatenation_nor_broadcast_of_the_pooled_branch_exists():
+def test_pooled_branch_is_neither_broadcast_nor_concatenated():
     class Channels(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             output = function(*args, **(kwargs or {}))
@@ -110,7 +110,7 @@ def test_neither_concatenation_nor_broadcast_of_the_pooled_branch_exists():
     assert 20 in seen
 
 
-def test_batch_of_one_in_training_mode_says_the_way_out():
+def test_batch_of_one_in_training_mode_is_an_error_with_advice():
     aspp = ASPP(8, RATES, 4).train()
     input = torch.randn(1, 8, 9, 9)
     with pytest.raises(ValueError, match=r"batch of 1.*convs\[-1\].eval\(\)"):
@@ -119,8 +119,8 @@ def test_batch_of_one_in_training_mode_says_the_way_out():
     assert aspp(input).shape == (1, 4, 9, 9)
 
 
-def test_the_gradient_of_the_input_is_written_once():
-    """That of the mean is in what the convolutions' kernel writes."""
+def test_gradient_of_the_input_is_written_once():
+    """The kernel of the convolutions adds the gradient of the mean."""
 
     def makers_of_maps(module: nn.Module) -> list[str]:
         class Makers(TorchDispatchMode):
@@ -147,7 +147,7 @@ def test_the_gradient_of_the_input_is_written_once():
     "hooked",
     ["convs.1", "convs.2.0", "convs.0.1", "project.0", "convs.4", "convs.4.0", "convs.4.1"],
 )
-def test_hooks_inside_are_called(hooked):
+def test_hooks_of_submodules_are_called(hooked):
     ours, theirs = pair()
     calls = []
     ours.get_submodule(hooked).register_forward_hook(lambda *args: calls.append(args))
@@ -178,7 +178,7 @@ def test_hooks_inside_are_called(hooked):
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_replaced_modules_count(name, replacement):
+def test_replaced_submodules_are_used(name, replacement):
     modules = pair()
     for module in modules:
         parent, _, child = name.rpartition(".")

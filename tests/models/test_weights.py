@@ -1,4 +1,4 @@
-"""Weights from torchvision's files and names, Hugging Face folders and files of our own."""
+"""Pretrained weights: torchvision's, Hugging Face folders and files of save_pretrained."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_torchvision_checkpoint(tmp_path, torchvision_state, wrapped):
     assert_close(model.state_dict(), torchvision_state, rtol=0, atol=0)
 
 
-def test_torchvision_checkpoint_says_its_architecture(tmp_path):
-    """resnet101, other classes, half precision, no auxiliary classifier."""
+def test_torchvision_checkpoint_determines_the_architecture(tmp_path):
+    """The checkpoint is a resnet101 in half precision without auxiliary classifier."""
     state = DeepLabV3("resnet101", num_classes=4).half().state_dict()
     torch.save(state, tmp_path / "checkpoint.pt")
     model = DeepLabV3.from_pretrained(tmp_path / "checkpoint.pt", output_stride=16)
@@ -71,7 +71,7 @@ def test_published_weights_are_downloaded(monkeypatch, torchvision_state):
     assert model.categories[0] == "__background__" and len(model.categories) == 21
 
 
-def test_offline_the_error_says_what_to_do(monkeypatch):
+def test_failed_download_is_an_error_with_advice(monkeypatch):
     pytest.importorskip("torchvision")
 
     def download(url, **options):
@@ -88,7 +88,7 @@ def test_names_need_torchvision(monkeypatch):
         DeepLabV3.from_pretrained("deeplabv3_resnet50")
 
 
-# --- our own files
+# --- save_pretrained
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def saved(tmp_path) -> tuple[DeepLabV3, Path]:
 
 
 def assert_same_model(loaded: DeepLabV3, model: DeepLabV3) -> None:
-    """Equal weights, and outputs as equal as two memory formats of the weights leave them."""
+    """Assert equal weights, and equal outputs up to the rounding of other memory formats."""
     assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
     images = torch.randn(1, 3, 34, 49)
     with torch.no_grad():
@@ -116,13 +116,25 @@ def test_round_trip(saved):
     loaded = DeepLabV3.from_pretrained(str(path))
     assert torch.equal(torch.get_rng_state(), state)
     assert not DeepLabV3.from_pretrained(path, align_corners=False).align_corners
-    with path.open("r+b") as file:  # what was loaded does not live in the file
+    with path.open("r+b") as file:  # loaded tensors must not be mapped to the file
         file.write(bytes(path.stat().st_size))
     assert loaded.config == model.config
     assert loaded.preprocessing == model.preprocessing
     assert loaded.categories == model.categories
     assert not loaded.training
     assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert_same_model(loaded, model)
+
+
+def test_files_of_version_0_1_0_are_read(saved):
+    """Their metadata names the atrous rates "rates"."""
+    model, path = saved
+    with safe_open(path, framework="pt") as file:
+        description = json.loads(file.metadata()["deeplab_fast"])
+    description["config"]["rates"] = description["config"].pop("atrous_rates")
+    save_file(load_file(path), path, metadata={"deeplab_fast": json.dumps(description)})
+    loaded = DeepLabV3.from_pretrained(path)
+    assert loaded.config == model.config
     assert_same_model(loaded, model)
 
 
@@ -135,7 +147,7 @@ def test_saving_after_a_new_classifier(saved):
     assert_same_model(loaded, model)
 
 
-def test_saving_replaces_the_file_or_leaves_it(saved, monkeypatch):
+def test_failed_save_keeps_the_previous_file(saved, monkeypatch):
     model, path = saved
     before = path.read_bytes()
 
@@ -152,22 +164,22 @@ def test_saving_replaces_the_file_or_leaves_it(saved, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_saved_files_have_the_mode_of_any_new_file(saved):
+def test_saved_files_have_the_default_permissions(saved):
     path = saved[1]
     other = path.with_name("other")
     other.touch()
     assert path.stat().st_mode == other.stat().st_mode
 
 
-def test_saving_under_another_suffix(saved):
+def test_save_needs_the_suffix_safetensors(saved):
     with pytest.raises(ValueError, match="model.pth: expected a name that ends in .safetensors"):
         saved[0].save_pretrained("model.pth")
 
 
-# --- what is something else
+# --- other files
 
 
-def test_nothing_there(tmp_path):
+def test_missing_files_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.pth: no such file.*deeplabv3_resnet50"):
         DeepLabV3.from_pretrained(tmp_path / "absent.pth")
     with pytest.raises(FileNotFoundError, match=r"config.json: not found"):
@@ -192,7 +204,7 @@ def test_truncated_file(saved):
         DeepLabV3.from_pretrained(path)
 
 
-def test_other_networks(tmp_path, torchvision_state):
+def test_weights_of_other_networks_are_errors(tmp_path, torchvision_state):
     path = tmp_path / "other.pth"
     for content in [[1, 2], {}, {"conv1.weight": torch.zeros(3)}, {1: torch.zeros(3)}]:
         torch.save(content, path)
@@ -255,7 +267,7 @@ NORM = ("running_mean", "running_var", "weight", "bias")
 
 
 def transformers_state(num_classes: int) -> dict[str, Tensor]:
-    """Random weights under the names of MobileNetV2ForSemanticSegmentation."""
+    """Random weights with the keys of MobileNetV2ForSemanticSegmentation."""
     state = {}
 
     def layer(name: str, in_channels: int, channels: int, kernel: int = 1) -> None:
@@ -289,7 +301,7 @@ def transformers_state(num_classes: int) -> dict[str, Tensor]:
 def transformers_logits(
     state: dict[str, Tensor], images: Tensor, output_stride: int, tf_padding: bool = True
 ) -> Tensor:
-    """MobileNetV2ForSemanticSegmentation in plain functions."""
+    """MobileNetV2ForSemanticSegmentation as plain functions."""
 
     def conv(x: Tensor, name: str, stride=1, dilation=1, activation=F.relu6, eps=1e-3) -> Tensor:
         weight = state[f"{name}.convolution.weight"]
@@ -335,7 +347,7 @@ PREPROCESSOR = {"size": {"shortest_edge": 65}, "crop_size": {"height": 33, "widt
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder as transformers writes it, with random weights and 3 classes."""
+    """A folder in the format of transformers, with random weights and 3 classes."""
     save_file(transformers_state(3), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
@@ -361,7 +373,7 @@ def test_transformers_network(folder, output_stride, tf_padding):
         assert_close(prepared.logits(images)["out"], expected, **tolerance)
 
 
-def test_what_comes_with_transformers_weights(folder):
+def test_transformers_preprocessing_and_categories(folder):
     model = DeepLabV3.from_pretrained(folder)
     assert model.categories == ("sky", "tree", "road")
     assert model.align_corners
@@ -376,14 +388,14 @@ def test_what_comes_with_transformers_weights(folder):
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_labels_of_either_convention_of_upsampling(folder, align_corners):
-    """True is TensorFlow's and the default, False that of transformers' post-processing."""
+def test_labels_with_and_without_aligned_corners(folder, align_corners):
+    """True, the default, is TensorFlow's convention, False that of transformers."""
     options = {} if align_corners else {"align_corners": False}
     model = DeepLabV3.from_pretrained(folder, **options)
     images = torch.randn(1, 3, 97, 113)
     with torch.no_grad():
         mean = model.logits(images)["out"].mean((0, 2, 3))
-        model.classifier[-1].bias -= mean  # so that every class wins somewhere
+        model.classifier[-1].bias -= mean  # so that every class has pixels
         logits = model.logits(images)["out"]
     upsampled = {
         corners: F.interpolate(logits, (97, 113), mode="bilinear", align_corners=corners).argmax(1)
@@ -467,7 +479,7 @@ def test_real_weights_give_their_reference_logits_and_labels(shared_data):
 
 
 @pytest.mark.parametrize("size", [(40, 30), (30, 47), (20, 20)])
-def test_preprocessing_is_torchvisions(size):
+def test_preprocessing_matches_torchvision(size):
     presets = pytest.importorskip("torchvision.transforms._presets")
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
@@ -483,7 +495,7 @@ def test_preprocessing_crops_and_converts():
     assert_close(tensor, expected.expand(3, 3, 9))
 
 
-def test_preprocessing_sees_deep_and_transparent_images_as_segment_does():
+def test_preprocessing_converts_deep_and_transparent_images():
     preprocessing = Preprocessing((0.0,) * 3, (1 / 255,) * 3)
     deep = Image.fromarray(np.full((2, 3), 257 * 100, np.uint16))
     assert_close(preprocessing(deep), torch.full((3, 2, 3), 100.0))

@@ -444,7 +444,7 @@ def test_emulated_splits_sums():
     (N, C, H, W), [(K, R, S)], [rate] = SEEDED[0]
     plan = [
         work_lists.conv_work_list(
-            _C.zones.forward_tiles,
+            _C.schedule.forward_tiles,
             (N, H, W),
             ((R, S, rate, rate),),
             work_lists.k_iters_per_tap(C, torch.bfloat16),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -130,6 +131,23 @@ def test_emulated_pipeline_of_gradients_on_more_seeds():
     arguments = tensors_of((2, 8, 12, 13), [(8, 3, 3)], torch.bfloat16)
     results = [emulated_gradients(*arguments, [1], seed=seed) for seed in range(6)]
     assert all(all(map(torch.equal, result, results[0])) for result in results[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_emulated_weight_gradient_sums_every_pixel_of_a_rectangle_once(tf32, dtype):
+    """Rectangles with less than a row, a row or an image in the pixels of a k-iteration.
+
+    Sums of small integers are exact.
+    """
+    for H, W, dilation in product((1, 2, 5, 8), (1, 3, 8), (1, 2, 4)):
+        input, grad_output = (torch.randint(-3, 4, (3, 8, H, W)).to(dtype) for _ in range(2))
+        weight = torch.zeros(8, 8, 3, 3, dtype=dtype, requires_grad=True)
+        with deeplab_fast.backend("emulated"):
+            dilated_conv2d(input, weight, None, dilation).backward(grad_output)
+        exact = torch.nn.grad.conv2d_weight(
+            input.double(), weight.shape, grad_output.double(), padding=dilation, dilation=dilation
+        )
+        assert torch.equal(weight.grad, exact.to(dtype))
 
 
 def test_emulated_bias_gradient_in_several_parts():

@@ -84,7 +84,7 @@ def tile_of(suffix: str) -> int:
 
 def step_of(suffix: str, dtype: torch.dtype) -> int:
     """Channels of a step, or pixels of one of the weight gradient."""
-    return (_C.CONV_STEP_BYTES_SM90 if suffix else _C.CONV_STEP_BYTES) // dtype.itemsize
+    return (_C.CONV_K_ITER_BYTES_SM90 if suffix else _C.CONV_K_ITER_BYTES) // dtype.itemsize
 
 
 def run(name: str, *arguments: Any, dtype: torch.dtype) -> None:
@@ -165,7 +165,7 @@ def test_convolution_of_far_pixels(suffix, dtype):
     assert pixels[0] * C > FAR
     convolve(
         suffix, output.view(-1, C), input.view(-1, C), weight, pixels, TAPS,
-        [(0, 0, 0, 9, -1, -1)], (H, W), bias=bias, residual=residual,
+        [(0, 0, 0, 9, -1)], (H, W), bias=bias, residual=residual,
     )  # fmt: skip
     image = input[corner].double().permute(2, 0, 1)
     kernel = weight.double().view(C, 3, 3, C).permute(0, 3, 1, 2)
@@ -186,7 +186,7 @@ def test_convolution_of_far_weights_and_channels(suffix, dtype):
     weight[:, tap_indices, channels] = ints(K, 2, step, dtype=dtype)
     output = torch.zeros(H * W, 8, dtype=dtype)
     taps = [(0, 0, 0, tap_indices[0]), (-up, -1, 0, tap_indices[1])]
-    items = [(0, 0, 2 * (C // step - 1), 2, -1, -1)]
+    items = [(0, 0, 2 * (C // step - 1), 2, -1)]
     convolve(suffix, output, input, weight, pixels[:1], taps, items, (H, W))
     read = input[pixels, channels].double()
     expected = torch.einsum("tc,ktc->k", read, weight[:, tap_indices, channels].double())
@@ -207,10 +207,10 @@ def test_convolution_with_far_biases_of_images_and_partial_sums(suffix, dtype, s
     weight, steps = ints(K, 1, C, dtype=dtype), C // step_of(suffix, dtype)
     slot = FAR // tile**2 + 1
     partial_sums = sparse(slot + 2, tile, tile, dtype=torch.float32)
-    pieces = [(0, 0, 0, 1, slot, 0), (0, 0, 1, steps - 1, slot + 1, 0)]
+    pieces = [(0, 0, 0, 1, slot), (0, 0, 1, steps - 1, slot + 1)]
     convolve(
         suffix, output, input, weight, pixels, [(0, 0, 0, 0)],
-        pieces if split else [(0, 0, 0, steps, -1, -1)],
+        pieces if split else [(0, 0, 0, steps, -1)],
         reductions=[(0, 0, slot, 2)] if split else [], partial_sums=partial_sums,
         image_bias=image_bias, residual=residual,
     )  # fmt: skip
@@ -231,7 +231,7 @@ def test_sums_of_far_pixels_on_the_way():
     assert (run_of_pixels + first) * parts * C > FAR
     convolve(
         "_sm90", output, input, ints(C, 1, C, dtype=torch.bfloat16),
-        range(first, first + count), [(0, 0, 0, 0)], [(0, 0, 0, 1, -1, -1)], pixel_sums=sums,
+        range(first, first + count), [(0, 0, 0, 0)], [(0, 0, 0, 1, -1)], pixel_sums=sums,
     )  # fmt: skip
     rows = sums[run_of_pixels + first : run_of_pixels + first + count]
     assert torch.equal(rows.sum(1), input[first:].float())
@@ -295,7 +295,7 @@ def test_weight_gradient_of_far_pixels(suffix, dtype, N, H, W, C):
     for job, (*_, h, w) in enumerate(rectangles):
         width = -(-w // box) * box
         steps = -(-N * h * width // step)
-        items.append((job, block, steps - 1, 1, -1, -1))
+        items.append((job, block, steps - 1, 1, -1))
         firsts.append((steps - 1) * step - (N * h - 1) * width)  # in the last row
     weight_gradient(suffix, grad_output, input, grad_weight, rectangles, items)
     for (dy, dx, _, tap, _, _, _, w), first in zip(rectangles, firsts, strict=True):
@@ -319,10 +319,10 @@ def test_weight_gradient_of_far_weights_and_partial_sums(suffix, dtype, split):
     steps, slot = -(-pixels // step_of(suffix, dtype)), FAR // tile**2 + 1
     partial_sums = sparse(slot + 2, tile, tile, dtype=torch.float32)
     block = first // tile
-    pieces = [(0, block, 0, 1, slot, 0), (0, block, 1, steps - 1, slot + 1, 0)]
+    pieces = [(0, block, 0, 1, slot), (0, block, 1, steps - 1, slot + 1)]
     weight_gradient(
         suffix, grad_output, input, grad_weight, [(0, 0, 0, 511, 0, 0, 1, 70)],
-        pieces if split else [(0, block, 0, steps, -1, -1)],
+        pieces if split else [(0, block, 0, steps, -1)],
         [(0, block, slot, 2)] if split else [], partial_sums,
     )  # fmt: skip
     expected = grad_output[0, 0, :, first:].double().T @ input[0, 0].double()
@@ -669,7 +669,7 @@ def test_far_labels(N, size, kernel, blocks, dtype):
 def test_cross_entropy_refuses_what_its_indices_cannot_count(shape, size):
     """Classes, sides, blocks, elements and source pixels; before anything is read."""
     shape = _C.UpsampleShape(shape, (1, 1, 1, 1), size, (1.0, 1.0), False)
-    terms = _C.CrossEntropyTerms(0, -100, 0.0)
+    terms = _C.CrossEntropyParams(0, -100, 0.0)
     cuda, fp32 = emulator.load().cuda, DTYPES[torch.float32]
     names = ("prepare", "fwd", "reduce", "bwd", "gather")
     with clusters(**{f"upsample_cross_entropy_{name}_kernel": (0, 0) for name in names}):
@@ -691,7 +691,7 @@ class CrossEntropy:
         self.target = allocate(N, *size, dtype=torch.int64)
         self.log_sum_exp, self.losses = (allocate(N, *size, dtype=torch.float32) for _ in range(2))
         self.grad_losses = allocate(N, *size, dtype=torch.float32)
-        self.terms = _C.CrossEntropyTerms(0, -100, 0.1)
+        self.terms = _C.CrossEntropyParams(0, -100, 0.1)
         num_bytes = emulator.load().cuda.upsample_cross_entropy_workspace
         num_bytes = max(num_bytes(self.shape, backward) for backward in (False, True))
         self.workspace = allocate(num_bytes, dtype=torch.uint8)

@@ -636,7 +636,7 @@ def test_functional_gradients_of_aspp():
 
 def test_functional_gradients_of_a_model_and_its_loss(ran):
     """Those that backward() computes, and a loop over samples."""
-    model = DeepLabV3("mobilenet_v2", 3, 16, rates=()).eval()
+    model = DeepLabV3("mobilenet_v2", 3, 16, atrous_rates=()).eval()
     images, target = torch.randn(2, 3, 17, 17), torch.randint(3, (2, 17, 17))
 
     def loss(parameters: dict[str, Tensor], images: Tensor, target: Tensor) -> Tensor:

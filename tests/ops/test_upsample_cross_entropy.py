@@ -364,7 +364,7 @@ def test_backward_op_checks_no_targets_but_stays_inside(backend, device):
 
 def test_out_of_memory_is_an_exception():
     shape = _C.UpsampleShape([1] * 4, [1] * 4, [1, 2**58], [1.0, 1.0], False)
-    terms = _C.CrossEntropyTerms(0, -100, 0.0)
+    terms = _C.CrossEntropyParams(0, -100, 0.0)
     with pytest.raises(RuntimeError, match="upsample_cross_entropy_fwd: out of memory"):
         _C.cpu.upsample_cross_entropy_fwd(0, 0, 0, 0, shape, terms, 1)
     with pytest.raises(RuntimeError, match="upsample_cross_entropy_bwd: out of memory"):

@@ -215,7 +215,7 @@ def test_threads_share_rows_that_do_not_divide_evenly(images, height, threads, s
     logits, target, weight = problem((images, 2, height, 5), (22000 // images // 50, 50), "cpu")
     logits = logits * scale
     shape = _shape(logits, target)
-    terms = _C.CrossEntropyTerms(weight.data_ptr(), 255, 0.1)
+    terms = _C.CrossEntropyParams(weight.data_ptr(), 255, 0.1)
     results = []
     for count in (1, threads):
         loss, log_sum_exp = (torch.full(target.shape, math.nan) for _ in range(2))
@@ -331,7 +331,7 @@ def test_strides_beyond_32_bits(backend, device, dim):
 )
 def test_emulated_refuses_sizes_beyond_its_indices(logits_shape, size):
     shape = _C.UpsampleShape(logits_shape, [1] * 4, size, [1.0, 1.0], False)
-    terms, dtype = _C.CrossEntropyTerms(0, -100, 0.0), _C.DType.float32
+    terms, dtype = _C.CrossEntropyParams(0, -100, 0.0), _C.DType.float32
     kernels = emulator.load().cuda
     with pytest.raises(RuntimeError, match="fwd_kernel: a size is too large"):
         kernels.upsample_cross_entropy_fwd(0, 0, 0, 0, 0, 0, 0, True, shape, terms, dtype, 0)
@@ -343,7 +343,7 @@ def test_emulated_refuses_sizes_beyond_its_indices(logits_shape, size):
 
 def test_emulated_refuses_more_classes_than_a_grid_has_rows():
     shape = _C.UpsampleShape([1, 64 << 16, 1, 1], [1] * 4, [1, 1], [1.0, 1.0], False)
-    terms, dtype = _C.CrossEntropyTerms(0, -100, 0.0), _C.DType.float32
+    terms, dtype = _C.CrossEntropyParams(0, -100, 0.0), _C.DType.float32
     with pytest.raises(RuntimeError, match="bwd_kernel: a size is too large"):
         emulator.load().cuda.upsample_cross_entropy_bwd(
             0, 0, 0, [0] * 3, 0, 0, 0, 0, False, shape, terms, dtype, 0

@@ -1,4 +1,4 @@
-"""A data set that can be learned in seconds: red and blue rectangles."""
+"""A data set of red and blue rectangles, which a network learns in seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLASSES = ("nothing", "red", "blue")
 def write_shapes(
     root: Path, train: int = 6, val: int = 2, size: tuple[int, int] = (72, 56)
 ) -> Path:
-    """The layout "folder" under ``root``; images are (width, height), a row of each to ignore."""
+    """Write images of ``size`` (width, height) in the layout "folder"; one row each is ignored."""
     random = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
     (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
@@ -37,4 +37,5 @@ def write_shapes(
 
 
 def read_shapes(root: Path) -> tuple[SegmentationData, SegmentationData]:
+    """Training and validation data of :func:`write_shapes`."""
     return folder(root, "train"), folder(root, "val")

@@ -1,10 +1,11 @@
-"""What torchrun starts in test_training_step.py: a step and a run with two gloo processes.
+"""Script that test_training_step.py starts with torchrun: a step and a run in two gloo processes.
 
-python two_processes.py FOLDER DATA. Run by one process it writes what two have to agree with.
+Usage: python two_processes.py FOLDER DATA. Started without torchrun, it writes the results of one
+process, which those of two must agree with.
 
 torch.nn.SyncBatchNorm has kernels for GPUs only. Here its five ATen functions are written in
-PyTorch and the two checks of the device are passed by, so that its own autograd function and
-collectives, which gloo has, run on a CPU.
+PyTorch, and the two checks of the device are patched out, so that its autograd function and
+collectives run on a CPU, with gloo.
 """
 
 from __future__ import annotations
@@ -84,23 +85,24 @@ KERNELS = {
 }
 
 
-def network(**options) -> DeepLabV3:
+def network(atrous_rates=()) -> DeepLabV3:
+    """A small network without dropout, which each process would draw for itself."""
     torch.manual_seed(0)
-    model = DeepLabV3("mobilenet_v2", 3, 16, aux_loss=True, head_conv=False, **options)
+    model = DeepLabV3("mobilenet_v2", 3, 16, atrous_rates, aux_loss=True, head_conv=False)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # each process draws its own
+            module.p = 0.0
     return model
 
 
 def step(path: Path) -> None:
-    """Gradients and running statistics of one step on four images, all branches of ASPP in it."""
+    """Write gradients and running statistics of one step on four images, with all ASPP branches."""
     rank, processes = distributed.rank(), distributed.world_size()
     torch.manual_seed(1)
     images = torch.randn(4, 3, 33, 49, dtype=torch.float64)
     target = torch.randint(3, (4, 33, 49))
-    target[0, :30] = 255  # the processes have unlike numbers of labelled pixels
-    model = network(rates=(1, 2)).double()
+    target[0, :30] = 255  # the processes have different numbers of labelled pixels
+    model = network(atrous_rates=(1, 2)).double()
     if processes > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     objective = Objective(model, Recipe())
@@ -108,12 +110,12 @@ def step(path: Path) -> None:
     if processes > 1:
         with mock.patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle"):
             parallel = DistributedDataParallel(objective)
-    weight = objective.weight_of(target) / processes
+    weight = objective.loss_normalizer(target) / processes
     device_check = mock.patch.object(torch._C, "_get_privateuse1_backend_name", lambda: "cpu")
     gather = mock.patch.object(dist, "all_gather", wraps=dist.all_gather)
     with mock.patch.multiple(torch, **KERNELS), device_check, gather as gathered:
         parallel(images[rank::processes], target[rank::processes], weight).backward()
-    if processes > 1:  # the three branches of ASPP share one
+    if processes > 1:  # the three branches of ASPP share one gather
         norms = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
         assert gathered.call_count == len(norms) - 2, (gathered.call_count, len(norms))
     if rank == 0:
@@ -122,14 +124,14 @@ def step(path: Path) -> None:
 
 
 class Colours(nn.Module):
-    """Finds red and blue by themselves: its labels do not depend on rounding."""
+    """Predicts red and blue from the colours, so that labels do not depend on rounding."""
 
     align_corners = False
     preprocessing = Preprocessing()
 
     def __init__(self) -> None:
         super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))  # tells the device
+        self.unused = nn.Parameter(torch.zeros(1))  # evaluate() takes the device from it
 
     def logits(self, images):
         red, _, blue = images[0]
@@ -137,22 +139,23 @@ class Colours(nn.Module):
 
 
 def count(path: Path, data: Path) -> None:
-    """The scores of five images, of which one process has three and the other two."""
+    """Write the scores of five images: three of one process, two of the other."""
     whole = folder(data, "train")
     five = SegmentationData(whole.pairs[:5], whole.classes)
     scores = evaluate(Colours(), five, workers=0, quiet=True)
-    # Every process has those of all.
+    # Every process has the scores of all images.
     assert len({scores.confusion.tobytes() for scores in distributed.gather(scores)}) == 1
     if distributed.rank() == 0:
         torch.save(torch.from_numpy(scores.confusion), path)
 
 
 def fail(output: Path, data: Path) -> None:
-    """A file that only the second process reads is damaged: both say so, and what was done is kept.
+    """Damage a file that only the second process reads: both raise the error and save the state.
 
-    First a training image of the second update, then, that one put right, a validation image.
+    The first file is a training image of the second update; the second one, with the first file
+    restored, is a validation image.
     """
-    recipe = Recipe(epochs=1, batch_size=2, crop=(32, 32), freeze_batch_norm=True)
+    recipe = Recipe(epochs=1, batch_size=2, crop_size=(32, 32), freeze_batch_norm=True)
     (((_, index),), *_) = keys(6, recipe, 1, rank=1, world_size=2)
     for bad, updates in ((data / f"images/train/{index}.png", 1), (data / "images/val/1.png", 3)):
         content = bad.read_bytes()
@@ -162,8 +165,8 @@ def fail(output: Path, data: Path) -> None:
         distributed.gather(None)
         try:
             train(
-                network(rates=()), folder(data, "train"), folder(data, "val"), recipe, output,
-                workers=0, resume=True,
+                network(), folder(data, "train"), folder(data, "val"), recipe,
+                output, workers=0, resume=True,
             )  # fmt: skip
         except TrainingError as error:
             assert str(error).startswith(f"{bad}: "), error
@@ -182,14 +185,14 @@ def main() -> None:
     step(output / "step.pt")
     count(output / "scores.pt", data)
     recipe = Recipe(
-        epochs=2, batch_size=4, crop=(32, 32), freeze_batch_norm=True, accumulate=2,
+        epochs=2, batch_size=4, crop_size=(32, 32), freeze_batch_norm=True, grad_accum_steps=2,
         learning_rate=0.05, class_weights=(0.5, 2.0, 2.0),
     )  # fmt: skip
     train(
-        network(rates=()), folder(data, "train"), folder(data, "val"), recipe, output / "run",
-        workers=0, log_every=1,
+        network(), folder(data, "train"), folder(data, "val"), recipe,
+        output / "run", workers=0, log_every=1,
     )  # fmt: skip
-    # Each draws its own dropout, in the next run too.
+    # Each process has its own dropout, in a resumed run too.
     assert distributed.gather(torch.initial_seed()) == list(range(distributed.world_size()))
     if distributed.rank() == 0:
         saved = torch.load(output / "run/last.pt", weights_only=True)["random"]

@@ -1,4 +1,4 @@
-"""Scores against definitions written out, and labels against full-size maps of all classes."""
+"""Scores against their definitions, and labels against full-size maps of all classes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deeplab_fast.cli import main
 from deeplab_fast.models import DeepLabV3, Preprocessing
+from deeplab_fast.models.preprocessing import network_input
 from deeplab_fast.models.sliding_window import _starts
 from deeplab_fast.training import (
     Scores,
@@ -26,9 +27,9 @@ from deeplab_fast.training import (
     evaluate,
     predict_labels,
 )
-from deeplab_fast.training.evaluation import network_input
 
-from ..support.shapes import CLASSES, read_shapes, write_shapes
+from ..support.runs import small_network
+from ..support.shapes import CLASSES, read_shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,24 +39,24 @@ def scores_of(target: np.ndarray, prediction: np.ndarray, classes: int) -> Score
     return Scores(matrix.numpy(), tuple(map(str, range(classes))))
 
 
-def test_scores_are_their_definitions():
+def test_scores_match_their_definitions():
     random = np.random.default_rng(0)
     target = random.integers(0, 6, (3, 40, 50)).astype(np.uint8)
     prediction = np.where(random.random(target.shape) < 0.6, target, random.integers(0, 6))
     target[random.random(target.shape) < 0.1] = 255
-    target[target == 4] = 2  # class 4 is predicted only, class 7 is nowhere
+    target[target == 4] = 2  # class 4 is in the predictions only, class 7 is nowhere
     scores = scores_of(target, prediction.astype(np.uint8), 8)
 
     seen = target != 255
     ious, accuracies, weighted = {}, {}, 0.0
     for label in range(8):
-        is_it, said_so = (target == label) & seen, (prediction == label) & seen
-        union = (is_it | said_so).sum()
+        is_label, is_predicted = (target == label) & seen, (prediction == label) & seen
+        union = (is_label | is_predicted).sum()
         if union:
-            ious[label] = (is_it & said_so).sum() / union
-            weighted += is_it.sum() / seen.sum() * ious[label]
-        if is_it.sum():
-            accuracies[label] = (is_it & said_so).sum() / is_it.sum()
+            ious[label] = (is_label & is_predicted).sum() / union
+            weighted += is_label.sum() / seen.sum() * ious[label]
+        if is_label.sum():
+            accuracies[label] = (is_label & is_predicted).sum() / is_label.sum()
     assert 7 not in ious and 4 in ious and 4 not in accuracies
     assert scores.iou[list(ious)] == pytest.approx(list(ious.values()))
     assert np.isnan(scores.iou[7])
@@ -64,8 +65,8 @@ def test_scores_are_their_definitions():
     assert scores.pixel_accuracy == pytest.approx((target == prediction)[seen].mean())
     assert scores.frequency_weighted_iou == pytest.approx(weighted)
     assert scores.confusion.sum() == seen.sum()
-    found = json.loads(json.dumps(scores.as_dict(), allow_nan=False))
-    assert found["iou"]["7"] is None and found["miou"] == pytest.approx(scores.miou)
+    stored = json.loads(json.dumps(scores.as_dict(), allow_nan=False))
+    assert stored["iou"]["7"] is None and stored["miou"] == pytest.approx(scores.miou)
     lines = scores.table().splitlines()
     assert lines[1].split() == ["0", f"{100 * scores.iou[0]:.2f}", f"{100 * accuracies[0]:.2f}"]
     assert lines[8].split() == ["7", "-", "-"]
@@ -73,7 +74,7 @@ def test_scores_are_their_definitions():
 
 
 def test_confusion_matrix_by_hand():
-    """Rows are labels, columns predictions; targets beyond the classes do not count."""
+    """Rows are ground truth, columns predictions; labels beyond the classes do not count."""
     target = torch.tensor([[0, 0, 0, 1], [2, 2, 255, 3]], dtype=torch.uint8)
     prediction = torch.tensor([[0, 1, 1, 1], [0, 2, 2, 2]], dtype=torch.uint8)
     matrix = confusion_matrix(target, prediction, 3)
@@ -83,7 +84,7 @@ def test_confusion_matrix_by_hand():
     assert confusion_matrix(many, many, 255)[254, 254] == 300
 
 
-def test_all_measures_of_one_matrix():
+def test_all_metrics_of_one_confusion_matrix():
     """Class c is in the predictions only, class d nowhere."""
     matrix = np.array([[6, 2, 0, 0], [1, 3, 4, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     scores = Scores(matrix, ("a", "b", "c", "d"))
@@ -98,7 +99,7 @@ def test_all_measures_of_one_matrix():
         "confusion": matrix.tolist(),
     }
     assert [line.split() for line in scores.table().splitlines()] == [
-        ["class", "IoU", "found"],
+        ["class", "IoU", "recall"],
         ["a", "66.67", "75.00"],
         ["b", "30.00", "37.50"],
         ["c", "0.00", "-"],
@@ -113,7 +114,7 @@ def test_all_measures_of_one_matrix():
     assert len(widths) == 1  # columns
 
 
-def test_perfect_nothing_and_ignored():
+def test_perfect_wrong_and_ignored_predictions():
     target = np.arange(12).reshape(3, 4) % 3
     perfect = scores_of(target, target, 3)
     assert (perfect.miou, perfect.pixel_accuracy, perfect.frequency_weighted_iou) == (1, 1, 1)
@@ -123,7 +124,7 @@ def test_perfect_nothing_and_ignored():
 
 
 class Local(nn.Module):
-    """Logits that depend on nothing beyond their own 8x8 pixels: windows change nothing."""
+    """A model whose logits depend on their own 8x8 pixels only, so that windows change nothing."""
 
     def __init__(self, classes: int = 5, align_corners: bool = False) -> None:
         super().__init__()
@@ -137,26 +138,26 @@ class Local(nn.Module):
 
 
 def assert_best(labels: Tensor, values: Tensor) -> None:
-    """The labels are those of the largest values [C, H, W], where two of them do not tie."""
+    """Assert that the labels are those of the largest values [C, H, W], except for ties."""
     assert labels.shape == values.shape[1:]
-    best, found = values.amax(0), values.gather(0, labels[None].long())[0]
-    assert (best - found).max() < 1e-5
+    best, chosen = values.amax(0), values.gather(0, labels[None].long())[0]
+    assert (best - chosen).max() < 1e-5
     assert (labels == values.argmax(0)).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("extra", [0, 1], ids=["", "align_corners"])
 @pytest.mark.parametrize("size", [(96, 160), (64, 64), (80, 272)], ids=str)
-def test_windows_find_what_the_whole_image_does(size, extra):
+def test_windows_predict_the_labels_of_the_whole_image(size, extra):
     torch.manual_seed(0)
     model = Local(align_corners=bool(extra))
     image = torch.randn(1, 3, size[0] + extra, size[1] + extra)
     whole = predict_labels(model, image)
     assert len(whole.unique()) == 5
     labels = predict_labels(model, image, window=(64 + extra, 48 + extra))
-    assert (labels == whole).float().mean() > 0.9999  # averages round
+    assert (labels == whole).float().mean() > 0.9999  # averages are rounded
 
 
-def test_windows_cover_sizes_that_are_no_multiples():
+def test_windows_cover_sizes_that_are_not_multiples():
     torch.manual_seed(0)
     model = Local()
     image = torch.randn(1, 3, 75, 101)
@@ -168,7 +169,7 @@ def test_windows_cover_sizes_that_are_no_multiples():
 
 
 def reference(model: Local, image: Tensor, size, scales, flip: bool) -> Tensor:
-    """Mean of probabilities at full size, the way everybody writes it."""
+    """Mean of the probabilities at full size, in plain PyTorch."""
     total = torch.zeros(())
     for scale in scales:
         scaled = [round(side * scale) for side in image.shape[2:]]
@@ -203,7 +204,7 @@ def test_mirrored_windows_are_padded_on_the_other_side():
     labels = predict_labels(model, image, flip=True, window=(32, 64))
     image = F.pad(image, (0, 112 - 101, 0, 80 - 75))
     total = 0
-    # What is padded is on the right in both views.
+    # The padding is on the right in both views.
     for mirrored in (False, True):
         view = torch.cat([image[..., :101].flip(3), image[..., 101:]], 3) if mirrored else image
         logits = F.interpolate(model.logits(view)["out"], (80, 112), mode="bilinear")[
@@ -214,7 +215,7 @@ def test_mirrored_windows_are_padded_on_the_other_side():
 
 
 class Global(Local):
-    """Logits that depend on all that is seen at once: windows differ where they overlap."""
+    """A model whose logits depend on the whole input, so that overlapping windows differ."""
 
     def logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
         every = images.mean((2, 3), keepdim=True) * 20
@@ -222,7 +223,7 @@ class Global(Local):
 
 
 def low_resolution_by_hand(model: Local, image: Tensor, window, tops, lefts) -> Tensor:
-    """Logits [C, h, w] of windows at these places, averaged where they overlap."""
+    """Logits [C, h, w] of windows at the given offsets, averaged where they overlap."""
     extra = int(model.align_corners)
     height, width = image.shape[2:]
     covered = tops[-1] + window[0], lefts[-1] + window[1]
@@ -240,7 +241,7 @@ def low_resolution_by_hand(model: Local, image: Tensor, window, tops, lefts) -> 
 
 
 def windows_by_hand(model: Local, image: Tensor, window, tops, lefts, mirrored: bool) -> Tensor:
-    """The same upsampled to the size of the image, of its mirror image if need be."""
+    """Logits of windows upsampled to the size of the image, optionally of the mirrored image."""
     low = low_resolution_by_hand(model, image.flip(3) if mirrored else image, window, tops, lefts)
     covered = tops[-1] + window[0], lefts[-1] + window[1]
     full = F.interpolate(low[None], covered, mode="bilinear", align_corners=model.align_corners)
@@ -249,7 +250,7 @@ def windows_by_hand(model: Local, image: Tensor, window, tops, lefts, mirrored: 
 
 
 WINDOWS = [
-    # Image, window, where windows begin: multiples of 16 that overlap by a third at least.
+    # (image, window, offsets): multiples of 16, and windows overlap by at least a third.
     ((96, 64), (64, 64), [0, 32], [0]),
     ((80, 144), (48, 48), [0, 32], [0, 32, 64, 96]),
     ((75, 101), (32, 64), [0, 16, 32, 48], [0, 16, 48]),
@@ -279,7 +280,7 @@ def test_overlapping_windows_are_averaged(size, window, tops, lefts, align_corne
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(61, 90), (150, 202), (1, 1)], ids=str)
 def test_windows_at_another_size_of_labels(size, align_corners):
-    """Labels lie on the image, of which the padded map covers more."""
+    """The labels cover the image, and not its padding."""
     torch.manual_seed(0)
     model = Global(align_corners=align_corners)
     extra = int(align_corners)
@@ -287,7 +288,7 @@ def test_windows_at_another_size_of_labels(size, align_corners):
     window = 32 + extra, 64 + extra
     tops, lefts = [0, 16, 32, 48], [0, 16, 48]
     labels = predict_labels(model, image, size, window=window)
-    # Logits at 1/8, sampled where grid_sample puts the pixels of the labels.
+    # grid_sample samples the logits, at 1/8 of the resolution, at the pixels of the labels.
     low = low_resolution_by_hand(model, image, window, tops, lefts)
     axes = []
     for side, seen, cells in zip(size, (75, 101), low.shape[1:]):
@@ -314,8 +315,8 @@ def test_windows_are_spread_evenly(side, window):
     steps = np.diff(starts)
     assert starts[0] == 0 and starts[-1] == side - window
     assert all(start % 16 == 0 for start in starts)
-    # They overlap by a third at least, but for windows too small to, and there are no more of
-    # them than that needs, at distances that differ by 16 at most.
+    # Windows overlap by at least a third, unless they are too small. There are no more windows
+    # than necessary, and their distances differ by at most 16.
     most = max(16, window * 2 // 3 // 16 * 16)
     assert len(starts) == 1 + -(-(side - window) // most)
     assert all(0 < step <= most for step in steps)
@@ -349,8 +350,8 @@ def test_logits_in_bfloat16_are_averaged_in_float32(window):
     assert (labels[0] == labels[1]).float().mean() > 0.999
 
 
-def test_strips_of_rows_make_one_map():
-    """A last strip that is shorter, and one row more than a strip."""
+def test_strips_of_rows_are_joined():
+    """Sizes: one strip, one row more, and a shorter last strip."""
     torch.manual_seed(0)
     model = Local()
     image = torch.randn(1, 3, 32, 32)
@@ -360,7 +361,7 @@ def test_strips_of_rows_make_one_map():
 
 
 @pytest.mark.parametrize("options", [{"window": (64, 64)}, {"scales": (0.5, 1.0), "flip": True}])
-def test_no_full_size_map_of_all_classes_exists(options):
+def test_no_full_size_map_of_all_classes_is_allocated(options):
     largest = 0
 
     class Sizes(TorchDispatchMode):
@@ -390,21 +391,18 @@ def test_no_full_size_map_of_all_classes_exists(options):
         ({"window": (0, 64)}, "window: expected"),
     ],
 )
-def test_bad_options(options, message):
-    with pytest.raises(TrainingError, match=message):
+def test_options_out_of_range(options, message, shapes):
+    with pytest.raises(ValueError, match=message):
         predict_labels(Local(), torch.randn(1, 3, 64, 64), **options)
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
+    with pytest.raises(TrainingError, match=message):
+        evaluate(Local(classes=3), read_shapes(shapes)[1], workers=0, quiet=True, **options)
 
 
 def test_evaluate_compares_whole_images(shapes):
     _, data = read_shapes(shapes)
 
     class Oracle(Local):
-        """Knows the colours."""
+        """A model that knows the colours of the classes."""
 
         def logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
             std, mean = (
@@ -424,7 +422,7 @@ def test_evaluate_compares_whole_images(shapes):
     assert scores.classes == CLASSES
     assert model.training
     for classes in (4, 5):
-        message = f"model found class {classes - 1}, the data have 3 classes"
+        message = f"model: expected .* the 3 classes in the data, got class {classes - 1}"
         with pytest.raises(TrainingError, match=message):
             evaluate(Local(classes), data, workers=0, quiet=True)
 
@@ -432,11 +430,13 @@ def test_evaluate_compares_whole_images(shapes):
 def confusion_by_hand(model: Local, data: SegmentationData, probabilities) -> np.ndarray:
     total = np.zeros((len(data.classes),) * 2, int)
     for index in range(len(data)):
-        image, truth = data.read(index)
-        labels = probabilities(model, model.preprocessing(image)[None], truth.shape).argmax(0)
-        for true, found in zip(truth.ravel(), labels.numpy().ravel()):
-            if true != 255:
-                total[true, found] += 1
+        image, ground_truth = data.read(index)
+        labels = probabilities(model, model.preprocessing(image)[None], ground_truth.shape).argmax(
+            0
+        )
+        for label, prediction in zip(ground_truth.ravel(), labels.numpy().ravel()):
+            if label != 255:
+                total[label, prediction] += 1
     return total
 
 
@@ -457,7 +457,7 @@ def test_evaluation_with_its_options_by_hand(options, probabilities, shapes):
     torch.manual_seed(1)
     _, data = read_shapes(shapes)
     model = Global(classes=3).eval()
-    model.logits = lambda images: OrderedDict(  # which class is largest depends on the options
+    model.logits = lambda images: OrderedDict(  # so that the largest class depends on the options
         out=model.conv(images) + images.mean((2, 3), keepdim=True)
     )
     with torch.no_grad():
@@ -470,8 +470,7 @@ def test_evaluation_with_its_options_by_hand(options, probabilities, shapes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_how_a_model_is_evaluated(dtype, shapes):
-    """In evaluation mode, under autocast, without gradients, images in channels last."""
+def test_evaluate_uses_eval_mode_autocast_and_channels_last(dtype, shapes):
     _, data = read_shapes(shapes)
     seen = []
 
@@ -491,23 +490,23 @@ def test_how_a_model_is_evaluated(dtype, shapes):
     assert not model.training
 
 
-def test_a_model_is_in_its_mode_again_after_an_error(shapes):
+def test_evaluate_restores_the_mode_after_an_error(shapes):
     model = Local(classes=5).train()
-    with pytest.raises(TrainingError, match="model found class"):
+    with pytest.raises(TrainingError, match="model: expected predictions of the 3 classes"):
         evaluate(model, read_shapes(shapes)[1], workers=0, quiet=True)
     assert model.training
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("resize", [None, 28, 112])
-def test_what_a_model_sees_of_an_image(resize, align_corners):
-    """The shorter side at `resize`, 16 k + 1 pixels with aligned corners, and never a crop."""
+def test_network_input_is_resized_and_normalised(resize, align_corners):
+    """The shorter side is `resize`; aligned corners need 16 k + 1 pixels; nothing is cropped."""
     random = np.random.default_rng(0)
     image = Image.fromarray(random.integers(0, 256, (56, 72, 3)).astype(np.uint8))
     preprocessing = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), resize, crop=(8, 8))
     width, height = {None: (72, 56), 28: (36, 28), 112: (144, 112)}[resize]
     if align_corners:
-        # The nearest 16 k + 1, and the larger one in the middle.
+        # The nearest 16 k + 1; of two, the larger one.
         width = {72: 65, 36: 33, 144: 145}[width]
         height = {56: 49, 28: 33, 112: 113}[height]
     pixels = network_input(image, preprocessing, align_corners)
@@ -519,7 +518,7 @@ def test_what_a_model_sees_of_an_image(resize, align_corners):
     assert ((pixels - (expected - mean) / std).abs() <= 1.5 / 255 / std).all()  # Pillow rounds
 
 
-def test_evaluation_of_resized_images_is_at_full_size(shapes):
+def test_resized_images_are_evaluated_at_full_size(shapes):
     _, data = read_shapes(shapes)
     torch.manual_seed(0)
     model = Local(classes=3)
@@ -529,15 +528,16 @@ def test_evaluation_of_resized_images_is_at_full_size(shapes):
     assert scores.confusion.sum() == labelled
     total = np.zeros((3, 3), int)
     for index in range(2):
-        image, truth = data.read(index)
+        image, ground_truth = data.read(index)
         pixels = model.preprocessing(image)[None]
         logits = F.interpolate(model.logits(pixels)["out"], (56, 72), mode="bilinear")
-        np.add.at(total, (truth[truth < 3], logits.argmax(1)[0].numpy()[truth < 3]), 1)
+        counts = ground_truth < 3
+        np.add.at(total, (ground_truth[counts], logits.argmax(1)[0].numpy()[counts]), 1)
     assert abs(scores.confusion - total).sum() <= 4
 
 
 def test_processes_share_the_images(shapes, monkeypatch):
-    """Each takes every second one; counts are added, and an error of one is raised on all."""
+    """Two processes take alternate images; counts are summed; errors are raised on both."""
     train_data, _ = read_shapes(shapes)
     torch.manual_seed(0)
     model = Local(classes=3)
@@ -566,16 +566,15 @@ def test_progress_is_shown_unless_quiet(quiet, shapes, monkeypatch, capsys):
     assert ("evaluating" in capsys.readouterr().err) is not quiet
 
 
-def test_evaluation_refuses_workers(shapes):
+def test_evaluate_rejects_negative_workers(shapes):
     with pytest.raises(TrainingError, match="workers: expected 0 or more, got -1"):
         evaluate(Local(classes=3), read_shapes(shapes)[1], workers=-1, quiet=True)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    DeepLabV3("mobilenet_v2", 3, 16, rates=(), head_conv=False).save_pretrained(path)
+    small_network().save_pretrained(path)
     return str(path)
 
 
@@ -584,11 +583,11 @@ def test_command(shapes, weights, tmp_path, capsys):
     results = tmp_path / "results.json"
     assert main(["evaluate", str(shapes), *options, "--json", str(results)]) == 0
     out = capsys.readouterr().out
-    found = json.loads(results.read_text())
+    stored = json.loads(results.read_text())
     model = DeepLabV3.from_pretrained(weights)
     scores = evaluate(model, read_shapes(shapes)[1], workers=0, quiet=True)
-    assert found["iou"] == pytest.approx(scores.as_dict()["iou"], abs=1e-3)
-    assert found["images"] == 2 and found["weights"] == weights and found["split"] == "val"
+    assert stored["iou"] == pytest.approx(scores.as_dict()["iou"], abs=1e-3)
+    assert stored["images"] == 2 and stored["weights"] == weights and stored["split"] == "val"
     assert "mean IoU" in out and out.splitlines()[2].startswith("red ")
     more = ["--scales", "0.5", "1", "--flip", "--window", "32", "48", "--split", "train"]
     assert main(["evaluate", str(shapes), *options, *more]) == 0

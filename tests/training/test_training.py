@@ -1,4 +1,4 @@
-"""Runs: that they learn, stop, go on exactly, and lose nothing."""
+"""Training runs: files, checkpoints, resume and errors."""
 
 from __future__ import annotations
 
@@ -33,62 +33,28 @@ from deeplab_fast.training import (
     train,
 )
 
+from ..support.runs import signal_in_update, small_network
 from ..support.shapes import CLASSES, read_shapes, write_shapes
 
-RECIPE = Recipe(epochs=3, batch_size=2, crop=(32, 32), learning_rate=0.05, ema=0.9)
-STEPS = 9  # of that, with 6 images
+RECIPE = Recipe(epochs=3, batch_size=2, crop_size=(32, 32), learning_rate=0.05, ema_decay=0.9)
+STEPS = 9  # updates of RECIPE with 6 images
 SMALL = ["--backbone", "mobilenet_v2", "--output-stride", "16", "--device", "cpu"]
-SMALL += ["--epochs", "3", "--batch-size", "2", "--crop", "32", "32", "--log-every", "1"]
+SMALL += ["--epochs", "3", "--batch-size", "2", "--crop-size", "32", "32", "--log-every", "1"]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(autouse=True)
-def no_tensorboard(request, monkeypatch):
-    """It takes seconds to import; tests that want it say so."""
-    if "tensorboard" not in request.fixturenames:
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-
-
-@pytest.fixture
-def tensorboard():
-    return pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
-
-
-def network(**options) -> DeepLabV3:
-    torch.manual_seed(0)
-    options = {"num_classes": 3, "output_stride": 16, "rates": (), "head_conv": False} | options
-    return DeepLabV3("mobilenet_v2", **options)
-
-
 def run(shapes: Path, output: Path, recipe: Recipe = RECIPE, **options) -> DeepLabV3:
     data = read_shapes(shapes)
-    return train(network(), *data, recipe, output, **{"workers": 0, "log_every": 1} | options)
+    return train(small_network(), *data, recipe, output, **{"workers": 0, "log_every": 1} | options)
 
 
 def curve(folder: Path, name: str = "loss") -> dict[int, float]:
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     points = [(row["step"], row[name]) for row in rows if name in row]
-    assert len(points) == len(dict(points))  # no update is there twice
+    assert len(points) == len(dict(points))  # no update is logged twice
     return dict(points)
-
-
-def stop_in(patch: pytest.MonkeyPatch, update: int, number: signal.Signals) -> None:
-    """A real signal comes while that update, from 1 on, is computed."""
-    original = loop._Run._update
-
-    def interrupted(self, parts):
-        if self.step + 1 == update:
-            signal.raise_signal(number)
-        return original(self, parts)
-
-    patch.setattr(loop._Run, "_update", interrupted)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +66,7 @@ def whole_run(shapes, tmp_path_factory) -> Path:
     return folder
 
 
-def test_what_a_run_leaves(whole_run, shapes):
+def test_output_files_of_a_run(whole_run, shapes):
     assert sorted(path.name for path in whole_run.iterdir()) == [
         "best.safetensors", "config.json", "last.pt", "last.safetensors", "log.jsonl",
     ]  # fmt: skip
@@ -111,11 +77,11 @@ def test_what_a_run_leaves(whole_run, shapes):
     miou = curve(whole_run, "val_miou")
     assert list(miou) == [3, 6, 9]
     config = json.loads((whole_run / "config.json").read_text())
-    assert config["recipe"]["crop"] == [32, 32] and config["architecture"]["num_classes"] == 3
+    assert config["recipe"]["crop_size"] == [32, 32] and config["architecture"]["num_classes"] == 3
     state = torch.load(whole_run / "last.pt", weights_only=True)
     model = DeepLabV3.from_pretrained(whole_run / "last.safetensors")
     assert model.categories == CLASSES
-    # Convolutions read and write pixels with all their channels.
+    # The weights are in channels_last.
     weight = state["model"]["backbone.features.0.0.weight"]
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert state["best_miou"] == pytest.approx(max(miou.values()))
@@ -123,7 +89,7 @@ def test_what_a_run_leaves(whole_run, shapes):
         DeepLabV3.from_pretrained(whole_run / "last.pt")
 
 
-def test_the_best_model_is_kept(shapes, tmp_path, monkeypatch):
+def test_best_model_is_saved(shapes, tmp_path, monkeypatch):
     mious, kept = iter((0.2, 0.6, 0.4)), []
 
     def pretend(model, data, **options):
@@ -138,18 +104,18 @@ def test_the_best_model_is_kept(shapes, tmp_path, monkeypatch):
     assert not torch.equal(kept[1]["classifier.1.bias"], kept[2]["classifier.1.bias"])
 
 
-def test_it_learns(shapes, tmp_path):
-    recipe = Recipe(epochs=25, batch_size=6, crop=(56, 72), scale=(1, 1), learning_rate=0.1)
+def test_loss_decreases(shapes, tmp_path):
+    recipe = Recipe(epochs=25, batch_size=6, crop_size=(56, 72), scale=(1, 1), learning_rate=0.1)
     losses = curve(run(shapes, tmp_path, recipe, evaluate_every=25) and tmp_path)
     assert losses[25] < 0.3 * losses[1]
 
 
-def test_what_may_change_while_a_run_rests(shapes, tmp_path):
-    """Folder, processes, parts of an update, and the end where the learning rate is constant."""
+def test_settings_that_may_change_on_resume(shapes, tmp_path):
+    """Folder, processes, micro-batches, and epochs with a constant learning rate."""
     recipe = Recipe(**vars(RECIPE) | {"batch_size": 4, "power": 0, "epochs": 2})
     run(shapes, tmp_path / "whole", recipe)
     first = tmp_path / "first"
-    run(shapes, first, Recipe(**vars(recipe) | {"epochs": 1, "accumulate": 2}))
+    run(shapes, first, Recipe(**vars(recipe) | {"epochs": 1, "grad_accum_steps": 2}))
     before = curve(first)
     moved = first.rename(tmp_path / "moved")
     state = torch.load(moved / "last.pt", weights_only=True)
@@ -183,13 +149,13 @@ def wait_for(condition, process: subprocess.Popen) -> None:
     raise AssertionError(process.communicate()[1])
 
 
-def test_ctrl_c_saves_and_a_killed_run_goes_on_exactly(shapes, tmp_path, capsys):
-    """A real process, interrupted with its workers as a terminal does, then one that is killed."""
+def test_interrupted_and_killed_runs_resume_exactly(shapes, tmp_path, capsys):
+    """A process is interrupted together with its workers, as by a terminal, then one is killed."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    # A fresh network multiplies the rounding of convolutions, which depends on the CPU and on where
-    # the weights lie, from update to update. With weights that stay as they are the losses show
-    # which images, crops and dropout each update had.
-    epochs = ["--epochs", "60", "--crop", "48", "56", "--learning-rate", "1e-15"]
+    # A new network amplifies rounding errors of convolutions, which depend on the CPU and on the
+    # addresses of the weights, from update to update. With a learning rate of nearly 0 the losses
+    # show which images, crops and dropout each update had.
+    epochs = ["--epochs", "60", "--crop-size", "48", "56", "--learning-rate", "1e-15"]
 
     def logged(step: int) -> bool:
         path = stopped / "log.jsonl"
@@ -215,10 +181,10 @@ def test_ctrl_c_saves_and_a_killed_run_goes_on_exactly(shapes, tmp_path, capsys)
     saved = torch.load(stopped / "last.pt", weights_only=True)["step"]
     assert saved >= step
 
-    # Both go on to the same few updates more.
+    # Both runs stop a few updates later.
     def limited(folder: Path, *arguments: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            stop_in(patch, saved + 4, signal.SIGTERM)
+            signal_in_update(patch, saved + 4, signal.SIGTERM)
             arguments = [*SMALL, *epochs, "--workers", "0", "--output", str(folder), *arguments]
             assert main(["train", str(shapes), *arguments]) == 130
 
@@ -230,13 +196,15 @@ def test_ctrl_c_saves_and_a_killed_run_goes_on_exactly(shapes, tmp_path, capsys)
     one, other = (torch.load(p / "last.pt", weights_only=True) for p in (stopped, whole))
     torch.testing.assert_close(one["random"], other["random"], rtol=0, atol=0)
     assert one["step"] == other["step"] == saved + 4
-    mean = "backbone.features.0.1.running_mean"  # of the first layer, where rounding is small
+    mean = "backbone.features.0.1.running_mean"  # the first layer has small rounding errors
     torch.testing.assert_close(one["model"][mean], other["model"][mean], rtol=1e-4, atol=1e-5)
 
 
-def test_what_was_logged_beyond_the_saved_state_is_dropped(tmp_path):
+def test_log_lines_after_the_checkpoint_are_dropped(tmp_path):
     rows = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
-    (tmp_path / "log.jsonl").write_text("\n".join(rows) + '\n{"step": 6, "lo')  # killed
+    (tmp_path / "log.jsonl").write_text(
+        "\n".join(rows) + '\n{"step": 6, "lo'
+    )  # killed while it wrote
     with contextlib.closing(log.Log(tmp_path, 3, 0)) as lines:
         lines.scalars(3, val_miou=0.5)
         lines.scalars(4, loss=2.0)
@@ -250,7 +218,7 @@ def test_what_was_logged_beyond_the_saved_state_is_dropped(tmp_path):
         log.Log(tmp_path, 3, 0)
 
 
-def test_a_full_disk(shapes, tmp_path, monkeypatch, capsys):
+def test_full_disk_is_reported_in_one_line(shapes, tmp_path, monkeypatch, capsys):
     output = tmp_path / "run"
     assert main(["train", str(shapes), *SMALL, "--epochs", "1", "--output", str(output)]) == 0
     (output / "last.pt").rename(tmp_path / "keep")
@@ -271,7 +239,7 @@ def test_a_full_disk(shapes, tmp_path, monkeypatch, capsys):
     (*_, line) = capsys.readouterr().err.splitlines()
     assert line == (
         f"deeplab-fast: {output}/last.pt: cannot write: No space left on device. "
-        "What was written before is whole"
+        "What was written before is complete"
     )
     for name, content in before.items():
         assert (output / name).read_bytes() == content
@@ -279,7 +247,7 @@ def test_a_full_disk(shapes, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
-def test_a_write_that_fails_leaves_the_one_before(name, whole_run, tmp_path, monkeypatch):
+def test_failed_write_keeps_the_previous_file(name, whole_run, tmp_path, monkeypatch):
     path = tmp_path / name
     path.write_bytes(b"before")
 
@@ -292,12 +260,14 @@ def test_a_write_that_fails_leaves_the_one_before(name, whole_run, tmp_path, mon
     assert os.listdir(tmp_path) == [name] and path.read_bytes() == b"before"
 
 
-def test_a_folder_with_a_run_is_not_started_over(whole_run, shapes, tmp_path):
+def test_folder_with_a_run_is_not_overwritten(whole_run, shapes, tmp_path):
     before = (whole_run / "last.pt").read_bytes()
     with pytest.raises(TrainingError, match=f"^{whole_run}: there is a run in that folder"):
         run(shapes, whole_run)
     assert (whole_run / "last.pt").read_bytes() == before
-    (tmp_path / "log.jsonl").write_text('{"step": 10, "loss": 1.0}\n')  # of one not saved yet
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 10, "loss": 1.0}\n'
+    )  # a run without a checkpoint yet
     with pytest.raises(TrainingError, match=f"^{tmp_path}: there is a run in that folder"):
         run(shapes, tmp_path)
 
@@ -308,18 +278,18 @@ def test_a_folder_with_a_run_is_not_started_over(whole_run, shapes, tmp_path):
         ({"head_conv": True}, {}, "head_conv False, not True "),
         ({"aux_loss": True}, {}, "aux_loss False, not True "),
         ({}, {"learning_rate": 0.1}, "learning_rate 0.05, not 0.1 "),
-        ({}, {"crop": (32, 48)}, r"crop \[32, 32\], not \[32, 48\] "),
+        ({}, {"crop_size": (32, 48)}, r"crop_size \[32, 32\], not \[32, 48\] "),
     ],
 )
-def test_a_run_of_another_kind(model, recipe, message, whole_run, shapes):
+def test_resume_rejects_another_run(model, recipe, message, whole_run, shapes):
     data = read_shapes(shapes)
     recipe = Recipe(**vars(RECIPE) | recipe)
     with pytest.raises(TrainingError, match=rf"^{whole_run}/last.pt: saved with {message}"):
-        train(network(**model), *data, recipe, whole_run, resume=True)
+        train(small_network(**model), *data, recipe, whole_run, resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", "half", "other"])
-def test_a_state_that_is_none(content, whole_run, shapes, tmp_path):
+def test_damaged_checkpoint_is_rejected(content, whole_run, shapes, tmp_path):
     path = tmp_path / "last.pt"
     if content == "other":
         torch.save({"weight": torch.ones(2)}, path)
@@ -330,10 +300,10 @@ def test_a_state_that_is_none(content, whole_run, shapes, tmp_path):
         run(shapes, tmp_path, resume=True)
 
 
-def test_resume_of_nothing_starts_and_of_a_finished_run_ends(shapes, tmp_path):
+def test_resume_of_an_empty_folder_and_of_a_finished_run(shapes, tmp_path):
     recipe = Recipe(**vars(RECIPE) | {"epochs": 1})
     first = run(shapes, tmp_path, recipe, resume=True)
-    (tmp_path / ".last.pt.1.partial").touch()  # of a run that was killed while it wrote
+    (tmp_path / ".last.pt.1.partial").touch()  # left by a run that was killed while it wrote
     again = run(shapes, tmp_path, recipe, resume=True)
     torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
     assert not list(tmp_path.glob(".*"))
@@ -346,8 +316,8 @@ def test_resume_of_nothing_starts_and_of_a_finished_run_ends(shapes, tmp_path):
         ({"learning_rate": float("inf"), "batch_size": 6}, "a weight is not finite at update 1"),
     ],
 )
-def test_a_run_that_diverges_ends_before_it_is_saved(options, message, shapes, tmp_path):
-    recipe = Recipe(**vars(RECIPE) | {"epochs": 1, "ema": None} | options)
+def test_diverged_run_is_not_saved(options, message, shapes, tmp_path):
+    recipe = Recipe(**vars(RECIPE) | {"epochs": 1, "ema_decay": None} | options)
     with pytest.raises(TrainingError, match=message):
         run(shapes, tmp_path, recipe)
     assert not list(tmp_path.glob("*last*"))
@@ -361,9 +331,7 @@ def test_a_run_that_diverges_ends_before_it_is_saved(options, message, shapes, t
         ("images/val/1.png", 3),
     ],
 )
-def test_a_bad_file_during_training_is_named_and_nothing_lost(
-    file, updates, whole_run, tmp_path, capsys
-):
+def test_unreadable_file_is_named_and_the_run_resumes(file, updates, whole_run, tmp_path, capsys):
     bad = write_shapes(tmp_path / "shapes") / file
     good = bad.read_bytes()
     if file.startswith("images"):
@@ -376,7 +344,7 @@ def test_a_bad_file_during_training_is_named_and_nothing_lost(
     (*_, line) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"deeplab-fast: {bad}: ") and "(expected" in line
     assert list(curve(output)) == list(range(1, updates + 1))
-    # Put right, it goes on where it failed, not with an epoch that was done in part.
+    # With the file restored, the run resumes at the update that failed.
     if updates:
         assert torch.load(output / "last.pt", weights_only=True)["step"] == updates
         arguments.append("--resume")
@@ -386,37 +354,37 @@ def test_a_bad_file_during_training_is_named_and_nothing_lost(
     assert list(curve(output, "val_miou")) == [3, 6, 9]
 
 
-def test_class_weights_hard_pixels_and_frozen_batch_norm(shapes, tmp_path):
+def test_class_weights_top_k_pixels_and_frozen_batch_norm(shapes, tmp_path):
     options = {
-        "class_weights": (1.0, 3.0, 2.0), "hard_pixels": 0.3, "freeze_batch_norm": True,
-        "epochs": 1, "label_smoothing": 0.1, "head_learning_rate": 0.1, "warmup": 2,
-        "accumulate": 2,
+        "class_weights": (1.0, 3.0, 2.0), "top_k_pixels": 0.3, "freeze_batch_norm": True,
+        "epochs": 1, "label_smoothing": 0.1, "head_learning_rate": 0.1, "warmup_steps": 2,
+        "grad_accum_steps": 2,
     }  # fmt: skip
-    before = network().state_dict()
-    model = run(shapes, tmp_path, Recipe(**vars(RECIPE) | options | {"ema": None}))
+    before = small_network().state_dict()
+    model = run(shapes, tmp_path, Recipe(**vars(RECIPE) | options | {"ema_decay": None}))
     norms = re.compile("running_|num_batches")
     for name, value in model.state_dict().items():
         frozen = bool(norms.search(name)) or before[name].dim() == 1 and "classifier.1" not in name
         assert torch.equal(value, before[name]) == frozen, name
 
 
-def test_gradient_of_the_parts_is_that_of_the_whole():
-    """Images with unlike numbers of ignored pixels, class weights, batch norm frozen."""
+def test_gradients_of_micro_batches_add_up_to_that_of_the_batch():
+    """The images have different numbers of ignored pixels; classes are weighted."""
     torch.manual_seed(0)
     images = torch.randn(4, 3, 32, 32)
     target = torch.randint(3, (4, 32, 32))
     target[0, :30] = target[1, 4:] = target[2] = 255
-    model = network(aux_loss=True).eval()
+    model = small_network(aux_loss=True).eval()
     gradients = []
-    for part in (4, 1):
+    for size in (4, 1):
         objective = Objective(model, Recipe(class_weights=(1.0, 4.0, 0.5)))
-        weight = objective.weight_of(target)
+        normalizer = objective.loss_normalizer(target)
         objective.zero_grad()
-        for x, y in zip(images.split(part), target.split(part)):
-            objective(x, y, weight).backward()
+        for x, y in zip(images.split(size), target.split(size)):
+            objective(x, y, normalizer).backward()
         gradients.append({name: p.grad.clone() for name, p in objective.named_parameters()})
     torch.testing.assert_close(gradients[0], gradients[1])
-    loss = objective(images, target, weight)
+    loss = objective(images, target, normalizer)
     full = {
         name: torch.nn.functional.cross_entropy(
             logits, target, torch.tensor([1.0, 4.0, 0.5]), ignore_index=255
@@ -426,20 +394,22 @@ def test_gradient_of_the_parts_is_that_of_the_whole():
     torch.testing.assert_close(loss, full["out"] + 0.5 * full["aux"])
 
 
-def test_hard_pixels_are_those_of_largest_loss():
+def test_top_k_pixels_have_the_largest_losses():
     torch.manual_seed(0)
-    model, images = network().eval(), torch.randn(2, 3, 32, 32)
+    model, images = small_network().eval(), torch.randn(2, 3, 32, 32)
     target = torch.randint(3, (2, 32, 32))
-    objective = Objective(model, Recipe(hard_pixels=0.25))
+    objective = Objective(model, Recipe(top_k_pixels=0.25))
     losses = torch.nn.functional.cross_entropy(model(images)["out"], target, reduction="none")
     expected = losses.flatten().sort(descending=True).values[:512].mean()
-    torch.testing.assert_close(objective(images, target, objective.weight_of(target)), expected)
+    torch.testing.assert_close(
+        objective(images, target, objective.loss_normalizer(target)), expected
+    )
 
 
-def test_nothing_but_ignored_pixels_changes_nothing():
-    objective = Objective(network(), Recipe())
+def test_loss_of_ignored_pixels_is_zero():
+    objective = Objective(small_network(), Recipe())
     target = torch.full((2, 32, 32), 255)
-    loss = objective(torch.randn(2, 3, 32, 32), target, objective.weight_of(target))
+    loss = objective(torch.randn(2, 3, 32, 32), target, objective.loss_normalizer(target))
     loss.backward()
     assert loss == 0
     assert all((p.grad == 0).all() for p in objective.parameters())
@@ -448,23 +418,23 @@ def test_nothing_but_ignored_pixels_changes_nothing():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"accumulate": 4}, r"batch_size: expected a multiple of 4 \(1 processes, 4 accum"),
-        ({"accumulate": 2}, r"batch_size: expected at least 2 images at a time .* got 1"),
+        ({"grad_accum_steps": 4}, r"batch_size: expected a multiple of 4 \(1 processes, 4 micro-"),
+        ({"grad_accum_steps": 2}, r"batch_size: expected at least 2 images at a time .* got 1"),
         ({"class_weights": (1.0,)}, "class_weights: expected 3 numbers, got 1"),
     ],
 )
-def test_recipes_that_do_not_fit(options, message, shapes, tmp_path):
+def test_incompatible_recipes_are_rejected(options, message, shapes, tmp_path):
     with pytest.raises(TrainingError, match=message):
         run(shapes, tmp_path, Recipe(**vars(RECIPE) | options))
     assert not list(tmp_path.iterdir())
 
 
-def test_no_images(shapes, tmp_path):
+def test_empty_data_sets_are_rejected(shapes, tmp_path):
     none = SegmentationData([], CLASSES)
     with pytest.raises(TrainingError, match="train_data: expected images, got none"):
-        train(network(), none, None, RECIPE, tmp_path)
+        train(small_network(), none, None, RECIPE, tmp_path)
     with pytest.raises(TrainingError, match="val_data: expected images, got none"):
-        train(network(), read_shapes(shapes)[0], none, RECIPE, tmp_path)
+        train(small_network(), read_shapes(shapes)[0], none, RECIPE, tmp_path)
 
 
 def test_curves_and_pictures_in_tensorboard(tensorboard, shapes, tmp_path):
@@ -480,12 +450,12 @@ def test_curves_and_pictures_in_tensorboard(tensorboard, shapes, tmp_path):
     assert (picture.width, picture.height) == (3 * 72, 56)
 
 
-def test_without_tensorboard_a_line_says_so(shapes, tmp_path, capsys):
+def test_missing_tensorboard_is_reported_in_one_line(shapes, tmp_path, capsys):
     run(shapes, tmp_path, Recipe(**vars(RECIPE) | {"epochs": 1}))
     assert capsys.readouterr().err.splitlines() == [log.NO_TENSORBOARD]
 
 
-def test_a_progress_bar_with_loss_speed_and_time_left(shapes, tmp_path, monkeypatch, capsys):
+def test_progress_bar_shows_loss_speed_and_time_left(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     run(shapes, tmp_path, Recipe(**vars(RECIPE) | {"epochs": 1}))
     err = capsys.readouterr().err
@@ -494,7 +464,7 @@ def test_a_progress_bar_with_loss_speed_and_time_left(shapes, tmp_path, monkeypa
 
 def test_fine_tuning_from_weights_with_other_classes(shapes, tmp_path, capsys):
     weights = tmp_path / "voc.safetensors"
-    network(num_classes=21).save_pretrained(weights)
+    small_network(num_classes=21).save_pretrained(weights)
     one = ["--epochs", "1", "--learning-rate", "1e-9", "--output", str(tmp_path / "run")]
     assert main(["train", str(shapes), *SMALL, *one, "--weights", str(weights)]) == 0
     model = DeepLabV3.from_pretrained(tmp_path / "run/last.safetensors")

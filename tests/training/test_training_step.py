@@ -1,4 +1,4 @@
-"""One training step: the same as torchvision's, in two processes as in one, and compiled."""
+"""Training steps: against torchvision, in two processes, compiled, and on real images."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from deeplab_fast.training import (
 )
 
 from ..support import two_processes
+from ..support.runs import small_network
 from ..support.shapes import write_shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,7 +45,7 @@ class Track:
         optimizer = recipe.optimizer(model)
         torch.manual_seed(2)
         steps = [(torch.randn(4, 3, 33, 33), torch.randint(5, (4, 33, 33))) for _ in range(2)]
-        torch.manual_seed(3)  # of dropout
+        torch.manual_seed(3)  # for dropout
         self.losses, self.gradients = [], []
         dtype = next(model.parameters()).dtype
         for index, (images, target) in enumerate(steps):
@@ -62,23 +63,23 @@ class Track:
 def our_loss(recipe: Recipe):
     def loss_of(model, images, target):
         objective = Objective(model, recipe)
-        return objective(images, target, objective.weight_of(target))
+        return objective(images, target, objective.loss_normalizer(target))
 
     return loss_of
 
 
 def torchvisions_loss(model, images, target):
-    """Of references/segmentation/train.py."""
+    """The loss of torchvision's references/segmentation/train.py."""
     output = model(images)
     losses = {name: F.cross_entropy(x, target, ignore_index=255) for name, x in output.items()}
     return losses["out"] + 0.5 * losses["aux"]
 
 
-def test_first_steps_are_torchvisions():
-    """Same seed, weights, batches and dropout; ResNet-50 with all of its ASPP.
+def test_first_steps_match_torchvision():
+    """ResNet-50 with ASPP, from the same seed, on the same batches with the same dropout.
 
-    In float64 what differs is that our loss rounds logits to fp32. In fp32 a network fresh from
-    its initialisation is chaotic, and ours strays from float64 as far as torchvision's own does.
+    In float64 the only difference is that our loss rounds logits to fp32. In fp32 a new network is
+    chaotic, and ours may differ from float64 by twice as much as torchvision's own.
     """
     segmentation = pytest.importorskip("torchvision.models.segmentation")
     recipe = Recipe(learning_rate=1e-4)
@@ -113,7 +114,7 @@ def error(track: Track, exact: Track, step: int) -> float:
 
 
 def torchrun(folder: Path, data: Path, processes: int) -> None:
-    """tests/support/two_processes.py, which writes into ``folder``."""
+    """Run tests/support/two_processes.py, which writes to ``folder``."""
     folder.mkdir()
     script = Path(__file__).parents[1] / "support" / "two_processes.py"
     command = [sys.executable]
@@ -148,8 +149,8 @@ def test_sync_batch_norm_in_two_processes_is_batch_norm_in_one(one_and_two):
             assert (actual[name] - value).double().norm() <= bound, name
 
 
-def test_a_run_of_two_processes_is_that_of_one(one_and_two):
-    """The same images in the same updates, whatever their ignored pixels and class weights."""
+def test_run_of_two_processes_equals_that_of_one(one_and_two):
+    """Updates have the same images, whose numbers of ignored pixels and class weights differ."""
     losses = []
     for output in one_and_two:
         rows = map(json.loads, (output / "run/log.jsonl").read_text().splitlines())
@@ -157,24 +158,26 @@ def test_a_run_of_two_processes_is_that_of_one(one_and_two):
         assert (output / "run/last.safetensors").exists()
     assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    states = [two_processes.network(rates=()).state_dict()]
+    states = [two_processes.network().state_dict()]
     for output in one_and_two:
         states.append(DeepLabV3.from_pretrained(output / "run/last.safetensors").state_dict())
     start, one, two = (torch.cat([x.flatten() for x in state.values()]) for state in states)
     assert (two - one).norm() <= 1e-4 * (one - start).norm()
 
 
-def test_scores_of_two_processes_are_those_of_one(one_and_two):
+def test_scores_of_two_processes_equal_those_of_one(one_and_two):
     one, two = (torch.load(folder / "scores.pt") for folder in one_and_two)
-    assert torch.equal(one, two) and one.sum() == 5 * 56 * 72 - 5 * 72  # a row of each is ignored
+    assert (
+        torch.equal(one, two) and one.sum() == 5 * 56 * 72 - 5 * 72
+    )  # one row of each image is ignored
     assert (one.diag() > 0).all() and one.diag().sum() < one.sum()
 
 
-# Compiled
+# torch.compile
 
 
 class Features(nn.Module):
-    """A backbone of three convolutions."""
+    """A backbone of two convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,10 +189,10 @@ class Features(nn.Module):
         return {"aux": aux, "out": self.body(aux)}
 
 
-def small_network() -> SegmentationModel:
+def tiny_network() -> SegmentationModel:
     torch.manual_seed(0)
     head = nn.Sequential(ASPP(16, (1, 2), 8), nn.Conv2d(8, 3, 1))
-    head[0].project[3].p = 0.0  # compiled graphs draw dropout in another way
+    head[0].project[3].p = 0.0  # compiled graphs draw other random numbers
     aux = nn.Conv2d(8, 3, 1)
     return SegmentationModel(Features(), head, aux, False, Preprocessing(), None)
 
@@ -201,12 +204,12 @@ def test_whole_step_compiles_to_one_graph():
     target[0, :9] = 255
     results = []
     for compiled in (False, True):
-        model = small_network()
+        model = tiny_network()
         objective = Objective(model, Recipe(class_weights=(1.0, 2.0, 0.5)))
 
         def step(images, target, objective=objective):
             with torch.autocast("cpu", torch.bfloat16):
-                return objective(images, target, objective.weight_of(target))
+                return objective(images, target, objective.loss_normalizer(target))
 
         if compiled:
             step = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -223,22 +226,21 @@ def test_whole_step_compiles_to_one_graph():
         results.append((losses, model.state_dict()))
     (eager, expected), (losses, weights) = results
     assert eager[2] < eager[0]
-    # A compiled graph rounds elsewhere: 2^-9 is half an ulp of bfloat16.
+    # A compiled graph rounds at other places; 2^-9 is half an ulp of bfloat16.
     assert losses == pytest.approx(eager, rel=2**-8)
-    initial = small_network().state_dict()
+    initial = tiny_network().state_dict()
     for name, value in expected.items():
         moved = (value - initial[name]).float().norm()
         assert (weights[name] - value).float().norm() <= 2**-5 * moved + 1e-6, name
 
 
-# On real images
+# Real images
 
 
-def test_four_frames_of_camvid_are_learned_by_heart(shared_data, tmp_path, monkeypatch):
+def test_four_frames_of_camvid_are_memorised(shared_data, tmp_path):
     camvid = shared_data / "camvid"
     if not camvid.is_dir():
         pytest.skip("CamVid is absent")
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # slow to import
     whole = folder(camvid, "train", [f"class {i}" for i in range(11)], ignore=[11])
     pairs = []
     for index in (0, 100, 200, 300):
@@ -249,13 +251,13 @@ def test_four_frames_of_camvid_are_learned_by_heart(shared_data, tmp_path, monke
         pairs.append(paths)
     data = SegmentationData(pairs, whole.classes)
     torch.manual_seed(0)
-    model = DeepLabV3("mobilenet_v2", 11, 16, rates=())
+    model = small_network(num_classes=11, head_conv=True)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.3  # statistics for evaluation, within a few updates
+            module.momentum = 0.3  # converges within a few updates
     recipe = Recipe(
-        epochs=80, batch_size=4, crop=(72, 96), scale=(1, 1), flip=0, jitter=0,
-        learning_rate=0.05, warmup=5, weight_decay=0,
+        epochs=80, batch_size=4, crop_size=(72, 96), scale=(1, 1), flip=0, color_jitter=0,
+        learning_rate=0.05, warmup_steps=5, weight_decay=0,
     )  # fmt: skip
     before = evaluate(model.eval(), data, workers=0, quiet=True)
     train(model, data, None, recipe, tmp_path / "run", workers=0, evaluate_every=80)

@@ -7,7 +7,7 @@
 #include "cuda/common/elements.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/ptx.cuh"
-#include "schedule/zones.h"
+#include "schedule/work_list.h"
 
 namespace deeplab_fast::cuda {
 
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kReduceThreads)
   constexpr int kRowThreads = kTileN / 4, kRows = kReduceThreads / kRowThreads;
   constexpr int kBlocks = kTileM / kRows;  // thread blocks per output tile
   const Reduction reduction = work.reductions[blockIdx.x / kBlocks];
-  const Tile tile = work.tiles[reduction.job];
+  const Tile tile = work.tiles[reduction.tile];
   const int row = blockIdx.x % kBlocks * kRows + threadIdx.x / kRowThreads;
   const int col = threadIdx.x % kRowThreads * 4, k = reduction.block * kTileN + col;
   const Epilogue<T> epilogue(tensor, params, shape, operands.outputs[tile.output], k);

@@ -2,7 +2,7 @@
 // c of input[n, y + dy, x + dx, c] weight[k, tap, c])
 //
 // The branches read one input [N, H, W, in_channels] and write adjacent channels of one output.
-// Implicit GEMM (implicit_gemm.cuh), one CTA per work item of the work list (schedule/zones.h).
+// Implicit GEMM (implicit_gemm.cuh), one CTA per work item of the work list (schedule/work_list.h).
 // CTAs start in the order of the list, longest work items first. The work items of a split output
 // tile write fp32 sums to workspace slots, which a second kernel adds in a fixed order.
 
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kConvThreads, kCtasPerSM)
                               const __grid_constant__ ConvEpilogue params,
                               const __grid_constant__ ConvShape shape) {
   const WorkItem item = work.items[blockIdx.x];
-  const Tile tile = work.tiles[item.job];
+  const Tile tile = work.tiles[item.tile];
   const float* sums = sum_products(input, item, tile, operands, work, shape);
 
   // One warp per pixel, one lane per four channels.
@@ -74,7 +74,8 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
                     const ConvEpilogue& epilogue, const ConvShape& shape, void* stream) {
   static_assert(kBlockM == kConvTile && kBlockN == kConvTile,
                 "the work list assumes this output tile");
-  static_assert(kBlockK<T> * sizeof(T) == kConvStepBytes, "the work list assumes this k-iteration");
+  static_assert(kBlockK<T> * sizeof(T) == kConvKIterBytes,
+                "the work list assumes this k-iteration");
   static_assert(kConvSmem <= 99 * 1024, "shared memory per CTA on sm_86 and sm_89");
   static_assert(kCtasPerSM * (kConvSmem + 1024) <= 164 * 1024, "shared memory per SM on sm_80");
   int64_t unaligned = shape.in_channels;

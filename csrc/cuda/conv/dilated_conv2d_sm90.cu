@@ -24,7 +24,7 @@
 #include "cuda/common/tensor_map.cuh"
 #include "cuda/conv/conv_epilogue.cuh"
 #include "cuda/conv/warp_rows.cuh"
-#include "schedule/zones.h"
+#include "schedule/work_list.h"
 
 namespace deeplab_fast::cuda {
 namespace {
@@ -53,7 +53,7 @@ static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters
               "or setmaxnreg would wait forever");
 static_assert(kBlockM == kConsumers * 64, "a warpgroup multiplies 64 rows");
 static_assert(kClusterSize * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
-                  kRowBytes == kConvStepBytesSm90,
+                  kRowBytes == kConvKIterBytesSm90,
               "the work list assumes this output tile and k-iteration");
 static_assert(kBlockM == kConvSumRun && kWarpgroup == kConvSumParts * 32,
               "a warp writes one row of pixel sums");
@@ -141,7 +141,7 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
     // A thread waits for its copies kMaxInFlight rounds later, so extra rounds follow the last
     // k-iteration.
     const bool waits = kArrival == Arrival::kThread || sums != nullptr;
-    const int num_rounds = item.num_steps + (waits ? kMaxInFlight : 0);
+    const int num_rounds = item.num_k_iters + (waits ? kMaxInFlight : 0);
     PipelineState<kStages> in_flight = state;  // stage of the oldest copies in flight
     for (int round = 0; round < num_rounds; ++round) {
       if (waits && round >= kMaxInFlight) {
@@ -160,7 +160,7 @@ __device__ void produce(const T* input, const ConvOperands& operands, const Tens
         }
         in_flight.advance();
       }
-      if (round < item.num_steps) {
+      if (round < item.num_k_iters) {
         uint64_t* full = &barriers.full[state.stage];
         wait(&barriers.empty[state.stage], state.phase ^ 1);
         if (warp == 0 && ptx::elect_sync()) {
@@ -299,12 +299,12 @@ __device__ void finish(float (&sum)[kBlockN / 2], T* tensor, const Pair<T> (&bia
           round_to(pair, part_sum[j * 4 + half * 2], part_sum[j * 4 + half * 2 + 1]);
           return bits_of(clamp_pair(pair, low, high));
         },
-        [&](int row, int k, const Vector<T, 8>& chunk) {
+        [&](int row, int k, const Chunk<T>& chunk) {
           const int row_pixel = __shfl_sync(0xffffffffu, pixel_of_lane, row);
           if (row_pixel < 0) return;
           T* p = row_of(tensor, row_pixel, k) + part;
           if constexpr (kIsVector) {
-            if (part + k < count) *reinterpret_cast<Vector<T, 8>*>(p) = chunk;
+            if (part + k < count) *reinterpret_cast<Chunk<T>*>(p) = chunk;
           } else {
 #pragma unroll
             for (int i = 0; i < 8; ++i)
@@ -340,7 +340,7 @@ __device__ void consume(T* tensor, float* partial_sums, const ConvOperands& oper
 #pragma unroll
     for (float& value : sum) value = 0.0f;
     int previous = -1;
-    for (int k_iter = 0; k_iter < item.num_steps; ++k_iter) {
+    for (int k_iter = 0; k_iter < item.num_k_iters; ++k_iter) {
       wait(&barriers.full[state.stage], state.phase);
       if constexpr (kArrival == Arrival::kCopies) ptx::fence_proxy_async();
       const unsigned char* stage = stages + state.stage * kStageBytes;
@@ -434,7 +434,7 @@ Status launch_typed(void* output, float* partial_sums, const void* input,
       launch_with({kClusterSize, /*overlaps=*/true}, "dilated_conv2d_fwd_sm90_kernel",
                   copies_arrive ? dilated_conv2d_fwd_sm90_kernel<T, Arrival::kCopies>
                                 : dilated_conv2d_fwd_sm90_kernel<T, Arrival::kThread>,
-                  kClusterSize * work.num_workers, kThreads, kSmem, stream, tensor, partial_sums,
+                  kClusterSize * work.num_ctas, kThreads, kSmem, stream, tensor, partial_sums,
                   static_cast<const T*>(input), operands, maps, work, params, shape);
   if (!status.ok()) return status;
   return launch_reduce<kConvTileSm90, kConvTileSm90>({1, /*overlaps=*/true}, tensor, partial_sums,

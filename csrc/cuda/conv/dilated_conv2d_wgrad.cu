@@ -2,7 +2,7 @@
 // grad_output[p, k] input[p + tap, c]
 //
 // The branches read one input [N, H, W, C] and wrote adjacent channels of one output. The pixels of
-// a tap form a rectangle (schedule/zones.h), so nothing is multiplied by padding. Implicit GEMM
+// a tap form a rectangle (schedule/work_list.h), so nothing is multiplied by padding. Implicit GEMM
 // over one work list: an output tile is 128 output channels x 128 input channels of a tap, a
 // k-iteration 32 pixels (16 of float). One CTA per work item, longest first; those of a split
 // output tile write fp32 sums to workspace slots, which a second kernel adds in a fixed order.
@@ -17,9 +17,10 @@
 #include "cuda/common/elements.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/ptx.cuh"
+#include "cuda/conv/rectangle_walk.cuh"
 #include "cuda/conv/warp_mma.cuh"
 #include "cuda/conv/wgrad_reduce.cuh"
-#include "schedule/zones.h"
+#include "schedule/work_list.h"
 
 namespace deeplab_fast::cuda {
 namespace {
@@ -40,7 +41,7 @@ constexpr int kBiasThreads = 256, kBiasCols = 8;  // columns of 16-byte chunks p
 constexpr int kBiasRows = kBiasThreads / kBiasCols;
 
 template <typename T>
-constexpr int kBlockK = kConvStepBytes / sizeof(T);  // pixels per k-iteration
+constexpr int kBlockK = kConvKIterBytes / sizeof(T);  // pixels per k-iteration
 template <typename T>
 constexpr int kChunk = 16 / sizeof(T);  // elements per copy
 
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSM)
                                 const __grid_constant__ ConvWgradWork work,
                                 const __grid_constant__ ConvWgradShape shape) {
   const WorkItem item = work.items[blockIdx.x];
-  const TapRectangle rectangle = work.rectangles[item.job];
+  const TapRectangle rectangle = work.rectangles[item.tile];
   const Tap tap = rectangle.tap;
   const ConvWgradBranch& branch = branches.branch[tap.branch];
   const int blocks_n = (shape.C + kBlockN - 1) / kBlockN;
@@ -97,11 +98,11 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSM)
   RectanglePixel pixels[kCopies] = {};
   RectangleStep advance_by = {};
   int pixels_left = 0;  // from this thread's first pixel on
-  if (item.num_steps > 0) {
-    const int first = item.first_step * kBlockK<T>;
+  if (item.num_k_iters > 0) {
+    const int first = item.first_k_iter * kBlockK<T>;
     const int num_pixels = shape.N * rectangle.h * rectangle.w;
     advance_by = rectangle_step(rectangle, shape.H, shape.W, kBlockK<T>);
-    pixels_left = min(num_pixels - first, item.num_steps * kBlockK<T>) - first_row;
+    pixels_left = min(num_pixels - first, item.num_k_iters * kBlockK<T>) - first_row;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i)
       pixels[i] = rectangle_pixel(rectangle, shape.H, shape.W, first + first_row + i * kCopyRows);
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSM)
   if (has_work) {
     static_assert(kCopies == kTilesM, "one row of copies per row of products");
     load_half(0, 0);
-    for (int k_iter = 0; k_iter < item.num_steps; ++k_iter) {
+    for (int k_iter = 0; k_iter < item.num_k_iters; ++k_iter) {
       load_half(k_iter % kStages, 1);
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
@@ -171,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSM)
       for (int i = 0; i < kTilesM; ++i) multiply_row<T>(sum[i], fragments[1], i);
     }
   } else {
-    for (int k_iter = 0; k_iter < item.num_steps; ++k_iter) {
+    for (int k_iter = 0; k_iter < item.num_k_iters; ++k_iter) {
       copy_k_iter((k_iter + kStages - 1) % kStages);
       wait_for_next_stage();
     }

@@ -22,7 +22,7 @@
 #include "cuda/common/tensor_map.cuh"
 #include "cuda/conv/warp_rows.cuh"
 #include "cuda/conv/wgrad_reduce.cuh"
-#include "schedule/zones.h"
+#include "schedule/work_list.h"
 
 namespace deeplab_fast::cuda {
 namespace {
@@ -51,7 +51,7 @@ static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters
 static_assert(kChunksM == kConsumers, "a warpgroup multiplies 64 rows");
 static_assert(kBoxBytes % 1024 == 0, "the swizzle of a box starts at its first row");
 static_assert(kClusterSize * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
-                  kBlockK * 2 == kConvStepBytesSm90,
+                  kBlockK * 2 == kConvKIterBytesSm90,
               "the work list assumes this output tile and k-iteration");
 
 using Barriers = PipelineBarriers<kStages>;
@@ -77,7 +77,7 @@ __device__ void produce(const TensorMaps& maps, const WgradBranches& branches,
     const int first_c = item.c + first_chunk * kChunk;
     // The last boxes may lie past the last image; they are zero-filled as well.
     int column = item.column, row = item.row, n = item.n;
-    for (int k_iter = 0; k_iter < item.num_steps; ++k_iter) {
+    for (int k_iter = 0; k_iter < item.num_k_iters; ++k_iter) {
       uint64_t* full = &barriers.full[state.stage];
       wait(&barriers.empty[state.stage], state.phase ^ 1);
       ptx::mbarrier_arrive_expect_tx(full, kStageBytes);
@@ -127,12 +127,12 @@ __device__ void store_sums(const float (&sum)[kBlockN / 2], float* partial_sums,
           round_to(pair, sum[at], sum[at + 1]);
           return bits_of(pair);
         },
-        [&](int row, int col, const Vector<T, 8>& chunk) {
+        [&](int row, int col, const Chunk<T>& chunk) {
           const int k = first_k + row, c = item.c + part + col;
           if (k >= branch.K || c >= shape.C) return;
           T* weight = static_cast<T*>(branch.grad_weight) +
                       (static_cast<int64_t>(k) * branch.num_taps + item.index) * shape.C;
-          *reinterpret_cast<Vector<T, 8>*>(weight + c) = chunk;
+          *reinterpret_cast<Chunk<T>*>(weight + c) = chunk;
         });
   }
 }
@@ -154,7 +154,7 @@ __device__ void consume(float* partial_sums, const WgradBranches& branches,
 #pragma unroll
     for (float& value : sum) value = 0.0f;
     int previous = -1;
-    for (int k_iter = 0; k_iter < item.num_steps; ++k_iter) {
+    for (int k_iter = 0; k_iter < item.num_k_iters; ++k_iter) {
       wait(&barriers.full[state.stage], state.phase);
       const unsigned char* stage = stages + state.stage * kStageBytes;
       const uint64_t a = ptx::swizzled_128b_descriptor(stage + warpgroup * kChunkBytes);
@@ -219,7 +219,7 @@ Status launch_typed(float* partial_sums, const TensorMaps& maps, const WgradBran
                     const ConvWgradWork& work, const ConvWgradShape& shape, void* stream) {
   const Status status =
       launch_with({kClusterSize}, "dilated_conv2d_wgrad_sm90_kernel",
-                  dilated_conv2d_wgrad_sm90_kernel<T>, kClusterSize * work.num_workers, kThreads,
+                  dilated_conv2d_wgrad_sm90_kernel<T>, kClusterSize * work.num_ctas, kThreads,
                   kSmem, stream, partial_sums, maps, branches, work, shape);
   if (!status.ok()) return status;
   return launch_wgrad_reduce<T, kConvTileSm90>(partial_sums, branches, work, shape, stream);

@@ -19,7 +19,7 @@
 #include "cuda/common/ptx.cuh"
 #include "cuda/conv/conv_epilogue.cuh"
 #include "cuda/conv/warp_mma.cuh"
-#include "schedule/zones.h"
+#include "schedule/work_list.h"
 
 namespace deeplab_fast::cuda {
 
@@ -98,9 +98,9 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
 
   // Copies of the next k-iteration: find_k_iter, copy_row for each row, end_k_iter. Past the last
   // k-iteration they write zeros, so that the loop needs no branch around them.
-  int k_iters_left = item.num_steps;
-  int next_tap = item.first_step % tile.num_taps;
-  int next_c = item.first_step / tile.num_taps * kBlockK<T> + chunk * kChunk<T>;
+  int k_iters_left = item.num_k_iters;
+  int next_tap = item.first_k_iter % tile.num_taps;
+  int next_c = item.first_k_iter / tile.num_taps * kBlockK<T> + chunk * kChunk<T>;
   Tap tap = taps[next_tap];
   KIterSource from;
   int64_t weights_before = 0;
@@ -179,7 +179,7 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
   if (has_work) {
     static_assert(kCopies == kTilesM, "one row of copies per row of products");
     load_fragments(0, 0);
-    for (int k_iter = 0; k_iter < item.num_steps; ++k_iter) {
+    for (int k_iter = 0; k_iter < item.num_k_iters; ++k_iter) {
       T* free_stage = stages + (k_iter + kStages - 1) % kStages * kStage;
       load_fragments(k_iter % kStages, 1);
       find_k_iter();
@@ -195,7 +195,7 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
       for (int i = 0; i < kTilesM; ++i) multiply_row<T>(sum[i], fragments[1], i);
     }
   } else {
-    for (int k_iter = 0; k_iter < item.num_steps; ++k_iter) {
+    for (int k_iter = 0; k_iter < item.num_k_iters; ++k_iter) {
       copy_k_iter(stages + (k_iter + kStages - 1) % kStages * kStage);
       wait_for_next_stage();
     }

@@ -6,7 +6,7 @@
 #include "api.h"
 #include "cuda/common/elements.cuh"
 #include "cuda/common/launch.cuh"
-#include "schedule/zones.h"
+#include "schedule/work_list.h"
 
 namespace deeplab_fast::cuda {
 
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kWgradReduceThreads)
   constexpr int kRowThreads = kTile / 2, kRows = kWgradReduceThreads / kRowThreads;
   constexpr int kBlocks = kTile / kRows;  // thread blocks per output tile
   const Reduction reduction = work.reductions[blockIdx.x / kBlocks];
-  const Tap tap = work.rectangles[reduction.job].tap;
+  const Tap tap = work.rectangles[reduction.tile].tap;
   const ConvWgradBranch& branch = branches.branch[tap.branch];
   const int blocks_n = (shape.C + kTile - 1) / kTile;
   const int row = blockIdx.x % kBlocks * kRows + threadIdx.x / kRowThreads;

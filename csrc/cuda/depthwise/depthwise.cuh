@@ -1,19 +1,16 @@
 // What the depthwise kernels share: vectors of channels, and the way work is cut into threads.
 //
-// Rows and columns are numbered by their residue modulo the rate: pixels a rate apart become
-// neighbours, and the convolution dense. A thread has a vector of channels at one column and walks
-// a strip of rows. A block has a cache line of channels and neighbouring columns, so that where
-// columns share what they load it is in L1.
+// Rows and columns are numbered by their residue modulo the dilation: pixels a dilation apart
+// become neighbours, and the convolution dense. A thread has a vector of channels at one column and
+// walks a strip of rows. A block has a cache line of channels and neighbouring columns, so that
+// where columns share what they load it is in L1.
 #pragma once
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "api.h"
+#include "cuda/common/elements.cuh"
 
 namespace deeplab_fast::cuda {
 
@@ -23,77 +20,6 @@ constexpr int kLine = 128;  // bytes of a pixel's channels that a block has at m
 // So many registers are left to a thread: weights take as many as there are taps.
 template <int kTaps>
 constexpr int kBlocksPerSM = kTaps > 9 ? 2 : 3;
-
-__device__ inline float to_float(float value) { return value; }
-__device__ inline float to_float(__half value) { return __half2float(value); }
-__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ inline void round_to(float* p, float value) { *p = value; }
-__device__ inline void round_to(__half* p, float value) { *p = __float2half_rn(value); }
-__device__ inline void round_to(__nv_bfloat16* p, float value) { *p = __float2bfloat16_rn(value); }
-
-// In words, because structs of 16-bit types are copied in pieces and take a register each.
-template <typename T, int kVector>
-struct alignas(sizeof(T) * kVector) Vector {
-  static_assert(sizeof(T) * kVector % 4 == 0, "whole words");
-  uint32_t words[sizeof(T) * kVector / 4];
-};
-template <typename T>
-struct Vector<T, 1> {
-  T value;
-};
-
-// The elements of a word.
-__device__ inline void unpack(float* to, uint32_t word, const float*) {
-  *to = __uint_as_float(word);
-}
-__device__ inline void unpack(float* to, uint32_t word, const __half*) {
-  __half2 pair;
-  memcpy(&pair, &word, sizeof(pair));
-  const float2 values = __half22float2(pair);
-  to[0] = values.x;
-  to[1] = values.y;
-}
-__device__ inline void unpack(float* to, uint32_t word, const __nv_bfloat16*) {
-  to[0] = __uint_as_float(word << 16);
-  to[1] = __uint_as_float(word & 0xffff0000u);
-}
-
-template <typename T, int kVector>
-__device__ void unpack(float (&to)[kVector], const Vector<T, kVector>& vector) {
-  if constexpr (kVector == 1) {
-    to[0] = to_float(vector.value);
-  } else {
-    constexpr int kPerWord = 4 / sizeof(T);
-#pragma unroll
-    for (int i = 0; i < kVector / kPerWord; ++i) {
-      unpack(to + i * kPerWord, vector.words[i], static_cast<const T*>(nullptr));
-    }
-  }
-}
-
-template <typename T, int kVector>
-__device__ Vector<T, kVector> pack(const float (&from)[kVector]) {
-  Vector<T, kVector> vector;
-  if constexpr (kVector == 1) {
-    round_to(&vector.value, from[0]);
-  } else {
-    constexpr int kPerWord = 4 / sizeof(T);
-#pragma unroll
-    for (int i = 0; i < kVector / kPerWord; ++i) {
-      T elements[kPerWord];
-#pragma unroll
-      for (int e = 0; e < kPerWord; ++e) round_to(&elements[e], from[i * kPerWord + e]);
-      memcpy(&vector.words[i], elements, 4);
-    }
-  }
-  return vector;
-}
-
-template <typename T, int kVector>
-__device__ Vector<T, kVector> load(const T* p) {
-  return *reinterpret_cast<const Vector<T, kVector>*>(p);
-}
 
 // How the work is cut into blocks and threads.
 struct Split {
@@ -118,13 +44,15 @@ Split split_of(const DepthwiseShape& shape) {
   return split;
 }
 
-// The row or column at a position in the order of residues modulo the rate, which is at most size.
-__device__ inline int coordinate(int position, int size, int rate) {
-  const int shorter = size / rate, num_longer = size % rate;  // the first residues have one more
+// The row or column at a position in the order of residues modulo the dilation, which is at most
+// size.
+__device__ inline int coordinate(int position, int size, int dilation) {
+  const int shorter = size / dilation,
+            num_longer = size % dilation;  // the first residues have one more
   const int in_longer = num_longer * (shorter + 1);
-  if (position < in_longer) return position / (shorter + 1) + position % (shorter + 1) * rate;
+  if (position < in_longer) return position / (shorter + 1) + position % (shorter + 1) * dilation;
   position -= in_longer;
-  return num_longer + position / shorter + position % shorter * rate;
+  return num_longer + position / shorter + position % shorter * dilation;
 }
 
 // What a thread works on: rows [begin, end), as positions, of one column of an image.
@@ -139,21 +67,22 @@ __device__ inline Strip strip_of(int group, const DepthwiseShape& shape, const S
   if (column >= split.columns || index >= split.positions) return {0, 0, 0, 0};
   const int position = static_cast<int>(index);
   const int begin = position / shape.W % split.strips * shape.strip_rows;
-  return {position / shape.W / split.strips, coordinate(position % shape.W, shape.W, shape.rate_W),
-          begin, min(begin + shape.strip_rows, shape.H)};
+  return {position / shape.W / split.strips,
+          coordinate(position % shape.W, shape.W, shape.dilation_W), begin,
+          min(begin + shape.strip_rows, shape.H)};
 }
 
-// Rows that are one rate apart: the i-th is first + i * step.
+// Rows that are one dilation apart: the i-th is first + i * step.
 struct Run {
   int first, step, count;
 };
 
-// Of a strip's rows from a position on. With mirrored taps the last comes first.
+// Of a strip's rows from a position on. With flipped taps the last comes first.
 __device__ inline Run run_of(int position, int end, const DepthwiseShape& shape) {
-  const int y = coordinate(position, shape.H, shape.rate_H);
-  const int count = min(end - position, (shape.H - 1 - y) / shape.rate_H + 1);
-  if (!shape.mirrored) return {y, shape.rate_H, count};
-  return {y + (count - 1) * shape.rate_H, -shape.rate_H, count};
+  const int y = coordinate(position, shape.H, shape.dilation_H);
+  const int count = min(end - position, (shape.H - 1 - y) / shape.dilation_H + 1);
+  if (!shape.flipped) return {y, shape.dilation_H, count};
+  return {y + (count - 1) * shape.dilation_H, -shape.dilation_H, count};
 }
 
 // The vector of channels of a thread of the block; split.vectors or more for none.

@@ -10,6 +10,7 @@
 
 #include "api.h"
 #include "cuda/common/dtypes.cuh"
+#include "cuda/common/elements.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/depthwise/depthwise.cuh"
 
@@ -23,8 +24,8 @@ template <int kVector, int kTaps>
 constexpr size_t kSmem = sizeof(float) * (kTaps + 1) * kVector * kPitch;
 
 // How far tap `index` of `count` looks, no further than outside.
-__device__ int offset_of(int index, int count, int rate, int size) {
-  const int64_t offset = static_cast<int64_t>(index - count / 2) * rate;
+__device__ int offset_of(int index, int count, int dilation, int size) {
+  const int64_t offset = static_cast<int64_t>(index - count / 2) * dilation;
   return static_cast<int>(
       max(min(offset, static_cast<int64_t>(size)), -static_cast<int64_t>(size)));
 }
@@ -42,8 +43,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
   const int part = blockIdx.x / split.chunks;
   int offset_H = 0, offset_W = 0;
   if constexpr (kTaps == 1) {
-    offset_H = offset_of(blockIdx.y / shape.S, shape.R, shape.rate_H, shape.H);
-    offset_W = offset_of(blockIdx.y % shape.S, shape.S, shape.rate_W, shape.W);
+    offset_H = offset_of(blockIdx.y / shape.S, shape.R, shape.dilation_H, shape.H);
+    offset_W = offset_of(blockIdx.y % shape.S, shape.S, shape.dilation_W, shape.W);
   }
   const int64_t row_stride = static_cast<int64_t>(shape.W) * shape.C;
   float sum[kTaps][kVector] = {}, grad_sum[kVector] = {};
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
   int64_t offset[kS];
 #pragma unroll
   for (int s = 0; s < kS; ++s) {
-    offset[s] = static_cast<int64_t>(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;
+    offset[s] = static_cast<int64_t>(offset_W + (s - kS / 2) * shape.dilation_W) * shape.C;
   }
 
   for (int group = part; group < split.groups && vector < split.vectors; group += num_parts) {
@@ -61,11 +62,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
     bool has_column[kS];
 #pragma unroll
     for (int s = 0; s < kS; ++s) {
-      const int x = strip.x + offset_W + (s - kS / 2) * shape.rate_W;
+      const int x = strip.x + offset_W + (s - kS / 2) * shape.dilation_W;
       has_column[s] = x >= 0 && x < shape.W;
     }
     const auto load_input = [&](const T* pixel, int s, bool has_row) {
-      return has_row && has_column[s] ? load<T, kVector>(pixel + offset[s]) : Vector<T, kVector>{};
+      return has_row && has_column[s] ? load_vector<kVector>(pixel + offset[s])
+                                      : Vector<T, kVector>{};
     };
 
     for (int position = strip.begin; position < strip.end;) {
@@ -79,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
       const int64_t to_grad = kR / 2 * stride - offset_H * row_stride;
       int64_t at = first + y * row_stride;
       float grads[kR][kVector] = {};
-      Vector<T, kVector> row[kS], grad = load<T, kVector>(grad_output + at + to_grad);
+      Vector<T, kVector> row[kS], grad = load_vector<kVector>(grad_output + at + to_grad);
 #pragma unroll
       for (int s = 0; s < kS; ++s) row[s] = load_input(input + at, s, y >= 0 && y < shape.H);
 #pragma unroll 1  // else three blocks would not have the registers
@@ -94,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
         at += stride;
         const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;
         grad = {};
-        if (j + 1 < run.count) grad = load<T, kVector>(grad_output + at + to_grad);
+        if (j + 1 < run.count) grad = load_vector<kVector>(grad_output + at + to_grad);
 #pragma unroll
         for (int e = 0; e < kVector; ++e) grad_sum[e] += grads[0][e];
         const auto add_products = [&](auto is_used) {
@@ -163,9 +165,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 8
   for (int part = 0; part < num_parts; ++part) sum += partial_sums[part * size + i];
   if (tap < num_taps) {
-    if (grad_weight) round_to(grad_weight + c * num_taps + tap, sum);
+    if (grad_weight) round_to(grad_weight[c * num_taps + tap], sum);
   } else {
-    if (grad_bias) round_to(grad_bias + c, sum);
+    if (grad_bias) round_to(grad_bias[c], sum);
   }
 }
 

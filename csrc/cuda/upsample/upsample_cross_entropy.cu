@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) upsample_cross_entropy
     const Workspace workspace,
     const Logit* __restrict__ logits,    // [N, C, H, W]
     const int64_t* __restrict__ target,  // [N, out_H, out_W]
-    const UpsampleShape shape, const CrossEntropyTerms terms, const Layout layout) {
+    const UpsampleShape shape, const CrossEntropyParams params, const Layout layout) {
   ForwardTile& tile = *shared_memory<ForwardTile>();
   Frame& frame = tile.frame;
   const Strip strip(shape, layout);
@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) upsample_cross_entropy
   Edges<Logit> edges(reinterpret_cast<float2*>(&tile + 1), frame, logits, strip, shape,
                      layout.chunk);
 
-  const float target_part = 1.0f - terms.label_smoothing;
-  const float smooth_part = terms.label_smoothing / static_cast<float>(shape.C);
+  const float target_part = 1.0f - params.label_smoothing;
+  const float smooth_part = params.label_smoothing / static_cast<float>(shape.C);
   const bool smooths = smooth_part > 0.0f;
   const float total_class_weight = smooths ? *workspace.total_class_weight : 0.0f;
   const auto out_W = static_cast<int32_t>(shape.out_W);
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) upsample_cross_entropy
       int32_t label[kRows];
       const int64_t* column_target = target + pixel;
       for (int r = 0; r < kRows; ++r) {
-        label[r] = label_of(column_target[min(r, num_rows - 1) * out_W], terms, shape.C);
+        label[r] = label_of(column_target[min(r, num_rows - 1) * out_W], params, shape.C);
         if (r >= num_rows) label[r] = kIgnored;
       }
 
@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) upsample_cross_entropy
           d, edges, frame, wild, column, num_rows,
           [&](int32_t c, float2 ends) {
             if (!smooths) return;
-            weighted.x = fma_rn(class_weight(terms, c), ends.x, weighted.x);
-            weighted.y = fma_rn(class_weight(terms, c), ends.y, weighted.y);
+            weighted.x = fma_rn(class_weight(params, c), ends.x, weighted.x);
+            weighted.y = fma_rn(class_weight(params, c), ends.y, weighted.y);
           },
           [&] {
             for (int r = 0; r < kRows; ++r) {
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) upsample_cross_entropy
         const float log_sum = d.shift[r] + d.log_sum[r];
         float loss = label[r] == kBad ? NAN : 0.0f;
         if (label[r] >= 0) {
-          const float weight = class_weight(terms, label[r]);
+          const float weight = class_weight(params, label[r]);
           const float hit = d.shift[r] - logit_of_label[r] + d.log_sum[r];
           loss = target_part * weight * hit;
           if (smooths) {
@@ -148,18 +148,18 @@ __global__ void __launch_bounds__(kReduceThreads)
 template <typename Logit>
 Status forward(float* loss, float* pixel_losses, float* log_sum_exp, float* total_weight,
                const Workspace& workspace, const void* logits_, const int64_t* target, bool mean,
-               const UpsampleShape& shape, const CrossEntropyTerms& terms, void* stream) {
+               const UpsampleShape& shape, const CrossEntropyParams& params, void* stream) {
   const auto* logits = static_cast<const Logit*>(logits_);
   const Layout layout(shape, false);
   const int64_t blocks = num_blocks(shape, layout);
   if (blocks > 0) {
     Status status = prepare("upsample_cross_entropy_fwd_kernel", workspace, logits, shape, layout,
-                            terms, stream);
+                            params, stream);
     if (!status.ok()) return status;
     const size_t smem = sizeof(ForwardTile) + layout.chunk * kEdges * sizeof(float2);
     status = launch("upsample_cross_entropy_fwd_kernel", upsample_cross_entropy_fwd_kernel<Logit>,
                     static_cast<unsigned>(blocks), kThreads, smem, stream, pixel_losses,
-                    log_sum_exp, workspace, logits, target, shape, terms, layout);
+                    log_sum_exp, workspace, logits, target, shape, params, layout);
     if (!status.ok()) return status;
   }
   return launch("upsample_cross_entropy_reduce_kernel", upsample_cross_entropy_reduce_kernel, 1,
@@ -172,12 +172,12 @@ Status forward(float* loss, float* pixel_losses, float* log_sum_exp, float* tota
 Status upsample_cross_entropy_fwd(float* loss, float* pixel_losses, float* log_sum_exp,
                                   float* total_weight, void* memory, const void* logits,
                                   const int64_t* target, bool mean, const UpsampleShape& shape,
-                                  const CrossEntropyTerms& terms, DType dtype, void* stream) {
+                                  const CrossEntropyParams& params, DType dtype, void* stream) {
   Workspace workspace;
   lay_out(workspace, memory, shape, false);
   return with_elements(dtype, "upsample_cross_entropy_fwd", [&](auto logit) {
     return forward<decltype(logit)>(loss, pixel_losses, log_sum_exp, total_weight, workspace,
-                                    logits, target, mean, shape, terms, stream);
+                                    logits, target, mean, shape, params, stream);
   });
 }
 

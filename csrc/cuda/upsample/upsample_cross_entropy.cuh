@@ -76,11 +76,11 @@ int64_t lay_out(Workspace& workspace, void* memory, const UpsampleShape& shape, 
 // Fills what both directions read of the workspace, where the sizes are not too large for `kernel`.
 template <typename Logit>
 Status prepare(const char* kernel, const Workspace& workspace, const Logit* logits,
-               const UpsampleShape& shape, const Layout& layout, const CrossEntropyTerms& terms,
+               const UpsampleShape& shape, const Layout& layout, const CrossEntropyParams& params,
                void* stream);
 
-__device__ inline float class_weight(const CrossEntropyTerms& terms, int64_t c) {
-  return terms.weight ? terms.weight[c] : 1.0f;
+__device__ inline float class_weight(const CrossEntropyParams& params, int64_t c) {
+  return params.weight ? params.weight[c] : 1.0f;
 }
 
 // A finite logit stays finite: an infinite one would be NaN where its weight is 0.
@@ -203,8 +203,8 @@ struct Edges {
     __syncthreads();  // the classes before are no longer read
     const auto put = [&](int c, int i) {
       const int64_t offset = (first + c) * stride_C + i * stride_W;
-      values[c * kEdges + i] = make_float2(centre(load(top + offset), maxima[i].x),
-                                           centre(load(bottom + offset), maxima[i].y));
+      values[c * kEdges + i] = make_float2(centre(to_float(top[offset]), maxima[i].x),
+                                           centre(to_float(bottom[offset]), maxima[i].y));
     };
     if (stride_C < stride_W) {
 #pragma unroll 1
@@ -344,8 +344,8 @@ __device__ __forceinline__ void sum_exponentials(Denominators& d, Edges<Logit>& 
   for (int r = 0; r < kRows; ++r) d.log_sum[r] = log2_of_normal(sum[r]);
 }
 
-__device__ inline int32_t label_of(int64_t target, const CrossEntropyTerms& terms, int64_t C) {
-  if (target == terms.ignore_index) return kIgnored;
+__device__ inline int32_t label_of(int64_t target, const CrossEntropyParams& params, int64_t C) {
+  if (target == params.ignore_index) return kIgnored;
   const bool is_class = static_cast<uint64_t>(target) < static_cast<uint64_t>(C);
   return is_class ? static_cast<int32_t>(target) : kBad;
 }

@@ -51,18 +51,18 @@ struct PixelInputs {
 // Fills this thread's column of the tile.
 __device__ void set_column(BackwardTile& tile, const Column& column, Denominators& d, bool wild,
                            int num_rows, PixelInputs pixel, float total_class_weight,
-                           const UpsampleShape& shape, const CrossEntropyTerms& terms) {
+                           const UpsampleShape& shape, const CrossEntropyParams& params) {
   const int i = threadIdx.x;
   ColumnGradients& gradients = tile.columns[i];
-  const float target_part = 1.0f - terms.label_smoothing;
-  const float smooth_part = terms.label_smoothing / static_cast<float>(shape.C);
+  const float target_part = 1.0f - params.label_smoothing;
+  const float smooth_part = params.label_smoothing / static_cast<float>(shape.C);
   const auto out_W = static_cast<int32_t>(shape.out_W);
   int32_t label[kRows];
   float grad[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = min(r, num_rows - 1);
-    label[r] = label_of(pixel.target[row * out_W], terms, shape.C);
+    label[r] = label_of(pixel.target[row * out_W], params, shape.C);
     if (r >= num_rows) label[r] = kIgnored;
     grad[r] = pixel.grad_loss[row * pixel.grad_stride_H] * pixel.grad_scale;
     // Beside a large shift log_sum_exp has lost the logarithm.
@@ -78,7 +78,7 @@ __device__ void set_column(BackwardTile& tile, const Column& column, Denominator
     const float2 h = tile.frame.rows[r];
     float scale = label[r] == kBad ? NAN : 0.0f;
     if (label[r] >= 0) {
-      const float taken = target_part * class_weight(terms, label[r]) * grad[r];
+      const float taken = target_part * class_weight(params, label[r]) * grad[r];
       const float smoothed = smooth_part * grad[r];
       if (label[r] != run.label) {
         if (run.label != kIgnored) gradients.runs[num_runs++] = run;
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
                                       const float* __restrict__ log_sum_exp,  // [N, out_H, out_W]
                                       const Logit* __restrict__ logits,       // [N, C, H, W]
                                       const int64_t* __restrict__ target,     // [N, out_H, out_W]
-                                      const UpsampleShape shape, const CrossEntropyTerms terms,
+                                      const UpsampleShape shape, const CrossEntropyParams params,
                                       const Layout layout, const bool channels_last) {
   BackwardTile& tile = *shared_memory<BackwardTile>();
   Frame& frame = tile.frame;
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   }
 
   // Without smoothing an infinite weight of a class that no pixel has would make 0 * inf.
-  const bool smooths = terms.label_smoothing > 0.0f;
+  const bool smooths = params.label_smoothing > 0.0f;
   const float total_class_weight = smooths ? *workspace.total_class_weight : 0.0f;
   const float grad_scale = grad.divisor ? 1.0f / *grad.divisor : 1.0f;
   const int32_t y_end = workspace.row_begin[strip.row + 1];
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
       const PixelInputs inputs{
           grad.loss + strip.n * grad.stride_N + y * grad.stride_H + my_x * grad.stride_W,
           grad.stride_H, grad_scale, log_sum_exp + pixel, target + pixel};
-      set_column(tile, column, d, wild, num_rows, inputs, total_class_weight, shape, terms);
+      set_column(tile, column, d, wild, num_rows, inputs, total_class_weight, shape, params);
       edges.load_from(first_class);
       __syncthreads();
 
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
         const float2* values = edges.values + c * kEdges;
         const int begin = max(col_begin[cell], x) - x;
         const int end = min(col_begin[cell + 1], x + kThreads) - x;
-        const float weight = smooths ? class_weight(terms, first_class + c) : 0.0f;
+        const float weight = smooths ? class_weight(params, first_class + c) : 0.0f;
         const auto add = [&](auto is_wild) {
           return add_columns<is_wild.value>(corners[i], tile, values[strip.left(cell)],
                                             values[strip.right(cell)], begin, end, progression,
@@ -272,18 +272,18 @@ __global__ void __launch_bounds__(kThreads)
   float sum = (y > 0 ? *bottoms : *tops) + tops[2 * plane];
   if (y == shape.H - 1) sum += bottoms[2 * plane];
   const int64_t c = in_plane / shape.W, x = in_plane % shape.W;
-  store(grad_logits + (channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x), sum);
+  round_to(grad_logits[channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x], sum);
 }
 
 template <typename Logit>
 Status backward(void* grad_logits, const Workspace& workspace, const Gradient& grad,
                 const float* log_sum_exp, const void* logits_, const int64_t* target,
-                bool channels_last, const UpsampleShape& shape, const CrossEntropyTerms& terms,
+                bool channels_last, const UpsampleShape& shape, const CrossEntropyParams& params,
                 void* stream) {
   const auto* logits = static_cast<const Logit*>(logits_);
   const Layout layout(shape, true);
-  Status status =
-      prepare("upsample_cross_entropy_bwd_kernel", workspace, logits, shape, layout, terms, stream);
+  Status status = prepare("upsample_cross_entropy_bwd_kernel", workspace, logits, shape, layout,
+                          params, stream);
   if (!status.ok()) return status;
   const dim3 blocks(static_cast<unsigned>(num_blocks(shape, layout)),
                     static_cast<unsigned>(layout.num_chunks));
@@ -291,7 +291,7 @@ Status backward(void* grad_logits, const Workspace& workspace, const Gradient& g
       sizeof(BackwardTile) + layout.chunk * (kCells * sizeof(float4) + kEdges * sizeof(float2));
   status = launch("upsample_cross_entropy_bwd_kernel", upsample_cross_entropy_bwd_kernel<Logit>,
                   blocks, kThreads, smem, stream, workspace, grad, log_sum_exp, logits, target,
-                  shape, terms, layout, channels_last);
+                  shape, params, layout, channels_last);
   if (!status.ok()) return status;
   const int64_t elements = shape.N * shape.C * shape.H * shape.W;
   return launch("upsample_cross_entropy_gather_kernel", upsample_cross_entropy_gather_kernel<Logit>,
@@ -305,7 +305,7 @@ Status upsample_cross_entropy_bwd(void* grad_logits, void* memory, const float* 
                                   const std::array<int64_t, 3>& grad_loss_strides,
                                   const float* total_weight, const float* log_sum_exp,
                                   const void* logits, const int64_t* target, bool channels_last,
-                                  const UpsampleShape& shape, const CrossEntropyTerms& terms,
+                                  const UpsampleShape& shape, const CrossEntropyParams& params,
                                   DType dtype, void* stream) {
   if (shape.N == 0) return {};
   Workspace workspace;
@@ -314,7 +314,7 @@ Status upsample_cross_entropy_bwd(void* grad_logits, void* memory, const float* 
                       total_weight};
   return with_elements(dtype, "upsample_cross_entropy_bwd", [&](auto logit) {
     return backward<decltype(logit)>(grad_logits, workspace, grad, log_sum_exp, logits, target,
-                                     channels_last, shape, terms, stream);
+                                     channels_last, shape, params, stream);
   });
 }
 

@@ -37,7 +37,7 @@ template <typename Logit>
 __device__ float2 range_of(const Logit* pixel, int64_t stride_C, int32_t C, int part) {
   float greatest = -INFINITY, lowest = INFINITY;
   for (int32_t c = part; c < C; c += kLanesPerPixel) {
-    const float value = load(pixel + c * stride_C);
+    const float value = to_float(pixel[c * stride_C]);
     greatest = fmaxf(greatest, value);
     lowest = fminf(lowest, value);
   }
@@ -53,7 +53,8 @@ template <typename Logit>
 __global__ void __launch_bounds__(kThreads)
     upsample_cross_entropy_prepare_kernel(const Workspace workspace,
                                           const Logit* __restrict__ logits,  // [N, C, H, W]
-                                          const UpsampleShape shape, const CrossEntropyTerms terms,
+                                          const UpsampleShape shape,
+                                          const CrossEntropyParams params,
                                           const int64_t pixel_blocks) {
   const int64_t block = blockIdx.x;
   if (block < pixel_blocks) {
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (block + 1 < gridDim.x || threadIdx.x >= 32) return;
   double total = 0.0;
-  for (int64_t c = threadIdx.x; c < shape.C; c += 32) total += class_weight(terms, c);
+  for (int64_t c = threadIdx.x; c < shape.C; c += 32) total += class_weight(params, c);
   for (int lanes = 16; lanes > 0; lanes /= 2) total += __shfl_xor_sync(kAllLanes, total, lanes);
   if (threadIdx.x == 0) *workspace.total_class_weight = static_cast<float>(total);
 }
@@ -115,7 +116,7 @@ int64_t lay_out(Workspace& workspace, void* memory, const UpsampleShape& shape, 
 
 template <typename Logit>
 Status prepare(const char* kernel, const Workspace& workspace, const Logit* logits,
-               const UpsampleShape& shape, const Layout& layout, const CrossEntropyTerms& terms,
+               const UpsampleShape& shape, const Layout& layout, const CrossEntropyParams& params,
                void* stream) {
   if (!fits(shape, layout)) return {kernel, "a size is too large"};
   const auto blocks_for = [](int64_t threads) { return (threads + kThreads - 1) / kThreads; };
@@ -123,15 +124,15 @@ Status prepare(const char* kernel, const Workspace& workspace, const Logit* logi
   const int64_t blocks = pixel_blocks + blocks_for(shape.H + 2 + shape.W + 2);
   return launch("upsample_cross_entropy_prepare_kernel",
                 upsample_cross_entropy_prepare_kernel<Logit>, static_cast<unsigned>(blocks),
-                kThreads, 0, stream, workspace, logits, shape, terms, pixel_blocks);
+                kThreads, 0, stream, workspace, logits, shape, params, pixel_blocks);
 }
 
 template Status prepare(const char*, const Workspace&, const float*, const UpsampleShape&,
-                        const Layout&, const CrossEntropyTerms&, void*);
+                        const Layout&, const CrossEntropyParams&, void*);
 template Status prepare(const char*, const Workspace&, const __half*, const UpsampleShape&,
-                        const Layout&, const CrossEntropyTerms&, void*);
+                        const Layout&, const CrossEntropyParams&, void*);
 template Status prepare(const char*, const Workspace&, const __nv_bfloat16*, const UpsampleShape&,
-                        const Layout&, const CrossEntropyTerms&, void*);
+                        const Layout&, const CrossEntropyParams&, void*);
 
 }  // namespace cross_entropy
 

@@ -139,7 +139,7 @@ def parallel_branches(
     ]
     kernel = conv_kernel(context, input)
     work_list = conv_work_list(
-        _C.zones.forward_tiles,
+        _C.schedule.forward_tiles,
         (N, H, W),
         conv_branches((H, W), weights, dilations),
         k_iters_per_tap(C, input.dtype, kernel),
@@ -174,7 +174,7 @@ def launch(
         _C.ConvEpilogue(
             0 if residual is None else residual.data_ptr(), *ACTIVATION_RANGES[activation]
         ),
-        _C.ConvShape(*input.shape[2:], input.size(1), output.size(1)),
+        _C.ConvShape(input.size(2), input.size(3), input.size(1), output.size(1)),
         DTYPES[input.dtype],
         context.stream,
     )

@@ -143,7 +143,7 @@ def input_gradient(
     bias_address = 0 if image_bias is None else image_bias.data_ptr()
     kernel = conv_kernel(context, input)
     work_list = conv_work_list(
-        _C.zones.input_grad_tiles,
+        _C.schedule.input_grad_tiles,
         (N, H, W),
         branches,
         k_iters_per_tap(max(channels), input.dtype, kernel),

@@ -80,8 +80,8 @@ def upsample_cross_entropy_backward(
 
 def _params(
     weight: Tensor | None, ignore_index: int, label_smoothing: float
-) -> _C.CrossEntropyTerms:
-    return _C.CrossEntropyTerms(
+) -> _C.CrossEntropyParams:
+    return _C.CrossEntropyParams(
         0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
     )
 

@@ -91,7 +91,7 @@ def dilated_conv2d_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    p_item = p_items + tl.program_id(0) * 6
+    p_item = p_items + tl.program_id(0) * 5
     p_tile = p_tiles + tl.load(p_item) * 5
     i_block = tl.load(p_item + 1)
     i_first_step = tl.load(p_item + 2)
@@ -243,7 +243,7 @@ def blocks_for(dtype: torch.dtype, precision: str, rows: int, columns: int, dept
         largest = largest._replace(num_stages=2)  # 64 KiB of shared memory
 
     def fitting(size: int, limit: int) -> int:
-        return max(_SMALLEST, min(triton.next_power_of_2(size), limit))
+        return max(_SMALLEST, min(int(triton.next_power_of_2(size)), limit))
 
     return largest._replace(n=fitting(columns, largest.n), k=fitting(depth, largest.k))
 
@@ -290,7 +290,7 @@ def work_list(
     """
     depth = max(out_channels) if flipped else in_channels
     pixels, taps, tiles, schedule = tile_schedule(
-        _C.zones.input_grad_tiles if flipped else _C.zones.forward_tiles,
+        _C.schedule.input_grad_tiles if flipped else _C.schedule.forward_tiles,
         plane,
         branches,
         (blocks.m, blocks.n),

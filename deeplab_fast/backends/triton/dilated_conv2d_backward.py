@@ -45,7 +45,7 @@ def dilated_conv2d_wgrad_kernel(
     p_partial,  # [slots, BLOCK_M, BLOCK_N] fp32
     p_grad_output,  # [N, H, W, out_channels]
     p_input,  # [N, H, W, C]
-    p_rectangles,  # rows of zones.h
+    p_rectangles,  # rows of csrc/schedule/work_list.h
     p_items,
     p_branches,
     H,
@@ -60,7 +60,7 @@ def dilated_conv2d_wgrad_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """BLOCK_M output channels times BLOCK_N input channels, in steps of BLOCK_K pixels."""
-    p_item = p_items + tl.program_id(0) * 6
+    p_item = p_items + tl.program_id(0) * 5
     p_rectangle = p_rectangles + tl.load(p_item) * 8
     i_block = tl.load(p_item + 1)
     i_first_step = tl.load(p_item + 2)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from .guards import (
     BESIDE,
-    CONV,
     FAR_CONV,
     FAR_DEPTHWISE,
     FAR_MEANS,
     MEAN,
     NON_FINITE,
-    SCHEDULES,
     SINGLE_ROW,
     SM90_FORMS,
     WGRAD,
@@ -19,63 +17,85 @@ from .guards import (
 )
 
 FAULTS: dict[str, list[Fault]] = {
-    "csrc/schedule/zones.h": [
-        Fault(
-            "items cost their steps alone",
-            "begin + item.num_steps + overheads.item + (item.slot",
-            "begin + item.num_steps + (item.slot",
-        ),
-        Fault(
-            "pieces fill a worker without their overhead",
-            "const int64_t piece = limit - used - overheads.item - overheads.split;",
-            "const int64_t piece = limit - used - overheads.split;",
-            SCHEDULES,
-        ),
-        Fault(
-            "pieces shorter than it takes to write and add them",
-            "const int64_t shortest = std::max<int64_t>(1, overheads.split);",
-            "const int64_t shortest = 1;",
-            SCHEDULES,
-        ),
-        Fault("zone edge off by one", "d < 0 ? -d : size - d", "d < 0 ? -d : size - d - 1"),
-        Fault("zone edge of negative taps off by one", "d < 0 ? -d :", "d < 0 ? 1 - d :"),
-        Fault(
-            "input gradient with the forward's signs", "mirrored ? -forward : forward", "forward"
-        ),
-        Fault(
-            "rates swapped",
-            "offset(r, kernel_H, dilation_H, H), offset(s, kernel_W, dilation_W, W)",
-            "offset(r, kernel_H, dilation_W, H), offset(s, kernel_W, dilation_H, W)",
-        ),
-        Fault("tap index by columns", "r * kernel_W + s}", "r * kernel_H + s}"),
-        Fault("a tile's taps not united", "open[i] |= zone.taps[i];", "open[i] = zone.taps[i];"),
-        Fault("last partial tile lost", "if (fill > 0) emit(", "if (false) emit("),
-        Fault(
-            "shortest items first",
-            "return a.num_steps > b.num_steps;",
-            "return a.num_steps < b.num_steps;",
-        ),
-        Fault("rectangle on the wrong side", "std::max(0, -tap.dy)", "std::max(0, tap.dy)"),
-        Fault("pixels of another image", "(n * H + y) * W + x);", "(n * W + y) * W + x);"),
-        Fault(
-            "far taps not clipped",
-            "std::clamp<int64_t>(mirrored ? -forward : forward, -size, size)",
-            "mirrored ? -forward : forward",
-        ),
-        Fault("rows backwards", "if (i % 2 == 1) std::reverse", "if (i % 2 == 2) std::reverse"),
+    "csrc/schedule/work_list.h": [
         Fault(
             "the row below the map is inside",
             "static_cast<uint32_t>(tap.dy) < static_cast<uint32_t>(H)",
             "static_cast<uint32_t>(tap.dy) <= static_cast<uint32_t>(H)",
-            CONV,
+        ),
+    ],
+    "csrc/schedule/tap_tiles.cpp": [
+        Fault("zone edge off by one", "d < 0 ? -d : size - d", "d < 0 ? -d : size - d - 1"),
+        Fault("zone edge of negative taps off by one", "d < 0 ? -d :", "d < 0 ? 1 - d :"),
+        Fault(
+            "input gradient with the signs of the forward pass",
+            "flipped ? -forward : forward",
+            "forward",
         ),
         Fault(
-            "a piece of a split sum skipped",
-            "for (int64_t p = 1; p <= pieces; ++p) ends",
-            "for (int64_t p = 1; p < pieces; ++p) ends",
+            "dilations swapped",
+            "offset(r, kernel_H, dilation_H, H), offset(s, kernel_W, dilation_W, W)",
+            "offset(r, kernel_H, dilation_W, H), offset(s, kernel_W, dilation_H, W)",
+        ),
+        Fault("tap index by columns", "r * kernel_W + s}", "r * kernel_H + s}"),
+        Fault("no union of a tile's taps", "open[i] |= zone.taps[i];", "open[i] = zone.taps[i];"),
+        Fault("last partial tile lost", "if (fill > 0) emit(", "if (false) emit("),
+        Fault("rectangle on the wrong side", "std::max(0, -tap.dy)", "std::max(0, tap.dy)"),
+        Fault("pixels of another image", "(n * H + y) * W + x);", "(n * W + y) * W + x);"),
+        Fault(
+            "far taps not clipped",
+            "std::clamp<int64_t>(flipped ? -forward : forward, -size, size)",
+            "flipped ? -forward : forward",
         ),
         Fault(
-            "a slot of a split sum not added",
+            "zones of every row in the same direction",
+            "if (i % 2 == 1) std::reverse",
+            "if (i % 2 == 2) std::reverse",
+        ),
+        Fault(
+            "zones in the order of their sizes",
+            "return from_size < from_snake ? by_size : order;",
+            "return by_size;",
+        ),
+        Fault(
+            "no search for a better order",
+            "for (bool improved = true; improved;) {",
+            "for (bool improved = false; improved;) {",
+        ),
+        Fault(
+            "a worse order kept",
+            "if (cost >= best) return false;",
+            "if (cost < best) return false;",
+        ),
+    ],
+    "csrc/schedule/split_k.cpp": [
+        Fault(
+            "no cost per item",
+            "begin + item.num_k_iters + costs.item + (item.slot",
+            "begin + item.num_k_iters + (item.slot",
+        ),
+        Fault(
+            "pieces fill a CTA without their own cost",
+            "const int64_t piece = limit - used - costs.item - costs.split;",
+            "const int64_t piece = limit - used - costs.split;",
+        ),
+        Fault(
+            "pieces shorter than the cost of a split",
+            "const int64_t shortest = std::max<int64_t>(1, costs.split);",
+            "const int64_t shortest = 1;",
+        ),
+        Fault(
+            "shortest items first",
+            "return a.num_k_iters > b.num_k_iters;",
+            "return a.num_k_iters < b.num_k_iters;",
+        ),
+        Fault(
+            "last piece of a split tile lost",
+            "for (int64_t p = 1; p <= pieces; ++p)",
+            "for (int64_t p = 1; p < pieces; ++p)",
+        ),
+        Fault(
+            "last slot of a split tile not added",
             "first_slot, static_cast<int32_t>(ends.size())}",
             "first_slot, static_cast<int32_t>(ends.size() - 1)}",
         ),
@@ -83,49 +103,28 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("no wrap-around rule", "part = 64; part <= 96;", "part = 64; part < 64;"),
         Fault(
             "split for any gain",
-            "best.makespan + best.makespan / 100 < whole",
-            "best.makespan < whole",
-            SCHEDULES,
+            "best_makespan + best_makespan / 100 < whole_makespan",
+            "best_makespan < whole_makespan",
         ),
         Fault(
-            "never split",
-            "best.makespan + best.makespan / 100 < whole",
-            "2 * best.makespan < whole",
-            SCHEDULES,
+            "split only if twice as fast",
+            "best_makespan + best_makespan / 100 < whole_makespan",
+            "2 * best_makespan < whole_makespan",
         ),
         Fault(
             "no equal pieces",
             "for (int64_t part = 128; part >= 16; part -= 4)",
             "for (int64_t part = 128; part > 128; part -= 4)",
-            SCHEDULES,
         ),
         Fault(
-            "zones in the order of their sizes",
-            "return from_size < from_snake ? by_size : order;",
-            "return by_size;",
-            SCHEDULES,
+            "no cost of a split",
+            "costs.item + (item.slot < 0 ? 0 : costs.split);",
+            "costs.item;",
         ),
         Fault(
-            "no search of an order",
-            "for (bool improved = true; improved;) {",
-            "for (bool improved = false; improved;) {",
-            SCHEDULES,
-        ),
-        Fault(
-            "an order kept that is not better",
-            "if (cost >= best) return false;",
-            "if (cost < best) return false;",
-            SCHEDULES,
-        ),
-        Fault(
-            "the overhead of a piece left out",
-            "overheads.item + (item.slot < 0 ? 0 : overheads.split);",
-            "overheads.item;",
-        ),
-        Fault(
-            "a worker is free when it starts",
-            "loads.push({end, worker});",
-            "loads.push({begin, worker});",
+            "a CTA is free when it starts",
+            "loads.push({end, cta});",
+            "loads.push({begin, cta});",
         ),
     ],
     "csrc/cuda/aspp/aspp.cu": [
@@ -313,26 +312,14 @@ FAULTS: dict[str, list[Fault]] = {
             "min(begin + shape.strip_rows - 1, shape.H)}",
         ),
         Fault(
-            "rows not mirrored",
-            "if (!shape.mirrored) return {y, shape.rate_H, count};",
-            "return {y, shape.rate_H, count};",
+            "rows not flipped",
+            "if (!shape.flipped) return {y, shape.dilation_H, count};",
+            "return {y, shape.dilation_H, count};",
         ),
         Fault(
             "a run goes past the strip",
             "const int count = min(end - position,",
             "const int count = min(shape.H,",
-        ),
-        Fault(
-            "bits of the first bf16 of a word in the second",
-            "to[1] = __uint_as_float(word & 0xffff0000u);",
-            "to[1] = __uint_as_float(word);",
-            NON_FINITE,
-        ),
-        Fault(
-            "fp16 saturates",
-            "*p = __float2half_rn(value);",
-            "*p = __float2half_rn(value > 65504.0f ? 65504.0f : value);",
-            NON_FINITE,
         ),
     ],
     "csrc/cuda/depthwise/depthwise_conv2d.cu": [
@@ -357,14 +344,14 @@ FAULTS: dict[str, list[Fault]] = {
             "taps[at / kVector][at % kVector] = part[j];",
         ),
         Fault(
-            "columns not mirrored",
-            "const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
-            "const int step_W = shape.rate_W;",
+            "columns not flipped",
+            "const int step_W = shape.flipped ? -shape.dilation_W : shape.dilation_W;",
+            "const int step_W = shape.dilation_W;",
         ),
         Fault(
-            "rates swapped",
-            "const int step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
-            "const int step_W = shape.mirrored ? -shape.rate_H : shape.rate_H;",
+            "dilations swapped",
+            "const int step_W = shape.flipped ? -shape.dilation_W : shape.dilation_W;",
+            "const int step_W = shape.flipped ? -shape.dilation_H : shape.dilation_H;",
         ),
         Fault(
             "sums start without bias",
@@ -383,14 +370,14 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("residual not added", "sum[e] += residual[e];", ";"),
         Fault(
-            "any kernel: rows not mirrored",
-            "const int64_t step_H = shape.mirrored ? -shape.rate_H : shape.rate_H;",
-            "const int64_t step_H = shape.rate_H;",
+            "any kernel: rows not flipped",
+            "const int64_t step_H = shape.flipped ? -shape.dilation_H : shape.dilation_H;",
+            "const int64_t step_H = shape.dilation_H;",
         ),
         Fault(
-            "any kernel: columns not mirrored",
-            "const int64_t step_W = shape.mirrored ? -shape.rate_W : shape.rate_W;",
-            "const int64_t step_W = shape.rate_W;",
+            "any kernel: columns not flipped",
+            "const int64_t step_W = shape.flipped ? -shape.dilation_W : shape.dilation_W;",
+            "const int64_t step_W = shape.dilation_W;",
         ),
         Fault(
             "any kernel: rows above the map",
@@ -536,7 +523,7 @@ FAULTS: dict[str, list[Fault]] = {
             "for (int part = 0; part < num_parts; ++part) sum",
             "for (int part = 1; part < num_parts; ++part) sum",
         ),
-        Fault("taps by channel", "grad_weight + c * num_taps + tap", "grad_weight + tap * C + c"),
+        Fault("taps by channel", "grad_weight[c * num_taps + tap]", "grad_weight[tap * C + c]"),
         Fault(
             "zeros around a run multiplied",
             "add_products([&](int i) { return i <= j && j - i < run.count; });",
@@ -571,8 +558,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "offset of a column's tap in 32 bits",
-            "static_cast<int64_t>(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
-            "(offset_W + (s - kS / 2) * shape.rate_W) * shape.C;",
+            "static_cast<int64_t>(offset_W + (s - kS / 2) * shape.dilation_W) * shape.C;",
+            "(offset_W + (s - kS / 2) * shape.dilation_W) * shape.C;",
             FAR_DEPTHWISE,
         ),
         Fault(
@@ -737,8 +724,8 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("weights for one CTA only", "(1 << kClusterSize) - 1);", "1 << rank);"),
         Fault(
             "the last stages never marked full",
-            "item.num_steps + (waits ? kMaxInFlight : 0);",
-            "item.num_steps + (waits && i + 1 == end_item ? kMaxInFlight : 0);",
+            "item.num_k_iters + (waits ? kMaxInFlight : 0);",
+            "item.num_k_iters + (waits && i + 1 == end_item ? kMaxInFlight : 0);",
         ),
         Fault(
             "stages marked full without a wait for their copies",
@@ -753,7 +740,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault(
             "no groups after the last k-iteration",
             "if (waits) ptx::cp_async_commit_group();",
-            "if (waits && round < item.num_steps) ptx::cp_async_commit_group();",
+            "if (waits && round < item.num_k_iters) ptx::cp_async_commit_group();",
         ),
         Fault("pixels of other images summed", "if (pixel >= 0 && pixel < plane)\n", ""),
         Fault(
@@ -1011,7 +998,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "a split tile starts at its first pixel",
-            "const int first = item.first_step * kBlockK<T>;",
+            "const int first = item.first_k_iter * kBlockK<T>;",
             "const int first = 0;",
         ),
         Fault("every k-iteration has the first pixels", "advance(pixels[i], advance_by);", ""),
@@ -1040,8 +1027,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "the last k-iteration missing",
-            "k_iter < item.num_steps; ++k_iter) {\n      load_half",
-            "k_iter + 1 < item.num_steps; ++k_iter) {\n      load_half",
+            "k_iter < item.num_k_iters; ++k_iter) {\n      load_half",
+            "k_iter + 1 < item.num_k_iters; ++k_iter) {\n      load_half",
         ),
         Fault(
             "matrices of a swapped",
@@ -1258,6 +1245,16 @@ FAULTS: dict[str, list[Fault]] = {
             "result = __float2half_rn(value); }",
             "result = __float2half_rn(value > 65504.0f ? 65504.0f : value); }",
         ),
+        Fault(
+            "low bf16 of a word in the bits of the high one",
+            "values[1] = __uint_as_float(word & 0xffff0000u);",
+            "values[1] = __uint_as_float(word);",
+        ),
+        Fault(
+            "elements of a word swapped",
+            "round_to(elements[e], values[i * kPerWord + e]);",
+            "round_to(elements[e], values[i * kPerWord + kPerWord - 1 - e]);",
+        ),
     ],
     "csrc/cuda/conv/implicit_gemm.cuh": [
         Fault(
@@ -1291,12 +1288,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "a split tile starts at its first tap",
-            "int next_tap = item.first_step % tile.num_taps;",
+            "int next_tap = item.first_k_iter % tile.num_taps;",
             "int next_tap = 0;",
         ),
         Fault(
             "a split tile starts at its first channel",
-            "int next_c = item.first_step / tile.num_taps * kBlockK<T> + chunk",
+            "int next_c = item.first_k_iter / tile.num_taps * kBlockK<T> + chunk",
             "int next_c = chunk",
         ),
         Fault("channels do not advance", "next_c += kBlockK<T>;", ""),
@@ -1326,8 +1323,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "the last k-iteration missing",
-            "k_iter < item.num_steps; ++k_iter) {\n      T* free_stage",
-            "k_iter + 1 < item.num_steps; ++k_iter) {\n      T* free_stage",
+            "k_iter < item.num_k_iters; ++k_iter) {\n      T* free_stage",
+            "k_iter + 1 < item.num_k_iters; ++k_iter) {\n      T* free_stage",
         ),
         Fault(
             "chunks of reader and writer differ",
@@ -1541,6 +1538,21 @@ FAULTS: dict[str, list[Fault]] = {
             "the last stride left out of the key",
             "std::copy_n(strides, kRank - 1, key.begin() + 1);",
             "std::copy_n(strides, kRank - 2, key.begin() + 1);",
+        ),
+    ],
+    "csrc/cuda/conv/rectangle_walk.cuh": [
+        Fault("an offset of a row lost", "pixel.y += 1;", "pixel.y += 0;"),
+        Fault("no gap between rows", "pixel.index += step.row_gap;", ""),
+        Fault("no gap between images", "pixel.index += step.image_gap;", ""),
+        Fault(
+            "a row ends one pixel late",
+            "if (pixel.x >= step.w) {",
+            "if (pixel.x > step.w) {",
+        ),
+        Fault(
+            "first pixels of the first image only",
+            "return {y, x, (n * H + first_y + y) * W + first_x + x};",
+            "return {y, x, (first_y + y) * W + first_x + x};",
         ),
     ],
     "csrc/cuda/conv/wgrad_reduce.cuh": [

@@ -60,7 +60,6 @@ NON_FINITE_CPU = Guard("test_non_finite.py cpu or prepared_model")
 NON_FINITE_TRITON = Guard("test_non_finite.py triton")
 RECIPE = Guard("test_recipe.py")
 REGISTRATION = Guard("test_backends.py test_arguments.py not (side_effects or symbolic)")
-SCHEDULES = Guard("test_schedules.py test_zones.py schedules or executed", "_C")
 SM90 = Guard("test_dilated_conv2d_sm90.py means or k_iteration_is")
 SINGLE_ROW = Guard("test_dilated_conv2d_sm90.py any_stride")
 SM90_FORMS = Guard("test_dilated_conv2d_sm90.py seeds_agree or pipeline or means")
@@ -81,7 +80,9 @@ WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py not warnings")
 GUARDS = {
     "csrc/common/bilinear.h": ARGMAX,
     "csrc/common/half.h": ARGMAX_CPU,
-    "csrc/schedule/zones.h": Guard("test_zones.py", "_C"),
+    "csrc/schedule/split_k.cpp": Guard("test_split_k.py", "_C"),
+    "csrc/schedule/tap_tiles.cpp": Guard("test_tap_tiles.py", "_C"),
+    "csrc/schedule/work_list.h": CONV,
     "csrc/cpu/exp2_log2.h": ENTROPY_CPU,
     "csrc/cpu/stream.h": ARGMAX_CPU,
     "csrc/cpu/upsample_argmax.cpp": ARGMAX_CPU,
@@ -117,6 +118,7 @@ GUARDS = {
     "csrc/cuda/conv/warp_rows.cuh": Guard(
         "test_races.py test_dilated_conv2d_sm90.py sm_90 or seeds_agree or epilogue"
     ),
+    "csrc/cuda/conv/rectangle_walk.cuh": Guard("test_dilated_conv2d_backward.py rectangle"),
     "csrc/cuda/conv/wgrad_reduce.cuh": WGRAD_SM90,
     "deeplab_fast/_native/device_cache.py": Guard("test_device_cache.py test_cache_keys.py"),
     "deeplab_fast/backends/registry.py": REGISTRATION,
@@ -145,6 +147,7 @@ GUARDS = {
     ),
     "deeplab_fast/backends/dispatch_table.py": MEASURED,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
+    "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
     "deeplab_fast/ops/shape_bucket.py": Guard(
         "test_dispatch_table.py test_cache_keys.py classes or class or share or buckets"
@@ -161,6 +164,7 @@ GUARDS = {
     "deeplab_fast/training/data.py": TRAINING_DATA,
     "deeplab_fast/training/distributed.py": RECIPE,
     "deeplab_fast/training/evaluation.py": EVALUATION,
+    "deeplab_fast/models/preprocessing.py": EVALUATION,
     "deeplab_fast/models/sliding_window.py": EVALUATION,
     "deeplab_fast/training/loader.py": TRAINING_DATA,
     "deeplab_fast/training/log.py": RECIPE,
@@ -168,6 +172,12 @@ GUARDS = {
     "deeplab_fast/training/metrics.py": EVALUATION,
     "deeplab_fast/training/objective.py": RECIPE,
     "deeplab_fast/training/recipe.py": RECIPE,
+    "deeplab_fast/training/report.py": RECIPE,
+    "deeplab_fast/training/run_folder.py": RECIPE,
+    "deeplab_fast/training/schedule.py": RECIPE,
+    "deeplab_fast/training/signals.py": RECIPE,
+    "deeplab_fast/training/state.py": RECIPE,
+    "deeplab_fast/training/step.py": RECIPE,
     "deeplab_fast/training/transforms.py": TRAINING_DATA,
     "deeplab_fast/backends/triton/device.py": TRITON_CALLS,
     "deeplab_fast/backends/triton/epilogue.py": NON_FINITE_TRITON,

@@ -267,14 +267,13 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "taps not flipped for the gradient",
-            "_shape(input, weight, dilation, strip_rows, flipped=True)",
-            "_shape(input, weight, dilation, strip_rows)",
+            "None, dilation, flipped=True)",
+            "None, dilation)",
         ),
         Fault(
             "taps flipped for the output",
-            "    shape = _shape(input, weight, dilation, _strip_rows(context, input, weight))\n",
-            "    strip_rows = _strip_rows(context, input, weight)\n"
-            "    shape = _shape(input, weight, dilation, strip_rows, flipped=True)\n",
+            "_strip_rows(context, input, weight), flipped)",
+            "_strip_rows(context, input, weight), True)",
         ),
         Fault(
             "strips of a gradient by the device",
@@ -630,9 +629,9 @@ FAULTS: dict[str, list[Fault]] = {
             "block % blocks_c * tile, block // blocks_c * tile,",
         ),
         Fault(
-            "partial sums are never reserved",
-            "return ConvWorkList(kernel, work, tensors, schedule.num_slots,",
-            "return ConvWorkList(kernel, work, tensors, 0,",
+            "no workspace slots for partial sums",
+            "return ConvWorkList(kernel, work, tensors, schedule.num_slots)",
+            "return ConvWorkList(kernel, work, tensors, 0)",
         ),
     ],
     "deeplab_fast/backends/dispatch_table.py": [
@@ -684,6 +683,18 @@ FAULTS: dict[str, list[Fault]] = {
             "for layer in (prepared.backbone, *layers):",
             "for layer in (prepared.backbone, *layers, last):",
         ),
+    ],
+    "deeplab_fast/nn/loss.py": [
+        Fault(
+            "the weight is no buffer",
+            'self.register_buffer("weight", weight)',
+            "self.weight = weight",
+        ),
+        Fault("weight ignored", "            self.weight,\n", "            None,\n"),
+        Fault("ignore_index ignored", "            self.ignore_index,\n", "            -100,\n"),
+        Fault("reduction ignored", "            self.reduction,\n", '            "mean",\n'),
+        Fault("smoothing ignored", "            self.label_smoothing,\n", "            0.0,\n"),
+        Fault("align_corners ignored", "            self.align_corners,\n", "            False,\n"),
     ],
     "deeplab_fast/ops/_arguments.py": [
         Fault("False of NumPy is True", "return bool(value)", "return True"),

@@ -7,7 +7,7 @@ from .guards import Fault
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/training/checkpoint.py": [
         Fault("a file named before it is on the disk", "os.fsync(file.fileno())", "pass"),
-        Fault("a state without its average", '"average", ', ""),
+        Fault("a checkpoint without its average", '"average", ', ""),
         Fault(
             "NumPy's generator not restored",
             '    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), *rest))\n',
@@ -82,6 +82,8 @@ FAULTS: dict[str, list[Fault]] = {
             "tuple(target.shape), scales, flip",
         ),
         Fault("scores of one process", "distributed.sum_over_processes(total)", "total"),
+    ],
+    "deeplab_fast/models/preprocessing.py": [
         Fault(
             "images not resized",
             "network_size(image.size, preprocessing.resize, align_corners)",
@@ -106,16 +108,16 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "mirrored maps not turned back",
-            "maps.append((found, view is not scaled))",
-            "maps.append((found, False))",
+            "maps.append((logit_map, view is not scaled))",
+            "maps.append((logit_map, False))",
         ),
         Fault(
             "logits averaged instead of probabilities", "return logits.softmax(1)", "return logits"
         ),
         Fault(
             "overlapping windows added up",
-            "return _Map(total / counts, size",
-            "return _Map(total, size",
+            "return _LogitMap(total / counts, size",
+            "return _LogitMap(total, size",
         ),
         Fault(
             "the last window counts",
@@ -164,13 +166,13 @@ FAULTS: dict[str, list[Fault]] = {
             "return max(1, images // recipe.batch_size)",
         ),
         Fault("all processes see the same images", "[rank::world_size]", "[::world_size]"),
-        Fault("parts overlap", "chosen[i * part : (i + 1) * part]", "chosen[:part]"),
+        Fault("micro-batches overlap", "chosen[i * size : (i + 1) * size]", "chosen[:size]"),
         Fault(
             "a resumed run starts over",
             "for step in range(first_step, steps",
             "for step in range(0, steps",
         ),
-        Fault("readers draw from dropout's generator", "generator=torch.Generator(),", ""),
+        Fault("the loader draws from dropout's generator", "generator=torch.Generator(),", ""),
     ],
     "deeplab_fast/training/log.py": [
         Fault("the last point of a curve drawn twice", "purge_step=step + 1", "purge_step=step"),
@@ -179,95 +181,137 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/training/loop.py": [
         Fault(
-            "the average is one update late",
-            "        self.scaler.step(self.optimizer)\n"
-            "        self.scaler.update()\n"
-            "        self.optimizer.zero_grad(set_to_none=True)\n"
-            "        if self.average is not None:\n"
-            "            self.average.update_parameters(self.model)\n",
-            "        if self.average is not None:\n"
-            "            self.average.update_parameters(self.model)\n"
-            "        self.scaler.step(self.optimizer)\n"
-            "        self.scaler.update()\n"
-            "        self.optimizer.zero_grad(set_to_none=True)\n",
-        ),
-        Fault(
-            "the average is without batch norm's statistics",
-            "multi_avg_fn=decay, use_buffers=True",
-            "multi_avg_fn=decay",
-        ),
-        Fault(
-            "the average has the default decay",
-            "get_ema_multi_avg_fn(recipe.ema)",
-            "get_ema_multi_avg_fn()",
+            "the model is returned instead of its average",
+            "return state.result.eval()",
+            "return state.model.eval()",
         ),
         Fault(
             "the model is evaluated instead of its average",
-            "            model = self._result()\n            scores",
-            "            model = self.model\n            scores",
+            "evaluate(state.result, data",
+            "evaluate(state.model, data",
         ),
         Fault(
-            "the model is kept instead of its average",
-            "self._result().save_pretrained(path)",
-            "self.model.save_pretrained(path)",
+            "evaluated without autocast",
+            "dtype=state.dtype, workers=run.workers",
+            "workers=run.workers",
         ),
         Fault(
-            "the model is returned instead of its average",
-            "return self._result().eval()",
-            "return self.model.eval()",
+            "the workers of training ignored",
+            "state.step, workers, rank, processes)",
+            "state.step, 0, rank, processes)",
+        ),
+        Fault(
+            "the workers of evaluation ignored",
+            "dtype=state.dtype, workers=run.workers, quiet",
+            "dtype=state.dtype, quiet",
+        ),
+        Fault(
+            "not in training mode after an evaluation",
+            "        state.train_mode()\n        run.report",
+            "        run.report",
+        ),
+        Fault(
+            "a tie replaces the best model",
+            "scores.miou > state.best_miou",
+            "scores.miou >= state.best_miou",
+        ),
+        Fault(
+            "evaluation counts in images per second",
+            "stop = distributed.any_process(stopped.is_set())\n"
+            "            report.restart_clock()\n",
+            "stop = distributed.any_process(stopped.is_set())\n",
+        ),
+        Fault(
+            "one micro-batch of an update only",
+            "for _ in range(run.step.recipe.grad_accum_steps)]",
+            "for _ in range(1)]",
+        ),
+        Fault(
+            "workers start at the first update",
+            "batches(train_data, recipe, state.step, workers",
+            "batches(train_data, recipe, 0, workers",
+        ),
+        Fault(
+            "not saved when stopped",
+            "        if schedule.evaluates_after(state.step) or stop:\n",
+            "        if schedule.evaluates_after(state.step):\n",
+        ),
+    ],
+    "deeplab_fast/training/report.py": [
+        Fault(
+            "learning rate of the head logged",
+            'state.optimizer.param_groups[0]["lr"]',
+            'state.optimizer.param_groups[1]["lr"]',
+        ),
+        Fault(
+            "not in training mode after an evaluation's pictures",
+            "pictures)\n        self.state.train_mode()\n",
+            "pictures)\n",
+        ),
+    ],
+    "deeplab_fast/training/run_folder.py": [
+        Fault(
+            "the model is saved instead of its average",
+            "state.result.save_pretrained(path)",
+            "state.model.save_pretrained(path)",
         ),
         Fault(
             "dropout does not depend on the seed",
-            "        torch.manual_seed(self.recipe.seed + self.rank)\n",
+            "        torch.manual_seed(seed + distributed.rank())\n",
             "",
         ),
         Fault(
             "all processes draw the same dropout",
-            "self.recipe.seed + self.rank",
-            "self.recipe.seed",
+            "torch.manual_seed(seed + distributed.rank())",
+            "torch.manual_seed(seed)",
         ),
         Fault(
-            "learning rates are not set",
-            "        self.recipe.set_learning_rates(self.optimizer, self.step, self.steps)\n",
-            "",
+            "the random state is not restored",
+            "            checkpoint.set_random_state("
+            'saved["random"][distributed.rank()], state.device)\n',
+            "            pass\n",
         ),
         Fault(
-            "gradients are not cleared", "        self.optimizer.zero_grad(set_to_none=True)\n", ""
+            "all processes restore the random state of rank 0",
+            'saved["random"][distributed.rank()]',
+            'saved["random"][0]',
         ),
-        Fault("the loss is not scaled", "self.scaler.scale(loss).backward()", "loss.backward()"),
-        Fault("the loss scale never changes", "        self.scaler.update()\n", ""),
+        Fault("resumed with other epochs", "    if recipe.power == 0:\n", "    if True:\n"),
+    ],
+    "deeplab_fast/training/schedule.py": [
         Fault(
-            "no autocast in training",
-            "self.dtype, enabled=self.dtype != torch.float32\n                ):",
-            "self.dtype, enabled=False\n                ):",
-        ),
-        Fault(
-            "evaluated without autocast",
-            "dtype=self.dtype, workers=self.workers",
-            "workers=self.workers",
+            "evaluated after every epoch",
+            "every = self.steps_per_epoch * self.evaluate_every",
+            "every = self.steps_per_epoch",
         ),
         Fault(
-            "the workers of training ignored",
-            "self.train_data, self.recipe, self.step, self.workers, self.rank",
-            "self.train_data, self.recipe, self.step, 0, self.rank",
+            "not evaluated at the end",
+            "return step % every == 0 or step >= self.num_steps",
+            "return step % every == 0",
         ),
         Fault(
-            "the workers of evaluation ignored",
-            "dtype=self.dtype, workers=self.workers, quiet",
-            "dtype=self.dtype, quiet",
+            "logged at another interval",
+            "step % self.log_every == 0",
+            "step % (self.log_every + 1) == 0",
+        ),
+    ],
+    "deeplab_fast/training/signals.py": [
+        Fault(
+            "signal handlers stay",
+            "            signal.signal(number, handler)\n",
+            "            pass\n",
+        ),
+    ],
+    "deeplab_fast/training/state.py": [
+        Fault(
+            "the average is without batch norm's statistics",
+            "multi_avg_fn=average, use_buffers=True",
+            "multi_avg_fn=average",
         ),
         Fault(
-            "all parts divided by the weight of the first",
-            "weight = torch.stack([self.objective.weight_of(target) for _, target in batch]).sum()",
-            "weight = self.objective.weight_of(batch[0][1])",
-        ),
-        Fault(
-            "the loss logged is of the last part", "total += loss.detach()", "total = loss.detach()"
-        ),
-        Fault(
-            "images not divided by the standard deviation",
-            "/ 255 - self.mean) / self.std",
-            "/ 255 - self.mean)",
+            "the average has the default decay",
+            "get_ema_multi_avg_fn(recipe.ema_decay)",
+            "get_ema_multi_avg_fn()",
         ),
         Fault(
             "batch norm's parameters are not frozen",
@@ -279,47 +323,7 @@ FAULTS: dict[str, list[Fault]] = {
             "            for norm in _batch_norms(self.model):\n                norm.eval()\n",
             "            pass\n",
         ),
-        Fault(
-            "not in training mode after an evaluation's pictures",
-            "drawn)\n        self._train_mode()\n",
-            "drawn)\n",
-        ),
-        Fault(
-            "a tie replaces the best model",
-            "scores.miou > self.best_miou",
-            "scores.miou >= self.best_miou",
-        ),
-        Fault(
-            "evaluated after every epoch",
-            "every = self.steps_per_epoch * self.evaluate_every",
-            "every = self.steps_per_epoch",
-        ),
-        Fault(
-            "not evaluated at the end",
-            "return self.step % every == 0 or self.step >= self.steps",
-            "return self.step % every == 0",
-        ),
-        Fault(
-            "logged at another interval",
-            "log = self._is_pause() or self.step % self.log_every == 0",
-            "log = self._is_pause() or self.step % (self.log_every + 1) == 0",
-        ),
-        Fault(
-            "evaluation counts in images per second",
-            "stop = distributed.any_process(stopped.is_set())\n"
-            "                clock = time.perf_counter()\n",
-            "stop = distributed.any_process(stopped.is_set())\n",
-        ),
-        Fault(
-            "learning rate of the head logged",
-            'self.optimizer.param_groups[0]["lr"]',
-            'self.optimizer.param_groups[1]["lr"]',
-        ),
-        Fault(
-            "one part of an update only",
-            "for _ in range(self.recipe.accumulate)]",
-            "for _ in range(1)]",
-        ),
+        Fault("no autocast", "enabled=self.dtype != torch.float32)", "enabled=False)"),
         Fault(
             "the weights are not restored",
             '        self.model.load_state_dict(state["model"])\n',
@@ -342,53 +346,63 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "the update is not restored",
-            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
-            'for name in ("evaluated", "loss", "best_miou"):\n            setattr',
+            "        for name in _PROGRESS:\n            setattr",
+            "        for name in _PROGRESS[1:]:\n            setattr",
         ),
         Fault(
             "the last evaluation is not restored",
-            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
-            'for name in ("step", "loss", "best_miou"):\n            setattr',
+            "        for name in _PROGRESS:\n            setattr",
+            '        for name in ("step", "loss", "best_miou"):\n            setattr',
         ),
         Fault(
             "the loss is not restored",
-            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
-            'for name in ("step", "evaluated", "best_miou"):\n            setattr',
+            "        for name in _PROGRESS:\n            setattr",
+            '        for name in ("step", "evaluated", "best_miou"):\n            setattr',
         ),
         Fault(
             "the best score is not restored",
-            'for name in ("step", "evaluated", "loss", "best_miou"):\n            setattr',
-            'for name in ("step", "evaluated", "loss"):\n            setattr',
+            "        for name in _PROGRESS:\n            setattr",
+            "        for name in _PROGRESS[:3]:\n            setattr",
+        ),
+    ],
+    "deeplab_fast/training/step.py": [
+        Fault(
+            "the average is one update late",
+            "        state.scaler.step(state.optimizer)\n"
+            "        state.scaler.update()\n"
+            "        state.optimizer.zero_grad(set_to_none=True)\n"
+            "        if state.average is not None:\n"
+            "            state.average.update_parameters(state.model)\n",
+            "        if state.average is not None:\n"
+            "            state.average.update_parameters(state.model)\n"
+            "        state.scaler.step(state.optimizer)\n"
+            "        state.scaler.update()\n"
+            "        state.optimizer.zero_grad(set_to_none=True)\n",
         ),
         Fault(
-            "the random state is not restored",
-            '            checkpoint.set_random_state(state["random"][self.rank], self.device)\n',
-            "            pass\n",
+            "learning rates are not set",
+            "        self.recipe.set_learning_rates(state.optimizer, state.step, self.num_steps)\n",
+            "",
         ),
         Fault(
-            "all processes take up the state of the first",
-            'state["random"][self.rank]',
-            'state["random"][0]',
+            "gradients are not cleared", "        state.optimizer.zero_grad(set_to_none=True)\n", ""
+        ),
+        Fault("the loss is not scaled", "state.scaler.scale(loss).backward()", "loss.backward()"),
+        Fault("the loss scale never changes", "        state.scaler.update()\n", ""),
+        Fault(
+            "all micro-batches divided by the weight of the first",
+            "torch.stack(normalizers).sum()",
+            "normalizers[0].clone()",
         ),
         Fault(
-            "readers start at the first update",
-            "self.train_data, self.recipe, self.step, self.workers",
-            "self.train_data, self.recipe, 0, self.workers",
+            "the loss logged is of the last micro-batch",
+            "total += loss.detach()",
+            "total = loss.detach()",
         ),
         Fault(
-            "resumed with other epochs",
-            "    if recipe.power == 0:\n        del",
-            "    if True:\n        del",
-        ),
-        Fault(
-            "signal handlers stay",
-            "            signal.signal(number, handler)\n",
-            "            pass\n",
-        ),
-        Fault(
-            "not saved when stopped",
-            "            if self._is_pause() or stop:\n                self._save()",
-            "            if self._is_pause():\n                self._save()",
+            "images not divided by the standard deviation",
+            "/ 255 - self.mean) / self.std",
+            "/ 255 - self.mean)",
         ),
     ],
     "deeplab_fast/training/metrics.py": [
@@ -426,12 +440,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "class weights ignored",
-            "            self.class_weights,\n            ignore",
-            "            None,\n            ignore",
+            "None if weights is None else torch.tensor(weights),",
+            "None if weights is None else torch.ones(len(weights)),",
         ),
         Fault(
             "divided by the number of pixels",
-            "        return self.class_weights[target.where(counts, 0)].where(counts, 0).sum()",
+            "        return weight[target.where(counts, 0)].where(counts, 0).sum()",
             "        return counts.sum(dtype=torch.float32)",
         ),
         Fault(
@@ -441,28 +455,32 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "label smoothing ignored",
-            "label_smoothing=self.recipe.label_smoothing,",
+            "label_smoothing=recipe.label_smoothing,",
             "label_smoothing=0.0,",
         ),
         Fault(
             "align_corners ignored",
-            "align_corners=self.model.align_corners,",
+            "align_corners=model.align_corners,",
             "align_corners=False,",
         ),
-        Fault("hard_pixels ignored", "int(hard * target.numel())", "int(0.25 * target.numel())"),
         Fault(
-            "hard pixels of all parts add up",
-            "hardest.mean() / self.recipe.accumulate",
-            "hardest.mean()",
+            "top_k_pixels ignored",
+            "int(fraction * target.numel())",
+            "int(0.25 * target.numel())",
+        ),
+        Fault(
+            "top-k losses of all micro-batches add up",
+            "values.mean() / self.recipe.grad_accum_steps",
+            "values.mean()",
         ),
     ],
     "deeplab_fast/training/recipe.py": [
         Fault(
             "no warm-up",
-            "warmup = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0",
+            "warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0",
             "warmup = 1.0",
         ),
-        Fault("warm-up starts at 0", "(step + 1) / self.warmup", "step / self.warmup"),
+        Fault("warm-up starts at 0", "(step + 1) / self.warmup_steps", "step / self.warmup_steps"),
         Fault("power ignored", "(1 - step / steps) ** self.power", "(1 - step / steps) ** 0.9"),
         Fault("momentum ignored", "momentum=self.momentum, ", "momentum=0.9, "),
         Fault("weight decay ignored", "weight_decay=self.weight_decay)", "weight_decay=1e-4)"),
@@ -473,8 +491,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "learning rate of the head ignored",
-            "head_rate = self.head_learning_rate or self.learning_rate",
-            "head_rate = self.learning_rate",
+            "head_learning_rate = self.head_learning_rate or self.learning_rate",
+            "head_learning_rate = self.learning_rate",
         ),
         Fault(
             "backbone and head exchanged",
@@ -500,8 +518,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "never darker",
-            "random.uniform(1 - recipe.jitter, 1 + recipe.jitter)",
-            "random.uniform(1, 1 + recipe.jitter)",
+            "random.uniform(1 - recipe.color_jitter, 1 + recipe.color_jitter)",
+            "random.uniform(1, 1 + recipe.color_jitter)",
         ),
         Fault(
             "no change of saturation",

@@ -344,7 +344,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault(
             "cpu: ignored pixels' NaN forgotten",
             "log_sum[slot] = image.log_sum_exp[pixel] * kLog2E;",
-            "if (target != plan.terms.ignore_index)\n"
+            "if (target != plan.params.ignore_index)\n"
             "        log_sum[slot] = image.log_sum_exp[pixel] * kLog2E;",
         ),
         Fault(
@@ -485,8 +485,8 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("stale contested count", "if (threadIdx.x == 0) tile.num_contested = 0;", ""),
         Fault(
             "offset of a class in 32 bits",
-            "const float value = load(pixel + c * stride_C);",
-            "const float value = load(pixel + static_cast<int>(c * stride_C));",
+            "const float value = to_float(pixel[c * stride_C]);",
+            "const float value = to_float(pixel[static_cast<int>(c * stride_C)]);",
             FAR_UPSAMPLING,
         ),
         Fault(
@@ -547,8 +547,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "int32 offsets of classes",
-            "load(pixel + c * stride_C)",
-            "load(pixel + static_cast<int32_t>(c * stride_C))",
+            "to_float(pixel[c * stride_C])",
+            "to_float(pixel[static_cast<int32_t>(c * stride_C)])",
         ),
         Fault(
             "labels by way of a byte",
@@ -631,12 +631,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "class weight left out of the loss",
-            "const float weight = class_weight(terms, label[r]);",
+            "const float weight = class_weight(params, label[r]);",
             "const float weight = 1.0f;",
         ),
         Fault(
             "class weight left out of smoothing",
-            "weighted.x = fma_rn(class_weight(terms, c), ends.x, weighted.x);",
+            "weighted.x = fma_rn(class_weight(params, c), ends.x, weighted.x);",
             "weighted.x = fma_rn(1.0f, ends.x, weighted.x);",
         ),
         Fault(
@@ -686,7 +686,7 @@ FAULTS: dict[str, list[Fault]] = {
             "",
         ),
         Fault("exponentials not stepped", "e = mul_rn(e, ratio);", ""),
-        Fault("ignored pixels count", "if (target == terms.ignore_index) return kIgnored;", ""),
+        Fault("ignored pixels count", "if (target == params.ignore_index) return kIgnored;", ""),
         Fault(
             "a target past the last class",
             "static_cast<uint64_t>(target) < static_cast<uint64_t>(C);",
@@ -782,12 +782,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "gradient: the whole target in spite of smoothing",
-            "const float taken = target_part * class_weight(terms, label[r]) * grad[r];",
-            "const float taken = class_weight(terms, label[r]) * grad[r];",
+            "const float taken = target_part * class_weight(params, label[r]) * grad[r];",
+            "const float taken = class_weight(params, label[r]) * grad[r];",
         ),
         Fault(
             "gradient: class weight left out",
-            "const float taken = target_part * class_weight(terms, label[r]) * grad[r];",
+            "const float taken = target_part * class_weight(params, label[r]) * grad[r];",
             "const float taken = target_part * grad[r];",
         ),
         Fault(
@@ -910,13 +910,13 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "offset of a gathered element in 32 bits",
-            "(channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x)",
-            "static_cast<int>(channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x)",
+            "[channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x]",
+            "[channels_last ? int(i) : int(((n * shape.C + c) * shape.H + y) * shape.W + x)]",
             FAR_UPSAMPLING,
         ),
         Fault(
             "gradient: class weight left out of smoothing",
-            "smooths ? class_weight(terms, first_class + c) : 0.0f",
+            "smooths ? class_weight(params, first_class + c) : 0.0f",
             "smooths ? 1.0f : 0.0f",
         ),
         Fault(
@@ -993,8 +993,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "offset of a class in 32 bits",
-            "load(pixel + c * stride_C);",
-            "load(pixel + static_cast<int>(c * stride_C));",
+            "to_float(pixel[c * stride_C]);",
+            "to_float(pixel[static_cast<int>(c * stride_C)]);",
             FAR_UPSAMPLING,
         ),
         Fault(

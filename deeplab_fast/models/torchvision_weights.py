@@ -1,8 +1,7 @@
-"""Where trained weights come from: which of the formats a path or name is, and torchvision's."""
+"""torchvision's DeepLab-v3 weights: checkpoint files and published weights."""
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 from pathlib import Path
@@ -10,48 +9,16 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoint, read_own, well_formed
-from .huggingface import read_folder
+from .checkpoint import Checkpoint, well_formed
 from .preprocessing import Preprocessing
 
 NAMES = ("deeplabv3_resnet50", "deeplabv3_resnet101")
 
-_EXPECTED = (
-    "a torchvision checkpoint of deeplabv3_resnet50 or 101 (.pth), a file of save_pretrained "
-    "(.safetensors), a Hugging Face folder of a MobileNetV2ForSemanticSegmentation, or one of the "
-    f"names {', '.join(NAMES)}"
-)
-_TORCHVISION = Preprocessing(resize=520)  # its references/segmentation evaluate at this size
+_PREPROCESSING = Preprocessing(resize=520)  # the size at which references/segmentation evaluates
 
 
-def read_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
-    """See ``DeepLabV3.from_pretrained``."""
-    checkpoint = _read(path_or_name)
-    classes, categories = checkpoint.config.get("num_classes"), checkpoint.categories
-    if categories is not None and len(categories) != classes:
-        raise ValueError(
-            f"{path_or_name}: expected as many categories as classes, got {len(categories)} for "
-            f"{classes} classes"
-        )
-    return checkpoint
-
-
-def _read(path_or_name: str | os.PathLike[str]) -> Checkpoint:
-    path = Path(path_or_name)
-    if path.is_dir():
-        return read_folder(path)
-    if str(path_or_name) in NAMES and not path.exists():
-        return _download(str(path_or_name))
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder. Expected {_EXPECTED}")
-    if path.suffix == ".safetensors":
-        return read_own(path)
-    if path.suffix in (".pth", ".pt"):
-        return _read_torchvision(path)
-    raise ValueError(f"{path}: expected {_EXPECTED}")
-
-
-def _read_torchvision(path: Path) -> Checkpoint:
+def read_file(path: Path) -> Checkpoint:
+    """Read a checkpoint that torch.save wrote; its network follows from keys and shapes."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -66,12 +33,13 @@ def _read_torchvision(path: Path) -> Checkpoint:
             f"{path}: the state of a training run, expected one of its models, best.safetensors or "
             "last.safetensors beside it"
         )
-    if isinstance(state, dict) and "model" in state:  # as its references/segmentation save it
+    if isinstance(state, dict) and "model" in state:  # saved by its references/segmentation
         state = state["model"]
-    return _torchvision_checkpoint(state, str(path), None)
+    return _checkpoint(state, str(path), None)
 
 
-def _download(name: str) -> Checkpoint:
+def download(name: str) -> Checkpoint:
+    """The weights that torchvision publishes under a name, cached by torch.hub."""
     try:
         from torchvision.models import get_model_weights
     except ImportError as error:
@@ -88,13 +56,11 @@ def _download(name: str) -> Checkpoint:
             f"{name}: cannot download {weights.url}: {error}. Offline, fetch that file elsewhere "
             f"and give its path, or put it into {torch.hub.get_dir()}/checkpoints"
         ) from error
-    return _torchvision_checkpoint(state, name, tuple(weights.meta["categories"]))
+    return _checkpoint(state, name, tuple(weights.meta["categories"]))
 
 
-def _torchvision_checkpoint(
-    state: Any, source: str, categories: tuple[str, ...] | None
-) -> Checkpoint:
-    """What the keys and shapes of a state dict say about the network it belongs to."""
+def _checkpoint(state: Any, source: str, categories: tuple[str, ...] | None) -> Checkpoint:
+    """The checkpoint of a state dict, whose keys and shapes tell the configuration."""
     keys = {str(key) for key in state} if isinstance(state, dict) else set()
     blocks = [key for key in keys if re.fullmatch(r"backbone\.layer3\.\d+\.conv1\.weight", key)]
     backbone = {6: "resnet50", 23: "resnet101"}.get(len(blocks))
@@ -111,7 +77,7 @@ def _torchvision_checkpoint(
         "output_stride": 8,
         "aux_loss": any(key.startswith("aux_classifier.") for key in keys),
     }
-    return Checkpoint(config, state, _TORCHVISION, categories)
+    return Checkpoint(config, state, _PREPROCESSING, categories)
 
 
 def _summary(state: Any) -> str:

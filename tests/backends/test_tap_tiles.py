@@ -1,11 +1,10 @@
-"""The work lists of dilated convolution (csrc/schedule/zones.h): what they leave out and what not.
+"""Pixel tiles and tap rectangles: they leave out products with padding, and nothing else.
 
 Convolutions are computed here in NumPy from the lists alone: gather, zero-fill, multiply.
 """
 
 from __future__ import annotations
 
-import heapq
 from itertools import product
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from deeplab_fast import _C
 from deeplab_fast._native import work_lists
 
-Branch = tuple[int, int, int, int]  # kernel_H, kernel_W, dilation_H, dilation_W
+from ..support.tap_tiles import ASPP_OS8, ASPP_OS16, Branch, rows, square
 
 
 class TileList(NamedTuple):
@@ -34,21 +33,9 @@ class TileList(NamedTuple):
             )
 
 
-def rows(buffer: bytearray, fields: int) -> np.ndarray:
-    return np.frombuffer(buffer, np.int32).reshape(-1, fields).astype(np.int64)
-
-
 def tile_list(make, *args) -> TileList:
     pixels, taps, tiles = make(*args)
     return TileList(rows(pixels, 1)[:, 0], rows(taps, 4), rows(tiles, 5))
-
-
-def square(*kernels_and_rates: tuple[int, int]) -> list[Branch]:
-    return [(k, k, r, r) for k, r in kernels_and_rates]
-
-
-ASPP_OS16 = square((1, 1), (3, 6), (3, 12), (3, 18))
-ASPP_OS8 = square((1, 1), (3, 12), (3, 24), (3, 36))
 
 
 def branch_taps(branches: list[Branch], sign: int) -> list[tuple[int, int, int, int]]:
@@ -95,44 +82,44 @@ def check(tiles: TileList, plane: tuple[int, int, int], outputs, block_m: int) -
 
 
 SIZES = (1, 2, 3, 5, 6, 8)
-RATES = (1, 2, 3, 4, 7, 9)
+DILATIONS = (1, 2, 3, 4, 7, 9)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 def test_every_pixel_and_tap_inside_once(kernel):
-    for i, (H, W, r) in enumerate(product(SIZES, SIZES, RATES)):
+    for i, (H, W, d) in enumerate(product(SIZES, SIZES, DILATIONS)):
         plane, block_m = (1 + i % 3, H, W), (1, 4, 7, 128)[i % 4]
-        branch = square((kernel, r))
-        forward = tile_list(_C.zones.forward_tiles, plane, branch, block_m)
+        branch = square((kernel, d))
+        forward = tile_list(_C.schedule.forward_tiles, plane, branch, block_m)
         check(forward, plane, [branch_taps(branch, 1)], block_m)
-        backward = tile_list(_C.zones.input_grad_tiles, plane, branch, block_m)
+        backward = tile_list(_C.schedule.input_grad_tiles, plane, branch, block_m)
         check(backward, plane, [branch_taps(branch, -1)], block_m)
 
 
 CASES = [
     ((1, 1, 1), square((3, 1))),
     ((3, 1, 1), square((1, 1), (7, 5))),
-    ((2, 6, 6), square((3, 3))),  # H = 2r
-    ((1, 5, 9), square((3, 3))),  # H < 2r
-    ((2, 5, 5), square((3, 5), (3, 9))),  # r >= H
+    ((2, 6, 6), square((3, 3))),  # H = 2d
+    ((1, 5, 9), square((3, 3))),  # H < 2d
+    ((2, 5, 5), square((3, 5), (3, 9))),  # d >= H
     ((1, 1, 40), square((3, 7), (5, 3))),
     ((2, 13, 8), square((5, 3), (1, 1), (3, 4))),
     ((1, 15, 16), square((7, 2), (3, 1))),
     ((2, 9, 12), [(1, 3, 1, 4), (3, 1, 2, 1), (3, 5, 4, 2)]),
     ((1, 20, 14), square((11, 1))),  # 121 taps
     ((1, 33, 33), ASPP_OS16),
-    ((2, 33, 33), ASPP_OS8),  # rate 36 leaves the centre tap
+    ((2, 33, 33), ASPP_OS8),  # dilation 36 leaves the centre tap
 ]
 
 
 @pytest.mark.parametrize("plane,branches", CASES)
 @pytest.mark.parametrize("block_m", [16, 128])
 def test_parallel_branches(plane, branches, block_m):
-    forward = tile_list(_C.zones.forward_tiles, plane, branches, block_m)
+    forward = tile_list(_C.schedule.forward_tiles, plane, branches, block_m)
     taps = branch_taps(branches, 1)
     outputs = [[t for t in taps if t[2] == b] for b in range(len(branches))]
     check(forward, plane, outputs, block_m)
-    joint = tile_list(_C.zones.input_grad_tiles, plane, branches, block_m)
+    joint = tile_list(_C.schedule.input_grad_tiles, plane, branches, block_m)
     check(joint, plane, [branch_taps(branches, -1)], block_m)
 
 
@@ -171,19 +158,19 @@ def test_convolution_and_its_gradients_from_the_lists(plane, branches):
         return image.detach().permute(0, 2, 3, 1).reshape(N * H * W, -1).numpy()
 
     by_tap = [w.detach().permute(2, 3, 1, 0).reshape(-1, C, K).numpy() for w in weights]
-    forward = tile_list(_C.zones.forward_tiles, plane, branches)
+    forward = tile_list(_C.schedule.forward_tiles, plane, branches)
     ours = convolve(forward, [matrix(x)] * len(branches), by_tap, plane, len(branches))
     for result, y in zip(ours, outputs):
         np.testing.assert_allclose(result, matrix(y), rtol=1e-12, atol=1e-12)
 
-    joint = tile_list(_C.zones.input_grad_tiles, plane, branches)
+    joint = tile_list(_C.schedule.input_grad_tiles, plane, branches)
     transposed = [w.transpose(0, 2, 1) for w in by_tap]
     (dx,) = convolve(joint, [matrix(g) for g in grads], transposed, plane, 1)
     np.testing.assert_allclose(dx, matrix(x.grad), rtol=1e-12, atol=1e-12)
 
     dw = [np.full((kh * kw, K, C), np.nan) for kh, kw, _, _ in branches]
     images = x.detach().numpy()
-    for dy, dx_, b, index, y0, x0, h, w in rows(_C.zones.tap_rectangles((H, W), branches), 8):
+    for dy, dx_, b, index, y0, x0, h, w in rows(_C.schedule.tap_rectangles((H, W), branches), 8):
         grad = grads[b].numpy()[:, :, y0 : y0 + h, x0 : x0 + w]
         image = images[:, :, y0 + dy : y0 + dy + h, x0 + dx_ : x0 + dx_ + w]
         dw[b][index] = np.einsum("nkyx,ncyx->kc", grad, image) if h else 0
@@ -193,9 +180,9 @@ def test_convolution_and_its_gradients_from_the_lists(plane, branches):
 
 
 def test_tap_rectangles_include_the_empty_ones():
-    for H, W, r, kernel in product((1, 2, 5, 8), (1, 3, 8), RATES, (1, 3, 5)):
-        got = rows(_C.zones.tap_rectangles((H, W), square((kernel, r))), 8)
-        taps = branch_taps(square((kernel, r)), 1)
+    for H, W, d, kernel in product((1, 2, 5, 8), (1, 3, 8), DILATIONS, (1, 3, 5)):
+        got = rows(_C.schedule.tap_rectangles((H, W), square((kernel, d))), 8)
+        taps = branch_taps(square((kernel, d)), 1)
         assert [tuple(t) for t in got[:, 2:4]] == [t[2:] for t in taps]
         for (dy, dx, _, _), rectangle in zip(taps, got):
             y, x, h, w = rectangle[4:]
@@ -207,54 +194,38 @@ def test_tap_rectangles_include_the_empty_ones():
                 assert (rectangle[:2] == (dy, dx)).all()
 
 
-def test_walks_visit_each_pixel_of_a_rectangle_once():
-    N = 3
-    for H, W, r in product((1, 2, 5, 8), (1, 3, 8), (1, 2, 4)):
-        everywhere = np.arange(N * H * W).reshape(N, H, W)
-        for *_, y, x, h, w in rows(_C.zones.tap_rectangles((H, W), square((3, r))), 8).tolist():
-            if h == 0:
-                continue
-            expected = everywhere[:, y : y + h, x : x + w].ravel()
-            for step in (1, 2, 7, 16, 32, 200):
-                for first in range(min(step, len(expected))):
-                    walk = _C.zones.rectangle_walk(
-                        (H, W), (y, x, h, w), first, step, -(-(len(expected) - first) // step)
-                    )
-                    assert (rows(walk, 1)[:, 0] == expected[first::step]).all()
-
-
 WGRAD_CASES = [*CASES, ((8, 65, 65), ASPP_OS8)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("num_workers", [1, 24, 264])
+@pytest.mark.parametrize("num_ctas", [1, 24, 264])
 @pytest.mark.parametrize("plane,branches", WGRAD_CASES)
-def test_weight_gradient_multiplies_each_tap_and_pixel_once(plane, branches, num_workers, dtype):
-    """Each block of each tap is the sum over the rectangle, as its pieces walk through it."""
+def test_weight_gradient_multiplies_each_tap_and_pixel_once(plane, branches, num_ctas, dtype):
+    """Each block of each tap is the sum over the pixels of its rectangle, row by row."""
     (N, H, W), C, out_channels = plane, 264, [136 + 8 * b for b in range(len(branches))]
-    _, tensors, num_slots, _ = work_lists.wgrad_work_list(
-        plane, tuple(branches), C, tuple(out_channels), dtype, torch.device("cpu"), num_workers
+    _, tensors, num_slots = work_lists.wgrad_work_list(
+        plane, tuple(branches), C, tuple(out_channels), dtype, torch.device("cpu"), num_ctas
     )
-    rectangles, items, _, _ = (t.numpy().reshape(-1, f) for t, f in zip(tensors, (8, 6, 4, 1)))
-    step = _C.CONV_STEP_BYTES // dtype.itemsize
+    rectangles, items, _, _ = (t.numpy().reshape(-1, f) for t, f in zip(tensors, (8, 5, 4, 1)))
+    k_iter = _C.CONV_K_ITER_BYTES // dtype.itemsize  # pixels
     assert (np.diff(items[:, 3]) <= 0).all()  # longest first
 
+    everywhere = np.arange(N * H * W)
     taps = branch_taps(branches, 1)
-    pieces: dict = {(j, b): [] for j, tap in enumerate(taps) for b in range(2 * 3)}
-    for job, block, first, steps, slot, _ in items.tolist():
-        pieces[job, block].append((first, steps, slot))
-    for (job, _), of_block in pieces.items():
-        dy, dx, _, _ = taps[job]
-        y, x, h, w = rectangles[job, 4:].tolist()
+    pieces: dict = {(t, b): [] for t, tap in enumerate(taps) for b in range(2 * 3)}
+    for tile, block, first, num_k_iters, slot in items.tolist():
+        pieces[tile, block].append((first, num_k_iters, slot))
+    for (tile, _), of_block in pieces.items():
+        dy, dx, _, _ = taps[tile]
+        y, x, h, w = rectangles[tile, 4:].tolist()
+        pixels = everywhere.reshape(N, H, W)[:, y : y + h, x : x + w].ravel()
         visited = np.zeros(N * H * W, int)
-        for first, steps, slot in of_block:
-            count = min(steps * step, N * h * w - first * step)
-            assert steps == -(-count // step)
-            if count:
-                walk = _C.zones.rectangle_walk((H, W), (y, x, h, w), first * step, 1, count)
-                visited[rows(walk, 1)[:, 0]] += 1
+        for first, num_k_iters, slot in of_block:
+            piece = pixels[first * k_iter : (first + num_k_iters) * k_iter]
+            assert num_k_iters == -(-len(piece) // k_iter)
+            visited[piece] += 1
             assert (slot < 0) == (len(of_block) == 1)
-        _, inside = source(np.arange(N * H * W), H, W, dy, dx)
+        _, inside = source(everywhere, H, W, dy, dx)
         assert (visited == inside).all()
     slots = sorted(slot for ps in pieces.values() for _, _, slot in ps if slot >= 0)
     assert slots == list(range(num_slots))
@@ -272,19 +243,19 @@ def executed_over_dense(tiles: TileList, plane, branches, block_m=128) -> float:
 def test_executed_products(size, branches, forward, joint):
     """Counting the padding of the last tile. A plain snake gives .701/.785 and .612/.648."""
     plane, three = (1, size, size), branches[1:]
-    tiles = tile_list(_C.zones.forward_tiles, plane, three)
+    tiles = tile_list(_C.schedule.forward_tiles, plane, three)
     assert executed_over_dense(tiles, plane, three) <= forward
-    tiles = tile_list(_C.zones.input_grad_tiles, plane, branches)
+    tiles = tile_list(_C.schedule.input_grad_tiles, plane, branches)
     assert executed_over_dense(tiles, plane, branches) <= joint
 
 
 def test_lists_are_repeatable():
-    for make in (_C.zones.forward_tiles, _C.zones.input_grad_tiles):
+    for make in (_C.schedule.forward_tiles, _C.schedule.input_grad_tiles):
         assert make((2, 33, 33), ASPP_OS16) == make((2, 33, 33), ASPP_OS16)
 
 
 def test_empty_batch():
-    for make in (_C.zones.forward_tiles, _C.zones.input_grad_tiles):
+    for make in (_C.schedule.forward_tiles, _C.schedule.input_grad_tiles):
         assert make((0, 5, 5), ASPP_OS16) == (b"", b"", b"")
 
 
@@ -300,129 +271,54 @@ def test_empty_batch():
     ],
 )
 def test_bad_input(plane, branches, block_m, message):
-    for make in (_C.zones.forward_tiles, _C.zones.input_grad_tiles):
+    for make in (_C.schedule.forward_tiles, _C.schedule.input_grad_tiles):
         with pytest.raises(ValueError, match=message):
             make(plane, branches, block_m)
 
 
-def test_rates_beyond_int32():
+def test_dilations_beyond_int32():
     branches = [(5, 5, 2**31 - 1, 2**31 - 1)]
-    tiles = tile_list(_C.zones.forward_tiles, (1, 4, 4), branches)
+    tiles = tile_list(_C.schedule.forward_tiles, (1, 4, 4), branches)
     check(tiles, (1, 4, 4), [branch_taps(branches, 1)], 128)
-
-
-def schedule(jobs, num_workers, split_overhead=8):
-    result = _C.zones.schedule(jobs, num_workers, split_overhead)
-    return (
-        rows(result["items"], 6),
-        rows(result["reductions"], 4),
-        result["num_slots"],
-        result["makespan"],
-    )
-
-
-def aspp_jobs(size: int, N: int) -> list[tuple[int, int]]:
-    branches = ASPP_OS16 if size == 33 else ASPP_OS8
-    tiles = tile_list(_C.zones.forward_tiles, (N, size, size), branches)
-    return [(num_taps * 64, 2) for num_taps in tiles.tiles[:, 4].tolist()]  # 2048 / 32, 256 / 128
-
-
-JOBS = {
-    "none": [],
-    "nothing to add": [(0, 3)],
-    "one": [(1000, 1)],
-    "no blocks": [(10, 0), (7, 2)],
-    "mixed": [(0, 2), (1, 1), (977, 3), (64, 5), (65, 1)],
-    "33x33": aspp_jobs(33, 1),
-    "65x65": aspp_jobs(65, 1),
-    "33x33, 8 images": aspp_jobs(33, 8),
-}
-
-
-@pytest.mark.parametrize("jobs", JOBS.values(), ids=JOBS)
-@pytest.mark.parametrize("num_workers", [1, 7, 132])
-def test_schedule_adds_every_step_once_in_a_fixed_order(jobs, num_workers):
-    items, reductions, num_slots, makespan = schedule(jobs, num_workers)
-    assert (np.diff(items[:, 3]) <= 0).all()  # longest first
-
-    ranges: dict = {(j, b): [] for j, (_, blocks) in enumerate(jobs) for b in range(blocks)}
-    for job, block, first, steps, slot, reduction in items.tolist():
-        ranges[job, block].append((first, steps, slot, reduction))
-    used_slots = []
-    for (job, block), pieces in ranges.items():
-        pieces.sort()
-        assert [first for first, *_ in pieces] == [
-            sum(p[1] for p in pieces[:i]) for i in range(len(pieces))
-        ]
-        assert sum(steps for _, steps, *_ in pieces) == jobs[job][0]
-        if len(pieces) == 1:
-            assert pieces[0][2:] == (-1, -1)
-            continue
-        (reduction,) = {p[3] for p in pieces}
-        first_slot = pieces[0][2]
-        assert reductions[reduction].tolist() == [job, block, first_slot, len(pieces)]
-        assert [p[2] for p in pieces] == list(range(first_slot, first_slot + len(pieces)))
-        assert all(steps > 0 for _, steps, *_ in pieces)
-        used_slots += [p[2] for p in pieces]
-    assert sorted(used_slots) == list(range(num_slots))
-
-    loads = [0] * num_workers
-    for *_, steps, slot, _ in items.tolist():
-        heapq.heapreplace(loads, loads[0] + steps + (8 if slot >= 0 else 0))
-    assert makespan == max(loads)
-    assert schedule(jobs, num_workers)[0].tolist() == items.tolist()
-
-
-def test_small_problems_are_split_and_large_ones_are_not():
-    def imbalance(jobs, num_workers=132):
-        _, _, num_slots, makespan = schedule(jobs, num_workers)
-        return num_slots, makespan * num_workers / sum(steps * blocks for steps, blocks in jobs)
-
-    num_slots, ratio = imbalance(JOBS["33x33"])  # 72 sums for 132 workers
-    assert num_slots > 0 and ratio < 1.2
-    num_slots, ratio = imbalance(JOBS["65x65"])
-    assert num_slots > 0 and ratio < 1.1
-    num_slots, ratio = imbalance(JOBS["33x33, 8 images"])
-    assert num_slots == 0 and ratio < 1.05
-    assert imbalance(JOBS["33x33"], num_workers=1) == (0, 1)
-
-
-def test_a_sum_that_does_not_fit_a_worker_goes_on_with_the_next():
-    items, reductions, num_slots, makespan = schedule([(100, 1)] * 3, num_workers=2)
-    assert len(items) == 4 and len(reductions) == 1 and num_slots == 2
-    assert makespan < 160  # a piece costs 8: 158 at best, and 174 if all three were halved
 
 
 def test_tap_rectangles_bad_input():
     with pytest.raises(ValueError, match="negative"):
-        _C.zones.tap_rectangles((5, -1), [(3, 3, 1, 1)])
-
-
-@pytest.mark.parametrize("jobs", JOBS.values(), ids=JOBS)
-def test_every_item_costs_its_overhead(jobs):
-    result = _C.zones.schedule(jobs, 7, 8, item_overhead=5)
-    loads = [0] * 7
-    for *_, steps, slot, _ in rows(result["items"], 6).tolist():
-        heapq.heapreplace(loads, loads[0] + steps + 5 + (8 if slot >= 0 else 0))
-    assert result["makespan"] == max(loads)
-
-
-def test_items_that_cost_more_than_they_save_are_not_made():
-    """A sum of 40 steps in two pieces takes 20 + 8 without an overhead, 20 + 8 + 30 with it."""
-    assert _C.zones.schedule([(40, 1)], 2, 8)["makespan"] == 28
-    result = _C.zones.schedule([(40, 1), (0, 1)], 2, 8, item_overhead=30)
-    assert (result["num_slots"], result["makespan"]) == (0, 70)
+        _C.schedule.tap_rectangles((5, -1), [(3, 3, 1, 1)])
 
 
 @pytest.mark.parametrize(
-    "jobs,num_workers,overheads,message",
+    ("plane", "branches", "forward", "input_grad", "in_16"),
     [
-        ([(1, 1)], 0, (8, 0), "num_workers"),
-        ([(1, 1)], 1, (-1, 0), "split"),
-        ([(1, 1)], 1, (8, -1), "item_overhead"),
-        ([(-1, 1)], 1, (8, 0), "steps"),
+        ((1, 33, 33), ASPP_OS16, 161, 187, 1172),
+        ((1, 65, 65), ASPP_OS8, 573, 591, 4422),
+        ((2, 33, 33), square((3, 12)), 96, 96, 713),
+        ((1, 20, 14), square((11, 1)), 318, 318, 1737),
+        ((2, 13, 8), square((5, 3), (1, 1), (3, 4)), 56, 64, 225),
     ],
 )
-def test_bad_schedule(jobs, num_workers, overheads, message):
-    with pytest.raises(ValueError, match=message):
-        _C.zones.schedule(jobs, num_workers, *overheads)
+def test_taps_of_tiles(plane, branches, forward, input_grad, in_16):
+    """At most as many as when this was written; never less than the pixels need."""
+
+    def count(make, block_m: int) -> int:
+        _, _, tiles = make(plane, branches, block_m)
+        return int(rows(tiles, 5)[:, 4].sum())
+
+    N, H, W = plane
+    inside = sum(
+        max(0, H - abs(i - r // 2) * dy) * max(0, W - abs(j - s // 2) * dx) * N
+        for r, s, dy, dx in branches
+        for i in range(r)
+        for j in range(s)
+    )
+    for make, block_m, bound in (
+        (_C.schedule.forward_tiles, 128, forward),
+        (_C.schedule.input_grad_tiles, 128, input_grad),
+        (_C.schedule.forward_tiles, 16, in_16),
+    ):
+        assert -(-inside // block_m) <= count(make, block_m) <= bound
+
+
+def test_pixels_of_all_branches_fit_int32_together():
+    with pytest.raises(ValueError, match="2\\^31"):
+        _C.schedule.forward_tiles((1, 2**15, 2**15), square((1, 1)) * 2, 128)

@@ -1,0 +1,31 @@
+"""The models that ``--weights`` names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..models import DeepLabV3
+from .errors import UserError
+
+WEIGHTS = """\
+  deeplabv3_resnet50, deeplabv3_resnet101   torchvision's, downloaded once through torch.hub
+  FILE.pth                                  a torchvision checkpoint of one of these two
+  FOLDER                                    a Hugging Face MobileNetV2ForSemanticSegmentation:
+                                            config.json, model.safetensors
+  FILE.safetensors                          a file of DeepLabV3.save_pretrained"""
+
+
+def load_model(weights: str, **overrides: Any) -> DeepLabV3:
+    """``DeepLabV3.from_pretrained``, with errors in one line.
+
+    Raises:
+        UserError: there is no usable model; the message says why.
+    """
+    try:
+        return DeepLabV3.from_pretrained(weights, **overrides)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"--weights: {' '.join(str(error).split())}") from error
+    except (LookupError, TypeError, AttributeError) as error:  # a file can hold anything
+        raise UserError(
+            f"--weights: {weights}: damaged: {error!r} (expected a file as it was written)"
+        ) from error

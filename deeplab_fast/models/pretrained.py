@@ -1,0 +1,43 @@
+"""Loading of pretrained models: detects the format of a path or name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .checkpoint import Checkpoint, read_checkpoint
+from .huggingface import read_folder
+from .torchvision_weights import NAMES, download, read_file
+
+_EXPECTED = (
+    "a torchvision checkpoint of deeplabv3_resnet50 or 101 (.pth), a file of save_pretrained "
+    "(.safetensors), a Hugging Face folder of a MobileNetV2ForSemanticSegmentation, or one of the "
+    f"names {', '.join(NAMES)}"
+)
+
+
+def read_pretrained(path_or_name: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint of any format; see ``DeepLabV3.from_pretrained``."""
+    checkpoint = _read(path_or_name)
+    classes, categories = checkpoint.config.get("num_classes"), checkpoint.categories
+    if categories is not None and len(categories) != classes:
+        raise ValueError(
+            f"{path_or_name}: expected as many categories as classes, got {len(categories)} for "
+            f"{classes} classes"
+        )
+    return checkpoint
+
+
+def _read(path_or_name: str | os.PathLike[str]) -> Checkpoint:
+    path = Path(path_or_name)
+    if path.is_dir():
+        return read_folder(path)
+    if str(path_or_name) in NAMES and not path.exists():
+        return download(str(path_or_name))
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder. Expected {_EXPECTED}")
+    if path.suffix == ".safetensors":
+        return read_checkpoint(path)
+    if path.suffix in (".pth", ".pt"):
+        return read_file(path)
+    raise ValueError(f"{path}: expected {_EXPECTED}")

@@ -1,0 +1,53 @@
+"""Checks that the model, the data, the recipe and the processes of a run fit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import distributed
+from .data import SegmentationData
+from .errors import TrainingError
+from .recipe import Recipe
+
+
+def check_compatible(
+    model: Any,
+    train_data: SegmentationData,
+    val_data: SegmentationData | None,
+    recipe: Recipe,
+) -> None:
+    """Raise TrainingError if a run with these arguments could not work."""
+    for name, data in (("train_data", train_data), ("val_data", val_data)):
+        if data is not None and not len(data):
+            raise TrainingError(f"{name}: expected images, got none")
+    _check_batch_size(recipe, next(model.parameters()).device)
+    classes, outputs = len(train_data.classes), model.classifier[-1].out_channels
+    if outputs != classes:
+        raise TrainingError(f"model: expected {classes} classes as in the data, got {outputs}")
+    weights = recipe.class_weights
+    if weights is not None and len(weights) != classes:
+        raise TrainingError(f"class_weights: expected {classes} numbers, got {len(weights)}")
+    if val_data is not None and val_data.classes != train_data.classes:
+        raise TrainingError("val_data: expected the classes of train_data")
+
+
+def _check_batch_size(recipe: Recipe, device: torch.device) -> None:
+    processes = distributed.world_size()
+    micro_batches = processes * recipe.grad_accum_steps
+    if recipe.batch_size % micro_batches:
+        raise TrainingError(
+            f"batch_size: expected a multiple of {micro_batches} ({processes} processes, "
+            f"{recipe.grad_accum_steps} micro-batches), got {recipe.batch_size}"
+        )
+    # Image pooling leaves batch norm one value per image and channel, so that it needs two images
+    # at least. SyncBatchNorm, on GPUs only, counts those of all processes.
+    images = recipe.batch_size // recipe.grad_accum_steps
+    if device.type != "cuda":
+        images //= processes
+    if images < 2 and not recipe.freeze_batch_norm:
+        raise TrainingError(
+            "batch_size: expected at least 2 images at a time for batch norm (or "
+            f"freeze_batch_norm), got {images}"
+        )

@@ -1,0 +1,118 @@
+"""Files of a run: its settings, its checkpoint and its models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from . import checkpoint, distributed
+from .data import SegmentationData
+from .errors import TrainingError, diverged
+from .recipe import Recipe
+from .state import TrainingState
+
+
+class RunFolder:
+    """Output folder of a run. Only rank 0 writes, and all ranks call the methods.
+
+    Args:
+        path: the folder, which all ranks share.
+        settings: architecture, classes, number of images and recipe, which a resumed run must have
+            in common with the run before; see :func:`resume_settings`.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self.checkpoint = path / "last.pt"
+
+    def start_or_resume(self, state: TrainingState, seed: int, resume: bool) -> None:
+        """Seed the random generators, and restore the checkpoint if there is one.
+
+        Raises:
+            TrainingError: the folder has a run and ``resume`` is false, the checkpoint is damaged
+                or that of another run, or not all ranks see the same folder.
+        """
+        torch.manual_seed(seed + distributed.rank())
+        has_checkpoint, log = self.checkpoint.exists(), self.path / "log.jsonl"
+        if not resume and (has_checkpoint or log.exists() and log.stat().st_size):
+            raise TrainingError(
+                f"{self.path}: there is a run in that folder (expected resume, or another output)"
+            )
+        if has_checkpoint:
+            self._restore(state)
+        if len(set(distributed.gather(state.step))) > 1:
+            raise TrainingError(
+                f"{self.checkpoint}: not there for all processes (expected a folder that they "
+                "share)"
+            )
+
+    def _restore(self, state: TrainingState) -> None:
+        saved = checkpoint.load(self.checkpoint, self.settings)
+        state.load_state_dict(saved)
+        # With another number of processes dropout cannot be continued, and keeps its new seed.
+        if len(saved["random"]) == distributed.world_size():
+            checkpoint.set_random_state(saved["random"][distributed.rank()], state.device)
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the folder, remove what a killed run left half-written, and write config.json."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for partial in self.path.glob(".*.partial"):
+                partial.unlink()
+        except OSError as error:
+            raise TrainingError(f"{self.path}: {error.strerror} (expected a folder)") from error
+        processes = distributed.world_size()
+        config = {**self.settings, "recipe": asdict(recipe), "processes": processes}
+        checkpoint.write(self.path / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+
+    def save(self, state: TrainingState) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            TrainingError: a weight is not finite, or the file cannot be written.
+        """
+        weights = state.model.state_dict().values()
+        if not torch.stack([weight.isfinite().all() for weight in weights]).all():
+            raise diverged("a weight is not finite", state.step, self.path)
+        random = distributed.gather(checkpoint.random_state(state.device))
+        content = {**self.settings, **state.state_dict(), "random": random}
+        distributed.on_rank_zero(lambda: checkpoint.save(self.checkpoint, content))
+
+    def save_model(self, state: TrainingState, name: str) -> None:
+        """Write the model, or its moving average, for ``DeepLabV3.from_pretrained``."""
+        path = self.path / name
+
+        def write() -> None:
+            try:
+                state.result.save_pretrained(path)
+            except (OSError, SafetensorError) as error:
+                raise checkpoint.cannot_write(path, error) from error
+
+        distributed.on_rank_zero(write)
+
+
+def resume_settings(model: Any, data: SegmentationData, recipe: Recipe) -> dict[str, Any]:
+    """Settings that a run and its resumption must share, as JSON has them.
+
+    ``grad_accum_steps``, which only saves memory, is left out, and ``epochs`` is None if the
+    learning rate does not depend on it.
+    """
+    values = json.loads(json.dumps(asdict(recipe)))
+    del values["grad_accum_steps"]
+    if recipe.power == 0:
+        values["epochs"] = None
+    return {
+        "architecture": {
+            **model.config,
+            "num_classes": model.classifier[-1].out_channels,
+            "aux_loss": model.aux_classifier is not None,
+        },
+        "classes": list(data.classes),
+        "images": len(data),
+        "recipe": values,
+    }

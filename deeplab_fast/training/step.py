@@ -1,0 +1,75 @@
+"""One update of the weights: forward, backward, optimizer, loss scale and moving average."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from . import distributed
+from .objective import Objective
+from .recipe import Recipe
+from .state import TrainingState
+
+
+class TrainingStep:
+    """Updates of a :class:`TrainingState`, with DistributedDataParallel if there are several ranks.
+
+    Args:
+        state: the state to update.
+        recipe: losses and learning rates.
+        num_steps: updates of the whole run, which the learning rates depend on.
+    """
+
+    def __init__(self, state: TrainingState, recipe: Recipe, num_steps: int) -> None:
+        self.state, self.recipe, self.num_steps = state, recipe, num_steps
+        self.objective = Objective(state.model, recipe).to(state.device)
+        self.parallel: Any = self.objective
+        if distributed.world_size() > 1:
+            ids = [state.device.index] if state.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(self.objective, device_ids=ids)
+        mean, std = state.model.preprocessing.mean, state.model.preprocessing.std
+        self.mean = torch.tensor(mean, device=state.device).view(3, 1, 1)
+        self.std = torch.tensor(std, device=state.device).view(3, 1, 1)
+
+    def update(self, micro_batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Update the state with the micro-batches of this process.
+
+        Args:
+            micro_batches: images uint8 [N, H, W, 3] and labels uint8 [N, H, W] of each.
+
+        Returns:
+            This process's share of the loss; the shares of all processes add up to it.
+        """
+        state, processes = self.state, distributed.world_size()
+        self.recipe.set_learning_rates(state.optimizer, state.step, self.num_steps)
+        batch = [self._to_device(*micro_batch) for micro_batch in micro_batches]
+        normalizers = [self.objective.loss_normalizer(target) for _, target in batch]
+        # Gradients are averaged over the processes, so that their sum needs a normalizer that is
+        # smaller by the number of processes.
+        normalizer = distributed.sum_over_processes(torch.stack(normalizers).sum()) / processes
+        total = torch.zeros((), device=state.device)
+        for index, (images, target) in enumerate(batch):
+            synchronizes = index == len(batch) - 1 or processes == 1
+            with contextlib.nullcontext() if synchronizes else self.parallel.no_sync():
+                with state.autocast():
+                    loss = self.parallel(images, target, normalizer)
+                state.scaler.scale(loss).backward()
+            total += loss.detach()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.average is not None:
+            state.average.update_parameters(state.model)
+        state.step += 1
+        return total / processes
+
+    def _to_device(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images [N, 3, H, W] in channels_last and int64 labels, on the device."""
+        images = images.to(self.state.device, non_blocking=True).permute(0, 3, 1, 2)
+        images = (images / 255 - self.mean) / self.std
+        return images, target.to(self.state.device, non_blocking=True).long()
