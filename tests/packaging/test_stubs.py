@@ -21,13 +21,6 @@ SUBMODULES = ("cpu", "schedule", "cuda")
 STRUCTS = [name for name, value in vars(_C).items() if isinstance(value, type) and name != "DType"]
 
 
-def compiled(submodule: str) -> ModuleType:
-    """The compiled submodule. If the build has no CUDA, the emulator's launchers: same bindings."""
-    if submodule == "cuda" and not hasattr(_C, "cuda"):
-        return emulator.load().cuda
-    return getattr(_C, submodule)
-
-
 def names(body: list[ast.stmt]) -> set[str]:
     """Public names that the stub declares; those of TypedDicts begin with an underscore."""
     declared = set()
@@ -37,6 +30,11 @@ def names(body: list[ast.stmt]) -> set[str]:
         elif isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             declared.add(node.name)
     return {name for name in declared if not name.startswith("_")}
+
+
+def compiled(submodule: str) -> ModuleType:
+    """The emulator's launchers have the same bindings. A build without CUDA has no others."""
+    return getattr(_C, submodule) if hasattr(_C, submodule) else emulator.load().cuda
 
 
 def public(module: ModuleType | type) -> set[str]:
