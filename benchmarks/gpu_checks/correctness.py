@@ -22,7 +22,7 @@ from .families import Family
 from .inputs import Size
 from .references import reference
 
-sys.path.insert(0, str(ROOT))  # the checkout, for its tests
+sys.path.insert(0, str(ROOT))  # for the emulator, which belongs to the tests
 from tests.support import emulator  # noqa: E402
 
 EMULATED_ON = {"cuda/sm90": "sm_90", "cuda/sm80": "sm_80", "cuda": "sm_80"}

@@ -54,7 +54,7 @@ class Run:
         self.families = {n: f for n, f in FAMILIES.items() if n.startswith(prefixes)}
         self.place, self.sizes = (CPU, (TINY,)) if args.backend else (GPU, SIZES)
         if args.backend:
-            emulator.load()  # once, for all the processes that are forked from this one
+            emulator.load()  # once, for all processes that are forked from this one
         local = ROOT / "benchmarks" / "results" / "local"
         self.folder = args.output or local / f"gpu-check-{self.now:%Y%m%d-%H%M%S}"
 

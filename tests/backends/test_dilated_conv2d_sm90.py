@@ -432,14 +432,15 @@ def test_tile_items_match_work_items_and_tiles(num_ctas):
         y, x = index // W % H, index % W
         assert row == [index, y * 2**16 + x]
     assert len(tile_items) == len(items)
-    for row, (job, block, first_step, num_steps, slot, _) in zip(
+    for row, (tile, block, first_k_iter, num_k_iters, slot) in zip(
         tile_items.tolist(), items, strict=True
     ):
-        output, first_pixel, num_pixels, first_tap, num_taps = tiles[job]
+        output, first_pixel, num_pixels, first_tap, num_taps = tiles[tile]
         first_index = pixels[first_pixel].item()
         assert row == [
-            block, output, slot, num_steps, first_pixel, num_pixels, first_tap, num_taps,
-            first_step % num_taps, first_step // num_taps * 64, first_index, first_index // (H * W),
+            block, output, slot, num_k_iters, first_pixel, num_pixels, first_tap, num_taps,
+            first_k_iter % num_taps, first_k_iter // num_taps * 64,
+            first_index, first_index // (H * W),
         ]  # fmt: skip
     assert any(row[8] > 0 for row in tile_items.tolist()) == (num_ctas == 24)
 
