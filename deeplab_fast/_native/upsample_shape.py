@@ -1,4 +1,4 @@
-"""Geometry of bilinear upsampling as the compiled code takes it."""
+"""Parameters of the upsampling kernels: geometry, and options of the cross entropy."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def upsample_shape(
         for in_size, out_size, factor in zip(logits.shape[2:], size, scale_factors or (None, None))
     ]
     return _C.UpsampleShape(logits.shape, logits.stride(), size, scales, align_corners)
+
+
+def cross_entropy_params(
+    weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> _C.CrossEntropyParams:
+    """Options of a loss. The caller keeps ``weight``, fp32 and contiguous, alive."""
+    return _C.CrossEntropyParams(
+        0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
+    )
 
 
 def source_scale(

@@ -19,7 +19,7 @@ from .._native.common import DTYPES
 from .._native.memory_format import channels_last, empty_like_format, in_format_of
 from .._native.pooling import mean_of_pixels
 from .._native.targets import bad_target
-from .._native.upsample_shape import upsample_shape
+from .._native.upsample_shape import cross_entropy_params, upsample_shape
 from . import reference
 from .arguments import (
     Aspp,
@@ -110,9 +110,7 @@ def parallel_dilated_conv2d(arguments: ParallelDilatedConv2d) -> Tensor:
 def parallel_dilated_conv2d_and_mean(
     arguments: ParallelDilatedConv2dAndMean,
 ) -> tuple[Tensor, Tensor]:
-    input, weights, dilations = arguments
-    output = parallel_dilated_conv2d(ParallelDilatedConv2d(input, weights, [], dilations))
-    return output, mean_of_pixels(input)
+    return parallel_dilated_conv2d(arguments.branches()), mean_of_pixels(arguments.input)
 
 
 @register_kernel("parallel_dilated_conv2d_backward", "cpu")
@@ -239,7 +237,7 @@ def upsample_cross_entropy(arguments: UpsampleCrossEntropy) -> tuple[Tensor, Ten
         logits.data_ptr(),
         target.data_ptr(),
         upsample_shape(logits, target.shape[1:], None, align_corners),
-        _params(weight, ignore_index, label_smoothing),
+        cross_entropy_params(weight, ignore_index, label_smoothing),
         torch.get_num_threads(),
     )
     if bad_pixel >= 0:
@@ -274,15 +272,7 @@ def upsample_cross_entropy_backward(arguments: UpsampleCrossEntropyBackward) -> 
         logits32.data_ptr(),
         target.data_ptr(),
         upsample_shape(logits32, target.shape[1:], None, align_corners),
-        _params(weight, ignore_index, label_smoothing),
+        cross_entropy_params(weight, ignore_index, label_smoothing),
         torch.get_num_threads(),
     )
     return in_format_of(grad_logits.to(logits.dtype), logits)
-
-
-def _params(
-    weight: Tensor | None, ignore_index: int, label_smoothing: float
-) -> _C.CrossEntropyParams:
-    return _C.CrossEntropyParams(
-        0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
-    )

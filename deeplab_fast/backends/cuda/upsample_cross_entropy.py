@@ -8,7 +8,7 @@ from torch import Tensor
 from ..._native import _C
 from ..._native.common import DTYPES, LaunchContext
 from ..._native.memory_format import empty_like_format, in_format_of
-from ..._native.upsample_shape import upsample_shape
+from ..._native.upsample_shape import cross_entropy_params, upsample_shape
 from ..arguments import UpsampleCrossEntropy, UpsampleCrossEntropyBackward
 from ..registry import register_kernel
 
@@ -38,7 +38,7 @@ def upsample_cross_entropy(
         target.data_ptr(),
         reduction == "mean",
         shape,
-        _params(weight, ignore_index, label_smoothing),
+        cross_entropy_params(weight, ignore_index, label_smoothing),
         DTYPES[logits.dtype],
         context.stream,
     )
@@ -71,19 +71,11 @@ def upsample_cross_entropy_backward(
         target.data_ptr(),
         not grad_logits.is_contiguous(),
         shape,
-        _params(weight, ignore_index, label_smoothing),
+        cross_entropy_params(weight, ignore_index, label_smoothing),
         DTYPES[typed.dtype],
         context.stream,
     )
     return in_format_of(grad_logits.to(logits.dtype), logits)
-
-
-def _params(
-    weight: Tensor | None, ignore_index: int, label_smoothing: float
-) -> _C.CrossEntropyParams:
-    return _C.CrossEntropyParams(
-        0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
-    )
 
 
 def _workspace(
