@@ -1,6 +1,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help build test lint format bench docs
 
+CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cpp' 'csrc/*.cu')
+
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -14,12 +16,12 @@ lint: ## Check style and types: ruff, mypy, clang-format
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $(shell git ls-files 'csrc/*')
+	clang-format --dry-run --Werror $(CXX_SOURCES)
 
 format: ## Repair what ruff and clang-format can
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(shell git ls-files 'csrc/*')
+	clang-format -i $(CXX_SOURCES)
 
 bench: ## Run the benchmarks at their default sizes
 	status=0; for script in benchmarks/bench_*.py; do python $$script || status=1; done; exit $$status

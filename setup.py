@@ -1,4 +1,4 @@
-"""Builds the extension modules with CMake; all else is in pyproject.toml."""
+"""Builds the extension module with CMake. All other settings are in pyproject.toml."""
 
 import os
 import re
@@ -16,10 +16,11 @@ OLDEST_CUDA = (12, 5)  # as in CMakeLists.txt
 
 
 def cuda_compiler() -> tuple[dict[str, str], str]:
-    """CUDACXX and what goes with it; ON where it has to work, else TRY or AUTO.
+    """Environment variables for the CUDA compiler, and the value of DEEPLAB_FAST_CUDA.
 
-    It need not where it only came along, in the wheels that an isolated build installs: pip hides
-    the warning of a CPU build, which those with a compiler of their own should not get unasked.
+    ON: a compiler that the user has must work, because pip hides the warning of a build for the CPU
+    only. TRY: the compiler comes from the wheels that an isolated build installs, and may not work.
+    AUTO: there is none.
     """
     if nvcc := os.environ.get("CUDACXX"):
         return {"CUDACXX": nvcc}, "ON"
@@ -29,13 +30,13 @@ def cuda_compiler() -> tuple[dict[str, str], str]:
     if nvcc and release(nvcc) >= OLDEST_CUDA:
         return {"CUDACXX": nvcc}, "ON"
     if nvcc:
-        print(f"deeplab_fast: {nvcc} is of no use, it is older than CUDA 12.5 or does not run")
+        print(f"deeplab_fast: {nvcc} is not used: it is older than CUDA 12.5 or does not run")
     try:
         import nvidia.cu13 as wheels
     except ImportError:
         return {}, "AUTO"
     for root in wheels.__path__:
-        if os.path.exists(f"{root}/bin/nvcc"):  # it searches lib64, the wheels have lib
+        if os.path.exists(f"{root}/bin/nvcc"):  # it searches lib64, but the wheels have lib
             return {"CUDACXX": f"{root}/bin/nvcc", "LIBRARY_PATH": f"{root}/lib"}, "TRY"
     return {}, "AUTO"
 
@@ -48,11 +49,11 @@ def release(nvcc: str) -> tuple[int, ...]:
 
 def run(command: list[str], environment: dict[str, str]) -> None:
     if subprocess.run(command, env=os.environ | environment).returncode != 0:
-        sys.exit(f"deeplab_fast: this failed, its log is above: {shlex.join(command)}")
+        sys.exit(f"deeplab_fast: the build failed, see the log above: {shlex.join(command)}")
 
 
 class CMakeBuild(build_ext):
-    """One build folder per Python, kept, so that a second build compiles only what changed."""
+    """Keeps a build folder for each Python, so that a second build compiles only what changed."""
 
     def build_extension(self, ext: Extension) -> None:
         import pybind11  # needed to compile, not to make an sdist
@@ -67,7 +68,7 @@ class CMakeBuild(build_ext):
             f"-DDEEPLAB_FAST_CUDA={wanted}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
-        # Each isolated build has tools of its own: a folder configured with others is of no use.
+        # Every isolated build has its own tools, so configure again if the tools changed.
         stamp = folder / "configured_with.txt"
         variables = [os.environ.get(name) for name in ("CXX", "CXXFLAGS", "CUDAARCHS", "CUDAFLAGS")]
         tools = repr((configure, shutil.which("ninja"), cuda, variables))
@@ -75,14 +76,13 @@ class CMakeBuild(build_ext):
             stamp.unlink(missing_ok=True)
             run([*configure, "--fresh"], cuda)
             stamp.write_text(tools)
-        name = ext.name.rpartition(".")[2]
-        run(["cmake", "--build", str(folder), "--target", name], cuda)
+        run(["cmake", "--build", str(folder), "--target", "_C"], cuda)
         module = Path(self.get_ext_fullpath(ext.name))
         module.parent.mkdir(parents=True, exist_ok=True)
-        self.copy_file(folder / f"{name}.so", module)
+        self.copy_file(folder / "_C.so", module)
 
 
 setup(
-    ext_modules=[Extension(f"deeplab_fast.{name}", sources=[]) for name in ("_C", "_emulated")],
+    ext_modules=[Extension("deeplab_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -71,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         return gpu_run.Run(args).run()
     except gpu_run.NoSuchFamily as problem:
         parser.error(str(problem))
+    except gpu_run.emulator.BuildError as problem:
+        print(f"gpu_check: {problem}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -22,8 +23,11 @@ from measure import copy_roof, interleaved, matmul_roof, prepare
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from deeplab_fast import _C, _emulated, emulated
+from deeplab_fast import _C
 from deeplab_fast.backends import cuda, registry
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, for its tests
+from tests.support import emulator  # noqa: E402
 
 EMULATED_ON = {"cuda/sm90": "sm_90", "cuda/sm80": "sm_80", "cuda": "sm_80"}
 # Two versions of dilated_conv2d_fwd_sm90: either the threads that copy pixels signal that these
@@ -47,12 +51,12 @@ class Place(NamedTuple):
 
     def kernels(self) -> Any:
         """The compiled module."""
-        return _C.cuda if self.device.type == "cuda" else _emulated.cuda
+        return _C.cuda if self.device.type == "cuda" else emulator.load().cuda
 
     def machine(self, family: Family) -> contextlib.AbstractContextManager[None]:
         if self.backend(family) != "emulated":
             return contextlib.nullcontext()
-        return emulated.machine(SEED, EMULATED_ON[family.backend])
+        return emulator.machine(SEED, EMULATED_ON[family.backend])
 
 
 GPU, CPU = Place(torch.device("cuda")), Place(torch.device("cpu"))

@@ -21,7 +21,7 @@ import gpu_tools
 import harness
 import torch
 from gpu_families import FAMILIES, REAL, SIZES, TINY, Size
-from gpu_measure import CPU, GPU, Place
+from gpu_measure import CPU, GPU, Place, emulator
 from gpu_process import run_apart
 from gpu_report import Report
 
@@ -50,6 +50,8 @@ class Run:
         beginnings = tuple(args.families) or ("",)
         self.families = {n: f for n, f in FAMILIES.items() if n.startswith(beginnings)}
         self.place, self.sizes = (CPU, (TINY,)) if args.backend else (GPU, SIZES)
+        if args.backend:
+            emulator.load()  # once, for all the processes that are forked from this one
         local = Path(__file__).resolve().parent / "results" / "local"
         self.folder = args.output or local / f"gpu-check-{self.now:%Y%m%d-%H%M%S}"
 

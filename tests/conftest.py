@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: every backend that can run here, and poisoned memory."""
+"""Fixtures for all tests: a parameter for each available backend, and poisoned memory."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
-# Without a GPU the Triton kernels run in Triton's interpreter, which its import settles.
+# Without a GPU the Triton kernels run in Triton's interpreter, which Triton decides at its import.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from deeplab_fast.backends import registry  # noqa: E402
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # they share the cores
+from .support import emulator  # noqa: E402  registers the backend, and builds nothing yet
+from .support.backends import device_of, is_interpreted, set_tf32  # noqa: E402
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores
     torch.set_num_threads(
         max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     )
 
 
 def pytest_report_header() -> str:
-    """The CPU, because the convolutions of PyTorch, which tests compare with, depend on it."""
+    """The CPU, which decides how PyTorch convolves, and where the emulator is compiled."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return ", ".join([
@@ -29,43 +32,17 @@ def pytest_report_header() -> str:
         torch.backends.cpu.get_cpu_capability(),
         f"oneDNN limited to {os.environ.get('ONEDNN_MAX_CPU_ISA', 'nothing')}",
         f"torch {torch.__version__}",
+        f"emulator compiled on its first use, in {emulator.FOLDER.relative_to(emulator.ROOT)}",
     ])  # fmt: skip
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-GPU_BACKENDS = ("cuda", "cuda/sm90", "cuda/sm80", "triton")
-
-
-def device_of(backend: str) -> str:
-    """Where tests of a backend keep their tensors."""
-    return "cuda" if backend in GPU_BACKENDS and torch.cuda.is_available() else "cpu"
-
-
-def is_interpreted(backend: str) -> bool:
-    """Whether kernels of this backend run in Triton's interpreter, for which tests do less."""
-    return backend == "triton" and registry.unavailable_reason("triton", "cpu") is None
-
-
-def needs_triton() -> pytest.MarkDecorator:
-    """A skip, with the reason, where Triton's kernels can be neither compiled nor interpreted."""
-    reason = registry.unavailable_reason("triton", device_of("triton"))
-    return pytest.mark.skipif(reason is not None, reason=f"triton: {reason}")
-
-
-def triton_examples(interpreted: int) -> int:
-    """How many examples of hypothesis a test of Triton's kernels affords.
-
-    On a GPU nearly every example is a kernel to compile: its code depends on sizes and strides.
-    """
-    return interpreted if is_interpreted("triton") else 20
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with a ``backend`` argument runs on every implementation of its module's ``OP``.
+    """Run a test that has a ``backend`` argument on every available kernel of its module's ``OP``.
 
-    But "cuda/sm90", which is "cuda" where it can run.
+    "cuda/sm90" is left out: on a GPU that can run it, "cuda" is the same kernel.
     """
     if "backend" in metafunc.fixturenames:
         names = [
@@ -76,8 +53,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", names)
 
 
-# Triton's interpreter takes long. Convolutions bring every layout into one before their kernels,
-# the other kernels are the same for all strides, and bf16 is fp32 there: a layout for each dtype.
+# One layout for each dtype, because Triton's interpreter is slow. That suffices: convolutions
+# convert every layout to the same one, the other kernels do not depend on strides, and bf16 is fp32
+# there.
 INTERPRETED_LAYOUTS = {
     torch.float32: "contiguous",
     torch.bfloat16: "sliced",
@@ -114,19 +92,9 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-def set_tf32(allowed: bool) -> bool:
-    """Sets what torch.backends.cudnn.allow_tf32 shows; returns what it was.
-
-    The attribute itself cannot be set once opcheck of torch 2.6 was imported.
-    """
-    before = torch._C._get_cudnn_allow_tf32()
-    torch._C._set_cudnn_allow_tf32(allowed)
-    return before
-
-
 @pytest.fixture(autouse=True)
 def full_fp32():
-    """fp32 is fp32: torch allows convolutions to round it to tf32 unless told otherwise."""
+    """Forbid TF32, to which torch lets fp32 convolutions round by default."""
     before = set_tf32(False)
     yield
     set_tf32(before)
@@ -139,7 +107,7 @@ def tf32(full_fp32):
 
 @pytest.fixture
 def opcheck():
-    """torch.library.opcheck; some versions of torch import a package for it that is not theirs."""
+    """torch.library.opcheck. Some versions of torch need the package expecttest for it."""
     try:
         import torch.testing._internal.optests  # noqa: F401
     except ModuleNotFoundError as error:
@@ -161,7 +129,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """For networks so small that a second thread only costs."""
+    """Limit torch to one thread, for networks so small that a second thread slows them down."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

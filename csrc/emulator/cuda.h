@@ -1,5 +1,5 @@
-// Takes the place of CUDA's header of this name: tensor maps, in an encoding of our own. What
-// cuTensorMapEncodeTiled refuses is what the CUDA driver API says it must.
+// Stands in for CUDA's header of this name: tensor maps, in an encoding of our own.
+// cuTensorMapEncodeTiled fails for the arguments that the CUDA driver API documents as invalid.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,8 @@ enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE = 0 };
 
 namespace deeplab_fast::emulator {
 
-// What the bits of a CUtensorMap mean. Dimensions are innermost first, strides[0] is an element.
+// The contents of a CUtensorMap. Dimensions are innermost first; strides[0] is the size of an
+// element.
 struct TensorMap {
   static constexpr uint32_t kMagic = 0x7e2507a9;
   uint32_t magic;

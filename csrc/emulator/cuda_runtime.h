@@ -1,7 +1,7 @@
-// Takes the place of CUDA's header of this name: the words and built-in functions that the kernels
-// use, meaning what the CUDA C++ Programming Guide says. Where a mask names lanes that have exited,
-// or a warp calls one function from two lines, this fails where hardware may get by. There is no
-// __shared__: shared memory is deeplab_fast::cuda::shared_memory().
+// Stands in for CUDA's header of this name: the keywords and built-in functions that the kernels
+// use, with the meaning that the CUDA C++ Programming Guide gives them. It is stricter than
+// hardware: a mask that names lanes that have exited, or one function that a warp calls from two
+// lines, is an error. There is no __shared__: shared memory is deeplab_fast::cuda::shared_memory().
 #pragma once
 
 #include <algorithm>
@@ -72,7 +72,7 @@ inline float __uint_as_float(unsigned bits) {
 
 namespace deeplab_fast::emulator {
 
-// NaN if one is; 0 is greater than -0.
+// The larger of a and b; NaN if either is NaN. 0 is greater than -0.
 inline float max_nan(float a, float b) {
   if (a != a || b != b) return NAN;
   return a > b || (a == b && std::signbit(b)) ? a : b;
@@ -98,7 +98,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu,
       "__syncwarp", mask, nullptr, [](void* const*) {}, true, site);
 }
 
-// One OS thread runs them all, in the order the source says.
+// One OS thread runs all threads, so only the compiler could reorder accesses.
 inline void __threadfence() { asm volatile("" ::: "memory"); }
 
 // Shuffles and votes.
@@ -108,7 +108,7 @@ namespace deeplab_fast::emulator {
 template <typename T>
 struct Shuffle {
   T value;
-  int source;  // the lane to read; one that is not in the mask yields poison
+  int source;  // the lane to read; poison comes from one that is not in the mask
   T result;
 };
 
@@ -185,7 +185,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
   return shuffle("__shfl_down_sync", mask, value, in_segment(source, width), site);
 }
 
-// A lane of a later segment cannot be read, one of an earlier segment can.
+// Reads from its own or an earlier segment of `width` lanes, but not from a later one.
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32,
                   deeplab_fast::emulator::Site site = deeplab_fast::emulator::Site::here()) {
@@ -211,8 +211,9 @@ inline int __all_sync(unsigned mask, int predicate,
   return deeplab_fast::emulator::ballot("__all_sync", mask, predicate != 0, site) == mask;
 }
 
-// Atomics, on integers: sums of floats would depend on the order. Others run first, so that what
-// they find depends on the seed. Acquire and release, because the sanitizer knows no fences.
+// Atomics, on integers: sums of floats would depend on the order. An atomic lets other threads run
+// first, so that the value it finds depends on the seed. It acquires and releases, because
+// ThreadSanitizer knows no fences.
 
 namespace deeplab_fast::emulator {
 
@@ -264,7 +265,7 @@ T atomicCAS(T* address, std::common_type_t<T> compare, std::common_type_t<T> val
   return atomic("atomicCAS", address, [=](T old) { return old == compare ? value : old; }, site);
 }
 
-// The runtime API, as it answers on a machine without a driver, but for the device to encode for.
+// The runtime API, with the answers of a machine without a driver. Tensor maps can be encoded.
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorNoDevice = 100 };
 

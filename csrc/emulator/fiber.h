@@ -1,5 +1,5 @@
 // A fiber: a stack of its own that the one OS thread runs on until it switches to another fiber.
-// Tells ThreadSanitizer and AddressSanitizer, where they are linked in, which fiber is running.
+// ThreadSanitizer and AddressSanitizer, if they are linked in, are told which fiber is running.
 #pragma once
 
 #include <sys/mman.h>
@@ -8,33 +8,20 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
+
+#include "sanitizers.h"
 #ifndef __x86_64__
 #include <ucontext.h>
 #endif
 
-// Absent, and so null, in a build without the sanitizer.
-extern "C" {
-__attribute__((weak)) void* __tsan_get_current_fiber();
-__attribute__((weak)) void* __tsan_create_fiber(unsigned flags);
-__attribute__((weak)) void __tsan_destroy_fiber(void* fiber);
-__attribute__((weak)) void __tsan_switch_to_fiber(void* fiber, unsigned flags);
-__attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* address, size_t size);
-__attribute__((weak)) void __sanitizer_start_switch_fiber(void** save, const void* bottom,
-                                                          size_t size);
-__attribute__((weak)) void __sanitizer_finish_switch_fiber(void* saved, const void** bottom,
-                                                           size_t* size);
-}
-
 #ifdef __x86_64__
-// Pushes the registers that the System V ABI preserves over a call and pops another fiber's: 11 ns,
-// where swapcontext takes 208 for the signal mask that it saves too.
+// Pushes the registers that the System V ABI preserves over a call and pops another fiber's. It
+// takes 11 ns; swapcontext takes 208, because it saves the signal mask too.
 extern "C" __attribute__((visibility("hidden"))) void deeplab_fast_switch_stack(void** save,
                                                                                 void* to);
 #endif
 
 namespace deeplab_fast::emulator {
-
-constexpr unsigned kTsanNoSync = 1;  // a switch orders no memory accesses
 
 class Fiber {
  public:
@@ -45,8 +32,8 @@ class Fiber {
 
   // Makes the next switch to this fiber call entry, which must never return.
   void start(void (*entry)()) {
-    // What ran on this stack before, in another block, has no order with what will: memory mapped
-    // anew keeps ThreadSanitizer from reporting that as a race.
+    // A thread of another block ran on this stack before, in no order with this one. Memory that is
+    // mapped anew keeps ThreadSanitizer from reporting a race between them.
     if (__tsan_create_fiber) free_stack();
     if (!stack_) allocate_stack();
     if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(stack_, kStackBytes);
@@ -74,7 +61,7 @@ class Fiber {
     tsan_ = nullptr;
   }
 
-  // Runs `to` until something switches back here. dies: nothing will.
+  // Runs `to` until something switches back here. With `dies`, nothing ever will.
   void switch_to(Fiber& to, bool dies = false) {
     if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(to.tsan_, kTsanNoSync);
     if (__sanitizer_start_switch_fiber)
@@ -89,7 +76,7 @@ class Fiber {
     finish_switch();
   }
 
-  // For the OS thread's own stack, before it switches.
+  // Makes this the fiber of the OS thread's own stack, before it switches to another.
   void adopt_current_thread() {
     if (__tsan_get_current_fiber) tsan_ = __tsan_get_current_fiber();
   }

@@ -1,4 +1,5 @@
-// What each function of cuda/ptx.cuh means, after the PTX ISA's description of its instruction.
+// What each function of cuda/common/ptx.cuh means, after the PTX ISA's description of its
+// instruction.
 #pragma once
 
 #include <cmath>
@@ -16,9 +17,8 @@ using emulator::Site;
 
 constexpr uint32_t kFullWarp = 0xffffffffu;
 
-template <int kBytes>
-void cp_async(void* dst, const void* src, int src_bytes = kBytes, Site site = Site::here()) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+inline void cp_async(void* dst, const void* src, int src_bytes = 16, Site site = Site::here()) {
+  constexpr int kBytes = 16;
   emulator::check_shared("cp_async", dst, kBytes, site);
   emulator::check_waited_for_launches("cp_async", site);
   if (src_bytes < 0 || src_bytes > kBytes)
@@ -40,25 +40,21 @@ inline void cp_async_wait_all() {
   emulator::wait_for_copies(0);
 }
 
-// row: what this lane pointed to. result: its pair of elements of each matrix.
 struct LoadMatrix {
-  uint16_t row[8];
-  uint32_t result[4];
+  uint16_t row[8];     // that this lane points to
+  uint32_t result[4];  // a pair of elements of each matrix
 };
 
-template <int kMatrices, bool kTrans>
-void load_matrices(const char* function, uint32_t (&r)[kMatrices], const void* row, Site site) {
-  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "ldmatrix loads 1, 2 or 4");
+template <bool kTrans>
+void load_matrices(const char* function, uint32_t (&r)[4], const void* row, Site site) {
   LoadMatrix operands{};
-  if (emulator::lane() < 8 * kMatrices) {
-    emulator::check_shared(function, row, sizeof(operands.row), site);
-    memcpy(operands.row, row, sizeof(operands.row));
-  }
+  emulator::check_shared(function, row, sizeof(operands.row), site);
+  memcpy(operands.row, row, sizeof(operands.row));
   emulator::warp_collective(
       function, kFullWarp, &operands,
       [](void* const* lanes) {
         for (int lane = 0; lane < 32; ++lane) {
-          for (int i = 0; i < kMatrices; ++i) {
+          for (int i = 0; i < 4; ++i) {
             const auto element = [&](int y, int x) {
               return uint32_t{static_cast<LoadMatrix*>(lanes[8 * i + y])->row[x]};
             };
@@ -73,14 +69,12 @@ void load_matrices(const char* function, uint32_t (&r)[kMatrices], const void* r
   memcpy(r, operands.result, sizeof(r));
 }
 
-template <int kMatrices>
-void ldmatrix(uint32_t (&r)[kMatrices], const void* row, Site site = Site::here()) {
-  load_matrices<kMatrices, false>("ldmatrix", r, row, site);
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, Site site = Site::here()) {
+  load_matrices<false>("ldmatrix_x4", r, row, site);
 }
 
-template <int kMatrices>
-void ldmatrix_trans(uint32_t (&r)[kMatrices], const void* row, Site site = Site::here()) {
-  load_matrices<kMatrices, true>("ldmatrix_trans", r, row, site);
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, Site site = Site::here()) {
+  load_matrices<true>("ldmatrix_x4_trans", r, row, site);
 }
 
 // The operands of one lane, and those of the whole warp as matrices.
@@ -161,15 +155,17 @@ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32
   run_mma("mma_m16n8k8_tf32", d, a, b, evaluate, site);
 }
 
-// Infinity and NaN are only cut off, by the code of ptxas 13.0 for sm_80, sm_90 and sm_100: a NaN
-// with nothing but the lowest bits of its payload becomes infinity.
+// Rounds to nearest, ties away from zero. Infinity and NaN are truncated, as in the code that ptxas
+// 13.0 generates for sm_80, sm_90 and sm_100: a NaN whose payload has only low bits becomes
+// infinity.
 inline uint32_t cvt_rna_tf32(float value) {
   const uint32_t bits = float_to_bits(value);
   const bool is_finite = (bits & 0x7f800000u) != 0x7f800000u;
   return (is_finite ? bits + 0x1000u : bits) & ~0x1fffu;
 }
 
-// The result is up to an ulp off either way, by the bits of x, unless it is a power of two.
+// 2^x, up to an ulp too large or too small depending on the bits of x, unless 2^x is a power of
+// two.
 inline float ex2_approx(float x) {
   const float result = std::fabs(x) < 0x1p-126f ? 1.0f : std::exp2(x);
   if (result < 0x1p-126f) return 0.0f;
@@ -186,11 +182,7 @@ inline void bar_sync(int id, int threads, Site site = Site::here()) {
   emulator::named_barrier_sync("bar_sync", id, threads, site);
 }
 
-inline void bar_arrive(int id, int threads, Site site = Site::here()) {
-  emulator::named_barrier_arrive("bar_arrive", id, threads, site);
-}
-
-// The float below or above 1 / x, by the bits of x, unless one of them is 1 / x.
+// 1 / x, rounded up or down depending on the bits of x, unless 1 / x is a float.
 inline float rcp_approx(float x) {
   if (std::fabs(x) < 0x1p-126f) return std::copysign(INFINITY, x);
   const double exact = 1.0 / x;

@@ -151,9 +151,10 @@ def fused_conv2d(arguments: FusedConv2d) -> Tensor:
     bias = bias.contiguous()  # oneDNN gets its address, without strides
 
     def convolve(*operands: Any, activation: str = "none") -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(
             *operands, padding, stride, dilation, groups, *_ACTIVATIONS[activation], ""
         )
+        return output
 
     if _needs_channel_blocks(input, weight, groups):
         output = _activate_(_sum_of_blocks(convolve, input, weight, bias), activation)

@@ -66,9 +66,10 @@ def dilated_conv2d_backward(arguments: DilatedConv2dBackward) -> tuple[Tensor, T
     padding = same_padding(weight, dilation)
 
     def backward(operands: Sequence[Tensor], mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.aten.convolution_backward(
+        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
             *operands, [weight.size(0)], [1, 1], padding, dilation, False, [0, 0], groups, mask
         )
+        return grads
 
     operands, mask = (grad_output, input, weight), list(output_mask)
     in_fp32 = mask[1] and needs_fp32_weight_gradient(input, dilation)
@@ -170,9 +171,10 @@ def upsample(
     Contiguous NCHW, because PyTorch's arithmetic depends on the memory format.
     """
     scale_h, scale_w = scale_factors or (None, None)
-    return torch.ops.aten.upsample_bilinear2d(
+    upsampled: Tensor = torch.ops.aten.upsample_bilinear2d(
         logits.float().contiguous(), size, align_corners, scale_h, scale_w
     )
+    return upsampled
 
 
 @register_kernel("upsample_argmax", "reference")

@@ -15,7 +15,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ _AUTOMATIC = {
 }
 
 Reason = str | None
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Backend(NamedTuple):
@@ -88,14 +89,14 @@ def _supports_everything(arguments: Any) -> Reason:
 
 def register_kernel(
     op: str, *backends: str, unsupported_reason: Callable[[Any], Reason] = _supports_everything
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[_F], _F]:
     """Decorator that registers a function as the kernel of ``op`` on these backends.
 
     The function takes the op's arguments as one object of ``backends/arguments.py``, after the
     launch context if its backend has one. ``unsupported_reason`` takes the same object.
     """
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: _F) -> _F:
         for name in backends:
             _kernels.setdefault(op, {})[name] = Kernel(function, unsupported_reason)
         return function

@@ -500,3 +500,27 @@ def test_an_ordinary_refusal_is_not_said(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         upsample_argmax(X, 9)
+
+
+def test_a_backend_can_be_entered_again_by_a_recursive_function(ran):
+    @deeplab_fast.backend("reference")
+    def label(depth: int) -> None:
+        if depth > 0:
+            label(depth - 1)
+        upsample_argmax(X, 9)
+
+    label(2)
+    assert registry.current() == ""
+    upsample_argmax(X, 9)
+    assert [name for _, name in ran] == ["reference"] * 3 + ["cpu"]
+
+
+def test_one_backend_object_nests_in_itself_and_in_others():
+    outer, inner = deeplab_fast.backend("reference"), deeplab_fast.backend("cpu")
+    with outer:
+        with inner:
+            with outer:
+                assert registry.current() == "reference"
+            assert registry.current() == "cpu"
+        assert registry.current() == "reference"
+    assert registry.current() == ""

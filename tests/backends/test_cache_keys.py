@@ -1,6 +1,6 @@
-"""Whatever is cached is found again by everything that it depends on.
+"""Cache keys contain everything that a cached value depends on.
 
-Each test changes one component of a key alone, after a first call. A stale entry would show.
+Each test changes one component of a key after a first call; a stale entry would be returned.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated
+from deeplab_fast import _C
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import DTYPES, LaunchContext
 from deeplab_fast._native.device_cache import cached_on_device
@@ -24,17 +24,18 @@ from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends import dispatch_table, registry
 from deeplab_fast.backends.cuda import device as cuda_device
 from deeplab_fast.backends.cuda import dilated_conv2d_backward
-from deeplab_fast.emulated import machine
 from deeplab_fast.ops.shape_bucket import shape_bucket
 
-from ..conftest import set_tf32
+from ..support import emulator
+from ..support.backends import set_tf32
 from ..support.convolution import convolve
+from ..support.emulator import machine
 
 CPU = torch.device("cpu")
 
 
 def ints(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Small, so that their sums are exact."""
+    """Small integers, whose sums are exact."""
     return torch.randint(-2, 3, shape).to(dtype)
 
 
@@ -45,7 +46,7 @@ def nhwc(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 # Work lists.
 
 
-def test_every_argument_is_part_of_a_key():
+def test_every_argument_is_part_of_the_key():
     @cached_on_device
     def make(first: int, second: int, *, third: int = 0, fourth: int = 0) -> tuple[int, ...]:
         return first, second, third, fourth
@@ -125,7 +126,7 @@ WGRAD_CHANGES = [
 
 
 def described(work_list: Any) -> list[Any]:
-    """All that a launch reads."""
+    """Everything of a work list that a launch reads."""
     tensors = [t if t.is_meta else t.tolist() for t in work_list.tensors]
     return [work_list.num_slots, getattr(work_list, "kernel", None), *tensors]
 
@@ -154,10 +155,10 @@ def test_work_lists_of_other_arguments(make, arguments, name, value):
         assert described(after) == described(make.__wrapped__(**changed)) != described(before)
 
 
-# (what changes, shape, [(K, R, S)], rates, dtype, workers, on sm_90)
+# Arguments of call_and_check; `kernels` are (K, R, S). CALLS: what changes, and to which value.
 CALL = {
     "shape": (1, 8, 5, 7), "kernels": [(8, 3, 3)], "rates": [(1, 2)], "dtype": torch.bfloat16,
-    "num_workers": 8, "is_sm90": False,
+    "num_ctas": 8, "is_sm90": False,
 }  # fmt: skip
 CALLS = {
     "images": {"shape": (2, 8, 5, 7)},
@@ -173,19 +174,19 @@ CALLS = {
     "branches": {"kernels": [(8, 3, 3), (8, 1, 1)], "rates": [(1, 2), (1, 1)]},
     "outputs of one branch": {"kernels": [(8, 3, 3), (136, 1, 1)], "rates": [(1, 2), (1, 1)]},
     "dtype": {"dtype": torch.float32},
-    "workers": {"num_workers": 24},
+    "CTAs": {"num_ctas": 24},
     "compute capability": {"is_sm90": True},
 }
 
 
-def call_and_check(shape, kernels, rates, dtype, num_workers, is_sm90) -> None:
-    """Output and gradients of all branches; small integers are exact."""
+def call_and_check(shape, kernels, rates, dtype, num_ctas, is_sm90) -> None:
+    """Compare the output and gradients of all branches, which are exact for small integers."""
     N, C, H, W = shape
     input = nhwc(*shape, dtype=dtype)
     weights = [ints(k, C, r, s, dtype=dtype) for k, r, s in kernels]
     output = empty_nhwc(input, sum(w.size(0) for w in weights))
     grad_output = nhwc(*output.shape, dtype=dtype)
-    where = LaunchContext(_emulated.cuda, 0, num_workers, is_sm90)
+    where = LaunchContext(emulator.load().cuda, 0, num_ctas, is_sm90)
     with machine(0, "sm_90" if is_sm90 else "sm_80"):
         convolve(where, output, input, weights, [None] * len(weights), rates, activation="none")
         grads = dilated_conv2d_backward.backward(
@@ -202,7 +203,7 @@ def call_and_check(shape, kernels, rates, dtype, num_workers, is_sm90) -> None:
 
 
 @pytest.mark.parametrize("change", CALLS)
-def test_convolutions_after_one_of_another_shape(change):
+def test_convolutions_after_another_shape(change):
     call_and_check(**CALL)
     call_and_check(**CALL | CALLS[change])
     call_and_check(**CALL)
@@ -212,7 +213,7 @@ def test_convolutions_after_one_of_another_shape(change):
 
 
 def multiply(input: Tensor, weights: list[Tensor], tap: int = 0, *, runs: bool = True) -> Tensor:
-    """Products of pixels [P, C] and one tap of weights [K, taps, C], of any strides of rows."""
+    """Products of pixels [P, C] and one tap of weights [K, taps, C] with any stride of rows."""
     P, C = input.shape
     outputs, sources, output = [], [], torch.zeros(P, sum(w.size(0) for w in weights)).to(input)
     for weight in weights:
@@ -240,21 +241,21 @@ def multiply(input: Tensor, weights: list[Tensor], tap: int = 0, *, runs: bool =
         *(t.data_ptr() for t in more),
     )  # fmt: skip
     clusters = {} if runs else {"dilated_conv2d_fwd_sm90_kernel": (0, 0)}
-    outer = _emulated.set_clusters(clusters)
+    outer = emulator.load().set_clusters(clusters)
     try:
         with machine(0, "sm_90"):
-            _emulated.cuda.dilated_conv2d_fwd_sm90(
+            emulator.load().cuda.dilated_conv2d_fwd_sm90(
                 output.data_ptr(), 0, input.data_ptr(), outputs, sources, work,
                 _C.ConvEpilogue(0, -math.inf, math.inf), _C.ConvShape(P, 1, C, output.size(1)),
                 DTYPES[input.dtype], 0,
             )  # fmt: skip
     finally:
-        _emulated.set_clusters(outer)
+        emulator.load().set_clusters(outer)
     return output
 
 
-# Shape and stride of the rows of a first weight and of a second at the same address, and how many
-# elements further the second begins.
+# (shape and row stride of a first weight, shape and row stride of a second one in the same memory,
+# offset of the second in elements)
 MAPS = {
     "address": ((16, 1, 16), 16, (16, 1, 16), 16, 16),
     "rows": ((8, 1, 16), 16, (16, 1, 16), 16, 0),
@@ -277,8 +278,8 @@ def test_weights_in_the_memory_of_others(change):
         assert torch.equal(multiply(input, [weight], tap), expected.bfloat16())
 
 
-def test_more_weights_than_are_described_at_a_time():
-    """Descriptions are dropped after 1024, and made again when they are needed."""
+def test_more_weights_than_the_cache_of_tensor_maps_holds():
+    """The cache is cleared at 1024 tensor maps, which are then encoded again when needed."""
     memory, input = ints(8 * 1400), ints(5, 8)
     weights = [memory[8 * i :].as_strided((8, 1, 8), (8, 8, 1)) for i in range(1300)]
 
@@ -294,13 +295,13 @@ def test_more_weights_than_are_described_at_a_time():
     check(range(1290, 1300))
 
 
-# What decides about the choice of a kernel.
+# Shape buckets and devices, which decide which kernel runs.
 
-CLASS = {
+BUCKET_ARGUMENTS = {
     "shape": (2, 16, 8, 16), "kernel": (24, 3, 5), "rate": (1, 2), "groups": 1, "mask": (),
     "dtype": torch.bfloat16, "memory_format": torch.channels_last,
 }  # fmt: skip
-CLASSES = [
+BUCKETS = [
     ({}, "bf16 channels_last 16->24 3x5 inside 7/8 pixels 2^8"),
     (
         {"memory_format": torch.contiguous_format},
@@ -325,24 +326,24 @@ CLASSES = [
 ]
 
 
-def class_of(shape, kernel, rate, groups, mask, dtype, memory_format) -> str:
+def bucket_of(shape, kernel, rate, groups, mask, dtype, memory_format) -> str:
     x = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
     K, R, S = kernel
     weight = torch.empty(K, 16 // groups, R, S, dtype=dtype, device="meta")
     return shape_bucket(x, [weight], [rate], groups, mask)
 
 
-def test_classes_of_shapes_that_differ_in_one_thing():
-    for change, expected in CLASSES:
-        assert class_of(**CLASS) == CLASSES[0][1]
-        assert class_of(**CLASS | change) == expected
+def test_shape_buckets_differ_in_every_component():
+    for change, expected in BUCKETS:
+        assert bucket_of(**BUCKET_ARGUMENTS) == BUCKETS[0][1]
+        assert bucket_of(**BUCKET_ARGUMENTS | change) == expected
     set_tf32(True)
-    assert class_of(**CLASS | {"dtype": torch.float32}).startswith("tf32 ")
+    assert bucket_of(**BUCKET_ARGUMENTS | {"dtype": torch.float32}).startswith("tf32 ")
 
 
 @pytest.fixture
 def two_gpus(monkeypatch, tmp_path):
-    """Two imagined GPUs, and a table with another choice for each."""
+    """Two fake GPUs, and a dispatch table with a different kernel for each."""
     properties = [
         SimpleNamespace(major=9, minor=0, multi_processor_count=132),
         SimpleNamespace(major=8, minor=0, multi_processor_count=108),
@@ -362,7 +363,7 @@ def two_gpus(monkeypatch, tmp_path):
         cached.cache_clear()
 
 
-def test_each_gpu_has_its_own_choice(two_gpus):
+def test_each_gpu_has_its_own_fastest_kernels(two_gpus):
     for _ in range(2):
         assert [dispatch_table.fastest_kernels(gpu)["an_op"]["wide"] for gpu in two_gpus] == [
             ("cuda/sm90",),
@@ -372,7 +373,7 @@ def test_each_gpu_has_its_own_choice(two_gpus):
         assert classes == ["sm_90 with 132 SMs", "sm_80 with 108 SMs"]
 
 
-def test_each_gpu_has_its_own_capacity_and_is_asked_once(two_gpus, monkeypatch):
+def test_each_gpu_is_queried_once_for_its_own_capacity(two_gpus, monkeypatch):
     asked = []
     properties = torch.cuda.get_device_properties
     monkeypatch.setattr(
@@ -385,17 +386,17 @@ def test_each_gpu_has_its_own_capacity_and_is_asked_once(two_gpus, monkeypatch):
     cuda_device._capacity.cache_clear()
     try:
         for _ in range(2):
-            for gpu, num_workers, is_sm90 in zip(two_gpus, (2 * 132, 2 * 108), (True, False)):
+            for gpu, num_ctas, is_sm90 in zip(two_gpus, (2 * 132, 2 * 108), (True, False)):
                 with cuda_device.launch_context(SimpleNamespace(device=gpu)) as kernels:
-                    assert kernels == LaunchContext("the kernels", 7, num_workers, is_sm90)
+                    assert kernels == LaunchContext("the kernels", 7, num_ctas, is_sm90)
                 with cuda_device.launch_context(SimpleNamespace(device=gpu), sm90=False) as kernels:
-                    assert kernels == LaunchContext("the kernels", 7, num_workers, False)
+                    assert kernels == LaunchContext("the kernels", 7, num_ctas, False)
     finally:
         cuda_device._capacity.cache_clear()
     assert asked == two_gpus
 
 
-def test_each_backend_and_reason_is_said_once():
+def test_each_backend_and_reason_is_warned_about_once():
     registry._warn_once.cache_clear()
     calls = [("cuda", "old driver"), ("triton", "old driver"), ("cuda", "old compiler")]
     try:

@@ -1,4 +1,4 @@
-"""What the CUDA convolution does beyond the public ops: epilogue, tf32, slices, sources of taps."""
+"""The sm_80 convolution kernel beyond the public ops: epilogue, TF32, slices, several sources."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import deeplab_fast
-from deeplab_fast import _C, _emulated, dilated_conv2d
+from deeplab_fast import _C, dilated_conv2d
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends.cuda.dilated_conv2d import Convolution, launch
-from deeplab_fast.emulated import machine
 from deeplab_fast.models.inference import FoldedASPP
 from deeplab_fast.nn import ASPP
 from deeplab_fast.ops.shape_bucket import tf32_is_allowed
 
+from ..support import emulator
 from ..support.cases import (
     DTYPES,
     LAYOUTS,
@@ -28,16 +28,17 @@ from ..support.cases import (
     with_layout,
 )
 from ..support.convolution import convolve
+from ..support.emulator import machine
 from ..support.memory import copy_beside_unreadable_page, in_child
 
-# One writes whole sums, the other splits them and adds the parts in a second kernel.
-WORKERS = pytest.mark.parametrize("num_workers", [1, 24])
+# With 24 CTAs output tiles are split along k, and a second kernel adds their partial sums.
+NUM_CTAS = pytest.mark.parametrize("num_ctas", [1, 24])
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
 
 
-def kernels(num_workers: int) -> LaunchContext:
-    return LaunchContext(_emulated.cuda, 0, num_workers)
+def kernels(num_ctas: int) -> LaunchContext:
+    return LaunchContext(emulator.load().cuda, 0, num_ctas)
 
 
 def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -48,11 +49,11 @@ def as_multiplied(x: Tensor) -> Tensor:
     return to_tf32(x) if x.dtype == torch.float32 else x
 
 
-@WORKERS
+@NUM_CTAS
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_epilogue(dtype, activation, num_workers):
-    """In place, with an odd number of output channels in pairs, several images in a tile."""
+def test_epilogue(dtype, activation, num_ctas):
+    """In place, with an odd number of output channels and several images in a tile."""
     N, C, K, H, W = 3, 72, 21, 5, 7
     input, residual = nhwc(N, C, H, W, dtype=dtype), nhwc(N, K, H, W, dtype=dtype)
     weight = (5 * torch.randn(K, C, 3, 3) / (9 * C) ** 0.5).to(dtype)
@@ -68,27 +69,27 @@ def test_epilogue(dtype, activation, num_workers):
         output = residual.clone(memory_format=torch.preserve_format)
         with machine(seed):
             convolve(
-                kernels(num_workers), output, input, [weight], [bias], [(2, 2)],
+                kernels(num_ctas), output, input, [weight], [bias], [(2, 2)],
                 activation=activation, residual=output, image_bias=image_bias,
             )  # fmt: skip
         assert_as_accurate_as(output, peer, exact)
 
 
-@WORKERS
-def test_nan_passes_activations(num_workers):
+@NUM_CTAS
+def test_nan_passes_activations(num_ctas):
     input = nhwc(1, 72, 3, 3, dtype=torch.bfloat16)
     input[0, 0, 1, 1] = float("nan")
     output = empty_nhwc(input, 8)
     weight, residual = torch.ones(8, 72, 3, 3).bfloat16(), torch.zeros_like(output)
     convolve(
-        kernels(num_workers), output, input, [weight], [None], [(1, 1)], activation="relu6",
+        kernels(num_ctas), output, input, [weight], [None], [(1, 1)], activation="relu6",
         residual=residual,
     )  # fmt: skip
     assert output.isnan().all()
 
 
-@WORKERS
-def test_reads_nothing_past_the_last_pixel_tap_or_weight(monkeypatch, num_workers):
+@NUM_CTAS
+def test_reads_nothing_past_the_last_pixel_tap_or_weight(monkeypatch, num_ctas):
     """Operands and work lists end where an unreadable page begins; the last tile is not full."""
 
     def at_end_of_page(tensor: Tensor) -> Tensor:
@@ -101,17 +102,17 @@ def test_reads_nothing_past_the_last_pixel_tap_or_weight(monkeypatch, num_worker
         input = at_end_of_page(nhwc(1, 72, 11, 13, dtype=torch.bfloat16))
         weight = at_end_of_page(nhwc(21, 72, 3, 3, dtype=torch.bfloat16) / 25)
         output = empty_nhwc(input, 21)
-        convolve(kernels(num_workers), output, input, [weight], [None], [(2, 2)], activation="none")
+        convolve(kernels(num_ctas), output, input, [weight], [None], [(2, 2)], activation="none")
         torch.testing.assert_close(output, F.conv2d(input, weight, padding=2, dilation=2))
 
     in_child(run)
 
 
-# Whole vectors, single channels, and vectors of which the last would reach too far.
+# Whole vectors, single channels, and channels whose last vector would reach too far.
 @pytest.mark.parametrize(("channels", "first"), [(16, 8), (21, 9), (18, 8)])
-@WORKERS
-def test_slices_of_larger_buffers(num_workers, channels, first):
-    """72 of 104 input channels to some of the output's, the others left as they were."""
+@NUM_CTAS
+def test_slices_of_larger_buffers(num_ctas, channels, first):
+    """72 of 104 input channels to a slice of the output; the rest of the output is unchanged."""
     buffer = nhwc(2, 104, 6, 5, dtype=torch.bfloat16)
     weight = (torch.randn(channels, 72, 3, 3) / 26).bfloat16()
     weight = weight.contiguous(memory_format=torch.channels_last)
@@ -119,10 +120,10 @@ def test_slices_of_larger_buffers(num_workers, channels, first):
     before = output.clone()
     work_list = work_lists.conv_work_list(
         _C.schedule.forward_tiles, (2, 6, 5), ((3, 3, 2, 2),),
-        work_lists.k_iters_per_tap(72, buffer.dtype), (channels,), torch.device("cpu"), num_workers,
+        work_lists.k_iters_per_tap(72, buffer.dtype), (channels,), torch.device("cpu"), num_ctas,
     )  # fmt: skip
     launch(
-        kernels(num_workers),
+        kernels(num_ctas),
         output,
         Convolution(
             buffer,
@@ -139,10 +140,10 @@ def test_slices_of_larger_buffers(num_workers, channels, first):
     assert torch.equal(output, before)
 
 
-@WORKERS
+@NUM_CTAS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_taps_of_several_sources(dtype, num_workers):
-    """Gradient of the input of parallel branches: one sum over the channels of every branch."""
+def test_taps_of_several_sources(dtype, num_ctas):
+    """Input gradient of parallel branches: one sum over the channels of all branches."""
     kernel_sizes, rates, channels = [(1, 1), (3, 3), (3, 5)], [1, 3, 2], [16, 40, 8]
     N, C, H, W = 2, 24, 7, 9
     weights = [
@@ -159,11 +160,11 @@ def test_taps_of_several_sources(dtype, num_workers):
     branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
     work_list = work_lists.conv_work_list(
         _C.schedule.input_grad_tiles, (N, H, W), branches, work_lists.k_iters_per_tap(40, dtype),
-        (C,), torch.device("cpu"), num_workers,
+        (C,), torch.device("cpu"), num_ctas,
     )  # fmt: skip
     grad_input = empty_nhwc(grad, C)
     launch(
-        kernels(num_workers),
+        kernels(num_ctas),
         grad_input,
         Convolution(
             grad,
@@ -191,13 +192,13 @@ def test_taps_of_several_sources(dtype, num_workers):
     "case",
     [
         Conv(1, 4, 5, 6, 7, (3, 3), 2),
-        Conv(2, 20, 21, 9, 13, (3, 3), (3, 2)),  # channels that fill no step
+        Conv(2, 20, 21, 9, 13, (3, 3), (3, 2)),  # a partial k-iteration
         Conv(1, 72, 133, 12, 11, (3, 3), 5),
     ],
     ids=str,
 )
 def test_tf32(tf32, ran, case, layout):
-    """As accurate as fp32 on operands that were rounded to tf32 first."""
+    """As accurate as fp32 on operands rounded to TF32."""
     input, weight, bias = operands(case, torch.float32, "cpu")
     with deeplab_fast.backend("emulated"):
         output = dilated_conv2d(with_layout(input, layout), weight, bias, case.dilation)

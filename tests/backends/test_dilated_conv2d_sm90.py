@@ -1,4 +1,4 @@
-"""The convolution kernel for compute capability 9.0, in the emulator of such a device."""
+"""The sm_90 convolution kernel, run by the emulator of such a device."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from torch import Tensor
 import deeplab_fast
 from deeplab_fast import (
     _C,
-    _emulated,
     aspp,
     dilated_conv2d,
-    emulated,
     parallel_dilated_conv2d,
 )
 from deeplab_fast._native import work_lists
@@ -26,7 +24,6 @@ from deeplab_fast.backends.cuda import dilated_conv2d as dilated_conv2d_calls
 from deeplab_fast.backends.cuda.dilated_conv2d import Convolution
 from deeplab_fast.backends.cuda.dilated_conv2d import launch as launch_kernel
 from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import convolve_with_means
-from deeplab_fast.emulated import machine
 
 from ..emulator.test_emulator import NVCC, ROOT
 from ..ops.test_aspp import convert
@@ -40,22 +37,24 @@ from ..ops.test_dilated_conv2d import (
     parallel_operands,
     same_conv2d,
 )
+from ..support import emulator
 from ..support.cases import CONVS, Conv, assert_as_accurate_as, operands
 from ..support.convolution import convolve, convolved
+from ..support.emulator import machine
 from ..support.memory import copy_beside_unreadable_page, in_child
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-# One cluster computes whole sums, six split them and leave the parts to a second kernel.
-WORKERS = pytest.mark.parametrize("num_workers", [1, 24])
+# One cluster computes whole output tiles; six clusters split them along k.
+NUM_CTAS = pytest.mark.parametrize("num_ctas", [1, 24])
 ON_SM90 = pytest.mark.usefixtures("on_sm90")
 
 
 @pytest.fixture(params=[False, True], ids=["threads arrive", "copies arrive"])
 def arrival(request) -> Iterator[None]:
-    """Each of the two forms of the kernel: who tells its consumers that a stage is full."""
-    outer = _emulated.cuda.set_copies_arrive(request.param)
+    """Both forms of the kernel: threads or copies arrive at the full barrier of a stage."""
+    outer = emulator.load().cuda.set_copies_arrive(request.param)
     yield
-    _emulated.cuda.set_copies_arrive(outer)
+    emulator.load().cuda.set_copies_arrive(outer)
 
 
 IN_BOTH_FORMS = pytest.mark.usefixtures("arrival")
@@ -63,10 +62,10 @@ IN_BOTH_FORMS = pytest.mark.usefixtures("arrival")
 
 @pytest.fixture
 def on_sm90() -> Iterator[None]:
-    """The test has to launch this kernel, and must not launch the one for other devices."""
+    """Fails unless the test launches the sm_90 kernel and not the sm_80 kernel."""
 
     def launches(kernel: str) -> int:
-        return _emulated.launch_counts().get(kernel, 0)
+        return emulator.load().launch_counts().get(kernel, 0)
 
     names = "dilated_conv2d_fwd_sm90_kernel", "dilated_conv2d_fwd_kernel"
     before = [launches(name) for name in names]
@@ -102,7 +101,7 @@ def test_parallel(dtype):
 
 @ON_SM90
 def test_branches_that_begin_between_vectors():
-    """The second has whole vectors of channels, but they are not aligned."""
+    """The second branch has whole vectors of channels, but they are not aligned."""
     input = nhwc(1, 16, 3, 5, dtype=torch.bfloat16)
     weights = [(torch.randn(k, 16, 3, 3) / 12).bfloat16() for k in (20, 24, 20)]
     output = parallel_dilated_conv2d(input, weights, None, [1, 2, 1])
@@ -112,12 +111,12 @@ def test_branches_that_begin_between_vectors():
 
 @ON_SM90
 @IN_BOTH_FORMS
-@WORKERS
+@NUM_CTAS
 @DTYPES
 @pytest.mark.parametrize(("shape", "kernels", "rates"), SEEDED)
-def test_seeds_agree(monkeypatch, shape, kernels, rates, dtype, num_workers):
-    """Split sums, several images in a tile, branches at odd channels: bit for bit on every seed."""
-    monkeypatch.setattr(emulated, "_NUM_CTAS", num_workers)
+def test_seeds_agree(monkeypatch, shape, kernels, rates, dtype, num_ctas):
+    """Split tiles, several images in a tile, branches at odd channels: equal bits on every seed."""
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     input = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
     scale = (9 * shape[1]) ** -0.5
     weights = [(torch.randn(k, shape[1], r, s) * scale).to(dtype) for k, r, s in kernels]
@@ -140,7 +139,7 @@ def test_seeds_agree(monkeypatch, shape, kernels, rates, dtype, num_workers):
 @ON_SM90
 @IN_BOTH_FORMS
 def test_pipeline_on_more_seeds():
-    """Several items of one cluster, each of several rounds of the pipeline."""
+    """Several work items per cluster, each with several rounds of the pipeline."""
     input, weight, bias = operands(Conv(2, 72, 264, 12, 13, (3, 3), 2), torch.bfloat16, "cpu")
     outputs = []
     for seed in range(8):
@@ -150,8 +149,8 @@ def test_pipeline_on_more_seeds():
     torch.testing.assert_close(outputs[0], same_conv2d(input, weight, bias, 2))
 
 
-def kernels(num_workers: int) -> LaunchContext:
-    return LaunchContext(_emulated.cuda, 0, num_workers, is_sm90=True)
+def kernels(num_ctas: int) -> LaunchContext:
+    return LaunchContext(emulator.load().cuda, 0, num_ctas, is_sm90=True)
 
 
 def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -160,11 +159,11 @@ def nhwc(*shape: int, dtype: torch.dtype) -> Tensor:
 
 @ON_SM90
 @IN_BOTH_FORMS
-@WORKERS
+@NUM_CTAS
 @DTYPES
-@pytest.mark.parametrize("K", [21, 24, 280])  # that fill no vector; vectors; more than one block
-def test_epilogue(dtype, num_workers, K):
-    """Bias, bias of an image, residual in place and ReLU."""
+@pytest.mark.parametrize("K", [21, 24, 280])  # partial vectors; whole vectors; two tiles
+def test_epilogue(dtype, num_ctas, K):
+    """Bias, per-image bias, residual in place and ReLU."""
     N, C, H, W = 3, 72, 5, 7
     input, residual = nhwc(N, C, H, W, dtype=dtype), nhwc(N, K, H, W, dtype=dtype)
     weight = (5 * torch.randn(K, C, 3, 3) / (9 * C) ** 0.5).to(dtype)
@@ -177,7 +176,7 @@ def test_epilogue(dtype, num_workers, K):
     tensors = input, weight, bias, residual, image_bias
     output = residual.clone(memory_format=torch.preserve_format)
     convolve(
-        kernels(num_workers), output, input, [weight], [bias], [(2, 2)],
+        kernels(num_ctas), output, input, [weight], [bias], [(2, 2)],
         activation="relu", residual=output, image_bias=image_bias,
     )  # fmt: skip
     exact = definition(*(t.double() for t in tensors))
@@ -186,8 +185,8 @@ def test_epilogue(dtype, num_workers, K):
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_epilogue_reads_nothing_beside_its_operands(after):
-    """Of maps of one pixel the rows past the end would belong to image -1; 21 channels fill no
-    vector. Beside every operand is an unreadable page."""
+    """Every operand lies beside an unreadable page. The maps have one pixel, so that rows past the
+    end would belong to image -1, and 21 channels end within a vector."""
     N, C, K = 8, 72, 21
 
     def beside_page(tensor: Tensor) -> Tensor:
@@ -213,7 +212,7 @@ def test_epilogue_reads_nothing_beside_its_operands(after):
 @ON_SM90
 @DTYPES
 def test_backward(dtype):
-    """The gradient of the input too comes from this kernel."""
+    """The input gradient is computed by this kernel too."""
     input, weights, biases = parallel_operands("cpu", dtype, 40)
     grad_output = torch.randn(2, sum(w.size(0) for w in weights), 9, 13).to(dtype)
 
@@ -233,7 +232,7 @@ def test_backward(dtype):
 @ON_SM90
 @DTYPES
 def test_aspp(dtype):
-    """Branches and projection, whose weight is some columns of a longer one."""
+    """Branches and projection; the projection's weight is a slice of columns of a longer one."""
     arguments = aspp_operands((2, 72, 7, 6), dtype)
     output = aspp(*arguments)
     peer, exact = aspp_definition(*arguments), aspp_definition(*convert(arguments, Tensor.double))
@@ -243,18 +242,22 @@ def test_aspp(dtype):
 @ON_SM90
 @IN_BOTH_FORMS
 @pytest.mark.parametrize(
-    ("shape", "channels", "num_workers"),
+    ("shape", "channels", "num_ctas"),
     [
-        ((3, 72, 11, 7), [24], 24),  # images smaller than a tile, channels that fill no step
+        ((3, 72, 11, 7), [24], 24),  # images smaller than a tile, a partial k-iteration
         ((5, 8, 1, 1), [8], 1),
-        ((3, 16, 8, 16), [8, 8], 1),  # as large as what a block has
-        ((2, 136, 10, 31), [264], 1),  # two blocks of output channels; several items of a cluster
-        ((1, 1032, 9, 5), [8], 24),  # items of some of the channels
+        ((3, 16, 8, 16), [8, 8], 1),  # as many pixels as a CTA has
+        (
+            (2, 136, 10, 31),
+            [264],
+            1,
+        ),  # two tiles of output channels, several work items per cluster
+        ((1, 1032, 9, 5), [8], 24),  # split tiles
     ],
 )
-def test_means_of_the_pixels_of_a_1x1_branch(shape, channels, num_workers):
-    """They are summed once, on the way, whatever comes before and after."""
-    C, counts = shape[1], _emulated.launch_counts()
+def test_means_of_the_pixels_of_a_1x1_branch(shape, channels, num_ctas):
+    """The 1x1 branch sums the pixels once, whatever branches come before and after."""
+    C, counts = shape[1], emulator.load().launch_counts()
     input = nhwc(*shape, dtype=torch.bfloat16) + 1
     weights = [torch.randn(8, C, *kernel).bfloat16() for kernel in ((3, 1), (1, 3))]
     weights += [(torch.randn(k, C, 1, 1) / C**0.5).bfloat16() for k in channels]
@@ -268,21 +271,21 @@ def test_means_of_the_pixels_of_a_1x1_branch(shape, channels, num_workers):
         output = empty_nhwc(input, expected.size(1))
         with machine(seed, "sm_90"):
             means = convolve_with_means(
-                kernels(num_workers), output, input, weights, [None] * len(weights), rates, "none"
+                kernels(num_ctas), output, input, weights, [None] * len(weights), rates, "none"
             )
         results.append((output, means))
     for output, means in results:
         assert torch.equal(means, results[0][1]) and torch.equal(output, results[0][0])
     torch.testing.assert_close(means, input.float().mean((2, 3)))
     torch.testing.assert_close(output, expected, rtol=2e-2, atol=2e-2)
-    assert _emulated.launch_counts().get("pixel_sums_fwd_kernel") == counts.get(
+    assert emulator.load().launch_counts().get("pixel_sums_fwd_kernel") == counts.get(
         "pixel_sums_fwd_kernel"
     )
 
 
-@pytest.mark.parametrize(("channels", "steps"), [(8, 1), (64, 1), (72, 2), (136, 3)])
-def test_a_step_is_64_channels(monkeypatch, channels, steps):
-    """Counted in those of another kernel a launch would run twice as many, on zeros."""
+@pytest.mark.parametrize(("channels", "k_iters"), [(8, 1), (64, 1), (72, 2), (136, 3)])
+def test_a_k_iteration_is_64_channels(monkeypatch, channels, k_iters):
+    """Counted in the sm_80 kernel's k-iterations, a launch would run twice as many, on zeros."""
     listed = []
 
     def conv_work_list(*args):
@@ -293,27 +296,27 @@ def test_a_step_is_64_channels(monkeypatch, channels, steps):
     x, w = nhwc(1, channels, 3, 3, dtype=torch.bfloat16), torch.ones(8, channels, 3, 3).bfloat16()
     with machine(0, "sm_90"):
         convolved(kernels(4), x, [w], [None], [(1, 1)])
-    assert listed == [steps]
+    assert listed == [k_iters]
 
 
 def launch(
-    num_workers: int, tiles, plane, branches, channels: int, output, input, weight, sources
+    num_ctas: int, tiles, plane, branches, channels: int, output, input, weight, sources
 ) -> None:
-    """One output, the first of ``output``'s channels."""
-    steps = work_lists.k_iters_per_tap(channels, input.dtype, work_lists.CONV_SM90)
+    """Convolve to the first channels of ``output``."""
+    k_iters = work_lists.k_iters_per_tap(channels, input.dtype, work_lists.CONV_SM90)
     K = weight.size(0)
     work_list = work_lists.conv_work_list(
-        tiles, plane, branches, steps, (K,), torch.device("cpu"), num_workers, work_lists.CONV_SM90
+        tiles, plane, branches, k_iters, (K,), torch.device("cpu"), num_ctas, work_lists.CONV_SM90
     )
     row = _C.ConvOutput(weight.data_ptr(), 0, 0, K, 0, weight.stride(0))
     convolution = Convolution(input, [row], sources, work_list, (weight,))
-    launch_kernel(kernels(num_workers), output, convolution)
+    launch_kernel(kernels(num_ctas), output, convolution)
 
 
 @ON_SM90
-@WORKERS
-def test_slices_of_larger_buffers(num_workers):
-    """Input channels, columns of a 1x1 weight and output channels of longer rows."""
+@NUM_CTAS
+def test_slices_of_larger_buffers(num_ctas):
+    """Slices of input channels, of columns of a 1x1 weight and of output channels."""
     buffer, output = (
         nhwc(2, 104, 6, 5, dtype=torch.bfloat16),
         nhwc(2, 40, 6, 5, dtype=torch.bfloat16),
@@ -323,7 +326,7 @@ def test_slices_of_larger_buffers(num_workers):
     weight = torch.cat([weight, torch.full((24, 4, 1, 1), float("nan")).bfloat16()], dim=1)
     source = _C.ConvSource(24, 72, 8)
     launch(
-        num_workers, _C.schedule.forward_tiles, (2, 6, 5), ((1, 1, 1, 1),), 72, output, buffer,
+        num_ctas, _C.schedule.forward_tiles, (2, 6, 5), ((1, 1, 1, 1),), 72, output, buffer,
         weight, [source],
     )  # fmt: skip
     expected = F.conv2d(buffer[:, 24:96], weight[:, 8:80])
@@ -334,7 +337,7 @@ def test_slices_of_larger_buffers(num_workers):
 @pytest.mark.parametrize("device", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_single_output_channel_may_have_any_stride(device, size):
-    """PyTorch leaves the stride of a dimension of size 1 as it was: here that of a column."""
+    """PyTorch keeps the stride of a dimension of size 1 as it was: here a column's."""
     input = nhwc(1, 8, 3, 4, dtype=torch.bfloat16)
     weight = torch.randn(size, size, 8, 1).bfloat16().permute(3, 2, 0, 1)
     assert weight.shape == (1, 8, size, size) and weight.stride(0) == 1
@@ -345,7 +348,7 @@ def test_a_single_output_channel_may_have_any_stride(device, size):
 
 @ON_SM90
 def test_weights_at_the_same_address():
-    """Descriptions of weights are kept; they are not those of other rows or channels."""
+    """Cached tensor maps are not reused for weights with other rows or channels."""
     buffer = torch.randn(16, 24, 1, 1).bfloat16()
     input = nhwc(1, 24, 3, 4, dtype=torch.bfloat16)
     for weight, x in ((buffer[:8], input), (buffer, input), (buffer[:, :8], input[:, :8])):
@@ -357,10 +360,10 @@ def test_weights_at_the_same_address():
 
 @ON_SM90
 @IN_BOTH_FORMS
-@WORKERS
+@NUM_CTAS
 @DTYPES
-def test_taps_of_several_sources(dtype, num_workers):
-    """Gradient of the input of parallel branches: one sum over the channels of every branch."""
+def test_taps_of_several_sources(dtype, num_ctas):
+    """Input gradient of parallel branches: one sum over the channels of all branches."""
     kernel_sizes, rates, channels = [(1, 1), (3, 3), (3, 5)], [1, 3, 2], [16, 72, 8]
     N, C, H, W = 2, 24, 7, 9
     weights = [
@@ -376,7 +379,7 @@ def test_taps_of_several_sources(dtype, num_workers):
     branches = tuple((*size, r, r) for size, r in zip(kernel_sizes, rates, strict=True))
     grad_input = empty_nhwc(grad, C)
     launch(
-        num_workers, _C.schedule.input_grad_tiles, (N, H, W), branches, 72, grad_input, grad,
+        num_ctas, _C.schedule.input_grad_tiles, (N, H, W), branches, 72, grad_input, grad,
         torch.cat(rows, dim=1), sources,
     )  # fmt: skip
 
@@ -390,23 +393,24 @@ def test_taps_of_several_sources(dtype, num_workers):
     assert_as_accurate_as(grad_input, definition(grad, *weights), exact)
 
 
-def test_workers_share_the_items():
-    """Every item is in one worker's list, whose longest come first."""
+def test_each_work_item_belongs_to_one_cluster():
+    """Every work item is in the list of one cluster, longest first."""
     work_list = work_lists.conv_work_list(
         _C.schedule.forward_tiles, (2, 33, 33), ((3, 3, 12, 12),), 4, (256,), torch.device("cpu"),
         24, work_lists.CONV_SM90,
     )  # fmt: skip
     _, _, _, items, _, first_items, _, tile_items = work_list.tensors
-    items = items.view(-1, 5)
+    items = items.view(-1, 6)
     assert first_items[0] == 0 and first_items[-1] == len(items) and len(first_items) == 24 // 4 + 1
     for begin, end in first_items.unfold(0, 2, 1).tolist():
-        steps = items[begin:end, 3]
-        assert len(steps) > 0 and torch.equal(steps, steps.sort(descending=True).values)
+        lengths = items[begin:end, 3]
+        assert len(lengths) > 0
+        assert torch.equal(lengths, lengths.sort(descending=True).values)
     assert torch.equal(tile_items[:, 3], items[:, 3])
 
 
-def test_no_worker_is_idle():
-    """A worker without an item would not wait for the kernel before."""
+def test_no_cluster_is_idle():
+    """A cluster without a work item would not wait for the previous kernel."""
     work_list = work_lists.conv_work_list(
         _C.schedule.forward_tiles, (1, 4, 4), ((1, 1, 1, 1),), 1, (8,), torch.device("cpu"), 24,
         work_lists.CONV_SM90,
@@ -415,20 +419,20 @@ def test_no_worker_is_idle():
     assert first_items.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("num_workers", [4, 24])
-def test_items_with_their_tiles(num_workers):
-    """What the kernel reads of an item, its tile and pixels, against where it is copied from."""
+@pytest.mark.parametrize("num_ctas", [4, 24])
+def test_tile_items_match_work_items_and_tiles(num_ctas):
+    """Rows that the kernel reads equal the work items, tiles and pixels they combine."""
     N, H, W = plane = 3, 9, 13
     pixels, taps, tiles, items, _, _, listed, tile_items = work_lists.conv_work_list(
         _C.schedule.forward_tiles, plane, ((3, 3, 2, 5), (1, 1, 1, 1)), 3, (264, 8),
-        torch.device("cpu"), num_workers, work_lists.CONV_SM90,
+        torch.device("cpu"), num_ctas, work_lists.CONV_SM90,
     ).tensors  # fmt: skip
-    tiles, items = tiles.view(-1, 5).tolist(), items.view(-1, 5).tolist()
+    tiles, items = tiles.view(-1, 5).tolist(), items.view(-1, 6).tolist()
     for index, row in zip(pixels.tolist(), listed.tolist(), strict=True):
         y, x = index // W % H, index % W
         assert row == [index, y * 2**16 + x]
     assert len(tile_items) == len(items)
-    for row, (job, block, first_step, num_steps, slot) in zip(
+    for row, (job, block, first_step, num_steps, slot, _) in zip(
         tile_items.tolist(), items, strict=True
     ):
         output, first_pixel, num_pixels, first_tap, num_taps = tiles[job]
@@ -437,37 +441,29 @@ def test_items_with_their_tiles(num_workers):
             block, output, slot, num_steps, first_pixel, num_pixels, first_tap, num_taps,
             first_step % num_taps, first_step // num_taps * 64, first_index, first_index // (H * W),
         ]  # fmt: skip
-    assert any(row[8] > 0 for row in tile_items.tolist()) == (num_workers == 24)
+    assert any(row[8] > 0 for row in tile_items.tolist()) == (num_ctas == 24)
 
 
 @pytest.mark.skipif(not NVCC, reason="needs nvcc")
 @pytest.mark.parametrize("architecture", ["80", "90a"])
-def test_the_compiler_has_nothing_to_say(tmp_path, architecture):
-    """Such as C7508, setmaxnreg is ignored, or C7510, products wait for each other."""
+def test_compiles_without_warnings(tmp_path, architecture):
+    """ptxas could warn that setmaxnreg is ignored (C7508) or wgmma serialised (C7510)."""
     source = ROOT / "csrc" / "cuda" / "conv" / "dilated_conv2d_sm90.cu"
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     options = ["-std=c++17", "-cubin", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
-    command = [
-        NVCC,
-        *options,
-        target,
-        "--fmad=false",
-        f"-I{ROOT}/csrc",
-        source,
-        "-o",
-        tmp_path / "cubin",
-    ]
+    options += ["--fmad=false", f"-I{ROOT}/csrc"]
+    command = [NVCC, *options, target, source, "-o", tmp_path / "cubin"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout + done.stderr == "", done.stderr
 
 
-def test_fp32_stays_with_the_other_kernel():
+def test_fp32_uses_the_sm80_kernel():
     input = torch.empty(1, 8, 1, 2**15 - 1)
     assert work_lists.conv_kernel(kernels(1), input) is work_lists.CONV_SM80
     assert work_lists.conv_kernel(kernels(1), input.half()) is work_lists.CONV_SM90
 
 
 @pytest.mark.parametrize("size", [(2**15, 1), (1, 2**15)])
-def test_maps_beyond_16_bits_of_a_coordinate_stay_with_the_other_kernel(size):
+def test_maps_beyond_16_bits_of_a_coordinate_use_the_sm80_kernel(size):
     input = torch.empty(1, 8, *size).half()
     assert work_lists.conv_kernel(kernels(1), input) is work_lists.CONV_SM80

@@ -1,4 +1,4 @@
-"""The weight gradient's kernel for compute capability 9.0, in the emulator of such a device."""
+"""The sm_90 weight-gradient kernel, run by the emulator of such a device."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated
+from deeplab_fast import _C
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast.backends.cuda import dilated_conv2d_backward
-from deeplab_fast.emulated import machine
 
 from ..emulator.test_emulator import NVCC, ROOT
 from ..ops.test_dilated_conv2d_backward import emulated_gradients, gradients, reference, tensors_of
+from ..support import emulator
 from ..support.cases import assert_as_accurate_as
+from ..support.emulator import machine
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-# One cluster computes whole sums, six split them and leave the parts to a second kernel.
-WORKERS = pytest.mark.parametrize("num_workers", [1, 24])
+# One cluster computes whole output tiles; six clusters split them along k.
+NUM_CTAS = pytest.mark.parametrize("num_ctas", [1, 24])
 CPU = torch.device("cpu")
 
-# Of (input, [(K, R, S)], rates): channels past the ends of chunks, of a block and of an item;
-# branches that begin inside of a chunk; boxes over every edge of a rectangle and past the last
-# image; taps that are never inside; pieces of a sum that begin in a later image.
+# (input, [(K, R, S)], dilations): channels past the ends of chunks, of a CTA's channels and of an
+# output tile; branches that begin within a chunk; boxes over every edge of a rectangle and past the
+# last image; taps that are never inside; work items that begin in a later image.
 CASES = [
     ((1, 8, 1, 1), [(8, 3, 3)], [1]),
     ((2, 8, 11, 1), [(8, 3, 3)], [2]),
@@ -41,9 +42,9 @@ CASES = [
 
 
 def weight_gradients(
-    input: Tensor, weights: list[Tensor], grad_output: Tensor, rates, num_workers: int, seed: int
+    input: Tensor, weights: list[Tensor], grad_output: Tensor, rates, num_ctas: int, seed: int
 ) -> list[Tensor]:
-    kernels = LaunchContext(_emulated.cuda, 0, num_workers, is_sm90=True)
+    kernels = LaunchContext(emulator.load().cuda, 0, num_ctas, is_sm90=True)
     rates = [(rate, rate) for rate in rates]
     with machine(seed, "sm_90"):
         return dilated_conv2d_backward.backward(
@@ -55,13 +56,13 @@ def expected_gradients(*tensors) -> list[Tensor]:
     return gradients(reference, *tensors)[1 : 1 + len(tensors[1])]
 
 
-@WORKERS
+@NUM_CTAS
 @DTYPES
 @pytest.mark.parametrize(("shape", "kernels", "rates"), CASES)
-def test_seeds_agree(shape, kernels, rates, dtype, num_workers):
+def test_seeds_agree(shape, kernels, rates, dtype, num_ctas):
     input, weights, grad_output = tensors_of(shape, kernels, dtype)
     args = input, weights, grad_output, rates
-    results = [weight_gradients(*args, num_workers, seed) for seed in range(3)]
+    results = [weight_gradients(*args, num_ctas, seed) for seed in range(3)]
     exact = expected_gradients(
         input.double(), [w.double() for w in weights], grad_output.double(), rates
     )
@@ -71,8 +72,8 @@ def test_seeds_agree(shape, kernels, rates, dtype, num_workers):
         assert all(map(torch.equal, result, results[0]))
 
 
-def test_sums_are_split():
-    """Else the test above would leave out the kernel that adds partial sums."""
+def test_some_output_tiles_are_split():
+    """Otherwise test_seeds_agree would not run the split-K reduction."""
     (N, C, H, W), [(K, R, S)], [rate] = CASES[-1]
     arguments = (N, H, W), ((R, S, rate, rate),), C, (K,), torch.bfloat16, CPU
     slots = [
@@ -81,8 +82,8 @@ def test_sums_are_split():
     assert slots[0] == 0 and slots[1] > 2
 
 
-def test_items_with_their_boxes():
-    """What the kernel reads of an item and its rectangle, against where it is copied from."""
+def test_box_items_match_work_items_and_rectangles():
+    """Rows that the kernel reads equal the work items and rectangles they combine."""
     N, H, W = plane = 40, 9, 21
     work_list = work_lists.wgrad_work_list(
         plane, ((1, 3, 1, 2), (1, 1, 1, 1)), 264, (264, 8), torch.bfloat16, CPU, 36,
@@ -112,7 +113,7 @@ def test_items_with_their_boxes():
 
 
 def test_pipeline_on_more_seeds():
-    """Several items of one cluster and of two, each of several rounds of the pipeline."""
+    """Several work items for one cluster and two, each with several rounds of the pipeline."""
     args = *tensors_of((2, 8, 16, 17), [(8, 3, 3)], torch.bfloat16), [1]
     results = [weight_gradients(*args, n, seed)[0] for n in (4, 8) for seed in range(6)]
     assert all(torch.equal(result, results[0]) for result in results[1:])
@@ -121,12 +122,12 @@ def test_pipeline_on_more_seeds():
 
 @DTYPES
 def test_backward(dtype):
-    """Both gradients through the op, whose tensors are channels of others, 7 of them padded."""
+    """Both gradients through the op, for slices of channels, 7 of which are padded to 8."""
     input, weights, grad_output = tensors_of((2, 24, 6, 7), [(7, 3, 3), (16, 1, 1)], dtype)
     args = input[:, 8:], [w[:, 8:] for w in weights], grad_output, [2, 1]
-    before = _emulated.launch_counts()
+    before = emulator.load().launch_counts()
     results = emulated_gradients(*args, device="sm_90")
-    after = _emulated.launch_counts()
+    after = emulator.load().launch_counts()
     name = "dilated_conv2d_wgrad_kernel"
     assert after["dilated_conv2d_wgrad_sm90_kernel"] > before.get(name.replace("_k", "_sm90_k"), 0)
     assert after.get(name, 0) == before.get(name, 0)
@@ -138,26 +139,28 @@ def test_backward(dtype):
 
 
 def between_nans(tensor: Tensor) -> Tensor:
-    """The same as part of a buffer with NaN before and behind it."""
+    """Copy of the tensor within a buffer that holds NaN before and after it."""
     buffer = torch.full((tensor.numel() + 2 * 4096,), float("nan"), dtype=tensor.dtype)
     inside = buffer[4096:-4096].view(tensor.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
     return inside.copy_(tensor)
 
 
-@WORKERS
-def test_reads_nothing_but_its_channels(num_workers):
-    """Nothing outside of the tensors, and nothing of one branch for another."""
+@NUM_CTAS
+def test_reads_only_its_own_channels(num_ctas):
+    """No element outside the tensors is read, and none of one branch for another."""
     kernels, rates = [(8, 3, 3), (16, 3, 1), (8, 1, 1)], [2, 9, 1]
     input, weights, grad_output = tensors_of((3, 8, 7, 5), kernels, torch.bfloat16)
     args = input, weights, grad_output, rates
-    expected = weight_gradients(*args, num_workers, 0)
+    expected = weight_gradients(*args, num_ctas, 0)
     grad_output[:, 8:24] = float("nan")
     results = weight_gradients(
-        between_nans(input), weights, between_nans(grad_output), rates, num_workers, 1
+        between_nans(input), weights, between_nans(grad_output), rates, num_ctas, 1
     )
     assert torch.equal(results[0], expected[0]) and torch.equal(results[2], expected[2])
     inside = results[1].isnan()
-    assert inside[:, :, 1].all() and not inside[:, :, [0, 2]].any()  # zeros, whatever comes in
+    assert (
+        inside[:, :, 1].all() and not inside[:, :, [0, 2]].any()
+    )  # taps that are never inside: zeros
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_reads_nothing_but_its_channels(num_workers):
     ],
 )
 def test_boxes_cover_each_pixel_once(plane, branches):
-    """And no pixel next to a rectangle at which both operands are inside of the map."""
+    """Boxes contain each pixel once, and no other pixel where both operands are inside the map."""
     N, H, W = plane
     arguments = plane, tuple(branches), 8, (8,) * len(branches), torch.bfloat16, CPU, 4
     work_list = work_lists.wgrad_work_list(*arguments, work_lists.WGRAD_SM90)
@@ -188,7 +191,7 @@ def test_boxes_cover_each_pixel_once(plane, branches):
 
 
 def test_boxes_fit_the_shape():
-    """VOC at output stride 8, batch 8: 4 % more pixels than there are."""
+    """For VOC at output stride 8 and batch 8, boxes have 4 % more pixels than rectangles."""
     sizes = [
         (65 - abs(y), 65 - abs(x)) for r in (12, 24, 36) for y in (-r, 0, r) for x in (-r, 0, r)
     ]
@@ -198,28 +201,20 @@ def test_boxes_fit_the_shape():
     assert 1.04 < pixels / sum(8 * h * w for h, w in sizes) < 1.05
 
 
-def test_fp32_stays_with_the_other_kernel():
-    kernels = LaunchContext(_emulated.cuda, 0, 4, is_sm90=True)
+def test_fp32_uses_the_sm80_kernel():
+    kernels = LaunchContext(emulator.load().cuda, 0, 4, is_sm90=True)
     assert work_lists.wgrad_kernel(kernels, torch.float32) is work_lists.WGRAD_SM80
     assert work_lists.wgrad_kernel(kernels, torch.float16) is work_lists.WGRAD_SM90
 
 
 @pytest.mark.skipif(not NVCC, reason="needs nvcc")
 @pytest.mark.parametrize("architecture", ["80", "90a"])
-def test_the_compiler_has_nothing_to_say(tmp_path, architecture):
-    """Such as C7508, setmaxnreg is ignored, or C7510, products wait for each other."""
+def test_compiles_without_warnings(tmp_path, architecture):
+    """ptxas could warn that setmaxnreg is ignored (C7508) or wgmma serialised (C7510)."""
     source = ROOT / "csrc" / "cuda" / "conv" / "dilated_conv2d_wgrad_sm90.cu"
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     options = ["-std=c++17", "-cubin", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
-    command = [
-        NVCC,
-        *options,
-        target,
-        "--fmad=false",
-        f"-I{ROOT}/csrc",
-        source,
-        "-o",
-        tmp_path / "cubin",
-    ]
+    options += ["--fmad=false", f"-I{ROOT}/csrc"]
+    command = [NVCC, *options, target, source, "-o", tmp_path / "cubin"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout + done.stderr == "", done.stderr

@@ -13,7 +13,7 @@ from deeplab_fast import DeepLabV3
 from deeplab_fast.backends import dispatch_table, registry
 from deeplab_fast.ops.shape_bucket import shape_bucket
 
-from ..conftest import set_tf32
+from ..support.backends import set_tf32
 
 HOPPER = "sm_90 with 132 SMs"
 GPU = SimpleNamespace(device=torch.device("cuda", 0))  # all that the choice asks of a tensor

@@ -1,6 +1,6 @@
-"""What the kernels' callers take and refuse: strides of every operand, and limits from both sides.
+"""Calls of the CUDA kernels: strides of every operand, limits from both sides, amounts of work.
 
-Small integers, whose sums are exact, so that results are compared with float64 bit for bit.
+Inputs are small integers, whose sums are exact, so results equal those of float64 bit for bit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated
+from deeplab_fast import _C
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import DTYPES, LaunchContext
 from deeplab_fast.backends.arguments import Aspp
@@ -22,17 +22,18 @@ from deeplab_fast.backends.cuda import (
     dilated_conv2d,
     dilated_conv2d_backward,
 )
-from deeplab_fast.emulated import machine
 
+from ..support import emulator
 from ..support.convolution import convolved
+from ..support.emulator import machine
 
 CPU = torch.device("cpu")
 DEVICES = pytest.mark.parametrize("device", ["sm_80", "sm_90"])
 BF16 = torch.bfloat16
 
 
-def kernels(device: str, num_workers: int = 4) -> LaunchContext:
-    return LaunchContext(_emulated.cuda, 0, num_workers, device == "sm_90")
+def kernels(device: str, num_ctas: int = 4) -> LaunchContext:
+    return LaunchContext(emulator.load().cuda, 0, num_ctas, device == "sm_90")
 
 
 def ints(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
@@ -40,16 +41,16 @@ def ints(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
 
 
 def spread(tensor: Tensor) -> Tensor:
-    """The same values in every second place of memory."""
+    """Copy of the tensor with a stride of two elements."""
     return tensor.new_full((*tensor.shape, 2), 77)[..., 0].copy_(tensor)
 
 
 def shifted(tensor: Tensor) -> Tensor:
-    """The same, one element further: not aligned to 16 bytes."""
+    """Copy of the tensor that is not aligned to 16 bytes."""
     return tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
 
 
-# Rows of a 1x1 weight may be parts of longer ones; all other weights are copied.
+# Views of weights. Only rows of a 1x1 weight may be slices of longer rows; others are copied.
 WEIGHTS = {
     "columns of longer rows": lambda w: torch.cat([w, w + 7], dim=1)[:, : w.size(1)],
     "later columns": lambda w: torch.cat([w + 7, w], dim=1)[:, w.size(1) :],
@@ -78,7 +79,7 @@ def test_views_of_weights(device, size, view):
 
 @DEVICES
 def test_strided_operands(device):
-    """Input, weights, biases, and all that comes in for the gradients."""
+    """Strided input, weights, biases and gradient of the output."""
     input, grad, weights = (
         ints(2, 16, 3, 4),
         ints(2, 24, 3, 4),
@@ -139,7 +140,7 @@ def test_strided_operands_of_the_pooled_branch(device):
 @DEVICES
 @pytest.mark.parametrize(("size", "rates"), [((3, 9), (2, 7)), ((9, 3), (7, 2)), ((3, 9), (5, 7))])
 def test_rates_between_the_sides_of_a_map(device, size, rates):
-    """A rate beyond the map does what the map's size does, each along its own side."""
+    """A dilation beyond the map acts like the map's size, along each side separately."""
     input, grad, weight = ints(1, 8, *size), ints(1, 8, *size), ints(8, 8, 3, 3)
     depthwise = ints(8, 1, 3, 3)
     where = kernels(device)
@@ -234,8 +235,8 @@ def test_limits_of_aspp():
     assert "pooled channels, got 12" in (unsupported(pooled=12) or "")
 
 
-def test_kernels_refuse_channels_that_their_copies_cannot_take():
-    """The callers never ask for these."""
+def test_kernels_reject_unaligned_channels():
+    """Launchers check this themselves, although their callers never pass such channels."""
     memory = torch.zeros(4096, dtype=BF16)
     work_list = work_lists.conv_work_list(
         _C.schedule.forward_tiles, (1, 1, 1), ((1, 1, 1, 1),), 1, (8,), CPU, 1
@@ -243,7 +244,7 @@ def test_kernels_refuse_channels_that_their_copies_cannot_take():
 
     def convolve(name, in_channels=16, source=(0, 8, 0), stride=16, outputs=1, sums=0) -> None:
         address = memory.data_ptr()
-        getattr(_emulated.cuda, name)(
+        getattr(emulator.load().cuda, name)(
             address, 0, address, [_C.ConvOutput(address, 0, 0, 8, 0, stride, sums)] * outputs,
             [_C.ConvSource(*source)] * outputs, work_list.work, _C.ConvEpilogue(0, 0.0, 1.0),
             _C.ConvShape(1, 1, in_channels, 8), DTYPES[BF16], 0,
@@ -255,18 +256,18 @@ def test_kernels_refuse_channels_that_their_copies_cannot_take():
     ]  # fmt: skip
     for name in ("dilated_conv2d_fwd", "dilated_conv2d_fwd_sm90"):
         for change in changes:
-            with pytest.raises(RuntimeError, match=f"{name}: input channels must be a multiple"):
+            with pytest.raises(RuntimeError, match=f"{name}: expected input channels in multiples"):
                 convolve(name, **change)
         with pytest.raises(RuntimeError, match=f"{name}: too many branches"):
             convolve(name, outputs=9)
-    with pytest.raises(RuntimeError, match="this kernel sums no pixels"):
+    with pytest.raises(RuntimeError, match="expected no pixel_sums"):
         convolve("dilated_conv2d_fwd", sums=memory.data_ptr())
-    with pytest.raises(RuntimeError, match="the work list is that of another kernel"):
+    with pytest.raises(RuntimeError, match="expected the work list of this kernel"):
         convolve("dilated_conv2d_fwd_sm90")
 
 
 @pytest.mark.parametrize("suffix", ["", "_sm90"])
-def test_kernels_refuse_channels_of_gradients_that_their_copies_cannot_take(suffix):
+def test_gradient_kernels_reject_unaligned_channels(suffix):
     address = torch.zeros(4096, dtype=BF16).data_ptr()
     kernel = work_lists.WGRAD_SM90 if suffix else work_lists.WGRAD_SM80
     work_list = work_lists.wgrad_work_list(
@@ -274,36 +275,36 @@ def test_kernels_refuse_channels_of_gradients_that_their_copies_cannot_take(suff
     )
 
     def launch(C=8, out_channels=16, rows=(8, 8)) -> None:
-        getattr(_emulated.cuda, "dilated_conv2d_wgrad" + suffix)(
+        getattr(emulator.load().cuda, "dilated_conv2d_wgrad" + suffix)(
             0, address, address, [(address, k, 1) for k in rows], work_list.work,
             _C.ConvWgradShape(1, 1, 1, C, out_channels), DTYPES[BF16], 0,
         )  # fmt: skip
 
     for change in ({"C": 12}, {"out_channels": 12}, {"rows": (4, 8)}, {"rows": (8, 4)}):
-        with pytest.raises(RuntimeError, match="channels must be multiples of 16 bytes"):
+        with pytest.raises(RuntimeError, match="expected channels in multiples of 16 bytes"):
             launch(**change)
     with pytest.raises(RuntimeError, match="too many branches"):
         launch(rows=(8,) * 9)
 
 
-# How much work there is.
+# Amounts of work.
 
 
 @pytest.mark.parametrize(
-    ("kernel", "dtype", "step"),
+    ("kernel", "dtype", "channels"),
     [
         (work_lists.CONV_SM80, BF16, 32),
         (work_lists.CONV_SM80, torch.float32, 16),
         (work_lists.CONV_SM90, torch.float16, 64),
     ],
 )
-def test_steps_of_a_tap(kernel, dtype, step):
-    steps = [work_lists.k_iters_per_tap(c, dtype, kernel) for c in (8, step, step + 8, 5 * step)]
-    assert steps == [1, 1, 2, 5]
+def test_k_iterations_per_tap(kernel, dtype, channels):
+    counts = (8, channels, channels + 8, 5 * channels)
+    assert [work_lists.k_iters_per_tap(c, dtype, kernel) for c in counts] == [1, 1, 2, 5]
 
 
 @pytest.mark.parametrize("kernel", [work_lists.CONV_SM80, work_lists.CONV_SM90])
-def test_no_item_is_past_the_last_channel(kernel):
+def test_no_work_item_is_past_the_last_channel(kernel):
     tile = kernel.tile
     for channels, blocks in ((1, 1), (tile, 1), (tile + 1, 2), (3 * tile, 3)):
         work_list = work_lists.conv_work_list(
@@ -315,8 +316,8 @@ def test_no_item_is_past_the_last_channel(kernel):
 
 
 @pytest.mark.parametrize("kernel", [work_lists.CONV_SM90, work_lists.WGRAD_SM90])
-def test_workers_of_a_persistent_kernel_have_the_items_that_the_schedule_gave_them(kernel):
-    """Taken in order of the list alone, the first workers would have all of the longest."""
+def test_persistent_clusters_have_balanced_work(kernel):
+    """Clusters get the work items of the schedule; in list order the first ones get too many."""
     if kernel is work_lists.CONV_SM90:
         work_list = work_lists.conv_work_list(
             _C.schedule.forward_tiles, (1, 33, 33), ((3, 3, 12, 12),), 4, (512,), CPU, 16, kernel
@@ -333,23 +334,23 @@ def test_workers_of_a_persistent_kernel_have_the_items_that_the_schedule_gave_th
 
 
 @pytest.mark.parametrize("kernel", [work_lists.WGRAD_SM80, work_lists.WGRAD_SM90])
-def test_no_item_of_a_weight_gradient_is_past_the_last_channel(kernel):
-    tile, step = kernel.tile, kernel.k_iter_bytes // 2
+def test_no_work_item_of_a_weight_gradient_is_past_the_last_channel(kernel):
+    tile, k_iter = kernel.tile, kernel.k_iter_bytes // 2  # pixels per k-iteration
     for inputs, outputs, blocks in ((8, tile, 1), (tile, tile + 8, 2), (tile + 8, 2 * tile, 4)):
-        for pixels, steps in ((1, 1), (step, 1), (step + 1, 2)):
+        for pixels, k_iters in ((1, 1), (k_iter, 1), (k_iter + 1, 2)):
             work_list = work_lists.wgrad_work_list(
                 (1, 1, pixels), ((1, 1, 1, 1),), inputs, (outputs,), BF16, CPU, 8, kernel
             )
             _, items, _, first_items, *_ = work_list.tensors
             items = items.view(-1, 5)
             assert sorted(items[:, 1].tolist()) == list(range(blocks))
-            assert set(items[:, 3].tolist()) == {steps}
+            assert set(items[:, 3].tolist()) == {k_iters}
             assert first_items[-1] == blocks
             assert len(first_items) <= 8 // kernel.sm80_ctas + 1
 
 
 class Recorder:
-    """Stands in for the launchers; keeps their arguments."""
+    """Stand-in for the launchers that records their arguments."""
 
     def __init__(self) -> None:
         self.calls: dict[str, tuple] = {}
@@ -359,14 +360,14 @@ class Recorder:
 
 
 @pytest.mark.parametrize(
-    ("shape", "num_workers", "parts"),
+    ("shape", "num_ctas", "parts"),
     [((1, 8, 1, 1), 8, 1), ((1, 8, 16, 16), 8, 1), ((1, 8, 16, 31), 8, 1), ((2, 8, 16, 16), 8, 2),
      ((3, 8, 64, 64), 8, 8), ((3, 8, 64, 64), 132, 48)],
 )  # fmt: skip
-def test_parts_of_a_bias_gradient(shape, num_workers, parts):
-    """At least 256 pixels each, and no more than blocks that run at once."""
+def test_parts_of_a_bias_gradient(shape, num_ctas, parts):
+    """At least 256 pixels per part, and no more parts than thread blocks that run at once."""
     recorder = Recorder()
-    where = LaunchContext(recorder, 0, num_workers)
+    where = LaunchContext(recorder, 0, num_ctas)
     dilated_conv2d_backward.bias_gradients(where, torch.zeros(shape), [torch.zeros(8)])
     _, _, _, pixels, K, num_parts, *_ = recorder.calls["dilated_conv2d_bias_grad"]
     assert (pixels, K, num_parts) == (shape[0] * shape[2] * shape[3], 8, parts)
@@ -378,7 +379,7 @@ def test_parts_of_a_bias_gradient(shape, num_workers, parts):
      ((1, 2**15, 8, 8), 2), ((8, 8192, 16, 16), 8)],
 )  # fmt: skip
 def test_parts_of_a_depthwise_gradient(shape, parts):
-    """At least 2^15 elements each, and no more than 2^16 sums of a tap in all."""
+    """At least 2^15 elements per part, and at most 2^16 sums per tap."""
     recorder = Recorder()
     x = torch.zeros(1).expand(shape).contiguous(memory_format=torch.channels_last)
     weight = torch.zeros(shape[1], 1, 3, 3)
@@ -387,12 +388,12 @@ def test_parts_of_a_depthwise_gradient(shape, parts):
     assert recorder.calls["depthwise_conv2d_wgrad"][-3] == parts
 
 
-def strip_rows(monkeypatch, num_workers: int, shape: tuple[int, ...], kernel: tuple[int, int]):
-    """Of the strips of a convolution, of the gradient of its input and of that of its weight."""
+def strip_rows(monkeypatch, num_ctas: int, shape: tuple[int, ...], kernel: tuple[int, int]):
+    """Rows per strip of a convolution, of its input gradient and of its weight gradient."""
     recorder = Recorder()
     shapes = SimpleNamespace(DepthwiseShape=lambda size, kernel, rates, rows, mirrored: rows)
     monkeypatch.setattr(depthwise_conv2d, "_C", shapes)
-    where = LaunchContext(recorder, 0, num_workers)
+    where = LaunchContext(recorder, 0, num_ctas)
     x = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
     weight = torch.empty(shape[1], 1, *kernel, dtype=torch.bfloat16)
     depthwise_conv2d.forward(where, x, weight, None, (1, 1))
@@ -403,24 +404,24 @@ def strip_rows(monkeypatch, num_workers: int, shape: tuple[int, ...], kernel: tu
 
 
 @pytest.mark.parametrize(
-    ("shape", "kernel", "num_workers", "rows"),
-    [((1, 960, 65, 65), (3, 3), 264, 11),  # 375 of 396 blocks; of 10 rows there would be 435
+    ("shape", "kernel", "num_ctas", "rows"),
+    [((1, 960, 65, 65), (3, 3), 264, 11),  # 375 of 396 thread blocks; 10 rows would need 435
      ((8, 384, 65, 65), (3, 3), 264, 33),  # 390; 22 rows: 585
-     ((1, 40, 65, 65), (5, 5), 264, 2),  # 4 channels a thread: 179 of 264; 1 row: 353
+     ((1, 40, 65, 65), (5, 5), 264, 2),  # 4 channels per thread: 179 of 264; 1 row: 353
      ((8, 40, 65, 65), (5, 5), 264, 11),  # 260; 10 rows: 304
-     ((1, 36, 65, 65), (3, 3), 264, 4),  # 1 channel a thread: 369 of 396; 3 rows: 477
+     ((1, 36, 65, 65), (3, 3), 264, 4),  # 1 channel per thread: 369 of 396; 3 rows: 477
      ((1, 24, 65, 65), (7, 3), 264, 1),  # 101 of 528
      ((1, 960, 65, 65), (3, 3), 8, 33),  # 12 rounds of 12, nearly full; 65 rows: 6 rounds
-     ((1, 8, 2**20, 1), (3, 3), 264, 256)],  # 4096 strips, 32 blocks: no more are tried
+     ((1, 8, 2**20, 1), (3, 3), 264, 256)],  # 4096 strips, 32 blocks: the most that are tried
 )  # fmt: skip
-def test_depthwise_strips_fill_rounds_of_blocks(monkeypatch, shape, kernel, num_workers, rows):
-    """132 processors have three blocks of a 3x3 kernel each, two of 5x5, four of others."""
-    forward, grad_input, _ = strip_rows(monkeypatch, num_workers, shape, kernel)
+def test_depthwise_strips_fill_rounds_of_blocks(monkeypatch, shape, kernel, num_ctas, rows):
+    """Each of 132 SMs runs three thread blocks of a 3x3 kernel, two of 5x5, four of others."""
+    forward, grad_input, _ = strip_rows(monkeypatch, num_ctas, shape, kernel)
     assert forward == grad_input == rows
 
 
 @pytest.mark.parametrize(("shape", "rows"), [((1, 960, 65, 65), 8), ((8, 384, 65, 65), 13)])
-def test_strips_of_a_depthwise_gradient_are_those_of_every_device(monkeypatch, shape, rows):
-    """Its sums are in the order of the strips."""
-    for num_workers in (8, 264):
-        assert strip_rows(monkeypatch, num_workers, shape, (3, 3))[-1] == rows
+def test_strips_of_a_depthwise_gradient_do_not_depend_on_the_device(monkeypatch, shape, rows):
+    """The order of its sums is that of the strips."""
+    for num_ctas in (8, 264):
+        assert strip_rows(monkeypatch, num_ctas, shape, (3, 3))[-1] == rows

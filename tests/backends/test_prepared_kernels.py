@@ -1,4 +1,4 @@
-"""Prepared networks through the CUDA convolution, in the emulator."""
+"""Networks prepared for inference, run on the emulated CUDA convolution."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_dilated_bottleneck(ran, in_channels):
 
 
 def test_head(ran):
-    """ASPP, the 3x3 and the last convolution, of 5 channels."""
+    """ASPP, the 3x3 convolution, and the last convolution with 5 output channels."""
     head = with_statistics(_deeplab_head(16, (2, 7), 5, True))
     check(head, _fused_head(head), torch.randn(1, 16, 5, 4))
     assert [op for op, backend in ran if backend == "emulated"] == [
@@ -60,7 +60,7 @@ def test_head(ran):
 
 
 def test_whole_model(monkeypatch, ran):
-    """What the kernel does not take, strides, groups and the image's 3 channels, goes elsewhere."""
+    """Strided and grouped convolutions and the 3-channel input use the reference backend."""
     model = with_statistics(DeepLabV3("mobilenet_v2", 5, output_stride=16))
     prepared, images = model.prepare_for_inference(torch.bfloat16), torch.randn(2, 3, 33, 33)
     monkeypatch.setitem(registry._AUTOMATIC, "cpu", ("emulated", "reference"))

@@ -203,7 +203,7 @@ WGRAD_CASES = [*CASES, ((8, 65, 65), ASPP_OS8)]
 def test_weight_gradient_multiplies_each_tap_and_pixel_once(plane, branches, num_ctas, dtype):
     """Each block of each tap is the sum over the pixels of its rectangle, row by row."""
     (N, H, W), C, out_channels = plane, 264, [136 + 8 * b for b in range(len(branches))]
-    _, tensors, num_slots, _ = work_lists.wgrad_work_list(
+    _, tensors, num_slots = work_lists.wgrad_work_list(
         plane, tuple(branches), C, tuple(out_channels), dtype, torch.device("cpu"), num_ctas
     )
     rectangles, items, _, _ = (t.numpy().reshape(-1, f) for t, f in zip(tensors, (8, 5, 4, 1)))

@@ -1,6 +1,6 @@
-"""Sizes one below, at and one past what a vector, a warp, a step, a tile or a block takes.
+"""Sizes one below, at and one past those of a vector, a warp, a k-iteration, a CTA and a tile.
 
-Small integers, whose sums are exact, so that results are compared with float64 bit for bit.
+Inputs are small integers, whose sums are exact, so results equal those of float64 bit for bit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeplab_fast import _C, _emulated
+from deeplab_fast import _C
 from deeplab_fast._native.common import DTYPES, LaunchContext
 from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends.arguments import ParallelDilatedConv2dAndMean
@@ -20,9 +20,10 @@ from deeplab_fast.backends.cuda import (
     dilated_conv2d_and_mean,
     dilated_conv2d_backward,
 )
-from deeplab_fast.emulated import machine
 
+from ..support import emulator
 from ..support.convolution import convolve
+from ..support.emulator import machine
 
 KERNELS = pytest.mark.parametrize(
     ("device", "dtype"),
@@ -31,8 +32,8 @@ KERNELS = pytest.mark.parametrize(
 )
 
 
-def kernels(device: str, num_workers: int) -> LaunchContext:
-    return LaunchContext(_emulated.cuda, 0, num_workers, device == "sm_90")
+def kernels(device: str, num_ctas: int) -> LaunchContext:
+    return LaunchContext(emulator.load().cuda, 0, num_ctas, device == "sm_90")
 
 
 def ints(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -48,8 +49,8 @@ def exact(sums: Tensor, dtype: torch.dtype) -> Tensor:
     return sums.to(dtype)
 
 
-# Per kernel: pixels of a warp (16 or 64 rows), of a block and of a tile; output channels of a
-# vector of four, of a warp and of a tile; input channels of a copy (8, or 4 in fp32) and of a step.
+# Pixels per warp (16 or 64 rows), per CTA and per tile; output channels per vector of four, per
+# warp and per tile.
 @pytest.mark.parametrize(
     ("pixels", "channels"),
     [(15, 1), (16, 4), (17, 5), (63, 63), (64, 64), (65, 65), (127, 127), (128, 128), (129, 129),
@@ -58,7 +59,7 @@ def exact(sums: Tensor, dtype: torch.dtype) -> Tensor:
 @KERNELS
 def test_pixels_and_output_channels(device, dtype, pixels, channels):
     if device == "sm_80" and pixels > 200:
-        pytest.skip("a tile has 128 of each")
+        pytest.skip("an sm_80 tile has 128 pixels and 128 channels")
     input, weight = nhwc(1, 8, 1, pixels, dtype=dtype), ints(channels, 8, 1, 1, dtype=dtype)
     bias, output = ints(channels, dtype=dtype), empty_nhwc(input, channels)
     with machine(1, device):
@@ -67,16 +68,16 @@ def test_pixels_and_output_channels(device, dtype, pixels, channels):
     assert torch.equal(output, exact(expected, dtype))
 
 
-@pytest.mark.parametrize("num_workers", [1, 24])
+@pytest.mark.parametrize("num_ctas", [1, 24])
 @pytest.mark.parametrize("channels", [8, 16, 24, 32, 40, 64, 72, 128, 136, 200, 264])
 @KERNELS
-def test_steps(device, dtype, channels, num_workers):
-    """From one step to more than the pipeline has stages, in whole and in split sums."""
+def test_k_iterations(device, dtype, channels, num_ctas):
+    """From one k-iteration to more than the pipeline has stages, in whole and in split tiles."""
     input, weight = nhwc(2, channels, 1, 3, dtype=dtype), ints(8, channels, 1, 1, dtype=dtype)
     output = empty_nhwc(input, 8)
     with machine(1, device):
         convolve(
-            kernels(device, num_workers), output, input, [weight], [None], [(1, 1)],
+            kernels(device, num_ctas), output, input, [weight], [None], [(1, 1)],
             activation="none",
         )  # fmt: skip
     assert torch.equal(output, exact(F.conv2d(input.double(), weight.double()), dtype))
@@ -85,7 +86,7 @@ def test_steps(device, dtype, channels, num_workers):
 @pytest.mark.parametrize("count", [1, 2, 8])
 @KERNELS
 def test_branches(device, dtype, count):
-    """Up to the most, each at channels of its own, with another bias and more taps."""
+    """Up to the maximum of 8 branches, with different channels, biases and numbers of taps."""
     input = nhwc(2, 8, 3, 4, dtype=dtype)
     sizes = [(3 + 2 * i, 1 + 2 * (i % 3)) for i in range(count)]
     weights = [ints(k, 8, r, r, dtype=dtype) for k, r in sizes]
@@ -106,14 +107,14 @@ def test_branches(device, dtype, count):
     [(1, 8, 8), (15, 8, 56), (16, 56, 64), (17, 64, 72), (31, 72, 8), (32, 8, 120), (33, 120, 128),
      (63, 128, 136), (64, 136, 8), (65, 8, 248), (127, 248, 256), (128, 256, 264), (129, 264, 8)],
 )  # fmt: skip
-@pytest.mark.parametrize("num_workers", [1, 24])
+@pytest.mark.parametrize("num_ctas", [1, 24])
 @KERNELS
-def test_weight_gradients(device, dtype, pixels, outputs, inputs, num_workers):
+def test_weight_gradients(device, dtype, pixels, outputs, inputs, num_ctas):
     input, grad = nhwc(1, inputs, 1, pixels, dtype=dtype), nhwc(1, outputs, 1, pixels, dtype=dtype)
     weight = torch.empty(outputs, inputs, 1, 1, dtype=dtype)
     with machine(1, device):
         _, (actual,), (bias,) = dilated_conv2d_backward.backward(
-            kernels(device, num_workers), grad, input, [weight], [(1, 1)], [False, True, True]
+            kernels(device, num_ctas), grad, input, [weight], [(1, 1)], [False, True, True]
         )
     expected = torch.einsum("nkyx,ncyx->kc", grad.double(), input.double())
     assert torch.equal(actual[:, :, 0, 0], exact(expected, dtype))
@@ -127,11 +128,11 @@ def test_weight_gradients(device, dtype, pixels, outputs, inputs, num_workers):
      (100, 248, 1), (5, 256, 4), (3, 264, 5)],
 )  # fmt: skip
 def test_bias_gradients(dtype, pixels, channels, parts):
-    """Rows of a block, its channels, threads of the reduction, parts with and without pixels."""
+    """Rows and channels of a thread block, threads of the reduction, and parts without pixels."""
     grad = ints(pixels, channels, dtype=dtype)
     result, partial = torch.full((channels,), 99, dtype=dtype), torch.empty(parts, channels)
     with machine(1):
-        _emulated.cuda.dilated_conv2d_bias_grad(
+        emulator.load().cuda.dilated_conv2d_bias_grad(
             result.data_ptr(), partial.data_ptr(), grad.data_ptr(), pixels, channels, parts,
             DTYPES[dtype], 0,
         )  # fmt: skip
@@ -145,7 +146,7 @@ def test_bias_gradients(dtype, pixels, channels, parts):
      (1, 256, 136, 17), (2, 264, 248, 5), (1, 512, 264, 3), (1, 520, 8, 8)],
 )  # fmt: skip
 def test_pooled_branch(dtype, images, channels, pooled, outputs):
-    """Channels of a warp's loads, outputs of a block."""
+    """Channels that a warp loads, and outputs of a thread block."""
     means = ints(images, channels, dtype=torch.float32)
     pool, pool_bias = ints(pooled, channels, 1, 1, dtype=dtype), ints(pooled, dtype=dtype)
     project, bias = ints(outputs, pooled, 1, 1, dtype=dtype), ints(outputs, dtype=dtype)
@@ -163,15 +164,17 @@ def test_pooled_branch(dtype, images, channels, pooled, outputs):
      (4, 3, 264, 12), (3, 16, 8, 64), (2, 64, 32, 64), (2, 65, 40, 64)],
 )  # fmt: skip
 def test_means(dtype, images, pixels, channels, run):
-    """Warps of a block, its channels; runs within an image, of one and of several."""
+    """Warps and channels of a thread block; runs within an image and across images."""
     input = ints(images, pixels, channels, dtype=dtype)
     num_rows = -(-images * pixels // run) + images - 1
     sums = torch.full((num_rows + 1, channels), float("nan"))
     means = torch.full((images + 1, channels), float("nan"))
     runs = _C.PixelRuns(images, pixels, channels, run, 1)
     with machine(1):
-        _emulated.cuda.pixel_sums_fwd(sums.data_ptr(), input.data_ptr(), runs, DTYPES[dtype], 0)
-        _emulated.cuda.pixel_means_fwd(means.data_ptr(), sums.data_ptr(), runs, False, 0)
+        emulator.load().cuda.pixel_sums_fwd(
+            sums.data_ptr(), input.data_ptr(), runs, DTYPES[dtype], 0
+        )
+        emulator.load().cuda.pixel_means_fwd(means.data_ptr(), sums.data_ptr(), runs, False, 0)
     assert torch.equal(means[:-1], (input.double().sum(1).float() / pixels))
     assert means[-1].isnan().all() and sums[-1].isnan().all()
 
@@ -182,7 +185,7 @@ def test_means(dtype, images, pixels, channels, run):
     [
         ((1, 7, 1, 1), (3, 3)),
         ((1, 8, 4, 15), (3, 3)),
-        ((1, 32, 5, 16), (3, 3)),  # the channels of a block in fp32
+        ((1, 32, 5, 16), (3, 3)),  # the channels of a thread block in fp32
         ((2, 64, 4, 17), (3, 3)),  # in 16 bits
         ((1, 72, 3, 33), (3, 3)),
         ((2, 64, 3, 9), (5, 5)),
@@ -194,7 +197,7 @@ def test_means(dtype, images, pixels, channels, run):
     ],
 )
 def test_depthwise(dtype, shape, kernel):
-    """Channels and columns of a block; the last strip of rows is as long as the others or not."""
+    """Channels and columns of a thread block, and last strips of fewer rows."""
     N, C, H, W = shape
     input, grad = nhwc(*shape, dtype=dtype), nhwc(*shape, dtype=dtype)
     weight, bias = ints(C, 1, *kernel, dtype=dtype), ints(C, dtype=dtype)
@@ -215,8 +218,8 @@ def test_depthwise(dtype, shape, kernel):
     [(1, 8, 1, 127), (1, 8, 8, 16), (2, 8, 1, 129), (3, 72, 5, 17), (2, 64, 16, 17)],
     ids=str,
 )
-def test_means_taken_along(device, shape):
-    """Images that end one pixel before, at and after the end of a run or a block."""
+def test_means_along_a_convolution(device, shape):
+    """Images that end one pixel before, at and after the end of a run or a CTA's pixels."""
     C, dtype = shape[1], torch.bfloat16
     input = nhwc(*shape, dtype=dtype)
     weights = [ints(8, C, k, k, dtype=dtype) for k in (3, 1)]

@@ -18,8 +18,8 @@ import deeplab_fast
 from deeplab_fast import dilated_conv2d, parallel_dilated_conv2d, upsample_argmax
 from deeplab_fast.backends import registry
 
-from ..conftest import is_interpreted
 from ..support import bilinear_oracle
+from ..support.backends import is_interpreted
 from ..support.cases import Conv, assert_as_accurate_as, operands, to_tf32
 from ..support.triton_splits import record_num_slots, set_blocks, set_num_programs
 from ..support.unsupported import unsupported_reason

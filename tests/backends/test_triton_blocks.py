@@ -16,8 +16,8 @@ import deeplab_fast
 from deeplab_fast import dilated_conv2d, parallel_dilated_conv2d
 from deeplab_fast.backends import registry
 
-from ..conftest import is_interpreted, set_tf32
 from ..support import bilinear_oracle
+from ..support.backends import is_interpreted, set_tf32
 from ..support.cases import Conv, assert_as_accurate_as, operands
 from ..support.triton_memory import check_memory, number_programs_from, zeros_without_memory
 from ..support.triton_splits import record_num_slots, set_blocks, set_num_programs

@@ -1,6 +1,6 @@
-"""The emulated kernels stay within the memory that they are given: outputs and scratch memory.
+"""Kernels write only to their outputs and workspaces.
 
-What they write past an end would pass unnoticed where it is read again from the same place.
+Other tests would miss a write past an end that is read back from the same place.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from deeplab_fast import emulated
 from deeplab_fast.backends import registry
 from deeplab_fast.backends.cuda import depthwise_conv2d
-from deeplab_fast.emulated import machine
 
+from ..support import emulator
+from ..support.emulator import machine
 from ..support.memory import GuardedAllocations
 
 
@@ -71,7 +71,7 @@ def depthwise_gradient(shape) -> tuple[Any, ...]:
     return nhwc(*shape), nhwc(*shape), weights(1, (shape[1], 3))[0], [2, 2], shape[1], [True] * 3
 
 
-# (op, device, workers of a convolution, arguments)
+# (op, device, num_ctas of a convolution, arguments)
 CALLS: dict[str, tuple[str, str, int, Callable[[], tuple[Any, ...]]]] = {}
 for device in ("sm_80", "sm_90"):
     CALLS |= {
@@ -109,9 +109,9 @@ CALLS |= {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_nothing_is_touched_around_outputs_and_scratch_memory(monkeypatch, name):
-    op, device, workers, arguments = CALLS[name]
-    monkeypatch.setattr(emulated, "_NUM_CTAS", workers)
+def test_kernels_write_only_to_outputs_and_workspaces(monkeypatch, name):
+    op, device, num_ctas, arguments = CALLS[name]
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_PART", 512)
     call, guarded = arguments(), GuardedAllocations()
     with machine(1, device):

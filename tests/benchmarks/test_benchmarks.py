@@ -27,7 +27,7 @@ from PIL import Image
 import deeplab_fast
 from deeplab_fast.backends import dispatch_table, registry
 
-from ..conftest import device_of
+from ..support.backends import device_of
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("bench_*.py"))

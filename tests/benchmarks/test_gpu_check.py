@@ -22,6 +22,8 @@ import torch
 
 from deeplab_fast.backends import registry
 
+from ..support import emulator
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 GPU_CHECK = [sys.executable, str(BENCHMARKS / "gpu_check.py")]
 
@@ -582,13 +584,13 @@ def test_a_wrong_replay_is_not_timed(monkeypatch, two_rounds):
 
 def test_steps_of_the_worker_that_has_most(monkeypatch):
     """One worker has them all: of each tap those that its tiles need, and two for the item."""
-    from deeplab_fast import dilated_conv2d, emulated
+    from deeplab_fast import dilated_conv2d
     from deeplab_fast.backends import backend
 
     gpu_measure = importlib.import_module("gpu_measure")
-    monkeypatch.setattr(emulated, "_NUM_CTAS", 4)
+    monkeypatch.setattr(emulator, "num_ctas", 4)
     x = torch.randn(1, 200, 4, 4).bfloat16()
-    with backend("emulated"), emulated.machine(1, "sm_90"):
+    with backend("emulated"), emulator.machine(1, "sm_90"):
         weights = [torch.randn(8, 200, k, k).bfloat16() for k in (1, 3)]
         steps = [
             gpu_measure.longest_worker(lambda w=w: dilated_conv2d(x, w, dilation=2))

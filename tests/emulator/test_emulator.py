@@ -1,6 +1,6 @@
-"""The emulator: what its instructions compute, and the faults that it must catch in kernels.
+"""The emulator: results of its instructions, and faults in kernels that it must detect.
 
-The kernels in emulator_kernels are no part of the package: compiled here, and called on addresses.
+The kernels are in kernels/. They are compiled here, and called with addresses.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pybind11
 import pytest
 import torch
 import torch.nn.functional as F
 
 import deeplab_fast
-from deeplab_fast import aspp, dilated_conv2d, emulated, upsample_argmax
+from deeplab_fast import aspp, dilated_conv2d, upsample_argmax
 from deeplab_fast.backends import registry
-from deeplab_fast.emulated import SHARED_MEMORY, machine
 
+from ..support import emulator
+from ..support.emulator import SHARED_MEMORY, machine
 from .kernels import faults
 
 ROOT = Path(__file__).parents[2]
@@ -43,11 +43,12 @@ def compile_emulated(source: str, folder: Path, *options: str) -> Path:
     command = [CXX, "-std=c++17", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra"]
     command += ["-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
     command += [f"-I{ROOT}/csrc/emulator", f"-I{ROOT}/csrc"]
-    scheduler, module = folder / "simt.o", folder / f"{source}.so"
-    if not scheduler.exists():
-        simt = ROOT / "csrc" / "emulator" / "simt.cpp"
-        subprocess.run([*command, "-c", simt, "-o", scheduler], check=True)
-    inputs = ["-x", "c++", KERNELS / f"{source}.cu", "-x", "none", scheduler]
+    sources = [path for path in (ROOT / "csrc/emulator").glob("*.cpp") if path.name != "module.cpp"]
+    scheduler = [folder / f"{path.stem}.o" for path in sources]
+    if not all(path.exists() for path in scheduler):
+        subprocess.run([*command, "-c", *sources], cwd=folder, check=True)
+    module = folder / f"{source}.so"
+    inputs = ["-x", "c++", KERNELS / f"{source}.cu", "-x", "none", *scheduler]
     subprocess.run([*command, *options, "-shared", *inputs, "-o", module], check=True)
     return module
 
@@ -65,7 +66,7 @@ def fault_library(build_folder) -> ctypes.CDLL:
     return faults.load(str(compile_emulated("faults", build_folder)))
 
 
-# What the faulty kernels must be caught by, on every seed (a message) or on some (wrong output).
+# How faulty kernels must fail: with a message on every seed, or with wrong output on some seeds.
 MESSAGES = {
     "out_of_bounds_write": r"block \(0, 0, 0\) wrote outside its 256 bytes of shared memory",
     "out_of_bounds_copy": r"cp_async at faults.cu:\d+: offset 256 is not in the 256 bytes",
@@ -80,7 +81,7 @@ MESSAGES = {
     "spin": r"atomicAdd at faults.cu:\d+: the block spins for ever",
 }
 WRONG_OUTPUT = ["barrier", "wait", "refill", "warp_sync", "out_of_bounds_read"]
-# Wrong in a way that shows only in a build with a sanitizer, or whose output is right.
+# Faults that only a build with a sanitizer detects; the output may be right.
 ONLY_SANITIZERS = ["out_of_bounds_global", "overlapping_blocks", "misaligned"]
 
 
@@ -91,7 +92,7 @@ def test_correct_kernels_pass_on_every_seed(fault_library, name):
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_faults_that_fail_the_launch(fault_library, name):
+def test_faulty_kernels_fail_the_launch(fault_library, name):
     for seed in SEEDS if name != "spin" else [0]:
         caught = faults.run(fault_library, name, True, seed)
         assert caught is not None and caught != "wrong output", f"seed {seed}"
@@ -99,25 +100,25 @@ def test_faults_that_fail_the_launch(fault_library, name):
 
 
 @pytest.mark.parametrize("name", WRONG_OUTPUT)
-def test_faults_that_spoil_the_output(fault_library, name):
+def test_faulty_kernels_give_wrong_output(fault_library, name):
     caught = [faults.run(fault_library, name, True, seed) for seed in SEEDS]
     assert set(caught) <= {None, "wrong output"}
     assert "wrong output" in caught[:4], "the first few seeds must do"
 
 
-def test_landing_moments(fault_library):
-    """A missing wait hides from copies that land when issued, not from ones that land late."""
+def test_seeds_decide_when_copies_land(fault_library):
+    """A missing wait does not show if copies land when issued; it shows if they land late."""
     assert faults.run(fault_library, "wait", True, seed=0) is None
     assert faults.run(fault_library, "wait", True, seed=1) == "wrong output"
 
 
-def test_the_same_seed_repeats(fault_library):
+def test_same_seed_gives_same_results(fault_library):
     runs = [[faults.run(fault_library, "refill", True, seed) for seed in SEEDS] for _ in range(2)]
     assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize("device", SHARED_MEMORY)
-def test_shared_memory_above_the_device(fault_library, device):
+def test_too_much_shared_memory_is_an_error(fault_library, device):
     limit = SHARED_MEMORY[device]
     fault_library.set_machine(0, limit)
     output = np.zeros(faults.THREADS, np.float32)
@@ -127,7 +128,7 @@ def test_shared_memory_above_the_device(fault_library, device):
     assert message.decode() == f"needs {limit + 1} bytes of shared memory, the device has {limit}"
 
 
-# Instructions: name -> input words, and the output words they must give.
+# Instructions: name -> input words, and the expected output words.
 
 
 def words(array: np.ndarray) -> np.ndarray:
@@ -135,7 +136,7 @@ def words(array: np.ndarray) -> np.ndarray:
 
 
 def pairs(matrix: np.ndarray) -> np.ndarray:
-    """Words of two 16-bit elements, along the last dimension, which goes."""
+    """Words of two 16-bit elements each; the last dimension holds the pairs."""
     pair = matrix.astype(np.uint32)
     return pair[..., 0] | pair[..., 1] << 16
 
@@ -144,24 +145,24 @@ def random(*seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def cp_async(size: int) -> tuple[np.ndarray, np.ndarray]:
-    data = random(size).integers(1, 256, (2, 32, size), np.uint8)
+def cp_async() -> tuple[np.ndarray, np.ndarray]:
+    data = random(16).integers(1, 256, (2, 32, 16), np.uint8)
     copied = data.copy()
     for lane in range(32):
-        copied[1, lane, lane % (size + 1) :] = 0
+        copied[1, lane, lane % 17 :] = 0
     return words(data), words(copied)
 
 
-def ldmatrix(count: int, trans: bool) -> tuple[np.ndarray, np.ndarray]:
-    data = random(count).integers(0, 2**16, (32, 8), np.uint16)
-    matrices = data.reshape(4, 8, 8)[:count]
+def ldmatrix_x4(trans: bool) -> tuple[np.ndarray, np.ndarray]:
+    data = random(4).integers(0, 2**16, (32, 8), np.uint16)
+    matrices = data.reshape(4, 8, 8)
     if trans:
         matrices = matrices.swapaxes(1, 2)
-    return words(data), pairs(matrices.reshape(count, 8, 4, 2)).reshape(count, 32).T.ravel()
+    return words(data), pairs(matrices.reshape(4, 8, 4, 2)).reshape(4, 32).T.ravel()
 
 
 def small_integers(*shape: int) -> np.ndarray:
-    """Whose products and sums are exact in every type and order."""
+    """Integers whose products and sums are exact in every dtype and order."""
     return random(*shape).integers(-8, 9, shape).astype(np.float32)
 
 
@@ -176,7 +177,7 @@ def mma(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
     a, b, c = small_integers(16, depth), small_integers(depth, 8), small_integers(16, 8)
     fragments = np.zeros((32, 10), np.uint32)
     if dtype == torch.float32:
-        # Bits that tf32 does not have must not count.
+        # The low 13 bits, which TF32 does not have, must be ignored.
         for i in range(4):
             row = GROUP if i in (0, 2) else GROUP + 8
             col = THREAD if i in (0, 1) else THREAD + 4
@@ -207,7 +208,7 @@ def gemm(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
 
 
 def floats() -> np.ndarray:
-    """1024 of all magnitudes: ties, denormals, overflow, infinities and NaN among them."""
+    """1024 floats of all magnitudes, with ties, denormals, overflow, infinities and NaN."""
     rng = random(1024)
     ordinary = rng.standard_normal(256) * np.exp2(rng.integers(-30, 20, 256))
     odd = 2 * rng.integers(0, 2**10, 256) + 1
@@ -230,14 +231,14 @@ def cvt_rna_tf32() -> tuple[np.ndarray, np.ndarray]:
     tf32 = words(result)
     tiny = np.abs(x) < 2.0**-126  # denormals round at the same bit as the smallest normals
     tf32[tiny] = (words(x)[tiny] + 0x1000) & 0xFFFFE000
-    # What ptxas makes of it for sm_80 and sm_90 tests for |x| < inf and adds nothing to the others.
+    # The code that ptxas generates for sm_80 and sm_90 rounds only if |x| < inf.
     tf32[np.isnan(x)] = words(x)[np.isnan(x)] & 0xFFFFE000
     return words(x), tf32
 
 
 def half() -> tuple[np.ndarray, np.ndarray]:
     x = torch.from_numpy(floats())
-    x = torch.where(x.isnan(), 1.0, x)  # of which torch keeps no one pattern
+    x = torch.where(x.isnan(), 1.0, x)  # torch gives NaN no one bit pattern
     rounded = [x.to(torch.float16), x.to(torch.bfloat16)]
     outputs = [words(y.float().numpy()) for y in rounded]
     for y in rounded:
@@ -247,7 +248,7 @@ def half() -> tuple[np.ndarray, np.ndarray]:
 
 
 def min_max(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Of any bits; NaN if one is, and 0 is greater than -0."""
+    """Maxima and minima of any bits: NaN if either is NaN, and 0 is greater than -0."""
     bits = random(38).integers(0, 2**16, (2, 2048), np.uint16)
     infinity, nan = {torch.float16: (0x7C00, 0x7FFF), torch.bfloat16: (0x7F80, 0x7FFF)}[dtype]
     special = np.array([0, 0x8000, 1, 0x8001, infinity, infinity | 0x8000, nan, infinity + 1])
@@ -305,15 +306,9 @@ def atomic() -> tuple[np.ndarray, np.ndarray]:
 
 
 INSTRUCTIONS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
-    "cp_async_4": lambda: cp_async(4),
-    "cp_async_8": lambda: cp_async(8),
-    "cp_async_16": lambda: cp_async(16),
-    "ldmatrix_x1": lambda: ldmatrix(1, False),
-    "ldmatrix_x2": lambda: ldmatrix(2, False),
-    "ldmatrix_x4": lambda: ldmatrix(4, False),
-    "ldmatrix_x1_trans": lambda: ldmatrix(1, True),
-    "ldmatrix_x2_trans": lambda: ldmatrix(2, True),
-    "ldmatrix_x4_trans": lambda: ldmatrix(4, True),
+    "cp_async": cp_async,
+    "ldmatrix_x4": lambda: ldmatrix_x4(False),
+    "ldmatrix_x4_trans": lambda: ldmatrix_x4(True),
     "mma_f16": lambda: mma(torch.float16),
     "mma_bf16": lambda: mma(torch.bfloat16),
     "mma_tf32": lambda: mma(torch.float32),
@@ -332,7 +327,7 @@ INSTRUCTIONS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy at a multiple of 16 bytes, as a GPU's allocations are."""
+    """A copy that is aligned to 16 bytes, as allocations on a GPU are."""
     memory = np.empty(array.nbytes + 16, np.uint8)
     start = -memory.ctypes.data % 16
     copy = memory[start : start + array.nbytes].view(array.dtype)
@@ -374,7 +369,7 @@ def exponents() -> np.ndarray:
 
 
 def assert_is_ex2(x: np.ndarray, result: np.ndarray) -> None:
-    """2^x within 2 ulp, denormal results flushed, 2^0 exact: the softmax of one class is 1."""
+    """Check 2^x to 2 ulp, denormal results flushed. 2^0 is exact: the softmax of one class is 1."""
     with np.errstate(over="ignore"):
         exact = np.exp2(x.astype(np.float64))
     exact[exact < 2.0**-126] = 0.0
@@ -392,7 +387,7 @@ def test_ex2_approx(instructions):
     assert_is_ex2(x, output)
     finite = x[len(EXPONENTS) :]
     off = np.mean(output[len(EXPONENTS) :] != np.exp2(finite.astype(np.float64)).astype(np.float32))
-    assert off > 0.5, "an approximation that is never off hides what relies on that"
+    assert off > 0.5, "an exact result would hide kernels that rely on exactness"
 
 
 def test_ex2_approx_on_a_gpu(gpu_instructions):
@@ -413,7 +408,7 @@ def divisors() -> np.ndarray:
 
 
 def assert_is_rcp(x: np.ndarray, result: np.ndarray) -> None:
-    """1 / x within 2^-23 of it, denormals flushed, that of a power of two exact."""
+    """Check 1 / x to a relative 2^-23, denormals flushed, powers of two exact."""
     with np.errstate(divide="ignore"):
         exact = 1 / np.where(np.abs(x) < 2.0**-126, np.copysign(0.0, x), x).astype(np.float64)
     exact = np.where(np.abs(exact) < 2.0**-126, np.copysign(0.0, exact), exact)
@@ -441,14 +436,14 @@ def test_rcp_approx_on_a_gpu(gpu_instructions):
 
 
 def test_every_instruction_has_a_conformance_kernel():
-    """Whoever adds a function to ptx.cuh shows in instructions.cu what it does."""
+    """Every function of ptx.cuh is called by a kernel of instructions.cu."""
     functions = re.findall(
         r"__device__ __forceinline__ \w+ (\w+)\(.*?\n}",
         (ROOT / "csrc/cuda/common/ptx.cuh").read_text(),
         re.S,
     )
     kernels = (KERNELS / "instructions.cu").read_text()
-    functions.remove("shared_address")  # of an operand, no instruction
+    functions.remove("shared_address")  # computes an operand; it is no instruction
     assert "mma_m16n8k16" in functions
     assert [name for name in functions if not re.search(rf"ptx::{name}\b", kernels)] == []
     assert re.findall(r'{"(\w+)", \w+_kernel', kernels) == [*INSTRUCTIONS, "ex2", "rcp"]
@@ -478,7 +473,7 @@ def gpu_instructions(build_folder) -> ctypes.CDLL:
 
 @pytest.mark.parametrize("name", INSTRUCTIONS)
 def test_conformance(gpu_instructions, instructions, name):
-    """A GPU gives the same bits."""
+    """A GPU gives the same bits as the emulator."""
     inputs, expected = (torch.from_numpy(x.view(np.int32)).cuda() for x in INSTRUCTIONS[name]())
     output = torch.full_like(expected, -1)
     torch.cuda.synchronize()
@@ -487,6 +482,21 @@ def test_conformance(gpu_instructions, instructions, name):
     torch.cuda.synchronize()
     emulated = emulate(instructions, name).view(np.int32)
     np.testing.assert_array_equal(emulated, output.cpu().numpy())
+
+
+# The build.
+
+
+def test_failed_build_is_an_error_with_its_log(tmp_path):
+    with pytest.raises(emulator.BuildError, match="the emulator's build failed: cmake") as error:
+        emulator.build(tmp_path, "-DCMAKE_CXX_COMPILER=/nowhere/c++")
+    assert "/nowhere/c++" in str(error.value).partition("\n")[2]
+
+
+def test_second_build_compiles_nothing():
+    module = emulator.build(emulator.FOLDER)
+    before = module.stat().st_mtime_ns
+    assert emulator.build(emulator.FOLDER) == module and module.stat().st_mtime_ns == before
 
 
 # The backend.
@@ -499,6 +509,7 @@ def test_emulated_is_never_automatic(ran):
         upsample_argmax(logits, size=(7, 9))
     assert [name for _, name in ran] == ["cpu", "emulated"]
     assert "emulated" not in registry.order("cpu") + registry.order("cuda")
+    assert "emulated" not in deeplab_fast.available_backends()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -509,11 +520,11 @@ def test_emulated_agrees_on_every_seed(seed):
         assert torch.equal(upsample_argmax(logits, size=(23, 31)), expected)
 
 
-@pytest.mark.parametrize("num_workers", [1, 8])
+@pytest.mark.parametrize("num_ctas", [1, 8])
 @pytest.mark.parametrize("seed", range(2))
-def test_emulated_convolution_agrees_on_every_seed(monkeypatch, seed, num_workers):
-    """The smallest that has several steps, which 8 workers split and one does not."""
-    monkeypatch.setattr(emulated, "_NUM_CTAS", num_workers)
+def test_emulated_convolution_agrees_on_every_seed(monkeypatch, seed, num_ctas):
+    """The smallest convolution with several k-iterations; 8 CTAs split it and one does not."""
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     x, weight = (torch.randint(-2, 3, s).bfloat16() for s in ((1, 40, 3, 3), (8, 40, 3, 3)))
     with deeplab_fast.backend("emulated"), machine(seed):
         output = dilated_conv2d(x, weight, dilation=2)
@@ -535,13 +546,13 @@ def test_emulated_aspp_agrees_on_every_seed(seed):
     torch.testing.assert_close(*outputs, rtol=0.02, atol=0.02)
 
 
-# Sanitizers, which name the line of a fault. A process must load their library before all else.
-# UndefinedBehaviorSanitizer sees misaligned vectors, which a GPU does not forgive.
+# Sanitizers, which report the line of a fault. A process must load their library before all others.
+# UndefinedBehaviorSanitizer detects misaligned vectors, which are an error on a GPU.
 SANITIZERS = {"thread": "thread", "address": "address,undefined"}
 
 
 def sanitizer_environment(sanitizer: str) -> dict[str, str]:
-    # libstdc++ too: the sanitizer looks for what throws exceptions before torch loads it.
+    # libstdc++ too: the sanitizer looks up the function that throws before torch loads libstdc++.
     libraries = {"thread": "libtsan.so", "address": "libasan.so"}[sanitizer], "libstdc++.so.6"
     paths = []
     for library in libraries:
@@ -554,15 +565,14 @@ def sanitizer_environment(sanitizer: str) -> dict[str, str]:
         "LD_PRELOAD": " ".join(paths),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        # By default a second report of the same place is left out.
+        # By default a second report of the same line is suppressed.
         "TSAN_OPTIONS": "suppress_equal_addresses=0:suppress_equal_stacks=0",
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=0:suppress_equal_pcs=0",
     }
 
 
-# The lines that a report must name, as written in faults.cu. A copy that lands when it is issued
-# lands before the barrier, so that seed 0 hides a missing wait. Misalignment of a line is reported
-# once.
+# Lines of faults.cu that a report must name. With seed 0 a copy lands when it is issued, so before
+# the barrier, which hides a missing wait. The misalignment of a line is reported only once.
 HIDDEN = [("wait", "0"), ("misaligned", "1"), ("misaligned", "2")]
 REPORTS = {
     "thread": {
@@ -608,9 +618,9 @@ def test_sanitizers_name_the_line(tmp_path, sanitizer):
             assert expected in named, report
 
 
-# ThreadSanitizer takes long to start a thread, and a launch has thousands.
+# ThreadSanitizer gets few tests: it is slow to start a thread, and a launch has thousands.
 UNDER_SANITIZER = {
-    # The last are both forms of the Hopper convolution, with the output as the residual.
+    # The last line selects both forms of the Hopper convolution, with the output as the residual.
     "thread": "races or emulated and (every_seed or canonical) "
     "or sm90 and epilogue and bfloat16-1 and not 280",
     "address": "(races or emulated or convolution_kernel or prepared_kernels) "
@@ -621,26 +631,16 @@ UNDER_SANITIZER = {
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", UNDER_SANITIZER)
 def test_kernels_under_a_sanitizer(tmp_path, sanitizer):
-    """The emulated backend's tests again, with instrumented kernels."""
+    """Run tests of the emulated backend with instrumented kernels."""
     environment = sanitizer_environment(sanitizer)
-    options = [
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-    ]
-    options += ["-DDEEPLAB_FAST_CUDA=OFF", "-DCMAKE_BUILD_TYPE=None", "-GNinja"]
     flags = f"-O1 -g1 -fsanitize={SANITIZERS[sanitizer]} -fno-sanitize-recover=undefined"
-    options += [f"-DCMAKE_CXX_FLAGS={flags}"]
-    build = tmp_path / "build"
-    subprocess.run(["cmake", "-S", ROOT, "-B", build, *options], check=True)
-    subprocess.run(["cmake", "--build", build, "--target", "_emulated"], check=True)
-
-    package = tmp_path / "site" / "deeplab_fast"
-    package.mkdir(parents=True)
-    for path in Path(deeplab_fast.__file__).parent.iterdir():
-        if not (path.name.startswith("_emulated.") and path.suffix == ".so"):
-            (package / path.name).symlink_to(path)
-    (package / "_emulated.so").symlink_to(build / "_emulated.so")
-    environment["PYTHONPATH"] = str(package.parent)
+    options = ["-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_CXX_FLAGS={flags}"]
+    module = emulator.build(tmp_path / "build", *options)
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / module.name).symlink_to(module)
+    (site / "deeplab_fast").symlink_to(Path(deeplab_fast.__file__).parent)
+    environment["PYTHONPATH"] = str(site)
     environment["ASAN_OPTIONS"] = "detect_leaks=0"
     options = [
         "-q",
@@ -649,12 +649,11 @@ def test_kernels_under_a_sanitizer(tmp_path, sanitizer):
         UNDER_SANITIZER[sanitizer],
         "-p",
         "no:cacheprovider",
-        "--capture=sys",  # the report of a sanitizer that ends the process is seen
+        "--capture=sys",  # shows the report of a sanitizer that ends the process
         str(ROOT / "tests"),
     ]
     script = f"""
-import sys, pytest
-from deeplab_fast import _emulated
+import sys, pytest, _emulated
 assert _emulated.__file__.startswith({str(tmp_path)!r}), _emulated.__file__
 sys.exit(pytest.main({options}))
 """

@@ -1,4 +1,4 @@
-"""The emulator's sm_90a: mbarriers, bulk tensor copies, wgmma, clusters, and faults with them."""
+"""The emulator of sm_90a: mbarriers, bulk tensor copies, wgmma, clusters; faults in their use."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def fault_library(build_folder) -> ctypes.CDLL:  # noqa: F811
     return load(str(compile_emulated("hopper_faults", build_folder)))
 
 
-# What the faulty kernels must be caught by: a message on every seed, on some seeds where a fault
-# shows by chance, or wrong output on some.
+# How faulty kernels must fail: with a message on every seed; with a message on some seeds, if the
+# fault shows only by chance; or with wrong output on some seeds.
 NOT_FENCED = r"wgmma at .+ not every lane has seen a fence.proxy.async"
 MESSAGES = {
     "init_fence": r"cp_async_bulk_tensor at .+: no fence.mbarrier_init since",
@@ -69,15 +69,15 @@ MESSAGES = {
 }
 MESSAGES_ON_SOME = {
     "init_sync": r"mbarrier_try_wait_parity at .+: this is no mbarrier: it was not initialised",
-    "copy_never_waited": r"block \(0, 0, 0\) exited with 1 asynchronous operations under way",
+    "copy_never_waited": r"block \(0, 0, 0\) exited with 1 asynchronous operations in flight",
     "no_wait_for_arrival": NOT_FENCED,
     "copy_after_arrival": NOT_FENCED,
     "count_of_increments": r"waits for ever",
-    "arrival_never_waited": r"exited with 1 asynchronous operations under way",
+    "arrival_never_waited": r"exited with 1 asynchronous operations in flight",
     "sum_refill": r"waits for ever",
     "sum_wgmma_refill": r"wgmma at .+ since the last fence.proxy.async that every lane has seen",
     "cluster_init": r"cp_async_bulk_tensor_multicast at .+: this is no mbarrier",
-    "cluster_exit_relaxed": r"exited with \d asynchronous operations under way|has exited",
+    "cluster_exit_relaxed": r"exited with \d asynchronous operations in flight|has exited",
     "cluster_exit": r"mbarrier_arrive_cluster at .+: block [01] of the cluster has exited",
 }
 WRONG_OUTPUT = [
@@ -100,25 +100,25 @@ def test_correct_kernels_pass_on_every_seed(fault_library, name):
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_faults_that_fail_the_launch(fault_library, name):
+def test_faulty_kernels_fail_the_launch(fault_library, name):
     for seed in SEEDS:
         caught = run(fault_library, name, True, seed)
         assert caught is not None and re.search(MESSAGES[name], caught), (seed, caught)
 
 
 @pytest.mark.parametrize("name", MESSAGES_ON_SOME)
-def test_faults_that_fail_some_launches(fault_library, name):
+def test_faulty_kernels_fail_some_launches(fault_library, name):
     caught = [run(fault_library, name, True, seed) for seed in SEEDS]
     assert any(message and re.search(MESSAGES_ON_SOME[name], message) for message in caught[:6])
 
 
 @pytest.mark.parametrize("name", WRONG_OUTPUT)
-def test_faults_that_spoil_the_output(fault_library, name):
+def test_faulty_kernels_give_wrong_output(fault_library, name):
     caught = [run(fault_library, name, True, seed) for seed in SEEDS]
     assert "wrong output" in caught[:6], caught
 
 
-# Kernels for ThreadSanitizer, and the line that its reports must name, as in hopper_faults.cu.
+# Kernels to run under ThreadSanitizer, and the line of hopper_faults.cu that its report must name.
 RACES = {
     "relaxed_data:faulty": "out[threadIdx.x] = tile[kTile - 1 - threadIdx.x];",
     "relaxed_data:correct": None,
@@ -150,7 +150,7 @@ def test_thread_sanitizer_names_the_line(tmp_path):
             assert RACES[kernel] in named, report
 
 
-def test_tensor_maps_that_the_driver_refuses(fault_library):
+def test_invalid_tensor_maps_are_rejected(fault_library):
     """The rules of cuTensorMapEncodeTiled for 16-bit elements swizzled in 128 bytes."""
 
     def can_encode(address=1 << 20, dims=(64, 3, 5), strides=(128, 384), box=(64, 2, 1)) -> bool:
@@ -172,7 +172,7 @@ def test_tensor_maps_that_the_driver_refuses(fault_library):
     assert not can_encode(box=(64, 257, 1))
 
 
-# Instructions: name -> input words, and the output words they must give.
+# Instructions: name -> input words, and the expected output words.
 
 
 def boxes(tensor: np.ndarray, starts: list[tuple[int, ...]], *shape: int) -> np.ndarray:
@@ -194,11 +194,6 @@ TENSOR = random(20).integers(1, 2**16, (20, 3, 72), np.uint16)
 
 
 def copy() -> tuple[np.ndarray, np.ndarray]:
-    starts = [(0, 0, 0), (8, 1, 12), (64, 2, 17), (-8, -1, -3), (16, 0, 19), (72, 5, 40)]
-    return words(TENSOR), words(boxes(TENSOR, starts, 8, 2, 64))
-
-
-def copy_4d() -> tuple[np.ndarray, np.ndarray]:
     starts = [(0, 0, 0, 0), (8, 1, 1, 3), (64, 2, 2, 4), (-8, -1, 1, 0), (16, 0, 0, 5)]
     starts.append((0, 1, -3, -1))
     return words(TENSOR), words(boxes(TENSOR.reshape(5, 4, 3, 72), starts, 2, 4, 2, 64))
@@ -226,7 +221,7 @@ def copies_arrive() -> tuple[np.ndarray, np.ndarray]:
 
 
 def stmatrix() -> tuple[np.ndarray, np.ndarray]:
-    """The inverse of ldmatrix, to rows in another order."""
+    """stmatrix, the inverse of ldmatrix, to rows in another order."""
     values = random(4).integers(0, 2**32, (32, 4), np.uint64).astype(np.uint32)
     rows = values.T.reshape(32, 4)  # [matrix and row, pair]: lane 4 row + pair has it
     return padded(values), rows[np.arange(32) ^ 13].ravel()
@@ -246,7 +241,7 @@ def registers() -> tuple[np.ndarray, np.ndarray]:
 
 
 def padded(*data: np.ndarray) -> np.ndarray:
-    """At least as many words as the tensor that every kernel gets a map of."""
+    """Input words, padded to the size of the tensor that every kernel has a map of."""
     return np.concatenate([*(x.ravel() for x in data), np.zeros(20 * 3 * 72 // 2, np.uint32)])
 
 
@@ -263,14 +258,12 @@ def wgmma(dtype: torch.dtype, trans_a: bool, trans_b: bool) -> tuple[np.ndarray,
 
 INSTRUCTIONS = {
     "copy": copy,
-    "copy_4d": copy_4d,
     "multicast": multicast,
     "multicast_4d": multicast_4d,
     "mbarrier": mbarrier,
     "copies_arrive": copies_arrive,
     "stmatrix": stmatrix,
     "cluster": cluster,
-    "cluster_relaxed": cluster,
     "elect": elect,
     "registers": registers,
     "wgmma_f16": lambda: wgmma(torch.float16, False, False),
@@ -313,7 +306,7 @@ def compile_for_gpu(architecture: str, output: Path, *options: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["80", "90a"])
 def test_instructions_compile_for_gpus(tmp_path, architecture):
-    """For others than sm_90a the kernels are empty."""
+    """The kernels compile for other architectures than sm_90a, for which they are empty."""
     warnings = ["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
     compile_for_gpu(architecture, tmp_path / "cubin", "-cubin", *warnings)
 
@@ -329,7 +322,7 @@ def gpu_instructions(build_folder) -> ctypes.CDLL:  # noqa: F811
 
 @pytest.mark.parametrize("name", INSTRUCTIONS)
 def test_conformance(gpu_instructions, name):
-    """A GPU gives the bits that the emulator gives."""
+    """A GPU gives the same bits as the emulator."""
     inputs, expected = (torch.from_numpy(x.view(np.int32)).cuda() for x in INSTRUCTIONS[name]())
     output = torch.full_like(expected, -1)
     torch.cuda.synchronize()

@@ -1,6 +1,6 @@
-"""Launches of every CUDA kernel in the emulator that a build with a sanitizer can afford.
+"""Launches of every CUDA kernel in the emulator, small enough for a build with a sanitizer.
 
-The smallest that reach every path: there a missing barrier or wait is named by its line.
+They are the smallest that reach every path. A sanitizer reports the line of a missing barrier.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from torch import Tensor
 
 import deeplab_fast
 from deeplab_fast import (
-    _emulated,
     aspp,
     dilated_conv2d,
-    emulated,
     parallel_dilated_conv2d,
     upsample_argmax,
     upsample_cross_entropy,
 )
 from deeplab_fast.backends.cuda import depthwise_conv2d
-from deeplab_fast.emulated import machine
 
 from ..emulator.test_emulator import ROOT
+from ..support import emulator
 from ..support.cases import Conv, operands, with_layout
+from ..support.emulator import machine
 
 SM80, SM90 = "dilated_conv2d_fwd_kernel", "dilated_conv2d_fwd_sm90_kernel"
 REDUCE = "dilated_conv2d_fwd_reduce_kernel"
@@ -47,7 +46,7 @@ def backward(output: Tensor, *leaves: Tensor) -> list[Tensor]:
 
 
 def convolution(shape, kernels, rates, dtype) -> Callable[[], list[Tensor]]:
-    """Parallel branches, and the gradients of everything."""
+    """Parallel branches, and the gradients of all their inputs."""
 
     def run() -> list[Tensor]:
         def leaf(*size: int) -> Tensor:
@@ -71,7 +70,7 @@ def depthwise(case: Conv) -> Callable[[], list[Tensor]]:
 
 
 def pooled_branches() -> list[Tensor]:
-    """Means from several runs of pixels, of which one is of two images."""
+    """Channel means from several runs of pixels, one of which spans two images."""
 
     def weight(*shape: int) -> Tensor:
         return (torch.randn(shape) / 4).bfloat16()
@@ -103,32 +102,32 @@ def argmax(shape, size) -> Callable[[], list[Tensor]]:
 
 
 BRANCHES = [(24, 3, 3), (8, 1, 1)], [2, 1]
-# Split sums of so few workers have pieces that go through all stages of a pipeline.
-# name -> device, workers of a convolution, what to run, the kernels that have to run for it
+# name -> device, CTAs of a convolution, function to run, kernels that it has to launch. With so few
+# CTAs the work items of split tiles are long enough to fill all stages of a pipeline.
 LAUNCHES: dict[str, tuple[str, int, Callable[[], list[Tensor]], set[str]]] = {
-    "whole sums": (
+    "whole tiles": (
         "sm_80", 1, convolution((2, 72, 3, 5), *BRANCHES, torch.bfloat16), {SM80, *WGRAD},
     ),
-    "whole sums in tf32": (
+    "whole tiles in tf32": (
         "sm_80", 1, convolution((2, 36, 3, 5), *BRANCHES, torch.float32), {SM80, *WGRAD},
     ),
-    "split sums of channels": (
+    "split tiles along channels": (
         "sm_86", 3, convolution((1, 72, 3, 5), [(72, 3, 3)], [1], torch.bfloat16),
         {SM80, REDUCE, *WGRAD},
     ),
-    "split sums of pixels": (
+    "split tiles along pixels": (
         "sm_86", 3, convolution((1, 8, 23, 29), [(8, 1, 1)], [1], torch.bfloat16),
         {SM80, *WGRAD, WGRAD_REDUCE},
     ),
-    "whole sums on sm_90": (
+    "whole tiles on sm_90": (
         "sm_90", 1, convolution((1, 72, 3, 5), [(264, 3, 3)], [1], torch.bfloat16),
         {SM90, *WGRAD_SM90},
     ),
-    "split sums of channels on sm_90": (
+    "split tiles along channels on sm_90": (
         "sm_90", 8, convolution((1, 72, 3, 5), [(8, 3, 3)], [1], torch.float16),
         {SM90, REDUCE, *WGRAD_SM90},
     ),
-    "split sums of pixels on sm_90": (
+    "split tiles along pixels on sm_90": (
         "sm_90", 8, convolution((2, 8, 25, 27), [(8, 1, 1)], [1], torch.bfloat16),
         {SM90, *WGRAD_SM90, WGRAD_REDUCE},
     ),
@@ -150,7 +149,7 @@ LAUNCHES: dict[str, tuple[str, int, Callable[[], list[Tensor]], set[str]]] = {
     ),
     "aspp": ("sm_80", 1, pooled_branches, {SM80, "pixel_sums_fwd_kernel", *ASPP}),
     "aspp on sm_90": ("sm_90", 8, pooled_branches, {SM90, *ASPP}),
-    # Cells of several groups of rows, and of columns for more than one block.
+    # Cells with several groups of rows, and with columns for more than one block.
     "cross entropy": (
         "sm_80", 1, cross_entropy((1, 3, 2, 2), (20, 280), 1, "contiguous", "mean"), ENTROPY,
     ),
@@ -184,15 +183,15 @@ def test_every_kernel_is_launched():
 
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_launch(monkeypatch, tf32, name):
-    """Copies land as late as they can, else a missing wait would not show."""
-    device, num_workers, run, kernels = LAUNCHES[name]
-    monkeypatch.setattr(emulated, "_NUM_CTAS", num_workers)
+    """Copies land as late as possible, or a missing wait would not show."""
+    device, num_ctas, run, kernels = LAUNCHES[name]
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_PART", 1024)
-    before = _emulated.launch_counts()
+    before = emulator.load().launch_counts()
     torch.manual_seed(0)
     with deeplab_fast.backend("emulated"), machine(1, device):
         actual = run()
-    after = _emulated.launch_counts()
+    after = emulator.load().launch_counts()
     assert {name for name in after if after[name] > before.get(name, 0)} == kernels
     torch.manual_seed(0)
     with deeplab_fast.backend("reference"):

@@ -10,13 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import deeplab_fast
-from deeplab_fast import _emulated, aspp, emulated
+from deeplab_fast import aspp
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends import registry
 from deeplab_fast.backends.cuda import aspp as aspp_kernels
 from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import convolve_with_means
 
+from ..support import emulator
 from ..support.cases import DTYPES, LAYOUTS, assert_as_accurate_as, upsampled, with_layout
 from ..support.unsupported import skip_if_unsupported, skip_without
 
@@ -122,12 +123,12 @@ def test_bitwise_repeatable(backend, device, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_workers):
     """Three images, each with a bias of its own, of sums that are split or not."""
-    monkeypatch.setattr(emulated, "_NUM_CTAS", num_workers)
+    monkeypatch.setattr(emulator, "num_ctas", num_workers)
     arguments = operands((3, 40, 11, 7), dtype, rates=(2, 5))
     arguments[0][1] *= 3
     outputs = []
     for seed in (0, 1, 2):
-        with deeplab_fast.backend("emulated"), emulated.machine(seed, "sm_86"):
+        with deeplab_fast.backend("emulated"), emulator.machine(seed, "sm_86"):
             outputs.append(aspp(*arguments))
     assert all(torch.equal(output, outputs[0]) for output in outputs)
     exact = definition(*convert(arguments, Tensor.double))
@@ -152,7 +153,7 @@ def test_emulated_image_bias(dtype, H, W):
         pooled = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), pool_weight, pool_bias))
         return F.conv2d(pooled, project_weight, project_bias)[:, :, 0, 0]
 
-    kernels = LaunchContext(_emulated.cuda, 0, 8)
+    kernels = LaunchContext(emulator.load().cuda, 0, 8)
     x, *rest = tensors
     one = x.new_ones(8, C, 1, 1)
     output = empty_nhwc(x, 8)

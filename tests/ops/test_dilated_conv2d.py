@@ -15,15 +15,14 @@ import deeplab_fast
 from deeplab_fast import (
     _C,
     dilated_conv2d,
-    emulated,
     parallel_dilated_conv2d,
 )
 from deeplab_fast._native import work_lists
 from deeplab_fast.backends import registry
 from deeplab_fast.backends.cuda import depthwise_conv2d
-from deeplab_fast.emulated import machine
 
-from ..conftest import device_of
+from ..support import emulator
+from ..support.backends import device_of
 from ..support.cases import (
     CONVS,
     DTYPES,
@@ -34,6 +33,7 @@ from ..support.cases import (
     oracle_input,
     with_layout,
 )
+from ..support.emulator import machine
 from ..support.unsupported import skip_if_unsupported, skip_without, unsupported_reason
 
 OP = "dilated_conv2d"
@@ -399,7 +399,7 @@ SEEDED = [
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("shape", "kernels", "rates"), SEEDED)
 def test_emulated_agrees_on_seeds(monkeypatch, shape, kernels, rates, dtype, num_workers):
-    monkeypatch.setattr(emulated, "_NUM_CTAS", num_workers)
+    monkeypatch.setattr(emulator, "num_ctas", num_workers)
     input = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
     scale = (9 * shape[1]) ** -0.5
     weights = [(torch.randn(k, shape[1], r, s) * scale).to(dtype) for k, r, s in kernels]

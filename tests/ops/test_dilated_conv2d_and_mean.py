@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import deeplab_fast
-from deeplab_fast import _emulated
 from deeplab_fast.backends import registry
-from deeplab_fast.emulated import machine
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 
+from ..support import emulator
 from ..support.cases import DTYPES, LAYOUTS, assert_as_accurate_as, oracle_input, with_layout
+from ..support.emulator import machine
 from ..support.unsupported import skip_if_unsupported
 
 OP = "parallel_dilated_conv2d_backward"
@@ -274,7 +274,7 @@ def test_bad_input():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_emulated_on_seeds(monkeypatch, dtype, num_workers, device_name):
     """Sums that are split or not, tiles of several images, more channels than a tile has."""
-    monkeypatch.setattr(deeplab_fast.emulated, "_NUM_CTAS", num_workers)
+    monkeypatch.setattr(emulator, "num_ctas", num_workers)
     tensors, grads = operands(dtype, shape=(3, 136, 7, 5))
     tensors[0] = with_layout(tensors[0], "channels_last")
     results = []
@@ -302,7 +302,7 @@ def test_emulated_tf32(tf32):
 @pytest.mark.parametrize("device_name", ["sm_86", "sm_90"])
 def test_emulated_input_gradient_is_one_launch_and_one_write(monkeypatch, device_name):
     """Nothing as large as the input is made but the gradient of the input."""
-    monkeypatch.setattr(deeplab_fast.emulated, "_NUM_CTAS", 1)  # no sums to add
+    monkeypatch.setattr(emulator, "num_ctas", 1)  # no sums to add
     (input, weight, *_), (grad, grad_mean) = operands(torch.bfloat16)
     input = with_layout(input, "channels_last")
     like_input, made = (input.shape, input.device), []
@@ -316,10 +316,10 @@ def test_emulated_input_gradient_is_one_launch_and_one_write(monkeypatch, device
 
     mask, grad_mean = [True, False, False], grad_mean.flatten(1)
     arguments = grad[:, :16], input, [weight, weight], [1, 1], mask, grad_mean
-    before = _emulated.launch_counts()
+    before = emulator.load().launch_counts()
     with Made(), machine(0, device_name):
         registry.run(OP, *arguments, backend="emulated")  # not as an opaque op
-    after = _emulated.launch_counts()
+    after = emulator.load().launch_counts()
     launched = {name: n - before.get(name, 0) for name, n in after.items()}
     suffix = "_sm90" if device_name == "sm_90" else ""
     assert {k: n for k, n in launched.items() if n} == {f"dilated_conv2d_fwd{suffix}_kernel": 1}

@@ -13,18 +13,16 @@ from torch import Tensor, nn
 import deeplab_fast
 from deeplab_fast import (
     ASPP,
-    _emulated,
     dilated_conv2d,
-    emulated,
     parallel_dilated_conv2d,
     upsample_cross_entropy,
 )
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast.backends.cuda import dilated_conv2d_backward
-from deeplab_fast.emulated import machine
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 
+from ..support import emulator
 from ..support.cases import (
     Conv,
     assert_as_accurate_as,
@@ -33,6 +31,7 @@ from ..support.cases import (
     to_tf32,
     with_layout,
 )
+from ..support.emulator import machine
 
 # Of (input, [(K, R, S)], rates): channels and pixels past several ends, taps that are never inside,
 # steps that cross rows and images, a sum over channels and one over pixels that 24 workers split.
@@ -83,7 +82,7 @@ def emulated_gradients(*args, seed=0, device="sm_80") -> list[Tensor]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("shape", "kernels", "rates"), CASES)
 def test_emulated_gradients_on_seeds(monkeypatch, shape, kernels, rates, dtype, num_workers):
-    monkeypatch.setattr(emulated, "_NUM_CTAS", num_workers)
+    monkeypatch.setattr(emulator, "num_ctas", num_workers)
     input, weights, grad_output = tensors_of(shape, kernels, dtype)
     results = [
         emulated_gradients(input, weights, grad_output, rates, seed=seed, device="sm_86")
@@ -101,7 +100,7 @@ def test_emulated_gradients_on_seeds(monkeypatch, shape, kernels, rates, dtype, 
 @pytest.mark.parametrize("num_workers", [1, 24])
 @pytest.mark.parametrize(("shape", "kernels", "rates"), CASES)
 def test_emulated_tf32_gradients_on_seeds(monkeypatch, tf32, shape, kernels, rates, num_workers):
-    monkeypatch.setattr(emulated, "_NUM_CTAS", num_workers)
+    monkeypatch.setattr(emulator, "num_ctas", num_workers)
     input, weights, grad_output = tensors_of(shape, kernels, torch.float32)
     results = [
         emulated_gradients(input, weights, grad_output, rates, seed=seed) for seed in range(3)
@@ -153,7 +152,7 @@ def test_emulated_weight_gradient_sums_every_pixel_of_a_rectangle_once(tf32, dty
 
 def test_emulated_bias_gradient_in_several_parts():
     """300 pixels more than two parts have; sums of small integers are exact."""
-    kernels = LaunchContext(_emulated.cuda, 0, num_workers=5)
+    kernels = LaunchContext(emulator.load().cuda, 0, num_ctas=5)
     grad_output = torch.randint(-3, 4, (2, 72, 29, 31)).bfloat16()
     grad_output = grad_output.contiguous(memory_format=torch.channels_last)
     (actual,) = dilated_conv2d_backward.bias_gradients(kernels, grad_output, [torch.empty(72)])
@@ -208,7 +207,7 @@ class Recorder:
 
     def __getattr__(self, name: str):
         self.names.append(name)
-        return getattr(_emulated.cuda, name)
+        return getattr(emulator.load().cuda, name)
 
 
 @pytest.mark.parametrize("mask", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])

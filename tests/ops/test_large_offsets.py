@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import deeplab_fast
-from deeplab_fast import _C, _emulated, upsample_argmax, upsample_cross_entropy
+from deeplab_fast import _C, upsample_argmax, upsample_cross_entropy
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import DTYPES
 from deeplab_fast._native.upsample_shape import upsample_shape
-from deeplab_fast.emulated import machine
 
+from ..support import emulator
+from ..support.emulator import machine
 from ..support.memory import sparse_zeros
 
 FAR = 2**32
@@ -57,11 +58,11 @@ def ints(*shape: int, dtype: torch.dtype) -> Tensor:
 @contextlib.contextmanager
 def clusters(**ranges: tuple[int, int]) -> Iterator[None]:
     """Only these clusters of the kernels named run, those from a negative begin on are the last."""
-    outer = _emulated.set_clusters(ranges)
+    outer = emulator.load().set_clusters(ranges)
     try:
         yield
     finally:
-        _emulated.set_clusters(outer)
+        emulator.load().set_clusters(outer)
 
 
 def int32(rows: Sequence[Sequence[int]] | Sequence[int]) -> Tensor:
@@ -88,7 +89,7 @@ def step_of(suffix: str, dtype: torch.dtype) -> int:
 
 def run(name: str, *arguments: Any, dtype: torch.dtype) -> None:
     with machine(1, "sm_90" if name.endswith("_sm90") else "sm_80"):
-        getattr(_emulated.cuda, name)(*arguments, DTYPES[dtype], STREAM)
+        getattr(emulator.load().cuda, name)(*arguments, DTYPES[dtype], STREAM)
 
 
 def convolve(
@@ -535,7 +536,7 @@ def test_means_of_far_images():
     assert (N - 1) * C >= FAR
     runs = _C.PixelRuns(N, 1, C, 1, 1)
     with clusters(pixel_means_fwd_kernel=(-C // 32, LAST)), machine(1):
-        _emulated.cuda.pixel_means_fwd(means.data_ptr(), sums.data_ptr(), runs, True, STREAM)
+        emulator.load().cuda.pixel_means_fwd(means.data_ptr(), sums.data_ptr(), runs, True, STREAM)
     assert torch.equal(means[-1], sums[2 * N - 2])
 
 
@@ -552,7 +553,7 @@ def test_pooled_branch_of_far_images_and_weights(dtype):
     project_bias = ints(C, dtype=dtype)
     tensors = pool, pool_bias, project, project_bias
     with clusters(aspp_fwd_linear_kernel=(-C // 8, LAST)), machine(1):
-        _emulated.cuda.aspp_image_bias_fwd(
+        emulator.load().cuda.aspp_image_bias_fwd(
             image_bias.data_ptr(), pooled.data_ptr(), means.data_ptr(),
             _C.AsppWeights(*(t.data_ptr() for t in tensors)),
             _C.AsppShape(N, C, C, C, project.stride(0)), DTYPES[dtype], True, STREAM,
@@ -625,7 +626,7 @@ def emulated_argmax(labels: Tensor, logits: Tensor) -> Tensor:
     shape = upsample_shape(logits, labels.shape[1:], None, False)
     arguments = shape, DTYPES[labels.dtype], DTYPES[logits.dtype], STREAM
     with machine(1):
-        _emulated.cuda.upsample_argmax_fwd(labels.data_ptr(), logits.data_ptr(), *arguments)
+        emulator.load().cuda.upsample_argmax_fwd(labels.data_ptr(), logits.data_ptr(), *arguments)
     return labels
 
 
@@ -645,10 +646,10 @@ def test_far_labels(N, size, kernel, blocks, dtype):
     assert (N - 1) * math.prod(size) > FAR
     logits[-1] = torch.randn(3, 4, 4)
     expected = emulated_argmax(torch.zeros(1, *size, dtype=dtype), logits[-1:])
-    before = _emulated.launch_counts().get(kernel, 0)
+    before = emulator.load().launch_counts().get(kernel, 0)
     with clusters(**{kernel: (-blocks, LAST)}):
         emulated_argmax(labels, logits)
-    assert _emulated.launch_counts()[kernel] == before + 1
+    assert emulator.load().launch_counts()[kernel] == before + 1
     assert torch.equal(labels[-1:], expected) and expected.any()
 
 
@@ -669,7 +670,7 @@ def test_cross_entropy_refuses_what_its_indices_cannot_count(shape, size):
     """Classes, sides, blocks, elements and source pixels; before anything is read."""
     shape = _C.UpsampleShape(shape, (1, 1, 1, 1), size, (1.0, 1.0), False)
     terms = _C.CrossEntropyParams(0, -100, 0.0)
-    cuda, fp32 = _emulated.cuda, DTYPES[torch.float32]
+    cuda, fp32 = emulator.load().cuda, DTYPES[torch.float32]
     names = ("prepare", "fwd", "reduce", "bwd", "gather")
     with clusters(**{f"upsample_cross_entropy_{name}_kernel": (0, 0) for name in names}):
         with pytest.raises(RuntimeError, match="fwd_kernel: a size is too large"):
@@ -691,14 +692,14 @@ class CrossEntropy:
         self.log_sum_exp, self.losses = (allocate(N, *size, dtype=torch.float32) for _ in range(2))
         self.grad_losses = allocate(N, *size, dtype=torch.float32)
         self.terms = _C.CrossEntropyParams(0, -100, 0.1)
-        num_bytes = _emulated.cuda.upsample_cross_entropy_workspace
+        num_bytes = emulator.load().cuda.upsample_cross_entropy_workspace
         num_bytes = max(num_bytes(self.shape, backward) for backward in (False, True))
         self.workspace = allocate(num_bytes, dtype=torch.uint8)
 
     def forward(self) -> None:
         total = torch.zeros(2)
         with machine(1):
-            _emulated.cuda.upsample_cross_entropy_fwd(
+            emulator.load().cuda.upsample_cross_entropy_fwd(
                 total.data_ptr(), self.losses.data_ptr(), self.log_sum_exp.data_ptr(),
                 total[1:].data_ptr(), self.workspace.data_ptr(), self.logits.data_ptr(),
                 self.target.data_ptr(), False, self.shape, self.terms, DTYPES[torch.float32],
@@ -711,7 +712,7 @@ class CrossEntropy:
         shape = (N, H, W, C) if channels_last else (N, C, H, W)
         grad = self.allocate(*shape, dtype=torch.float32)
         with machine(1):
-            _emulated.cuda.upsample_cross_entropy_bwd(
+            emulator.load().cuda.upsample_cross_entropy_bwd(
                 grad.data_ptr(), self.workspace.data_ptr(), self.grad_losses.data_ptr(),
                 self.grad_losses.stride(), 0, self.log_sum_exp.data_ptr(), self.logits.data_ptr(),
                 self.target.data_ptr(), channels_last, self.shape, self.terms,

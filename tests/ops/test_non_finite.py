@@ -21,10 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import deeplab_fast
 from deeplab_fast import (
     ASPP,
-    _emulated,
     aspp,
     dilated_conv2d,
-    emulated,
     parallel_dilated_conv2d,
 )
 from deeplab_fast._native.common import LaunchContext
@@ -40,6 +38,7 @@ from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
 from ..backends.test_prepared_kernels import with_statistics
 from ..ops.test_aspp import operands as aspp_operands
+from ..support import emulator
 from ..support.cases import Conv
 from ..support.convolution import convolve
 from ..support.triton_splits import record_num_slots, set_blocks, set_num_programs
@@ -101,9 +100,9 @@ def runner(request, monkeypatch):
     if (chosen.backend, chosen.dtype) == ("cpu", BF16):
         skip_if_unsupported("cpu", "fused_conv2d", torch.zeros(1, 1, 1, 1, dtype=BF16))
     slots = split_triton(monkeypatch) if chosen.splits and chosen.backend == "triton" else []
-    monkeypatch.setattr(emulated, "_NUM_CTAS", 96 if chosen.splits else 1)
+    monkeypatch.setattr(emulator, "num_ctas", 96 if chosen.splits else 1)
     before = launches("_reduce_")
-    with deeplab_fast.backend(chosen.backend), emulated.machine(1, chosen.device or "sm_80"):
+    with deeplab_fast.backend(chosen.backend), emulator.machine(1, chosen.device or "sm_80"):
         yield chosen
     split = launches("_reduce_") > before or max(slots, default=0) > 0
     assert split == chosen.splits
@@ -111,7 +110,7 @@ def runner(request, monkeypatch):
 
 def launches(word: str) -> int:
     """Of emulated kernels of dense products with this word in their name."""
-    counts = _emulated.launch_counts().items()
+    counts = emulator.load().launch_counts().items()
     is_dense = re.compile("dilated_conv2d_(fwd|wgrad)").match
     return sum(n for name, n in counts if word in name and is_dense(name))
 
@@ -379,7 +378,9 @@ def test_emulated_bias_of_an_image(runner, activation):
     image_bias[0, 12], image_bias[1, 13], image_bias[2, 14] = NAN, INF, -INF
     output = special_residual(sums[0].shape, runner.dtype)
     terms = bias.double()[:, None, None] + output.double() + image_bias.double()[:, :, None, None]
-    kernels = LaunchContext(_emulated.cuda, 0, emulated._NUM_CTAS, is_sm90=runner.device == "sm_90")
+    kernels = LaunchContext(
+        emulator.load().cuda, 0, emulator.num_ctas, is_sm90=runner.device == "sm_90"
+    )
     convolve(
         kernels, output, input.contiguous(memory_format=torch.channels_last), [weight], [bias],
         [(1, 1)], activation=activation, residual=output, image_bias=image_bias,

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import deeplab_fast
 from deeplab_fast import upsample_argmax
-from deeplab_fast.emulated import machine
 
-from ..conftest import device_of, is_interpreted, needs_triton, triton_examples
 from ..support import bilinear_oracle
+from ..support.backends import device_of, is_interpreted, needs_triton, triton_examples
 from ..support.cases import DTYPES, LAYOUTS, upsampled, with_layout
+from ..support.emulator import machine
 
 OP = "upsample_argmax"
 LABELS = (torch.int64, torch.int32, torch.uint8)

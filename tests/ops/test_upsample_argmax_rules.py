@@ -19,12 +19,12 @@ from deeplab_fast import _C, upsample_argmax
 from deeplab_fast._native.common import DTYPES as DTYPES_OF_KERNELS
 from deeplab_fast._native.upsample_shape import upsample_shape
 from deeplab_fast.backends import registry
-from deeplab_fast.emulated import machine
 
-from ..conftest import is_interpreted
 from ..ops.test_upsample_argmax import LABELS, blocks, canonical, near_ties, noise, non_finite
 from ..support import bilinear_oracle
+from ..support.backends import is_interpreted
 from ..support.cases import DTYPES, LAYOUTS, with_layout
+from ..support.emulator import machine
 from ..support.memory import (
     GuardedMemory,
     allocations_from,

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import deeplab_fast
 from deeplab_fast import _C, upsample_cross_entropy
-from deeplab_fast.emulated import machine
 
-from ..conftest import device_of, is_interpreted, needs_triton, triton_examples
+from ..support.backends import device_of, is_interpreted, needs_triton, triton_examples
 from ..support.cases import DTYPES, LAYOUTS, assert_as_accurate_as, upsampled, with_layout
+from ..support.emulator import machine
 
 OP = "upsample_cross_entropy"
 REDUCTIONS = ("mean", "sum", "none")

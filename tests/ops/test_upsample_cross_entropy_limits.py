@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import deeplab_fast
-from deeplab_fast import _C, _emulated, upsample_cross_entropy
+from deeplab_fast import _C, upsample_cross_entropy
 from deeplab_fast._native.upsample_shape import source_scale
 from deeplab_fast.backends import registry
 
-from ..conftest import is_interpreted
 from ..ops.test_upsample_cross_entropy import (
     OP,
     REDUCTIONS,
@@ -28,7 +27,8 @@ from ..ops.test_upsample_cross_entropy import (
     loss_and_gradient,
     problem,
 )
-from ..support import bilinear_oracle
+from ..support import bilinear_oracle, emulator
+from ..support.backends import is_interpreted
 from ..support.cases import DTYPES, upsampled, with_layout
 from ..support.memory import GuardedAllocations, copy_beside_unreadable_page, sparse_zeros
 from ..support.unsupported import unsupported_reason
@@ -332,7 +332,7 @@ def test_strides_beyond_32_bits(backend, device, dim):
 def test_emulated_refuses_sizes_beyond_its_indices(logits_shape, size):
     shape = _C.UpsampleShape(logits_shape, [1] * 4, size, [1.0, 1.0], False)
     terms, dtype = _C.CrossEntropyParams(0, -100, 0.0), _C.DType.float32
-    kernels = _emulated.cuda
+    kernels = emulator.load().cuda
     with pytest.raises(RuntimeError, match="fwd_kernel: a size is too large"):
         kernels.upsample_cross_entropy_fwd(0, 0, 0, 0, 0, 0, 0, True, shape, terms, dtype, 0)
     with pytest.raises(RuntimeError, match="bwd_kernel: a size is too large"):
@@ -345,7 +345,7 @@ def test_emulated_refuses_more_classes_than_a_grid_has_rows():
     shape = _C.UpsampleShape([1, 64 << 16, 1, 1], [1] * 4, [1, 1], [1.0, 1.0], False)
     terms, dtype = _C.CrossEntropyParams(0, -100, 0.0), _C.DType.float32
     with pytest.raises(RuntimeError, match="bwd_kernel: a size is too large"):
-        _emulated.cuda.upsample_cross_entropy_bwd(
+        emulator.load().cuda.upsample_cross_entropy_bwd(
             0, 0, 0, [0] * 3, 0, 0, 0, 0, False, shape, terms, dtype, 0
         )
 

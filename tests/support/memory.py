@@ -1,8 +1,8 @@
-"""Memory that shows what a kernel touches outside its tensors, and memory for huge tensors.
+"""Memory that shows accesses outside a tensor, and memory for huge tensors.
 
-Guards are of two kinds. GuardedMemory and GuardedAllocations have a known pattern around each
-tensor, which shows writes close to it. A tensor beside an unreadable page ends the process at the
-first access past it, reads included: code that should survive that runs in a child, in_child.
+There are two kinds of guards. GuardedMemory and GuardedAllocations fill the memory around each
+tensor with a pattern, which shows writes close to it. A tensor beside an unreadable page ends the
+process at the first access past it, also at a read: tests run such code with in_child.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 GUARD_BYTES = 512
 LINE_BYTES = 64
-PATTERN = 0xA5  # the byte that fills guards and tensors that nothing was written to yet
+PATTERN = 0xA5  # byte that fills guards and uninitialised tensors
 
 
 class GuardedMemory:
-    """Tensors with a pattern on both sides."""
+    """Allocator of tensors with a pattern on both sides."""
 
     def __init__(self) -> None:
         self._regions: list[tuple[Tensor, int, int]] = []
@@ -37,7 +37,7 @@ class GuardedMemory:
         device: torch.device | str = "cpu",
         misalignment: int = 0,
     ) -> Tensor:
-        """Contiguous tensor that starts ``misalignment`` elements after a line of memory."""
+        """Contiguous tensor that starts ``misalignment`` elements after a cache line begins."""
         num_bytes = torch.Size(size).numel() * dtype.itemsize
         length = num_bytes + 2 * GUARD_BYTES + 2 * LINE_BYTES
         buffer = torch.full((length,), PATTERN, dtype=torch.uint8, device=device)
@@ -66,7 +66,7 @@ _ALLOCATIONS = {
 
 
 class GuardedAllocations(TorchDispatchMode):
-    """Puts a pattern around every uninitialised tensor that is made inside."""
+    """Mode in which every uninitialised tensor has a pattern on both sides."""
 
     GUARD_BYTES = 4096
 
@@ -94,7 +94,7 @@ class GuardedAllocations(TorchDispatchMode):
 
 @contextlib.contextmanager
 def allocations_from(empty: Callable[..., Tensor]) -> Iterator[None]:
-    """Uninitialised tensors come from ``empty(size, dtype, device)``: outputs and workspaces."""
+    """Make uninitialised tensors, outputs and workspaces, with ``empty(size, dtype, device)``."""
 
     def size_of(size: tuple[Any, ...]) -> tuple[int, ...]:
         return size if not size or isinstance(size[0], int) else tuple(size[0])
@@ -109,7 +109,7 @@ def allocations_from(empty: Callable[..., Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def guarded_allocations() -> Iterator[GuardedMemory]:
-    """Uninitialised tensors made inside have guards, which must be intact at the end."""
+    """Give uninitialised tensors guards, and check at the end that these are intact."""
     memory = GuardedMemory()
     with allocations_from(memory.empty):
         yield memory
@@ -120,7 +120,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def beside_unreadable_page(num_bytes: int, after: bool) -> Tensor:
-    """Bytes that end where an unreadable page starts, or that start where one ends."""
+    """Bytes that end where an unreadable page starts, or start where one ends."""
     page = mmap.PAGESIZE
     usable = -(-max(num_bytes, 1) // page) * page
     memory = mmap.mmap(-1, usable + 2 * page)
@@ -142,7 +142,7 @@ def empty_beside_unreadable_page(
 
 
 def copy_beside_unreadable_page(tensor: Tensor, after: bool) -> Tensor:
-    """Copy of a tensor without gaps, in the same order of dimensions."""
+    """Dense copy beside an unreadable page, with the dimensions in the same memory order."""
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     dense = tensor.permute(order)
     assert dense.is_contiguous()
@@ -151,20 +151,20 @@ def copy_beside_unreadable_page(tensor: Tensor, after: bool) -> Tensor:
 
 
 def sparse_zeros(num_elements: int, dtype: torch.dtype, before: int = 0) -> Tensor:
-    """Zeros that take memory only where they are touched, behind as many as ``before`` more."""
+    """Zeros that use memory only where they are touched, preceded by ``before`` more."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
     num_bytes = (before + num_elements) * dtype.itemsize
     try:
         memory = mmap.mmap(-1, num_bytes, flags=flags)
     except OSError as error:
-        pytest.skip(f"{num_bytes >> 30} GiB of address space are not to be had: {error}")
+        pytest.skip(f"{num_bytes >> 30} GiB of address space are not available: {error}")
     return torch.frombuffer(memory, dtype=dtype, offset=before * dtype.itemsize)
 
 
 def in_child(function: Callable[[], None], timeout: int = 300) -> None:
-    """Runs ``function`` in a forked process, on one thread; fails if it raises or crashes there.
+    """Run ``function`` in a forked process with one thread; fail if it raises or crashes there.
 
-    Memory from malloc holds a pattern there until it is written.
+    In that process memory from malloc is filled with a pattern.
     """
 
     def run() -> None:

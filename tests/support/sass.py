@@ -1,4 +1,4 @@
-"""Reads the machine code of kernels, as cuobjdump prints it."""
+"""Basic blocks and paths of SASS, the machine code that cuobjdump prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Block(NamedTuple):
-    """Instructions that run one after another, and the addresses where it may go on."""
+    """Instructions that run one after another, and the addresses of possible next blocks."""
 
     instructions: list[str]
     successors: list[int]
@@ -17,7 +17,7 @@ class Block(NamedTuple):
 
 
 def basic_blocks(code: str) -> dict[int, Block]:
-    """The basic blocks of a function by address, in order of address."""
+    """Basic blocks of a function, keyed by address in ascending order."""
     listed = re.findall(r"^\s+/\*([0-9a-f]{4,5})\*/\s+(.*?)\s*;", code, re.M)
     instructions = [(int(address, 16), text) for address, text in listed]
     branch = re.compile(r"\bBRA(?:\.\S+)? (?:[^;]*?)0x([0-9a-f]+)")
@@ -43,8 +43,10 @@ def basic_blocks(code: str) -> dict[int, Block]:
 
 
 def longest_path(blocks: dict[int, Block], start: int, avoids: str) -> list[str]:
-    """Instructions of the longest way from ``start`` on, forwards to where it ends or goes back,
-    past all blocks with ``avoids``."""
+    """Instructions of the longest forward path from ``start``, up to an exit or a backward branch.
+
+    The path contains no block that matches ``avoids``.
+    """
     longest: dict[int, list[str]] = {}
     for address in reversed([a for a in blocks if a >= start]):
         block = blocks[address]

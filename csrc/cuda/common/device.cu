@@ -1,4 +1,4 @@
-// What CUDA there is on this machine. Works, and reports zeros, where there is no driver.
+// CUDA versions and devices of this machine; all zeros if there is no driver.
 
 #include <cuda_runtime.h>
 
@@ -12,7 +12,7 @@ DeviceInfo device_info() {
   cudaRuntimeGetVersion(&info.runtime_version);
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    cudaGetLastError();  // else the next launch would report it
+    cudaGetLastError();  // clears it, or the next launch would report it
     return info;
   }
   for (int i = 0; i < count; ++i) {

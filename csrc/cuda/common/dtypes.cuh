@@ -1,4 +1,4 @@
-// From the dtype of a call to the element type of a kernel.
+// Dispatch from a runtime DType to the element type of a kernel template.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,7 +8,7 @@
 
 namespace deeplab_fast::cuda {
 
-// run(T{}), where T are the elements of tensors of `dtype`. launcher is named in the refusal.
+// Calls run(T{}) with the element type T of `dtype`. `launcher` is the name in the error.
 template <typename Run>
 Status with_elements(DType dtype, const char* launcher, Run run) {
   switch (dtype) {

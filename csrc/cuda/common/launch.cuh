@@ -1,4 +1,4 @@
-// Launches a kernel; the only <<<>>> of the project. Without a CUDA compiler the emulator runs it.
+// Kernel launches: the only <<<>>> of the project; without nvcc the emulator runs the kernel.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,25 +9,26 @@
 
 namespace deeplab_fast::cuda {
 
-// What takes compute capability 9.0. Threads of a kernel that overlaps may start while the kernel
-// before it in the stream still runs, and wait for it by ptx::griddepcontrol_wait; CUDA Programming
-// Guide, "Programmatic Dependent Launch". What that wrote is not __restrict__: such loads may take
-// it for constant from the start. A graph that is captured from the stream keeps the overlap.
+// Launch attributes of compute capability 9.0. A kernel launched with `overlaps` may start before
+// the previous kernel of the stream has ended, and waits for it in ptx::griddepcontrol_wait; CUDA
+// Programming Guide, "Programmatic Dependent Launch". Pointers to the previous kernel's results
+// must not be __restrict__, or the compiler may load them early, as constants. A captured graph
+// keeps the overlap.
 struct LaunchOptions {
-  unsigned cluster_size = 1;  // blocks along x
+  unsigned cluster_size = 1;  // CTAs along x
   bool overlaps = false;
 };
 
 #ifdef __CUDACC__
 
-// The dynamic shared memory of the block; kernels use no other.
+// Dynamic shared memory of the CTA; no kernel uses static shared memory.
 template <typename T>
 __device__ __forceinline__ T* shared_memory() {
   extern __shared__ __align__(1024) unsigned char memory[];
   return reinterpret_cast<T*>(memory);
 }
 
-// Takes the error off the thread's record too, where the next launch would find it as its own.
+// Status of a failed call. Clears CUDA's last error, or the next launch would report it.
 inline Status failed(const char* name, cudaError_t error) {
   cudaGetLastError();
   return {name, cudaGetErrorString(error)};
@@ -41,7 +42,7 @@ cudaError_t allow_shared_memory(void (*kernel)(Params...), size_t smem) {
                               static_cast<int>(smem));
 }
 
-// name: the kernel's, for the Status. stream: a cudaStream_t. smem: bytes of dynamic shared memory.
+// Launches `kernel`, whose name is `name`, with `smem` bytes of shared memory on a cudaStream_t.
 template <typename... Params, typename... Args>
 Status launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem,
               void* stream, const Args&... args) {
@@ -53,7 +54,7 @@ Status launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block
   return {};
 }
 
-// The same with options, those of LaunchOptions.
+// Launches `kernel` with the attributes in `options`.
 template <typename... Params, typename... Args>
 Status launch_with(const LaunchOptions& options, const char* name, void (*kernel)(Params...),
                    dim3 grid, dim3 block, size_t smem, void* stream, const Args&... args) {

@@ -1,4 +1,4 @@
-// Two elements of 16 bits in a register, which some instructions take together.
+// Pairs of 16-bit elements in one 32-bit register: conversion, rounding and clamping.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -27,7 +27,7 @@ __device__ inline void round_to(__nv_bfloat162& result, float x, float y) {
 template <typename P>
 __device__ uint32_t bits_of(P pair) {
   uint32_t bits;
-  static_assert(sizeof(P) == sizeof(bits), "a register");
+  static_assert(sizeof(P) == sizeof(bits), "a pair fills a register");
   memcpy(&bits, &pair, sizeof(bits));
   return bits;
 }
@@ -39,7 +39,7 @@ __device__ Pair<T> pair_of(uint32_t bits) {
   return pair;
 }
 
-// NaN stays NaN.
+// Clamps both elements; NaN stays NaN.
 template <typename P>
 __device__ P clamp_pair(P pair, P low, P high) {
   return __hmin2_nan(__hmax2_nan(pair, low), high);

@@ -1,5 +1,4 @@
-// Stages in shared memory that copies fill and wgmma reads, each with two mbarriers: that it is
-// full and that it is empty.
+// Circular buffer of shared-memory stages between copies and wgmma, synchronised by mbarriers.
 #pragma once
 
 #include <cstdint>
@@ -8,31 +7,44 @@
 
 namespace deeplab_fast::cuda {
 
-// A stage, and the parity of the phase of its barriers.
+// Position in the circular buffer: the stage, and the phase of the stage's two barriers.
 template <int kStages>
-struct Place {
-  int stage = 0, parity = 0;
+struct PipelineState {
+  int stage = 0, phase = 0;
 
   __device__ void advance() {
     if (++stage < kStages) return;
     stage = 0;
-    parity ^= 1;
+    phase ^= 1;
   }
 };
 
-__device__ inline void wait(uint64_t* barrier, int parity) {
-  while (!ptx::mbarrier_try_wait_parity(barrier, parity)) {
+// full[i]: the copies into stage i have completed. empty[i]: all consumers have read stage i.
+template <int kStages>
+struct PipelineBarriers {
+  uint64_t full[kStages], empty[kStages];
+};
+
+__device__ inline void wait(uint64_t* barrier, int phase) {
+  while (!ptx::mbarrier_try_wait_parity(barrier, phase)) {
   }
 }
 
-// Before a producer's last instruction: waits until all its stages have been read, `place` being
-// the one after the last it filled. A block must not exit before the other blocks' arrivals at its
-// barriers have come, which a barrier of the cluster without release would not wait for.
+// Tells all CTAs of the cluster that a consumer warp has read the stage; one arrival per warp.
+template <int kClusterSize>
+__device__ void release_stage(uint64_t* empty) {
+  if (threadIdx.x % 32 != 0) return;
+  for (int cta = 0; cta < kClusterSize; ++cta) ptx::mbarrier_arrive_cluster(empty, cta);
+}
+
+// Waits until all stages have been read; `state` follows the last stage filled. The producer ends
+// with this call: a CTA must not exit before the arrivals from other CTAs have reached its
+// barriers, and a relaxed cluster barrier does not wait for them.
 template <int kStages>
-__device__ void wait_for_readers(Place<kStages> place, uint64_t (&empty)[kStages]) {
+__device__ void wait_for_readers(PipelineState<kStages> state, uint64_t (&empty)[kStages]) {
   for (int i = 0; i < kStages; ++i) {
-    wait(&empty[place.stage], place.parity ^ 1);
-    place.advance();
+    wait(&empty[state.stage], state.phase ^ 1);
+    state.advance();
   }
 }
 

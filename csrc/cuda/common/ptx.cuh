@@ -1,5 +1,5 @@
-// One PTX instruction per function, sm_80 and later; PTX ISA 9.7 defines each. The emulator says
-// in C++ what they mean.
+// PTX instructions of sm_80 and later, one per function. PTX ISA 9.7 defines them, emulator/ptx.h
+// states them in C++.
 #pragma once
 
 #ifndef __CUDACC__
@@ -18,29 +18,21 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Starts a copy of kBytes (4, 8 or 16) from global to shared memory, both aligned to that. Bytes
-// from src_bytes on are zeros and are not read; src must be a valid pointer even so.
-template <int kBytes>
-__device__ __forceinline__ void cp_async(void* dst, const void* src, int src_bytes = kBytes) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
-  if constexpr (kBytes == 16) {
-    asm volatile(
-        "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(dst)),
-        "l"(__cvta_generic_to_global(src)), "r"(src_bytes)
-        : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(dst)),
-                 "l"(__cvta_generic_to_global(src)), "n"(kBytes), "r"(src_bytes)
-                 : "memory");
-  }
+// Starts a copy of 16 bytes from global to shared memory, both aligned to 16 bytes. Only the first
+// src_bytes are read; the rest of dst is filled with zeros. src must be a valid pointer even if
+// src_bytes is 0.
+__device__ __forceinline__ void cp_async(void* dst, const void* src, int src_bytes = 16) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(dst)),
+               "l"(__cvta_generic_to_global(src)), "r"(src_bytes)
+               : "memory");
 }
 
-// Ends a group: this thread's copies since the last one.
+// Closes a group: this thread's copies since the last commit.
 __device__ __forceinline__ void cp_async_commit_group() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-// Waits for this thread's groups, all but the newest kGroups. Other threads need a barrier after.
+// Waits for all groups of this thread but the newest kGroups. Other threads also need a barrier.
 template <int kGroups>
 __device__ __forceinline__ void cp_async_wait_group() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
@@ -51,53 +43,28 @@ __device__ __forceinline__ void cp_async_wait_all() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-// Loads 1, 2 or 4 matrices of 8x8 16-bit elements. row: lane 8 i + j passes the address of the 16
-// bytes of row j of matrix i. Lane l gets elements (l / 4, 2 (l % 4)) and its right neighbour.
-template <int kMatrices>
-__device__ __forceinline__ void ldmatrix(uint32_t (&r)[kMatrices], const void* row) {
-  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "ldmatrix loads 1, 2 or 4");
-  if constexpr (kMatrices == 1) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
-                 : "=r"(r[0])
-                 : "r"(shared_address(row))
-                 : "memory");
-  } else if constexpr (kMatrices == 2) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(row))
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-  }
+// Loads four 8x8 matrices of 16-bit elements. row: lane 8 i + j passes the address of row j (16
+// bytes) of matrix i. Lane l receives, in r[i], elements (l / 4, 2 (l % 4)) and (l / 4, 2 (l % 4) +
+// 1) of matrix i.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
 }
 
-// The same, each matrix transposed: lane l gets elements (2 (l % 4), l / 4) and the one below.
-template <int kMatrices>
-__device__ __forceinline__ void ldmatrix_trans(uint32_t (&r)[kMatrices], const void* row) {
-  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "ldmatrix loads 1, 2 or 4");
-  if constexpr (kMatrices == 1) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-                 : "=r"(r[0])
-                 : "r"(shared_address(row))
-                 : "memory");
-  } else if constexpr (kMatrices == 2) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(row))
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-  }
+// ldmatrix_x4 with each matrix transposed: lane l receives elements (2 (l % 4), l / 4) and
+// (2 (l % 4) + 1, l / 4).
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
 }
 
-// d += a b for a [16, 16] row-major and b [16, 8] column-major of __half or __nv_bfloat16. With
-// g = lane / 4 and t = lane % 4, pairs from the lower half of the register up:
+// d += a b for a [16, 16] row-major and b [16, 8] column-major of __half or __nv_bfloat16. A
+// register holds two consecutive elements, the first in its lower half. With g = lane / 4 and
+// t = lane % 4:
 //   a[i]: row g + 8 (i % 2), columns 2 t + 8 (i / 2) and the next
 //   b[i]: rows 2 t + 8 i and the next, column g
 //   d[i]: row g + 8 (i / 2), column 2 t + i % 2
@@ -120,8 +87,8 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
   }
 }
 
-// d += a b for a [16, 8] row-major and b [8, 8] column-major in tf32: floats whose 13 lowest bits
-// do not count. With g and t as above:
+// d += a b for a [16, 8] row-major and b [8, 8] column-major in TF32: floats whose 13 lowest bits
+// are ignored. With g = lane / 4 and t = lane % 4:
 //   a[i]: row g + 8 (i % 2), column t + 4 (i / 2)        b[i]: row t + 4 i, column g
 __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4],
                                                  const uint32_t (&b)[2]) {
@@ -132,48 +99,44 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// To the nearest tf32, ties away from zero.
+// Rounds to the nearest TF32 value, ties away from zero.
 __device__ __forceinline__ uint32_t cvt_rna_tf32(float value) {
   uint32_t result;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
   return result;
 }
 
-// 2^x to within 2 ulp (CUDA Math API, exp2f); denormal x are 0, and so are denormal results.
+// 2^x to within 2 ulp (CUDA Math API, exp2f); denormal inputs and results are flushed to 0.
 __device__ __forceinline__ float ex2_approx(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 
-// For launches that overlap. wait returns when the kernel before has ended and what it wrote can be
-// seen, in other launches at once. launch_dependents, in all blocks that have not ended, lets the
-// next kernel start, and a kernel may call it before its own wait: then three of them run at once.
-// So before the wait a kernel reads only what no kernel writes, such as its work list. Every kernel
-// that overlaps has to wait in some thread: only then has everything before it ended as well.
+// Waits, in a kernel launched with LaunchOptions::overlaps, until the previous kernel of the stream
+// has ended and its writes are visible; a no-op in other launches. Before this call a kernel reads
+// only memory that no kernel writes, such as its work list. Every overlapping kernel must call it
+// in some thread: only then have all earlier kernels ended as well.
 __device__ __forceinline__ void griddepcontrol_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
+// Lets the next kernel of the stream start once all CTAs have called this or exited. A kernel may
+// call it before its own wait; then up to three kernels run at once.
 __device__ __forceinline__ void griddepcontrol_launch_dependents() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Named barrier 1 to 15 of `threads` threads, whole warps: sync waits for all of them to arrive,
-// arrive only counts.
+// Named barrier 1 to 15 of `threads` threads in whole warps: waits until all of them have arrived.
 __device__ __forceinline__ void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-__device__ __forceinline__ void bar_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-// 1 / x to within 2^-23 of it; denormal x are 0, and so are denormal results.
+// 1 / x to within a relative 2^-23; denormal inputs and results are flushed to 0.
 __device__ __forceinline__ float rcp_approx(float x) {
   float result;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));

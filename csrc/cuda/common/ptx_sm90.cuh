@@ -1,5 +1,5 @@
-// One PTX instruction per function, sm_90a; PTX ISA 9.7 defines each. The emulator says in C++ what
-// they mean.
+// PTX instructions of sm_90a, one per function. PTX ISA 9.7 defines them, emulator/ptx_sm90.h
+// states them in C++.
 #pragma once
 
 #include "cuda/common/ptx.cuh"
@@ -15,28 +15,24 @@
 
 namespace deeplab_fast::ptx {
 
-// Whether code is being made that can use these; kernels of sm_90a are empty where it is not.
+// True if the code being compiled may use these instructions; sm_90a kernels are empty otherwise.
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 constexpr bool kIsSm90a = false;
 #else
 constexpr bool kIsSm90a = true;
 #endif
 
-// The block's rank in its cluster.
+// Rank of the CTA in its cluster.
 __device__ __forceinline__ int cluster_ctarank() {
   int rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
 
-// Barrier of all threads of the cluster: what each wrote before arriving, all see after waiting.
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-
-// The same without the fence of the GPU's memory that ordering writes takes: shows others only the
-// mbarriers of a fence_mbarrier_init before it. Arrivals that a thread has sent to other blocks may
-// still be on their way: before it exits a block waits for those that it is to get.
+// Arrives at the barrier of all threads of the cluster, without the fence of GPU memory that a
+// release would cost: it orders no writes but the mbarriers of an earlier fence_mbarrier_init.
+// Arrivals sent to other CTAs may still be on their way after the barrier, so a CTA waits for all
+// that it is to receive before it exits.
 __device__ __forceinline__ void cluster_arrive_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
@@ -45,14 +41,14 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// mbarrier: a phase is complete when `count` threads have arrived and copies have brought all the
-// bytes that arrivals said to expect; then the next begins. Phases have parity 0, 1, 0, ...
+// Initialises an mbarrier. A phase completes when `count` threads have arrived and copies have
+// delivered all expected bytes; then the next phase begins. Phases have parity 0, 1, 0, ...
 __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
                : "memory");
 }
 
-// Shows the mbarriers that this thread initialised to the cluster and to copies.
+// Makes the mbarriers that this thread initialised visible to the cluster and to copies.
 __device__ __forceinline__ void fence_mbarrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -62,9 +58,9 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
                : "memory");
 }
 
-// At the mbarrier in the same place of the block of this rank; mapa finds it. Orders accesses
-// within the block alone: release.cluster would cost a fence of the GPU's memory, which a thread
-// that only says that it has read does not need.
+// Arrives at the mbarrier at the same offset of the CTA of this rank, whose address mapa computes.
+// Orders accesses only within the CTA: release.cluster would cost a fence of GPU memory, which an
+// arrival that only reports a read does not need.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint64_t* barrier, int rank) {
   asm volatile(
       "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; "
@@ -80,14 +76,14 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, int
       : "memory");
 }
 
-// One arrival, when all copies have come that this thread has started with cp_async, in a group or
-// not: whoever waits for the phase sees what they brought. The count of the mbarrier includes it.
+// Arrives once all cp_async copies of this thread so far have completed, committed or not; threads
+// that wait for the phase see the copied data. The count of the mbarrier includes this arrival.
 __device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
                : "memory");
 }
 
-// Whether the phase of this parity is complete, which it waits for as long as the system allows.
+// True if the phase of this parity is complete; waits for it up to a system-dependent time limit.
 __device__ __forceinline__ bool mbarrier_try_wait_parity(uint64_t* barrier, int parity) {
   int is_complete;
   asm volatile(
@@ -99,35 +95,27 @@ __device__ __forceinline__ bool mbarrier_try_wait_parity(uint64_t* barrier, int 
   return is_complete != 0;
 }
 
-// Starts the copy of a box, from the element with these coordinates on, innermost first, to shared
-// memory, row by row; the mbarrier gets its bytes, those outside of the tensor included, which are
-// zeros. dst is aligned to 1024 bytes where rows are swizzled in 128.
-template <int kRank>
+// Starts a bulk copy of a box of a 4-D tensor to shared memory, row by row. `at` are the
+// coordinates of its first element, innermost first. Elements outside the tensor are zeros. The
+// mbarrier counts the bytes of the whole box. dst is aligned to 1024 bytes for the 128-byte
+// swizzle.
 __device__ __forceinline__ void cp_async_bulk_tensor(void* dst, const CUtensorMap* map,
-                                                     uint64_t* barrier, const int (&at)[kRank]) {
-  static_assert(kRank == 3 || kRank == 4, "the others were not needed");
-  if constexpr (kRank == 3) {
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(dst)),
-        "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(shared_address(barrier))
-        : "memory");
-  } else {
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared_address(dst)),
-        "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(shared_address(barrier))
-        : "memory");
-  }
+                                                     uint64_t* barrier, const int (&at)[4]) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared_address(dst)),
+      "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(shared_address(barrier))
+      : "memory");
 }
 
-// The same to the same place, and mbarrier, of every block of the cluster whose bit is set.
+// cp_async_bulk_tensor of a 3-D or 4-D box to the same offset of every CTA of the cluster whose bit
+// is set in `ranks`, completing on the mbarrier of each.
 template <int kRank>
 __device__ __forceinline__ void cp_async_bulk_tensor_multicast(void* dst, const CUtensorMap* map,
                                                                uint64_t* barrier,
                                                                const int (&at)[kRank],
                                                                uint32_t ranks) {
-  static_assert(kRank == 3 || kRank == 4, "the others were not needed");
+  static_assert(kRank == 3 || kRank == 4, "other shapes are not used");
   if constexpr (kRank == 3) {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
@@ -145,14 +133,14 @@ __device__ __forceinline__ void cp_async_bulk_tensor_multicast(void* dst, const 
   }
 }
 
-// Brings a map, a kernel parameter, to where copies will look for it.
+// Prefetches a tensor map, which is a kernel parameter, for later copies.
 __device__ __forceinline__ void prefetch_tensormap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// Stores 4 matrices of 8x8 16-bit elements, as ldmatrix loads them: lane 8 i + j passes the address
-// of the 16 bytes of row j of matrix i, values[i] are elements (l / 4, 2 (l % 4)) of lane l and
-// their right neighbours.
+// Stores four 8x8 matrices of 16-bit elements, the inverse of ldmatrix_x4. row: lane 8 i + j passes
+// the address of row j (16 bytes) of matrix i. values[i] of lane l are elements (l / 4, 2 (l % 4))
+// and (l / 4, 2 (l % 4) + 1) of matrix i.
 __device__ __forceinline__ void stmatrix_x4(void* row, const uint32_t (&values)[4]) {
   asm volatile(
       "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
@@ -160,13 +148,13 @@ __device__ __forceinline__ void stmatrix_x4(void* row, const uint32_t (&values)[
       : "memory");
 }
 
-// Orders ordinary accesses to shared memory that this thread has seen before those of wgmma and of
-// bulk copies that come after.
+// Orders earlier ordinary accesses to shared memory, including those this thread has observed,
+// before later accesses by wgmma and bulk copies.
 __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// True in one lane of the warp, always the same.
+// True in one lane of the warp, the same lane at each call.
 __device__ __forceinline__ bool elect_sync() {
   int is_elected;
   asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.b32 %0, 1, 0, p;}"
@@ -174,7 +162,7 @@ __device__ __forceinline__ bool elect_sync() {
   return is_elected != 0;
 }
 
-// Changes how many registers each thread of the warpgroup has; inc waits until there are as many.
+// Changes the registers per thread of the warpgroup; inc waits until enough are free.
 template <int kCount>
 __device__ __forceinline__ void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
@@ -185,31 +173,31 @@ __device__ __forceinline__ void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
 }
 
-// Orders accesses to registers before the products that use them; not needed between products.
+// Orders register accesses before wgmma that use them; not needed between wgmma.
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
-// Ends a group: the products since the last one.
+// Closes a group: the wgmma since the last commit.
 __device__ __forceinline__ void wgmma_commit_group() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-// Waits for all groups but the newest kGroups.
+// Waits for all groups of wgmma but the newest kGroups.
 template <int kGroups>
 __device__ __forceinline__ void wgmma_wait_group() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
 }
 
-// Starts d = a b, plus d if accumulate, of a warpgroup: a [64, 16] and b [16, N] of __half or
-// __nv_bfloat16 in shared memory, N = 256. a and b: descriptors, of matrices with k contiguous or,
-// if kTrans, with rows of a or columns of b. With g = lane / 4 and t = lane % 4 of warp w:
+// Starts d = a b, or d += a b if `accumulate`, for a [64, 16] and b [16, N] of __half or
+// __nv_bfloat16 in shared memory, N = 256. a and b are descriptors of matrices that are contiguous
+// along k or, if transposed, along m or n. With g = lane / 4 and t = lane % 4 of warp w:
 //   d[4 j + i]: row 16 w + g + 8 (i / 2), column 8 j + 2 t + i % 2
 template <typename T, int N, bool kTransA = false, bool kTransB = false>
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint64_t b,
                                              bool accumulate) {
   static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>, "f16 or bf16");
-  static_assert(N == 256, "the others were not needed");
+  static_assert(N == 256, "other shapes are not used");
   if constexpr (std::is_same_v<T, __half>) {
     asm volatile(
         "{.reg .pred p; setp.ne.b32 p, %130, 0; "
@@ -289,10 +277,10 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint
 
 namespace deeplab_fast::ptx {
 
-// The descriptor of a matrix in rows of 128 swizzled bytes, as bulk tensor copies write them, 8 of
-// them in 1024 bytes aligned to that; PTX ISA, "Matrix Descriptor". group_bytes: from 8 rows to the
-// next 8. chunk_bytes: from 64 rows of a, or columns of b, to the next 64, where those are
-// contiguous. Adding bytes / 16 moves the start, by multiples of 32 bytes within a row.
+// Descriptor of a matrix in the 128-byte swizzle that bulk tensor copies write, whose atoms of 8
+// rows are aligned to 1024 bytes; PTX ISA, "Matrix Descriptor". group_bytes: stride between groups
+// of 8 rows. chunk_bytes: stride between chunks of 64 elements along m or n of a transposed matrix.
+// Adding bytes / 16 to the descriptor advances its start, by multiples of 32 bytes within a row.
 __device__ __forceinline__ uint64_t swizzled_128b_descriptor(const void* matrix,
                                                              uint32_t group_bytes = 1024,
                                                              uint32_t chunk_bytes = 16) {

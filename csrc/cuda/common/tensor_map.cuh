@@ -1,5 +1,4 @@
-// Tensor maps for bulk tensor copies. The function that encodes them is the driver's, asked for at
-// run time, because this library is to load where there is no driver.
+// Tensor maps for bulk tensor copies, encoded by the driver and cached by their arguments.
 #pragma once
 
 #include <cuda.h>
@@ -16,9 +15,10 @@
 
 namespace deeplab_fast::cuda {
 
-// A map of a tensor of 16-bit elements with kRank dimensions, innermost first, in boxes whose rows
-// are swizzled in 128 bytes. strides: bytes of all dimensions but the first, multiples of 16.
-// address: a multiple of 16. Copies fill what is outside with zeros.
+// Encodes a map of 16-bit elements with kRank dimensions, innermost first, in boxes with a 128-byte
+// swizzle. `strides` are in bytes, for all dimensions but the first; they and `address` are
+// multiples of 16. Copies fill elements outside the tensor with zeros. The driver's function is
+// looked up at run time, so that this library loads on machines without a driver.
 template <int kRank>
 Status encode_tensor_map(CUtensorMap* map, const void* address, const uint64_t (&dims)[kRank],
                          const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank]) {
@@ -30,13 +30,13 @@ Status encode_tensor_map(CUtensorMap* map, const void* address, const uint64_t (
     const bool found = error == cudaSuccess && result == cudaDriverEntryPointSuccess;
     return found ? reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function) : nullptr;
   }();
-  if (encode == nullptr) return {"cuTensorMapEncodeTiled", "the driver does not have it"};
-  // It may want a current context, which a thread has only after its first call of the runtime: one
-  // of autograd's may have made none. cudaSetDevice makes the device's current (CUDA 12 and later).
+  if (encode == nullptr) return {"cuTensorMapEncodeTiled", "not found in the CUDA driver"};
+  // The driver may need a current context. A thread has one only after its first runtime call,
+  // which an autograd thread may not have made. cudaSetDevice creates it (CUDA 12 and later).
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess || cudaSetDevice(device) != cudaSuccess) {
-    cudaGetLastError();  // else the next launch would report it
-    return {"cuTensorMapEncodeTiled", "there is no device to encode it for"};
+    cudaGetLastError();  // clears it, or the next launch would report it
+    return {"cuTensorMapEncodeTiled", "no CUDA device is current"};
   }
   uint32_t element_strides[kRank];
   for (uint32_t& stride : element_strides) stride = 1;
@@ -48,7 +48,7 @@ Status encode_tensor_map(CUtensorMap* map, const void* address, const uint64_t (
   return {};
 }
 
-// The same, or a copy of what it once made of the same arguments, on which alone a map depends.
+// Cached encode_tensor_map: a map depends on these arguments alone.
 template <int kRank>
 Status cached_tensor_map(CUtensorMap* map, const void* address, const uint64_t (&dims)[kRank],
                          const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank]) {

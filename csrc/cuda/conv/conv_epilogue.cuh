@@ -1,5 +1,4 @@
-// What becomes of the sums of a dilated convolution: biases, residual, clamp, and the sum of the
-// pieces of sums that were split.
+// Epilogue of dilated convolution: biases, residual and clamp, and the split-K reduction.
 #pragma once
 
 #include <cstdint>
@@ -18,22 +17,22 @@ struct ConvOperands {
   int num_sources;
 };
 
-// Of four output channels from k on. A residual that is the output itself is read and written by
-// the same thread.
+// Epilogue of four output channels from k on, for one thread. The residual may be the output
+// itself: the same thread reads and writes each element.
 template <typename T>
 struct Epilogue {
   T* tensor;
-  const ConvEpilogue& terms;
+  const ConvEpilogue& params;
   const ConvShape& shape;
   const ConvOutput output;
-  const int k, count;  // 1 to 4 channels, or none
+  const int k, count;  // 1 to 4 channels; 0 or less: none
   float bias[4] = {};
   bool is_vector;
 
-  __device__ Epilogue(T* tensor, const ConvEpilogue& terms, const ConvShape& shape,
+  __device__ Epilogue(T* tensor, const ConvEpilogue& params, const ConvShape& shape,
                       const ConvOutput& output, int k)
       : tensor(tensor),
-        terms(terms),
+        params(params),
         shape(shape),
         output(output),
         k(k),
@@ -49,11 +48,11 @@ struct Epilogue {
     return static_cast<int64_t>(pixel) * shape.out_channels + output.first_channel + k;
   }
 
-  // From sums to what is stored.
+  // Turns fp32 sums into output values.
   __device__ void finish(int pixel, float (&value)[4]) const {
     float residual[4] = {};
-    if (terms.residual != nullptr) {
-      const T* p = static_cast<const T*>(terms.residual) + at(pixel);
+    if (params.residual != nullptr) {
+      const T* p = static_cast<const T*>(params.residual) + at(pixel);
       if (is_vector) {
         load(residual, p);
       } else {
@@ -69,9 +68,9 @@ struct Epilogue {
     for (int i = 0; i < 4; ++i) {
       value[i] += bias[i] + residual[i];
       if (image_bias != nullptr && i < count) value[i] += image_bias[i];
-      // NaN is neither below nor above.
-      if (value[i] < terms.low) value[i] = terms.low;
-      if (value[i] > terms.high) value[i] = terms.high;
+      // Comparisons with NaN are false, so NaN stays NaN.
+      if (value[i] < params.low) value[i] = params.low;
+      if (value[i] > params.high) value[i] = params.high;
     }
   }
 
@@ -89,50 +88,51 @@ struct Epilogue {
 
 constexpr int kReduceThreads = 256;
 
-// A thread per pixel and four channels of the sums [kTileM, kTileN] of a tile.
+// Adds the workspace slots [kTileM, kTileN] of each split output tile, in order, and applies the
+// epilogue. One thread per pixel and four channels.
 template <typename T, int kTileM, int kTileN>
 __global__ void __launch_bounds__(kReduceThreads)
     dilated_conv2d_fwd_reduce_kernel(T* tensor,  // [N, H, W, out_channels]
                                      const float* partial_sums,
                                      const __grid_constant__ ConvOperands operands,
                                      const __grid_constant__ ConvWork work,
-                                     const __grid_constant__ ConvEpilogue terms,
+                                     const __grid_constant__ ConvEpilogue params,
                                      const __grid_constant__ ConvShape shape) {
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
   constexpr int kRowThreads = kTileN / 4, kRows = kReduceThreads / kRowThreads;
-  constexpr int kBlocks = kTileM / kRows;  // for one block of sums
+  constexpr int kBlocks = kTileM / kRows;  // thread blocks per output tile
   const Reduction reduction = work.reductions[blockIdx.x / kBlocks];
   const Tile tile = work.tiles[reduction.tile];
   const int row = blockIdx.x % kBlocks * kRows + threadIdx.x / kRowThreads;
   const int col = threadIdx.x % kRowThreads * 4, k = reduction.block * kTileN + col;
-  const Epilogue<T> epilogue(tensor, terms, shape, operands.outputs[tile.output], k);
+  const Epilogue<T> epilogue(tensor, params, shape, operands.outputs[tile.output], k);
   if (row >= tile.num_pixels || epilogue.count <= 0) return;
 
   float sum[4] = {};
   for (int i = 0; i < reduction.num_slots; ++i) {
     const int64_t slot = reduction.first_slot + i;
-    float piece[4];
-    load(piece, partial_sums + (slot * kTileM + row) * kTileN + col);
+    float partial[4];
+    load(partial, partial_sums + (slot * kTileM + row) * kTileN + col);
 #pragma unroll
-    for (int c = 0; c < 4; ++c) sum[c] += piece[c];
+    for (int c = 0; c < 4; ++c) sum[c] += partial[c];
   }
   const int pixel = work.pixels[tile.first_pixel + row];
   epilogue.finish(pixel, sum);
   epilogue.write(pixel, sum);
 }
 
-// Where there is something to add.
+// Launches the split-K reduction, if any output tile is split.
 template <int kTileM, int kTileN, typename T>
 Status launch_reduce(const LaunchOptions& options, T* tensor, const float* partial_sums,
-                     const ConvOperands& operands, const ConvWork& work, const ConvEpilogue& terms,
+                     const ConvOperands& operands, const ConvWork& work, const ConvEpilogue& params,
                      const ConvShape& shape, void* stream) {
   if (work.num_reductions == 0) return {};
   constexpr int kBlocks = kTileM * kTileN / 4 / kReduceThreads;
   return launch_with(options, "dilated_conv2d_fwd_reduce_kernel",
                      dilated_conv2d_fwd_reduce_kernel<T, kTileM, kTileN>,
                      work.num_reductions * kBlocks, kReduceThreads, 0, stream, tensor, partial_sums,
-                     operands, work, terms, shape);
+                     operands, work, params, shape);
 }
 
 }  // namespace deeplab_fast::cuda

@@ -1,13 +1,11 @@
-// dilated_conv2d_wgrad for compute capability 9.0: what dilated_conv2d_wgrad.cu computes, of 256
-// output channels by 256 input channels an item, in steps of 64 pixels.
+// grad_weight as in dilated_conv2d_wgrad.cu, for compute capability 9.0 with wgmma.
 //
-// Persistent clusters of two thread blocks, which share an item: each has 128 of the output
-// channels. A thread of each brings boxes of pixels by bulk copy, those of the gradient to its own
-// block, half of the input's to both. A box may reach over the edge of the tap's rectangle: there
-// one of the two is outside of the map, so that the copy makes it zero. Two warpgroups of consumers
-// have 64 output channels each: wgmma of two matrices with a pixel in a row, the other way around
-// than in the forward kernel, sums in registers. Four stages, each with an mbarrier that it is full
-// and one that both blocks have read it.
+// An output tile is 256 output channels x 256 input channels of a tap, a k-iteration 64 pixels.
+// Persistent clusters of two CTAs share a work item, 128 output channels each. One thread per CTA
+// copies boxes of pixels: the gradient's to its own CTA, half of the input's to both. A box may
+// reach over the edge of the tap's rectangle; there either operand is outside the map and
+// zero-filled. Two warpgroups of consumers multiply 64 output channels each with wgmma, both
+// operands transposed (pixels are rows), accumulating in registers. Four stages (pipeline.cuh).
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -29,15 +27,15 @@
 namespace deeplab_fast::cuda {
 namespace {
 
-constexpr int kBlockM = 128, kBlockN = 256;  // output and input channels of a thread block
-constexpr int kBlockK = 64;                  // pixels of a step
-constexpr int kBlocks = 2;                   // of a cluster
+constexpr int kBlockM = 128, kBlockN = 256;  // output and input channels per CTA
+constexpr int kBlockK = 64;                  // pixels per k-iteration
+constexpr int kClusterSize = 2;              // CTAs
 constexpr int kStages = 4;
 constexpr int kWarpgroup = 128;
 constexpr int kConsumers = 2;  // warpgroups
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 
-// Of a stage: chunks of 64 channels, in each a row of 128 swizzled bytes for every pixel.
+// A stage consists of chunks of 64 channels, each with a swizzled row of 128 bytes per pixel.
 constexpr int kRowBytes = 128, kChunk = kRowBytes / 2;
 constexpr int kChunkBytes = kBlockK * kRowBytes;
 constexpr int kChunksM = kBlockM / kChunk, kChunksN = kBlockN / kChunk;
@@ -45,48 +43,45 @@ constexpr int kStageBytes = (kChunksM + kChunksN) * kChunkBytes;
 constexpr int kBoxes = kBlockK / kWgradBoxSm90;
 constexpr int kBoxBytes = kWgradBoxSm90 * kRowBytes;
 
-// setmaxnreg draws from what the block was launched with, 168 registers a thread.
+// setmaxnreg redistributes the registers of the launch, 168 per thread.
 constexpr int kLaunchRegisters = 168, kProducerRegisters = 40, kConsumerRegisters = 232;
 static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <=
                   kLaunchRegisters * kThreads,
-              "else setmaxnreg waits for ever");
+              "or setmaxnreg would wait forever");
 static_assert(kChunksM == kConsumers, "a warpgroup multiplies 64 rows");
-static_assert(kBoxBytes % 1024 == 0, "boxes are swizzled from their first row on");
-static_assert(kBlocks * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
+static_assert(kBoxBytes % 1024 == 0, "the swizzle of a box starts at its first row");
+static_assert(kClusterSize * kBlockM == kConvTileSm90 && kBlockN == kConvTileSm90 &&
                   kBlockK * 2 == kConvKIterBytesSm90,
-              "the work list is made for these");
+              "the work list assumes this output tile and k-iteration");
 
-struct Barriers {
-  uint64_t full[kStages], empty[kStages];
-};
+using Barriers = PipelineBarriers<kStages>;
 
-constexpr int kStagedAt = kStages * kStageBytes;  // the sums of a warp, on their way to memory
+constexpr int kStagedAt = kStages * kStageBytes;  // rows of each warp, staged for stores
 constexpr int kBarriersAt = kStagedAt + kConsumers * 4 * kStagedBytes;
 constexpr size_t kSmem = kBarriersAt + sizeof(Barriers);
-static_assert(kSmem <= 227 * 1024, "what a block can have");
+static_assert(kSmem <= 227 * 1024, "shared memory per CTA");
 
-// Of [N, H, W, channels].
 struct TensorMaps {
-  CUtensorMap grad_output, input;
+  CUtensorMap grad_output, input;  // [N, H, W, channels]
 };
 
-// For one thread: the stages of the worker's items.
+// Producer thread: fills the stages for the work items of the cluster.
 __device__ void produce(const TensorMaps& maps, const WgradBranches& branches,
                         const ConvWgradWork& work, int first_item, int end_item, int rank,
                         unsigned char* stages, Barriers& barriers) {
-  Place<kStages> place;
+  PipelineState<kStages> state;
   for (int i = first_item; i < end_item; ++i) {
     const BoxItem item = work.box_items[i];
-    const int first_k = branches.of[item.branch].first_channel + item.k + rank * kBlockM;
-    const int first_chunk = rank * (kChunksN / kBlocks);
+    const int first_k = branches.branch[item.branch].first_channel + item.k + rank * kBlockM;
+    const int first_chunk = rank * (kChunksN / kClusterSize);
     const int first_c = item.c + first_chunk * kChunk;
-    // The last boxes of the last step may be past the last image, zeros as well.
+    // The last boxes may lie past the last image; they are zero-filled as well.
     int column = item.column, row = item.row, n = item.n;
-    for (int step = 0; step < item.num_k_iters; ++step) {
-      uint64_t* full = &barriers.full[place.stage];
-      wait(&barriers.empty[place.stage], place.parity ^ 1);
+    for (int k_iter = 0; k_iter < item.num_k_iters; ++k_iter) {
+      uint64_t* full = &barriers.full[state.stage];
+      wait(&barriers.empty[state.stage], state.phase ^ 1);
       ptx::mbarrier_arrive_expect_tx(full, kStageBytes);
-      unsigned char* grad_rows = stages + place.stage * kStageBytes;
+      unsigned char* grad_rows = stages + state.stage * kStageBytes;
       unsigned char* input_rows = grad_rows + (kChunksM + first_chunk) * kChunkBytes;
 #pragma unroll
       for (int box = 0; box < kBoxes; ++box) {
@@ -96,23 +91,23 @@ __device__ void produce(const TensorMaps& maps, const WgradBranches& branches,
           ptx::cp_async_bulk_tensor(grad_rows + chunk * kChunkBytes + box * kBoxBytes,
                                     &maps.grad_output, full, {first_k + chunk * kChunk, x, y, n});
 #pragma unroll
-        for (int chunk = 0; chunk < kChunksN / kBlocks; ++chunk)
+        for (int chunk = 0; chunk < kChunksN / kClusterSize; ++chunk)
           ptx::cp_async_bulk_tensor_multicast(
               input_rows + chunk * kChunkBytes + box * kBoxBytes, &maps.input, full,
-              {first_c + chunk * kChunk, x + item.dx, y + item.dy, n}, (1 << kBlocks) - 1);
+              {first_c + chunk * kChunk, x + item.dx, y + item.dy, n}, (1 << kClusterSize) - 1);
         if (++column < item.columns) continue;
         column = 0;
         if (++row < item.rows) continue;
         row = 0;
         n += work.box_n;
       }
-      place.advance();
+      state.advance();
     }
   }
-  wait_for_readers(place, barriers.empty);
+  wait_for_readers(state, barriers.empty);
 }
 
-// Stores the sums of a warp, of the 16 output channels from first_row of the item's on.
+// Stores the sums of a warp: 16 output channels, from first_row of the output tile on.
 template <typename T>
 __device__ void store_sums(const float (&sum)[kBlockN / 2], float* partial_sums,
                            const ConvWgradBranch& branch, const ConvWgradShape& shape,
@@ -132,44 +127,40 @@ __device__ void store_sums(const float (&sum)[kBlockN / 2], float* partial_sums,
           round_to(pair, sum[at], sum[at + 1]);
           return bits_of(pair);
         },
-        [&](int row, int col, const Vector<T, 8>& chunk) {
+        [&](int row, int col, const Chunk<T>& chunk) {
           const int k = first_k + row, c = item.c + part + col;
           if (k >= branch.K || c >= shape.C) return;
           T* weight = static_cast<T*>(branch.grad_weight) +
                       (static_cast<int64_t>(k) * branch.num_taps + item.index) * shape.C;
-          *reinterpret_cast<Vector<T, 8>*>(weight + c) = chunk;
+          *reinterpret_cast<Chunk<T>*>(weight + c) = chunk;
         });
   }
 }
 
-// For the other warpgroups: what the stages give.
+// Consumer warpgroups: multiply the stages and store the sums of each work item.
 template <typename T>
 __device__ void consume(float* partial_sums, const WgradBranches& branches,
                         const ConvWgradWork& work, const ConvWgradShape& shape, int first_item,
                         int end_item, int rank, unsigned char* stages, Barriers& barriers) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
+  const int warp = threadIdx.x / 32 - 4;
   const int warpgroup = warp / 4;
   unsigned char* staged = stages + kStagedAt + warp * kStagedBytes;
-  const auto release = [&](int stage) {
-    if (lane != 0) return;
-    for (int block = 0; block < kBlocks; ++block)
-      ptx::mbarrier_arrive_cluster(&barriers.empty[stage], block);
-  };
+  const auto release = [&](int stage) { release_stage<kClusterSize>(&barriers.empty[stage]); };
 
-  Place<kStages> place;
+  PipelineState<kStages> state;
   float sum[kBlockN / 2];
   for (int i = first_item; i < end_item; ++i) {
     const BoxItem item = work.box_items[i];
 #pragma unroll
     for (float& value : sum) value = 0.0f;
     int previous = -1;
-    for (int step = 0; step < item.num_k_iters; ++step) {
-      wait(&barriers.full[place.stage], place.parity);
-      const unsigned char* stage = stages + place.stage * kStageBytes;
+    for (int k_iter = 0; k_iter < item.num_k_iters; ++k_iter) {
+      wait(&barriers.full[state.stage], state.phase);
+      const unsigned char* stage = stages + state.stage * kStageBytes;
       const uint64_t a = ptx::swizzled_128b_descriptor(stage + warpgroup * kChunkBytes);
       const uint64_t b =
           ptx::swizzled_128b_descriptor(stage + kChunksM * kChunkBytes, 1024, kChunkBytes);
-      constexpr int kNext = 16 * kRowBytes / 16;  // 16 pixels
+      constexpr int kNext = 16 * kRowBytes / 16;  // 16 pixels further, in descriptor units
       ptx::wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kBlockK / 16; ++k)
@@ -177,12 +168,12 @@ __device__ void consume(float* partial_sums, const WgradBranches& branches,
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<1>();
       if (previous >= 0) release(previous);
-      previous = place.stage;
-      place.advance();
+      previous = state.stage;
+      state.advance();
     }
     ptx::wgmma_wait_group<0>();
     if (previous >= 0) release(previous);
-    store_sums<T>(sum, partial_sums, branches.of[item.branch], shape, item,
+    store_sums<T>(sum, partial_sums, branches.branch[item.branch], shape, item,
                   rank * kBlockM + warp * 16, staged);
   }
 }
@@ -201,16 +192,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 0) {
       for (int stage = 0; stage < kStages; ++stage) {
         ptx::mbarrier_init(&barriers.full[stage], 1);
-        ptx::mbarrier_init(&barriers.empty[stage], kBlocks * kConsumers * 4);
+        ptx::mbarrier_init(&barriers.empty[stage], kClusterSize * kConsumers * 4);
       }
       ptx::fence_mbarrier_init();
       ptx::prefetch_tensormap(&maps.grad_output);
       ptx::prefetch_tensormap(&maps.input);
     }
-    ptx::cluster_arrive_relaxed();  // the barriers are there, as the fence shows
+    ptx::cluster_arrive_relaxed();  // the fence makes the barriers visible
     ptx::cluster_wait();
-    const int worker = blockIdx.x / kBlocks;
-    const int first_item = work.first_items[worker], end_item = work.first_items[worker + 1];
+    const int cluster = blockIdx.x / kClusterSize;
+    const int first_item = work.first_items[cluster], end_item = work.first_items[cluster + 1];
     if (threadIdx.x < kWarpgroup) {
       ptx::setmaxnreg_dec<kProducerRegisters>();
       if (threadIdx.x < 32 && ptx::elect_sync())
@@ -226,14 +217,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <typename T>
 Status launch_typed(float* partial_sums, const TensorMaps& maps, const WgradBranches& branches,
                     const ConvWgradWork& work, const ConvWgradShape& shape, void* stream) {
-  const Status status = launch_with(
-      {kBlocks}, "dilated_conv2d_wgrad_sm90_kernel", dilated_conv2d_wgrad_sm90_kernel<T>,
-      kBlocks * work.num_ctas, kThreads, kSmem, stream, partial_sums, maps, branches, work, shape);
+  const Status status =
+      launch_with({kClusterSize}, "dilated_conv2d_wgrad_sm90_kernel",
+                  dilated_conv2d_wgrad_sm90_kernel<T>, kClusterSize * work.num_ctas, kThreads,
+                  kSmem, stream, partial_sums, maps, branches, work, shape);
   if (!status.ok()) return status;
   return launch_wgrad_reduce<T, kConvTileSm90>(partial_sums, branches, work, shape, stream);
 }
 
-// [N, H, W, channels] in boxes of pixels and 64 channels.
+// Encodes [N, H, W, channels] in boxes of work.box_* pixels x 64 channels.
 Status encode_pixels(CUtensorMap* map, const void* tensor, int32_t channels,
                      const ConvWgradWork& work, const ConvWgradShape& shape) {
   const auto unsigned_32 = [](int32_t value) { return static_cast<uint32_t>(value); };
@@ -253,24 +245,24 @@ Status dilated_conv2d_wgrad_sm90(float* partial_sums, const void* grad_output, c
   if (branches.size() > kMaxConvBranches) return {kName, "too many branches"};
   int32_t unaligned = shape.C | shape.out_channels;
   for (const ConvWgradBranch& branch : branches) unaligned |= branch.K | branch.first_channel;
-  if (unaligned % 8 != 0) return {kName, "channels must be multiples of 16 bytes"};
+  if (unaligned % 8 != 0) return {kName, "expected channels in multiples of 16 bytes"};
   if (work.box_x * work.box_y * work.box_n != kWgradBoxSm90)
-    return {kName, "the work list has boxes of another size"};
+    return {kName, "expected boxes of 32 pixels in the work list"};
   if (work.num_items == 0) return {};
-  if (work.box_items == nullptr) return {kName, "the work list is that of another kernel"};
-  WgradBranches of;
-  std::copy(branches.begin(), branches.end(), of.of);
+  if (work.box_items == nullptr) return {kName, "expected the work list of this kernel"};
+  WgradBranches params;
+  std::copy(branches.begin(), branches.end(), params.branch);
   TensorMaps maps;
   Status status = encode_pixels(&maps.grad_output, grad_output, shape.out_channels, work, shape);
   if (status.ok()) status = encode_pixels(&maps.input, input, shape.C, work, shape);
   if (!status.ok()) return status;
   switch (dtype) {
     case DType::kFloat16:
-      return launch_typed<__half>(partial_sums, maps, of, work, shape, stream);
+      return launch_typed<__half>(partial_sums, maps, params, work, shape, stream);
     case DType::kBFloat16:
-      return launch_typed<__nv_bfloat16>(partial_sums, maps, of, work, shape, stream);
+      return launch_typed<__nv_bfloat16>(partial_sums, maps, params, work, shape, stream);
     default:
-      return {kName, "input must be float16 or bfloat16"};
+      return {kName, "expected float16 or bfloat16"};
   }
 }
 

@@ -1,9 +1,10 @@
-// The main loop of dilated convolution as an implicit GEMM: 128 listed pixels times 128 output
-// channels, summed in steps of one tap and 64 bytes of its channels (32 in 16 bits, 16 in tf32).
-// Four stages of cp.async, which zero-fills what lies outside; ldmatrix; mma.sync. A warp issues in
-// order, so what it does beside mma.sync is written between the products: while it multiplies the
-// first half of a step it starts the copies of a later step and loads the fragments of the second
-// half, and while it multiplies that, the fragments of the next step.
+// Main loop of dilated convolution as an implicit GEMM for sm_80: cp.async, ldmatrix and mma.sync.
+//
+// An output tile is 128 listed pixels x 128 output channels. A k-iteration is one tap x 64 bytes of
+// input channels (32 channels of 16 bits, 16 in TF32). Four stages of cp.async, which zero-fills
+// pixels outside the map. A warp issues in order, so its other instructions are placed between the
+// products: during the first half of a k-iteration it starts the copies of a later one and loads
+// the fragments of the second half, and during that half the fragments of the next k-iteration.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,85 +12,59 @@
 
 #include <climits>
 #include <cstdint>
-#include <type_traits>
 
 #include "api.h"
 #include "cuda/common/elements.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/conv/conv_epilogue.cuh"
+#include "cuda/conv/warp_mma.cuh"
 #include "schedule/work_list.h"
 
 namespace deeplab_fast::cuda {
 
 constexpr int kBlockM = 128, kBlockN = 128;
-constexpr int kWarpM = 64, kWarpN = 64;
 constexpr int kStages = 4;
 constexpr int kConvThreads = 32 * (kBlockM / kWarpM) * (kBlockN / kWarpN);
-constexpr int kBlocksPerSM = 2;
+constexpr int kCtasPerSM = 2;
 
-constexpr int kChunks = 4;                         // copies of 16 bytes in a row of a stage
-constexpr int kCopyRows = kConvThreads / kChunks;  // that the block copies at once
-constexpr int kCopies = kBlockM / kCopyRows;       // of a thread, for each operand
+constexpr int kChunks = 4;                         // copies of 16 bytes per row of a stage
+constexpr int kCopyRows = kConvThreads / kChunks;  // rows that the CTA copies at once
+constexpr int kCopies = kBlockM / kCopyRows;       // copies per thread and operand
 
-constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8;  // of a warp
 constexpr size_t kConvSmem = size_t{kStages} * (kBlockM + kBlockN) * kChunks * 16;
 
 template <typename T>
-constexpr int kChunk = 16 / sizeof(T);  // elements of a copy
+constexpr int kChunk = 16 / sizeof(T);  // elements per copy
 template <typename T>
 constexpr int kBlockK = kChunks * kChunk<T>;
 
-// Where a chunk of a row of 64 bytes lies in its operand's part of a stage: permuted so that the
-// same chunk of 8 rows, as ldmatrix reads, and all chunks of 2 rows, as cp.async writes, are in
-// different banks.
+// Offset of a chunk of a 64-byte row within its operand's part of a stage, in elements. Swizzled so
+// that the same chunk of 8 rows (ldmatrix) and all chunks of 2 rows (cp.async) are in different
+// banks.
 template <typename T>
 __device__ int swizzled(int row, int chunk) {
   static_assert(kChunks == 4, "two rows fill the 128 bytes of all banks");
   return row * kBlockK<T> + (chunk ^ (row / 2 % kChunks)) * kChunk<T>;
 }
 
-// Fragments of 16 x 32 bytes of `a` and 8 x 32 bytes of `b`: 32 bits of them hold two channels, or
-// one in tf32, where ldmatrix moves floats as pairs of 16 bits.
-template <typename T>
-__device__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  if constexpr (std::is_same_v<T, float>) {
-    ptx::mma_m16n8k8_tf32(d, a, b);
-  } else {
-    ptx::mma_m16n8k16<T>(d, a, b);
-  }
-}
-
-// The tensor core would cut fp32 off instead.
-template <typename T>
-__device__ void round_operand(uint32_t (&r)[4]) {
-  if constexpr (std::is_same_v<T, float>) {
-#pragma unroll
-    for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));
-  }
-}
-
-// Where the sums of row and column are in shared memory, four columns in a row: permuted so that
-// the fragments of a warp go to all banks.
+// Offset of a sum in shared memory. Groups of four columns are swizzled by row, so that a warp's
+// fragments are stored to all banks.
 __device__ inline int sum_at(int row, int col) {
   return row * kBlockN + ((col / 4) ^ (row % 8 * 2)) * 4 + col % 4;
 }
 
-// Operands of a warp for half a step.
-struct Fragments {
-  uint32_t a[kTilesM][4], b[kTilesN / 2][4];
-};
-
-// Where a step is copied from, the same for all rows of a thread.
-struct StepSource {
+// Source of a k-iteration's copies, the same for all rows of a thread.
+struct KIterSource {
   bool has_channels;
-  int channel;      // of the input
-  int pixels;       // from an output pixel to its input pixel
-  int64_t weights;  // elements from the weights of the step before
+  int channel;      // first input channel
+  int pixels;       // offset from an output pixel to its input pixel
+  int64_t weights;  // elements from the previous k-iteration's weights to these
 };
 
-// The sums of a work item, for all threads, into sums [kBlockM, kBlockN] as sum_at tells, which lie
-// where the stages were. Those of rows and columns past the end are whatever they are.
+// Computes the sums of a work item, by all threads of the CTA. Returns them in shared memory, in
+// the place of the stages: [kBlockM, kBlockN] with the layout of sum_at. Rows and columns past the
+// end have unspecified values.
 template <typename T>
 __device__ __forceinline__ const float* sum_products(const T* input, const WorkItem& item,
                                                      const Tile& tile, const ConvOperands& operands,
@@ -101,9 +76,9 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
   const int32_t* pixels = work.pixels + tile.first_pixel;
   const int first_k = item.block * kBlockN;
 
-  // The rows that this thread copies a chunk of. Those past the end repeat the last one, so that
-  // the loads of all pixels are issued together and every address is valid, but are zero-filled:
-  // no tap gets inside from y = INT_MIN.
+  // Rows of which this thread copies a chunk. Rows past the end repeat the last pixel, so that all
+  // pixels are loaded at once from valid addresses, but are zero-filled: with y = INT_MIN no tap is
+  // inside the map.
   static_assert(kBlockM == kBlockN && kBlockM % kCopyRows == 0, "one row index for both operands");
   const int chunk = threadIdx.x % kChunks, first_row = threadIdx.x / kChunks;
   int pixel[kCopies], y[kCopies], x[kCopies];
@@ -121,17 +96,17 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
     weight_row[i] = static_cast<const T*>(output.weight) + k * output.weight_stride;
   }
 
-  // Copies of the next step: find_step, copy_row of each row, end_step. Past the last step they
-  // write zeros, so that the loop needs no branch around them.
-  int steps_left = item.num_k_iters;
+  // Copies of the next k-iteration: find_k_iter, copy_row for each row, end_k_iter. Past the last
+  // k-iteration they write zeros, so that the loop needs no branch around them.
+  int k_iters_left = item.num_k_iters;
   int next_tap = item.first_k_iter % tile.num_taps;
   int next_c = item.first_k_iter / tile.num_taps * kBlockK<T> + chunk * kChunk<T>;
   Tap tap = taps[next_tap];
-  StepSource from;
+  KIterSource from;
   int64_t weights_before = 0;
-  const auto find_step = [&] {
+  const auto find_k_iter = [&] {
     const ConvSource& source = operands.sources[tap.branch];
-    from.has_channels = (steps_left > 0) & (next_c < source.C);
+    from.has_channels = (k_iters_left > 0) & (next_c < source.C);
     const int c = from.has_channels ? next_c : 0;
     from.channel = source.first_channel + c;
     from.pixels = tap.dy * shape.W + tap.dx;
@@ -140,37 +115,37 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
     weights_before = weights;
   };
   const auto copy_row = [&](T* stage, int i) {
-    static_assert(kCopyRows / 2 % kChunks == 0, "these rows permute their chunks alike");
+    static_assert(kCopyRows / 2 % kChunks == 0, "these rows have the same swizzle");
     const int row = first_row + i * kCopyRows;
     const bool has_input = from.has_channels & is_inside(tap, y[i], x[i], shape.H, shape.W);
     const bool has_weight = from.has_channels & (first_k + row < output.K);
     const auto p = static_cast<uint32_t>(pixel[i] + (has_input ? from.pixels : 0));
     weight_row[i] += from.weights;
     T* to = stage + swizzled<T>(first_row, chunk) + i * kCopyRows * kBlockK<T>;
-    ptx::cp_async<16>(
-        to, input + (uint64_t{p} * static_cast<uint32_t>(shape.in_channels) + from.channel),
-        has_input ? 16 : 0);
-    ptx::cp_async<16>(to + kBlockM * kBlockK<T>, weight_row[i], has_weight ? 16 : 0);
+    ptx::cp_async(to,
+                  input + (uint64_t{p} * static_cast<uint32_t>(shape.in_channels) + from.channel),
+                  has_input ? 16 : 0);
+    ptx::cp_async(to + kBlockM * kBlockK<T>, weight_row[i], has_weight ? 16 : 0);
   };
-  const auto end_step = [&] {
+  const auto end_k_iter = [&] {
     ptx::cp_async_commit_group();
-    --steps_left;
+    --k_iters_left;
     if (++next_tap == tile.num_taps) {
       next_tap = 0;
       next_c += kBlockK<T>;
     }
-    tap = taps[next_tap];  // arrives during the products
+    tap = taps[next_tap];  // loaded during the products
   };
-  const auto copy_step = [&](T* stage) {
-    find_step();
+  const auto copy_k_iter = [&](T* stage) {
+    find_k_iter();
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) copy_row(stage, i);
-    end_step();
+    end_k_iter();
   };
 
-  // What this warp multiplies; nothing where its pixels or channels are all past the end. A pair of
-  // chunks is what one mma sums over, half a step.
-  static_assert(kChunks == 4, "bit 1 of a chunk tells the halves apart");
+  // Warp tile. A warp whose pixels or channels are all past the end has no work. One mma sums over
+  // a pair of chunks, half a k-iteration.
+  static_assert(kChunks == 4, "bit 1 of a chunk is the half");
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_row = warp / (kBlockN / kWarpN) * kWarpM;
   const int warp_col = warp % (kBlockN / kWarpN) * kWarpN;
@@ -180,66 +155,56 @@ __device__ __forceinline__ const float* sum_products(const T* input, const WorkI
   const bool has_work = warp_row < tile.num_pixels && first_k + warp_col < output.K;
   float sum[kTilesM][kTilesN][4] = {};
 
-  Fragments fragments[2];  // of the halves
+  Fragments fragments[2];  // one per half
   const auto load_fragments = [&](int stage, int half) {
-    static_assert(16 / 2 % kChunks == 0, "16 rows on, chunks are permuted alike");
+    static_assert(16 / 2 % kChunks == 0, "16 rows further the swizzle is the same");
     auto& [a, b] = fragments[half];
     const T* input_tile = stages + ((stage * kStage + input_at) ^ (half * 2 * kChunk<T>));
     const T* weight_tile = stages + ((stage * kStage + weight_at) ^ (half * 2 * kChunk<T>));
 #pragma unroll
-    for (int i = 0; i < kTilesM; ++i) ptx::ldmatrix(a[i], input_tile + i * 16 * kBlockK<T>);
+    for (int i = 0; i < kTilesM; ++i) ptx::ldmatrix_x4(a[i], input_tile + i * 16 * kBlockK<T>);
 #pragma unroll
-    for (int j = 0; j < kTilesN / 2; ++j) ptx::ldmatrix(b[j], weight_tile + j * 16 * kBlockK<T>);
-  };
-  const auto multiply_row = [&](int half, int i) {
-    auto& [a, b] = fragments[half];
-    round_operand<T>(a[i]);
-#pragma unroll
-    for (int j = 0; j < kTilesN; ++j) {
-      if (i == 0 && j % 2 == 0) round_operand<T>(b[j / 2]);
-      const uint32_t pair[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
-      multiply_add<T>(sum[i][j], a[i], pair);
-    }
+    for (int j = 0; j < kTilesN / 2; ++j) ptx::ldmatrix_x4(b[j], weight_tile + j * 16 * kBlockK<T>);
   };
 
-  // Copies run kStages - 1 steps ahead of the products. Warps that have work and warps that only
-  // copy run a loop each, both with this barrier.
-  const auto wait_for_next_step = [] {
+  // Copies run kStages - 1 k-iterations ahead of the products. Warps with work and warps that only
+  // copy run separate loops, which meet at this named barrier.
+  const auto wait_for_next_stage = [] {
     ptx::cp_async_wait_group<kStages - 2>();
     ptx::bar_sync(1, kConvThreads);
   };
 #pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) copy_step(stages + step * kStage);
-  wait_for_next_step();
+  for (int k_iter = 0; k_iter < kStages - 1; ++k_iter) copy_k_iter(stages + k_iter * kStage);
+  wait_for_next_stage();
   if (has_work) {
-    static_assert(kCopies == kTilesM, "a row of copies for a row of products");
+    static_assert(kCopies == kTilesM, "one row of copies per row of products");
     load_fragments(0, 0);
-    for (int step = 0; step < item.num_k_iters; ++step) {
-      T* free_stage = stages + (step + kStages - 1) % kStages * kStage;
-      load_fragments(step % kStages, 1);
-      find_step();
+    for (int k_iter = 0; k_iter < item.num_k_iters; ++k_iter) {
+      T* free_stage = stages + (k_iter + kStages - 1) % kStages * kStage;
+      load_fragments(k_iter % kStages, 1);
+      find_k_iter();
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
-        multiply_row(0, i);
+        multiply_row<T>(sum[i], fragments[0], i);
         copy_row(free_stage, i);
       }
-      end_step();
-      wait_for_next_step();  // all have the fragments of this one: its stage is free
-      load_fragments((step + 1) % kStages, 0);
+      end_k_iter();
+      wait_for_next_stage();  // all warps have loaded this stage's fragments: it is free
+      load_fragments((k_iter + 1) % kStages, 0);
 #pragma unroll
-      for (int i = 0; i < kTilesM; ++i) multiply_row(1, i);
+      for (int i = 0; i < kTilesM; ++i) multiply_row<T>(sum[i], fragments[1], i);
     }
   } else {
-    for (int step = 0; step < item.num_k_iters; ++step) {
-      copy_step(stages + (step + kStages - 1) % kStages * kStage);
-      wait_for_next_step();
+    for (int k_iter = 0; k_iter < item.num_k_iters; ++k_iter) {
+      copy_k_iter(stages + (k_iter + kStages - 1) % kStages * kStage);
+      wait_for_next_stage();
     }
   }
-  ptx::cp_async_wait_all();  // the zeros past the last step
+  ptx::cp_async_wait_all();  // zeros past the last k-iteration
 
-  static_assert(kBlockM * kBlockN * sizeof(float) <= kConvSmem, "the sums lie over the stages");
+  static_assert(kBlockM * kBlockN * sizeof(float) <= kConvSmem, "the sums replace the stages");
   float* sums = shared_memory<float>();
-  __syncthreads();  // all are done with the stages
+  __syncthreads();  // all warps are done with the stages
 #pragma unroll
   for (int i = 0; i < kTilesM * 2; ++i) {
 #pragma unroll

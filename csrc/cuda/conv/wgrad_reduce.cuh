@@ -1,4 +1,4 @@
-// What the kernels of the weight gradient share: their branches, and how split sums are added.
+// Split-K reduction of the weight gradient, and the branches parameter of its kernels.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +11,13 @@
 namespace deeplab_fast::cuda {
 
 struct WgradBranches {
-  ConvWgradBranch of[kMaxConvBranches];
+  ConvWgradBranch branch[kMaxConvBranches];
 };
 
 constexpr int kWgradReduceThreads = 256;
 
-// A thread per output channel and two input channels of the sums [kTile, kTile] of an item.
+// Adds the workspace slots [kTile, kTile] of each split output tile, in order. One thread per
+// output channel and two input channels.
 template <typename T, int kTile>
 __global__ void __launch_bounds__(kWgradReduceThreads)
     dilated_conv2d_wgrad_reduce_kernel(const float* __restrict__ partial_sums,
@@ -24,10 +25,10 @@ __global__ void __launch_bounds__(kWgradReduceThreads)
                                        const __grid_constant__ ConvWgradWork work,
                                        const __grid_constant__ ConvWgradShape shape) {
   constexpr int kRowThreads = kTile / 2, kRows = kWgradReduceThreads / kRowThreads;
-  constexpr int kBlocks = kTile / kRows;  // for one block of sums
+  constexpr int kBlocks = kTile / kRows;  // thread blocks per output tile
   const Reduction reduction = work.reductions[blockIdx.x / kBlocks];
   const Tap tap = work.rectangles[reduction.tile].tap;
-  const ConvWgradBranch& branch = branches.of[tap.branch];
+  const ConvWgradBranch& branch = branches.branch[tap.branch];
   const int blocks_n = (shape.C + kTile - 1) / kTile;
   const int row = blockIdx.x % kBlocks * kRows + threadIdx.x / kRowThreads;
   const int col = threadIdx.x % kRowThreads * 2;
@@ -38,17 +39,17 @@ __global__ void __launch_bounds__(kWgradReduceThreads)
   float sum[2] = {};
   for (int i = 0; i < reduction.num_slots; ++i) {
     const int64_t slot = reduction.first_slot + i;
-    float piece[2];
-    load(piece, partial_sums + (slot * kTile + row) * kTile + col);
-    sum[0] += piece[0];
-    sum[1] += piece[1];
+    float partial[2];
+    load(partial, partial_sums + (slot * kTile + row) * kTile + col);
+    sum[0] += partial[0];
+    sum[1] += partial[1];
   }
   store(static_cast<T*>(branch.grad_weight) +
             (static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + c,
         sum);
 }
 
-// Where there is something to add.
+// Launches the split-K reduction, if any output tile is split.
 template <typename T, int kTile>
 Status launch_wgrad_reduce(const float* partial_sums, const WgradBranches& branches,
                            const ConvWgradWork& work, const ConvWgradShape& shape, void* stream) {

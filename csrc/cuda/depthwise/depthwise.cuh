@@ -6,14 +6,11 @@
 // where columns share what they load it is in L1.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "api.h"
+#include "cuda/common/elements.cuh"
 
 namespace deeplab_fast::cuda {
 
@@ -23,77 +20,6 @@ constexpr int kLine = 128;  // bytes of a pixel's channels that a block has at m
 // So many registers are left to a thread: weights take as many as there are taps.
 template <int kTaps>
 constexpr int kBlocksPerSM = kTaps > 9 ? 2 : 3;
-
-__device__ inline float to_float(float value) { return value; }
-__device__ inline float to_float(__half value) { return __half2float(value); }
-__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ inline void round_to(float* p, float value) { *p = value; }
-__device__ inline void round_to(__half* p, float value) { *p = __float2half_rn(value); }
-__device__ inline void round_to(__nv_bfloat16* p, float value) { *p = __float2bfloat16_rn(value); }
-
-// In words, because structs of 16-bit types are copied in pieces and take a register each.
-template <typename T, int kVector>
-struct alignas(sizeof(T) * kVector) Vector {
-  static_assert(sizeof(T) * kVector % 4 == 0, "whole words");
-  uint32_t words[sizeof(T) * kVector / 4];
-};
-template <typename T>
-struct Vector<T, 1> {
-  T value;
-};
-
-// The elements of a word.
-__device__ inline void unpack(float* to, uint32_t word, const float*) {
-  *to = __uint_as_float(word);
-}
-__device__ inline void unpack(float* to, uint32_t word, const __half*) {
-  __half2 pair;
-  memcpy(&pair, &word, sizeof(pair));
-  const float2 values = __half22float2(pair);
-  to[0] = values.x;
-  to[1] = values.y;
-}
-__device__ inline void unpack(float* to, uint32_t word, const __nv_bfloat16*) {
-  to[0] = __uint_as_float(word << 16);
-  to[1] = __uint_as_float(word & 0xffff0000u);
-}
-
-template <typename T, int kVector>
-__device__ void unpack(float (&to)[kVector], const Vector<T, kVector>& vector) {
-  if constexpr (kVector == 1) {
-    to[0] = to_float(vector.value);
-  } else {
-    constexpr int kPerWord = 4 / sizeof(T);
-#pragma unroll
-    for (int i = 0; i < kVector / kPerWord; ++i) {
-      unpack(to + i * kPerWord, vector.words[i], static_cast<const T*>(nullptr));
-    }
-  }
-}
-
-template <typename T, int kVector>
-__device__ Vector<T, kVector> pack(const float (&from)[kVector]) {
-  Vector<T, kVector> vector;
-  if constexpr (kVector == 1) {
-    round_to(&vector.value, from[0]);
-  } else {
-    constexpr int kPerWord = 4 / sizeof(T);
-#pragma unroll
-    for (int i = 0; i < kVector / kPerWord; ++i) {
-      T elements[kPerWord];
-#pragma unroll
-      for (int e = 0; e < kPerWord; ++e) round_to(&elements[e], from[i * kPerWord + e]);
-      memcpy(&vector.words[i], elements, 4);
-    }
-  }
-  return vector;
-}
-
-template <typename T, int kVector>
-__device__ Vector<T, kVector> load(const T* p) {
-  return *reinterpret_cast<const Vector<T, kVector>*>(p);
-}
 
 // How the work is cut into blocks and threads.
 struct Split {

@@ -10,6 +10,7 @@
 
 #include "api.h"
 #include "cuda/common/dtypes.cuh"
+#include "cuda/common/elements.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/pairs.cuh"
 #include "cuda/depthwise/depthwise.cuh"
@@ -39,7 +40,7 @@ __device__ uint32_t clamp(uint32_t word, float low, float high) {
 template <typename T, int kVector>
 __device__ void clamp(Vector<T, kVector>& vector, float low, float high) {
   if constexpr (kVector == 1) {
-    round_to(&vector.value, clamp(to_float(vector.value), low, high));
+    round_to(vector.value, clamp(to_float(vector.value), low, high));
   } else {
 #pragma unroll
     for (uint32_t& word : vector.words) {
@@ -54,13 +55,13 @@ __device__ void store_output(T* output, const ConvEpilogue& epilogue, int64_t of
                              float (&sum)[kVector]) {
   if (epilogue.residual) {
     float residual[kVector];
-    unpack(residual, load<T, kVector>(static_cast<const T*>(epilogue.residual) + offset));
+    load(residual, static_cast<const T*>(epilogue.residual) + offset);
 #pragma unroll
     for (int e = 0; e < kVector; ++e) sum[e] += residual[e];
   }
   Vector<T, kVector> vector = pack<T>(sum);
   clamp(vector, epilogue.low, epilogue.high);
-  *reinterpret_cast<Vector<T, kVector>*>(output + offset) = vector;
+  store_vector(output + offset, vector);
 }
 
 // bias of a thread's channels from c on, or zeros.
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
 #pragma unroll
   for (int i = 0; i < kTaps; ++i) {
     float part[kVector];
-    unpack(part, load<T, kVector>(weight + static_cast<int64_t>(c) * kTaps + i * kVector));
+    load(part, weight + static_cast<int64_t>(c) * kTaps + i * kVector);
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
       const int at = i * kVector + j;
@@ -133,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
     const auto load_next = [&](Vector<T, kVector>& to, int s, int inner) {  // inner: i - above
       to = {};
       if (has_column[s] && static_cast<unsigned>(inner) < static_cast<unsigned>(inside)) {
-        to = load<T, kVector>(reinterpret_cast<const T*>(next + (s - kS / 2) * column_bytes));
+        to = load_vector<kVector>(reinterpret_cast<const T*>(next + (s - kS / 2) * column_bytes));
       }
     };
 #pragma unroll
@@ -225,7 +226,7 @@ __global__ void __launch_bounds__(kThreads)
         if (tap_x < 0 || tap_x >= shape.W) continue;
         const T* pixel = input + ((image + tap_y) * shape.W + tap_x) * shape.C + c;
         float x[kVector];
-        unpack(x, load<T, kVector>(pixel));
+        load(x, pixel);
         const float* w = taps + (i * shape.S + s) * channels + c - first_c;
 #pragma unroll
         for (int e = 0; e < kVector; ++e) sum[e] = fmaf(x[e], w[e], sum[e]);

@@ -10,6 +10,7 @@
 
 #include "api.h"
 #include "cuda/common/dtypes.cuh"
+#include "cuda/common/elements.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/depthwise/depthwise.cuh"
 
@@ -65,7 +66,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
       has_column[s] = x >= 0 && x < shape.W;
     }
     const auto load_input = [&](const T* pixel, int s, bool has_row) {
-      return has_row && has_column[s] ? load<T, kVector>(pixel + offset[s]) : Vector<T, kVector>{};
+      return has_row && has_column[s] ? load_vector<kVector>(pixel + offset[s])
+                                      : Vector<T, kVector>{};
     };
 
     for (int position = strip.begin; position < strip.end;) {
@@ -79,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
       const int64_t to_grad = kR / 2 * stride - offset_H * row_stride;
       int64_t at = first + y * row_stride;
       float grads[kR][kVector] = {};
-      Vector<T, kVector> row[kS], grad = load<T, kVector>(grad_output + at + to_grad);
+      Vector<T, kVector> row[kS], grad = load_vector<kVector>(grad_output + at + to_grad);
 #pragma unroll
       for (int s = 0; s < kS; ++s) row[s] = load_input(input + at, s, y >= 0 && y < shape.H);
 #pragma unroll 1  // else three blocks would not have the registers
@@ -94,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
         at += stride;
         const bool has_next = j + 1 < rows && y >= 0 && y < shape.H;
         grad = {};
-        if (j + 1 < run.count) grad = load<T, kVector>(grad_output + at + to_grad);
+        if (j + 1 < run.count) grad = load_vector<kVector>(grad_output + at + to_grad);
 #pragma unroll
         for (int e = 0; e < kVector; ++e) grad_sum[e] += grads[0][e];
         const auto add_products = [&](auto is_used) {
@@ -163,9 +165,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 8
   for (int part = 0; part < num_parts; ++part) sum += partial_sums[part * size + i];
   if (tap < num_taps) {
-    if (grad_weight) round_to(grad_weight + c * num_taps + tap, sum);
+    if (grad_weight) round_to(grad_weight[c * num_taps + tap], sum);
   } else {
-    if (grad_bias) round_to(grad_bias + c, sum);
+    if (grad_bias) round_to(grad_bias[c], sum);
   }
 }
 

@@ -1,21 +1,13 @@
 // Bilinear upsampling by cells: a cell is the output pixels between the same four source pixels.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include <cstdint>
 
 #include "api.h"
 #include "common/bilinear.h"
+#include "cuda/common/elements.cuh"
 
 namespace deeplab_fast::cuda {
-
-__device__ inline float load(const float* p) { return *p; }
-__device__ inline float load(const __half* p) { return __half2float(*p); }
-__device__ inline float load(const __nv_bfloat16* p) { return __bfloat162float(*p); }
-
-__device__ inline void store(float* p, float value) { *p = value; }
-__device__ inline void store(__half* p, float value) { *p = __float2half_rn(value); }
-__device__ inline void store(__nv_bfloat16* p, float value) { *p = __float2bfloat16_rn(value); }
 
 // The four source pixels of a cell: a b / c d.
 template <typename Logit>
@@ -25,7 +17,8 @@ struct Corners {
 
   __device__ float4 at(int64_t c) const {
     const Logit* p = a + c * stride_C;
-    return make_float4(load(p), load(p + right), load(p + down), load(p + down + right));
+    return make_float4(to_float(*p), to_float(*(p + right)), to_float(*(p + down)),
+                       to_float(*(p + down + right)));
   }
 };
 

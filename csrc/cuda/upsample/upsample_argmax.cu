@@ -87,7 +87,7 @@ __device__ int32_t rank_classes(const Logit* pixel, int64_t stride_C, int32_t C,
   int finite = 1;
 #pragma unroll 4
   for (int32_t c = part; c < C; c += kLanesPerPixel) {
-    const float value = load(pixel + c * stride_C);
+    const float value = to_float(pixel[c * stride_C]);
     finite &= fabsf(value) < 0x1p126f;  // else an interpolated value may overflow
     second = fmaxf(second, fminf(value, best));
     winner = value > best ? c : winner;
@@ -192,7 +192,7 @@ __device__ void label_cell(Tile& tile, const Logit* logits, const UpsampleShape&
 }
 
 template <typename Label, int kVector>
-__device__ void store(Label* labels, const int32_t (&vector)[kVector]) {
+__device__ void store_vector_of_labels(Label* labels, const int32_t (&vector)[kVector]) {
   if constexpr (kVector == 1) {
     *labels = static_cast<Label>(vector[0]);
   } else {
@@ -228,7 +228,7 @@ __device__ void store_labels(Label* labels, const Tile& tile, int64_t out_W) {
         vector[e] = of_cell != kContested ? of_cell : tile.label[y][x + e];
       }
     }
-    store<Label>(labels + y * out_W + x, vector);
+    store_vector_of_labels(labels + y * out_W + x, vector);
   }
 }
 

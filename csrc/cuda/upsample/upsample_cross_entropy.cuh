@@ -203,8 +203,8 @@ struct Edges {
     __syncthreads();  // the classes before are no longer read
     const auto put = [&](int c, int i) {
       const int64_t offset = (first + c) * stride_C + i * stride_W;
-      values[c * kEdges + i] = make_float2(centre(load(top + offset), maxima[i].x),
-                                           centre(load(bottom + offset), maxima[i].y));
+      values[c * kEdges + i] = make_float2(centre(to_float(top[offset]), maxima[i].x),
+                                           centre(to_float(bottom[offset]), maxima[i].y));
     };
     if (stride_C < stride_W) {
 #pragma unroll 1

@@ -272,7 +272,7 @@ __global__ void __launch_bounds__(kThreads)
   float sum = (y > 0 ? *bottoms : *tops) + tops[2 * plane];
   if (y == shape.H - 1) sum += bottoms[2 * plane];
   const int64_t c = in_plane / shape.W, x = in_plane % shape.W;
-  store(grad_logits + (channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x), sum);
+  round_to(grad_logits[channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x], sum);
 }
 
 template <typename Logit>

@@ -37,7 +37,7 @@ template <typename Logit>
 __device__ float2 range_of(const Logit* pixel, int64_t stride_C, int32_t C, int part) {
   float greatest = -INFINITY, lowest = INFINITY;
   for (int32_t c = part; c < C; c += kLanesPerPixel) {
-    const float value = load(pixel + c * stride_C);
+    const float value = to_float(pixel[c * stride_C]);
     greatest = fmaxf(greatest, value);
     lowest = fminf(lowest, value);
   }

@@ -102,10 +102,30 @@ def forward(
     dilation: Sequence[int],
     residual: Tensor | None = None,
     activation: str = "none",
+    flipped: bool = False,
 ) -> Tensor:
-    """``activation(convolution + residual)``, written over ``residual`` if that is aligned."""
-    shape = _shape(input, weight, dilation, _strip_rows(context, input, weight))
-    output = _convolve(context, input, weight, bias, shape, residual, activation)
+    """``activation(convolution + residual)``, written over ``residual`` if that is aligned.
+
+    With flipped taps this is the gradient of the input from that of the output.
+    """
+    shape = _shape(input, weight, dilation, _strip_rows(context, input, weight), flipped)
+    nhwc, weight = aligned_nhwc(input), aligned(weight, torch.contiguous_format)
+    bias = None if bias is None else bias.contiguous()
+    if residual is None:
+        output = torch.empty_like(nhwc, memory_format=torch.channels_last)
+    else:
+        output = aligned_nhwc(residual)
+    context.module.depthwise_conv2d_fwd(
+        output.data_ptr(),
+        nhwc.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        0 if residual is None else output.data_ptr(),
+        ACTIVATION_RANGES[activation],
+        shape,
+        DTYPES[input.dtype],
+        context.stream,
+    )
     return output if residual is not None else in_format_of(output, input)
 
 
@@ -121,9 +141,7 @@ def backward(
     nhwc_grad = aligned_nhwc(grad_output)
     grad_input = grad_weight = grad_bias = input.new_empty(0)
     if output_mask[0]:
-        strip_rows = _strip_rows(context, input, weight)
-        flipped = _shape(input, weight, dilation, strip_rows, flipped=True)
-        grad_input = _convolve(context, nhwc_grad, weight, None, flipped, None, "none")
+        grad_input = forward(context, nhwc_grad, weight, None, dilation, flipped=True)
         grad_input = in_format_of(grad_input, input)
     if output_mask[1]:
         grad_weight = empty_like_format(weight, tuple(weight.shape))
@@ -148,33 +166,3 @@ def backward(
             context.stream,
         )
     return grad_input, grad_weight, grad_bias
-
-
-def _convolve(
-    context: LaunchContext,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    shape: _C.DepthwiseShape,
-    residual: Tensor | None,
-    activation: str,
-) -> Tensor:
-    """The convolution, in channels_last."""
-    nhwc, weight = aligned_nhwc(input), aligned(weight, torch.contiguous_format)
-    bias = None if bias is None else bias.contiguous()
-    if residual is None:
-        output = torch.empty_like(nhwc, memory_format=torch.channels_last)
-    else:
-        output = aligned_nhwc(residual)
-    context.module.depthwise_conv2d_fwd(
-        output.data_ptr(),
-        nhwc.data_ptr(),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        0 if residual is None else output.data_ptr(),
-        ACTIVATION_RANGES[activation],
-        shape,
-        DTYPES[input.dtype],
-        context.stream,
-    )
-    return output

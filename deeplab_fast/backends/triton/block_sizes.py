@@ -41,7 +41,7 @@ def blocks_for(dtype: torch.dtype, precision: str, rows: int, columns: int, dept
         largest = largest._replace(num_stages=2)  # AMD GPUs have 64 KiB of shared memory
 
     def fitting(size: int, limit: int) -> int:
-        return max(_SMALLEST, min(triton.next_power_of_2(size), limit))
+        return max(_SMALLEST, min(int(triton.next_power_of_2(size)), limit))
 
     return largest._replace(n=fitting(columns, largest.n), k=fitting(depth, largest.k))
 

@@ -1,5 +1,5 @@
-// Kernels that are wrong on purpose, each beside its correct twin: kFault leaves out or misplaces
-// the synchronisation, or an index. All but refill compute out[i] = in[kThreads - 1 - i].
+// Kernels that are wrong on purpose, each with a correct version: with kFault a synchronisation is
+// missing or misplaced, or an index is wrong. All but refill compute out[i] = in[kThreads - 1 - i].
 
 #include <cuda_runtime.h>
 
@@ -18,6 +18,12 @@ namespace ptx = deeplab_fast::ptx;
 constexpr int kThreads = 64;
 constexpr int kSteps = 6;
 
+// Starts the copy of kThreads floats, four by each of the first threads.
+__device__ void copy_floats(float* dst, const float* src) {
+  const int i = 4 * threadIdx.x;
+  if (i < kThreads) ptx::cp_async(dst + i, src + i);
+}
+
 template <bool kFault>
 __global__ void barrier_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
@@ -29,7 +35,7 @@ __global__ void barrier_kernel(float* out, const float* in) {
 template <bool kFault>
 __global__ void wait_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
-  ptx::cp_async<4>(&tile[threadIdx.x], &in[threadIdx.x]);
+  copy_floats(tile, in);
   ptx::cp_async_commit_group();
   if (!kFault) ptx::cp_async_wait_group<0>();
   __syncthreads();
@@ -37,16 +43,13 @@ __global__ void wait_kernel(float* out, const float* in) {
   ptx::cp_async_wait_all();
 }
 
-// out[i] = the sum over steps s of in[s][kThreads - 1 - i], two stages deep. The fault lets the
-// next copy into a stage start while other threads may still read it.
+// out[i] = sum over s of in[s][kThreads - 1 - i], with two stages. The fault lets the next copy
+// into a stage start while other threads may still read it.
 template <bool kFault>
 __global__ void refill_kernel(float* out, const float* in) {
   float* stages = shared_memory<float>();
   const auto fetch = [&](int step) {
-    if (step < kSteps) {
-      ptx::cp_async<4>(&stages[step % 2 * kThreads + threadIdx.x],
-                       &in[step * kThreads + threadIdx.x]);
-    }
+    if (step < kSteps) copy_floats(stages + step % 2 * kThreads, in + step * kThreads);
     ptx::cp_async_commit_group();
   };
   fetch(0);
@@ -87,14 +90,14 @@ __global__ void out_of_bounds_global_kernel(float* out, const float* in) {
 template <bool kFault>
 __global__ void out_of_bounds_copy_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
-  ptx::cp_async<4>(&tile[threadIdx.x + (kFault ? 1 : 0)], &in[threadIdx.x]);
+  copy_floats(tile + (kFault ? 4 : 0), in);
   ptx::cp_async_wait_all();
   __syncthreads();
   out[threadIdx.x] = tile[kThreads - 1 - threadIdx.x];
 }
 
-// Two blocks write the same elements; the correct one has each write its half. A value goes through
-// the stack, which in the emulator blocks use one after another.
+// The fault: two blocks write the same elements, instead of half of them each. A value goes through
+// the stack, whose memory the emulator gives to one block after another.
 template <bool kFault>
 __global__ void overlapping_blocks_kernel(float* out, const float* in) {
   const int i = kFault ? threadIdx.x : threadIdx.x / 2 + blockIdx.x * kThreads / 2;
@@ -104,7 +107,7 @@ __global__ void overlapping_blocks_kernel(float* out, const float* in) {
   if (kFault || threadIdx.x % 2 == 0) out[i] = *on_stack;
 }
 
-// Pairs of outputs as vectors; the fault starts them at odd elements.
+// Outputs are stored in vectors of two. The fault: the vectors start at odd elements.
 template <bool kFault>
 __global__ void misaligned_kernel(float* out, const float* in) {
   if (kFault && threadIdx.x == kThreads - 1) {
@@ -152,14 +155,14 @@ __global__ void deadlock_kernel(float* out, const float* in) {
   ptx::bar_sync(3 - first, kThreads);
 }
 
-// The producer warp only arrives; the fault forgets it.
+// A warp produces for the other; the fault is that it does not come to the barrier.
 template <bool kFault>
 __global__ void producer_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
   if (threadIdx.x < 32) {
     tile[threadIdx.x] = in[kThreads - 1 - threadIdx.x];
     tile[threadIdx.x + 32] = in[31 - threadIdx.x];
-    if (!kFault) ptx::bar_arrive(1, kThreads);
+    if (!kFault) ptx::bar_sync(1, kThreads);
   } else {
     ptx::bar_sync(1, kThreads);
     out[threadIdx.x] = tile[threadIdx.x];
@@ -170,17 +173,17 @@ __global__ void producer_kernel(float* out, const float* in) {
 template <bool kFault>
 __global__ void never_waited_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
-  ptx::cp_async<4>(&tile[threadIdx.x], &in[threadIdx.x]);
+  copy_floats(tile, in);
   ptx::cp_async_wait_all();
   __syncthreads();
   out[threadIdx.x] = tile[kThreads - 1 - threadIdx.x];
   __syncthreads();
-  ptx::cp_async<4>(&tile[threadIdx.x], &in[threadIdx.x]);
+  copy_floats(tile, in);
   ptx::cp_async_commit_group();
   if (!kFault) ptx::cp_async_wait_group<0>();
 }
 
-// Half a warp shuffles at another line than the rest.
+// The fault: half a warp shuffles at another line than the rest.
 template <bool kFault>
 __global__ void divergent_shuffle_kernel(float* out, const float* in) {
   float value = in[kThreads - 1 - threadIdx.x];
@@ -192,7 +195,7 @@ __global__ void divergent_shuffle_kernel(float* out, const float* in) {
   out[threadIdx.x ^ 1] = value;
 }
 
-// Lanes exchange values through shared memory.
+// Lanes exchange values through shared memory. The fault: without __syncwarp.
 template <bool kFault>
 __global__ void warp_sync_kernel(float* out, const float* in) {
   float* tile = shared_memory<float>();
@@ -201,7 +204,7 @@ __global__ void warp_sync_kernel(float* out, const float* in) {
   out[threadIdx.x ^ 1] = tile[threadIdx.x ^ 1];
 }
 
-// Waits for a flag; the fault is that nobody sets it.
+// A thread waits for a flag. The fault: no thread sets it.
 template <bool kFault>
 __global__ void spin_kernel(float* out, const float* in) {
   int* flag = shared_memory<int>();
@@ -221,7 +224,7 @@ struct Case {
   void (*correct)(float*, const float*);
   void (*faulty)(float*, const float*);
   int blocks = 1;
-  int tiles = 1;  // of kThreads floats of shared memory
+  int tiles = 1;  // shared memory, in units of kThreads floats
 };
 
 const Case kCases[] = {
@@ -246,7 +249,7 @@ const Case kCases[] = {
 
 }  // namespace
 
-// Returns what went wrong, or null.
+// Returns the error message, or null.
 extern "C" const char* run_fault(const char* name, bool fault, float* out, const float* in) {
   for (const Case& c : kCases) {
     if (strcmp(c.name, name) != 0) continue;

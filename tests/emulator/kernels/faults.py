@@ -1,6 +1,6 @@
-"""Calls the kernels of faults.cu. As a program: all seeds of the named ones, for a sanitizer.
+"""Runs the kernels of faults.cu. As a program: the named kernels with several seeds.
 
-Without torch, which a sanitizer would slow down.
+The program is for sanitizers, which would slow torch down, so this file does not import it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def load(module: str) -> ctypes.CDLL:
 
 
 def run(library: ctypes.CDLL, name: str, fault: bool, seed: int) -> str | None:
-    """What shows that the kernel is wrong: the emulator's message, or "wrong output"."""
+    """The emulator's message, or "wrong output"; None if the kernel is right."""
     library.set_machine(seed, SHARED_MEMORY)
     output = np.full(THREADS, np.nan, np.float32)
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (output, INPUT))

@@ -1,6 +1,6 @@
-// Kernels for sm_90a that are wrong on purpose, each beside its correct twin, as in faults.cu. in
-// has kSteps tiles of 64 floats. All compute out[i] = in[0][63 - i], those named sum the sum over
-// the steps.
+// Kernels for sm_90a that are wrong on purpose, each with a correct version, as in faults.cu. in is
+// [kSteps, 64]. All compute out[i] = in[0][63 - i], except that those whose name begins with sum_
+// add the steps up.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -24,7 +24,7 @@ constexpr int kSteps = 6;
 constexpr int kTileBytes = kTile * 4;
 constexpr int kStage = 1024 / 4;  // floats from tile to tile
 
-// Float i of a tile as a copy swizzles it.
+// Offset of float i of a tile after a copy has swizzled it.
 int swizzled(int i) { return i / 32 * 32 + (i / 4 % 8 ^ i / 32) * 4 + i % 4; }
 
 void wait(uint64_t* barrier, int parity) {
@@ -32,7 +32,7 @@ void wait(uint64_t* barrier, int parity) {
   }
 }
 
-// Behind the stages.
+// The mbarriers, behind the stages.
 uint64_t* barriers() { return shared_memory<uint64_t>() + 4096 / 8; }
 
 void init(uint64_t* barrier, int count) {
@@ -46,7 +46,7 @@ void init(uint64_t* barrier, int count) {
 void copy(float* tile, const CUtensorMap& map, uint64_t* barrier, int step,
           int bytes = kTileBytes) {
   ptx::mbarrier_arrive_expect_tx(barrier, bytes);
-  ptx::cp_async_bulk_tensor(tile, &map, barrier, {0, 0, step});
+  ptx::cp_async_bulk_tensor(tile, &map, barrier, {0, 0, 0, step});
 }
 
 void write_reversed(float* out, const float* tile) {
@@ -64,7 +64,7 @@ __global__ void copy_wait_kernel(float* out, const float*,
   wait(barriers(), 0);
 }
 
-// The fault: one try that may give up.
+// The fault: one try, which may time out.
 template <bool kFault>
 __global__ void try_once_kernel(float* out, const float*, const __grid_constant__ CUtensorMap map) {
   float* tile = shared_memory<float>();
@@ -79,7 +79,7 @@ __global__ void try_once_kernel(float* out, const float*, const __grid_constant_
   wait(barriers(), 0);
 }
 
-// The fault: the parity of the phase before, which is over.
+// The fault: waits for the previous phase, which is complete.
 template <bool kFault>
 __global__ void parity_kernel(float* out, const float*, const __grid_constant__ CUtensorMap map) {
   float* tile = shared_memory<float>();
@@ -90,7 +90,7 @@ __global__ void parity_kernel(float* out, const float*, const __grid_constant__ 
   wait(barriers(), 0);
 }
 
-// The fault: the mbarrier is not shown to the copy.
+// The fault: no fence makes the initialised mbarrier visible to the copy.
 template <bool kFault>
 __global__ void init_fence_kernel(float* out, const float*,
                                   const __grid_constant__ CUtensorMap map) {
@@ -105,7 +105,7 @@ __global__ void init_fence_kernel(float* out, const float*,
   write_reversed(out, tile);
 }
 
-// The fault: threads wait at a barrier that may not be one yet.
+// The fault: threads wait at an mbarrier that may not be initialised yet.
 template <bool kFault>
 __global__ void init_sync_kernel(float* out, const float*,
                                  const __grid_constant__ CUtensorMap map) {
@@ -140,7 +140,7 @@ __global__ void expects_less_kernel(float* out, const float*,
   write_reversed(out, tile);
 }
 
-// The fault: an arrival too many, before the copy has ended the phase.
+// The fault: one arrival too many, before the copy has completed the phase.
 template <bool kFault>
 __global__ void arrivals_kernel(float* out, const float*, const __grid_constant__ CUtensorMap map) {
   float* tile = shared_memory<float>();
@@ -149,7 +149,7 @@ __global__ void arrivals_kernel(float* out, const float*, const __grid_constant_
     ptx::mbarrier_arrive(barriers());
     ptx::mbarrier_arrive_expect_tx(barriers(), kTileBytes);
     if (kFault) ptx::mbarrier_arrive(barriers());
-    ptx::cp_async_bulk_tensor(tile, &map, barriers(), {0, 0, 0});
+    ptx::cp_async_bulk_tensor(tile, &map, barriers(), {0, 0, 0, 0});
   }
   wait(barriers(), 0);
   write_reversed(out, tile);
@@ -165,7 +165,7 @@ __global__ void unaligned_copy_kernel(float* out, const float*,
   write_reversed(out, tile);
 }
 
-// The fault: a copy that nobody waits for.
+// The fault: no thread waits for the copy.
 template <bool kFault>
 __global__ void copy_never_waited_kernel(float* out, const float*,
                                          const __grid_constant__ CUtensorMap map) {
@@ -179,8 +179,7 @@ __global__ void copy_never_waited_kernel(float* out, const float*,
   if (!kFault) wait(barriers(), 1);
 }
 
-// Two stages, a thread that fills them and 64 that read them. The fault: the thread does not wait
-// until a stage has been read.
+// One thread fills two stages and 64 read them. The fault: it does not wait until a stage was read.
 template <bool kFault>
 __global__ void sum_refill_kernel(float* out, const float*,
                                   const __grid_constant__ CUtensorMap map) {
@@ -207,7 +206,9 @@ __global__ void sum_refill_kernel(float* out, const float*,
   }
 }
 
-// Products. a [64, 16] has in[step][63 - m] in column 0, b [16, 256] ones.
+// Products. Column key(m) of a [64, 16] has in[step][63 - m]; b [16, 256] brings column key(m) of a
+// to column 3 - m % 4 of the sums. So rows of a can be four floats that a copy of 16 bytes brings,
+// of which each is a zero and the same float in bf16.
 
 constexpr int kN = 256;
 constexpr int kStageA = 64 * 64;  // elements: rows of 128 bytes, of which 32 are used
@@ -215,17 +216,23 @@ constexpr int kProductSmem = (2 * kStageA + kN * 64) * 2;
 
 __nv_bfloat16* matrix_b() { return shared_memory<__nv_bfloat16>() + 2 * kStageA; }
 
-// Of a row with 128 bytes.
+// Offset of an element of a matrix with rows of 128 bytes, swizzled.
 int element(int row, int k) { return row * 64 + (k / 8 ^ row % 8) * 8 + k % 8; }
+
+int key(int m) { return 2 * (3 - m % 4) + 1; }
+
+// The four floats with in[63 - m].
+const float* row_of(const float* in, int m) { return in + (63 - m) / 4 * 4; }
 
 void store_b() {
   for (int i = threadIdx.x; i < kN * 16; i += 128)
-    matrix_b()[element(i / 16, i % 16)] = __float2bfloat16(1.0f);
+    matrix_b()[element(i / 16, i % 16)] =
+        __float2bfloat16(i % 16 == 2 * (i / 16) + 1 ? 1.0f : 0.0f);
 }
 
 void store_a(__nv_bfloat16* a, const float* in) {
   for (int i = threadIdx.x; i < 64 * 16; i += 128)
-    a[element(i / 16, i % 16)] = __float2bfloat16(i % 16 == 0 ? in[63 - i / 16] : 0.0f);
+    a[element(i / 16, i % 16)] = __float2bfloat16(i % 16 == key(i / 16) ? in[63 - i / 16] : 0.0f);
 }
 
 void multiply(float (&sum)[kN / 2], const __nv_bfloat16* a, bool accumulate) {
@@ -233,12 +240,13 @@ void multiply(float (&sum)[kN / 2], const __nv_bfloat16* a, bool accumulate) {
                                        ptx::swizzled_128b_descriptor(matrix_b()), accumulate);
 }
 
-// Column 0 of the sums, of which every fourth lane has two rows.
+// Writes column 3 - m % 4 of each row m of the sums. A lane has columns 2 (lane % 4) and the next
+// of two rows, which need the same column.
 void write_column(float* out, const float (&sum)[kN / 2]) {
-  if (threadIdx.x % 4 != 0) return;
-  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-  out[row] = sum[0];
-  out[row + 8] = sum[2];
+  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = 3 - row % 4;
+  if (static_cast<int>(threadIdx.x % 4) != column / 2) return;
+  out[row] = sum[column % 2];
+  out[row + 8] = sum[2 + column % 2];
 }
 
 template <bool kFault>
@@ -257,8 +265,7 @@ __global__ void proxy_fence_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
-// The fault: cp.async is waited for after the fence. A float of so few bits is a zero and the same
-// in bf16.
+// The fault: cp.async is waited for after the fence.
 template <bool kFault>
 __global__ void proxy_fence_order_kernel(float* out, const float* in,
                                          const __grid_constant__ CUtensorMap) {
@@ -267,7 +274,7 @@ __global__ void proxy_fence_order_kernel(float* out, const float* in,
     a[element(i / 16, i % 16)] = __float2bfloat16(0.0f);
   store_b();
   __syncthreads();
-  if (threadIdx.x < 64) ptx::cp_async<4>(a + element(threadIdx.x, 0), &in[63 - threadIdx.x]);
+  if (threadIdx.x < 64) ptx::cp_async(a + element(threadIdx.x, 0), row_of(in, threadIdx.x));
   if (kFault) ptx::fence_proxy_async();
   ptx::cp_async_wait_all();
   if (!kFault) ptx::fence_proxy_async();
@@ -280,7 +287,7 @@ __global__ void proxy_fence_order_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
-// Of 64 producers, threads 128 .. 191, each copies a row, or stores it; the others multiply.
+// 64 producers, threads 128 .. 191, copy or store a row each; the other threads multiply.
 enum Handover {
   kProducersFence,
   kWarpFences,  // one lane for all, after __syncwarp
@@ -311,12 +318,12 @@ __global__ void handover_kernel(float* out, const float* in, const __grid_consta
     const int row = threadIdx.x - kConsumers;
     const bool is_first = row % 32 == 0;
     if (kStores) {
-      *reinterpret_cast<float*>(a + element(row, 0)) = in[63 - row];
+      a[element(row, key(row))] = __float2bfloat16(in[63 - row]);
       ptx::mbarrier_arrive(full);
       return;
     }
     if (kHandover == kCopyAfterArrival) ptx::cp_async_mbarrier_arrive_noinc(full);
-    ptx::cp_async<4>(a + element(row, 0), &in[63 - row]);
+    ptx::cp_async(a + element(row, 0), row_of(in, row));
     if (kHandover == kCopyAfterArrival) {
       ptx::cp_async_wait_all();
     } else if (kHandover >= kConsumersFence) {
@@ -344,7 +351,7 @@ __global__ void handover_kernel(float* out, const float* in, const __grid_consta
   write_column(out, sum);
   if (kHandover == kNobodyWaits) {
     if (threadIdx.x == 0) {
-      ptx::cp_async<4>(a, in);
+      ptx::cp_async(a, in);
       ptx::cp_async_mbarrier_arrive_noinc(full);
     }
   } else {
@@ -352,7 +359,7 @@ __global__ void handover_kernel(float* out, const float* in, const __grid_consta
   }
 }
 
-// The fault: only the order of a barrier that gives none. A cluster of one block.
+// The fault: relies on a relaxed barrier, which orders nothing. The cluster has one block.
 template <bool kFault>
 __global__ void relaxed_data_kernel(float* out, const float* in,
                                     const __grid_constant__ CUtensorMap) {
@@ -366,7 +373,7 @@ __global__ void relaxed_data_kernel(float* out, const float* in,
   }
 }
 
-// The same of copies for a product.
+// The same fault, with copies of an operand of a product.
 template <bool kFault>
 __global__ void relaxed_order_kernel(float* out, const float* in,
                                      const __grid_constant__ CUtensorMap) {
@@ -375,7 +382,7 @@ __global__ void relaxed_order_kernel(float* out, const float* in,
     a[element(i / 16, i % 16)] = __float2bfloat16(0.0f);
   store_b();
   __syncthreads();
-  if (threadIdx.x < 64) ptx::cp_async<4>(a + element(threadIdx.x, 0), &in[63 - threadIdx.x]);
+  if (threadIdx.x < 64) ptx::cp_async(a + element(threadIdx.x, 0), row_of(in, threadIdx.x));
   ptx::cp_async_wait_all();
   if (!kFault) __syncthreads();
   ptx::cluster_arrive_relaxed();
@@ -389,7 +396,7 @@ __global__ void relaxed_order_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
-// The fault: the second sum starts without a fence after the first was within reach.
+// The fault: no fence before the second sum, though threads could access the first one's registers.
 template <bool kFault>
 __global__ void wgmma_fence_kernel(float* out, const float* in,
                                    const __grid_constant__ CUtensorMap) {
@@ -408,7 +415,7 @@ __global__ void wgmma_fence_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
-// The fault: a wait that leaves the newest group.
+// The fault: the wait leaves out the newest group.
 template <bool kFault>
 __global__ void wgmma_wait_kernel(float* out, const float* in,
                                   const __grid_constant__ CUtensorMap) {
@@ -502,8 +509,9 @@ __global__ void descriptor_kernel(float* out, const float* in,
   write_column(out, sum);
 }
 
-// Products of matrices with a k in a row, 64 of a's rows and chunks of 64 of b's columns, in two
-// steps of 16. Only k = 24 counts, and columns of the last chunk.
+// Products of matrices whose rows are k: 64 rows of a, and chunks of 64 columns of b, in two steps
+// of
+// 16. Only k = 24 and columns of the last chunk contribute.
 enum Major { kCorrect, kBitA, kBitB, kExchanged, kStep };
 
 template <Major kFault>
@@ -535,7 +543,7 @@ __global__ void major_kernel(float* out, const float* in, const __grid_constant_
   out[row + 8] = sum[3 * 64 / 8 * 4 + 2];
 }
 
-// Two warpgroups share what a third leaves of the 384 x 168 registers of the launch.
+// Two warpgroups share the registers that a third releases, of 384 x 168 at launch.
 template <int kLeft, int kTaken>
 __global__ void __launch_bounds__(384, 1)
     registers_kernel(float* out, const float* in, const __grid_constant__ CUtensorMap) {
@@ -547,9 +555,9 @@ __global__ void __launch_bounds__(384, 1)
   if (threadIdx.x < kTile) out[threadIdx.x] = in[kTile - 1 - threadIdx.x];
 }
 
-// Clusters of two: each block brings half of the tile to both, each writes half of the output.
+// Clusters of two: each block copies half of the tile to both, and writes half of the output.
 
-// The fault: the blocks do not wait until both have their barrier.
+// The fault: the blocks do not wait until both have initialised their mbarrier.
 template <bool kFault>
 __global__ void cluster_init_kernel(float* out, const float*,
                                     const __grid_constant__ CUtensorMap map) {
@@ -557,20 +565,18 @@ __global__ void cluster_init_kernel(float* out, const float*,
   const int rank = ptx::cluster_ctarank();
   init(barriers(), 1);
   if (!kFault) {
-    ptx::cluster_arrive();
+    ptx::cluster_arrive_relaxed();
     ptx::cluster_wait();
   }
   if (threadIdx.x == 0) {
     ptx::mbarrier_arrive_expect_tx(barriers(), 2 * kTileBytes);
-    ptx::cp_async_bulk_tensor_multicast(tile + rank * kStage, &map, barriers(), {0, 0, rank}, 3);
+    ptx::cp_async_bulk_tensor_multicast(tile + rank * kStage, &map, barriers(), {0, 0, 0, rank}, 3);
   }
   wait(barriers(), 0);
   if (rank == 0) write_reversed(out, tile);
-  ptx::cluster_arrive();
-  ptx::cluster_wait();
 }
 
-// The fault: the mbarrier is not shown to the other block.
+// The fault: no fence makes the initialised mbarrier visible to the other block.
 template <bool kFault>
 __global__ void cluster_init_fence_kernel(float* out, const float* in,
                                           const __grid_constant__ CUtensorMap) {
@@ -588,23 +594,20 @@ __global__ void cluster_init_fence_kernel(float* out, const float* in,
   ptx::cluster_wait();
 }
 
-// The fault: a block may exit before the other arrives there.
+// The fault: a block may exit before the other block arrives at its mbarrier.
 template <bool kFault>
 __global__ void cluster_exit_kernel(float* out, const float* in,
                                     const __grid_constant__ CUtensorMap) {
   const int rank = ptx::cluster_ctarank();
   init(barriers(), 1);
-  ptx::cluster_arrive();
+  ptx::cluster_arrive_relaxed();
   ptx::cluster_wait();
   if (rank == 0 && threadIdx.x < kTile) out[threadIdx.x] = in[kTile - 1 - threadIdx.x];
   if (threadIdx.x == 0) ptx::mbarrier_arrive_cluster(barriers(), rank ^ 1);
-  if (!kFault) {
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
-  }
+  if (!kFault) wait(barriers(), 0);
 }
 
-// The fault: a barrier that does not wait for what was sent to the other block before it.
+// The fault: the barrier does not wait for arrivals that were sent to the other block before it.
 template <bool kFault>
 __global__ void cluster_exit_relaxed_kernel(float* out, const float* in,
                                             const __grid_constant__ CUtensorMap) {
@@ -631,15 +634,16 @@ __global__ void sum_cluster_refill_kernel(float* out, const float*,
   uint64_t *full = barriers(), *empty = full + 1;
   init(full, 1);
   init(empty, kFault ? kTile : 2 * kTile);
-  ptx::cluster_arrive();
+  ptx::cluster_arrive_relaxed();
   ptx::cluster_wait();
   if (threadIdx.x == kTile) {
     for (int step = 0; step < kSteps; step += 2) {
       wait(empty, step / 2 % 2 ^ 1);
       ptx::mbarrier_arrive_expect_tx(full, 2 * kTileBytes);
-      ptx::cp_async_bulk_tensor_multicast(stages + rank * kStage, &map, full, {0, 0, step + rank},
-                                          3);
+      ptx::cp_async_bulk_tensor_multicast(stages + rank * kStage, &map, full,
+                                          {0, 0, 0, step + rank}, 3);
     }
+    wait(empty, kSteps / 2 % 2 ^ 1);  // before the block exits
   } else if (threadIdx.x < kTile) {
     float sum = 0.0f;
     for (int step = 0; step < kSteps; step += 2) {
@@ -650,14 +654,11 @@ __global__ void sum_cluster_refill_kernel(float* out, const float*,
     }
     if (static_cast<int>(threadIdx.x) / 32 == rank) out[threadIdx.x] = sum;
   }
-  __syncthreads();
-  ptx::cluster_arrive();
-  ptx::cluster_wait();
 }
 
-// Launched so that they may overlap what is before them in the stream.
+// Kernels launched so that they may overlap the previous one in the stream.
 
-// The fault: one thread does not wait for that.
+// The fault: one thread does not wait for the previous kernel.
 template <bool kFault>
 __global__ void overlap_wait_kernel(float* out, const float* in,
                                     const __grid_constant__ CUtensorMap) {
@@ -666,7 +667,7 @@ __global__ void overlap_wait_kernel(float* out, const float* in,
   if (threadIdx.x < kTile) out[threadIdx.x] = in[kTile - 1 - threadIdx.x];
 }
 
-// The fault: a copy reads what the kernel before may not have written yet.
+// The fault: a copy reads memory that the previous kernel may not have written yet.
 template <bool kFault>
 __global__ void overlap_copy_kernel(float* out, const float*,
                                     const __grid_constant__ CUtensorMap map) {
@@ -746,13 +747,13 @@ const Case kCases[] = {
 
 }  // namespace
 
-// Returns what went wrong, or null.
+// Returns the error message, or null.
 extern "C" const char* run_fault(const char* name, bool fault, uint64_t seed, float* out,
                                  const float* in) {
   deeplab_fast::emulator::options = {seed, 227 * 1024};
   CUtensorMap map;
-  const Status status = deeplab_fast::cuda::encode_tensor_map<3>(
-      &map, in, {kTile, 2, kSteps}, {kTileBytes / 2, kTileBytes}, {kTile, 2, 1});
+  const Status status = deeplab_fast::cuda::encode_tensor_map<4>(
+      &map, in, {kTile, 2, 1, kSteps}, {kTileBytes / 2, kTileBytes, kTileBytes}, {kTile, 2, 1, 1});
   if (!status.ok()) return status.message;
   for (const Case& c : kCases) {
     if (strcmp(c.name, name) != 0) continue;
@@ -763,7 +764,7 @@ extern "C" const char* run_fault(const char* name, bool fault, uint64_t seed, fl
   return "no such kernel";
 }
 
-// Whether the driver would make a map of this.
+// True if the driver would encode such a tensor map.
 extern "C" bool can_encode(uintptr_t address, const uint64_t* dims, const uint64_t* strides,
                            const uint32_t* box) {
   CUtensorMap map;

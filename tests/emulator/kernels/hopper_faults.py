@@ -1,5 +1,6 @@
-"""Calls the kernels of hopper_faults.cu. As a program, for a sanitizer: seeds of those named, as
-name:faulty or name:correct.
+"""Runs the kernels of hopper_faults.cu.
+
+As a program, for a sanitizer: kernels given as name:faulty or name:correct, with several seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 
 STEPS, TILE = 6, 64
 
-# Integers that bf16 has, and sums of theirs that it need not have.
+# Integers that bf16 represents exactly; it need not represent their sums.
 INPUT = np.random.default_rng(90).integers(1, 200, (STEPS, TILE)).astype(np.float32)
 
 
@@ -26,7 +27,7 @@ def load(module: str) -> ctypes.CDLL:
 
 
 def run(library: ctypes.CDLL, name: str, fault: bool, seed: int) -> str | None:
-    """What shows that the kernel is wrong: the emulator's message, or "wrong output"."""
+    """The emulator's message, or "wrong output"; None if the kernel is right."""
     memory = np.zeros(INPUT.size + 4, np.float32)
     data = memory[-memory.ctypes.data % 16 // 4 :][: INPUT.size]
     data[:] = INPUT.ravel()

@@ -1,6 +1,6 @@
-// Each instruction of cuda/ptx_sm90.cuh as a kernel from words to words, for a GPU and for the
-// emulator, to compare the two. map: of in as a [20, 3, 72] tensor of 16-bit elements, or as
-// [5, 4, 3, 72].
+// Each instruction of cuda/common/ptx_sm90.cuh as a kernel from words to words, compiled for a GPU
+// and for the emulator, to compare the two. map: a tensor map of in, as [20, 3, 72] or [5, 4, 3,
+// 72] 16-bit elements.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -28,30 +28,21 @@ __device__ void wait(uint64_t* barrier, int parity) {
   }
 }
 
-// Boxes of [8, 2, 64] or [2, 4, 2, 64] from all over and around the tensor, as they lie in shared
-// memory.
-template <int kRank>
+// Boxes of [2, 4, 2, 64] from all over and around the tensor, as they lie in shared memory.
 __global__ void copy_kernel(uint32_t* out, const uint32_t*,
                             const __grid_constant__ CUtensorMap map) {
   if constexpr (ptx::kIsSm90a) {
     constexpr int kBoxes = 6, kBytes = 8 * 2 * 64 * 2;
-    const int at3[kBoxes][3] = {{0, 0, 0},    {8, 1, 12},  {64, 2, 17},
-                                {-8, -1, -3}, {16, 0, 19}, {72, 5, 40}};
-    const int at4[kBoxes][4] = {{0, 0, 0, 0},   {8, 1, 1, 3},  {64, 2, 2, 4},
-                                {-8, -1, 1, 0}, {16, 0, 0, 5}, {0, 1, -3, -1}};
+    const int at[kBoxes][4] = {{0, 0, 0, 0},   {8, 1, 1, 3},  {64, 2, 2, 4},
+                               {-8, -1, 1, 0}, {16, 0, 0, 5}, {0, 1, -3, -1}};
     auto* boxes = shared_memory<unsigned char>();
     if (threadIdx.x == 0) {
       ptx::prefetch_tensormap(&map);
       ptx::mbarrier_init(barriers(), 1);
       ptx::fence_mbarrier_init();
       ptx::mbarrier_arrive_expect_tx(barriers(), kBoxes * kBytes);
-      for (int i = 0; i < kBoxes; ++i) {
-        if constexpr (kRank == 3) {
-          ptx::cp_async_bulk_tensor(boxes + i * kBytes, &map, barriers(), at3[i]);
-        } else {
-          ptx::cp_async_bulk_tensor(boxes + i * kBytes, &map, barriers(), at4[i]);
-        }
-      }
+      for (int i = 0; i < kBoxes; ++i)
+        ptx::cp_async_bulk_tensor(boxes + i * kBytes, &map, barriers(), at[i]);
     }
     __syncthreads();
     wait(barriers(), 0);
@@ -60,7 +51,7 @@ __global__ void copy_kernel(uint32_t* out, const uint32_t*,
   }
 }
 
-// Two blocks, each of which brings half of what both get. Block r writes out[r].
+// Each of two blocks copies half of the boxes to both. Block r writes out[r].
 template <int kRank>
 __global__ void multicast_kernel(uint32_t* out, const uint32_t*,
                                  const __grid_constant__ CUtensorMap map) {
@@ -72,7 +63,7 @@ __global__ void multicast_kernel(uint32_t* out, const uint32_t*,
       ptx::mbarrier_init(barriers(), 1);
       ptx::fence_mbarrier_init();
     }
-    ptx::cluster_arrive();
+    ptx::cluster_arrive_relaxed();
     ptx::cluster_wait();
     if (threadIdx.x == 0) {
       ptx::mbarrier_arrive_expect_tx(barriers(), 2 * kBytes);
@@ -88,12 +79,10 @@ __global__ void multicast_kernel(uint32_t* out, const uint32_t*,
     wait(barriers(), 0);
     for (int i = threadIdx.x; i < 2 * kBytes / 4; i += blockDim.x)
       out[rank * 2 * kBytes / 4 + i] = shared_memory<uint32_t>()[i];
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
   }
 }
 
-// Warp 0 hands 32 words at a time to warp 1, through two places.
+// Warp 0 hands 32 words at a time to warp 1, through two stages.
 __global__ void mbarrier_kernel(uint32_t* out, const uint32_t* in,
                                 const __grid_constant__ CUtensorMap) {
   if constexpr (ptx::kIsSm90a) {
@@ -121,7 +110,7 @@ __global__ void mbarrier_kernel(uint32_t* out, const uint32_t* in,
   }
 }
 
-// Each thread copies 16 bytes to one of two places, in a group or not, and writes four words that
+// Each thread copies 16 bytes to one of two stages, in a group or not, and writes four words that
 // other threads copied.
 __global__ void copies_arrive_kernel(uint32_t* out, const uint32_t* in,
                                      const __grid_constant__ CUtensorMap) {
@@ -139,7 +128,7 @@ __global__ void copies_arrive_kernel(uint32_t* out, const uint32_t* in,
       uint32_t* copied = words + place * kThreads * 4;
       const int first = round * kThreads * 4;
       wait(&empty[place], parity ^ 1);
-      ptx::cp_async<16>(copied + threadIdx.x * 4, in + first + threadIdx.x * 4);
+      ptx::cp_async(copied + threadIdx.x * 4, in + first + threadIdx.x * 4);
       if (round % 3 > 0) ptx::cp_async_commit_group();
       ptx::cp_async_mbarrier_arrive_noinc(&full[place]);
       wait(&full[place], parity);
@@ -152,8 +141,7 @@ __global__ void copies_arrive_kernel(uint32_t* out, const uint32_t* in,
   }
 }
 
-// in: the values of each lane. out: what lies in shared memory, where the rows are in another
-// order.
+// in: the values of each lane. out: shared memory, in which the rows are in another order.
 __global__ void stmatrix_kernel(uint32_t* out, const uint32_t* in,
                                 const __grid_constant__ CUtensorMap) {
   if constexpr (ptx::kIsSm90a) {
@@ -167,18 +155,7 @@ __global__ void stmatrix_kernel(uint32_t* out, const uint32_t* in,
   }
 }
 
-template <bool kRelaxed>
-__device__ void cluster_barrier() {
-  if (kRelaxed) {
-    ptx::cluster_arrive_relaxed();
-  } else {
-    ptx::cluster_arrive();
-  }
-  ptx::cluster_wait();
-}
-
-// Each block of two writes what the other says has come, and its rank.
-template <bool kRelaxed>
+// Each of two blocks waits for arrivals from both, then writes its rank.
 __global__ void cluster_kernel(uint32_t* out, const uint32_t*,
                                const __grid_constant__ CUtensorMap) {
   if constexpr (ptx::kIsSm90a) {
@@ -187,16 +164,16 @@ __global__ void cluster_kernel(uint32_t* out, const uint32_t*,
       ptx::mbarrier_init(barriers(), 2 * blockDim.x);
       ptx::fence_mbarrier_init();
     }
-    cluster_barrier<kRelaxed>();
+    ptx::cluster_arrive_relaxed();
+    ptx::cluster_wait();
     ptx::mbarrier_arrive_cluster(barriers(), rank ^ 1);
     ptx::mbarrier_arrive_cluster(barriers(), rank);
     wait(barriers(), 0);
     out[blockIdx.x * blockDim.x + threadIdx.x] = rank * 1000 + threadIdx.x;
-    cluster_barrier<kRelaxed>();
   }
 }
 
-// How many lanes are elected, and whether it is the same one twice.
+// out: the number of lanes elected, and whether a second election elects the same one.
 __global__ void elect_kernel(uint32_t* out, const uint32_t*, const __grid_constant__ CUtensorMap) {
   if constexpr (ptx::kIsSm90a) {
     const unsigned first = __ballot_sync(0xffffffffu, ptx::elect_sync());
@@ -268,15 +245,13 @@ struct Case {
 };
 
 const Case kCases[] = {
-    {"copy", copy_kernel<3>},
-    {"copy_4d", copy_kernel<4>, 128, 1, 4},
+    {"copy", copy_kernel, 128, 1, 4},
     {"multicast", multicast_kernel<3>, 128, 2},
     {"multicast_4d", multicast_kernel<4>, 128, 2, 4},
     {"mbarrier", mbarrier_kernel},
     {"copies_arrive", copies_arrive_kernel},
     {"stmatrix", stmatrix_kernel, 32},
-    {"cluster", cluster_kernel<false>, 128, 2},
-    {"cluster_relaxed", cluster_kernel<true>, 128, 2},
+    {"cluster", cluster_kernel, 128, 2},
     {"elect", elect_kernel, 32},
     {"registers", registers_kernel, 384},
     {"wgmma_f16", wgmma_kernel<__half, false, false>},
@@ -288,7 +263,7 @@ const Case kCases[] = {
 
 }  // namespace
 
-// out and in are on the device. Returns what went wrong, or null.
+// out and in are on the device. Returns the error message, or null.
 extern "C" const char* run_instruction(const char* name, uint32_t* out, const uint32_t* in) {
   using deeplab_fast::cuda::encode_tensor_map;
   CUtensorMap map;

@@ -1,5 +1,5 @@
-// Each instruction of cuda/ptx.cuh, and each built-in function the emulator has, as a kernel of one
-// block from words to words. Compiled by nvcc and for the emulator, to compare the two.
+// Each instruction of cuda/common/ptx.cuh, and each built-in function of the emulator, as a kernel
+// of one block from words to words. Compiled by nvcc and for the emulator, to compare the two.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -20,14 +20,13 @@ namespace ptx = deeplab_fast::ptx;
 constexpr unsigned kFull = 0xffffffffu;
 
 // Lane l copies l % (kBytes + 1) bytes, in two groups waited for one after the other.
-template <int kBytes>
 __global__ void cp_async_kernel(uint32_t* out, const uint32_t* in) {
-  constexpr int kWords = kBytes / 4;
+  constexpr int kBytes = 16, kWords = kBytes / 4;
   uint32_t* tile = shared_memory<uint32_t>();
   const int lane = threadIdx.x;
   for (int half = 0; half < 2; ++half) {
     const int i = (half * 32 + lane) * kWords;
-    ptx::cp_async<kBytes>(&tile[i], &in[i], half == 0 ? kBytes : lane % (kBytes + 1));
+    ptx::cp_async(&tile[i], &in[i], half == 0 ? kBytes : lane % (kBytes + 1));
     ptx::cp_async_commit_group();
   }
   ptx::cp_async_wait_group<1>();
@@ -37,19 +36,19 @@ __global__ void cp_async_kernel(uint32_t* out, const uint32_t* in) {
 }
 
 // in: 32 rows of 16 bytes. out: [lane][matrix].
-template <int kMatrices, bool kTrans>
+template <bool kTrans>
 __global__ void ldmatrix_kernel(uint32_t* out, const uint32_t* in) {
   uint32_t* tile = shared_memory<uint32_t>();
   const int lane = threadIdx.x;
   for (int w = 0; w < 4; ++w) tile[lane * 4 + w] = in[lane * 4 + w];
   __syncwarp();
-  uint32_t r[kMatrices];
+  uint32_t r[4];
   if (kTrans) {
-    ptx::ldmatrix_trans(r, &tile[lane * 4]);
+    ptx::ldmatrix_x4_trans(r, &tile[lane * 4]);
   } else {
-    ptx::ldmatrix(r, &tile[lane * 4]);
+    ptx::ldmatrix_x4(r, &tile[lane * 4]);
   }
-  for (int i = 0; i < kMatrices; ++i) out[lane * kMatrices + i] = r[i];
+  for (int i = 0; i < 4; ++i) out[lane * 4 + i] = r[i];
 }
 
 __device__ void mma(__half, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -81,9 +80,10 @@ __global__ void gemm_kernel(uint32_t* out, const uint32_t* in) {
   const int lane = threadIdx.x;
   for (int i = lane; i < 128 + 64; i += 32) tile[i] = in[i];
   __syncwarp();
-  uint32_t a[4], b[2];
-  ptx::ldmatrix(a, &tile[lane % 16 * 8 + lane / 16 * 4]);
-  ptx::ldmatrix_trans(b, &tile[128 + lane % 16 * 4]);
+  uint32_t a[4], b_twice[4];
+  ptx::ldmatrix_x4(a, &tile[lane % 16 * 8 + lane / 16 * 4]);
+  ptx::ldmatrix_x4_trans(b_twice, &tile[128 + lane % 16 * 4]);
+  const uint32_t b[2] = {b_twice[0], b_twice[1]};
   float d[4] = {};
   ptx::mma_m16n8k16<T>(d, a, b);
   for (int i = 0; i < 4; ++i)
@@ -94,13 +94,13 @@ __global__ void cvt_rna_tf32_kernel(uint32_t* out, const uint32_t* in) {
   for (int i = threadIdx.x; i < 1024; i += 32) out[i] = ptx::cvt_rna_tf32(__uint_as_float(in[i]));
 }
 
-// Warp 0 produces, warp 1 consumes, then both meet.
+// Each of two warps reads what the other has stored, between two named barriers.
 __global__ void bar_kernel(uint32_t* out, const uint32_t* in) {
   uint32_t* tile = shared_memory<uint32_t>();
   const int lane = threadIdx.x % 32;
   if (threadIdx.x < 32) {
     tile[lane] = in[lane];
-    ptx::bar_arrive(1, 64);
+    ptx::bar_sync(1, 64);
     ptx::bar_sync(2, 64);
     out[lane] = tile[32 + (lane ^ 5)];
   } else {
@@ -110,7 +110,7 @@ __global__ void bar_kernel(uint32_t* out, const uint32_t* in) {
   }
 }
 
-// A launch that does not overlap has nothing to wait for.
+// In a launch that overlaps no other, griddepcontrol returns at once.
 __global__ void griddepcontrol_kernel(uint32_t* out, const uint32_t* in) {
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
@@ -150,7 +150,7 @@ __global__ void vote_kernel(uint32_t* out, const uint32_t* in) {
   }
 }
 
-// Commutative updates, so that the result does not depend on the order.
+// The updates commute, so that the result does not depend on their order.
 __global__ void atomic_kernel(uint32_t* out, const uint32_t* in) {
   uint32_t* cells = shared_memory<uint32_t>();
   const int lane = threadIdx.x;
@@ -219,15 +219,9 @@ struct Case {
 };
 
 const Case kCases[] = {
-    {"cp_async_4", cp_async_kernel<4>},
-    {"cp_async_8", cp_async_kernel<8>},
-    {"cp_async_16", cp_async_kernel<16>},
-    {"ldmatrix_x1", ldmatrix_kernel<1, false>},
-    {"ldmatrix_x2", ldmatrix_kernel<2, false>},
-    {"ldmatrix_x4", ldmatrix_kernel<4, false>},
-    {"ldmatrix_x1_trans", ldmatrix_kernel<1, true>},
-    {"ldmatrix_x2_trans", ldmatrix_kernel<2, true>},
-    {"ldmatrix_x4_trans", ldmatrix_kernel<4, true>},
+    {"cp_async", cp_async_kernel},
+    {"ldmatrix_x4", ldmatrix_kernel<false>},
+    {"ldmatrix_x4_trans", ldmatrix_kernel<true>},
     {"mma_f16", mma_kernel<__half>},
     {"mma_bf16", mma_kernel<__nv_bfloat16>},
     {"mma_tf32", mma_kernel<float>},
@@ -248,7 +242,7 @@ const Case kCases[] = {
 
 }  // namespace
 
-// out and in are on the device. Returns what went wrong, or null.
+// out and in are on the device. Returns the error message, or null.
 extern "C" const char* run_instruction(const char* name, uint32_t* out, const uint32_t* in) {
   for (const Case& c : kCases)
     if (strcmp(c.name, name) == 0)

@@ -11,6 +11,7 @@ from .guards import (
     NON_FINITE,
     SINGLE_ROW,
     SM90_FORMS,
+    WGRAD,
     WGRAD_SM90,
     Fault,
 )
@@ -176,10 +177,10 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "NaN becomes the bound",
-            "if (value[i] < terms.low) value[i] = terms.low;",
-            "if (!(value[i] >= terms.low)) value[i] = terms.low;",
+            "if (value[i] < params.low) value[i] = params.low;",
+            "if (!(value[i] >= params.low)) value[i] = params.low;",
         ),
-        Fault("no upper bound", "if (value[i] > terms.high) value[i] = terms.high;", ""),
+        Fault("no upper bound", "if (value[i] > params.high) value[i] = params.high;", ""),
         Fault(
             "vectors at odd channels",
             "count == 4 && (shape.out_channels | output.first_channel) % 4 == 0",
@@ -196,12 +197,12 @@ FAULTS: dict[str, list[Fault]] = {
             "* shape.out_channels + k",
         ),
         Fault(
-            "a piece left out of the reduction",
+            "a partial sum left out of the reduction",
             "for (int i = 0; i < reduction.num_slots; ++i) {",
             "for (int i = 1; i < reduction.num_slots; ++i) {",
         ),
         Fault(
-            "bias not added to split sums",
+            "bias not added to split tiles",
             "  epilogue.finish(pixel, sum);\n  epilogue.write(pixel, sum);",
             "  epilogue.write(pixel, sum);",
         ),
@@ -210,7 +211,7 @@ FAULTS: dict[str, list[Fault]] = {
             "const int row = blockIdx.x % kBlocks * kRows + threadIdx.x / kRowThreads;",
             "const int row = blockIdx.x % kBlocks * kRows;",
         ),
-        Fault("no split reduced", "if (work.num_reductions == 0) return {};", "return {};"),
+        Fault("no split tile reduced", "if (work.num_reductions == 0) return {};", "return {};"),
         Fault(
             "bias of an image left out of the gradient",
             "if (image_bias != nullptr && i < count) value[i] += image_bias[i];",
@@ -230,21 +231,21 @@ FAULTS: dict[str, list[Fault]] = {
             FAR_CONV,
         ),
         Fault(
-            "offset of a piece in 32 bits",
+            "offset of a workspace slot in 32 bits",
             "const int64_t slot = reduction.first_slot + i;",
             "const int slot = reduction.first_slot + i;",
             FAR_CONV,
         ),
         Fault(
             "the lower bound drops NaN",
-            "if (value[i] < terms.low) value[i] = terms.low;",
-            "value[i] = fmaxf(value[i], terms.low);",
+            "if (value[i] < params.low) value[i] = params.low;",
+            "value[i] = fmaxf(value[i], params.low);",
             NON_FINITE,
         ),
         Fault(
             "the upper bound drops NaN",
-            "if (value[i] > terms.high) value[i] = terms.high;",
-            "value[i] = fminf(value[i], terms.high);",
+            "if (value[i] > params.high) value[i] = params.high;",
+            "value[i] = fminf(value[i], params.high);",
             NON_FINITE,
         ),
         Fault(
@@ -263,33 +264,33 @@ FAULTS: dict[str, list[Fault]] = {
             "residual behind the bounds",
             "value[i] += bias[i] + residual[i];\n"
             "      if (image_bias != nullptr && i < count) value[i] += image_bias[i];\n"
-            "      // NaN is neither below nor above.\n"
-            "      if (value[i] < terms.low) value[i] = terms.low;\n"
-            "      if (value[i] > terms.high) value[i] = terms.high;",
+            "      // Comparisons with NaN are false, so NaN stays NaN.\n"
+            "      if (value[i] < params.low) value[i] = params.low;\n"
+            "      if (value[i] > params.high) value[i] = params.high;",
             "value[i] += bias[i];\n"
             "      if (image_bias != nullptr && i < count) value[i] += image_bias[i];\n"
-            "      if (value[i] < terms.low) value[i] = terms.low;\n"
-            "      if (value[i] > terms.high) value[i] = terms.high;\n"
+            "      if (value[i] < params.low) value[i] = params.low;\n"
+            "      if (value[i] > params.high) value[i] = params.high;\n"
             "      value[i] += residual[i];",
             NON_FINITE,
         ),
         Fault(
-            "bias twice in split sums",
+            "bias twice in split tiles",
             "  float sum[4] = {};",
             "  float sum[4] = {epilogue.bias[0], epilogue.bias[1], "
             "epilogue.bias[2], epilogue.bias[3]};",
             NON_FINITE,
         ),
         Fault(
-            "a piece that is NaN left out",
-            "sum[c] += piece[c];",
-            "sum[c] += piece[c] == piece[c] ? piece[c] : 0.0f;",
+            "a partial sum that is NaN left out",
+            "sum[c] += partial[c];",
+            "sum[c] += partial[c] == partial[c] ? partial[c] : 0.0f;",
             NON_FINITE,
         ),
         Fault(
-            "each piece bounded below",
-            "sum[c] += piece[c];",
-            "sum[c] += piece[c] < terms.low ? terms.low : piece[c];",
+            "each partial sum bounded below",
+            "sum[c] += partial[c];",
+            "sum[c] += partial[c] < params.low ? params.low : partial[c];",
             NON_FINITE,
         ),
         Fault(
@@ -319,18 +320,6 @@ FAULTS: dict[str, list[Fault]] = {
             "a run goes past the strip",
             "const int count = min(end - position,",
             "const int count = min(shape.H,",
-        ),
-        Fault(
-            "bits of the first bf16 of a word in the second",
-            "to[1] = __uint_as_float(word & 0xffff0000u);",
-            "to[1] = __uint_as_float(word);",
-            NON_FINITE,
-        ),
-        Fault(
-            "fp16 saturates",
-            "*p = __float2half_rn(value);",
-            "*p = __float2half_rn(value > 65504.0f ? 65504.0f : value);",
-            NON_FINITE,
         ),
     ],
     "csrc/cuda/depthwise/depthwise_conv2d.cu": [
@@ -534,7 +523,7 @@ FAULTS: dict[str, list[Fault]] = {
             "for (int part = 0; part < num_parts; ++part) sum",
             "for (int part = 1; part < num_parts; ++part) sum",
         ),
-        Fault("taps by channel", "grad_weight + c * num_taps + tap", "grad_weight + tap * C + c"),
+        Fault("taps by channel", "grad_weight[c * num_taps + tap]", "grad_weight[tap * C + c]"),
         Fault(
             "zeros around a run multiplied",
             "add_products([&](int i) { return i <= j && j - i < run.count; });",
@@ -618,7 +607,7 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "csrc/cuda/conv/dilated_conv2d.cu": [
         Fault(
-            "a single row of weights refused for its stride",
+            "a single row of weights rejected for its stride",
             "if (o.K > 1) unaligned |= o.weight_stride;",
             "unaligned |= o.weight_stride;",
             SINGLE_ROW,
@@ -633,7 +622,7 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "csrc/cuda/conv/dilated_conv2d_sm90.cu": [
         Fault(
-            "a single row of weights refused for its stride",
+            "a single row of weights rejected for its stride",
             "if (o.K > 1) unaligned |= o.weight_stride;",
             "unaligned |= o.weight_stride;",
             SINGLE_ROW,
@@ -649,10 +638,10 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "consumers fence before they have waited",
-            "      wait(&barriers.full[place.stage], place.parity);\n"
+            "      wait(&barriers.full[state.stage], state.phase);\n"
             "      if constexpr (kArrival == Arrival::kCopies) ptx::fence_proxy_async();\n",
             "      if constexpr (kArrival == Arrival::kCopies) ptx::fence_proxy_async();\n"
-            "      wait(&barriers.full[place.stage], place.parity);\n",
+            "      wait(&barriers.full[state.stage], state.phase);\n",
             SM90_FORMS,
         ),
         Fault(
@@ -662,7 +651,7 @@ FAULTS: dict[str, list[Fault]] = {
             SM90_FORMS,
         ),
         Fault(
-            "a stage announced by the copies of the one before",
+            "a stage marked full by the previous stage's copies",
             "kCopies) ptx::cp_async_mbarrier_arrive_noinc(full);",
             "kCopies) ptx::mbarrier_arrive(full);",
             SM90_FORMS,
@@ -674,7 +663,7 @@ FAULTS: dict[str, list[Fault]] = {
             SM90_FORMS,
         ),
         Fault(
-            "one lane announces what the others have not fenced",
+            "one lane arrives before the others have fenced",
             "          __syncwarp();\n          if (lane == 0) ptx::mbarrier_arrive",
             "          if (lane == 0) ptx::mbarrier_arrive",
             SM90_FORMS,
@@ -686,38 +675,32 @@ FAULTS: dict[str, list[Fault]] = {
             SM90_FORMS,
         ),
         Fault(
-            "an item announces from the first stage on",
-            "Place<kStages> arrived = place;",
-            "Place<kStages> arrived;",
+            "in_flight starts at the first stage for every work item",
+            "PipelineState<kStages> in_flight = state;",
+            "PipelineState<kStages> in_flight;",
             SM90_FORMS,
         ),
         Fault(
-            "both arrivals of a reader at its own block",
-            "ptx::mbarrier_arrive_cluster(&barriers.empty[stage], block);",
-            "ptx::mbarrier_arrive_cluster(&barriers.empty[stage], rank);",
-            SM90_FORMS,
-        ),
-        Fault(
-            "one warp of producers waits for the kernel before",
-            "if (i == first_item) ptx::griddepcontrol_wait();  // the kernel before may write the "
-            "input",
+            "one warp of producers waits for the previous kernel",
+            "if (i == first_item) ptx::griddepcontrol_wait();  "
+            "// the previous kernel may write input",
             "if (i == first_item && warp == 0) ptx::griddepcontrol_wait();",
             SM90_FORMS,
         ),
         Fault(
             "a stage filled while it is read",
-            "        wait(&barriers.empty[place.stage], place.parity ^ 1);\n",
+            "        wait(&barriers.empty[state.stage], state.phase ^ 1);\n",
             "",
         ),
         Fault(
-            "a stage is empty when its own block has read it",
-            "kBlocks * kConsumers * 4);",
+            "a stage is empty when its own CTA has read it",
+            "kClusterSize * kConsumers * 4);",
             "kConsumers * 4);",
         ),
         Fault(
             "a stage released while products read it",
             "if (previous >= 0) release(previous);\n      previous",
-            "release(place.stage);\n      previous",
+            "release(state.stage);\n      previous",
         ),
         Fault(
             "a stage released a product too early",
@@ -726,42 +709,42 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("sums stored before they are there", "    ptx::wgmma_wait_group<0>();\n", ""),
         Fault(
-            "a block leaves before the other",
-            "  wait_for_readers(place, barriers.empty);\n",
+            "a CTA exits before the other",
+            "  wait_for_readers(state, barriers.empty);\n",
             "",
         ),
         Fault(
-            "barriers of the other block used before they are there",
-            "    ptx::cluster_arrive_relaxed();  // the barriers are there, as the fence shows\n"
+            "barriers of the other CTA used before they are initialised",
+            "    ptx::cluster_arrive_relaxed();  // the fence makes the barriers visible\n"
             "    ptx::cluster_wait();\n",
             "    __syncthreads();\n",
         ),
         Fault("barriers not shown to copies", "      ptx::fence_mbarrier_init();\n", ""),
         Fault("pixels not swizzled", "(chunk ^ first_row % 8) * 16", "chunk * 16"),
-        Fault("weights for one block only", "(1 << kBlocks) - 1);", "1 << rank);"),
+        Fault("weights for one CTA only", "(1 << kClusterSize) - 1);", "1 << rank);"),
         Fault(
-            "last stages not announced",
-            "item.num_k_iters + (waits ? kLag : 0);",
-            "item.num_k_iters + (waits && i + 1 == end_item ? kLag : 0);",
+            "the last stages never marked full",
+            "item.num_k_iters + (waits ? kMaxInFlight : 0);",
+            "item.num_k_iters + (waits && i + 1 == end_item ? kMaxInFlight : 0);",
         ),
         Fault(
-            "stages announced whose copies were not waited for",
-            "        ptx::cp_async_wait_group<kLag - 1>();\n",
+            "stages marked full without a wait for their copies",
+            "        ptx::cp_async_wait_group<kMaxInFlight - 1>();\n",
             "",
         ),
         Fault(
             "one group of copies not waited for",
-            "ptx::cp_async_wait_group<kLag - 1>();",
-            "ptx::cp_async_wait_group<kLag>();",
+            "ptx::cp_async_wait_group<kMaxInFlight - 1>();",
+            "ptx::cp_async_wait_group<kMaxInFlight>();",
         ),
         Fault(
-            "no groups after the last step",
+            "no groups after the last k-iteration",
             "if (waits) ptx::cp_async_commit_group();",
             "if (waits && round < item.num_k_iters) ptx::cp_async_commit_group();",
         ),
         Fault("pixels of other images summed", "if (pixel >= 0 && pixel < plane)\n", ""),
         Fault(
-            "sums of an image before the block's pixels",
+            "sums of an image before the CTA's pixels",
             "    if (image * plane + plane <= first) continue;\n",
             "",
         ),
@@ -771,25 +754,25 @@ FAULTS: dict[str, list[Fault]] = {
             "for (int distance = kChunks; distance < 16;",
         ),
         Fault(
-            "each block's sums in the same rows",
+            "each CTA's sums in the same rows",
             "const int first = item.first_index + rank * kBlockM;",
             "const int first = item.first_index;",
         ),
         Fault(
-            "channels of another step summed",
-            "item.c + (round - kLag) * kBlockK",
+            "channels of another k-iteration summed",
+            "item.c + (round - kMaxInFlight) * kBlockK",
             "item.c + round * kBlockK",
         ),
         Fault(
-            "producers do not wait for the kernel before",
-            "    if (i == first_item) ptx::griddepcontrol_wait();  // the kernel before may write "
-            "the input\n",
+            "producers do not wait for the previous kernel",
+            "    if (i == first_item) ptx::griddepcontrol_wait();  "
+            "// the previous kernel may write input\n",
             "",
         ),
         Fault(
-            "consumers do not wait for the kernel before",
-            "    if (i == first_item) ptx::griddepcontrol_wait();  // the kernel before may write "
-            "biases\n",
+            "consumers do not wait for the previous kernel",
+            "    if (i == first_item) ptx::griddepcontrol_wait();  "
+            "// the previous kernel may write biases\n",
             "",
         ),
         # Packed coordinates.
@@ -804,17 +787,19 @@ FAULTS: dict[str, list[Fault]] = {
             "x[j] = pixel[j].yx & 0x1ffff;",
         ),
         Fault(
-            "the tile of the item before",
+            "the pixels of the first work item",
             "const ListedPixel* listed = work.listed_pixels + item.first_pixel;",
             "const ListedPixel* listed = work.listed_pixels;",
         ),
-        Fault("an item begins with the first tap", "int next_tap = item.tap,", "int next_tap = 0,"),
-        Fault("an item begins with the first channels", "next_c = item.c;", "next_c = 0;"),
+        Fault(
+            "a work item begins with the first tap", "int next_tap = item.tap,", "int next_tap = 0,"
+        ),
+        Fault("a work item begins with the first channels", "next_c = item.c;", "next_c = 0;"),
         # The way from registers to memory.
         Fault(
             "bias of other channels",
-            "bits_of(of_lane), j % 8 * 4 + lane % 4);",
-            "bits_of(of_lane), j % 4 * 4 + lane % 4);",
+            "bits_of(lane_bias), j % 8 * 4 + lane % 4);",
+            "bits_of(lane_bias), j % 4 * 4 + lane % 4);",
         ),
         Fault(
             "bias of the first channels in all blocks",
@@ -839,7 +824,7 @@ FAULTS: dict[str, list[Fault]] = {
             BESIDE,
         ),
         Fault(
-            "a term read past its last channel",
+            "a bias or residual read past its last channel",
             "if (count > 1) sum[1] += to_float(p[1]);",
             "if (count > 0) sum[1] += to_float(p[1]);",
             BESIDE,
@@ -871,8 +856,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "offset of a pixel in 32 bits",
-            "channels + uint64_t{neighbour} * static_cast<uint32_t>(shape.in_channels);",
-            "channels + neighbour * static_cast<uint32_t>(shape.in_channels);",
+            "channels + uint64_t{input_pixel} * static_cast<uint32_t>(shape.in_channels);",
+            "channels + input_pixel * static_cast<uint32_t>(shape.in_channels);",
             FAR_CONV,
         ),
         Fault(
@@ -913,10 +898,45 @@ FAULTS: dict[str, list[Fault]] = {
             NON_FINITE,
         ),
         Fault(
-            "sm_90: terms in every piece of a split sum",
+            "sm_90: biases in every partial sum of a split tile",
             "      store_partial_sums<kConvTileSm90>(sum, partial_sums, item.slot, first_row);",
             "      if (output.image_bias != nullptr) sum[0] += output.image_bias[first_k];\n"
             "      store_partial_sums<kConvTileSm90>(sum, partial_sums, item.slot, first_row);",
+        ),
+    ],
+    "csrc/cuda/conv/warp_mma.cuh": [
+        Fault(
+            "matrices of b swapped",
+            "b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]",
+            "b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]",
+        ),
+        Fault(
+            "TF32 truncated instead of rounded",
+            "for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));",
+            "",
+        ),
+        Fault(
+            "weight gradient: matrices of b swapped",
+            "b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]",
+            "b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]",
+            WGRAD,
+        ),
+        Fault(
+            "weight gradient: TF32 truncated instead of rounded",
+            "for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));",
+            "",
+            WGRAD,
+        ),
+        Fault(
+            "b rounded after the first row",
+            "if (i == 0 && j % 2 == 0) round",
+            "if (i == 1 && j % 2 == 0) round",
+        ),
+        Fault(
+            "weight gradient: b not rounded",
+            "if (i == 0 && j % 2 == 0) round",
+            "if (i < 0 && j % 2 == 0) round",
+            WGRAD,
         ),
     ],
     "csrc/cuda/conv/warp_rows.cuh": [
@@ -933,7 +953,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("chunks read where others were written", "(read ^ i % 8 * 16)", "read"),
         Fault("chunks written in one place", "(written ^ j * 16)", "(written ^ j % 8 * 16)"),
         Fault(
-            "pieces of sums in the first rows",
+            "partial sums in the first rows",
             "* kTile + first_row + half * 8 + lane / 4;",
             "* kTile + half * 8 + lane / 4;",
         ),
@@ -977,11 +997,11 @@ FAULTS: dict[str, list[Fault]] = {
             "first_c = 0;",
         ),
         Fault(
-            "a split sum starts at its first pixel",
+            "a split tile starts at its first pixel",
             "const int first = item.first_k_iter * kBlockK<T>;",
             "const int first = 0;",
         ),
-        Fault("every step has the first pixels", "advance(pixels[i], pixel_step);", ""),
+        Fault("every k-iteration has the first pixels", "advance(pixels[i], advance_by);", ""),
         Fault(
             "weights of another tap",
             "branch.num_taps + tap.index) * shape.C + first_c;",
@@ -993,37 +1013,27 @@ FAULTS: dict[str, list[Fault]] = {
             "ptx::cp_async_wait_group<kStages - 1>();",
         ),
         Fault("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
-        Fault("no barrier between steps", "ptx::bar_sync(1, kThreads);", ""),
+        Fault("no barrier between k-iterations", "ptx::bar_sync(1, kThreads);", ""),
         Fault(
             "refills the stage in use",
-            "copy_row((step + kStages - 1) % kStages, i);",
-            "copy_row(step % kStages, i);",
+            "copy_row((k_iter + kStages - 1) % kStages, i);",
+            "copy_row(k_iter % kStages, i);",
         ),
-        Fault("no group for the copies of a step", "ptx::cp_async_commit_group();", ""),
+        Fault("no group for the copies of a k-iteration", "ptx::cp_async_commit_group();", ""),
         Fault(
-            "prologue one step short",
-            "for (int step = 0; step < kStages - 1; ++step) copy",
-            "for (int step = 1; step < kStages - 1; ++step) copy",
+            "prologue one k-iteration short",
+            "for (int k_iter = 0; k_iter < kStages - 1; ++k_iter) copy",
+            "for (int k_iter = 1; k_iter < kStages - 1; ++k_iter) copy",
         ),
         Fault(
-            "the last step missing",
-            "step < item.num_k_iters; ++step) {\n      load_half",
-            "step + 1 < item.num_k_iters; ++step) {\n      load_half",
+            "the last k-iteration missing",
+            "k_iter < item.num_k_iters; ++k_iter) {\n      load_half",
+            "k_iter + 1 < item.num_k_iters; ++k_iter) {\n      load_half",
         ),
         Fault(
             "matrices of a swapped",
             "* kPitch + lane / 8 % 2 * 8;",
             "* kPitch + (1 - lane / 8 % 2) * 8;",
-        ),
-        Fault(
-            "matrices of b swapped",
-            "{of.b[j / 2][j % 2 * 2], of.b[j / 2][j % 2 * 2 + 1]}",
-            "{of.b[j / 2][j % 2 * 2 + 1], of.b[j / 2][j % 2 * 2]}",
-        ),
-        Fault(
-            "tf32 cut off instead of rounded",
-            "for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));",
-            "",
         ),
         Fault(
             "a warp without work leaves no sums",
@@ -1111,32 +1121,31 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("the first half multiplied twice", "fragments[1], i);", "fragments[0], i);"),
         Fault("both halves are the first", "half * kBlockK<T> / 2 * kPitch;", "0;"),
         Fault(
-            "fragments of the step before",
-            "load_half((step + 1) % kStages, 0);",
-            "load_half(step % kStages, 0);",
+            "fragments of the previous k-iteration",
+            "load_half((k_iter + 1) % kStages, 0);",
+            "load_half(k_iter % kStages, 0);",
         ),
         Fault(
             "fragments before the wait for their stage",
-            "wait_for_next_step();  // all have the fragments of this one: its stage is free\n"
-            "      load_half((step + 1) % kStages, 0);",
-            "load_half((step + 1) % kStages, 0);\n      wait_for_next_step();",
+            "wait_for_next_stage();  // all warps have loaded this stage's fragments: it is free\n"
+            "      load_half((k_iter + 1) % kStages, 0);",
+            "load_half((k_iter + 1) % kStages, 0);\n      wait_for_next_stage();",
         ),
         Fault(
             "no wait for the first stage",
-            "wait_for_next_step();\n  if (has_work) {",
+            "wait_for_next_stage();\n  if (has_work) {",
             "if (has_work) {",
         ),
         Fault(
             "warps without work miss the barrier",
-            "copy_step((step + kStages - 1) % kStages);\n      wait_for_next_step();",
-            "copy_step((step + kStages - 1) % kStages);",
+            "copy_k_iter((k_iter + kStages - 1) % kStages);\n      wait_for_next_stage();",
+            "copy_k_iter((k_iter + kStages - 1) % kStages);",
         ),
         Fault(
-            "only the first row of a step copied again",
-            "copy_row((step + kStages - 1) % kStages, i);",
-            "copy_row((step + kStages - 1) % kStages, 0);",
+            "only the first row of a k-iteration copied again",
+            "copy_row((k_iter + kStages - 1) % kStages, i);",
+            "copy_row((k_iter + kStages - 1) % kStages, 0);",
         ),
-        Fault("b not rounded", "if (i == 0 && j % 2 == 0) round", "if (i < 0 && j % 2 == 0) round"),
     ],
     "csrc/cuda/conv/dilated_conv2d_wgrad_sm90.cu": [
         Fault(
@@ -1145,15 +1154,15 @@ FAULTS: dict[str, list[Fault]] = {
             "{first_k + chunk * kChunk, x, y + 1, n}",
         ),
         Fault("sign of the tap", "x + item.dx, y + item.dy, n}", "x - item.dx, y - item.dy, n}"),
-        Fault("no wait for a full stage", "wait(&barriers.full[place.stage], place.parity);", ""),
+        Fault("no wait for a full stage", "wait(&barriers.full[state.stage], state.phase);", ""),
         Fault(
             "no wait for an empty stage",
-            "wait(&barriers.empty[place.stage], place.parity ^ 1);",
+            "wait(&barriers.empty[state.stage], state.phase ^ 1);",
             "",
         ),
         Fault(
-            "a stage is free without the other block",
-            "kBlocks * kConsumers * 4);",
+            "a stage is empty without the other CTA",
+            "kClusterSize * kConsumers * 4);",
             "kConsumers * 4);",
         ),
         Fault("barriers not shown to copies", "ptx::fence_mbarrier_init();", ""),
@@ -1179,19 +1188,21 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("one image at a time", "n += work.box_n;", "n += 1;"),
         Fault("rows too far apart", "row * work.box_y, x =", "row * work.box_x, x ="),
         Fault(
-            "a piece starts with the first columns", "int column = item.column,", "int column = 0,"
+            "a work item starts with the first columns",
+            "int column = item.column,",
+            "int column = 0,",
         ),
-        Fault("a piece starts with the first row", "row = item.row,", "row = 0,"),
-        Fault("a piece starts with the first image", "n = item.n;", "n = 0;"),
-        Fault("channels of the first branch", "branches.of[item.branch].first_channel", "0"),
+        Fault("a work item starts with the first row", "row = item.row,", "row = 0,"),
+        Fault("a work item starts with the first image", "n = item.n;", "n = 0;"),
+        Fault("channels of the first branch", "branches.branch[item.branch].first_channel", "0"),
         Fault(
-            "both blocks store the same",
+            "both CTAs store the same",
             "rank * kBlockM + warp * 16, staged);",
             "warp * 16, staged);",
         ),
         Fault(
-            "both blocks bring the same half",
-            "const int first_chunk = rank * (kChunksN / kBlocks);",
+            "both CTAs bring the same half",
+            "const int first_chunk = rank * (kChunksN / kClusterSize);",
             "const int first_chunk = 0;",
         ),
         Fault(
@@ -1205,8 +1216,8 @@ FAULTS: dict[str, list[Fault]] = {
             "if (k >= branch.K) return;",
         ),
         Fault(
-            "a block leaves while the other needs it",
-            "  wait_for_readers(place, barriers.empty);\n",
+            "a CTA exits while the other needs it",
+            "  wait_for_readers(state, barriers.empty);\n",
             "",
         ),
         Fault(
@@ -1234,6 +1245,16 @@ FAULTS: dict[str, list[Fault]] = {
             "result = __float2half_rn(value); }",
             "result = __float2half_rn(value > 65504.0f ? 65504.0f : value); }",
         ),
+        Fault(
+            "low bf16 of a word in the bits of the high one",
+            "values[1] = __uint_as_float(word & 0xffff0000u);",
+            "values[1] = __uint_as_float(word);",
+        ),
+        Fault(
+            "elements of a word swapped",
+            "round_to(elements[e], values[i * kPerWord + e]);",
+            "round_to(elements[e], values[i * kPerWord + kPerWord - 1 - e]);",
+        ),
     ],
     "csrc/cuda/conv/implicit_gemm.cuh": [
         Fault(
@@ -1252,8 +1273,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "channels past the last copied",
-            "(steps_left > 0) & (next_c < source.C);",
-            "steps_left > 0;",
+            "(k_iters_left > 0) & (next_c < source.C);",
+            "k_iters_left > 0;",
         ),
         Fault(
             "rows and columns of a pixel swapped",
@@ -1266,12 +1287,12 @@ FAULTS: dict[str, list[Fault]] = {
             "image_row;",
         ),
         Fault(
-            "a split sum starts at its first tap",
+            "a split tile starts at its first tap",
             "int next_tap = item.first_k_iter % tile.num_taps;",
             "int next_tap = 0;",
         ),
         Fault(
-            "a split sum starts at its first channel",
+            "a split tile starts at its first channel",
             "int next_c = item.first_k_iter / tile.num_taps * kBlockK<T> + chunk",
             "int next_c = chunk",
         ),
@@ -1282,41 +1303,33 @@ FAULTS: dict[str, list[Fault]] = {
             "ptx::cp_async_wait_group<kStages - 1>();",
         ),
         Fault("no wait for copies", "ptx::cp_async_wait_group<kStages - 2>();", ""),
-        Fault("no barrier between steps", "ptx::bar_sync(1, kConvThreads);", ""),
+        Fault("no barrier between k-iterations", "ptx::bar_sync(1, kConvThreads);", ""),
         Fault(
-            "no barrier before the sums", "__syncthreads();  // all are done with the stages", ""
+            "no barrier before the sums",
+            "__syncthreads();  // all warps are done with the stages",
+            "",
         ),
         Fault("no barrier after the sums", "__syncthreads();\n  return sums;", "return sums;"),
         Fault(
             "refills the stage in use",
-            "T* free_stage = stages + (step + kStages - 1) % kStages",
-            "T* free_stage = stages + step % kStages",
+            "T* free_stage = stages + (k_iter + kStages - 1) % kStages",
+            "T* free_stage = stages + k_iter % kStages",
         ),
-        Fault("no group for the copies of a step", "ptx::cp_async_commit_group();", ""),
+        Fault("no group for the copies of a k-iteration", "ptx::cp_async_commit_group();", ""),
         Fault(
-            "prologue one step short",
-            "for (int step = 0; step < kStages - 1; ++step) copy",
-            "for (int step = 1; step < kStages - 1; ++step) copy",
+            "prologue one k-iteration short",
+            "for (int k_iter = 0; k_iter < kStages - 1; ++k_iter) copy",
+            "for (int k_iter = 1; k_iter < kStages - 1; ++k_iter) copy",
         ),
         Fault(
-            "the last step missing",
-            "step < item.num_k_iters; ++step) {\n      T* free_stage",
-            "step + 1 < item.num_k_iters; ++step) {\n      T* free_stage",
+            "the last k-iteration missing",
+            "k_iter < item.num_k_iters; ++k_iter) {\n      T* free_stage",
+            "k_iter + 1 < item.num_k_iters; ++k_iter) {\n      T* free_stage",
         ),
         Fault(
             "chunks of reader and writer differ",
             "swizzled<T>(warp_row + lane % 16, lane / 16);",
             "swizzled<T>(warp_row + lane % 16, 1 - lane / 16);",
-        ),
-        Fault(
-            "matrices of b swapped",
-            "b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]",
-            "b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]",
-        ),
-        Fault(
-            "tf32 cut off instead of rounded",
-            "for (uint32_t& bits : r) bits = ptx::cvt_rna_tf32(__uint_as_float(bits));",
-            "",
         ),
         Fault(
             "a warp idles early",
@@ -1341,7 +1354,7 @@ FAULTS: dict[str, list[Fault]] = {
             "tap.index * source.C + source",
             FAR_CONV,
         ),
-        Fault("the first half multiplied twice", "multiply_row(1, i);", "multiply_row(0, i);"),
+        Fault("the first half multiplied twice", "fragments[1], i);", "fragments[0], i);"),
         Fault(
             "both halves are the first of the input",
             "input_at) ^ (half * 2 * kChunk<T>)",
@@ -1353,41 +1366,36 @@ FAULTS: dict[str, list[Fault]] = {
             "weight_at)",
         ),
         Fault(
-            "fragments of the step before",
-            "load_fragments((step + 1) % kStages, 0);",
-            "load_fragments(step % kStages, 0);",
+            "fragments of the previous k-iteration",
+            "load_fragments((k_iter + 1) % kStages, 0);",
+            "load_fragments(k_iter % kStages, 0);",
         ),
         Fault(
             "fragments before the wait for their stage",
-            "wait_for_next_step();  // all have the fragments of this one: its stage is free\n"
-            "      load_fragments((step + 1) % kStages, 0);",
-            "load_fragments((step + 1) % kStages, 0);\n      wait_for_next_step();",
+            "wait_for_next_stage();  // all warps have loaded this stage's fragments: it is free\n"
+            "      load_fragments((k_iter + 1) % kStages, 0);",
+            "load_fragments((k_iter + 1) % kStages, 0);\n      wait_for_next_stage();",
         ),
         Fault(
             "no wait for the first stage",
-            "wait_for_next_step();\n  if (has_work) {",
+            "wait_for_next_stage();\n  if (has_work) {",
             "if (has_work) {",
         ),
         Fault(
             "warps without work miss the barrier",
-            "kStages * kStage);\n      wait_for_next_step();",
+            "kStages * kStage);\n      wait_for_next_stage();",
             "kStages * kStage);",
         ),
-        Fault("weights move from the first step", "weights_before = weights;", ""),
+        Fault("weights move from the first k-iteration", "weights_before = weights;", ""),
         Fault(
             "zeros land on the sums",
-            "ptx::cp_async_wait_all();  // the zeros past the last step",
+            "ptx::cp_async_wait_all();  // zeros past the last k-iteration",
             "",
         ),
         Fault(
             "pixels past the end of the tile",
             "pixels[min(first_row + i * kCopyRows, tile.num_pixels - 1)];",
             "pixels[first_row + i * kCopyRows];",
-        ),
-        Fault(
-            "b rounded after the first row",
-            "if (i == 0 && j % 2 == 0) round",
-            "if (i == 1 && j % 2 == 0) round",
         ),
     ],
     "csrc/cuda/common/pairs.cuh": [
@@ -1414,17 +1422,22 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "csrc/cuda/common/pipeline.cuh": [
         Fault(
-            "a block leaves before its last stage was read",
+            "both arrivals of a reader at its own CTA",
+            "ptx::mbarrier_arrive_cluster(empty, cta);",
+            "ptx::mbarrier_arrive_cluster(empty, ptx::cluster_ctarank());",
+        ),
+        Fault(
+            "a CTA exits before its last stage was read",
             "for (int i = 0; i < kStages; ++i) {",
             "for (int i = 0; i < kStages - 1; ++i) {",
         ),
         Fault(
-            "weight gradient: a block leaves before its last stage was read",
+            "weight gradient: a CTA exits before its last stage was read",
             "for (int i = 0; i < kStages; ++i) {",
             "for (int i = 0; i < kStages - 1; ++i) {",
             WGRAD_SM90,
         ),
-        Fault("the parity of a phase never changes", "    parity ^= 1;\n", ""),
+        Fault("the phase never changes", "    phase ^= 1;\n", ""),
     ],
     "csrc/cuda/aspp/pixel_means.cu": [
         Fault(
@@ -1544,7 +1557,7 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "csrc/cuda/conv/wgrad_reduce.cuh": [
         Fault(
-            "one piece not added",
+            "one partial sum not added",
             "i < reduction.num_slots; ++i",
             "i + 1 < reduction.num_slots; ++i",
         ),
@@ -1553,7 +1566,7 @@ FAULTS: dict[str, list[Fault]] = {
             "const int row = blockIdx.x % kBlocks * kRows + threadIdx.x / kRowThreads;",
             "const int row = blockIdx.x % kBlocks * kRows;",
         ),
-        Fault("no split reduced", "if (work.num_reductions == 0) return {};", "return {};"),
+        Fault("no split tile reduced", "if (work.num_reductions == 0) return {};", "return {};"),
         Fault(
             "offset of a weight in 32 bits",
             "(static_cast<int64_t>(k) * branch.num_taps + tap.index) * shape.C + c",
@@ -1561,15 +1574,15 @@ FAULTS: dict[str, list[Fault]] = {
             FAR_CONV,
         ),
         Fault(
-            "offset of a piece in 32 bits",
+            "offset of a workspace slot in 32 bits",
             "const int64_t slot = reduction.first_slot + i;",
             "const int slot = reduction.first_slot + i;",
             FAR_CONV,
         ),
         Fault(
-            "a piece that is NaN left out",
-            "sum[1] += piece[1];",
-            "sum[1] += piece[1] == piece[1] ? piece[1] : 0.0f;",
+            "a partial sum that is NaN left out",
+            "sum[1] += partial[1];",
+            "sum[1] += partial[1] == partial[1] ? partial[1] : 0.0f;",
             NON_FINITE,
         ),
     ],

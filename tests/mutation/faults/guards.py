@@ -60,7 +60,7 @@ NON_FINITE_CPU = Guard("test_non_finite.py cpu or prepared_model")
 NON_FINITE_TRITON = Guard("test_non_finite.py triton")
 RECIPE = Guard("test_recipe.py")
 REGISTRATION = Guard("test_backends.py test_arguments.py not (side_effects or symbolic)")
-SM90 = Guard("test_dilated_conv2d_sm90.py means or step_is")
+SM90 = Guard("test_dilated_conv2d_sm90.py means or k_iteration_is")
 SINGLE_ROW = Guard("test_dilated_conv2d_sm90.py any_stride")
 SM90_FORMS = Guard("test_dilated_conv2d_sm90.py seeds_agree or pipeline or means")
 TRAINING_DATA = Guard("test_training_data.py")
@@ -73,7 +73,8 @@ TRITON_ASPP = Guard("test_triton.py different_images or image_bias")
 TRITON_DENSE = Guard("test_triton_blocks.py not depthwise and not interpolation")
 TRITON_DEPTHWISE = Guard("test_triton_blocks.py depthwise or dilation or strides")
 TRITON_FAR = Guard("test_triton_blocks.py far")
-WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py not compiler")
+WGRAD = Guard("test_races.py test_dilated_conv2d_backward.py tiles or sums or emulated")
+WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py not warnings")
 
 # Each file's guard; a fault can have its own instead.
 GUARDS = {
@@ -97,9 +98,7 @@ GUARDS = {
         "test_races.py test_dilated_conv2d_sm90.py "
         "sm_90 or seeds_agree or pipeline or epilogue or means or between_vectors"
     ),
-    "csrc/cuda/conv/dilated_conv2d_wgrad.cu": Guard(
-        "test_races.py test_dilated_conv2d_backward.py sums or emulated"
-    ),
+    "csrc/cuda/conv/dilated_conv2d_wgrad.cu": WGRAD,
     "csrc/cuda/conv/dilated_conv2d_wgrad_sm90.cu": WGRAD_SM90,
     "csrc/cuda/common/elements.cuh": NON_FINITE,
     "csrc/cuda/conv/implicit_gemm.cuh": CONV,
@@ -115,6 +114,7 @@ GUARDS = {
     "csrc/cuda/upsample/upsample_cross_entropy.cuh": ENTROPY,
     "csrc/cuda/upsample/upsample_cross_entropy_bwd.cu": ENTROPY,
     "csrc/cuda/upsample/upsample_cross_entropy_prepare.cu": ENTROPY,
+    "csrc/cuda/conv/warp_mma.cuh": CONV,
     "csrc/cuda/conv/warp_rows.cuh": Guard(
         "test_races.py test_dilated_conv2d_sm90.py sm_90 or seeds_agree or epilogue"
     ),
@@ -143,14 +143,14 @@ GUARDS = {
     "deeplab_fast/_native/work_lists.py": Guard(
         "test_kernel_calls.py test_cache_keys.py test_dilated_conv2d_sm90.py "
         "test_dilated_conv2d_wgrad_sm90.py "
-        "kernel_calls or convolutions or boxes or fp32 or their_tiles or beyond_16_bits"
+        "kernel_calls or convolutions or boxes or box_items or fp32 or tile_items or beyond_16_bits"
     ),
     "deeplab_fast/backends/dispatch_table.py": MEASURED,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
     "deeplab_fast/ops/shape_bucket.py": Guard(
-        "test_dispatch_table.py test_cache_keys.py classes or class or share"
+        "test_dispatch_table.py test_cache_keys.py classes or class or share or buckets"
     ),
     "deeplab_fast/ops/_register.py": REGISTRATION,
     "deeplab_fast/ops/_transforms.py": TRANSFORMS,

@@ -267,14 +267,13 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "taps not flipped for the gradient",
-            "_shape(input, weight, dilation, strip_rows, flipped=True)",
-            "_shape(input, weight, dilation, strip_rows)",
+            "None, dilation, flipped=True)",
+            "None, dilation)",
         ),
         Fault(
             "taps flipped for the output",
-            "    shape = _shape(input, weight, dilation, _strip_rows(context, input, weight))\n",
-            "    strip_rows = _strip_rows(context, input, weight)\n"
-            "    shape = _shape(input, weight, dilation, strip_rows, flipped=True)\n",
+            "_strip_rows(context, input, weight), flipped)",
+            "_strip_rows(context, input, weight), True)",
         ),
         Fault(
             "strips of a gradient by the device",

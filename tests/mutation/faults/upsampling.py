@@ -485,8 +485,8 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("stale contested count", "if (threadIdx.x == 0) tile.num_contested = 0;", ""),
         Fault(
             "offset of a class in 32 bits",
-            "const float value = load(pixel + c * stride_C);",
-            "const float value = load(pixel + static_cast<int>(c * stride_C));",
+            "const float value = to_float(pixel[c * stride_C]);",
+            "const float value = to_float(pixel[static_cast<int>(c * stride_C)]);",
             FAR_UPSAMPLING,
         ),
         Fault(
@@ -547,8 +547,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "int32 offsets of classes",
-            "load(pixel + c * stride_C)",
-            "load(pixel + static_cast<int32_t>(c * stride_C))",
+            "to_float(pixel[c * stride_C])",
+            "to_float(pixel[static_cast<int32_t>(c * stride_C)])",
         ),
         Fault(
             "labels by way of a byte",
@@ -910,8 +910,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "offset of a gathered element in 32 bits",
-            "(channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x)",
-            "static_cast<int>(channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x)",
+            "[channels_last ? i : ((n * shape.C + c) * shape.H + y) * shape.W + x]",
+            "[channels_last ? int(i) : int(((n * shape.C + c) * shape.H + y) * shape.W + x)]",
             FAR_UPSAMPLING,
         ),
         Fault(
@@ -993,8 +993,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "offset of a class in 32 bits",
-            "load(pixel + c * stride_C);",
-            "load(pixel + static_cast<int>(c * stride_C));",
+            "to_float(pixel[c * stride_C]);",
+            "to_float(pixel[static_cast<int>(c * stride_C)]);",
             FAR_UPSAMPLING,
         ),
         Fault(

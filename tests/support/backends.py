@@ -1,0 +1,44 @@
+"""Backends on this machine: where their tensors live, and how their kernels run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deeplab_fast.backends import registry
+
+GPU_BACKENDS = ("cuda", "cuda/sm90", "cuda/sm80", "triton")
+
+
+def device_of(backend: str) -> str:
+    """The device on which tests of a backend keep their tensors."""
+    return "cuda" if backend in GPU_BACKENDS and torch.cuda.is_available() else "cpu"
+
+
+def is_interpreted(backend: str) -> bool:
+    """True if kernels of this backend run in Triton's interpreter, for which tests do less."""
+    return backend == "triton" and registry.is_available("triton", "cpu")
+
+
+def needs_triton() -> pytest.MarkDecorator:
+    """A skip, with the reason, if Triton's kernels can be neither compiled nor interpreted."""
+    reason = registry.unavailable_reason("triton", device_of("triton"))
+    return pytest.mark.skipif(reason is not None, reason=f"triton: {reason}")
+
+
+def triton_examples(interpreted: int) -> int:
+    """Number of hypothesis examples that a test of Triton's kernels affords.
+
+    On a GPU nearly every example is a kernel to compile: its code depends on sizes and strides.
+    """
+    return interpreted if is_interpreted("triton") else 20
+
+
+def set_tf32(allowed: bool) -> bool:
+    """Set what torch.backends.cudnn.allow_tf32 shows, and return its former value.
+
+    The attribute itself cannot be set once opcheck of torch 2.6 was imported.
+    """
+    before = torch._C._get_cudnn_allow_tf32()
+    torch._C._set_cudnn_allow_tf32(allowed)
+    return before
