@@ -1,4 +1,4 @@
-"""Geometry of bilinear upsampling as the compiled code takes it."""
+"""Parameters of the upsampling kernels: geometry, and options of the cross entropy."""
 
 from __future__ import annotations
 

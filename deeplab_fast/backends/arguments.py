@@ -28,7 +28,7 @@ class DilatedConv2dBackward(NamedTuple):
     weight: Tensor
     dilation: Sequence[int]
     groups: int
-    output_mask: Sequence[bool]  # gradients wanted: of input, weight and bias
+    output_mask: Sequence[bool]  # True for each needed gradient: input, weight, bias
 
 
 class ParallelDilatedConv2d(NamedTuple):
@@ -43,7 +43,7 @@ class ParallelDilatedConv2dBackward(NamedTuple):
     input: Tensor
     weights: Sequence[Tensor]
     dilations: Sequence[int]
-    output_mask: Sequence[bool]  # gradients wanted: of input, weights and biases
+    output_mask: Sequence[bool]  # True for each needed gradient: input, weights, biases
     grad_mean: Tensor | None = None  # [N, C], gradient of the mean over the pixels of ``input``
 
 
@@ -51,6 +51,10 @@ class ParallelDilatedConv2dAndMean(NamedTuple):
     input: Tensor
     weights: Sequence[Tensor]
     dilations: Sequence[int]
+
+    def branches(self) -> ParallelDilatedConv2d:
+        """The convolutions without the mean."""
+        return ParallelDilatedConv2d(self.input, self.weights, [], self.dilations)
 
 
 class FusedConv2d(NamedTuple):

@@ -101,9 +101,7 @@ def parallel_dilated_conv2d(arguments: ParallelDilatedConv2d) -> Tensor:
 def parallel_dilated_conv2d_and_mean(
     arguments: ParallelDilatedConv2dAndMean,
 ) -> tuple[Tensor, Tensor]:
-    input, weights, dilations = arguments
-    output = parallel_dilated_conv2d(ParallelDilatedConv2d(input, weights, [], dilations))
-    return output, mean_of_pixels(input)
+    return parallel_dilated_conv2d(arguments.branches()), mean_of_pixels(arguments.input)
 
 
 @register_kernel("parallel_dilated_conv2d_backward", "reference")

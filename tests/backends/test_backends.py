@@ -430,11 +430,29 @@ def test_shape_buckets_of_ops():
     [
         ((3, 3), (1, 1), (2, 1), (2, 1), None),
         ((1, 5), (1, 1), (0, 6), (4, 3), None),
-        ((3, 3), (1, 2), (1, 1), (1, 1), r"has stride (1, 1), not (1, 2)"),
-        ((3, 3), (2, 1), (1, 1), (1, 1), r"has stride (1, 1), not (2, 1)"),
-        ((3, 3), (1, 1), (1, 2), (1, 1), r"not a (3, 3) weight by (1, 2)"),
-        ((3, 3), (1, 1), (2, 1), (1, 1), r"not a (3, 3) weight by (2, 1)"),
-        ((3, 2), (1, 1), (1, 1), (1, 2), r"not a (3, 2) weight by (1, 1)"),
+        ((3, 3), (1, 2), (1, 1), (1, 1), "supports stride (1, 1), got (1, 2)"),
+        ((3, 3), (2, 1), (1, 1), (1, 1), "supports stride (1, 1), got (2, 1)"),
+        (
+            (3, 3),
+            (1, 1),
+            (1, 2),
+            (1, 1),
+            "got a (3, 3) weight padded by (1, 2)",
+        ),
+        (
+            (3, 3),
+            (1, 1),
+            (2, 1),
+            (1, 1),
+            "got a (3, 3) weight padded by (2, 1)",
+        ),
+        (
+            (3, 2),
+            (1, 1),
+            (1, 1),
+            (1, 2),
+            "got a (3, 2) weight padded by (1, 1)",
+        ),
     ],
 )
 def test_geometries_of_our_kernels(kernel, stride, padding, dilation, reason):

@@ -202,14 +202,14 @@ def test_channels_of_tf32(tf32):
         for channels in (4, 6, 8)
     ]
     assert reasons[0] is reasons[2] is None
-    assert reasons[1] == "the kernel takes a multiple of 4 input channels, got 6"
+    assert reasons[1] == "the kernel supports a multiple of 4 input channels, got 6"
 
 
 def test_limits_of_the_gradients():
     unsupported, x = dilated_conv2d_backward.unsupported_dense_backward, meta(1, 8, 4, 4)
     big, one = meta(8, 8, 31, 33), meta(8, 8, 1, 1)
     assert unsupported(x, [big, one], 1) is None  # 1024
-    assert "at most 1024 taps, those of all branches" in unsupported(x, [big, one, one], 1)
+    assert "at most 1024 taps in all branches" in unsupported(x, [big, one, one], 1)
 
 
 def test_limits_of_depthwise_convolution():

@@ -1,4 +1,4 @@
-"""The Triton kernels beyond what every backend is tested for: machine code, arithmetic, choices."""
+"""Triton kernels: generated code, arithmetic, requirements, and calls that they do not support."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from deeplab_fast.backends import registry
 from ..support import bilinear_oracle
 from ..support.backends import is_interpreted
 from ..support.cases import Conv, assert_as_accurate_as, operands, to_tf32
+from ..support.triton_splits import record_num_slots, set_blocks, set_num_programs
 from ..support.unsupported import unsupported_reason
 
 pytest.importorskip("triton", minversion="3.6")
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async"}
-SHARED_MEMORY = {80: 99, 90: 227}  # KiB; 8.6 and 8.9, which run what 8.0 does, have less than 8.0
+SHARED_MEMORY = {80: 99, 90: 227}  # KiB; 8.6 and 8.9, which run code for 8.0, have less than 8.0
 interpreted = pytest.mark.skipif(
     not is_interpreted("triton"),
     reason=f"no interpreter: {registry.unavailable_reason('triton', 'cpu')}",
@@ -35,7 +36,7 @@ interpreted = pytest.mark.skipif(
 
 
 def run_python(*arguments: str, **environment: str) -> str:
-    """In a new process without Triton's interpreter."""
+    """Output of a new Python process without Triton's interpreter."""
     result = subprocess.run(
         [sys.executable, *arguments],
         env={"PATH": "", "TRITON_INTERPRET": "0", **environment},
@@ -89,7 +90,7 @@ def test_kernels_compile_without_spills(compiled, capability):
 
 
 def test_kernels_compile_for_amd(compiled):
-    """And where every size is 1, which Triton makes constants."""
+    """Also if every size is 1: Triton makes constants of such arguments."""
     for name, variants in compiled("gfx942").items():
         assert all(facts["shared"] <= 64 * 1024 for facts in variants), name
 
@@ -105,7 +106,7 @@ def test_convolutions_are_pipelined_tensor_core_code(compiled, capability):
                 assert "fma.rn.f32" in facts["instructions"]
                 continue
             assert TENSOR_CORES[capability] in facts["instructions"]
-            # Three stages of both operands.
+            # At least three stages of both operands are in shared memory.
             stage = (options["BLOCK_M"] + options["BLOCK_N"]) * options["BLOCK_K"] * 2
             assert facts["shared"] >= 3 * stage
             assert any(name.startswith("cp.async") for name in facts["instructions"])
@@ -113,7 +114,7 @@ def test_convolutions_are_pipelined_tensor_core_code(compiled, capability):
 
 @pytest.mark.parametrize("capability", TENSOR_CORES)
 def test_interpolation_is_not_fused_further(compiled, capability):
-    """Three fused multiply-adds a value, and the products beside them stay products."""
+    """A value takes three fused multiply-adds, and the other products are not fused."""
     for facts in compiled(capability)["upsample_argmax_fwd_kernel"]:
         assert facts["instructions"] == ["fma.rn.f32", "mul.rn.f32"]
 
@@ -123,7 +124,7 @@ def test_importing_the_package_imports_no_triton():
     assert run_python("-I", "-c", code).strip() == "False"
 
 
-def test_without_triton_the_reason_is_said():
+def test_reason_without_triton():
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch, deeplab_fast\n"
@@ -134,7 +135,7 @@ def test_without_triton_the_reason_is_said():
     assert run_python("-I", "-c", code).split("\n")[:2] == ["Triton is not installed", "0"]
 
 
-def test_an_old_triton_is_refused(monkeypatch):
+def test_old_triton_is_unsupported(monkeypatch):
     from deeplab_fast.backends.triton import device
 
     monkeypatch.setattr(device, "version", lambda name: "3.5.1")
@@ -153,18 +154,18 @@ def test_an_old_triton_is_refused(monkeypatch):
         (None, (3, 6), False),
     ],
 )
-def test_versions_are_numbers(found, than, expected):
+def test_versions_compare_as_numbers(found, than, expected):
     from deeplab_fast.backends.triton import device
 
     assert device._is_older(found, than) == expected
 
 
-@pytest.mark.parametrize("there", ["triton", "pytorch-triton", "pytorch-triton-rocm"])
-def test_every_name_of_tritons_package_is_known(monkeypatch, there):
+@pytest.mark.parametrize("installed", ["triton", "pytorch-triton", "pytorch-triton-rocm"])
+def test_distributions_of_triton(monkeypatch, installed):
     from deeplab_fast.backends.triton import device
 
     def version(name: str) -> str:
-        if name != there:
+        if name != installed:
             raise device.PackageNotFoundError(name)
         return "3.5.1"
 
@@ -183,7 +184,7 @@ def test_every_name_of_tritons_package_is_known(monkeypatch, there):
         (False, True, [(7, 5)], None),
     ],
 )
-def test_gpus_that_it_can_compile_for(monkeypatch, interpreted, is_amd, capabilities, expected):
+def test_unavailable_reason_on_gpus(monkeypatch, interpreted, is_amd, capabilities, expected):
     from deeplab_fast.backends.triton import device
 
     monkeypatch.setattr(device, "_INTERPRETED", interpreted)
@@ -196,8 +197,8 @@ def test_gpus_that_it_can_compile_for(monkeypatch, interpreted, is_amd, capabili
     assert reason is None if expected is None else reason.startswith(expected)
 
 
-def test_problems_in_the_order_in_which_they_are_said(monkeypatch):
-    """Of the installation, which no device type cures, and of the interpreter."""
+def test_order_of_unavailable_reasons(monkeypatch):
+    """Problems of the installation, which all device types have, precede the interpreter's."""
     from deeplab_fast.backends.triton import device
 
     monkeypatch.setattr(device, "_INTERPRETED", True)
@@ -221,23 +222,23 @@ def test_bf16_is_widened_for_the_interpreter_only(monkeypatch, interpreted):
 
 
 @pytest.mark.parametrize(
-    ("versions", "refused"),
+    ("versions", "is_incompatible"),
     [
         ({"triton": "3.6.0", "numpy": "2.4.0"}, True),
         ({"triton": "3.6.0", "numpy": "2.3.5"}, False),
         ({"triton": "3.7.1", "numpy": "2.4.0"}, False),
     ],
 )
-def test_an_interpreter_that_numpy_breaks_is_refused(monkeypatch, versions, refused):
+def test_interpreter_with_an_incompatible_numpy(monkeypatch, versions, is_incompatible):
     from deeplab_fast.backends.triton import device
 
     monkeypatch.setattr(device, "version", versions.__getitem__)
     reason = device._interpreter_problem.__wrapped__()
     message = "the interpreter of Triton 3.6.0 needs NumPy before 2.4, 2.4.0 is installed"
-    assert reason == (message if refused else None)
+    assert reason == (message if is_incompatible else None)
 
 
-def test_without_the_interpreter_it_takes_no_cpu_tensors():
+def test_unavailable_reason_on_the_cpu_without_the_interpreter():
     code = (
         "from deeplab_fast.backends import registry; "
         "print(registry.unavailable_reason('triton', 'cpu'))"
@@ -246,8 +247,8 @@ def test_without_the_interpreter_it_takes_no_cpu_tensors():
     assert registry.unavailable_reason("triton", "xpu") == "the tensors are on xpu"
 
 
-def test_automatic_where_no_library_has_a_rival():
-    """And where there is one, only where it was measured faster."""
+def test_automatic_choice():
+    """Ops that a vendor library has too run on Triton only if that was measured to be faster."""
     ops = {op for op in registry.ops() if "triton" in registry.backends_of(op)}
     assert {op for op in ops if not registry.depends_on_measurements(op, "cuda")} == {
         "upsample_argmax",
@@ -260,11 +261,11 @@ def test_automatic_where_no_library_has_a_rival():
 
 @interpreted
 def test_fma_rounds_once():
-    """In this interpreter and, emulated, in those that do not."""
+    """The emulated fma rounds once, and so does the interpreter's own unless it is detected."""
     from deeplab_fast.backends.triton import bilinear
 
-    # A little less than halfway between two floats, the lower of them odd: where float64 rounds to
-    # halfway, rounding again goes to the even one above.
+    # The exact values are a little less than halfway between two floats, the lower of them odd.
+    # float64 rounds them to halfway, and a second rounding would go to the even float above.
     c = np.float32(1) + np.arange(1, 8192, 2, dtype=np.float32) * np.float32(2**-23)
     a, b = (np.full_like(c, 2**-12 * (1 + sign * 2**-15)) for sign in (1, -1))
     operands = [torch.from_numpy(x) for x in (a, b, c)]
@@ -279,16 +280,16 @@ def test_fma_rounds_once():
 
 @interpreted
 def test_tf32_is_rounded_to_nearest(tf32):
-    """Where tensor cores would cut the last 13 bits off; what is not finite stays."""
-    from deeplab_fast.backends.triton import dilated_conv2d as kernels
+    """Tensor cores would truncate the last 13 bits. Infinities and NaN stay."""
+    from deeplab_fast.backends.triton import tf32 as rounding
 
-    operand = kernels.operand(
+    operand = rounding.operand(
         torch.tensor([torch.inf, -torch.inf, torch.nan])[None, :, None, None], "tf32"
     )
     assert operand.flatten().tolist()[:2] == [torch.inf, -torch.inf] and operand[0, 2].isnan()
-    # CUDA's own NaN, which rounding would turn into -0
+    # Rounding would turn CUDA's canonical NaN into -0
     bits = torch.tensor([0x7FFFFFFF, 0x3F801000, -0x407FF000], dtype=torch.int32)
-    operand = kernels.operand(bits.view(torch.float32)[None, :, None, None], "tf32").flatten()
+    operand = rounding.operand(bits.view(torch.float32)[None, :, None, None], "tf32").flatten()
     assert operand[0].isnan() and operand[1:].tolist() == [1 + 2**-10, -1 - 2**-10]
 
     tensors = operands(Conv(2, 9, 7, 8, 5, (3, 3), 2), torch.float32, "cpu")[:2]
@@ -311,8 +312,8 @@ def test_tf32_is_rounded_to_nearest(tf32):
 
 
 @interpreted
-def test_a_bias_of_images_is_fp32():
-    """What the pooled branch and the bias add is not rounded to fp16: 1000 + 1/3 - 1000."""
+def test_image_bias_is_fp32():
+    """The sum of the pooled branch and the bias is not rounded to fp16: 1000 + 1/3 - 1000."""
     x, ones, zeros = torch.ones(2, 1, 3, 4), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
     project = torch.tensor([-10.0, 1.0])[None, :, None, None]
     arguments = [x, [ones], [torch.tensor([99.0])], [1], zeros, torch.tensor([1 / 3])]
@@ -325,7 +326,7 @@ def test_a_bias_of_images_is_fp32():
 
 @interpreted
 def test_cells_of_the_longest_row():
-    """Whose coordinates add up to more than an int32 holds."""
+    """The sum of two of its coordinates exceeds int32."""
     from deeplab_fast.backends.triton import upsample_cross_entropy as kernels
 
     size = 2**31 - 8192
@@ -337,7 +338,7 @@ def test_cells_of_the_longest_row():
 @interpreted
 @pytest.mark.parametrize("classes", [31, 32, 33])
 def test_full_candidate_lists(classes):
-    """As many as a cell can list, and one more."""
+    """A cell lists up to 32 candidates."""
     logits = torch.randn(1, 1, 3, 4) * (1 + torch.randint(-4, 5, (1, classes, 3, 4)) * 2**-23)
     with deeplab_fast.backend("triton"):
         labels = upsample_argmax(logits, (20, 30))
@@ -346,7 +347,7 @@ def test_full_candidate_lists(classes):
 
 @interpreted
 @pytest.mark.parametrize("multiplier", [2, 3])
-def test_depthwise_with_several_outputs_of_a_channel(multiplier):
+def test_depthwise_with_channel_multiplier(multiplier):
     case = Conv(2, 5, 5 * multiplier, 11, 9, (3, 5), (2, 3), 5)
     tensors = operands(case, torch.float32, "cpu")
     grad = torch.randn(2, case.K, 11, 9)
@@ -367,30 +368,19 @@ def test_depthwise_with_several_outputs_of_a_channel(multiplier):
 
 
 @interpreted
-@pytest.mark.parametrize("num_workers", [1, 48])
-def test_sums_split_and_not(monkeypatch, num_workers):
-    """Forward and both gradients, of branches that begin at odd channels."""
-    from deeplab_fast._native import work_lists
-    from deeplab_fast.backends.triton import dilated_conv2d as kernels
-    from deeplab_fast.backends.triton import dilated_conv2d_backward as gradients
-
-    slots = []
-    for module, name in ((kernels, "work_list"), (gradients, "weight_work_list")):
-        make = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda *a, make=make: slots.append(make(*a).num_slots) or make(*a)
-        )
-    monkeypatch.setattr(kernels, "num_programs", lambda device: num_workers)
-    blocks = kernels.Blocks(128, 32, 16, 4, 4)  # so that sums have many steps
-    monkeypatch.setattr(work_lists, "SPLIT_K_ITERS", 1)
-    monkeypatch.setattr(kernels, "blocks_for", lambda *shape: blocks)
+@pytest.mark.parametrize("num_programs", [1, 48])
+def test_split_and_whole_sums(monkeypatch, num_programs):
+    """Output and gradients of branches whose first channels are odd."""
+    num_slots = record_num_slots(monkeypatch)
+    set_num_programs(monkeypatch, num_programs)
+    set_blocks(monkeypatch, 128, 32, 16)  # so small that sums have many k-iterations
     x = torch.randn(1, 40, 13, 13)
     weights = [torch.randn(k, 40, r, r) / 19 for k, r in ((5, 3), (3, 1), (21, 3))]
-    grad, rates = torch.randn(1, 29, 13, 13), [2, 1, 4]
+    grad, dilations = torch.randn(1, 29, 13, 13), [2, 1, 4]
 
     def theirs(x, *weights):
         return torch.cat(
-            [F.conv2d(x, w, padding="same", dilation=r) for w, r in zip(weights, rates)], dim=1
+            [F.conv2d(x, w, padding="same", dilation=d) for w, d in zip(weights, dilations)], dim=1
         )
 
     def results(function, tensors, grad):
@@ -400,20 +390,22 @@ def test_sums_split_and_not(monkeypatch, num_workers):
 
     tensors = [x, *weights]
     with deeplab_fast.backend("triton"):
-        actual = results(lambda x, *ws: parallel_dilated_conv2d(x, ws, None, rates), tensors, grad)
-    assert [n > 0 for n in slots] == [num_workers > 1] * 3
+        actual = results(
+            lambda x, *ws: parallel_dilated_conv2d(x, ws, None, dilations), tensors, grad
+        )
+    assert [n > 0 for n in num_slots] == [num_programs > 1] * 3
     exact = results(theirs, [t.double() for t in tensors], grad.double())
     for a, p, e in zip(actual, results(theirs, tensors, grad), exact):
         assert_as_accurate_as(a, p, e)
 
 
 def huge(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Takes no memory."""
+    """A tensor of this shape that has the memory of one element."""
     return torch.zeros(1, dtype=dtype).expand(shape)
 
 
 def name(value: object) -> str:
-    """Of a parameter of a test: that of a tensor is its dtype and shape."""
+    """Test id of a parameter: dtype and shape of a tensor."""
     if isinstance(value, torch.Tensor):
         return f"{value.dtype}-{'x'.join(map(str, value.shape))}"
     return str(value)
@@ -421,9 +413,9 @@ def name(value: object) -> str:
 
 X, W = huge(2, 8, 5, 7), huge(4, 8, 3, 3)
 POOL, PROJECT = huge(3, 8, 1, 1), huge(2, 7, 1, 1)
-MOST = 2**31 - 4096  # pixels: the last block of a kernel may run beyond them in int32
+MOST = 2**31 - 4096  # most pixels of a kernel: int32 indices of its last block may run past them
 EMPTY = "the input or a weight is empty"
-MANY = "fewer than 2^31 pixels, those of all branches together"
+MANY = "fewer than 2^31 pixels in all branches together"
 
 
 @interpreted
@@ -433,7 +425,7 @@ MANY = "fewer than 2^31 pixels, those of all branches together"
         (X, W, 1, None),
         (X.half(), W.half(), 1, None),
         (X.bfloat16(), W.bfloat16(), 1, None),
-        (X.double(), W.double(), 1, "float32, float16 and bfloat16, not torch.float64"),
+        (X.double(), W.double(), 1, "float32, float16 and bfloat16, got torch.float64"),
         (X, huge(8, 1, 3, 3), 8, None),
         (X, huge(16, 1, 3, 3), 8, None),
         (X, huge(8, 2, 3, 3), 4, "one group or one for each input channel, got 4"),
@@ -452,7 +444,7 @@ MANY = "fewer than 2^31 pixels, those of all branches together"
     ],
     ids=name,
 )
-def test_convolutions_it_refuses(input, weight, groups, reason):
+def test_unsupported_convolutions(input, weight, groups, reason):
     """Forward, backward, and fused with an activation and a residual."""
     K, (N, _, H, W) = weight.size(0), input.shape
     bias, output = huge(K), huge(N, K, H, W)
@@ -471,29 +463,29 @@ def test_convolutions_it_refuses(input, weight, groups, reason):
             "parallel_dilated_conv2d_backward": (output, input, [weight], [1], [True] * 3),
         }
     for op, arguments in calls.items():
-        said = unsupported_reason("triton", op, *arguments)
-        assert said is None if reason is None else reason in said, op
+        found = unsupported_reason("triton", op, *arguments)
+        assert found is None if reason is None else reason in found, op
 
 
 @interpreted
-def test_branches_count_together():
-    """Their pixels and their taps, and those of ASPP's pooled branch and projection."""
+def test_limits_of_all_branches_together():
+    """Pixels and taps of all branches count, for ASPP also those of pooling and projection."""
 
-    def said(op: str, *arguments) -> str | None:
+    def reason(op: str, *arguments) -> str | None:
         return unsupported_reason("triton", op, *arguments)
 
     half = huge(1, 8, 1, MOST // 2 + 1)
-    assert said("parallel_dilated_conv2d", half, [W], [], [1]) is None
-    assert MANY in said("parallel_dilated_conv2d", half, [W, W], [], [1, 2])
-    assert EMPTY in said("parallel_dilated_conv2d", X, [W, W[:0]], [], [1, 2])
+    assert reason("parallel_dilated_conv2d", half, [W], [], [1]) is None
+    assert MANY in reason("parallel_dilated_conv2d", half, [W, W], [], [1, 2])
+    assert EMPTY in reason("parallel_dilated_conv2d", X, [W, W[:0]], [], [1, 2])
     taps = [huge(4, 8, 31, 33), huge(4, 8, 1, 1), huge(4, 8, 1, 1)]
-    assert said("parallel_dilated_conv2d", X, taps[:2], [], [1, 1]) is None
-    assert "at most 1024 taps" in said("parallel_dilated_conv2d", X, taps, [], [1, 1, 1])
+    assert reason("parallel_dilated_conv2d", X, taps[:2], [], [1, 1]) is None
+    assert "at most 1024 taps" in reason("parallel_dilated_conv2d", X, taps, [], [1, 1, 1])
 
     def aspp(weights=(W,), input=X, pool=POOL, project=PROJECT):
         biases = [huge(w.size(0)) for w in weights]
         dilations = [1] * len(weights)
-        return said("aspp", input, weights, biases, dilations, pool, huge(3), project, huge(2))
+        return reason("aspp", input, weights, biases, dilations, pool, huge(3), project, huge(2))
 
     assert aspp() is None
     assert EMPTY in aspp(pool=huge(0, 8, 1, 1))
@@ -501,7 +493,7 @@ def test_branches_count_together():
     assert EMPTY in aspp(weights=(W, W[:0]))
     assert MANY in aspp(input=half)
     assert "at most 1024 taps" in aspp(weights=(taps[0],))
-    assert "not torch.float64" in aspp(input=X.double())
+    assert "got torch.float64" in aspp(input=X.double())
 
 
 @interpreted
@@ -509,40 +501,40 @@ def test_branches_count_together():
     ("changed", "value", "reason"),
     [
         ("groups", 1, None),
-        ("stride", [1, 2], "has stride (1, 1), not (1, 2)"),
-        ("padding", [1, 2], "pads to the same size"),
-        ("dilation", [1, 2], "pads to the same size"),
-        ("weight", huge(4, 8, 2, 3), "pads to the same size"),
+        ("stride", [1, 2], "supports stride (1, 1), got (1, 2)"),
+        ("padding", [1, 2], "supports padding to the same size"),
+        ("dilation", [1, 2], "supports padding to the same size"),
+        ("weight", huge(4, 8, 2, 3), "supports padding to the same size"),
         ("residual", huge(2, 4, 7, 5), "does not have the shape of the output"),
         ("residual", huge(2, 8, 5, 7), "does not have the shape of the output"),
         ("residual", huge(1, 4, 5, 7), "does not have the shape of the output"),
     ],
     ids=name,
 )
-def test_fused_convolutions_it_refuses(changed, value, reason):
+def test_unsupported_fused_convolutions(changed, value, reason):
     arguments = {"residual": huge(2, 4, 5, 7), "input": X, "weight": W, "bias": huge(4)}
     arguments |= {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
     residual, *others = (arguments | {changed: value}).values()
     for op, given in (("fused_conv2d", others), ("fused_conv2d_add_", [residual, *others])):
         expected = None if op == "fused_conv2d" and changed == "residual" else reason
-        said = unsupported_reason("triton", op, *given, "relu")
-        assert said is None if expected is None else expected in said
+        found = unsupported_reason("triton", op, *given, "relu")
+        assert found is None if expected is None else expected in found
 
 
 @interpreted
-def test_upsampling_it_refuses():
-    """Sizes and classes beyond int32, and of a gradient beyond a grid."""
+def test_unsupported_upsampling():
+    """Sizes and numbers of classes beyond int32; for the gradient, classes beyond a CUDA grid."""
 
-    def said(op: str, *arguments) -> str | None:
+    def found(op: str, *arguments) -> str | None:
         return unsupported_reason("triton", op, *arguments)
 
     beyond = (MOST + 1, 1, 1), (1, MOST + 1, 1), (1, 1, MOST + 1)
     for shape, large in (((MOST, 1, 1), False), *[(shape, True) for shape in beyond]):
         logits, target = huge(1, *shape), huge(1, 2, 3)
         reasons = [
-            said("upsample_argmax", logits, [2, 3]),
-            said("upsample_cross_entropy", logits, target),
-            said("upsample_cross_entropy_backward", huge(1), logits, target),
+            found("upsample_argmax", logits, [2, 3]),
+            found("upsample_cross_entropy", logits, target),
+            found("upsample_cross_entropy_backward", huge(1), logits, target),
         ]
         assert [reason is not None for reason in reasons[:2]] == [large] * 2
         assert reasons[2] is not None  # all have many classes or are large
@@ -550,20 +542,20 @@ def test_upsampling_it_refuses():
     for rows, reason in ((MOST // 3, False), (MOST // 3 + 1, True)):
         target = huge(1, rows, 3)
         reasons = [
-            said("upsample_argmax", small, [rows, 3]),
-            said("upsample_cross_entropy", small, target),
-            said("upsample_cross_entropy_backward", huge(1), small, target),
+            found("upsample_argmax", small, [rows, 3]),
+            found("upsample_cross_entropy", small, target),
+            found("upsample_cross_entropy_backward", huge(1), small, target),
         ]
-        assert [said is not None for said in reasons] == [reason] * 3
-    many = said("upsample_cross_entropy_backward", huge(1), huge(1, 65536, 2, 2), huge(1, 2, 3))
-    assert many == "the kernel takes at most 65535 classes"
-    assert said("upsample_cross_entropy", huge(1, 65536, 2, 2), huge(1, 2, 3)) is None
+        assert [r is not None for r in reasons] == [reason] * 3
+    many = found("upsample_cross_entropy_backward", huge(1), huge(1, 65536, 2, 2), huge(1, 2, 3))
+    assert many == "the kernel supports at most 65535 classes"
+    assert found("upsample_cross_entropy", huge(1, 65536, 2, 2), huge(1, 2, 3)) is None
 
 
 @interpreted
 @pytest.mark.parametrize("mask", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (0, 0, 0)])
 @pytest.mark.parametrize("kind", ["dense", "depthwise", "parallel"])
-def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch, kind, mask):
+def test_only_needed_gradients_are_computed(monkeypatch, kind, mask):
     from deeplab_fast.backends.triton import depthwise_conv2d, dilated_conv2d_backward
 
     launched = []
@@ -596,9 +588,9 @@ def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch, kind, m
     expected = run([True] * 3)
     launched.clear()
     actual = run(list(map(bool, mask)))
-    assert launched == [name for name, asked in zip(("input", "weight"), mask) if asked]
-    for grads, others, asked in zip(actual, expected, mask):
-        if asked:
+    assert launched == [name for name, needed in zip(("input", "weight"), mask) if needed]
+    for grads, others, needed in zip(actual, expected, mask):
+        if needed:
             assert len(grads) == len(others) and all(map(torch.equal, grads, others))
         else:
             assert all(grad.numel() == 0 for grad in grads)
@@ -607,8 +599,8 @@ def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch, kind, m
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["dense", "depthwise", "parallel"])
-def test_gradients_have_the_dtype_of_what_they_are_of(kind, dtype):
-    """And, of the branches' biases, memory of their own."""
+def test_gradients_have_the_dtype_of_their_operands(kind, dtype):
+    """Gradients of the branches' biases share no memory."""
     ops, groups = torch.ops.deeplab_fast, 4 if kind == "depthwise" else 1
     x, weight = torch.ones(1, 4, 2, 3).to(dtype), torch.ones(4, 4 // groups, 1, 1).to(dtype)
     if kind == "parallel":
@@ -630,14 +622,13 @@ def test_gradients_have_the_dtype_of_what_they_are_of(kind, dtype):
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize("place", ["channels_last", "contiguous", "input", "of the input"])
-def test_a_residual_anywhere_is_written_over(monkeypatch, place, groups, dtype):
-    """Also one that is the input, or shares memory with it, which several programs read."""
-    from deeplab_fast.backends.triton import depthwise_conv2d, dilated_conv2d
+@pytest.mark.parametrize("place", ["channels_last", "contiguous", "input", "view of the input"])
+def test_residual_is_updated_in_place(monkeypatch, place, groups, dtype):
+    """Also a residual that is the input or shares its memory, which several programs read."""
+    from deeplab_fast.backends.triton import depthwise_conv2d
     from deeplab_fast.ops.fused_conv2d import fused_conv2d_add_
 
-    blocks = dilated_conv2d.Blocks(16, 16, 16, 4, 1)
-    monkeypatch.setattr(dilated_conv2d, "blocks_for", lambda *shape: blocks)
+    set_blocks(monkeypatch, 16, 16, 16)
     monkeypatch.setattr(depthwise_conv2d, "_blocks", lambda pixels, channels: (16, 4))
     residual = torch.randint(-9, 9, (2, 4, 5, 5)).to(dtype)
     x = torch.randint(-9, 9, (2, 4, 5, 5)).to(dtype)
@@ -647,7 +638,7 @@ def test_a_residual_anywhere_is_written_over(monkeypatch, place, groups, dtype):
         residual = residual.contiguous(memory_format=torch.channels_last)
     if place == "input":
         x = residual
-    elif place == "of the input":  # an image before it
+    elif place == "view of the input":  # the input has one more image, before it
         both = torch.cat([x[:1], residual]).contiguous(memory_format=torch.channels_last)
         residual, x = both[1:], both[:2]
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1, groups=groups)
@@ -661,8 +652,8 @@ def test_a_residual_anywhere_is_written_over(monkeypatch, place, groups, dtype):
 
 @interpreted
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_aspp_of_images_that_differ(format):
-    """Each has a mean of its own."""
+def test_aspp_of_different_images(format):
+    """Each image has its own mean."""
     scales = torch.tensor([1.0, 10, 100])
     x = torch.randn(3, 5, 3, 4) * scales[:, None, None, None]
     x = x.contiguous(memory_format=format)
@@ -685,7 +676,7 @@ def test_aspp_of_images_that_differ(format):
 
 @interpreted
 def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
-    """Which need not be the current one."""
+    """The device of the tensors need not be the current one."""
     from triton.runtime.interpreter import GridExecutor
 
     entered, launches = [], []

@@ -1,7 +1,7 @@
-"""The Triton convolutions with the blocks of a GPU, which the interpreter has larger ones than.
+"""Triton convolutions with the block sizes of compiled kernels; the interpreter's are larger.
 
-And at the ends of blocks, of int32 and of what the kernels take. Launches are checked for what they
-touch.
+The shapes are around the sizes of blocks, and offsets exceed int32. Every access to memory is
+checked.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..support import bilinear_oracle
 from ..support.backends import is_interpreted, set_tf32
 from ..support.cases import Conv, assert_as_accurate_as, operands
 from ..support.triton_memory import check_memory, number_programs_from, zeros_without_memory
+from ..support.triton_splits import record_num_slots, set_blocks, set_num_programs
 
 pytest.importorskip("triton", minversion="3.6")
 if not is_interpreted("triton"):
@@ -31,11 +32,16 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 from triton.runtime.interpreter import TensorHandle, interpreter_builder  # noqa: E402
 
-from deeplab_fast._native import work_lists  # noqa: E402
-from deeplab_fast.backends.triton import bilinear, depthwise_conv2d  # noqa: E402
+from deeplab_fast._native import work_lists as native_work_lists  # noqa: E402
+from deeplab_fast.backends.triton import (  # noqa: E402
+    bilinear,
+    block_sizes,
+    depthwise_conv2d,
+    tf32,
+    work_lists,
+)
 from deeplab_fast.backends.triton import dilated_conv2d as kernels  # noqa: E402
 from deeplab_fast.backends.triton import dilated_conv2d_backward as gradients  # noqa: E402
-from deeplab_fast.backends.triton.dilated_conv2d import Blocks  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -44,32 +50,14 @@ def checked(monkeypatch):
 
 
 @pytest.fixture
-def like_a_gpu(monkeypatch):
-    """Blocks as they are when the kernels are compiled."""
-    monkeypatch.setattr(bilinear, "INTERPRETED", False)
-    monkeypatch.setattr(kernels, "INTERPRETED", False)
+def compiled_sizes(monkeypatch):
+    """Block sizes of compiled kernels."""
+    monkeypatch.setattr(block_sizes, "INTERPRETED", False)
 
 
 @pytest.fixture
-def slots(monkeypatch) -> list[int]:
-    """How many pieces of sums each work list has that was asked for."""
-    counts: list[int] = []
-    for module, name in ((kernels, "work_list"), (gradients, "weight_work_list")):
-        make = getattr(module, name)
-
-        def spy(*args, make=make):
-            work = make(*args)
-            counts.append(work.num_slots)
-            return work
-
-        monkeypatch.setattr(module, name, spy)
-    return counts
-
-
-def set_workers(monkeypatch, num_workers: int) -> None:
-    """So many that sums are split, however short, or one, which splits none."""
-    monkeypatch.setattr(kernels, "num_programs", lambda device: num_workers)
-    monkeypatch.setattr(work_lists, "SPLIT_K_ITERS", 1)
+def num_slots(monkeypatch) -> list[int]:
+    return record_num_slots(monkeypatch)
 
 
 def results(function, tensors: list[Tensor], grad: Tensor) -> list[Tensor]:
@@ -80,7 +68,7 @@ def results(function, tensors: list[Tensor], grad: Tensor) -> list[Tensor]:
 
 
 def assert_right(ours, theirs, tensors: list[Tensor], grad: Tensor) -> None:
-    """Output and gradients, on the triton backend."""
+    """Check the output and all gradients of the triton backend."""
     with deeplab_fast.backend("triton"):
         actual = results(ours, tensors, grad)
     exact = results(theirs, [t.double() for t in tensors], grad.double())
@@ -88,24 +76,24 @@ def assert_right(ours, theirs, tensors: list[Tensor], grad: Tensor) -> None:
         assert_as_accurate_as(a, p, e)
 
 
-def branches_of(kernels_and_rates):
-    """The function of ours and of theirs for parallel branches."""
-    rates = [rate for _, rate in kernels_and_rates]
+def branches_of(branches):
+    """Parallel branches of (K, R, S) and a dilation each, as our function and as PyTorch's."""
+    dilations = [dilation for _, dilation in branches]
 
     def ours(x, *weights):
-        return parallel_dilated_conv2d(x, weights, None, rates)
+        return parallel_dilated_conv2d(x, weights, None, dilations)
 
     def theirs(x, *weights):
         return torch.cat(
-            [F.conv2d(x, w, padding="same", dilation=r) for w, r in zip(weights, rates)], dim=1
+            [F.conv2d(x, w, padding="same", dilation=d) for w, d in zip(weights, dilations)], dim=1
         )
 
     return ours, theirs
 
 
-def parallel_operands(N, C, H, W, kernels_and_rates, dtype=torch.float32):
+def parallel_operands(N, C, H, W, branches, dtype=torch.float32):
     """[input, *weights] and a gradient of the output."""
-    shapes = [(k, C, r, s) for (k, r, s), _ in kernels_and_rates]
+    shapes = [(k, C, r, s) for (k, r, s), _ in branches]
     weights = [torch.randn(shape) / (shape[1] * shape[2] * shape[3]) ** 0.5 for shape in shapes]
     tensors = [torch.randn(N, C, H, W), *weights]
     grad = torch.randn(N, sum(shape[0] for shape in shapes), H, W)
@@ -113,22 +101,24 @@ def parallel_operands(N, C, H, W, kernels_and_rates, dtype=torch.float32):
 
 
 def rounded_to_tf32(tensor: Tensor) -> Tensor:
-    """So that tf32 loses nothing."""
+    """``tensor`` truncated to TF32, which represents it exactly."""
     return (tensor.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
 
 
-# The blocks of a GPU.
+# Block sizes of compiled kernels.
 
 PRECISIONS = {"fp16": (128, 128, 64), "tf32": (128, 128, 32), "ieee": (64, 64, 16)}
 
 
-@pytest.mark.parametrize(("precision", "num_workers"), [("fp16", 132), ("tf32", 1), ("ieee", 132)])
-def test_dense_convolutions(like_a_gpu, monkeypatch, slots, precision, num_workers):
-    """Every kernel with several blocks in each dimension, of which the last are not full."""
-    set_workers(monkeypatch, num_workers)
+@pytest.mark.parametrize(("precision", "num_programs"), [("fp16", 132), ("tf32", 1), ("ieee", 132)])
+def test_dense_convolutions(compiled_sizes, monkeypatch, num_slots, precision, num_programs):
+    """Several blocks in each dimension of every kernel, the last ones partial."""
+    set_num_programs(monkeypatch, num_programs)
     set_tf32(precision == "tf32")
-    calls, choose = [], kernels.blocks_for
-    monkeypatch.setattr(kernels, "blocks_for", lambda *shape: calls.append(shape) or choose(*shape))
+    calls, choose = [], block_sizes.blocks_for
+    monkeypatch.setattr(
+        block_sizes, "blocks_for", lambda *shape: calls.append(shape) or choose(*shape)
+    )
     m, n, k = PRECISIONS[precision]
     dtype = torch.float16 if precision == "fp16" else torch.float32
     branches = [((3, 1, 3), 3), ((n + 5, 1, 1), 1)]
@@ -139,9 +129,9 @@ def test_dense_convolutions(like_a_gpu, monkeypatch, slots, precision, num_worke
     assert_right(*branches_of(branches), tensors, grad)
     pixels, most = 14 * width, n + 5
     products = [(pixels, most, 72), (pixels, 72, most), (most, 72, pixels)]
-    assert calls == [(dtype, kernels.precision_of(dtype), *product) for product in products]
+    assert calls == [(dtype, tf32.precision_of(dtype), *product) for product in products]
     assert {choose(*shape)[:3] for shape in calls} == {(m, n, k)}
-    assert [count > 0 for count in slots] == [num_workers > 1] * 3
+    assert [count > 0 for count in num_slots] == [num_programs > 1] * 3
 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -158,31 +148,31 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
         (BF16, "ieee", 64, 32, (128, 64, 32, 8, 4)),
         (FP32, "tf32", 21, 17, (128, 32, 32, 8, 4)),
         (FP32, "ieee", 1, 1, (64, 16, 16, 4, 2)),
-        (BF16, "ieee", 1, 3, (128, 16, 16, 8, 4)),  # tensor cores multiply 16 or more
+        (BF16, "ieee", 1, 3, (128, 16, 16, 8, 4)),  # tensor cores multiply blocks of at least 16
     ],
 )
 @pytest.mark.parametrize("is_amd", [False, True])
-def test_blocks_of_a_gpu(
-    like_a_gpu, monkeypatch, is_amd, dtype, precision, columns, depth, expected
+def test_compiled_block_sizes(
+    compiled_sizes, monkeypatch, is_amd, dtype, precision, columns, depth, expected
 ):
-    """Those that were compiled and found to fit, whatever the number of pixels."""
+    """Sizes that were found to compile without spills, whatever the number of pixels."""
     if is_amd:
         monkeypatch.setattr(torch.version, "hip", "7.0")
         expected = (*expected[:4], 2)
     for pixels in (1, 10**6):
-        assert kernels.blocks_for(dtype, precision, pixels, columns, depth) == expected
+        assert block_sizes.blocks_for(dtype, precision, pixels, columns, depth) == expected
 
 
-def test_a_program_for_each_processor(monkeypatch):
+def test_one_program_per_sm(monkeypatch):
     class Properties:
         multi_processor_count = 132
 
-    asked = []
+    devices = []
     monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: asked.append(device) or Properties
+        torch.cuda, "get_device_properties", lambda device: devices.append(device) or Properties
     )
     gpu = torch.device("cuda", 1)
-    assert kernels.num_programs(gpu) == 132 and asked == [gpu]
+    assert work_lists.num_programs(gpu) == 132 and devices == [gpu]
 
 
 @pytest.mark.parametrize(
@@ -190,9 +180,9 @@ def test_a_program_for_each_processor(monkeypatch):
     [(128, 128, 64), (128, 128, 32), (128, 64, 64), (64, 128, 64), (64, 64, 32)],
     ids=str,
 )
-def test_other_sizes_of_blocks(like_a_gpu, monkeypatch, blocks):
-    set_workers(monkeypatch, 132)
-    monkeypatch.setattr(kernels, "blocks_for", lambda *shape: Blocks(*blocks, 4, 1))
+def test_other_block_sizes(compiled_sizes, monkeypatch, blocks):
+    set_num_programs(monkeypatch, 132)
+    set_blocks(monkeypatch, *blocks)
     x, weight, bias = operands(Conv(1, 136, 7, 1, 133, (1, 1)), torch.float16, "cpu")
     with deeplab_fast.backend("triton"):
         output = dilated_conv2d(x, weight, bias)
@@ -200,19 +190,17 @@ def test_other_sizes_of_blocks(like_a_gpu, monkeypatch, blocks):
     assert_as_accurate_as(output, F.conv2d(x, weight, bias), exact)
 
 
-# Small blocks, so that few pixels and channels are several of them.
+# Small blocks: few pixels and channels fill several.
 
 
 @pytest.fixture
-def small_blocks(like_a_gpu, monkeypatch) -> Blocks:
-    """Two programs for each block of pieces that are added up."""
-    blocks = Blocks(32, 16, 16, 4, 1)
-    monkeypatch.setattr(kernels, "blocks_for", lambda *shape: blocks)
-    return blocks
+def small_blocks(compiled_sizes, monkeypatch) -> None:
+    """Small blocks. Two programs add up the partial sums of each output tile."""
+    set_blocks(monkeypatch, 32, 16, 16)
 
 
 @pytest.mark.parametrize(
-    ("pixels", "in_channels", "out_channels", "num_workers"),
+    ("pixels", "in_channels", "out_channels", "num_programs"),
     [
         *[(pixels, 5, 5, 1) for pixels in (15, 16, 17, 31, 32, 33)],
         *[(7, channels, 5, 1) for channels in (15, 16, 17)],
@@ -221,26 +209,26 @@ def small_blocks(like_a_gpu, monkeypatch) -> Blocks:
         (33, 33, 33, 132),
     ],
 )
-def test_ends_of_blocks(
-    small_blocks, monkeypatch, slots, pixels, in_channels, out_channels, num_workers
+def test_sizes_around_a_block(
+    small_blocks, monkeypatch, num_slots, pixels, in_channels, out_channels, num_programs
 ):
-    set_workers(monkeypatch, num_workers)
+    set_num_programs(monkeypatch, num_programs)
     branches = [((out_channels, 1, 1), 1), ((2, 1, 1), 1)]
     tensors, grad = parallel_operands(1, in_channels, 1, pixels, branches)
     assert_right(*branches_of(branches), tensors, grad)
-    assert [count > 0 for count in slots] == [num_workers > 1] * 3
+    assert [count > 0 for count in num_slots] == [num_programs > 1] * 3
 
 
-@pytest.mark.parametrize("num_workers", [1, 132])
+@pytest.mark.parametrize("num_programs", [1, 132])
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 @pytest.mark.parametrize(
     ("bias", "with_residual"), [("none", True), ("channels", False), ("images", True)]
 )
-def test_what_is_added_to_a_sum(
-    small_blocks, monkeypatch, slots, num_workers, activation, bias, with_residual
+def test_epilogue(
+    small_blocks, monkeypatch, num_slots, num_programs, activation, bias, with_residual
 ):
-    """Bias, residual and activation, in this order, once, whether the sum is split or not."""
-    set_workers(monkeypatch, num_workers)
+    """Bias, residual and activation apply once, in this order, to split and whole sums."""
+    set_num_programs(monkeypatch, num_programs)
     x, weight = torch.randn(3, 33, 3, 5), torch.randn(18, 33, 1, 1)
     biases = {"none": None, "channels": 3 * torch.randn(18), "images": 3 * torch.randn(3, 18)}
     residual = 3 * torch.randn(3, 18, 3, 5).contiguous(memory_format=torch.channels_last)
@@ -256,17 +244,17 @@ def test_what_is_added_to_a_sum(
     )
     assert (output is residual) == with_residual
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=2e-5)
-    assert any(slots) == (num_workers > 1)
+    assert any(num_slots) == (num_programs > 1)
 
 
-@pytest.mark.parametrize("num_workers", [1, 132])
-def test_sums_are_fp32(small_blocks, monkeypatch, slots, num_workers):
-    """2049 - 2048 + 1, of which fp16 would make 0 or 1: steps, pieces of a sum, what is added."""
-    set_workers(monkeypatch, num_workers)
+@pytest.mark.parametrize("num_programs", [1, 132])
+def test_sums_are_fp32(small_blocks, monkeypatch, num_slots, num_programs):
+    """2049 - 2048 + 1 would be 0 or 1 in fp16: over k-iterations, split sums and the epilogue."""
+    set_num_programs(monkeypatch, num_programs)
     x = torch.ones(1, 48, 1, 4).half()
     weight = torch.zeros(18, 48, 1, 1).half()
     weight[:, 0], weight[:, 1], weight[:, 16], weight[:, 32] = 2048, 1, -2048, 1
-    # Every sum of steps is exact in fp32, and the first two are not in fp16.
+    # All sums of k-iterations are exact in fp32; the first two are not in fp16.
     with deeplab_fast.backend("triton"):
         assert (dilated_conv2d(x, weight) == 2).all()
         grad_input = results(lambda t: dilated_conv2d(t, weight.transpose(0, 1)), [x[:, :18]], x)
@@ -282,28 +270,28 @@ def test_sums_are_fp32(small_blocks, monkeypatch, slots, num_workers):
         pixels, torch.ones(1, 5, 1, 48).half(), [weight[:1, :5]], [(1, 1)]
     )
     assert (grad_weights[0] == 2).all()
-    assert any(slots) == (num_workers > 1)
+    assert any(num_slots) == (num_programs > 1)
 
 
-def test_taps_that_are_never_inside_have_a_gradient_of_zero(small_blocks, monkeypatch):
-    set_workers(monkeypatch, 132)
+def test_taps_outside_the_map_have_zero_gradient(small_blocks, monkeypatch):
+    set_num_programs(monkeypatch, 132)
     branches = [((3, 3, 3), 7), ((2, 3, 1), 2)]
     tensors, grad = parallel_operands(2, 5, 6, 2, branches)
     assert_right(*branches_of(branches), tensors, grad)
 
 
-@pytest.mark.parametrize("rate", [(2**40, 1), (1, 2**40), (2, 2**40), (5, 1), (1, 7)])
+@pytest.mark.parametrize("dilation", [(2**40, 1), (1, 2**40), (2, 2**40), (5, 1), (1, 7)])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_any_rate(rate, groups):
-    """One beyond the map does what the map's size does, in either direction."""
-    case = Conv(1, 4, 4, 5, 7, (3, 3), rate, groups)
+def test_any_dilation(dilation, groups):
+    """A dilation beyond the map equals one of the map's size, in either direction."""
+    case = Conv(1, 4, 4, 5, 7, (3, 3), dilation, groups)
     tensors = operands(case, torch.float32, "cpu")
 
     def ours(x, w, b):
-        return dilated_conv2d(x, w, b, rate, groups)
+        return dilated_conv2d(x, w, b, dilation, groups)
 
     def theirs(x, w, b):
-        rows, columns = (min(r, n) for r, n in zip(rate, (5, 7)))
+        rows, columns = (min(d, n) for d, n in zip(dilation, (5, 7)))
         return F.conv2d(x, w, b, padding="same", dilation=(rows, columns), groups=groups)
 
     assert_right(ours, theirs, tensors, torch.randn(1, 4, 5, 7))
@@ -321,14 +309,14 @@ def test_any_rate(rate, groups):
         ((1,), 1),
     ],
 )
-def test_what_numbers_of_channels_are_multiples_of(channels, alignment):
-    assert kernels.alignment(channels) == alignment
+def test_alignment_of_channels(channels, alignment):
+    assert work_lists.alignment(channels) == alignment
 
 
 @pytest.mark.parametrize(("channels", "alignment"), [((4, 6), 2), ((16, 5), 1)])
-def test_alignment_that_compiled_kernels_rely_on(small_blocks, monkeypatch, channels, alignment):
-    """Every number of channels and every first channel is a multiple of it."""
-    set_workers(monkeypatch, 132)
+def test_alignment_passed_to_kernels(small_blocks, monkeypatch, channels, alignment):
+    """Compiled kernels assume that all first channels and their numbers are multiples of it."""
+    set_num_programs(monkeypatch, 132)
     log = []
 
     class Recorded:
@@ -358,18 +346,18 @@ def test_alignment_that_compiled_kernels_rely_on(small_blocks, monkeypatch, chan
 
 
 def assert_depthwise_is_right(case: Conv) -> None:
-    rates, groups = case.dilation, case.groups
+    dilation, groups = case.dilation, case.groups
     assert_right(
-        lambda x, w, b: dilated_conv2d(x, w, b, rates, groups),
-        lambda x, w, b: F.conv2d(x, w, b, padding="same", dilation=rates, groups=groups),
+        lambda x, w, b: dilated_conv2d(x, w, b, dilation, groups),
+        lambda x, w, b: F.conv2d(x, w, b, padding="same", dilation=dilation, groups=groups),
         list(operands(case, torch.float32, "cpu")),
         torch.randn(case.N, case.K, case.H, case.W),
     )
 
 
 @pytest.mark.parametrize("multiplier", [1, 3])
-def test_depthwise_with_the_blocks_of_a_gpu(like_a_gpu, monkeypatch, multiplier):
-    """More channels and pixels than a block has, in runs of two blocks."""
+def test_depthwise_with_compiled_block_sizes(compiled_sizes, monkeypatch, multiplier):
+    """More channels and pixels than a block, in runs of two blocks."""
     monkeypatch.setattr(depthwise_conv2d, "_RUN", 64)
     channels = 66 // multiplier
     assert_depthwise_is_right(Conv(3, channels, 66, 2, 23, (1, 3), (1, 5), channels))
@@ -380,28 +368,28 @@ def test_depthwise_with_more_pixels_than_a_run():
 
 
 @pytest.mark.parametrize("channels", [2, 4, 5, 63, 64, 65])
-def test_ends_of_depthwise_blocks(like_a_gpu, monkeypatch, channels):
+def test_depthwise_sizes_around_a_block(compiled_sizes, monkeypatch, channels):
     monkeypatch.setattr(depthwise_conv2d, "_RUN", 32)
     assert_depthwise_is_right(Conv(2, channels, channels, 3, 4, (3, 1), (2, 1), channels))
 
 
 @pytest.mark.parametrize("pixels", [31, 32, 33, 63, 64, 65, 129])
-def test_ends_of_depthwise_runs(monkeypatch, pixels):
-    """Of pixels that one program sums, in blocks of fewer."""
+def test_depthwise_sizes_around_a_run(monkeypatch, pixels):
+    """A run, the pixels that one program sums, has two blocks."""
     monkeypatch.setattr(depthwise_conv2d, "_RUN", 64)
     monkeypatch.setattr(depthwise_conv2d, "_blocks", lambda pixels, channels: (32, 4))
     assert_depthwise_is_right(Conv(1, 5, 5, 1, pixels, (1, 3), (1, 40), 5))
 
 
-def test_depthwise_blocks_of_a_gpu(like_a_gpu):
-    """2048 elements, of up to 64 channels."""
+def test_compiled_depthwise_block_sizes(compiled_sizes):
+    """A block has 2048 elements of up to 64 channels."""
     sizes = {channels: depthwise_conv2d._blocks(10**6, channels) for channels in (1, 3, 64, 65)}
     assert sizes == {1: (2048, 1), 3: (512, 4), 64: (32, 64), 65: (32, 64)}
     assert depthwise_conv2d._blocks(1, 64) == (32, 64)
 
 
 def test_depthwise_sums_are_fp32(monkeypatch):
-    """2048 + 1 - 2048, of which fp16 would make 0: over taps, pixels, runs and what is added."""
+    """2048 + 1 - 2048 would be 0 in fp16: over taps, pixels, runs and the epilogue."""
     monkeypatch.setattr(depthwise_conv2d, "_RUN", 4)
     x = torch.ones(1, 2, 1, 12).half()
     weight = torch.tensor([2048.0, 1.0, -2048.0]).half().view(1, 1, 1, 3).repeat(2, 1, 1, 1)
@@ -414,7 +402,7 @@ def test_depthwise_sums_are_fp32(monkeypatch):
     assert (output == 1.5).all()
     bias[:], three = -3072, torch.full((2, 1, 1, 1), 3).half()
     output = depthwise_conv2d.forward(1025 * x, three, bias, (1, 1))
-    assert (output == 3).all()  # 3075 - 3072, of which fp16 would make 4
+    assert (output == 3).all()  # 3075 - 3072, which would be 4 in fp16
     grad = torch.zeros_like(x)
     grad[..., 3], grad[..., 7] = 1025, -1024
     gradient = depthwise_conv2d.weight_gradient
@@ -429,7 +417,7 @@ def test_depthwise_sums_are_fp32(monkeypatch):
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_what_is_added_to_a_depthwise_sum(activation, with_bias, with_residual):
+def test_depthwise_epilogue(activation, with_bias, with_residual):
     x, weight = torch.randn(2, 5, 3, 4), 3 * torch.randn(5, 1, 3, 3)
     bias = 3 * torch.randn(5) if with_bias else None
     residual = 3 * torch.randn(2, 5, 3, 4).contiguous(memory_format=torch.channels_last)
@@ -447,15 +435,15 @@ def test_what_is_added_to_a_depthwise_sum(activation, with_bias, with_residual):
 
 
 @pytest.mark.parametrize("elements", [1, 1023, 1024, 1025, 2053])
-def test_tf32_is_rounded_in_blocks_of_a_gpu(like_a_gpu, elements):
+def test_tf32_rounding_with_compiled_block_sizes(compiled_sizes, elements):
     x = torch.randn(1, elements, 1, 1)
     expected = ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-    assert torch.equal(kernels.operand(x, "tf32"), expected)
-    assert kernels.operand(x, "ieee") is x
+    assert torch.equal(tf32.operand(x, "tf32"), expected)
+    assert tf32.operand(x, "ieee") is x
 
 
-def test_tf32_is_asked_for_at_every_call():
-    """The same shapes with torch's switch off, on and off again."""
+def test_tf32_switch_is_read_at_every_call():
+    """The same shapes are computed with torch's switch off, on and off again."""
     x, weight = torch.randn(1, 5, 3, 4), torch.randn(6, 5, 1, 1)
     exact, outputs = F.conv2d(x.double(), weight.double()), []
     for allowed in (False, True, False):
@@ -480,12 +468,12 @@ def test_tf32_is_asked_for_at_every_call():
 def test_precision(monkeypatch, dtype, allowed, is_amd, expected):
     monkeypatch.setattr(torch.version, "hip", "7.0" if is_amd else None)
     set_tf32(allowed)
-    assert kernels.precision_of(dtype) == expected
+    assert tf32.precision_of(dtype) == expected
 
 
 @pytest.mark.parametrize("groups", [1, 4])
 def test_operands_of_any_strides(groups):
-    """Input, weight, bias and the incoming gradient, and of depthwise ones too."""
+    """Input, weight, bias and the incoming gradient need not be contiguous."""
     x = torch.randn(5, 7, 4, 2).permute(3, 2, 1, 0)
     weight = torch.randn(3, 3, 4 // groups, 8)[..., ::2].permute(3, 2, 1, 0)
     bias, grad = torch.randn(8)[::2], torch.randn(5, 4, 7, 2).permute(3, 1, 2, 0)
@@ -509,8 +497,8 @@ def test_operands_of_any_strides(groups):
 BASE = {
     "shape": (1, 6, 4, 5),
     "kernels": [((6, 3, 1), 1), ((6, 1, 1), 1)],
-    "blocks": Blocks(32, 16, 16, 4, 1),
-    "num_workers": 1,
+    "blocks": (32, 16, 16),
+    "num_programs": 1,
 }
 CHANGES = [
     {"shape": (2, 6, 4, 5)},
@@ -524,39 +512,39 @@ CHANGES = [
     {"kernels": [((6, 5, 1), 1), ((6, 1, 1), 1)]},
     {"kernels": [((6, 1, 1), 1), ((6, 3, 1), 1)]},
     {"kernels": [((6, 3, 1), 1)]},
-    {"blocks": Blocks(16, 16, 16, 4, 1)},
-    {"blocks": Blocks(32, 32, 16, 4, 1)},
-    {"blocks": Blocks(32, 16, 32, 4, 1)},
-    {"num_workers": 50},
+    {"blocks": (16, 16, 16)},
+    {"blocks": (32, 32, 16)},
+    {"blocks": (32, 16, 32)},
+    {"num_programs": 50},
 ]
 
 
-def test_a_work_list_is_made_for_each_shape(monkeypatch):
-    """Where one thing differs from a call before. Directions differ within each."""
+def test_work_list_per_shape(monkeypatch):
+    """Calls that differ from the first one in a single property have their own work lists."""
     for call in (BASE, *[BASE | change for change in CHANGES]):
-        set_workers(monkeypatch, call["num_workers"])
-        monkeypatch.setattr(kernels, "blocks_for", lambda *shape, call=call: call["blocks"])
+        set_num_programs(monkeypatch, call["num_programs"])
+        set_blocks(monkeypatch, *call["blocks"])
         N, C, H, W = call["shape"]
         tensors, grad = parallel_operands(N, C, H, W, call["kernels"])
         assert_right(*branches_of(call["kernels"]), tensors, grad)
 
 
-def test_a_work_list_is_made_once_for_a_shape(monkeypatch):
+def test_work_list_is_cached(monkeypatch):
     calls = []
-    schedule = work_lists._schedule
+    schedule = native_work_lists._schedule
     monkeypatch.setattr(
-        work_lists, "_schedule", lambda *args: calls.append(args) or schedule(*args)
+        native_work_lists, "_schedule", lambda *args: calls.append(args) or schedule(*args)
     )
     for _ in range(2):
         tensors, grad = parallel_operands(1, 3, 2, 29, [((4, 1, 1), 1)])
         assert_right(*branches_of([((4, 1, 1), 1)]), tensors, grad)
-    assert len(calls) == 3  # forward, gradients of the input and of the weight
+    assert len(calls) == 3  # forward, gradient of the input, gradient of the weight
 
 
-# Offsets beyond 2^31 elements. Memory is taken only by the few that are touched.
+# Offsets beyond 2^31 elements. Only the few elements that are touched take memory.
 
 SIXTEEN = {"BLOCK_M": 16, "BLOCK_N": 16}
-FAR = 2**30  # channels of a pixel: the third begins at 2^31
+FAR = 2**30  # channels of a pixel: the third pixel begins at offset 2^31
 
 
 def rows(*values: tuple[int, ...]) -> Tensor:
@@ -564,7 +552,7 @@ def rows(*values: tuple[int, ...]) -> Tensor:
 
 
 def far_pixels(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """[1, FAR, 1, 3], whose first channels are ``values`` [pixels, channels]."""
+    """Tensor [1, FAR, 1, 3] whose first channels are ``values`` [pixels, channels]."""
     x = zeros_without_memory(1, FAR, 1, 3, dtype=dtype or values.dtype)
     x[0, : values.size(1), 0] = values.T
     return x
@@ -574,13 +562,13 @@ def first_channels(far: Tensor, count: int) -> Tensor:
     return far[0, :count, 0].T
 
 
-def test_a_far_input():
+def test_far_input():
     x, weight = torch.randn(3, 16), torch.randn(5, 16)
     output = kernels.forward(far_pixels(x), [weight[..., None, None]], [None], [(1, 1)])
     torch.testing.assert_close(output[0, :, 0].T, x @ weight.T)
 
 
-def test_a_far_output_and_residual():
+def test_far_output_and_residual():
     x, weight, residual = torch.randn(3, 16), torch.randn(5, 16), torch.randn(3, 5)
     output = kernels.forward(
         x.T[None, :, None], [weight[..., None, None]], [None], [(1, 1)], far_pixels(residual)
@@ -588,7 +576,7 @@ def test_a_far_output_and_residual():
     torch.testing.assert_close(first_channels(output, 5), x @ weight.T + residual)
 
 
-def test_a_far_bias():
+def test_far_bias():
     x, weight = torch.randn(3, 16), torch.randn(5, 16)
     bias = zeros_without_memory(3, FAR, dtype=torch.float32)
     bias[:, :5] = torch.randn(3, 5)
@@ -596,8 +584,8 @@ def test_a_far_bias():
     torch.testing.assert_close(output[..., 0, 0], x @ weight.T + bias[:, :5])
 
 
-def sum_taps(output: Tensor, input: Tensor, weight: Tensor, items: Tensor, **others) -> None:
-    """Over one tap, at 3 pixels."""
+def sum_taps(output: Tensor, input: Tensor, weight: Tensor, work_items: Tensor, **others) -> None:
+    """Launch the kernel for one tap and 3 pixels."""
     arguments = dict(
         p_output=output,
         p_partial=torch.empty(0),
@@ -608,7 +596,7 @@ def sum_taps(output: Tensor, input: Tensor, weight: Tensor, items: Tensor, **oth
         p_pixels=torch.arange(3, dtype=torch.int32),
         p_taps=rows((0, 0, 0, 0)),
         p_tiles=rows((0, 0, 3, 0, 1)),
-        p_items=items,
+        p_work_items=work_items,
         p_branches=rows((weight.size(0), 0, 1)),
         H=1,
         W=3,
@@ -625,11 +613,11 @@ def sum_taps(output: Tensor, input: Tensor, weight: Tensor, items: Tensor, **oth
         BLOCK_K=16,
         **SIXTEEN,
     )
-    kernels.dilated_conv2d_kernel[(items.size(0),)](**arguments | others)
+    kernels.dilated_conv2d_kernel[(work_items.size(0),)](**arguments | others)
 
 
-def test_a_far_weight():
-    """A block of output channels and, of the input's gradient, a step."""
+def test_far_weight():
+    """The second block of output channels and, for the input's gradient, k-iteration is far."""
     weight = zeros_without_memory(18, 2**27, dtype=torch.float32)
     near = weight[16:, :16]
     near.copy_(torch.randn(2, 16))
@@ -641,7 +629,7 @@ def test_a_far_weight():
     torch.testing.assert_close(grad_input, grad[:, 16:] @ near)
 
 
-def test_far_pieces_of_a_sum():
+def test_far_workspace_slots():
     far = 2**31 // 256
     partial = zeros_without_memory((far + 2) * 256, dtype=torch.float32)
     x, weight, output = torch.randn(3, 32), torch.randn(5, 32), torch.empty(3, 5)
@@ -672,8 +660,8 @@ def test_far_pieces_of_a_sum():
 
 
 @pytest.mark.parametrize("is_split", [False, True])
-def test_a_far_gradient_of_a_weight(is_split):
-    """Both operands and the result, whose third row is far; pieces of the sum too."""
+def test_far_weight_gradient(is_split):
+    """The third row of both operands and of the result is far, and so is the workspace slot."""
     far = 2**31 // 256
     grad, x = torch.randn(3, 3), torch.randn(3, 16)
     grad_weight = zeros_without_memory(3, FAR, dtype=torch.float32)
@@ -716,7 +704,7 @@ def test_rounding_far_elements_to_tf32(monkeypatch):
     x, output = (zeros_without_memory(2**31 + 3, dtype=torch.float32) for _ in range(2))
     x[2**31 :] = 1 + 2**-11
     number_programs_from(monkeypatch, 2**21)
-    kernels.round_to_tf32_kernel[(1,)](output, x, x.numel(), BLOCK=1024)
+    tf32.round_to_tf32_kernel[(1,)](output, x, x.numel(), BLOCK=1024)
     assert output[2**31 :].tolist() == [1 + 2**-10] * 3
 
 
@@ -734,8 +722,8 @@ def test_far_pixels_of_a_depthwise_convolution():
         W=3,
         in_channels=FAR,
         out_channels=FAR,
-        rate_h=1,
-        rate_w=1,
+        dilation_h=1,
+        dilation_w=1,
         R=1,
         S=1,
         MULTIPLIER=1,
@@ -749,8 +737,8 @@ def test_far_pixels_of_a_depthwise_convolution():
     torch.testing.assert_close(first_channels(output, 16), x * weight + residual)
 
 
-def test_far_pixels_of_the_gradient_of_a_depthwise_weight():
-    """And the sums of a far tap."""
+def test_far_pixels_of_a_depthwise_weight_gradient():
+    """The partial sums of the third tap are far, too."""
     grad, x = torch.randn(3, 16), torch.randn(3, 16)
     partial = zeros_without_memory(3, FAR, dtype=torch.float32)
     depthwise_conv2d.depthwise_conv2d_wgrad_kernel[(3, 1)](
@@ -761,8 +749,8 @@ def test_far_pixels_of_the_gradient_of_a_depthwise_weight():
         H=1,
         W=3,
         K=FAR,
-        rate_h=1,
-        rate_w=1,
+        dilation_h=1,
+        dilation_w=1,
         R=1,
         S=3,
         MULTIPLIER=1,
@@ -789,10 +777,8 @@ def interpolated(p_output, p_input, size, scale, ALIGN_CORNERS: tl.constexpr, BL
 
 @pytest.mark.parametrize("emulated", [False, True])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_interpolation_with_the_fma_of_a_gpu_and_the_emulated_one(
-    monkeypatch, emulated, align_corners
-):
-    """Bit for bit, at both ends too. The interpreter's own fma may round twice, unlike a GPU's."""
+def test_interpolation_with_the_fma_of_a_gpu(monkeypatch, emulated, align_corners):
+    """Results equal the oracle's bit for bit, also at both ends and if the fma is emulated."""
     monkeypatch.setattr(
         interpreter_builder,
         "create_fma",

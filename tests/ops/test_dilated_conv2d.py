@@ -493,20 +493,24 @@ def test_emulated_takes_any_rate():
 @pytest.mark.parametrize(
     ("case", "dtype", "reason"),
     [
-        (Conv(1, 8, 8, 5, 5), torch.float64, "float32, float16 and bfloat16, not torch.float64"),
+        (Conv(1, 8, 8, 5, 5), torch.float64, "float32, float16 and bfloat16, got torch.float64"),
         (
             Conv(1, 8, 8, 5, 5),
             torch.float32,
             "computes float32 as tf32, which torch.*does not allow",
         ),
-        (Conv(1, 16, 16, 5, 5, groups=2), torch.bfloat16, "no groups, got 2"),
+        (Conv(1, 16, 16, 5, 5, groups=2), torch.bfloat16, "one group, got 2"),
         (Conv(1, 12, 8, 5, 5), torch.bfloat16, "a multiple of 8 input channels, got 12"),
         (Conv(0, 8, 8, 5, 5), torch.bfloat16, "the input or a weight is empty"),
         (Conv(1, 8, 1, 5, 5, (33, 33)), torch.bfloat16, "at most 1024 taps"),
-        (Conv(1, 8, 16, 5, 5, groups=8), torch.float32, "for each of input, got 16 for 8"),
+        (
+            Conv(1, 8, 16, 5, 5, groups=8),
+            torch.float32,
+            "as input channels, got 16 and 8",
+        ),
         (Conv(1, 8, 8, 5, 5, (19, 21), groups=8), torch.float32, "at most 361 taps"),
         (Conv(0, 8, 8, 5, 5, groups=8), torch.float32, "the input or a weight is empty"),
-        (Conv(1, 8, 8, 5, 5, groups=8), torch.float64, "float16 and bfloat16, not torch.float64"),
+        (Conv(1, 8, 8, 5, 5, groups=8), torch.float64, "float16 and bfloat16, got torch.float64"),
     ],
     ids=str,
 )

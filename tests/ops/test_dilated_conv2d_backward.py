@@ -241,8 +241,8 @@ def test_weights_keep_their_memory_format(tf32, dtype):
     ("case", "dtype", "reason"),
     [
         (Conv(1, 8, 8, 5, 5), torch.float32, "as tf32, which torch.backends.cudnn does not allow"),
-        (Conv(1, 8, 8, 5, 5), torch.float64, "not torch.float64"),
-        (Conv(1, 16, 16, 5, 5, groups=2), torch.bfloat16, "no groups, got 2"),
+        (Conv(1, 8, 8, 5, 5), torch.float64, "got torch.float64"),
+        (Conv(1, 16, 16, 5, 5, groups=2), torch.bfloat16, "one group, got 2"),
         (Conv(1, 12, 8, 5, 5), torch.bfloat16, "a multiple of 8 input channels, got 12"),
     ],
     ids=str,
@@ -259,7 +259,7 @@ def test_refusals(case: Conv, dtype, reason):
 def test_refuses_too_many_taps_together():
     input, weights, grad_output = tensors_of((1, 8, 2, 2), [(8, 31, 31)] * 2, torch.bfloat16)
     backward = torch.ops.deeplab_fast.parallel_dilated_conv2d_backward
-    with pytest.raises(RuntimeError, match="at most 1024 taps, those of all branches together"):
+    with pytest.raises(RuntimeError, match="at most 1024 taps in all branches together"):
         backward(grad_output, input, weights, [1, 1], [True] * 3, backend="emulated")
 
 

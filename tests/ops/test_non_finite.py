@@ -41,6 +41,7 @@ from ..ops.test_aspp import operands as aspp_operands
 from ..support import emulator
 from ..support.cases import Conv
 from ..support.convolution import convolve
+from ..support.triton_splits import record_num_slots, set_blocks, set_num_programs
 from ..support.unsupported import skip_if_unsupported
 
 pytestmark = pytest.mark.usefixtures("tf32")  # else the CUDA kernels take no fp32
@@ -115,22 +116,10 @@ def launches(word: str) -> int:
 
 
 def split_triton(monkeypatch) -> list[int]:
-    """The numbers of partial sums of the work lists to come."""
-    from deeplab_fast._native import work_lists
-    from deeplab_fast.backends.triton import dilated_conv2d as kernels
-    from deeplab_fast.backends.triton import dilated_conv2d_backward as gradients
-
-    slots: list[int] = []
-    for module, name in ((kernels, "work_list"), (gradients, "weight_work_list")):
-        make = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda *a, make=make: slots.append(make(*a).num_slots) or make(*a)
-        )
-    blocks = kernels.Blocks(64, 32, 32, 4, 4)
-    monkeypatch.setattr(kernels, "num_programs", lambda device: 48)
-    monkeypatch.setattr(work_lists, "SPLIT_K_ITERS", 1)
-    monkeypatch.setattr(kernels, "blocks_for", lambda *shape: blocks)
-    return slots
+    """Split the sums of Triton's convolutions; returns the numbers of workspace slots."""
+    set_num_programs(monkeypatch, 48)
+    set_blocks(monkeypatch, 64, 32, 32)
+    return record_num_slots(monkeypatch)
 
 
 def digits(*shape: int, largest: int = 2) -> Tensor:

@@ -40,9 +40,9 @@ BACKWARD = OP + "_backward"
 def gpu_blocks(backend, monkeypatch):
     """Triton's interpreter takes the block sizes that are compiled for a GPU, not larger ones."""
     if is_interpreted(backend):
-        from deeplab_fast.backends.triton import bilinear
+        from deeplab_fast.backends.triton import block_sizes
 
-        monkeypatch.setattr(bilinear, "INTERPRETED", False)
+        monkeypatch.setattr(block_sizes, "INTERPRETED", False)
 
 
 def spare_the_interpreter(backend: str, when: bool) -> None:
@@ -168,10 +168,10 @@ def test_triton_cells_begin_where_source_pixels_change(monkeypatch, compiled, al
     """Around blocks of 128 cells, or of 1024. An unwritten one would be a loop without end."""
     if not is_interpreted("triton"):
         pytest.skip("the kernel takes tensors of a GPU")
-    from deeplab_fast.backends.triton import bilinear
+    from deeplab_fast.backends.triton import block_sizes
     from deeplab_fast.backends.triton.upsample_cross_entropy import _begins
 
-    monkeypatch.setattr(bilinear, "INTERPRETED", not compiled)
+    monkeypatch.setattr(block_sizes, "INTERPRETED", not compiled)
     block = 128 if compiled else 1024
     for size, out_size in (
         (1, 1),
@@ -379,7 +379,7 @@ def test_triton_refuses_more_classes_than_a_grid_has_rows():
         reason = registry.unsupported_reason(
             BACKWARD, "triton", registry.arguments(BACKWARD, logits, logits, target, None)
         )
-        assert reason == ("the kernel takes at most 65535 classes" if refused else None)
+        assert reason == ("the kernel supports at most 65535 classes" if refused else None)
 
 
 # What is not finite. Where a side keeps its size, PyTorch's interpolation on a CPU multiplies each
@@ -811,9 +811,9 @@ def test_triton_with_the_blocks_of_a_gpu(monkeypatch, reduction, label_smoothing
     """Several blocks of pixels, cells and classes; each option once."""
     if not is_interpreted("triton"):
         pytest.skip("they are what test_upsample_cross_entropy.py runs on a GPU")
-    from deeplab_fast.backends.triton import bilinear
+    from deeplab_fast.backends.triton import block_sizes
 
-    monkeypatch.setattr(bilinear, "INTERPRETED", False)
+    monkeypatch.setattr(block_sizes, "INTERPRETED", False)
     several_classes = reduction == "none"
     shape, size = ((1, 34, 1, 2), (2, 3)) if several_classes else ((2, 3, 2, 5), (3, 90))
     logits, target, weight = problem(shape, size, "cpu")

@@ -27,6 +27,7 @@ from deeplab_fast.backends.triton import (
     dilated_conv2d_backward,
     upsample_argmax,
     upsample_cross_entropy,
+    work_lists,
 )
 
 INSTRUCTIONS = r"\b(?:wgmma\.mma_async|mma\.sync|cp\.async\.c[ag]|fma\.rn\.f32|mul(?:\.rn)?\.f32)\b"
@@ -104,16 +105,16 @@ def launch_all() -> None:
     for dtype, tf32 in ((torch.bfloat16, True), (torch.float32, True), (torch.float32, False)):
         # So many that sums are split, and so added up, in bf16
         programs = 10**6 if dtype == torch.bfloat16 else 1
-        dilated_conv2d.num_programs = partial(_first, programs)
+        work_lists.num_programs = partial(_first, programs)
         torch.backends.cudnn.allow_tf32 = tf32
         x = torch.zeros(1, 2048, 17, 17, dtype=dtype)
         weights = [torch.zeros(256, 2048, k, k, dtype=dtype) for k in (1, 3, 3, 3)]
-        rates = [(1, 1), (6, 6), (12, 12), (18, 18)]
-        grad = dilated_conv2d.forward(x, weights, [None] * 4, rates, activation="relu")
-        dilated_conv2d_backward.input_gradient(grad, weights, rates, torch.zeros(1, 2048))
-        dilated_conv2d_backward.weight_gradients(grad, x, weights, rates)
+        dilations = [(1, 1), (6, 6), (12, 12), (18, 18)]
+        grad = dilated_conv2d.forward(x, weights, [None] * 4, dilations, activation="relu")
+        dilated_conv2d_backward.input_gradient(grad, weights, dilations, torch.zeros(1, 2048))
+        dilated_conv2d_backward.weight_gradients(grad, x, weights, dilations)
 
-    dilated_conv2d.num_programs = partial(_first, 10**6)
+    work_lists.num_programs = partial(_first, 10**6)
     x = torch.zeros(1, 64, 33, 33, dtype=torch.bfloat16)
     weight = torch.zeros(64, 64, 3, 3, dtype=torch.bfloat16)
     dilated_conv2d_backward.weight_gradients(x, x, [weight], [(12, 12)])  # split sums

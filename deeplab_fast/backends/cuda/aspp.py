@@ -25,7 +25,7 @@ def unsupported_reason(arguments: Aspp) -> str | None:
     input, weights, _, _, pool_weight, _, project_weight, _ = arguments
     channels = sum(weight.size(0) for weight in weights)
     if max(input.size(1), pool_weight.size(0)) > _MAX_POOL_CHANNELS:
-        return f"the kernel takes at most {_MAX_POOL_CHANNELS} channels to the pooled branch"
+        return f"the kernel supports at most {_MAX_POOL_CHANNELS} channels in the pooled branch"
     return (
         unsupported_dense(input, [*weights, pool_weight, project_weight])
         or unsupported_channels(input, channels, "channels of all convolutions together")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..._native import _C
 from ..._native.common import ACTIVATION_RANGES, DTYPES, LaunchContext
+from ..._native.limits import unsupported_operands
 from ..._native.memory_format import aligned, aligned_nhwc, empty_like_format, in_format_of
 
 _MAX_PIXELS = 2**28
@@ -32,19 +33,17 @@ def is_depthwise(input: Tensor, weight: Tensor, groups: int) -> bool:
 
 def unsupported_reason(input: Tensor, weight: Tensor) -> str | None:
     """Why the kernel cannot compute this depthwise convolution; None if it can."""
-    if input.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"the kernel takes float32, float16 and bfloat16, not {input.dtype}"
+    if reason := unsupported_operands(input, [weight]):
+        return reason
     if weight.size(0) != input.size(1):
         return (
-            f"the depthwise kernel has one output channel for each of input, got {weight.size(0)} "
-            f"for {input.size(1)}"
+            f"the depthwise kernel supports as many output as input channels, got {weight.size(0)} "
+            f"and {input.size(1)}"
         )
-    if input.numel() == 0 or weight.numel() == 0:
-        return "the input or a weight is empty"
     if weight.size(2) * weight.size(3) > _C.MAX_DEPTHWISE_TAPS:
-        return f"the depthwise kernel takes at most {_C.MAX_DEPTHWISE_TAPS} taps"
+        return f"the depthwise kernel supports at most {_C.MAX_DEPTHWISE_TAPS} taps"
     if input.numel() // input.size(1) >= _MAX_PIXELS:
-        return f"the depthwise kernel takes fewer than {_MAX_PIXELS} pixels"
+        return f"the depthwise kernel supports fewer than {_MAX_PIXELS} pixels"
     return None
 
 

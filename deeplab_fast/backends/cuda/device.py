@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..._native import _C
 from ..._native.common import LaunchContext
+from ..._native.limits import unsupported_capability
 from ..registry import FixableReason, register_backend
 
 CONVOLUTIONS = ("cuda", "cuda/sm90", "cuda/sm80")
 """Backends of the ops whose kernels for compute capability 8.0 and 9.0 differ."""
 
-_OLDEST_CAPABILITY = (8, 0)
 # Code for other architectures than sm_90a has empty kernels for compute capability 9.0.
 _HAS_SM90 = any(name.startswith("90a") for name in _C.build_info()["architectures"])
 # The shared memory of an SM holds two CTAs of dilated_conv2d, but only one on these, which have
@@ -59,12 +59,7 @@ def _problem() -> str | None:
             f"built with CUDA {_version(info['runtime_version'])}, which this machine's driver "
             f"(for CUDA {_version(info['driver_version'])}) is too old for"
         )
-    oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
-    if oldest < _OLDEST_CAPABILITY:
-        return "needs compute capability {}.{}, a GPU here has {}.{}".format(
-            *_OLDEST_CAPABILITY, *oldest
-        )
-    return None
+    return unsupported_capability()
 
 
 def _version(number: int) -> str:

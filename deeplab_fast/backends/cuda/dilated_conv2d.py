@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..._native import _C
 from ..._native.common import ACTIVATION_RANGES, DTYPES, LaunchContext
-from ..._native.limits import MAX_TAPS
+from ..._native.limits import MAX_TAPS, unsupported_operands
 from ..._native.memory_format import aligned_nhwc, aligned_rows, empty_nhwc, in_format_of
 from ..._native.precision import tf32_is_allowed
 from ..._native.work_lists import (
@@ -33,24 +33,22 @@ from .device import CONVOLUTIONS
 
 def unsupported_dense(input: Tensor, weights: Sequence[Tensor], groups: int = 1) -> str | None:
     """Why the kernel of dense branches cannot compute these; None if it can."""
-    if input.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"the kernel takes float32, float16 and bfloat16, not {input.dtype}"
+    if reason := unsupported_operands(input, weights):
+        return reason
     if input.dtype == torch.float32 and not tf32_is_allowed():
         return "the kernel computes float32 as tf32, which torch.backends.cudnn does not allow"
     if groups != 1:
-        return f"the kernel has no groups, got {groups}"
+        return f"the kernel supports one group, got {groups}"
     if reason := unsupported_channels(input, input.size(1), "input channels"):
         return reason
     if any(weight.dtype != input.dtype or weight.device != input.device for weight in weights):
         return "the input and a weight differ in dtype or device"
-    if input.numel() == 0 or any(weight.numel() == 0 for weight in weights):
-        return "the input or a weight is empty"
     if len(weights) > _C.MAX_CONV_BRANCHES:
-        return f"the kernel takes at most {_C.MAX_CONV_BRANCHES} branches, got {len(weights)}"
+        return f"the kernel supports at most {_C.MAX_CONV_BRANCHES} branches, got {len(weights)}"
     if any(weight.size(2) * weight.size(3) > MAX_TAPS for weight in weights):
-        return f"the kernel takes at most {MAX_TAPS} taps"
+        return f"the kernel supports at most {MAX_TAPS} taps"
     if len(weights) * input.numel() // input.size(1) >= 2**31:
-        return "the work list holds fewer than 2^31 pixels, those of all branches together"
+        return "the work list supports fewer than 2^31 pixels in all branches together"
     return None
 
 
@@ -58,7 +56,7 @@ def unsupported_channels(input: Tensor, channels: int, name: str) -> str | None:
     """Why asynchronous copies of 16 bytes cannot copy so many channels; None if they can."""
     multiple = 16 // input.element_size()
     if channels % multiple:
-        return f"the kernel takes a multiple of {multiple} {name}, got {channels}"
+        return f"the kernel supports a multiple of {multiple} {name}, got {channels}"
     return None
 
 

@@ -37,7 +37,7 @@ def unsupported_dense_backward(
     if reason := unsupported_dense(input, weights, groups):
         return reason
     if sum(weight.size(2) * weight.size(3) for weight in weights) > MAX_TAPS:
-        return f"the kernel takes at most {MAX_TAPS} taps, those of all branches together"
+        return f"the kernel supports at most {MAX_TAPS} taps in all branches together"
     return None
 
 
@@ -86,12 +86,12 @@ def backward(
     output_mask: Sequence[bool],
     grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of input, weights and biases of parallel branches; empty where not asked for.
+    """Gradients of input, weights and biases; empty where ``output_mask`` is False.
 
     ``grad_mean`` [N, C], the gradient of the input's mean over space, is added to the input's.
     """
     channels = [weight.size(0) for weight in weights]
-    added = [-k % (16 // input.element_size()) for k in channels]  # copies are of 16 bytes
+    added = [-k % (16 // input.element_size()) for k in channels]  # a copy has 16 bytes
     if any(added):
         grad_parts = zip(grad_output.split(channels, dim=1), added)
         grad_output = torch.cat([F.pad(g, (0, 0, 0, 0, 0, more)) for g, more in grad_parts], dim=1)

@@ -1,4 +1,7 @@
-"""The arithmetic of csrc/common/bilinear.h in Triton, bit for bit, compiled and interpreted."""
+"""value = (a * w0 + b * w1) along a dimension, rounded as in csrc/common/bilinear.h bit for bit.
+
+A program may be compiled or interpreted: the interpreter's fma is emulated if it rounds twice.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,12 @@ import torch
 import triton
 import triton.language as tl
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-
-
-def block_for(size: int, compiled: int, interpreted: int) -> int:
-    """How much of ``size`` a program takes: the interpreter pays for operations, not elements."""
-    return min(triton.next_power_of_2(size), interpreted) if INTERPRETED else compiled
+from .block_sizes import INTERPRETED
 
 
 @triton.jit
 def _emulated_fma(a, b, c):
-    """By way of float64, where the product is exact and the sum is rounded to odd.
+    """fma(a, b, c) through float64, where the product is exact and the sum is rounded to odd.
 
     Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008.
     """
@@ -44,7 +42,7 @@ def fma_kernel(p_out, p_a, p_b, p_c, EMULATE: tl.constexpr, BLOCK: tl.constexpr)
 
 
 def fma_rounds_twice() -> bool:
-    """Whether this is an interpreter whose fma is a product and a sum; older ones are."""
+    """True if fma is a product and a sum, as in older versions of the interpreter."""
     a, c, out = torch.tensor([1 + 2**-12]), torch.tensor([-1 - 2**-11]), torch.empty(1)
     fma_kernel[(1,)](out, a, a, c, EMULATE=False, BLOCK=1)
     return out.item() != 2**-24
@@ -54,8 +52,21 @@ _EMULATE_FMA = tl.constexpr(INTERPRETED and fma_rounds_twice())
 
 
 @triton.jit
+def pixels_of_program(num_pixels, BLOCK_P: tl.constexpr):
+    """Image of this program, BLOCK_P of its ``num_pixels`` pixels, and True for those inside it.
+
+    Lanes past the last pixel have pixel 0.
+    """
+    num_blocks = tl.cdiv(num_pixels, BLOCK_P)
+    i_n = (tl.program_id(0) // num_blocks).to(tl.int64)
+    o_p = tl.program_id(0) % num_blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    m_p = o_p < num_pixels
+    return i_n, tl.where(m_p, o_p, 0), m_p
+
+
+@triton.jit
 def source_pair(o_dst, size, scale, ALIGN_CORNERS: tl.constexpr):
-    """lo, hi, w0, w1 of output coordinates: their source pixels and weights."""
+    """Source pixels lo and hi of output coordinates, and their weights w0 and w1."""
     b_dst = o_dst.to(tl.float32)
     if ALIGN_CORNERS:
         b_src = b_dst * scale
@@ -74,7 +85,7 @@ def source_pair(o_dst, size, scale, ALIGN_CORNERS: tl.constexpr):
 
 @triton.jit
 def interpolate(b_a, b_b, b_w0, b_w1):
-    """a * w0 + b * w1, the first product not rounded."""
+    """a * w0 + b * w1, in which only the second product is rounded."""
     if _EMULATE_FMA:
         return _emulated_fma(b_a, b_w0, b_b * b_w1)
     else:

@@ -1,9 +1,9 @@
 """output[n, y, x, k] = sum over taps of input[n, y + dy, x + dx, k // multiplier] weight[k, tap].
 
-input [N, H, W, C], weight [K, R * S] with K = multiplier * C. Each output is a short sum over
-memory: a program has BLOCK_P pixels times BLOCK_C channels and walks the taps. The gradient of the
-input is the same over the flipped taps; that of the weight is summed over runs of pixels, whose
-sums torch adds up.
+input [N, H, W, C], weight [K, R * S] with K = multiplier * C. A depthwise convolution is bound by
+memory, not by arithmetic: a program loops over the taps of BLOCK_P pixels times BLOCK_C channels.
+The gradient of the input is the same sum over the flipped taps. The gradient of the weight is
+summed over runs of pixels, and torch adds the sums of the runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._native.memory_format import channels_last, empty_nhwc
-from .bilinear import block_for
+from .block_sizes import block_for
 from .epilogue import store_output
 
 
@@ -32,8 +32,8 @@ def depthwise_conv2d_kernel(
     W,
     in_channels,
     out_channels,
-    rate_h,
-    rate_w,
+    dilation_h,
+    dilation_w,
     R: tl.constexpr,
     S: tl.constexpr,
     MULTIPLIER: tl.constexpr,
@@ -51,8 +51,8 @@ def depthwise_conv2d_kernel(
     o_y = o_pixel // W % H
     b_sum = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for i_tap in range(R * S):
-        i_dy = (i_tap // S - R // 2) * rate_h
-        i_dx = (i_tap % S - S // 2) * rate_w
+        i_dy = (i_tap // S - R // 2) * dilation_h
+        i_dx = (i_tap % S - S // 2) * dilation_w
         if FLIPPED:
             i_dy, i_dx = -i_dy, -i_dx
         m_inside = (o_y + i_dy >= 0) & (o_y + i_dy < H) & (o_x + i_dx >= 0) & (o_x + i_dx < W)
@@ -79,8 +79,8 @@ def depthwise_conv2d_wgrad_kernel(
     H,
     W,
     K,
-    rate_h,
-    rate_w,
+    dilation_h,
+    dilation_w,
     R: tl.constexpr,
     S: tl.constexpr,
     MULTIPLIER: tl.constexpr,
@@ -90,8 +90,8 @@ def depthwise_conv2d_wgrad_kernel(
 ):
     i_tap = tl.program_id(0) % (R * S)
     i_run = tl.program_id(0) // (R * S)
-    i_dy = (i_tap // S - R // 2) * rate_h
-    i_dx = (i_tap % S - S // 2) * rate_w
+    i_dy = (i_tap // S - R // 2) * dilation_h
+    i_dx = (i_tap % S - S // 2) * dilation_w
     o_k = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     b_sum = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for i_p in range(0, RUN, BLOCK_P):
@@ -109,17 +109,17 @@ def depthwise_conv2d_wgrad_kernel(
     tl.store(p_sum, tl.sum(b_sum, axis=0), mask=o_k < K)
 
 
-_RUN = 2048  # pixels that one program sums
+_RUN = 2048  # pixels that one program sums for the gradient of a weight
 
 
 def _blocks(pixels: int, channels: int) -> tuple[int, int]:
-    """Of pixels and of channels."""
+    """Block sizes along pixels and channels."""
     block_c = min(triton.next_power_of_2(channels), 64)
     return block_for(pixels, 2048 // block_c, 2048), block_c
 
 
 def _clipped(input: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
-    """``dilation``, at most the map's size, which leaves out the same taps."""
+    """``dilation`` clipped to the size of the map, which leaves out the same taps."""
     return min(dilation[0], input.size(2)), min(dilation[1], input.size(3))
 
 
@@ -171,7 +171,7 @@ def forward(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """The output, channels_last; ``residual`` is written over and returned."""
+    """The output, channels_last; written over ``residual`` if that is given."""
     output = empty_nhwc(input, weight.size(0)) if residual is None else residual
     _launch(output, input, weight, dilation, False, bias, residual, activation)
     return output

@@ -1,7 +1,7 @@
-"""Devices that run the Triton kernels, and what the interpreter needs.
+"""Devices that run the Triton kernels, and the requirements of Triton's interpreter.
 
-Under Triton's interpreter (TRITON_INTERPRET=1 in the environment before Python starts) the kernels
-take CPU tensors instead, very slowly: for tests.
+With TRITON_INTERPRET=1 in the environment when Python starts, Triton's interpreter runs the kernels
+on CPU tensors instead. It is very slow, and meant for tests.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from ..._native.limits import unsupported_capability
 from ..registry import register_backend
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _DISTRIBUTIONS = "triton", "pytorch-triton", "pytorch-triton-rocm"
 _OLDEST_TRITON = (3, 6)
-_OLDEST_CAPABILITY = (8, 0)
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -40,7 +40,7 @@ def _unavailable_reason(device_type: str) -> str | None:
 
 
 def _installed(*names: str) -> str | None:
-    """The version of the first of these distributions that is there."""
+    """Version of the first of these distributions that is installed."""
     for name in names:
         with contextlib.suppress(PackageNotFoundError):
             return version(name)
@@ -53,7 +53,7 @@ def _is_older(found: str | None, than: tuple[int, int]) -> bool:
 
 @functools.cache
 def _installation_problem() -> str | None:
-    """Without importing Triton, which takes long."""
+    """Why the installed Triton cannot be used, found without importing it, which takes long."""
     if find_spec("triton") is None:
         return "Triton is not installed"
     found = _installed(*_DISTRIBUTIONS)
@@ -64,7 +64,10 @@ def _installation_problem() -> str | None:
 
 @functools.cache
 def _interpreter_problem() -> str | None:
-    """NumPy 2.4 made an error of int(array of one element), which Triton 3.6 takes for a range."""
+    """Why the interpreter cannot run; None if it can.
+
+    The interpreter of Triton 3.6 converts arrays of one element to int, which NumPy 2.4 forbids.
+    """
     triton, numpy = _installed(*_DISTRIBUTIONS), _installed("numpy")
     if _is_older(triton, (3, 7)) and not _is_older(numpy, (2, 4)):
         return f"the interpreter of Triton {triton} needs NumPy before 2.4, {numpy} is installed"
@@ -75,28 +78,23 @@ def _interpreter_problem() -> str | None:
 def _problem() -> str | None:
     """Why Triton cannot compile for this machine's GPUs; None if it can."""
     if _INTERPRETED:
-        return "TRITON_INTERPRET is set: Triton's interpreter takes CPU tensors"
+        return "TRITON_INTERPRET is set: Triton's interpreter supports CPU tensors only"
     if not torch.cuda.is_available():
         return "there is no GPU that torch can use"
     if torch.version.hip:
         return None
-    oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
-    if oldest < _OLDEST_CAPABILITY:
-        return "needs compute capability {}.{}, a GPU here has {}.{}".format(
-            *_OLDEST_CAPABILITY, *oldest
-        )
-    return None
+    return unsupported_capability()
 
 
 def widened(*args: Any) -> Any:
-    """``args`` with bf16 tensors in fp32 for the interpreter, which truncates to bf16."""
+    """``args``, with bf16 tensors in fp32 under the interpreter, which truncates to bf16."""
     if not _INTERPRETED:
         return args
     return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, args)
 
 
 MAX_INDEX = 2**31 - 4096
-"""Largest number of pixels or classes: indices are int32, and the last block runs over."""
+"""Largest number of pixels or classes: int32 indices of the last block may run past it."""
 
 _MODULES = (
     "aspp",

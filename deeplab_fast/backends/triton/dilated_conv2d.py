@@ -1,80 +1,54 @@
 """output[n, y, x, k] = sum over taps and c of input[n, y + dy, x + dx, c] weight[k, tap, c].
 
 Branches read one input [N, H, W, C] with weights [K, R, S, C] and write the channels of one output
-side by side. Implicit GEMM over the work list of csrc/schedule/zones.h: BLOCK_M listed pixels times
-BLOCK_N channels, summed in steps of one tap and BLOCK_K channels. The gradient of the input is the
-same sum over the flipped taps of all branches, that of a weight one over the pixels at which its
-tap is inside. A program per work item; the pieces of a split sum are added by a second kernel in a
-fixed order.
+side by side. Implicit GEMM over a work list: an output tile has BLOCK_M listed pixels times BLOCK_N
+channels, a k-iteration one tap and BLOCK_K channels, and a program computes one work item. A second
+kernel adds the partial sums of split tiles in a fixed order. The gradient of the input is the same
+sum over the flipped taps of all branches.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._native import _C
-from ..._native.device_cache import cached_on_device
-from ..._native.limits import MAX_TAPS
-from ..._native.memory_format import channels_last, empty_nhwc, in_format_of
+from ..._native.limits import MAX_TAPS, unsupported_operands
+from ..._native.memory_format import empty_nhwc, in_format_of
 from ..._native.pooling import mean_of_pixels
-from ..._native.precision import tf32_is_allowed
-from ..._native.work_lists import (
-    Branches,
-    conv_branches,
-    tile_schedule,
+from ..._native.work_lists import conv_branches
+from ..arguments import (
+    DilatedConv2d,
+    DilatedConv2dBackward,
+    ParallelDilatedConv2d,
+    ParallelDilatedConv2dAndMean,
+    ParallelDilatedConv2dBackward,
 )
-from ..arguments import DilatedConv2d, ParallelDilatedConv2d, ParallelDilatedConv2dAndMean
 from ..registry import register_kernel
-from . import depthwise_conv2d
-from .bilinear import INTERPRETED, block_for
-from .device import DTYPES, MAX_INDEX, widened
+from . import block_sizes, depthwise_conv2d, work_lists
+from .device import MAX_INDEX, widened
 from .epilogue import store_output
-
-
-@triton.jit
-def pointer_of(pointers, i_branch):
-    """That of one of several branches."""
-    p_chosen = pointers[0]
-    for i in tl.static_range(1, len(pointers)):
-        p_chosen = tl.where(i_branch == i, pointers[i], p_chosen)
-    return p_chosen
-
-
-@triton.jit
-def load_tap(p_tap):
-    """dy, dx, branch and index."""
-    return tl.load(p_tap), tl.load(p_tap + 1), tl.load(p_tap + 2), tl.load(p_tap + 3)
-
-
-@triton.jit
-def load_branch(p_branches, i_branch, ALIGNMENT: tl.constexpr):
-    """K, the first of these channels and the number of taps."""
-    p_branch = p_branches + i_branch * 3
-    num_channels = tl.multiple_of(tl.load(p_branch), ALIGNMENT)
-    i_first_channel = tl.multiple_of(tl.load(p_branch + 1), ALIGNMENT)
-    return num_channels, i_first_channel, tl.load(p_branch + 2)
+from .tf32 import operand, precision_of
+from .work_lists import load_branch, load_tap, pointer_of
 
 
 @triton.jit
 def dilated_conv2d_kernel(
     p_output,  # [N, H, W, out_channels]
-    p_partial,  # [slots, BLOCK_M, BLOCK_N] fp32
+    p_partial,  # [workspace slots, BLOCK_M, BLOCK_N] fp32
     p_input,  # [N, H, W, in_channels]
-    weights,  # of each branch [K, R, S, C]
+    weights,  # [K, R, S, C] for each branch
     p_bias,  # [N or 1, out_channels]
     p_residual,  # [N, H, W, out_channels]
-    p_pixels,  # rows of zones.h
+    p_pixels,  # the members of WorkList
     p_taps,
     p_tiles,
-    p_items,
-    p_branches,  # [branches, 3]: K, the first of these channels, R * S
+    p_work_items,
+    p_branches,
     H,
     W,
     C,
@@ -91,11 +65,11 @@ def dilated_conv2d_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    p_item = p_items + tl.program_id(0) * 5
+    p_item = p_work_items + tl.program_id(0) * 5
     p_tile = p_tiles + tl.load(p_item) * 5
     i_block = tl.load(p_item + 1)
-    i_first_step = tl.load(p_item + 2)
-    num_steps = tl.load(p_item + 3)
+    i_first_k_iter = tl.load(p_item + 2)
+    num_k_iters = tl.load(p_item + 3)
     p_tile_taps = p_taps + tl.load(p_tile + 3) * 4
     num_tile_taps = tl.load(p_tile + 4)
 
@@ -106,16 +80,16 @@ def dilated_conv2d_kernel(
     o_y = o_pixel // W % H
     o_n = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
     o_k = tl.arange(0, BLOCK_K)
-    i_dy, i_dx, i_branch, i_tap = load_tap(p_tile_taps + i_first_step % num_tile_taps * 4)
+    i_dy, i_dx, i_branch, i_tap = load_tap(p_tile_taps + i_first_k_iter % num_tile_taps * 4)
     num_channels, i_first_channel, num_taps = load_branch(p_branches, i_branch, ALIGNMENT)
     p_weight = pointer_of(weights, i_branch)
     m_n = o_n < (C if FLIPPED else num_channels)
 
-    # The next step's tap is loaded here: copies whose addresses wait for a load of the same step
-    # would use up the stages of the pipeline.
+    # Each k-iteration loads the tap of the next one: copies whose addresses wait for a load of the
+    # same k-iteration would use up the stages of the pipeline.
     b_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for i_step in range(i_first_step, i_first_step + num_steps):
-        o_c = i_step // num_tile_taps * BLOCK_K + o_k
+    for i_k_iter in range(i_first_k_iter, i_first_k_iter + num_k_iters):
+        o_c = i_k_iter // num_tile_taps * BLOCK_K + o_k
         if FLIPPED:
             m_k = o_c < num_channels
             o_weight = (o_c.to(tl.int64) * num_taps + i_tap)[:, None] * C + o_n[None, :]
@@ -132,7 +106,7 @@ def dilated_conv2d_kernel(
             other=0.0,
         )
         b_weight = tl.load(p_weight + o_weight, mask=m_k[:, None] & m_n[None, :], other=0.0)
-        i_dy, i_dx, i_branch, i_tap = load_tap(p_tile_taps + (i_step + 1) % num_tile_taps * 4)
+        i_dy, i_dx, i_branch, i_tap = load_tap(p_tile_taps + (i_k_iter + 1) % num_tile_taps * 4)
         if FLIPPED:
             num_channels, i_first_channel, num_taps = load_branch(p_branches, i_branch, ALIGNMENT)
             p_weight = pointer_of(weights, i_branch)
@@ -152,6 +126,7 @@ def dilated_conv2d_kernel(
 
 @triton.jit
 def add_slots(p_partial, i_first_slot, num_slots, o_m, BLOCK_M, BLOCK_N: tl.constexpr):
+    """Sum of the rows ``o_m`` of consecutive workspace slots."""
     o_n = tl.arange(0, BLOCK_N)
     b_sum = tl.zeros([o_m.shape[0], BLOCK_N], tl.float32)
     for i in range(num_slots):
@@ -202,137 +177,6 @@ def dilated_conv2d_reduce_kernel(
     )  # fmt: skip
 
 
-@triton.jit
-def round_to_tf32_kernel(p_output, p_input, num_elements, BLOCK: tl.constexpr):
-    """To nearest, ties away from zero, like cvt.rna.tf32."""
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b_exact = tl.load(p_input + o, mask=o < num_elements, other=0.0)
-    b_bits = (b_exact.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
-    b_rounded = b_bits.to(tl.float32, bitcast=True)
-    b_rounded = tl.where(tl.abs(b_exact) < float("inf"), b_rounded, b_exact)  # NaN stays NaN
-    tl.store(p_output + o, b_rounded, mask=o < num_elements)
-
-
-class Blocks(NamedTuple):
-    """Sizes of a program's blocks and how it runs, pinned for a class of shapes and a dtype."""
-
-    m: int
-    n: int
-    k: int
-    num_warps: int
-    num_stages: int
-
-
-_SMALLEST = 16  # that tensor cores multiply
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """What tl.dot multiplies fp32 in; it rounds no other dtype. On AMD there is no tf32."""
-    is_tf32 = dtype == torch.float32 and tf32_is_allowed() and not torch.version.hip
-    return "tf32" if is_tf32 else "ieee"
-
-
-def blocks_for(dtype: torch.dtype, precision: str, rows: int, columns: int, depth: int) -> Blocks:
-    """For matrix products of [rows, depth] and [depth, columns]."""
-    largest = Blocks(128, 128, 64, 8, 4)
-    if dtype == torch.float32:
-        largest = Blocks(128, 128, 32, 8, 4) if precision == "tf32" else Blocks(64, 64, 16, 4, 2)
-    if INTERPRETED:
-        largest = Blocks(block_for(max(rows, _SMALLEST), 0, 512), 128, 256, 1, 1)
-    if torch.version.hip:
-        largest = largest._replace(num_stages=2)  # 64 KiB of shared memory
-
-    def fitting(size: int, limit: int) -> int:
-        return max(_SMALLEST, min(int(triton.next_power_of_2(size)), limit))
-
-    return largest._replace(n=fitting(columns, largest.n), k=fitting(depth, largest.k))
-
-
-def reduced_rows(blocks: Blocks) -> int:
-    """Rows of a block whose pieces one program adds up."""
-    return block_for(blocks.m, 16, 512)
-
-
-class WorkList(NamedTuple):
-    """Rows of csrc/schedule on the device, and [branches, 3]: K, first channel, taps."""
-
-    pixels: Tensor
-    taps: Tensor
-    tiles: Tensor
-    work_items: Tensor
-    reductions: Tensor
-    branches: Tensor
-    num_slots: int
-
-
-def branch_rows(branches: Branches, channels: tuple[int, ...], device: torch.device) -> Tensor:
-    rows, first = [], 0
-    for (kernel_h, kernel_w, _, _), count in zip(branches, channels):
-        rows.append([count, first, kernel_h * kernel_w])
-        first += count
-    return torch.tensor(rows, dtype=torch.int32, device=device)
-
-
-@cached_on_device
-def work_list(
-    plane: tuple[int, int, int],
-    branches: Branches,
-    in_channels: int,
-    out_channels: tuple[int, ...],
-    flipped: bool,
-    blocks: Blocks,
-    device: torch.device,
-    num_ctas: int,
-) -> WorkList:
-    """Work list of a forward pass or, with flipped taps, of the gradient of its input.
-
-    ``plane`` is (N, H, W) and ``num_ctas`` the number of programs that run at once.
-    """
-    depth = max(out_channels) if flipped else in_channels
-    pixels, taps, tiles, schedule = tile_schedule(
-        _C.schedule.input_grad_tiles if flipped else _C.schedule.forward_tiles,
-        plane,
-        branches,
-        (blocks.m, blocks.n),
-        triton.cdiv(depth, blocks.k),
-        (in_channels,) if flipped else out_channels,
-        num_ctas,
-    )
-    return WorkList(
-        pixels.to(device),
-        taps.to(device),
-        tiles.to(device),
-        schedule.work_items.to(device),
-        schedule.reductions.to(device),
-        branch_rows(branches, out_channels, device),
-        schedule.num_slots,
-    )
-
-
-def alignment(channels: tuple[int, ...]) -> int:
-    """What the branches' numbers of channels, and so where they begin, are multiples of."""
-    return math.gcd(16, *channels)
-
-
-def num_programs(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 8  # some sums of test size are split, others are not
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def operand(tensor: Tensor, precision: str) -> Tensor:
-    """In channels_last and, of tf32, rounded to it: tensor cores would cut the last bits off."""
-    tensor = channels_last(tensor)
-    if precision != "tf32":
-        return tensor
-    rounded = torch.empty_like(tensor, memory_format=torch.channels_last)
-    block = block_for(tensor.numel(), 1024, 65536)
-    round_to_tf32_kernel[(triton.cdiv(tensor.numel(), block),)](
-        rounded, tensor, tensor.numel(), BLOCK=block, num_warps=4, enable_fp_fusion=True
-    )
-    return rounded
-
-
 def sum_taps(
     output: Tensor,
     input: Tensor,
@@ -343,14 +187,16 @@ def sum_taps(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> None:
+    """Write the convolution of all branches, or its transpose if ``flipped``, to ``output``."""
     N, _, H, W = input.shape
     C, channels = weights[0].size(1), tuple(weight.size(0) for weight in weights)
     branches = conv_branches((H, W), weights, dilations)
     precision = precision_of(input.dtype)
     columns, depth = (C, max(channels)) if flipped else (max(channels), C)
-    blocks = blocks_for(input.dtype, precision, N * H * W, columns, depth)
-    work = work_list(
-        (N, H, W), branches, C, channels, flipped, blocks, input.device, num_programs(input.device)
+    blocks = block_sizes.blocks_for(input.dtype, precision, N * H * W, columns, depth)
+    num_programs = work_lists.num_programs(input.device)
+    work = work_lists.work_list(
+        (N, H, W), branches, C, channels, flipped, blocks, input.device, num_programs
     )
     partial = input.new_empty(work.num_slots * blocks.m * blocks.n, dtype=torch.float32)
     epilogue: dict[str, Any] = dict(
@@ -358,7 +204,7 @@ def sum_taps(
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         ACTIVATION=activation,
-        ALIGNMENT=alignment(channels),
+        ALIGNMENT=work_lists.alignment(channels),
         BLOCK_M=blocks.m,
         BLOCK_N=blocks.n,
         enable_fp_fusion=True,
@@ -391,7 +237,7 @@ def sum_taps(
         **epilogue,
     )
     if len(work.reductions):
-        rows = reduced_rows(blocks)
+        rows = block_sizes.reduced_rows(blocks)
         dilated_conv2d_reduce_kernel[(len(work.reductions) * (blocks.m // rows),)](
             output,
             partial,
@@ -420,9 +266,9 @@ def forward(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """The branches' outputs, channels_last. ``residual`` is written over and returned.
+    """The branches' outputs, channels_last; written over ``residual`` if that is given.
 
-    Biases are [K] each, or one [N, K] of images and channels.
+    Biases are [K] each, or there is one [N, K] that differs between images.
     """
     output = residual
     if output is None:
@@ -437,16 +283,14 @@ def unsupported_convolution(
     input: Tensor, weights: Sequence[Tensor], groups: int = 1
 ) -> str | None:
     """Why the kernels cannot compute these branches; None if they can."""
-    if input.dtype not in DTYPES:
-        return f"the kernel takes float32, float16 and bfloat16, not {input.dtype}"
+    if reason := unsupported_operands(input, weights):
+        return reason
     if groups != 1 and not _is_depthwise(input, weights[0], groups):
-        return f"the kernels take one group or one for each input channel, got {groups}"
-    if input.numel() == 0 or any(weight.numel() == 0 for weight in weights):
-        return "the input or a weight is empty"
+        return f"the kernels support one group or one for each input channel, got {groups}"
     if sum(weight.size(2) * weight.size(3) for weight in weights) > MAX_TAPS:
-        return f"the kernel takes at most {MAX_TAPS} taps"
+        return f"the kernel supports at most {MAX_TAPS} taps"
     if len(weights) * input.numel() // input.size(1) > MAX_INDEX:
-        return "the work list holds fewer than 2^31 pixels, those of all branches together"
+        return "the work list supports fewer than 2^31 pixels in all branches together"
     return None
 
 
@@ -454,12 +298,12 @@ def _is_depthwise(input: Tensor, weight: Tensor, groups: int) -> bool:
     return groups == input.size(1) > 1 and weight.size(1) == 1
 
 
-def unsupported_reason(arguments: DilatedConv2d) -> str | None:
+def unsupported_reason(arguments: DilatedConv2d | DilatedConv2dBackward) -> str | None:
     return unsupported_convolution(arguments.input, [arguments.weight], arguments.groups)
 
 
 def unsupported_branches(
-    arguments: ParallelDilatedConv2d | ParallelDilatedConv2dAndMean,
+    arguments: ParallelDilatedConv2d | ParallelDilatedConv2dAndMean | ParallelDilatedConv2dBackward,
 ) -> str | None:
     return unsupported_convolution(arguments.input, arguments.weights)
 
@@ -490,6 +334,4 @@ def parallel_dilated_conv2d(arguments: ParallelDilatedConv2d) -> Tensor:
 def parallel_dilated_conv2d_and_mean(
     arguments: ParallelDilatedConv2dAndMean,
 ) -> tuple[Tensor, Tensor]:
-    input, weights, dilations = arguments
-    output = parallel_dilated_conv2d(ParallelDilatedConv2d(input, weights, [], dilations))
-    return output, mean_of_pixels(input)
+    return parallel_dilated_conv2d(arguments.branches()), mean_of_pixels(arguments.input)

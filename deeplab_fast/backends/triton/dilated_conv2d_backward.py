@@ -1,6 +1,7 @@
 """grad_weight[k, tap, c] = sum over pixels of grad_output[n, y, x, k] input[n, y + dy, x + dx, c].
 
-The gradient of a weight is a sum over the pixels at which its tap is inside the map. The gradient
+The gradient of a weight is a sum over the pixels at which its tap is inside the map: an output tile
+has BLOCK_M output channels times BLOCK_N input channels, a k-iteration BLOCK_K pixels. The gradient
 of the input is a convolution with the flipped taps of all branches, by the kernel of
 dilated_conv2d.py.
 """
@@ -8,45 +9,32 @@ dilated_conv2d.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._native.device_cache import cached_on_device
 from ..._native.memory_format import empty_nhwc, in_format_of
 from ..._native.pooling import grad_of_each_pixel
-from ..._native.work_lists import Branches, conv_branches, rectangle_schedule, tap_rectangles
+from ..._native.work_lists import conv_branches
 from ..arguments import DilatedConv2dBackward, ParallelDilatedConv2dBackward
 from ..registry import register_kernel
-from . import depthwise_conv2d, dilated_conv2d
+from . import block_sizes, depthwise_conv2d, work_lists
 from .device import widened
-from .dilated_conv2d import (
-    Blocks,
-    add_slots,
-    alignment,
-    branch_rows,
-    load_branch,
-    load_tap,
-    operand,
-    pointer_of,
-    precision_of,
-    reduced_rows,
-    sum_taps,
-    unsupported_convolution,
-)
+from .dilated_conv2d import add_slots, sum_taps, unsupported_branches, unsupported_reason
+from .tf32 import operand, precision_of
+from .work_lists import load_branch, load_tap, pointer_of
 
 
 @triton.jit
 def dilated_conv2d_wgrad_kernel(
-    grad_weights,  # of each branch [K, R, S, C]
-    p_partial,  # [slots, BLOCK_M, BLOCK_N] fp32
+    grad_weights,  # [K, R, S, C] for each branch
+    p_partial,  # [workspace slots, BLOCK_M, BLOCK_N] fp32
     p_grad_output,  # [N, H, W, out_channels]
     p_input,  # [N, H, W, C]
-    p_rectangles,  # rows of csrc/schedule/work_list.h
-    p_items,
+    p_rectangles,  # the members of WeightWorkList
+    p_work_items,
     p_branches,
     H,
     W,
@@ -59,12 +47,11 @@ def dilated_conv2d_wgrad_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """BLOCK_M output channels times BLOCK_N input channels, in steps of BLOCK_K pixels."""
-    p_item = p_items + tl.program_id(0) * 5
+    p_item = p_work_items + tl.program_id(0) * 5
     p_rectangle = p_rectangles + tl.load(p_item) * 8
     i_block = tl.load(p_item + 1)
-    i_first_step = tl.load(p_item + 2)
-    num_steps = tl.load(p_item + 3)
+    i_first_k_iter = tl.load(p_item + 2)
+    num_k_iters = tl.load(p_item + 3)
     i_dy, i_dx, i_branch, i_tap = load_tap(p_rectangle)
     i_y, i_x = tl.load(p_rectangle + 4), tl.load(p_rectangle + 5)
     height, width = tl.load(p_rectangle + 6), tl.load(p_rectangle + 7)
@@ -75,8 +62,8 @@ def dilated_conv2d_wgrad_kernel(
     o_n = i_block % num_column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     m_m, m_n = o_m < K, o_n < C
     b_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for i_step in range(i_first_step, i_first_step + num_steps):
-        o_listed = i_step * BLOCK_K + tl.arange(0, BLOCK_K)
+    for i_k_iter in range(i_first_k_iter, i_first_k_iter + num_k_iters):
+        o_listed = i_k_iter * BLOCK_K + tl.arange(0, BLOCK_K)
         m_pixel = o_listed < N * height * width
         o_row = o_listed // width
         o_pixel = (o_row // height * H + i_y + o_row % height) * W + i_x + o_listed % width
@@ -131,50 +118,13 @@ def dilated_conv2d_wgrad_reduce_kernel(
     _store_weight(b_sum, grad_weights, p_branches, i_branch, i_tap, o_m, o_n, C, ALIGNMENT)
 
 
-class WeightWorkList(NamedTuple):
-    """Work list of the gradients of weights, like :class:`WorkList`."""
-
-    rectangles: Tensor
-    work_items: Tensor
-    reductions: Tensor
-    branches: Tensor
-    num_slots: int
-
-
-@cached_on_device
-def weight_work_list(
-    plane: tuple[int, int, int],
-    branches: Branches,
-    in_channels: int,
-    out_channels: tuple[int, ...],
-    blocks: Blocks,
-    device: torch.device,
-    num_ctas: int,
-) -> WeightWorkList:
-    N, H, W = plane
-    rectangles = tap_rectangles((H, W), branches)
-    schedule = rectangle_schedule(
-        rectangles,
-        lambda height, width: triton.cdiv(N * height * width, blocks.k),
-        [triton.cdiv(k, blocks.m) * triton.cdiv(in_channels, blocks.n) for k in out_channels],
-        num_ctas,
-    )
-    return WeightWorkList(
-        rectangles.to(device),
-        schedule.work_items.to(device),
-        schedule.reductions.to(device),
-        branch_rows(branches, out_channels, device),
-        schedule.num_slots,
-    )
-
-
 def input_gradient(
     grad_output: Tensor,
     weights: Sequence[Tensor],
     dilations: Sequence[Sequence[int]],
     image_bias: Tensor | None = None,
 ) -> Tensor:
-    """Of all branches in one launch, channels_last, with ``image_bias`` [N, C] added."""
+    """Gradient of the input of all branches, channels_last, with ``image_bias`` [N, C] added."""
     grad_input = empty_nhwc(grad_output, weights[0].size(1))
     bias = None if image_bias is None else image_bias.contiguous()
     sum_taps(grad_input, grad_output, weights, dilations, True, bias)
@@ -187,14 +137,16 @@ def weight_gradients(
     weights: Sequence[Tensor],
     dilations: Sequence[Sequence[int]],
 ) -> list[Tensor]:
-    """Of all branches in one launch, channels_last."""
+    """Gradients of all branches' weights, channels_last, in one launch."""
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
     precision = precision_of(input.dtype)
-    blocks = dilated_conv2d.blocks_for(input.dtype, precision, max(channels), C, N * H * W)
-    num_ctas = dilated_conv2d.num_programs(input.device)
+    blocks = block_sizes.blocks_for(input.dtype, precision, max(channels), C, N * H * W)
+    num_programs = work_lists.num_programs(input.device)
     branches = conv_branches((H, W), weights, dilations)
-    work = weight_work_list((N, H, W), branches, C, channels, blocks, input.device, num_ctas)
+    work = work_lists.weight_work_list(
+        (N, H, W), branches, C, channels, blocks, input.device, num_programs
+    )
     grads = [torch.empty_like(w, memory_format=torch.channels_last) for w in weights]
     partial = input.new_empty(work.num_slots * blocks.m * blocks.n, dtype=torch.float32)
     dilated_conv2d_wgrad_kernel[(len(work.work_items),)](
@@ -211,7 +163,7 @@ def weight_gradients(
         C,
         sum(channels),
         PRECISION=precision,
-        ALIGNMENT=alignment(channels),
+        ALIGNMENT=work_lists.alignment(channels),
         BLOCK_M=blocks.m,
         BLOCK_N=blocks.n,
         BLOCK_K=blocks.k,
@@ -220,7 +172,7 @@ def weight_gradients(
         enable_fp_fusion=True,
     )
     if len(work.reductions):
-        rows = reduced_rows(blocks)
+        rows = block_sizes.reduced_rows(blocks)
         dilated_conv2d_wgrad_reduce_kernel[(len(work.reductions) * (blocks.m // rows),)](
             tuple(grads),
             partial,
@@ -228,7 +180,7 @@ def weight_gradients(
             work.reductions,
             work.branches,
             C,
-            ALIGNMENT=alignment(channels),
+            ALIGNMENT=work_lists.alignment(channels),
             BLOCK_M=blocks.m,
             BLOCK_N=blocks.n,
             BLOCK_R=rows,
@@ -236,14 +188,6 @@ def weight_gradients(
             enable_fp_fusion=True,
         )
     return grads
-
-
-def unsupported_reason(arguments: DilatedConv2dBackward) -> str | None:
-    return unsupported_convolution(arguments.input, [arguments.weight], arguments.groups)
-
-
-def unsupported_branches(arguments: ParallelDilatedConv2dBackward) -> str | None:
-    return unsupported_convolution(arguments.input, arguments.weights)
 
 
 @register_kernel("dilated_conv2d_backward", "triton", unsupported_reason=unsupported_reason)
@@ -286,7 +230,7 @@ def backward(
     output_mask: Sequence[bool],
     grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of input, weights and biases of parallel branches; empty where not asked for.
+    """Gradients of input, weights and biases; empty where ``output_mask`` is False.
 
     ``grad_mean`` [N, C], the gradient of the input's mean over space, is added to the input's.
     """

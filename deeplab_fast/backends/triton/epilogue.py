@@ -1,4 +1,4 @@
-"""Epilogue of the convolutions: bias, residual, activation, store."""
+"""output = activation(sum + bias + residual), the end of every convolution kernel."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ def store_output(
     pixels_per_image, stride_bias, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
+    """Add bias and residual to the fp32 sums of a block, activate and store them."""
     m_output = m_pixel[:, None] & m_channel[None, :]
     o_output = o_pixel.to(tl.int64)[:, None] * out_channels + o_channel[None, :]
     if HAS_BIAS:

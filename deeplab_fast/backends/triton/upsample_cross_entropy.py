@@ -1,10 +1,10 @@
-"""Cross entropy of bilinear(logits[n])(y, x) against target[n, y, x], and its gradient.
+"""loss[n, y, x] = cross entropy of bilinear(logits[n])(y, x) and target[n, y, x]; its gradient.
 
-logits [N, C, H, W] in any strides, per-pixel tensors [N, out_H, out_W]. Logits are centred: less
-their maximum over classes at each source pixel, which no softmax notices as interpolation is
-linear. The output pixels between the same four source pixels form a cell. Backward gathers: each
-cell sums the gradients of its pixels for each of its corners, then each source pixel adds what the
-cells around it have for it, both in a fixed order.
+logits [N, C, H, W] in any strides, per-pixel tensors [N, out_H, out_W]. The maximum over classes at
+each source pixel is subtracted from the logits first ("centred"). As interpolation is linear, the
+softmax stays the same. The output pixels between the same four source pixels form a cell. Backward
+gathers: each cell sums the gradients of its pixels for each of its corners, then each source pixel
+adds the sums of the cells around it, both in a fixed order.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from ..._native.memory_format import empty_like_format, in_format_of
 from ..._native.upsample_shape import source_scale
 from ..arguments import UpsampleCrossEntropy, UpsampleCrossEntropyBackward
 from ..registry import register_kernel
-from .bilinear import block_for, interpolate, source_pair
+from .bilinear import interpolate, pixels_of_program, source_pair
+from .block_sizes import block_for
 from .device import DTYPES, widened
 from .upsample_argmax import unsupported_logits
 
-_MAX_CLASSES = 65535  # of a gradient: the limit of a CUDA grid's second dimension
+_MAX_CLASSES = 65535  # limit of the gradient: the second dimension of a CUDA grid is not larger
 
 _LOWEST = tl.constexpr(-(2.0**126))
 
 
 @triton.jit
 def _centred(p_logit, b_centre, m_logit):
-    """A finite logit stays finite: an infinite one would be NaN where its weight is 0."""
+    """Logits less ``b_centre``. Finite ones stay finite: infinity times a weight of 0 is NaN."""
     b_logit = tl.load(p_logit, mask=m_logit, other=0.0).to(tl.float32)
     b_less = b_logit - b_centre
     return tl.where((b_less < _LOWEST) & (b_logit > float("-inf")), _LOWEST, b_less)
@@ -38,7 +39,7 @@ def _centred(p_logit, b_centre, m_logit):
 
 @triton.jit
 def _interpolated(corners, centres, weights, o_offset, m_logit):
-    """Of the classes at ``o_offset`` from the pointers ``corners``."""
+    """Interpolated centred logits of the classes at ``o_offset`` from the pointers ``corners``."""
     b_a = _centred(corners[0] + o_offset, centres[0], m_logit)
     b_b = _centred(corners[1] + o_offset, centres[1], m_logit)
     b_c = _centred(corners[2] + o_offset, centres[2], m_logit)
@@ -52,12 +53,12 @@ def _interpolated(corners, centres, weights, o_offset, m_logit):
 def upsample_cross_entropy_fwd_kernel(
     p_loss,  # [N, out_H, out_W]
     p_log_sum_exp,  # [N, out_H, out_W]
-    p_sums,  # [blocks, 2]: of losses, of the weights of pixels that are not ignored
+    p_sums,  # [blocks, 2]: sum of losses, sum of the weights of pixels that are not ignored
     p_logits,  # [N, C, H, W]
     p_centre,  # [N, H, W] maximum over classes
     p_target,  # [N, out_H, out_W]
     p_weight,  # [C]
-    p_weight_sum,  # of it
+    p_weight_sum,  # sum of p_weight
     C,
     H,
     W,
@@ -77,12 +78,8 @@ def upsample_cross_entropy_fwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    num_pixels = out_H * out_W  # of an image, below 2^31
-    num_blocks = tl.cdiv(num_pixels, BLOCK_P)
-    i_n = (tl.program_id(0) // num_blocks).to(tl.int64)
-    o_p = tl.program_id(0) % num_blocks * BLOCK_P + tl.arange(0, BLOCK_P)
-    m_p = o_p < num_pixels
-    o_p = tl.where(m_p, o_p, 0)
+    num_pixels = out_H * out_W  # fewer than 2^31
+    i_n, o_p, m_p = pixels_of_program(num_pixels, BLOCK_P)
     o_y_lo, o_y_hi, b_h0, b_h1 = source_pair(o_p // out_W, H, scale_h, ALIGN_CORNERS)
     o_x_lo, o_x_hi, b_w0, b_w1 = source_pair(o_p % out_W, W, scale_w, ALIGN_CORNERS)
     p_lo_centre = p_centre + (i_n * H + o_y_lo) * W
@@ -99,7 +96,7 @@ def upsample_cross_entropy_fwd_kernel(
     corners, centres = (p_a, p_b, p_c, p_d), (b_centre_a, b_centre_b, b_centre_c, b_centre_d)
     weights = b_w0[None, :], b_w1[None, :], b_h0[None, :], b_h1[None, :]
 
-    # The exponentials are summed less the greatest logit so far.
+    # Subtract the greatest logit so far before taking exponentials.
     b_max = tl.full([BLOCK_P], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_P], tl.float32)
     b_smooth = tl.zeros([BLOCK_P], tl.float32)
@@ -144,7 +141,7 @@ def upsample_cross_entropy_fwd_kernel(
 
 @triton.jit
 def upsample_cross_entropy_cells_kernel(
-    p_begin,  # [size + 1] the first output coordinate of each cell, and the last one's end
+    p_begin,  # [size + 1] the first output coordinate of each cell, and the end of the last cell
     size,
     out_size,
     scale,
@@ -152,7 +149,7 @@ def upsample_cross_entropy_cells_kernel(
     ALIGN_CORNERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """By bisection: source coordinates do not fall."""
+    """Find the first output coordinate of each cell by bisection: source coordinates ascend."""
     o_cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     o_low = tl.zeros_like(o_cell)
     o_high = o_low + out_size
@@ -168,14 +165,14 @@ def upsample_cross_entropy_cells_kernel(
 @triton.jit
 def upsample_cross_entropy_bwd_kernel(
     p_corners,  # [4, N, C, H, W] gradients of the corners of cells
-    p_grad_loss,  # [N, out_H, out_W] in the strides given
-    p_total_weight,  # what "mean" divides by
+    p_grad_loss,  # [N, out_H, out_W] in the given strides
+    p_total_weight,  # divisor of "mean"
     p_log_sum_exp,  # [N, out_H, out_W]
     p_logits,  # [N, C, H, W]
     p_centre,  # [N, H, W]
     p_target,  # [N, out_H, out_W]
     p_weight,  # [C]
-    p_weight_sum,  # of it
+    p_weight_sum,  # sum of p_weight
     p_row_begin,  # [H + 1]
     p_col_begin,  # [W + 1]
     num_cells,
@@ -202,7 +199,7 @@ def upsample_cross_entropy_bwd_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    # A lane for each of BLOCK_X columns of BLOCK_S cells; all walk down their cell.
+    # Each lane has one of BLOCK_X columns of one of BLOCK_S cells, and loops over its rows.
     o_lane = tl.arange(0, BLOCK_S * BLOCK_X)
     o_cell = tl.program_id(0).to(tl.int64) * BLOCK_S + o_lane // BLOCK_X
     m_cell = o_cell < num_cells
@@ -227,7 +224,7 @@ def upsample_cross_entropy_bwd_kernel(
     b_b = _centred(p_top + o_right, tl.load(p_centre_top + o_x_hi)[None, :], m_c)
     b_c = _centred(p_bottom + o_left, tl.load(p_centre_bottom + o_x_lo)[None, :], m_c)
     b_d = _centred(p_bottom + o_right, tl.load(p_centre_bottom + o_x_hi)[None, :], m_c)
-    if SMOOTH:  # else an infinite weight of a class that no pixel has would make 0 * inf
+    if SMOOTH:  # otherwise the infinite weight of a class that no pixel has would give 0 * inf
         b_class_weight = tl.load(p_weight + o_c, mask=o_c < C, other=0.0)
         b_weight_sum = tl.load(p_weight_sum)
     if MEAN:
@@ -258,7 +255,7 @@ def upsample_cross_entropy_bwd_kernel(
             m_known = (b_target >= 0) & (b_target < C)
             o_target = tl.where(m_known, b_target, 0).to(tl.int32)
             b_weight = tl.load(p_weight + o_target, mask=m_counted, other=0.0)
-            # The forward refused other targets, or made the loss NaN.
+            # The forward raised an error for an invalid target, or made the loss NaN.
             b_grad = tl.where(m_counted & (m_known == 0), float("nan"), b_grad)
             b_hit = (1.0 - label_smoothing) * b_weight * b_grad
             b_softmax_grad = b_hit
@@ -269,7 +266,7 @@ def upsample_cross_entropy_bwd_kernel(
             _, _, b_h0, b_h1 = source_pair(o_y, H, scale_h, ALIGN_CORNERS)
             b_logit = interpolate(b_top, b_bottom, b_h0[None, :], b_h1[None, :])
             b_softmax = tl.exp(b_logit - b_log_sum_exp[None, :])
-            # An ignored pixel gives 0 times its softmax, as PyTorch does: NaN where a logit is NaN.
+            # An ignored pixel adds 0 times its softmax as in PyTorch: NaN where a logit is NaN.
             b_grad_logit = b_softmax * b_softmax_grad[None, :]
             b_grad_logit -= tl.where(o_c == o_target[None, :], b_hit[None, :], 0.0)
             if SMOOTH:
@@ -282,7 +279,7 @@ def upsample_cross_entropy_bwd_kernel(
         b_grad_c += b_grad_bottom * b_w0[None, :]
         b_grad_d += b_grad_bottom * b_w1[None, :]
 
-    # Lanes of a cell are added up.
+    # Add up the lanes of each cell.
     o_cell = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     m_output = (o_c < C) & (o_cell < num_cells)[None, :]
     o_n = o_cell // W // H
@@ -300,7 +297,7 @@ def upsample_cross_entropy_bwd_kernel(
 
 @triton.jit
 def upsample_cross_entropy_gather_kernel(
-    p_grad,  # [N, C, H, W] in the strides given
+    p_grad,  # [N, C, H, W] in the given strides
     p_corners,  # [4, N, C, H, W]
     num_logits,
     C,
@@ -312,9 +309,10 @@ def upsample_cross_entropy_gather_kernel(
     stride_w,
     BLOCK: tl.constexpr,
 ):
-    """A source pixel is corner a of its own cell, b of the one on its left, c of the one above.
+    """Add the sums of the cells around each source pixel.
 
-    The cells of the last row and column have their own source pixel at both ends.
+    A source pixel is corner a of its own cell, b of the cell on its left, c of the cell above. The
+    cells of the last row and column have their own source pixel at both ends.
     """
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m = o < num_logits
@@ -361,7 +359,7 @@ def forward(
     label_smoothing: float,
     align_corners: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, log-sum-exp of every pixel and the sum of the weights of those that count."""
+    """Loss, log-sum-exp of every pixel, and the sum of the weights of pixels not ignored."""
     N, C, H, W = logits.shape
     out_H, out_W = target.shape[1:]
     log_sum_exp = logits.new_empty(target.shape, dtype=torch.float32)
@@ -498,7 +496,7 @@ def unsupported_reason(arguments: UpsampleCrossEntropy) -> str | None:
 def unsupported_backward(arguments: UpsampleCrossEntropyBackward) -> str | None:
     logits = arguments.logits
     if logits.size(1) > _MAX_CLASSES:
-        return f"the kernel takes at most {_MAX_CLASSES} classes"
+        return f"the kernel supports at most {_MAX_CLASSES} classes"
     return unsupported_logits(logits, arguments.target.size(1) * arguments.target.size(2))
 
 

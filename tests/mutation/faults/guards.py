@@ -66,12 +66,12 @@ SM90_FORMS = Guard("test_dilated_conv2d_sm90.py seeds_agree or pipeline or means
 TRAINING_DATA = Guard("test_training_data.py")
 TRANSFORMS = Guard("test_transforms.py not (compiled or model_and)")
 TRITON_CALLS = Guard(
-    "test_triton.py versions or every_name or gpus_that or in_the_order or widened "
-    "or refuses or together or asked or have_the_dtype or anywhere"
+    "test_triton.py versions or distributions or unavailable_reason or widened or unsupported "
+    "or together or needed or have_the_dtype or in_place"
 )
-TRITON_ASPP = Guard("test_triton.py images_that_differ or bias_of_images")
+TRITON_ASPP = Guard("test_triton.py different_images or image_bias")
 TRITON_DENSE = Guard("test_triton_blocks.py not depthwise and not interpolation")
-TRITON_DEPTHWISE = Guard("test_triton_blocks.py depthwise or rate or strides")
+TRITON_DEPTHWISE = Guard("test_triton_blocks.py depthwise or dilation or strides")
 TRITON_FAR = Guard("test_triton_blocks.py far")
 WGRAD = Guard("test_races.py test_dilated_conv2d_backward.py tiles or sums or emulated")
 WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py not warnings")
@@ -188,7 +188,10 @@ GUARDS = {
         "test_triton_blocks.py test_triton.py with_the_fma or fma_rounds_once"
     ),
     "deeplab_fast/backends/triton/depthwise_conv2d.py": NON_FINITE_TRITON,
+    "deeplab_fast/backends/triton/block_sizes.py": TRITON_DENSE,
     "deeplab_fast/backends/triton/dilated_conv2d.py": NON_FINITE_TRITON,
+    "deeplab_fast/backends/triton/tf32.py": NON_FINITE_TRITON,
+    "deeplab_fast/backends/triton/work_lists.py": TRITON_DENSE,
     "deeplab_fast/backends/triton/upsample_argmax.py": ARGMAX_TRITON,
     "deeplab_fast/backends/triton/upsample_cross_entropy.py": ENTROPY_TRITON,
 }

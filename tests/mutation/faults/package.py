@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .guards import BACKWARD, CALLS, NON_FINITE, SM90, TRANSFORMS, Fault, Guard
+from .guards import BACKWARD, CALLS, NON_FINITE, SM90, TRANSFORMS, TRITON_CALLS, Fault, Guard
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/_native/device_cache.py": [
@@ -110,9 +110,9 @@ FAULTS: dict[str, list[Fault]] = {
             '"cpu": ("reference", "cpu")',
         ),
         Fault(
-            "the trace has what was asked for",
+            "the trace has the forced backend",
             "_trace.append((op, name))",
-            "_trace.append((op, requested))",
+            "_trace.append((op, backend))",
         ),
         Fault("a trace ends the outer one", "        _trace = outer", "        _trace = None"),
         Fault(
@@ -256,12 +256,12 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/backends/cuda/depthwise_conv2d.py": [
         Fault(
-            "rates limited by the other side",
+            "dilations limited by the other side",
             "min(dilation[0], H), min(dilation[1], W)",
             "min(dilation[0], W), min(dilation[1], H)",
         ),
         Fault(
-            "rates swapped",
+            "dilations swapped",
             "min(dilation[0], H), min(dilation[1], W)",
             "min(dilation[1], H), min(dilation[0], W)",
         ),
@@ -278,7 +278,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault(
             "strips of a gradient by the device",
             "_shape(input, weight, dilation, _fixed_strip_rows(input)),",
-            "_shape(input, weight, dilation, _strip_rows(kernels, input, weight)),",
+            "_shape(input, weight, dilation, _strip_rows(context, input, weight)),",
         ),
         Fault(
             "strips whose last round is not counted",
@@ -557,12 +557,12 @@ FAULTS: dict[str, list[Fault]] = {
             "return -(-channels * 2 // kernel.k_iter_bytes)",
         ),
         Fault(
-            "rates limited by the other side",
+            "dilations limited by the other side",
             "min(vertical, H), min(horizontal, W))",
             "min(vertical, W), min(horizontal, H))",
         ),
         Fault(
-            "rates swapped",
+            "dilations swapped",
             "min(vertical, H), min(horizontal, W))",
             "min(horizontal, H), min(vertical, W))",
         ),
@@ -636,17 +636,17 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/backends/dispatch_table.py": [
         Fault(
-            "the last row of a class decides",
+            "the last row of a bucket decides",
             "max(ratio, ratios.get(row.kernel, 0))",
             "ratio",
         ),
         Fault(
-            "the first row of a class decides",
+            "the first row of a bucket decides",
             "max(ratio, ratios.get(row.kernel, 0))",
             "ratios.get(row.kernel, ratio)",
         ),
         Fault(
-            "the best row of a class decides",
+            "the best row of a bucket decides",
             "max(ratio, ratios.get(row.kernel, 0))",
             "min(ratio, ratios.get(row.kernel, ratio))",
         ),
@@ -716,12 +716,12 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/ops/shape_bucket.py": [
         Fault(
-            "memory format left out of the class",
+            "memory format left out of the bucket",
             '        in_format,\n        f"{C}->',
             '        f"{C}->',
         ),
         Fault(
-            "rates swapped",
+            "dilations swapped",
             "_taps_inside(H, R, vertical) * _taps_inside(W, S, horizontal)",
             "_taps_inside(H, R, horizontal) * _taps_inside(W, S, vertical)",
         ),
@@ -743,7 +743,9 @@ FAULTS: dict[str, list[Fault]] = {
             "-(-8 * inside // max(1, dense))",
             "8 * inside // max(1, dense)",
         ),
-        Fault("groups left out of the class", '*([f"groups {groups}"] if groups > 1 else []),', ""),
+        Fault(
+            "groups left out of the bucket", '*([f"groups {groups}"] if groups > 1 else []),', ""
+        ),
         Fault(
             "all gradients in every bucket",
             "zip(_GRADIENTS, output_mask) if wanted",
@@ -753,7 +755,7 @@ FAULTS: dict[str, list[Fault]] = {
             "tf32 counts as fp32", 'return "tf32" if tf32_is_allowed() else "fp32"', 'return "fp32"'
         ),
         Fault(
-            "precision left out of the class",
+            "precision left out of the bucket",
             'return f"{_precision(input.dtype)} {shapes}"',
             'return f"bf16 {shapes}"',
         ),
@@ -921,6 +923,12 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("tangent of the mean", "torch.zeros_like(mean)", "torch.ones_like(mean)", TRANSFORMS),
     ],
     "deeplab_fast/_native/limits.py": [
+        Fault(
+            "the newest of several GPUs decides",
+            "oldest = min(",
+            "oldest = max(",
+            TRITON_CALLS,
+        ),
         Fault(
             "even kernels",
             "size % 2 == 0 or 2 * p",

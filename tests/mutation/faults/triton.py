@@ -1,4 +1,4 @@
-"""Faults: The Triton kernels."""
+"""Faults of the Triton kernels."""
 
 from __future__ import annotations
 
@@ -30,11 +30,6 @@ FAULTS: dict[str, list[Fault]] = {
             "",
         ),
         Fault(
-            "the newest of several GPUs decides",
-            "oldest = min(",
-            "oldest = max(",
-        ),
-        Fault(
             "versions compared as text",
             'tuple(map(int, found.split(".")[:2])) < than',
             'found < "{}.{}".format(*than)',
@@ -57,7 +52,7 @@ FAULTS: dict[str, list[Fault]] = {
             "if input is residual:",
         ),
         Fault(
-            "a residual of another batch is taken",
+            "a residual of another batch is supported",
             "if residual.shape != (input.size(0), weight.size(0), *input.shape[2:]):",
             "if residual.shape[1:] != (weight.size(0), *input.shape[2:]):",
         ),
@@ -126,6 +121,18 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/backends/triton/bilinear.py": [
+        Fault(
+            "pixels past the image",
+            "return i_n, tl.where(m_p, o_p, 0), m_p",
+            "return i_n, o_p, o_p <= num_pixels",
+            ARGMAX_TRITON,
+        ),
+        Fault(
+            "int32 offsets of images",
+            "i_n = (tl.program_id(0) // num_blocks).to(tl.int64)",
+            "i_n = tl.program_id(0) // num_blocks",
+            ARGMAX_TRITON,
+        ),
         Fault(
             "the second product is not rounded",
             "return tl.fma(b_a, b_w0, b_b * b_w1)",
@@ -256,7 +263,7 @@ FAULTS: dict[str, list[Fault]] = {
             TRITON_DEPTHWISE,
         ),
         Fault(
-            "rates clamped to the other side",
+            "dilations clamped to the other side",
             "min(dilation[0], input.size(2)), min(dilation[1], input.size(3))",
             "min(dilation[0], input.size(3)), min(dilation[1], input.size(2))",
             TRITON_DEPTHWISE,
@@ -310,6 +317,57 @@ FAULTS: dict[str, list[Fault]] = {
             "b_sum = tl.where(b_sum > 0, b_sum, 0.0)",
         ),
     ],
+    "deeplab_fast/backends/triton/block_sizes.py": [
+        Fault(
+            "blocks smaller than tensor cores multiply",
+            "_SMALLEST = 16",
+            "_SMALLEST = 8",
+        ),
+        Fault(
+            "columns fit the depth",
+            "n=fitting(columns, largest.n), k=fitting(depth, largest.k)",
+            "n=fitting(depth, largest.n), k=fitting(columns, largest.k)",
+        ),
+        Fault(
+            "more shared memory than AMD has",
+            "if torch.version.hip:\n        largest",
+            "if False:\n        largest",
+        ),
+    ],
+    "deeplab_fast/backends/triton/tf32.py": [
+        Fault(
+            "tf32 makes 0 of NaN",
+            '    b_rounded = tl.where(tl.abs(b_exact) < float("inf"), b_rounded, '
+            "b_exact)  # NaN stays NaN\n",
+            "",
+        ),
+        Fault(
+            "offsets of tf32 in int32",
+            "o = tl.program_id(0).to(tl.int64) * BLOCK",
+            "o = tl.program_id(0) * BLOCK",
+            TRITON_FAR,
+        ),
+        Fault(
+            "tf32 past the last",
+            "mask=o < num_elements, other=0.0)",
+            "mask=o >= 0, other=0.0)",
+            TRITON_DENSE,
+        ),
+        Fault("tf32 on AMD", "and not torch.version.hip", "", TRITON_DENSE),
+    ],
+    "deeplab_fast/backends/triton/work_lists.py": [
+        Fault(
+            "k-iterations of the first branch",
+            "depth = max(out_channels) if flipped",
+            "depth = out_channels[0] if flipped",
+        ),
+        Fault(
+            "the first branch is aligned",
+            "math.gcd(16, *channels)",
+            "math.gcd(16, channels[0])",
+        ),
+        Fault("no sum is split", "multi_processor_count", "multi_processor_count // 200"),
+    ],
     "deeplab_fast/backends/triton/dilated_conv2d.py": [
         Fault(
             "pixels of one branch count",
@@ -318,16 +376,10 @@ FAULTS: dict[str, list[Fault]] = {
             TRITON_CALLS,
         ),
         Fault(
-            "tf32 makes 0 of NaN",
-            '    b_rounded = tl.where(tl.abs(b_exact) < float("inf"), b_rounded, '
-            "b_exact)  # NaN stays NaN\n",
-            "",
-        ),
-        Fault(
-            "pieces that are NaN left out",
+            "workspace slots that are NaN left out",
             "        b_sum += tl.load(p_partial + o_row[:, None] + o_n[None, :])",
-            "        b_piece = tl.load(p_partial + o_row[:, None] + o_n[None, :])\n"
-            "        b_sum += tl.where(b_piece == b_piece, b_piece, 0.0)",
+            "        b_slot = tl.load(p_partial + o_row[:, None] + o_n[None, :])\n"
+            "        b_sum += tl.where(b_slot == b_slot, b_slot, 0.0)",
         ),
         Fault(
             "split sums lose rows",
@@ -336,13 +388,13 @@ FAULTS: dict[str, list[Fault]] = {
             TRITON_DENSE,
         ),
         Fault(
-            "pieces of the rows above",
+            "slots of the rows above",
             "((i_first_slot + i).to(tl.int64) * BLOCK_M + o_m) * BLOCK_N",
             "((i_first_slot + i).to(tl.int64) * BLOCK_M + o_m % 16) * BLOCK_N",
             TRITON_DENSE,
         ),
         Fault(
-            "one piece not added",
+            "one slot not added",
             "for i in range(num_slots):",
             "for i in range(num_slots - 1):",
             TRITON_DENSE,
@@ -372,7 +424,7 @@ FAULTS: dict[str, list[Fault]] = {
             TRITON_DENSE,
         ),
         Fault(
-            "pieces in half precision",
+            "workspace in half precision",
             "work.num_slots * blocks.m * blocks.n, dtype=torch.float32)\n    epilogue",
             "work.num_slots * blocks.m * blocks.n)\n    epilogue",
             TRITON_DENSE,
@@ -384,62 +436,16 @@ FAULTS: dict[str, list[Fault]] = {
             TRITON_FAR,
         ),
         Fault(
-            "offsets of the mirrored weight in int32",
+            "offsets of the flipped weight in int32",
             "o_weight = (o_c.to(tl.int64) * num_taps + i_tap)[:, None]",
             "o_weight = (o_c * num_taps + i_tap)[:, None]",
             TRITON_FAR,
         ),
         Fault(
-            "offsets of pieces in int32",
+            "offsets of workspace slots in int32",
             "((i_first_slot + i).to(tl.int64) * BLOCK_M + o_m)",
             "((i_first_slot + i) * BLOCK_M + o_m)",
             TRITON_FAR,
-        ),
-        Fault(
-            "offsets of tf32 in int32",
-            "o = tl.program_id(0).to(tl.int64) * BLOCK",
-            "o = tl.program_id(0) * BLOCK",
-            TRITON_FAR,
-        ),
-        Fault(
-            "tf32 past the last",
-            "mask=o < num_elements, other=0.0)",
-            "mask=o >= 0, other=0.0)",
-            TRITON_DENSE,
-        ),
-        Fault("tf32 on AMD", "and not torch.version.hip", "", TRITON_DENSE),
-        Fault(
-            "blocks smaller than tensor cores multiply",
-            "_SMALLEST = 16",
-            "_SMALLEST = 8",
-            TRITON_DENSE,
-        ),
-        Fault(
-            "columns fit the depth",
-            "n=fitting(columns, largest.n), k=fitting(depth, largest.k)",
-            "n=fitting(depth, largest.n), k=fitting(columns, largest.k)",
-            TRITON_DENSE,
-        ),
-        Fault(
-            "more shared memory than AMD has",
-            "if torch.version.hip:\n        largest",
-            "if False:\n        largest",
-            TRITON_DENSE,
-        ),
-        Fault(
-            "k-iterations of the first branch",
-            "depth = max(out_channels) if flipped",
-            "depth = out_channels[0] if flipped",
-            TRITON_DENSE,
-        ),
-        Fault(
-            "the first branch is aligned",
-            "math.gcd(16, *channels)",
-            "math.gcd(16, channels[0])",
-            TRITON_DENSE,
-        ),
-        Fault(
-            "no sum is split", "multi_processor_count", "multi_processor_count // 200", TRITON_DENSE
         ),
         Fault(
             "a bias with gaps",
@@ -580,16 +586,6 @@ FAULTS: dict[str, list[Fault]] = {
             "images over one another",
             "p_label = p_labels + i_n * num_pixels + o_p",
             "p_label = p_labels + o_p",
-        ),
-        Fault(
-            "pixels past the image",
-            "    o_p = tl.where(m_p, o_p, 0)\n",
-            "    m_p = o_p <= num_pixels\n",
-        ),
-        Fault(
-            "int32 offsets of images",
-            "i_n = (tl.program_id(0) // num_blocks).to(tl.int64)",
-            "i_n = tl.program_id(0) // num_blocks",
         ),
         Fault(
             "int32 offsets of rows",
