@@ -260,12 +260,12 @@ def test_autocast(backend, device):
         (0, torch.zeros(6, 9, 9), ValueError, r"input: expected \[N, C, H, W\]"),
         (1, [], ValueError, "at least one"),
         (2, [torch.zeros(3)], ValueError, "4 weights, 1 biases, 4 dilations"),
-        (3, [1, 2, 3, 0], ValueError, "dilation: expected a positive int"),
+        (3, [1, 2, 3, 0], ValueError, "dilations: expected positive ints"),
         (4, torch.zeros(4, 5, 1, 1), ValueError, r"pool_weight: expected \[K, 6, 1, 1\]"),
         (5, torch.zeros(3), ValueError, r"pool_bias: expected \(4,\)"),
         (6, torch.zeros(7, 18, 1, 1), ValueError, r"project_weight: expected \[K, 22, 1, 1\]"),
         (7, torch.zeros(8), ValueError, r"project_bias: expected \(7,\)"),
-        (7, torch.zeros(7).double(), TypeError, "expected weights and biases in torch.float32"),
+        (7, torch.zeros(7).double(), TypeError, "weights and biases: expected torch.float32"),
     ],
 )
 def test_bad_input(position, value, error, message):

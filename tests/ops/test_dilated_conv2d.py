@@ -665,8 +665,8 @@ X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 4, 3, 3)
         ((X, W, torch.zeros(5)), ValueError, r"bias: expected shape \(6,\)"),
         ((X, W, None, 0), ValueError, "dilation: expected a positive int"),
         ((X, W, None, (1, 2, 3)), ValueError, "dilation"),
-        ((X, W.double()), TypeError, "expected weights and biases in torch.float32"),
-        ((X, W.to("meta")), ValueError, "expected weights and biases on cpu"),
+        ((X, W.double()), TypeError, "weights and biases: expected torch.float32"),
+        ((X, W.to("meta")), ValueError, "weights and biases: expected on cpu"),
     ],
 )
 def test_bad_input(arguments, error, message):

@@ -257,7 +257,7 @@ def test_bad_input():
     input, weights = torch.zeros(2, 4, 5, 5), [torch.zeros(3, 4, k, k) for k in (1, 3, 3)]
     with pytest.raises(ValueError, match="at least one branch"):
         parallel_dilated_conv2d_and_mean(input, [], [])
-    with pytest.raises(TypeError, match="expected weights and biases in torch.float32"):
+    with pytest.raises(TypeError, match="weights and biases: expected torch.float32"):
         parallel_dilated_conv2d_and_mean(input, [w.double() for w in weights], RATES)
     backward = torch.ops.deeplab_fast.parallel_dilated_conv2d_backward
     arguments = torch.zeros(2, 9, 5, 5), input, weights, RATES, [True] * 3

@@ -399,11 +399,11 @@ def test_class_weights_have_neither_gradient_nor_tangent():
     def ours(weight):
         return upsample_cross_entropy(logits, target, weight, 255)
 
-    with pytest.raises(ValueError, match="weight: has no gradient here"):
+    with pytest.raises(ValueError, match="weight: expected requires_grad=False"):
         grad(ours)(weight)
-    with pytest.raises(ValueError, match="weight: has no gradient here"):
+    with pytest.raises(ValueError, match="weight: expected no tangent"):
         jvp(ours, (weight,), (weight,))
-    with pytest.raises(ValueError, match="weight: has no gradient here"):
+    with pytest.raises(ValueError, match="weight: expected no tangent"):
         dual_numbers(ours, (weight,))
 
 

@@ -687,7 +687,11 @@ TARGET = torch.zeros(2, 9, 8, dtype=torch.int64)
         (dict(weight=torch.ones(3)), ValueError, r"weight: expected \(4,\), got \(3,\)"),
         (dict(weight=torch.ones(4).long()), TypeError, "weight: expected a floating dtype"),
         (dict(weight=torch.ones(4).to("meta")), ValueError, "weight: expected on cpu, got meta"),
-        (dict(weight=torch.ones(4).requires_grad_()), ValueError, "weight: has no gradient"),
+        (
+            dict(weight=torch.ones(4).requires_grad_()),
+            ValueError,
+            "weight: expected requires_grad=False",
+        ),
         (dict(reduction="max"), ValueError, "reduction: expected one of none, mean, sum"),
         (dict(label_smoothing=1.5), ValueError, "label_smoothing: expected 0 to 1, got 1.5"),
         (dict(label_smoothing=math.nan), ValueError, "label_smoothing: expected 0 to 1, got nan"),
