@@ -1,16 +1,17 @@
-"""What the machine can do: matrix products, a copy and, on a GPU, reads from its L2 cache.
+"""Measure the rates that a machine reaches: matrix products, a copy and, on a GPU, L2 reads.
 
-The rates to hold the other benchmarks' times against. GFLOP and MB over ms give them.
+They put the times of the other benchmarks into proportion. GFLOP / ms is the rate in TFLOP/s,
+MB / ms the rate in GB/s.
 """
 
 from __future__ import annotations
 
-import harness
 import torch
+from common import harness
 
-# Of harness.relative_error against fp32.
+# Largest harness.relative_error against fp32.
 TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 2e-2}
-L2_PASSES = 32  # so many that the first, from DRAM, and the launch hardly count
+L2_PASSES = 32  # enough to make the first pass, from DRAM, and the launch negligible
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,8 +59,8 @@ def copy(report: harness.Report) -> None:
 
 
 def l2_reads(report: harness.Report) -> None:
-    """A quarter of the cache: it may keep two copies, one for each half of the processors."""
-    import l2_read
+    """Read a quarter of the L2 cache: it may hold two copies of a line, one per half of the SMs."""
+    from common import l2_read  # needs Triton
 
     properties = torch.cuda.get_device_properties(report.device)
     num_programs = 4 * properties.multi_processor_count

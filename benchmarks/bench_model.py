@@ -1,26 +1,25 @@
-"""DeepLab-v3 from images to labels: deeplab_fast against torchvision's model.
+"""Benchmark DeepLab-v3 from images to labels against torchvision's model.
 
-On a GPU and with --full also torch.compile; on a GPU also each of the kernels of convolutions in
-every layer that it takes, where the automatic choice may pass it over, and at batch 1 everything
-once more without CUDA graphs, Python's part included; with --full on the CPU also ONNX Runtime and
-OpenVINO, where `pip install ".[peers]"` brought them.
+On a GPU or with --full, torch.compile is timed too. On a GPU each convolution kernel is also timed
+in every layer that it supports, whether automatic dispatch chooses it or not, and at batch 1 all
+variants are timed a second time without CUDA graphs, which includes the time spent in Python. On a
+CPU, --full adds ONNX Runtime and OpenVINO if they are installed (pip install ".[peers]").
 """
 
 from __future__ import annotations
 
 import copy
 
-import cases
-import harness
-import peers
 import torch
-from cases import Shape
+from common import cases, harness, peers
+from common.cases import Shape
+from common.variants import preferring
 from torch import Tensor, nn
 
 from deeplab_fast.backends import dispatch_table, registry
 from deeplab_fast.models import DeepLabV3
 
-# Of regret() against fp32.
+# Largest regret() against fp32.
 TOLERANCE = {"fp32": 1e-6, "tf32": 1e-2, "fp16": 1e-2, "bf16": 1e-1}
 
 DEFAULT = [
@@ -47,38 +46,38 @@ def main(argv: list[str] | None = None) -> None:
 def inference(
     report: harness.Report, backbone: str, shape: Shape, dtype: str, batch: int, model: DeepLabV3
 ) -> None:
-    """From normalised images in the dtype at hand to int64 labels of the same size."""
+    """Cases from normalised images, in ``dtype``, to int64 labels of the same size."""
     images = torch.randn(batch, 3, *shape.image, device=report.device)
     nchw = images.to(harness.DTYPES[dtype])
-    last = nchw.contiguous(memory_format=torch.channels_last)
-    peer_name, twin = peers.model(model)
-    peer = peers.Labels(twin).eval()
+    channels_last = nchw.contiguous(memory_format=torch.channels_last)
+    peer_name, peer_model = peers.model(model)
+    peer = peers.Labels(peer_model).eval()
     baselines = {
         f"{peer_name} NCHW": peers.applied(peer, nchw),
-        f"{peer_name} channels_last": peers.applied(peer, last),
+        f"{peer_name} channels_last": peers.applied(peer, channels_last),
     }
     gpu = report.device.type == "cuda"
     if gpu or report.args.full:
-        baselines[f"{peer_name} compiled"] = peers.applied(peer, last, compile=True)
+        baselines[f"{peer_name} compiled"] = peers.applied(peer, channels_last, compile=True)
     if report.args.full and not gpu:
         baselines |= peers.engines(peer, images, dtype)
     prepared = model.prepare_for_inference(nchw.dtype)
     drop_in = copy.deepcopy(model).to(nchw.dtype, memory_format=torch.channels_last)
     ours = {
-        "deeplab_fast prepared": lambda: prepared.predict(last),
-        "deeplab_fast.DeepLabV3": lambda: drop_in.predict(last),
+        "deeplab_fast prepared": lambda: prepared.predict(channels_last),
+        "deeplab_fast.DeepLabV3": lambda: drop_in.predict(channels_last),
     }
     if gpu:
         for kernel in dispatch_table.KERNELS:
             if registry.unavailable_reason(kernel, "cuda") is None:
-                name = f"deeplab_fast prepared, {kernel} where it can"
-                ours[name] = harness.preferring(ours["deeplab_fast prepared"], kernel)
+                name = f"deeplab_fast prepared, prefer {kernel}"
+                ours[name] = preferring(ours["deeplab_fast prepared"], kernel)
     for suffix, graphs in timings(report.device, batch).items():
         report.case(
             f"{backbone} {shape.name}{suffix}",
             batch=batch,
             dtype=dtype,
-            reference=lambda: twin(images)["out"],
+            reference=lambda: peer_model(images)["out"],
             ours=ours,
             baselines=baselines,
             error=regret,
@@ -89,10 +88,10 @@ def inference(
 
 
 def timings(device: torch.device, batch: int) -> dict[str, bool]:
-    """Suffix of a case's name -> whether its variants are timed in CUDA graphs.
+    """Whether variants are timed in CUDA graphs, by the suffix of the case's name.
 
-    Graphs hide what Python and the launches of some hundred kernels take, which at batch 1 can be
-    longer than the kernels themselves. On a CPU all times include it.
+    Graphs hide the time that Python and some hundred kernel launches take, which at batch 1 can be
+    longer than the kernels. Times on a CPU always include it.
     """
     if device.type == "cuda" and batch == 1:
         return {"": True, ", called from Python": False}
@@ -101,9 +100,9 @@ def timings(device: torch.device, batch: int) -> dict[str, bool]:
 
 @torch.no_grad()
 def trained_like(backbone: str, shape: Shape) -> DeepLabV3:
-    """A network with random weights whose batch norms have seen data, as a trained one's have."""
+    """A network with random weights, but batch norm statistics from data as after training."""
     torch.manual_seed(0)
-    model = DeepLabV3(backbone, shape.classes, shape.output_stride, shape.rates)
+    model = DeepLabV3(backbone, shape.classes, shape.output_stride, shape.atrous_rates)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -112,23 +111,23 @@ def trained_like(backbone: str, shape: Shape) -> DeepLabV3:
 
 
 def regret(labels: Tensor, logits: Tensor) -> float:
-    """The mean gap between a pixel's best reference logit and that of its label.
+    """Mean difference between a pixel's largest reference logit and the logit of its label.
 
-    In units of the reference logits' standard deviation; labels at random have 1 or more. Two
-    classes that tie to within rounding may be swapped, which the fraction of other labels would
-    punish as much as a wrong one.
+    The unit is the standard deviation of the reference logits; random labels have 1 or more. Unlike
+    the fraction of differing labels, it hardly grows when two classes that tie to within rounding
+    are swapped.
     """
     if labels.shape != logits[:, 0].shape:
         return float("inf")
-    chosen = logits.gather(1, labels[:, None])
-    return ((logits.amax(1, keepdim=True) - chosen).mean() / logits.std()).item()
+    label_logits = logits.gather(1, labels[:, None])
+    return ((logits.amax(1, keepdim=True) - label_logits).mean() / logits.std()).item()
 
 
 def flops(model: DeepLabV3, shape: Shape, batch: int) -> int:
-    """Exact operations of all convolutions; the pyramid's as in cases.aspp_flops."""
-    pyramid = model.classifier[0].convs[0][0]
+    """Operations of all convolutions, without products with padding."""
+    conv = model.classifier[0].convs[0][0]
     total = cases.aspp_flops(
-        shape._replace(in_channels=pyramid.in_channels, channels=pyramid.out_channels), batch
+        shape._replace(in_channels=conv.in_channels, channels=conv.out_channels), batch
     )
 
     def count(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:

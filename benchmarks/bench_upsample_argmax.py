@@ -1,11 +1,12 @@
-"""Labels from low-resolution logits, against PyTorch's interpolate and argmax.
+"""Benchmark upsampling fused with argmax against PyTorch's interpolate and argmax.
 
-How fast that can be depends on the logits: most cells between four low-resolution pixels have one
-class that wins everywhere in them if a trained network made the logits, and few if they are white
-noise. Both are measured; the lines above the tables say how many classes can win. The trained-like
-logits are generated, smooth random regions; real ones come with --logits.
+The speed depends on the logits. In most cells between four low-resolution pixels of a trained
+network's logits a single class wins everywhere; in few cells of random logits one does. Both kinds
+are timed, and the line above each table says how many classes can win. By default smooth random
+regions stand in for a trained network's logits ("trained-like logits"); pass real ones with
+--logits ("trained logits").
 
-On a GPU and with --full also torch.compile of PyTorch's.
+On a GPU or with --full, torch.compile of PyTorch's version is timed too.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import cases
-import harness
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cases import Shape
+from common import cases, harness, variants
+from common.cases import Shape
 from torch import Tensor
 
 import deeplab_fast
 
-# Of regret().
+# Largest regret().
 TOLERANCE = {"fp32": 1e-4, "tf32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
 
 
@@ -33,33 +33,37 @@ def main(argv: list[str] | None = None) -> None:
         "--logits",
         type=Path,
         metavar="FILE.npz",
-        help="an array 'logits' [N, C, H, W] of a trained network, instead of the generated ones; "
-        "mirrored or cropped, and classes added or left out, where a shape is another",
+        help="array 'logits' [N, C, H, W] of a trained network, instead of generated ones; it is "
+        "reflected or cropped, and classes are added or dropped, to fit each shape",
     )
     args = harness.arguments(__doc__, argv, parents=[parser])
-    real = None if args.logits is None else load(parser, args.logits)
+    trained = None if args.logits is None else load(parser, args.logits)
     report = harness.Report("upsample_argmax", args)
+    if args.logits is not None:
+        report.header["trained logits"] = args.logits.name
     default = [cases.VOC_OS8, cases.ADE_OS8, cases.CITYSCAPES_OS8]
     for shape in cases.select(args, default):
         for dtype in args.dtype:
             for batch in args.batch:
                 torch.manual_seed(0)
-                if real is None:
-                    measure(report, shape, dtype, "trained-like", trained_like(shape, batch))
+                if trained is None:
+                    logits = trained_like(shape, batch)
+                    measure(report, shape, dtype, "trained-like logits", logits)
                 else:
-                    measure(report, shape, dtype, args.logits.stem, fitted(real, shape, batch))
-                noise = torch.randn(batch, shape.classes, *shape.feature)
-                measure(report, shape, dtype, "white noise", noise)
+                    logits = fitted(trained, shape, batch)
+                    measure(report, shape, dtype, "trained logits", logits)
+                logits = torch.randn(batch, shape.classes, *shape.feature)
+                measure(report, shape, dtype, "random logits", logits)
     report.finish()
 
 
 def measure(report: harness.Report, shape: Shape, dtype: str, kind: str, logits: Tensor) -> None:
     mean, single = candidates(logits[0])
-    statistics = f"{mean:.2f} classes can win in a cell on average, one in {single:.0%} of cells"
-    print(f"\n{shape.name}, {kind} logits: {statistics}")
+    statistics = f"{mean:.2f} classes per cell can win on average, 1 class in {single:.0%} of cells"
+    print(f"\n{shape.name}, {kind}: {statistics}")
     report.header[f"{shape.name} {kind}"] = statistics
     nchw = logits.to(report.device, harness.DTYPES[dtype])
-    last = nchw.contiguous(memory_format=torch.channels_last)
+    channels_last = nchw.contiguous(memory_format=torch.channels_last)
 
     def theirs(logits: Tensor) -> Tensor:
         return F.interpolate(logits, shape.image, mode="bilinear").argmax(1)
@@ -69,21 +73,21 @@ def measure(report: harness.Report, shape: Shape, dtype: str, kind: str, logits:
 
     baselines = {
         "PyTorch NCHW": lambda: theirs(nchw),
-        "PyTorch channels_last": lambda: theirs(last),
+        "PyTorch channels_last": lambda: theirs(channels_last),
     }
     if report.args.full or report.device.type == "cuda":
-        compiled = harness.compiled(theirs, report.device)
+        compiled = variants.compiled(theirs, report.device)
         baselines["PyTorch compiled"] = lambda: compiled(nchw)
     report.case(
         f"{shape.name}, {kind}",
         batch=len(nchw),
         dtype=dtype,
         reference=lambda: F.interpolate(nchw.float(), shape.image, mode="bilinear"),
-        ours=harness.with_triton(
+        ours=variants.with_triton(
             {
                 "deeplab_fast NCHW": lambda: ours(nchw),
-                "deeplab_fast channels_last": lambda: ours(last),
-                "deeplab_fast uint8 labels": lambda: ours(last, torch.uint8),
+                "deeplab_fast channels_last": lambda: ours(channels_last),
+                "deeplab_fast uint8 labels": lambda: ours(channels_last, torch.uint8),
             },
             report.device,
         ),
@@ -95,20 +99,20 @@ def measure(report: harness.Report, shape: Shape, dtype: str, kind: str, logits:
 
 
 def regret(labels: Tensor, upsampled: Tensor) -> float:
-    """How far a pixel's label is below its best class, at worst, over the largest |logit|.
+    """Largest difference of a pixel's best logit and its label's logit, over the largest |logit|.
 
-    Not the fraction of other labels: where two classes tie to within rounding, PyTorch's answers in
-    different memory formats differ too.
+    The fraction of differing labels would not do: where two classes tie to within rounding,
+    PyTorch's own labels depend on the memory format.
     """
     if labels.shape != upsampled[:, 0].shape:
         return float("inf")
-    chosen = upsampled.gather(1, labels.long()[:, None])
-    gap = (upsampled.amax(1, keepdim=True) - chosen).max()
+    label_logits = upsampled.gather(1, labels.long()[:, None])
+    gap = (upsampled.amax(1, keepdim=True) - label_logits).max()
     return (gap / upsampled.abs().max()).item()
 
 
 def trained_like(shape: Shape, batch: int) -> Tensor:
-    """Logits of an imagined image: smooth regions of a few classes, all others far below."""
+    """Smooth regions of a few classes, with all other classes far below."""
 
     def smooth(classes: int, grain: int) -> Tensor:
         height, width = (-(-side // grain) + 1 for side in shape.feature)
@@ -124,15 +128,18 @@ def trained_like(shape: Shape, batch: int) -> Tensor:
 def load(parser: argparse.ArgumentParser, path: Path) -> Tensor:
     try:
         logits = np.load(path)["logits"]
-    except (OSError, KeyError, ValueError, IndexError) as problem:
-        parser.error(f"--logits: expected an .npz file with an array 'logits', {path}: {problem}")
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        parser.error(f"--logits: expected an .npz file with an array 'logits', {path}: {error}")
     if logits.ndim != 4:
-        parser.error(f"--logits: expected [N, C, H, W], got shape {logits.shape}")
+        parser.error(f"--logits: expected an array [N, C, H, W], got shape {logits.shape}")
     return torch.from_numpy(logits).float()
 
 
 def fitted(logits: Tensor, shape: Shape, batch: int) -> Tensor:
-    """Real logits in another shape; classes that they lack are lowered, uneven copies of theirs."""
+    """A network's logits in another shape.
+
+    Missing classes are filled with lowered, perturbed copies of those that are there.
+    """
     logits = logits[torch.arange(batch) % len(logits)]
     for dim, size in zip((2, 3), shape.feature):
         while logits.size(dim) < size:
@@ -147,10 +154,9 @@ def fitted(logits: Tensor, shape: Shape, batch: int) -> Tensor:
 
 
 def candidates(logits: Tensor) -> tuple[float, float]:
-    """Over all cells of [C, H, W]: the mean number of classes that can win in one, and the fraction
-    of cells with only one.
+    """Mean number of classes that can win in a cell of [C, H, W]; the fraction of cells with one.
 
-    A class cannot win where another is greater at all four corners.
+    A class cannot win in a cell if another class is greater at all four corners.
     """
     corners = torch.stack(
         [logits[:, :-1, :-1], logits[:, :-1, 1:], logits[:, 1:, :-1], logits[:, 1:, 1:]]

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Tries a checkout on a GPU for the first time: builds and installs it, then checks, times and tests
-# it, the most telling parts first. Each part has a time limit. When one fails or hangs, the next
-# one runs all the same; only without a build there is nothing to run.
+# Builds a checkout on a machine with a GPU, installs it, and checks, times and tests its kernels, the
+# most informative parts first. Each part has a time limit. If a part fails or hangs, the next one
+# still runs; only a failed build ends the script.
 #
 #   benchmarks/first_gpu_run.sh first OUT    the CUDA kernels: correctness, speed, tests
-#   benchmarks/first_gpu_run.sh second OUT   tests against cuDNN, the automatic choice, compute-sanitizer, Triton
+#   benchmarks/first_gpu_run.sh second OUT   cuDNN tests, the dispatch table, compute-sanitizer, Triton
 #
-# Either takes at most 400 s. The folder OUT gets summary.txt with a line for each part, log.txt with
-# what all parts printed, and the reports of gpu_check.py. All are written as the run goes on.
+# Either run takes at most 400 s. The folder OUT gets summary.txt with a line for each part, log.txt
+# with the output of all parts, and the reports of gpu_check.py. They are written during the run.
 #
-# Needs Python (PYTHON, else python3) with pip, torch, pybind11 and setuptools 77 or newer, and cmake,
-# ninja and nvcc (CUDACXX, else nvcc on the PATH or in /usr/local/cuda). It installs the package into
-# that Python. No package registry is used: packages that are missing can be put as wheels into the
-# folder wheels/ of the checkout, which are installed first. On a machine with a registry:
+# Requirements: Python (PYTHON, else python3) with pip, torch, pybind11 and setuptools 77 or newer;
+# cmake, ninja and nvcc (CUDACXX, else nvcc on the PATH or in /usr/local/cuda). The package is
+# installed into that Python. No package registry is used: missing packages can be put as wheels into
+# the folder wheels/ of the checkout and are installed first. To download them where there is one:
 #
 #   pip download --only-binary=:all: --no-deps --dest wheels expecttest pytest-timeout pybind11
 set -uo pipefail
@@ -21,19 +21,19 @@ if [[ ${1-} != first && ${1-} != second || -z ${2-} ]]; then
   echo "usage: $0 first|second OUT" >&2
   exit 2
 fi
-python=$(command -v "${PYTHON:-python3}") || { echo "$0: no ${PYTHON:-python3} here" >&2; exit 2; }
-python=$(realpath -s "$python")  # a link in a virtual environment stays one
+python=$(command -v "${PYTHON:-python3}") || { echo "$0: ${PYTHON:-python3}: not found" >&2; exit 2; }
+python=$(realpath -s "$python")  # keeps the symbolic link of a virtual environment
 root=$(realpath "$(dirname "$0")/..")
 mkdir -p "$2"
 out=$(realpath "$2")
-cd "$root/tests"  # at the top Python would import the checkout's package, which has no kernels
+cd "$root/tests"  # in the root Python would import the package of the checkout, which is not built
 total=400
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
-export PIP_BREAK_SYSTEM_PACKAGES=1  # else pip refuses to install into a Linux distribution's Python
-PATH+=":$(dirname "$python")"  # cmake and ninja may be packages of that Python
+export PIP_BREAK_SYSTEM_PACKAGES=1  # allows pip to install into a Linux distribution's Python
+PATH+=":$(dirname "$python")"  # where cmake and ninja are if they are Python packages
 export CUDACXX=${CUDACXX:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 
-# within SECONDS: no more than what is left, with 10 s for ending a part that hangs.
+# within SECONDS: SECONDS or, if less, the time left minus 10 s for ending a part that hangs.
 within() {
   local left=$((total - SECONDS - 10))
   echo $(($1 < left ? $1 : left))
@@ -61,15 +61,16 @@ part() {
   return $status
 }
 
-missing() {  # which of these modules Python cannot find
+# missing MODULE...: the modules that Python cannot find.
+missing() {
   timeout -k 5 30 "$python" - "$@" <<'END'
 import importlib.util, sys
 print(*(name for name in sys.argv[1:] if not importlib.util.find_spec(name)))
 END
 }
 
-# check NAME SECONDS OPTION...: gpu_check; its report stays a file, all the rest becomes an archive.
-# Its own limit leaves it time for importing torch before, and for its last lines after.
+# check NAME SECONDS OPTION...: gpu_check.py; report.md becomes OUT/NAME.md, the rest an archive. The
+# limit passed to it is 15 s shorter, for importing torch and for its last lines.
 check() {
   local name=$1 limit
   limit=$(within "$2")
@@ -82,12 +83,12 @@ check() {
   fi
 }
 
-# tests NAME SECONDS OPTION...: pytest, if it is there.
+# tests NAME SECONDS OPTION...: pytest, if it is installed.
 tests() {
   local name=$1 limit=$2
   shift 2
   if [ -n "$no_tests" ]; then
-    echo "$name: not run without $no_tests" | tee -a "$out/summary.txt"
+    echo "$name: not run, missing: $no_tests" | tee -a "$out/summary.txt"
     return
   fi
   part "$name" "$limit" "$python" -m pytest -v --tb=short "${timeout_options[@]}" "$@"
@@ -101,7 +102,7 @@ for program in cmake ninja "$CUDACXX"; do
   command -v "$program" >/dev/null || needed+=" $program"
 done
 if [ -n "$needed" ]; then
-  echo "missing, nothing can be built: $needed" | tee -a "$out/summary.txt"
+  echo "cannot build, missing: $needed" | tee -a "$out/summary.txt"
   exit 1
 fi
 no_tests=$(missing pytest xdist hypothesis)
@@ -109,7 +110,7 @@ timeout_options=(--timeout 60 --timeout-method thread)
 [ -z "$(missing pytest_timeout)" ] || timeout_options=()
 optional=$(missing triton pytest xdist hypothesis pytest_timeout expecttest skimage torchvision)
 if [ -n "$optional" ]; then
-  echo "missing, what needs it is left out: $optional" | tee -a "$out/summary.txt"
+  echo "some parts are skipped, missing: $optional" | tee -a "$out/summary.txt"
 fi
 
 part build 150 "$python" -m pip install --no-build-isolation --no-deps "$root" || exit 1
@@ -117,28 +118,28 @@ part architectures 30 "$python" -c '
 from deeplab_fast import _C
 built = _C.build_info()
 print(built)
-assert "90a-real" in built["architectures"], "there are no kernels for sm_90a"
+assert "90a-real" in built["architectures"], f"architectures: expected 90a-real, got {built}"
 ' || exit 1
 
-convolutions=(test_{dilated_conv2d,dilated_conv2d_backward,dilated_conv2d_and_mean}.py
-  test_{fused_conv2d,aspp}.py)
-upsampling=(test_upsample_{argmax,argmax_rules,cross_entropy,cross_entropy_limits}.py)
+convolutions=(ops/test_{dilated_conv2d,dilated_conv2d_backward,dilated_conv2d_and_mean}.py
+  ops/test_{fused_conv2d,aspp}.py)
+upsampling=(ops/test_upsample_{argmax,argmax_rules,cross_entropy,cross_entropy_limits}.py)
 cuda=(sm90 argmax cross-entropy depthwise sm80)
 
 if [ "$1" = first ]; then
-  tests conformance 60 -n 0 test_emulator.py test_emulator_hopper.py -k conformance
+  tests conformance 60 -n 0 emulator/test_emulator{,_hopper}.py -k conformance
   check check 180 --family-limit 40 --time --variants --families "${cuda[@]}"
   tests sm80 60 "${convolutions[@]}" -k sm80
   tests upsampling 60 "${upsampling[@]}" -k "cuda and not triton"
   tests sm90 60 "${convolutions[@]}" -k "cuda and not sm80 and not triton"
 else
-  tests cudnn 120 test_cudnn_reference.py
-  part choices 120 "$python" "$root/benchmarks/measure_choices.py" --dtype bf16 --batch 8 \
-    --output "$out/choices" --table "$out/measured.csv"
+  tests cudnn 120 ops/test_cudnn_reference.py
+  part dispatch-table 120 "$python" "$root/benchmarks/tune_dispatch_table.py" --dtype bf16 --batch 8 \
+    --output "$out/dispatch-table" --table "$out/dispatch_table.csv"
   check check-sanitizer 110 --family-limit 40 --sanitize memcheck racecheck \
     --families "${cuda[@]}"
   check check-triton 120 --time --families triton
-  tests triton 90 test_triton.py "${upsampling[@]}" "${convolutions[@]}" -k triton
+  tests triton 90 backends/test_triton.py "${upsampling[@]}" "${convolutions[@]}" -k triton
   tests all 400 .
 fi
-echo "$((SECONDS)) s in all; in $out" | tee -a "$out/summary.txt"
+echo "$((SECONDS)) s in total; results in $out" | tee -a "$out/summary.txt"

@@ -1,9 +1,9 @@
-"""Everything there is to measure on a machine, in pieces: correctness, ceilings, then benchmarks.
+"""Run everything there is to measure on a machine: correctness, ceilings, then all benchmarks.
 
-A piece is one benchmark in one dtype and batch size, with --full, in a process of its own. All
-write to one folder, benchmarks/results/DEVICE-DATE: raw CSVs, plots, what each piece printed,
-nvidia-smi's output. A piece that fails, hangs or runs out of time keeps what it had measured, and
-the next one begins. The exit status is 1 if there was such a piece; the last line names them.
+The work is split into pieces: a piece is one benchmark in one dtype and batch size, with --full, in
+a process of its own. All pieces write to one folder, benchmarks/results/DEVICE-DATE: CSV files,
+plots, their output and that of nvidia-smi. If a piece fails or exceeds its time limit, its results
+so far are kept and the next piece runs. The exit status is then 1, and the last line names it.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ import sys
 import time
 from pathlib import Path
 
-import harness
 import torch
+from common import result_files
+from common.environment import device_name, write_atomically
 
 BENCHMARKS = Path(__file__).resolve().parent
 TESTS = BENCHMARKS.parent / "tests"
-CHOICES = "choices"  # first, so that the benchmarks after it show what was chosen
+DISPATCH_TABLE = "dispatch_table"  # first, because the other benchmarks dispatch by it
 GPU_DTYPES = {
-    CHOICES: ("bf16", "fp16", "tf32"),
+    DISPATCH_TABLE: ("bf16", "fp16", "tf32"),
     "model": ("bf16",),
     "aspp": ("bf16", "fp16", "tf32"),
     "upsample_argmax": ("bf16",),
     "upsample_cross_entropy": ("bf16",),
     "depthwise": ("bf16", "fp16", "fp32"),
 }
-CPU_DTYPES = {name: ("fp32",) for name in GPU_DTYPES if name != CHOICES}
+CPU_DTYPES = {name: ("fp32",) for name in GPU_DTYPES if name != DISPATCH_TABLE}
 CORRECTNESS = "correctness"
 
 
@@ -46,14 +47,18 @@ def main(argv: list[str] | None = None) -> None:
         "pieces",
         nargs="*",
         metavar="PIECE",
-        help="its name or the beginning of names; default: all",
+        help="the name of a piece, or the prefix of several; default: all",
     )
     parser.add_argument("--list", action="store_true", help="print the names of all pieces")
     parser.add_argument(
-        "--limit", type=float, metavar="SECONDS", default=600, help="for each piece; default: 600"
+        "--limit",
+        type=float,
+        metavar="SECONDS",
+        default=600,
+        help="time limit of each piece; default: 600",
     )
     parser.add_argument("--batch", nargs="+", type=int, default=[8, 1, 16], help="default: 8 1 16")
-    parser.add_argument("--tiny", action="store_true", help="toy sizes: does it run at all")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, as a smoke test")
     parser.add_argument("--output", type=Path, help="instead of benchmarks/results/DEVICE-DATE")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,9 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.list:
         print("\n".join(all_pieces))
         return
-    for beginning in args.pieces:
-        if not any(name.startswith(beginning) for name in all_pieces):
-            parser.error(f"no piece begins with {beginning!r}: --list names them")
+    for prefix in args.pieces:
+        if not any(name.startswith(prefix) for name in all_pieces):
+            parser.error(f"PIECE: expected a prefix of a name in --list, got {prefix!r}")
     folder = (args.output or BENCHMARKS / "results" / folder_name(device)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.which("nvidia-smi"):
@@ -71,35 +76,41 @@ def main(argv: list[str] | None = None) -> None:
             subprocess.run(["nvidia-smi", *option], capture_output=True, text=True).stdout
             for option in ([], ["-q"])
         ]
-        harness.write_atomically(folder / "nvidia-smi.txt", "\n".join(texts).encode())
-    chosen = {
+        write_atomically(folder / "nvidia-smi.txt", "\n".join(texts).encode())
+    selected = {
         name: command
         for name, command in all_pieces.items()
         if not args.pieces or name.startswith(tuple(args.pieces))
     }
     failed = []
-    for name, command in chosen.items():
+    for name, command in selected.items():
         log = folder / f"{name}.txt"
-        outcome = run(command + output_of(name, folder), log, args.limit)
+        outcome = run(command + output_option(name, folder), log, args.limit)
         print(f"{name}: {outcome}", flush=True)
         if not outcome.startswith("done"):
             failed.append(name)
-    plot_what_ran_out_of_time(folder)
+    plot_unfinished(folder)
     print(f"results are in {folder}")
     if failed:
-        raise SystemExit(f"failed or not finished: {' '.join(failed)}")
+        raise SystemExit(f"failed or out of time: {' '.join(failed)}")
 
 
 def pieces(device: torch.device, batches: list[int], tiny: bool) -> dict[str, list[str]]:
     """Commands by name, in the order in which they run."""
 
     def script(name: str, *options: str) -> list[str]:
-        size = ["--tiny"] if tiny else [] if name == CHOICES else ["--full"]
-        file = "measure_choices.py" if name == CHOICES else f"bench_{name}.py"
+        size = ["--tiny"] if tiny else [] if name == DISPATCH_TABLE else ["--full"]
+        file = "tune_dispatch_table.py" if name == DISPATCH_TABLE else f"bench_{name}.py"
         return [sys.executable, str(BENCHMARKS / file), *size, *options]
 
-    found = {
-        CORRECTNESS: [sys.executable, "-m", "pytest", "-q", str(TESTS / "test_cudnn_reference.py")],
+    commands = {
+        CORRECTNESS: [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            str(TESTS / "ops" / "test_cudnn_reference.py"),
+        ],
         "ceilings": script("ceilings"),
     }
     benchmarks = GPU_DTYPES if device.type == "cuda" else CPU_DTYPES
@@ -107,39 +118,40 @@ def pieces(device: torch.device, batches: list[int], tiny: bool) -> dict[str, li
         for name in (name for name, dtypes in benchmarks.items() if dtype in dtypes):
             for batch in batches:
                 options = "--dtype", dtype, "--batch", str(batch)
-                found[f"{name}-{dtype}-{batch}"] = script(name, *options)
-    return found
+                commands[f"{name}-{dtype}-{batch}"] = script(name, *options)
+    return commands
 
 
-def output_of(name: str, folder: Path) -> list[str]:
+def output_option(name: str, folder: Path) -> list[str]:
     return [] if name == CORRECTNESS else ["--output", str(folder)]
 
 
-def plot_what_ran_out_of_time(folder: Path) -> None:
+def plot_unfinished(folder: Path) -> None:
+    """Plot the CSV files of pieces that did not reach their end."""
     for file in folder.glob("*.csv"):
-        picture = file.with_suffix(".png")
-        if picture.exists() or file.name.startswith(CHOICES):
+        image = file.with_suffix(".png")
+        if image.exists() or file.name.startswith(DISPATCH_TABLE):
             continue
-        with contextlib.suppress(ImportError):  # matplotlib may be absent; benchmarks say so
-            import plot
+        with contextlib.suppress(ImportError):  # without matplotlib, as the benchmarks report
+            from common.plot import png
 
-            header, rows = plot.read(file)
+            header, rows = result_files.read(file)
             if rows:
-                harness.write_atomically(picture, plot.png(header, rows))
+                write_atomically(image, png(header, rows))
 
 
 def folder_name(device: torch.device) -> str:
-    """h200-2026-01-31 for NVIDIA's."""
-    name = harness.device_name(device).partition(",")[0].lower().replace("nvidia ", "")
+    """DEVICE-DATE, for example h200-2026-01-31."""
+    name = device_name(device).partition(",")[0].lower().replace("nvidia ", "")
     name = re.sub("[^a-z0-9]+", "-", name.replace("(r)", "")).strip("-")
     return f"{name}-{datetime.date.today()}"
 
 
 def run(command: list[str], log: Path, limit: float) -> str:
-    """The outcome of a command whose output goes to ``log``, in words.
+    """Run a command with its output in ``log`` and return the outcome in words.
 
-    It starts in the folder of the tests, because ``python -m`` imports from the folder where it
-    starts, and in the checkout's root that would be the package without its compiled modules.
+    The working directory is tests/, because ``python -m`` imports from there, and the root of the
+    checkout has the package without its compiled modules.
     """
     start = time.monotonic()
     with log.open("wb") as file:
@@ -148,11 +160,11 @@ def run(command: list[str], log: Path, limit: float) -> str:
         )
         try:
             status = process.wait(limit)
-        except BaseException as stopped:
+        except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and the compilers that it started
+                os.killpg(process.pid, signal.SIGKILL)  # including compilers that it started
             process.wait()
-            if not isinstance(stopped, subprocess.TimeoutExpired):
+            if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             return f"out of time after {limit:.0f} s, see {log}"
     seconds = time.monotonic() - start
@@ -160,5 +172,5 @@ def run(command: list[str], log: Path, limit: float) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so ends the piece that it runs
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the running piece too
     main()

@@ -7,18 +7,16 @@ the tables: further dtypes and batch sizes, and the convolutions of a single dil
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
-import harness
+from common import environment, harness, result_files
 
-RESULTS = harness.ROOT / "benchmarks" / "results"
+RESULTS = environment.ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- made by benchmarks/table.py -->\n", "<!-- end of what it made -->\n"
 BENCHMARKS = ("ceilings", "model", "aspp", "upsample_argmax", "upsample_cross_entropy")
 DTYPES, BATCHES = ("fp32", "bf16"), ("1", "8")
 COLUMNS = ("", "deeplab_fast", "best of PyTorch", "speedup", "peak memory, MiB", "others, ms")
-LABELS = {"reference": "trained logits", "white noise": "random logits"}  # of files before 0.2.0
 
 # The rows of README.md: what is computed, and the benchmark, case and dtype that measured it.
 README_FOLDER = "xeon-2core-2026-11-22"
@@ -57,15 +55,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     for path, text in (
-        (harness.ROOT / "docs" / "performance.md", tables(RESULTS)),
-        (harness.ROOT / "README.md", readme_table(RESULTS / README_FOLDER)),
+        (environment.ROOT / "docs" / "performance.md", tables(RESULTS)),
+        (environment.ROOT / "README.md", readme_table(RESULTS / README_FOLDER)),
     ):
         old = path.read_text()
         new = with_text(old, text, path)
         if args.check and new != old:
             raise SystemExit(f"{path} differs from the results: run python benchmarks/table.py")
         if new != old:
-            harness.write_atomically(path, new.encode())
+            environment.write_atomically(path, new.encode())
 
 
 def with_text(page: str, text: str, path: Path) -> str:
@@ -121,7 +119,7 @@ def table(folder: Path) -> str:
     for (benchmark, case, batch, dtype), rows in cases.items():
         if benchmark == "ceilings":
             ceilings += [f"{case} in {dtype} {rate(row)}" for row in rows]
-        elif dtype in DTYPES and batch in BATCHES and " rate " not in case:
+        elif dtype in DTYPES and batch in BATCHES and " dilation " not in case:
             if text := cells(rows):
                 lines.append(f"| {benchmark}: {case}, batch {batch}, {dtype} | {text} |")
     text = "\n".join(lines) + f"\n\nRaw files: {', '.join(links)}.\n\n"
@@ -140,16 +138,12 @@ def read(folder: Path) -> tuple[list[dict[str, str]], dict[tuple[str, ...], Rows
     """The headers of all files, and the rows of each case in the last file that has it."""
     headers, cases = [], {}
     for path in sorted(folder.glob("*.csv"), key=lambda path: path.stem.split("-")[-2:]):
-        lines = path.read_text().splitlines()
-        comments = [line for line in lines if line.startswith("#")]
-        headers.append(dict(line[2:].partition(": ")[::2] for line in comments))
-        headers[-1]["file"] = path.name
-        benchmark = headers[-1]["benchmark"].split()[0].removeprefix("bench_")
+        header, rows = result_files.read(path)
+        headers.append({**header, "file": path.name})
+        benchmark = header["benchmark"].split()[0].removeprefix("bench_")
         measured: dict[tuple[str, ...], Rows] = {}
-        for row in csv.DictReader(lines[len(comments) :]) if benchmark in BENCHMARKS else ():
-            shape, comma, label = row["case"].rpartition(", ")
-            case = shape + comma + LABELS.get(label, label)
-            key = benchmark, case, row["batch"], row["dtype"]
+        for row in rows if benchmark in BENCHMARKS else ():
+            key = benchmark, row["case"], row["batch"], row["dtype"]
             measured.setdefault(key, []).append({**row, "file": path.name})
         cases |= measured
     return headers, dict(sorted(cases.items(), key=lambda case: BENCHMARKS.index(case[0][0])))
@@ -172,7 +166,7 @@ def cells(rows: Rows) -> str | None:
         return None
     best, peer = pair
     others = [f"{r['variant']} {digits(time(r))}" for r in rows if r is not best and r is not peer]
-    memory = [digits(float(r["extra_mib"])) if r["extra_mib"] else "-" for r in pair]
+    memory = [digits(float(r["peak_mib"])) if r["peak_mib"] else "-" for r in pair]
     return " | ".join([
         f"{digits(time(best))} ms ({best['variant']})",
         f"{digits(time(peer))} ms ({peer['variant']})",

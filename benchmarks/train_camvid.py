@@ -1,20 +1,21 @@
-"""DeepLabV3-ResNet50 on CamVid: this trainer, and torchvision's model in plain PyTorch.
+"""Train DeepLabV3-ResNet50 on CamVid with deeplab_fast, and torchvision's model in plain PyTorch.
 
-Both train from scratch (no ImageNet weights) with one recipe: batches, augmentation, schedule and,
-for each seed, initial weights are the same. Neither model is evaluated meanwhile; the time is that
-of all updates, reading of images included.
+Both train from scratch (no ImageNet weights) with the same recipe: equal batches, augmentation,
+learning rates and, for each seed, initial weights. Neither is evaluated during training. The time
+is that of all updates, including reading the images.
 
-    python benchmarks/train_camvid.py CAMVID          # three seeds of both, one after the other
-    python benchmarks/train_camvid.py CAMVID --tiny   # only to see that the code runs
+    python benchmarks/train_camvid.py CAMVID          # three seeds of each, one after the other
+    python benchmarks/train_camvid.py CAMVID --tiny   # smoke test
 
-Each run leaves its scores and its curve in --output as VARIANT-SEED.json, and a run that is there
-is not done again. So a command that was ended goes on where it was, and the work can be cut in
-pieces; the table (CSV) and the picture are of all runs that are there:
+Each run writes its scores and losses to --output as VARIANT-SEED.json. Runs whose file exists are
+skipped, so an interrupted command can be repeated, and the work can be split; the table (CSV) and
+the plot show all runs in the folder:
 
     python benchmarks/train_camvid.py CAMVID --output results --variants torchvision --seeds 0
     python benchmarks/train_camvid.py CAMVID --output results --variants deeplab_fast --seeds 0 1
 
-CAMVID has images/{train,val,test} and labels/{train,val,test}, 11 classes and 11 to ignore.
+CAMVID holds images/{train,val,test} and labels/{train,val,test}, with classes 0 to 10 and 11 for
+pixels to ignore.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from harness import commit, device_name, write_atomically
+from common.environment import commit, device_name, write_atomically
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchvision.models import segmentation
@@ -47,12 +48,12 @@ from deeplab_fast.models import DeepLabV3, Preprocessing
 from deeplab_fast.training import Recipe, SegmentationData, evaluate, folder, train
 from deeplab_fast.training.loader import batches, steps_per_epoch
 
-LOG_EVERY = 10  # updates from one point of a curve to the next
+LOG_EVERY = 10  # updates between two points of a loss curve
 CLASSES = "Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist".split()
 
 
 class Torchvision(nn.Module):
-    """torchvision's model with what evaluate() asks for; it upsamples to full size itself."""
+    """torchvision's model with the attributes that evaluate() needs; its logits have full size."""
 
     align_corners = False
     preprocessing = Preprocessing()
@@ -68,7 +69,7 @@ class Torchvision(nn.Module):
 def ours(
     data: SegmentationData, recipe: Recipe, device: torch.device, workers: int
 ) -> tuple[nn.Module, list[float], float]:
-    """The trained model, the loss of every tenth update, and the seconds of all updates."""
+    """Train our model: returns it, the loss of every tenth update and the total seconds."""
     torch.manual_seed(recipe.seed)
     model = DeepLabV3("resnet50", len(CLASSES), aux_loss=True).to(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,8 +89,8 @@ def ours(
 def theirs(
     data: SegmentationData, recipe: Recipe, device: torch.device, workers: int
 ) -> tuple[nn.Module, list[float], float]:
-    """The same with the loop of torchvision's references/segmentation, and our batches."""
-    torch.manual_seed(recipe.seed)  # the same weights: see DeepLabV3
+    """Train torchvision's model on our batches, in the loop of its references/segmentation."""
+    torch.manual_seed(recipe.seed)  # gives the same initial weights as DeepLabV3
     model = segmentation.deeplabv3_resnet50(
         weights=None, weights_backbone=None, num_classes=len(CLASSES), aux_loss=True
     )
@@ -120,7 +121,7 @@ def theirs(
         loss.backward()
         optimizer.step()
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-            losses.append(loss.item())  # which waits for the update
+            losses.append(loss.item())  # waits for the update
     return Torchvision(model), losses, time.perf_counter() - start
 
 
@@ -140,14 +141,16 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results/local/train_camvid"
     )
-    parser.add_argument("--tiny", action="store_true", help="one epoch of toy crops")
+    parser.add_argument(
+        "--tiny", action="store_true", help="one epoch of tiny crops, as a smoke test"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     device = torch.device(args.device)
-    # 0.01 for 8 images is torchvision's; the rest are Recipe's defaults.
+    # A learning rate of 0.01 for 8 images is torchvision's; the others are defaults of Recipe.
     recipe = Recipe(
         epochs=args.epochs, batch_size=8, crop_size=(360, 480), learning_rate=0.01,
         warmup_steps=100,
@@ -180,20 +183,21 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def results(output: Path, header: dict[str, str]) -> list[dict[str, Any]]:
-    """The runs that are in ``output``; all must have been made alike."""
+    """The runs in ``output``, which must all have the same header."""
     contents = []
     for path in sorted(output.glob("*-*.json")):
         contents.append(json.loads(path.read_text()))
         for key, value in contents[-1]["header"].items():
             if value != header.get(key):
                 raise SystemExit(
-                    f"{path}: {key} {value!r}, not {header.get(key)!r} (expected another --output)"
+                    f"{path}: {key}: expected {header.get(key)!r}, got {value!r}; "
+                    "choose another --output"
                 )
     return contents
 
 
 def summarize(output: Path, header: dict[str, str]) -> None:
-    """Table, picture and means of all runs that are in ``output``."""
+    """Write the table and the plot of all runs in ``output``, and print their means."""
     contents = results(output, header)
     runs = [content["run"] for content in contents]
     for run in runs:
@@ -205,14 +209,14 @@ def summarize(output: Path, header: dict[str, str]) -> None:
     writer.writeheader()
     writer.writerows(runs)
     write_atomically(output / "train_camvid.csv", text.getvalue().encode())
-    write_atomically(output / "train_camvid.png", picture(header, contents))
+    write_atomically(output / "train_camvid.png", plot(header, contents))
     for variant in VARIANTS:
         scores = [run["test_miou"] for run in runs if run["variant"] == variant]
         if scores:
-            spread = f", standard deviation {statistics.stdev(scores):.4f}" if scores[1:] else ""
+            deviation = f", standard deviation {statistics.stdev(scores):.4f}" if scores[1:] else ""
             print(
                 f"{variant}: mean test mIoU {statistics.mean(scores):.4f} of {len(scores)} seeds, "
-                f"{min(scores):.4f} to {max(scores):.4f}{spread}"
+                f"{min(scores):.4f} to {max(scores):.4f}{deviation}"
             )
     print(f"written to {output}/train_camvid.csv and .png")
 
@@ -229,7 +233,7 @@ def measured(
     device: torch.device,
     workers: int,
 ) -> tuple[dict[str, float], list[float]]:
-    """Train and test: what is measured, and the losses."""
+    """Train and test one variant: returns the measurements and the losses."""
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.empty_cache()
@@ -246,17 +250,17 @@ def measured(
     }, losses
 
 
-def picture(header: dict[str, str], contents: list[dict[str, Any]]) -> bytes:
-    """Training loss of every run, smoothed, and what each reached on the test images."""
+def plot(header: dict[str, str], contents: list[dict[str, Any]]) -> bytes:
+    """A PNG of the smoothed training loss of every run and its test mIoU."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
     for content in contents:
         losses, variant = content["losses"], content["run"]["variant"]
         label = f"{variant}, seed {content['run']['seed']}"
         color = f"C{list(VARIANTS).index(variant)}"
-        part = max(1, len(losses) // 50)  # points that are averaged
-        smooth = np.convolve(losses, np.full(part, 1 / part), "valid")
-        updates = LOG_EVERY * (np.arange(len(smooth)) + part)
+        window = max(1, len(losses) // 50)  # points averaged
+        smooth = np.convolve(losses, np.full(window, 1 / window), "valid")
+        updates = LOG_EVERY * (np.arange(len(smooth)) + window)
         left.plot(updates, smooth, color=color, linewidth=1, label=label)
         right.plot(variant, content["run"]["test_miou"], "o", color=color, alpha=0.7)
     left.set_xlabel("update")

@@ -5,8 +5,8 @@
 //   lo = floor(src), hi = min(lo + 1, size - 1), w1 = src - lo, w0 = 1 - w1
 //   value = fma(fma(a, w0, b * w1), h0, fma(c, w0, d * w1) * h1)      corners a b / c d
 //
-// This is the order PyTorch's CUDA kernel for contiguous NCHW (upsample_bilinear2d_out_frame)
-// compiles to. Multiply-adds are spelled out; build with -ffp-contract=off.
+// This is the order of operations to which PyTorch's CUDA kernel for contiguous NCHW compiles
+// (upsample_bilinear2d_out_frame). Multiply-adds are spelled out; build with -ffp-contract=off.
 #pragma once
 
 #include <cstdint>
@@ -63,15 +63,15 @@ HOST_DEVICE float interpolate(float a, float b, float c, float d, float w0, floa
   return interpolate(interpolate(a, b, w0, w1), interpolate(c, d, w0, w1), h0, h1);
 }
 
-// A class whose logits are at or below losing_bound(x) of another class's logit x at all four
-// corners of a cell wins no pixel of it, whatever the rounding: an interpolated value is off by
-// less than 2^-21 of the weighted |corners|, and x - losing_bound(x) exceeds 2^-20 of both logits.
-// 2^-118 covers products that are denormal.
+// Bound below which a logit loses to x. If a class is at or below losing_bound(x) of another
+// class's logit x at all four corners of a cell, it wins no pixel of the cell, whatever the
+// rounding: an interpolated value is off by less than 2^-21 of the weighted |corners|, and x -
+// losing_bound(x) exceeds 2^-20 of both logits. 2^-118 covers denormal products.
 HOST_DEVICE float losing_bound(float x) {
   return x - fma_rn(0x1p-18f, x < 0.0f ? -x : x, 0x1p-118f);
 }
 
-// torch.argmax's order: the first NaN wins, else the greatest value, else the lowest class.
+// Order of torch.argmax: the first NaN wins, else the greatest value, else the lowest class.
 // `value` belongs to a higher class than `best`.
 HOST_DEVICE bool replaces_best(float value, float best) {
   return value > best || (value != value && best == best);

@@ -1,5 +1,5 @@
-// fp16 and bf16 bit patterns to float on the host, exactly, in plain integer operations that the
-// compiler vectorises; no instruction-set or compiler-type requirement.
+// Exact conversion of fp16 and bf16 bit patterns to float on the host, in plain integer operations
+// that the compiler vectorises. It needs no instruction set and no 16-bit type of the compiler.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,8 @@ HOST_DEVICE float to_float(BFloat16 value) {
   return bits_to_float(static_cast<uint32_t>(value.bits) << 16);
 }
 
-// Exponent and mantissa move into float position; multiplying by 2^112 rebases the exponent and
-// makes fp16 denormals normal in one exact step. fp16 Inf/NaN needs the float exponent all ones.
+// Exponent and mantissa are shifted to their place in a float. Multiplying by 2^112 rebases the
+// exponent and makes fp16 denormals normal, exactly. Inf and NaN need a float exponent of all ones.
 HOST_DEVICE float to_float(Half value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;

@@ -1,5 +1,5 @@
-// Functions shared by CPU and CUDA kernels. always_inline, so that on the CPU they are compiled
-// for the instruction set of the target_clones function that calls them.
+// HOST_DEVICE marks functions shared by CPU and CUDA kernels. They are always inlined, so that on
+// the CPU they are compiled for the instruction set of the target_clones function that calls them.
 #pragma once
 
 #ifdef __CUDACC__

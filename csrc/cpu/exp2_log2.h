@@ -8,7 +8,7 @@
 
 namespace deeplab_fast::cpu {
 
-// x in [-126, 127], within 1.1 ulp; -127 gives 0 and NaN stays NaN.
+// 2^x for x in [-126, 127], within 1.1 ulp; -127 gives 0 and NaN stays NaN.
 ALWAYS_INLINE float fast_exp2(float x) {
   const float magic = 0x1.8p23f + 127.0f;  // leaves round(x) + 127 in the low mantissa bits
   const float shifted = x + magic;
@@ -23,7 +23,7 @@ ALWAYS_INLINE float fast_exp2(float x) {
   return p * bits_to_float(float_to_bits(shifted) << 23);
 }
 
-// x positive, normal and finite, within 3 ulp, near 1 too; NaN stays NaN.
+// log2(x) for positive, normal, finite x, within 3 ulp, also near 1; NaN stays NaN.
 ALWAYS_INLINE float fast_log2(float x) {
   const uint32_t sqrt_half = 0x3f3504f3u;
   const uint32_t exponent = (float_to_bits(x) - sqrt_half) & 0xff800000u;

@@ -1,5 +1,5 @@
-// Stores past the caches, for outputs too large to stay in them: a line that is overwritten whole
-// need not be read first. stream_fence() before another thread may read them.
+// Non-temporal stores, for outputs too large to stay in the caches: they overwrite a whole line
+// without reading it first. Another thread may read the line after a stream_fence().
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace deeplab_fast::cpu {
 
 constexpr int kLineBytes = 64;
 
-// dst: aligned to kLineBytes.
+// Copies kLineBytes. dst is aligned to kLineBytes.
 ALWAYS_INLINE void stream_line(void* dst, const void* src) {
 #ifdef __SSE2__
   for (int i = 0; i < kLineBytes / 16; ++i) {

@@ -1,11 +1,12 @@
 // labels[n, y, x] = argmax_c bilinear(logits[n, c])(y, x), interpolated in fp32.
 // logits [N, C, H, W] in any strides, labels [N, out_H, out_W] contiguous.
 //
-// The output pixels between the same four source pixels form a cell. Each source row is brought to
-// fp32 [C, W] once, with the class that wins at each pixel, if it wins safely. A cell whose corners
-// agree on the winner is filled. The others are joined into tiles, in which the classes that can
-// win are interpolated along x, once per source row, then along y for every output row.
-// Threads take runs of bands: output rows between the same two source rows.
+// The output pixels between the same four source pixels form a cell. Each source row is converted
+// to fp32 [C, W] once, and the winning class of each of its pixels is found. If the corners of a
+// cell agree on a class that wins safely (bilinear.h), the cell is filled with it. Other cells are
+// joined into tiles: the classes that can win there are interpolated along x, once per source row,
+// then along y for every output row. A band is the output rows between the same two source rows;
+// threads take runs of bands.
 
 #include <omp.h>
 
@@ -25,18 +26,20 @@
 namespace deeplab_fast::cpu {
 namespace {
 
-constexpr int kLanes = 16;        // lengths of innermost loops are multiples of this, the widest
-constexpr int kCellLanes = 8;     // vector, or of this where they run along the pixels of a cell
+// Innermost loops run over multiples of kLanes, the widest vector; those along the pixels of a cell
+// over multiples of kCellLanes.
+constexpr int kLanes = 16;
+constexpr int kCellLanes = 8;
 constexpr int kTileColumns = 64;  // output pixels
 constexpr int kTilePitch = kTileColumns + kLanes;
 constexpr int kTileRows = 16;
-constexpr int kTileClasses = 32;  // held interpolated along x; fits the first-level cache
+constexpr int kTileClasses = 32;  // interpolated along x at a time; they fit the L1 cache
 constexpr int kUnroll = 4;        // classes compared per load and store of the running maximum
 constexpr int kMaxRivals = 4;     // tiles with more corner winners are not worth pruning
-constexpr size_t kMinStreamedBytes = 1 << 20;  // labels as large as this leave the caches anyway
+constexpr size_t kMinStreamedBytes = 1 << 20;  // so many bytes of labels leave the caches anyway
 constexpr int64_t kPixelsPerThread = 16384;    // fewer are not worth waking a thread for
 
-// Marks of source pixels where no class wins safely.
+// Marks of source pixels at which no class wins safely.
 constexpr int32_t kContested = -1;
 constexpr int32_t kNotFinite = -2;  // some class is NaN or infinite
 
@@ -51,7 +54,7 @@ struct Span {
 
 struct Axis {
   std::vector<Span> spans;
-  std::vector<float> w0, w1;  // per output coordinate; readable kLanes past the end
+  std::vector<float> w0, w1;  // [out_size + kLanes] weights; loops read past the last coordinate
 };
 
 Axis make_axis(int64_t out_size, int64_t size, float scale, bool align_corners, int max_span) {
@@ -71,7 +74,7 @@ Axis make_axis(int64_t out_size, int64_t size, float scale, bool align_corners, 
   return axis;
 }
 
-// The source columns that are read at all, in order; lo and hi become indices into them.
+// Source columns that some span reads, in order. Turns lo and hi into indices of this list.
 std::vector<int64_t> take_used_columns(std::vector<Span>& spans) {
   std::vector<int64_t> columns;
   const auto index_of = [&columns](int64_t column) {
@@ -90,8 +93,8 @@ struct Plan {
   UpsampleShape shape;
   Axis rows, columns;
   std::vector<int64_t> source_columns;
-  int64_t width, pitch;  // of a source row in scratch; loops may read kLanes past the width
-  int64_t label_pitch;   // of an output row in scratch; tiles may write kTilePitch past a column
+  int64_t width, pitch;  // elements of a source row in scratch, used and allocated
+  int64_t label_pitch;   // elements of an output row in scratch; a tile writes past its columns
 
   explicit Plan(const UpsampleShape& s)
       : shape(s),
@@ -103,7 +106,7 @@ struct Plan {
         label_pitch(s.out_W + kTilePitch) {}
 };
 
-// Uninitialised: setting large buffers to zero would take a tenth of the time of a small call.
+// Uninitialised array: setting large ones to zero would take a tenth of the time of a small call.
 template <typename T>
 struct Buffer {
   explicit Buffer(int64_t size) : values(new T[size]) {}
@@ -117,11 +120,11 @@ struct SourceRow {
       : logits(plan.shape.C * plan.pitch), winner(plan.pitch), sure(plan.pitch) {}
   int64_t index = -1;      // n * H + y
   Buffer<float> logits;    // [C, pitch]
-  Buffer<int32_t> winner;  // [pitch] the class with the greatest logit
-  Buffer<int32_t> sure;    // [pitch] the same where it wins safely, else a mark
+  Buffer<int32_t> winner;  // [pitch] class with the greatest logit
+  Buffer<int32_t> sure;    // [pitch] winner if it wins safely, else a mark
 };
 
-// What one thread needs.
+// Memory of one thread.
 struct Scratch {
   explicit Scratch(const Plan& plan)
       : rows{SourceRow(plan), SourceRow(plan)},
@@ -132,19 +135,20 @@ struct Scratch {
         candidates(plan.shape.C + kUnroll),
         labels(kTileRows * plan.label_pitch) {}
   SourceRow rows[2];
-  Buffer<float> best, second;  // [pitch] of the row being loaded
-  Buffer<uint32_t> magnitude;  // [pitch] the bits of the greatest |logit|
+  Buffer<float> best, second;  // [pitch] greatest two logits of the row that is being loaded
+  Buffer<uint32_t> magnitude;  // [pitch] bits of the greatest |logit|
   Buffer<float> bounds;        // [2, pitch] losing bounds along a tile's two source rows
   Buffer<int32_t> candidates;  // [C + kUnroll]
-  Buffer<int32_t> labels;      // [kTileRows, label_pitch] of a band
-  // A tile's candidates along x in its two source rows, and the greatest value so far. Set to zero
-  // because whole vectors are computed: denormal leftovers would be slow.
+  Buffer<int32_t> labels;      // [kTileRows, label_pitch] labels of a band
+  // Candidates of a tile, interpolated along x in its two source rows, and the greatest value so
+  // far. Zeros, because whole vectors are computed and leftover denormals would be slow.
   alignas(64) float top[kTileClasses][kTilePitch] = {};
   alignas(64) float bottom[kTileClasses][kTilePitch] = {};
   alignas(64) float value[kTileRows][kTileColumns];
 };
 
-// Reads pixels from column `x` on, kPixels at a time, whose classes lie side by side.
+// Converts pixels whose classes are contiguous, kPixels at a time, from column `x` on. Returns the
+// first column that is left.
 template <int kPixels, typename Logit>
 ALWAYS_INLINE int64_t transpose_from(int64_t x, float* __restrict__ dst,
                                      const Logit* __restrict__ src, const Plan& plan) {
@@ -182,7 +186,7 @@ ALWAYS_INLINE void convert_row(float* __restrict__ dst, const Logit* __restrict_
   }
 }
 
-// Takes kClasses more classes, from `first` on, into the running best and second best of a row.
+// Updates the running best and second best of a row with the kClasses classes from `first` on.
 template <int kClasses>
 ALWAYS_INLINE void rank_classes(float* __restrict__ best, float* __restrict__ second,
                                 int32_t* __restrict__ winner, uint32_t* __restrict__ magnitude,
@@ -239,7 +243,7 @@ ALWAYS_INLINE void load_row_typed(SourceRow& row, Scratch& scratch, const Logit*
   find_winners(row, scratch, plan);
 }
 
-// Plain overloads, because Clang clones no templates.
+// Overloads instead of a template, because Clang does not clone templates.
 TARGET_CLONES void load_row(SourceRow& row, Scratch& scratch, const float* src, const Plan& plan) {
   load_row_typed(row, scratch, src, plan);
 }
@@ -259,7 +263,7 @@ struct Tile {
   int64_t last_column() const { return end[-1].hi; }
 };
 
-// The class that wins the whole cell, or a negative mark.
+// Class that wins the whole cell, or a negative mark.
 ALWAYS_INLINE int32_t common_winner(const SourceRow& top, const SourceRow& bottom,
                                     const Span& cell) {
   const int32_t k = top.sure[cell.lo];
@@ -276,7 +280,8 @@ ALWAYS_INLINE bool all_finite(const Tile& tile) {
   return finite;
 }
 
-// The distinct winners at the tile's corners, or 0 if they are more than kMaxRivals.
+// Finds the distinct winners at the corners of a tile's cells. Returns their number, or 0 if there
+// are more than kMaxRivals.
 ALWAYS_INLINE int find_rivals(int32_t* rivals, const Tile& tile) {
   int count = 0;
   for (const SourceRow* row : {tile.top, tile.bottom}) {
@@ -290,7 +295,7 @@ ALWAYS_INLINE int find_rivals(int32_t* rivals, const Tile& tile) {
   return count;
 }
 
-// Drops the candidates that class k beats at every corner of the tile; returns how many stay.
+// Drops the candidates that class k beats at every corner of the tile. Returns how many are left.
 ALWAYS_INLINE int64_t drop_beaten(Scratch& scratch, int64_t count, const Tile& tile, int32_t k,
                                   int64_t pitch) {
   const int64_t first = tile.first_column();
@@ -319,14 +324,14 @@ ALWAYS_INLINE int64_t drop_beaten(Scratch& scratch, int64_t count, const Tile& t
   return kept;
 }
 
-// Interpolates `classes` candidates of a source row along x: the columns of the tile.
+// Interpolates `classes` candidates of a source row along x, at the output columns of the tile.
 ALWAYS_INLINE void interpolate_columns(float (*dst)[kTilePitch], const SourceRow& row,
                                        const int32_t* __restrict__ candidates, int64_t classes,
                                        const Tile& tile, const Plan& plan) {
   for (const Span* cell = tile.begin; cell != tile.end; ++cell) {
     const float* a = row.logits.data() + cell->lo;
     const float* b = row.logits.data() + cell->hi;
-    // Whole vectors; the next cell overwrites what reaches into it.
+    // Whole vectors are written; the next cell overwrites those that reach into it.
     for (int64_t x0 = cell->begin; x0 < cell->end; x0 += kCellLanes) {
       float w0[kCellLanes], w1[kCellLanes];
       for (int x = 0; x < kCellLanes; ++x) {
@@ -342,7 +347,7 @@ ALWAYS_INLINE void interpolate_columns(float (*dst)[kTilePitch], const SourceRow
   }
 }
 
-// Takes kUnroll candidates into the running maximum along an output row.
+// Updates the running maximum along an output row with kUnroll candidates.
 template <bool kFinite>
 ALWAYS_INLINE void take_candidates(float* __restrict__ value, int32_t* __restrict__ label,
                                    const float (*__restrict__ top)[kTilePitch],
@@ -370,7 +375,7 @@ ALWAYS_INLINE void compare_candidates(Scratch& scratch, int64_t count, const Til
   const int64_t width = round_up(tile.end[-1].end - tile.begin->begin, kLanes);
   int32_t* candidates = scratch.candidates.data();
   int32_t* labels = scratch.labels.data() + tile.begin->begin;  // the next tile overwrites the rest
-  std::fill_n(candidates + count, kUnroll, candidates[count - 1]);  // repeats win nothing
+  std::fill_n(candidates + count, kUnroll, candidates[count - 1]);  // a repeated class wins nothing
   for (int64_t y = 0; y < band.end - band.begin; ++y) {
     std::fill_n(scratch.value[y], width, -INFINITY);
     std::fill_n(labels + y * plan.label_pitch, width, candidates[0]);
@@ -403,7 +408,7 @@ ALWAYS_INLINE void find_labels(Scratch& scratch, const Tile& tile, const Span& b
   compare_candidates<true>(scratch, count, tile, band, plan);
 }
 
-// Finds the labels of a band, in scratch.
+// Computes the labels of a band, in scratch.
 TARGET_CLONES void label_band(Scratch& scratch, const SourceRow& top, const SourceRow& bottom,
                               const Span& band, const Plan& plan) {
   const Span* end = plan.columns.spans.data() + plan.columns.spans.size();
@@ -427,7 +432,7 @@ TARGET_CLONES void label_band(Scratch& scratch, const SourceRow& top, const Sour
   }
 }
 
-// dst: the labels of the image, [out_H, out_W].
+// Stores the labels of a band. dst: labels [out_H, out_W] of the image.
 template <typename Label>
 ALWAYS_INLINE void store_band_typed(Label* __restrict__ dst, const Scratch& scratch,
                                     const Span& band, const Plan& plan) {

@@ -2,13 +2,14 @@
 // logits [N, C, H, W] fp32 in any strides, per-pixel tensors [N, out_H, out_W].
 //
 // Output pixels between the same four source pixels form a cell. Each source row is centred once:
-// less the pixel's maximum over classes, which no softmax notices as interpolation is linear, and
-// in units of log 2. Innermost loops run over kLanes cells side by side, so corners need no gather.
-// Down a column of a cell logits grow linearly and their exponentials geometrically: two
-// exponentials serve up to kRows pixels. Where a centred logit is below kTame they could underflow
-// on the way; such blocks subtract each pixel's maximum and take one exponential per pixel.
-// Backward repeats the forward's exponentials bit for bit, and gathers: the gradient of a source
-// row comes from the cell rows above and below it, each summed in a fixed order.
+// its pixel's maximum over classes is subtracted, and the logits are scaled by log2(e). The softmax
+// does not depend on the shift, because interpolation is linear. Innermost loops run over kLanes
+// neighbouring cells, so that corners need no gather. Down a column of a cell logits grow linearly
+// and their exponentials geometrically: two exponentials serve up to kRows pixels. Where a centred
+// logit is below kTame, exponentials could underflow on the way; such blocks ("wild" ones) subtract
+// each pixel's maximum and compute one exponential per pixel. The backward pass repeats the
+// forward's exponentials bit for bit, and gathers: the gradient of a source row is the sum over the
+// cell rows above and below it, in a fixed order.
 
 #include <omp.h>
 
@@ -33,7 +34,7 @@ constexpr float kLog2E = 0x1.715476p+0f;
 constexpr float kLn2 = 0x1.62e43p-1f;
 constexpr int64_t kPixelsPerThread = 4096;  // fewer are not worth waking a thread for
 
-// Zeros that start on a cache line, so that no kLanes floats straddle two.
+// Zero-initialised array that starts on a cache line, so that no kLanes floats straddle two.
 class Buffer {
  public:
   explicit Buffer(int64_t size = 0) : lines_((size + kLanes - 1) / kLanes) {}
@@ -51,7 +52,7 @@ class Buffer {
 // Cell v lies between source coordinates v - 1 and v, clamped. Cell 0 holds the outputs whose
 // coordinate was clamped to 0, so that inside every cell the weights change evenly.
 struct Axis {
-  std::vector<int64_t> begin;  // [size + 2] cell v has the outputs [begin[v], begin[v + 1])
+  std::vector<int64_t> begin;  // [size + 2] outputs [begin[v], begin[v + 1]) are in cell v
   std::vector<float> w0, w1;   // [out_size]
 
   Axis(int64_t out_size, int64_t size, float scale, bool align_corners)
@@ -66,12 +67,12 @@ struct Axis {
   }
 };
 
-// kLanes cells side by side. Their k-th pixels are its slots [k * kLanes, (k + 1) * kLanes).
+// kLanes neighbouring cells. Slots [k * kLanes, (k + 1) * kLanes) hold the k-th pixel of each.
 struct Block {
-  int64_t cell;            // the first
+  int64_t cell;            // first cell
   int64_t x_begin, x_end;  // output columns
-  int64_t depth;           // most pixels in one of its cells
-  int64_t slots;           // where its slots begin in Plan::w0 and w1
+  int64_t depth;           // pixels of the widest cell
+  int64_t slots;           // first slot of the block in Plan::w0 and w1
 };
 
 struct Plan {
@@ -80,10 +81,10 @@ struct Plan {
   float total_class_weight;
   Axis rows, columns;
   std::vector<Block> blocks;
-  std::vector<int32_t> slot;  // [out_W] within the block
-  Buffer w0, w1;              // per slot; 0 where a cell has fewer pixels than the block is deep
+  std::vector<int32_t> slot;  // [out_W] slot of an output column, within its block
+  Buffer w0, w1;              // [slots] weights; 0 in the slots of narrower cells without a pixel
   int64_t max_slots = 0;
-  int64_t pitch;  // of a source row; loops read one past the last cell of the last block
+  int64_t pitch;  // elements of a source row; loops read one past the last cell of the last block
 
   Plan(const UpsampleShape& s, const CrossEntropyParams& t)
       : shape(s),
@@ -96,7 +97,7 @@ struct Plan {
     for (int64_t c = 0; c < s.C; ++c) total += smoothing_weight(c);
     total_class_weight = static_cast<float>(total);
 
-    // Cell 0 lies between two copies of a source pixel: halves of them keep an infinite one.
+    // Cell 0 lies between two copies of a source pixel: with weights of 1/2 an infinite one stays.
     std::fill_n(columns.w0.begin(), columns.begin[1], 0.5f);
     std::fill_n(columns.w1.begin(), columns.begin[1], 0.5f);
 
@@ -125,7 +126,7 @@ struct Plan {
 
   float class_weight(int64_t c) const { return params.weight ? params.weight[c] : 1.0f; }
 
-  // 0 without smoothing: an infinite weight of a class that no pixel has would make 0 * inf.
+  // 0 without smoothing: the infinite weight of a class without pixels would give 0 * inf.
   float smoothing_weight(int64_t c) const {
     return params.label_smoothing > 0.0f ? class_weight(c) : 0.0f;
   }
@@ -134,15 +135,15 @@ struct Plan {
 // A source row with its first and last pixel repeated: cell v lies between entries v and v + 1.
 struct SourceRow {
   int64_t index = -1;  // n * H + y
-  Buffer centred;      // [C + 1, pitch]; the last is the weighted sum over classes
-  Buffer lowest;       // [pitch] over classes
+  Buffer centred;      // [C + 1, pitch] centred logits, and their weighted sum over classes
+  Buffer lowest;       // [pitch] lowest centred logit
 };
 
 // Output rows [y, y + count) of one cell row.
 struct RowGroup {
   int64_t y, count;
-  const float *h0, *h1;  // [count]
-  float step;            // of h1
+  const float *h0, *h1;  // [count] weights of the rows
+  float step;            // difference of h1 between two rows
 
   RowGroup(const Axis& axis, int64_t begin, int64_t end)
       : y(begin),
@@ -152,12 +153,12 @@ struct RowGroup {
         step(count > 1 ? (h1[count - 1] - h1[0]) / static_cast<float>(count - 1) : 0.0f) {}
 };
 
-// Gradients of the corners of a block's cells, one class.
+// Gradients of one class at the corners of a block's cells.
 struct alignas(64) Corners {
   float top_left[kLanes], top_right[kLanes], bottom_left[kLanes], bottom_right[kLanes];
 };
 
-// What one thread needs.
+// Memory of one thread.
 struct Scratch {
   SourceRow rows[2];
   Buffer best;                   // [pitch]
@@ -211,7 +212,7 @@ TARGET_CLONES void load_row(SourceRow& row, Scratch& scratch, const float* __res
     const float weight = plan.smoothing_weight(c);
     for (int64_t x = 1; x <= W; ++x) {
       float value = (logit[x] - best[x]) * kLog2E;
-      // A finite logit stays finite: an infinite one would be NaN where its weight is 0.
+      // A finite logit stays finite: an infinite one with weight 0 would give NaN.
       value = value < -0x1p126f && logit[x] >= -FLT_MAX ? -0x1p126f : value;
       logit[x] = value;
       lowest[x] = value < lowest[x] ? value : lowest[x];
@@ -220,7 +221,7 @@ TARGET_CLONES void load_row(SourceRow& row, Scratch& scratch, const float* __res
   }
   for (int64_t c = 0; c <= C; ++c) {
     float* logit = centred + c * pitch;
-    // What clamped outputs read, source pixel 1 with weight 0 included: 0 * inf is NaN.
+    // Clamped outputs read source pixel 1, too, with weight 0: 0 * inf is NaN.
     logit[0] = interpolate(logit[1], logit[std::min<int64_t>(W, 2)], 1.0f, 0.0f);
     logit[W + 1] = logit[W];
   }
@@ -228,7 +229,7 @@ TARGET_CLONES void load_row(SourceRow& row, Scratch& scratch, const float* __res
   lowest[W + 1] = lowest[W];
 }
 
-// The cells between source rows v - 1 and v.
+// Cells between source rows v - 1 and v.
 struct CellRow {
   int64_t v;
   const SourceRow &top, &bottom;
@@ -257,7 +258,7 @@ ALWAYS_INLINE bool is_tame(const CellRow& row, const Block& block) {
   return lowest >= kTame;
 }
 
-// One class at the k-th pixels of a block's cells.
+// Operands of one class at the k-th pixels of a block's cells.
 struct Strip {
   const float* __restrict__ top, * __restrict__ bottom;  // [kLanes + 1] source values
   const float* __restrict__ w0, * __restrict__ w1;       // [kLanes]
@@ -270,15 +271,15 @@ ALWAYS_INLINE Strip strip_of(const CellRow& row, const Block& block, const Plan&
           plan.w0.data() + slots, plan.w1.data() + slots};
 }
 
-// The logits at the top or bottom edge of the cells. Slots without a pixel have weights 0 and must
-// read 0 even where a corner is NaN; a mask, because the compiler vectorises no such branch.
+// Logits at the top or bottom edge of the cells. Slots without a pixel have weights 0 and must read
+// 0 even if a corner is NaN. A mask does this, because the compiler does not vectorise the branch.
 ALWAYS_INLINE float at_edge(const float* source, const Strip& s, int l) {
   const uint32_t used = s.w0[l] + s.w1[l] > 0.0f ? ~0u : 0u;
   const float z = interpolate(source[l], source[l + 1], s.w0[l], s.w1[l]);
   return bits_to_float(float_to_bits(z) & used);
 }
 
-// The exponentials at the first of a group's rows and their ratio from row to row.
+// Exponentials at the first row of a group, and their ratio from row to row.
 struct Progression {
   float e[kLanes], ratio[kLanes];
 };
@@ -292,8 +293,7 @@ ALWAYS_INLINE void start(Progression& p, const Strip& strip, const RowGroup& gro
   }
 }
 
-// 2^x for x <= 0, or 0 where that is negligible beside 1: products with less would be denormal,
-// thus slow.
+// 2^x for x <= 0, or 0 if it is negligible beside 1: products with less would be denormal and slow.
 ALWAYS_INLINE float exp2_or_0(float x) {
   return bits_to_float(float_to_bits(fast_exp2(x)) & (x < kTame ? 0u : ~0u));
 }
@@ -364,10 +364,10 @@ ALWAYS_INLINE void sum_exponentials(Scratch& scratch, bool tame, const CellRow& 
 
 struct RowSums {
   double loss = 0.0, weight = 0.0;
-  int64_t bad_x = -1;  // the first pixel whose target is no class
+  int64_t bad_x = -1;  // first pixel whose target is not a class
 };
 
-// One image's outputs and targets.
+// Outputs and targets of one image.
 struct ImageLosses {
   float* loss;  // [out_H, out_W] or nullptr
   float* log_sum_exp;
@@ -437,7 +437,7 @@ ALWAYS_INLINE Corners& corners_of(Scratch& scratch, const Block& block, const Pl
   return scratch.corners[c * plan.blocks.size() + block.cell / kLanes];
 }
 
-// One image's inputs of the backward.
+// Inputs of the backward pass of one image.
 struct ImageGradients {
   const float* grad_loss;  // [out_H, out_W] in any strides
   int64_t grad_loss_stride_H, grad_loss_stride_W;
@@ -445,8 +445,9 @@ struct ImageGradients {
   const int64_t* target;
 };
 
-// Puts the softmax's coefficients, and log2 of its denominator as sum, into their slots. What the
-// target subtracts goes straight to the corners; what label smoothing does, to those of class C.
+// Sets the slots of a group: coefficients of the softmax, and log2 of its denominator as `sum`. The
+// target's part of the gradient is added straight to the corners, that of label smoothing to the
+// corners of class C.
 ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, const Block& block,
                                 const RowGroup& group, const Plan& plan) {
   const int64_t C = plan.shape.C;
@@ -462,10 +463,10 @@ ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, c
     for (int64_t x = block.x_begin; x < block.x_end; ++x) {
       const int64_t pixel = (group.y + i) * plan.shape.out_W + x, target = image.target[pixel];
       const int32_t slot = plan.slot[x];
-      // An ignored pixel gives 0 times its softmax, as PyTorch does: NaN where a logit is NaN.
+      // An ignored pixel gives 0 times its softmax, as in PyTorch: NaN if a logit is NaN.
       log_sum[slot] = image.log_sum_exp[pixel] * kLog2E;
       if (target == plan.params.ignore_index) continue;
-      if (target < 0 || target >= C) {  // refused by the forward
+      if (target < 0 || target >= C) {  // the forward pass raised an error
         top[slot] = bottom[slot] = NAN;
         continue;
       }
@@ -490,7 +491,7 @@ ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, c
   }
 }
 
-// Adds to the corners what pixels give to the top and bottom edge of their cells.
+// Adds the gradients that pixels give to the top and bottom edge of their cells to the corners.
 ALWAYS_INLINE void spread(Corners& corners, const Strip& s, const float* top, const float* bottom) {
 #pragma omp simd
   for (int l = 0; l < kLanes; ++l) {
@@ -540,7 +541,7 @@ ALWAYS_INLINE void add_softmaxes(Scratch& scratch, const CellRow& row, const Blo
                                  const RowGroup& group, const Plan& plan) {
   const bool tame = is_tame(row, block);
   const int64_t pitch = plan.max_slots;
-  // Beside a large shift the saved log-sum-exp has lost the logarithm.
+  // A large shift has rounded the logarithm off the saved log-sum-exp.
   if (!tame) sum_exponentials(scratch, tame, row, block, group, plan);
   for (int64_t y = 0; y < group.count; ++y) {
     const float* __restrict__ sum = scratch.sum.data() + y * pitch;
@@ -568,7 +569,7 @@ ALWAYS_INLINE void add_softmaxes(Scratch& scratch, const CellRow& row, const Blo
   }
 }
 
-// scratch.corners = the gradients of the corners of one cell row.
+// scratch.corners = gradients at the corners of one cell row.
 TARGET_CLONES void cell_row_gradients(const ImageGradients& image, Scratch& scratch,
                                       const CellRow& row, const Plan& plan) {
   std::fill(scratch.corners.begin(), scratch.corners.end(), Corners{});
@@ -582,7 +583,7 @@ TARGET_CLONES void cell_row_gradients(const ImageGradients& image, Scratch& scra
   }
 }
 
-// scratch.carry += what the corners at the top or bottom edge of a cell row add up to.
+// scratch.carry += sums of the corners at the top or bottom edge of a cell row.
 TARGET_CLONES void carry_edge(Scratch& scratch, bool bottom, const Plan& plan) {
   for (int64_t c = 0; c <= plan.shape.C; ++c) {
     for (const Block& block : plan.blocks) {
@@ -596,7 +597,7 @@ TARGET_CLONES void carry_edge(Scratch& scratch, bool bottom, const Plan& plan) {
   }
 }
 
-// Writes row y of an image's gradient, [C, H, W]. The repeated ends of the row are folded back.
+// Writes row y of an image's gradient [C, H, W]. The repeated ends of the row are folded back.
 void write_row(float* grad_logits, const Scratch& scratch, int64_t y, const Plan& plan) {
   const int64_t C = plan.shape.C, H = plan.shape.H, W = plan.shape.W;
   const float* smooth = scratch.carry.data() + C * plan.pitch;

@@ -1,5 +1,5 @@
-// What the instructions of sm_90a keep for a block: the asynchronous proxy's view of shared memory,
-// mbarriers that are not fenced yet, and the products and registers of each warp.
+// State of a block that the instructions of sm_90a need: the asynchronous proxy's view of shared
+// memory, mbarriers that are not fenced yet, and the products and registers of each warp.
 #pragma once
 
 #include <cstdint>

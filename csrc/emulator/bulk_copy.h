@@ -1,4 +1,4 @@
-// What bulk tensor copies and the fence between the proxies mean.
+// Bulk tensor copies, and the fence between the proxies.
 //
 // The asynchronous proxy has its own view of shared memory, which ordinary stores and cp.async do
 // not reach before a fence. Every thread that multiplies has to know of that fence: products read

@@ -35,7 +35,7 @@ static std::string describe(const Thread& thread) {
   return std::string("in ") + thread.function + " at " + describe(thread.site);
 }
 
-// Where the threads are: "; warp 0: lanes 0-15 in __syncthreads at a.cu:3, lanes 16-31 exited; ..."
+// The places of all threads: "; warp 0: lanes 0-15 in __syncthreads at a.cu:3, lanes 16-31 exited".
 static std::string describe_warps(const Block& block) {
   std::string result;
   for (int first = 0; first < machine.num_threads; first += kWarpSize) {

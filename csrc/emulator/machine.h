@@ -35,7 +35,7 @@ struct Copy {
   bool landed;
 };
 
-// What a thread knows of the events in its block, by its own waits and by what it has acquired.
+// Events in its block that a thread knows of, by its own waits and by what it has acquired.
 struct Knowledge {
   std::vector<int32_t>
       landed;  // number of copies, by the thread that issued them, that have landed

@@ -1,4 +1,4 @@
-// What the mbarrier functions of cuda/common/ptx_sm90.cuh mean.
+// The mbarrier functions of cuda/common/ptx_sm90.cuh.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// What each function of cuda/common/ptx.cuh means, after the PTX ISA's description of its
-// instruction.
+// The functions of cuda/common/ptx.cuh, written after the PTX ISA's descriptions of the
+// instructions.
 #pragma once
 
 #include <cmath>

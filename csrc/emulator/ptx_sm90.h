@@ -1,5 +1,5 @@
-// What each function of cuda/common/ptx_sm90.cuh means, after the PTX ISA's description of its
-// instruction.
+// The functions of cuda/common/ptx_sm90.cuh, written after the PTX ISA's descriptions of the
+// instructions.
 #pragma once
 
 #include <algorithm>

@@ -18,7 +18,7 @@ namespace {
 
 constexpr int64_t kMaxIdleYields = int64_t{1} << 24;  // in a row, before a block counts as spinning
 
-// What a fiber runs: one thread of the kernel. Fails if it exits with something not waited for.
+// Runs one thread of the kernel, in its fiber. Fails if it exits with something not waited for.
 void thread_main() {
   Thread& thread = *machine.running;
   tsan_acquire(&machine.launch_started);

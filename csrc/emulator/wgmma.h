@@ -1,4 +1,4 @@
-// What the wgmma functions of cuda/common/ptx_sm90.cuh mean. Products read their operands at some
+// The wgmma functions of cuda/common/ptx_sm90.cuh. Products read their operands at some
 // moment between issue and wait, and their sums are poison for as long.
 #pragma once
 

@@ -23,15 +23,6 @@ def upsample_shape(
     return _C.UpsampleShape(logits.shape, logits.stride(), size, scales, align_corners)
 
 
-def cross_entropy_params(
-    weight: Tensor | None, ignore_index: int, label_smoothing: float
-) -> _C.CrossEntropyParams:
-    """Options of a loss. The caller keeps ``weight``, fp32 and contiguous, alive."""
-    return _C.CrossEntropyParams(
-        0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
-    )
-
-
 def source_scale(
     in_size: int, out_size: int, scale_factor: float | None, align_corners: bool
 ) -> float:

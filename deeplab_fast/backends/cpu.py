@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .._native import _C
 from .._native.common import DTYPES
+from .._native.cross_entropy import bad_target, cross_entropy_params
 from .._native.memory_format import channels_last, empty_like_format, in_format_of
 from .._native.pooling import mean_of_pixels
-from .._native.targets import bad_target
-from .._native.upsample_shape import cross_entropy_params, upsample_shape
+from .._native.upsample_shape import upsample_shape
 from . import reference
 from .arguments import (
     Aspp,

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._native.cross_entropy import bad_target
 from .._native.memory_format import in_format_of
 from .._native.pooling import grad_of_each_pixel, mean_of_pixels
-from .._native.targets import bad_target
 from .arguments import (
     Aspp,
     DilatedConv2d,

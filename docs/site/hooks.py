@@ -21,6 +21,7 @@ PUBLISHED = (
     "CONTRIBUTING.md",
     "benchmarks/NOTES.md",
     "benchmarks/README.md",
+    "benchmarks/results/README.md",
     "benchmarks/results/*/*.csv",
 )
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")

@@ -13,7 +13,7 @@ from deeplab_fast._native import device_cache
 from deeplab_fast._native.device_cache import cached_on_device
 
 
-def test_made_once_for_all_threads():
+def test_computed_once_for_all_threads():
     calls = []
 
     @cached_on_device
@@ -28,7 +28,7 @@ def test_made_once_for_all_threads():
     assert sorted(calls) == [(1, "cpu"), (2, "cpu")]
 
 
-def test_made_in_a_thread_whose_memory_is_no_graphs():
+def test_computed_outside_of_graph_memory_pools():
     makers = []
 
     @cached_on_device
@@ -39,12 +39,12 @@ def test_made_in_a_thread_whose_memory_is_no_graphs():
     assert makers and makers[0] != threading.get_ident()
 
 
-def test_a_mode_of_the_caller_is_not_seen():
+def test_modes_of_the_caller_do_not_apply():
     with torch.device("meta"):
         assert cached_on_device(lambda: torch.empty(1))().device.type == "cpu"
 
 
-def test_an_error_is_raised_and_not_kept():
+def test_errors_are_raised_and_not_cached():
     fail = True
 
     @cached_on_device
@@ -59,7 +59,7 @@ def test_an_error_is_raised_and_not_kept():
     assert make() == 1
 
 
-def test_the_first_call_cannot_be_captured(monkeypatch):
+def test_first_call_during_capture_raises(monkeypatch):
     capturing = True
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
@@ -84,7 +84,7 @@ def few_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_what_many_others_came_after_is_dropped_once_the_device_has_read_it(few_kept, by_name):
+def test_old_entries_are_dropped_after_the_device_has_read_them(few_kept, by_name):
     @cached_on_device
     def make(size: int, device: torch.device) -> int:
         few_kept.append(size)
@@ -96,7 +96,7 @@ def test_what_many_others_came_after_is_dropped_once_the_device_has_read_it(few_
     assert few_kept == [1, 2, 3, 4, gpu, 5, 6, gpu, 7, gpu, 2]
 
 
-def test_what_a_graph_reads_stays(few_kept, monkeypatch):
+def test_entries_read_by_a_graph_stay(few_kept, monkeypatch):
     capturing = False
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)

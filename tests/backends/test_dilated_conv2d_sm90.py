@@ -400,7 +400,7 @@ def test_each_work_item_belongs_to_one_cluster():
         24, work_lists.CONV_SM90,
     )  # fmt: skip
     _, _, _, items, _, first_items, _, tile_items = work_list.tensors
-    items = items.view(-1, 6)
+    items = items.view(-1, 5)
     assert first_items[0] == 0 and first_items[-1] == len(items) and len(first_items) == 24 // 4 + 1
     for begin, end in first_items.unfold(0, 2, 1).tolist():
         lengths = items[begin:end, 3]
@@ -427,19 +427,20 @@ def test_tile_items_match_work_items_and_tiles(num_ctas):
         _C.schedule.forward_tiles, plane, ((3, 3, 2, 5), (1, 1, 1, 1)), 3, (264, 8),
         torch.device("cpu"), num_ctas, work_lists.CONV_SM90,
     ).tensors  # fmt: skip
-    tiles, items = tiles.view(-1, 5).tolist(), items.view(-1, 6).tolist()
+    tiles, items = tiles.view(-1, 5).tolist(), items.view(-1, 5).tolist()
     for index, row in zip(pixels.tolist(), listed.tolist(), strict=True):
         y, x = index // W % H, index % W
         assert row == [index, y * 2**16 + x]
     assert len(tile_items) == len(items)
-    for row, (job, block, first_step, num_steps, slot, _) in zip(
+    for row, (tile, block, first_k_iter, num_k_iters, slot) in zip(
         tile_items.tolist(), items, strict=True
     ):
-        output, first_pixel, num_pixels, first_tap, num_taps = tiles[job]
+        output, first_pixel, num_pixels, first_tap, num_taps = tiles[tile]
         first_index = pixels[first_pixel].item()
         assert row == [
-            block, output, slot, num_steps, first_pixel, num_pixels, first_tap, num_taps,
-            first_step % num_taps, first_step // num_taps * 64, first_index, first_index // (H * W),
+            block, output, slot, num_k_iters, first_pixel, num_pixels, first_tap, num_taps,
+            first_k_iter % num_taps, first_k_iter // num_taps * 64,
+            first_index, first_index // (H * W),
         ]  # fmt: skip
     assert any(row[8] > 0 for row in tile_items.tolist()) == (num_ctas == 24)
 

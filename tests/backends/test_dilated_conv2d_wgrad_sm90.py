@@ -95,19 +95,19 @@ def test_box_items_match_work_items_and_rectangles():
     )
     starts = set()
     for row, item in zip(box_items.tolist(), items.view(-1, 5).tolist(), strict=True):
-        job, block, first_step, num_steps, slot = item
-        dy, dx, branch, index, y, x, h, w = rectangles.view(-1, 8)[job].tolist()
+        tile, block, first_k_iter, num_k_iters, slot = item
+        dy, dx, branch, index, y, x, h, w = rectangles.view(-1, 8)[tile].tolist()
         boxes = [
             (box_row, column, n)
             for n in range(0, N + 2 * box_n, box_n)
             for box_row in range(-(-h // box_y))
             for column in range(-(-w // box_x))
         ]
-        starts.add(boxes[2 * first_step])
+        starts.add(boxes[2 * first_k_iter])
         rows, columns = boxes[-1][0] + 1, boxes[-1][1] + 1
         assert row == [
-            slot, num_steps, branch, index, block // 2 * 256, block % 2 * 256, dy, dx, y, x,
-            rows, columns, *boxes[2 * first_step], 0,
+            slot, num_k_iters, branch, index, block // 2 * 256, block % 2 * 256, dy, dx, y, x,
+            rows, columns, *boxes[2 * first_k_iter], 0,
         ]  # fmt: skip
     assert box_n < N and all(max(values) > 0 for values in zip(*starts))
 

@@ -24,7 +24,8 @@ class TileList(NamedTuple):
     taps: np.ndarray  # dy, dx, branch, index
     tiles: np.ndarray  # output, first_pixel, num_pixels, first_tap, num_taps
 
-    def __iter__(self):  # (output, pixels, taps) of each tile
+    def __iter__(self):
+        """Yield (output, pixels, taps) of each tile."""
         for output, pixel, num_pixels, tap, num_taps in self.tiles:
             yield (
                 output,
@@ -39,7 +40,7 @@ def tile_list(make, *args) -> TileList:
 
 
 def branch_taps(branches: list[Branch], sign: int) -> list[tuple[int, int, int, int]]:
-    """(dy, dx, branch, index), by definition."""
+    """(dy, dx, branch, index) of every tap, by definition."""
     return [
         (sign * (i - kh // 2) * dh, sign * (j - kw // 2) * dw, b, i * kw + j)
         for b, (kh, kw, dh, dw) in enumerate(branches)
@@ -49,13 +50,13 @@ def branch_taps(branches: list[Branch], sign: int) -> list[tuple[int, int, int, 
 
 
 def source(pixels: np.ndarray, H: int, W: int, dy: int, dx: int) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the pixel each tap reads, and whether it is on the map."""
+    """Index of the pixel that each pixel's tap reads, and whether it is on the map."""
     y, x = pixels // W % H + dy, pixels % W + dx
     return pixels + dy * W + dx, (y >= 0) & (y < H) & (x >= 0) & (x < W)
 
 
 def check(tiles: TileList, plane: tuple[int, int, int], outputs, block_m: int) -> None:
-    """Each output does each in-image (pixel, tap) once, in full tiles without idle taps."""
+    """Assert that each output has each (pixel, tap) on the map once, in full tiles, no tap idle."""
     N, H, W = plane
     num_pixels = N * H * W
     assert len(tiles.pixels) == len(outputs) * num_pixels
@@ -241,7 +242,7 @@ def executed_over_dense(tiles: TileList, plane, branches, block_m=128) -> float:
     [(33, ASPP_OS16, 0.662, 0.785), (65, ASPP_OS8, 0.605, 0.640)],
 )
 def test_executed_products(size, branches, forward, joint):
-    """Counting the padding of the last tile. A plain snake gives .701/.785 and .612/.648."""
+    """Ratios include the padding of the last tile. A plain snake gives .701/.785 and .612/.648."""
     plane, three = (1, size, size), branches[1:]
     tiles = tile_list(_C.schedule.forward_tiles, plane, three)
     assert executed_over_dense(tiles, plane, three) <= forward

@@ -26,8 +26,11 @@ from deeplab_fast._io.palette import label_image, overlay, voc_palette
 from deeplab_fast.backends import dispatch_table, registry
 from deeplab_fast.cli import images as cli_images
 from deeplab_fast.cli import main
+from deeplab_fast.cli.errors import UserError
+from deeplab_fast.cli.processes import process_group
 from deeplab_fast.models import DeepLabV3, Preprocessing
 from deeplab_fast.models.preprocessing import network_size
+from deeplab_fast.training import TrainingError, distributed
 
 CLASSES = 5
 
@@ -414,6 +417,14 @@ def test_out_of_memory(stand_in, monkeypatch, capsys):
         1,
         ["deeplab-fast: photo.png: not enough memory (expected a smaller image)"],
     )
+
+
+def test_only_rank_zero_reports_an_error_of_training(monkeypatch):
+    for rank, error in ((0, UserError), (1, SystemExit)):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        with pytest.raises(error) as caught, process_group("cpu"):
+            raise TrainingError("a.png: damaged")
+        assert str(caught.value) == ("2" if rank else "a.png: damaged")
 
 
 def test_folders_are_searched_and_keep_their_structure(stand_in, folder, capsys):

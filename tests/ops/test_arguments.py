@@ -133,7 +133,7 @@ BOTH = {"dilations": np.array([2, 1])}, {"dilations": [2, 1]}
     ],
     ids=str,
 )
-def test_numbers_of_numpy_and_torch_are_numbers(name, given, meant):
+def test_numbers_of_numpy_and_torch(name, given, meant):
     operands = random_operands(OPS[name])
     actual, expected = (OPS[name].function(**operands | change) for change in (given, meant))
     assert_close(actual, expected, rtol=0, atol=0)
@@ -205,7 +205,7 @@ LISTS = [
 
 
 @pytest.mark.parametrize(("name", "argument"), TENSORS)
-def test_what_is_no_tensor_is_named(name, argument):
+def test_invalid_tensors(name, argument):
     op = OPS[name]
     optional = argument in ("bias", "weight") and name != "dilated_conv2d" or argument == "bias"
     wrong = [([op.arguments[argument]], "a list"), (np.ones(3), "a ndarray"), (2.5, "2.5")]
@@ -217,7 +217,7 @@ def test_what_is_no_tensor_is_named(name, argument):
 
 
 @pytest.mark.parametrize(("name", "argument"), LISTS)
-def test_what_is_no_list_of_tensors_is_named(name, argument):
+def test_invalid_tensor_lists(name, argument):
     op = OPS[name]
     stack = torch.stack(op.arguments[argument])
     wrong = [(stack, "a Tensor"), ("ab", "'ab'"), (3, "3"), (iter([W]), "a list_iterator")]
@@ -264,19 +264,19 @@ def test_what_is_no_list_of_tensors_is_named(name, argument):
         ("upsample_cross_entropy", "align_corners", None, "expected True or False, got None"),
     ],
 )
-def test_wrong_types_are_named(name, argument, value, message):
+def test_wrong_types(name, argument, value, message):
     with pytest.raises(TypeError, match=f"^{argument}: {message}$"):
         OPS[name](**{argument: value})
 
 
 @pytest.mark.parametrize("value", ["2", (2.0, "2"), (2.0, None), 1j, {}], ids=str)
-def test_a_wrong_type_of_scale_factor_is_named(value):
+def test_wrong_type_of_scale_factor(value):
     with pytest.raises(TypeError, match="^scale_factor: expected a number, got "):
         OPS["upsample_argmax"](size=None, scale_factor=value)
 
 
 @pytest.mark.parametrize("name", [name for name, op in OPS.items() if "dilations" in op.arguments])
-def test_wrong_dilations_of_branches_are_named(name):
+def test_wrong_dilations_of_branches(name):
     for value, message in (
         (2, "dilations: expected a list of ints, got 2"),
         ("12", "dilations: expected a list of ints, got '12'"),
@@ -368,7 +368,7 @@ def wrong_tensors() -> list[tuple[str, dict[str, Any], type[Exception], str]]:
 
 
 @pytest.mark.parametrize(("name", "change", "error", "message"), wrong_tensors())
-def test_tensors_that_do_not_fit(name, change, error, message):
+def test_wrong_shapes_dtypes_and_devices(name, change, error, message):
     with pytest.raises(error, match=message):
         OPS[name](**change)
 
@@ -387,7 +387,7 @@ def test_tensors_that_do_not_fit(name, change, error, message):
     ],
     ids=str,
 )
-def test_weights_and_groups_that_fit(weight_shape, groups, fits):
+def test_weights_and_groups(weight_shape, groups, fits):
     weight = torch.randn(weight_shape)
     if fits:
         output = dilated_conv2d(X, weight, groups=groups)
@@ -415,7 +415,7 @@ def test_strided_biases_of_aspp():
 
 
 @pytest.mark.parametrize("function", ["size", "scale_factor", "dilation"])
-def test_symbolic_numbers_stay_open(function):
+def test_symbolic_numbers_stay_symbolic(function):
     """One graph for all sizes; a dilation is a constant of its graph."""
 
     def convolve(x):
@@ -440,7 +440,7 @@ def test_symbolic_numbers_stay_open(function):
     assert len(graphs) == 1
 
 
-def test_export_with_open_sizes():
+def test_export_with_dynamic_sizes():
     class Labels(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = dilated_conv2d(x, torch.ones(3, 4, 3, 3), dilation=(x.size(1) // 2, 1))

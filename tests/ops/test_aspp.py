@@ -32,24 +32,24 @@ SHAPES = (
 )
 
 
-def operands(shape: tuple[int, ...], dtype=torch.float32, device="cpu", rates=(6, 12, 18)):
+def operands(shape: tuple[int, ...], dtype=torch.float32, device="cpu", dilations=(6, 12, 18)):
     """Arguments of ``aspp``, each branch with another number of channels.
 
     All odd, or all multiples of 8, as kernels like them, where those of the input are.
     """
     channels, unit = shape[1], 8 if shape[1] % 8 == 0 else 1
     weights = [torch.randn(3 * unit, channels, 1, 1) / channels**0.5]
-    weights += [torch.randn(5 * unit, channels, 3, 3) / (9 * channels) ** 0.5 for _ in rates]
+    weights += [torch.randn(5 * unit, channels, 3, 3) / (9 * channels) ** 0.5 for _ in dilations]
     biases = [torch.randn(w.size(0)) for w in weights]
     pool = [torch.randn(4 * unit, channels, 1, 1) / channels**0.5, torch.randn(4 * unit)]
-    concat = (3 + 5 * len(rates) + 4) * unit
+    concat = (3 + 5 * len(dilations) + 4) * unit
     project = [torch.randn(7, concat, 1, 1) / concat**0.5, torch.randn(7)]
 
     def to(tensors):
         return [t.to(device, dtype) for t in tensors]
 
     input = torch.randn(shape).to(device, dtype)
-    return [input, to(weights), to(biases), [1, *rates], *to(pool), *to(project)]
+    return [input, to(weights), to(biases), [1, *dilations], *to(pool), *to(project)]
 
 
 @pytest.fixture
@@ -105,9 +105,9 @@ def test_forward(backend, device, ran, shape, dtype, layout):
         assert output.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("rates", [(), (2,), (1, 2, 3, 4)], ids=str)
-def test_any_number_of_branches(backend, device, dtype, rates):
-    arguments = operands((2, 8, 9, 11), dtype, device, rates)
+@pytest.mark.parametrize("dilations", [(), (2,), (1, 2, 3, 4)], ids=str)
+def test_any_number_of_branches(backend, device, dtype, dilations):
+    arguments = operands((2, 8, 9, 11), dtype, device, dilations)
     with deeplab_fast.backend(backend):
         torch.testing.assert_close(aspp(*arguments), definition(*arguments), **CLOSE[dtype])
 
@@ -119,12 +119,12 @@ def test_bitwise_repeatable(backend, device, dtype):
         assert all(torch.equal(aspp(*arguments), first) for _ in range(2))
 
 
-@pytest.mark.parametrize("num_workers", [1, 24])
+@pytest.mark.parametrize("num_ctas", [1, 24])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_workers):
+def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_ctas):
     """Three images, each with a bias of its own, of sums that are split or not."""
-    monkeypatch.setattr(emulator, "num_ctas", num_workers)
-    arguments = operands((3, 40, 11, 7), dtype, rates=(2, 5))
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
+    arguments = operands((3, 40, 11, 7), dtype, dilations=(2, 5))
     arguments[0][1] *= 3
     outputs = []
     for seed in (0, 1, 2):
@@ -163,7 +163,7 @@ def test_emulated_image_bias(dtype, H, W):
     assert_as_accurate_as(image_bias, definition(*(t.float() for t in tensors)), exact)
 
 
-def test_emulated_forms_no_map_of_pooled_channels():
+def test_emulated_pooled_branch_is_not_broadcast():
     """Nothing as large as a map but the branches together and the output."""
     arguments = operands((2, 8, 9, 11), torch.bfloat16)
     arguments[0] = with_layout(arguments[0], "channels_last")
@@ -189,8 +189,8 @@ def test_emulated_forms_no_map_of_pooled_channels():
         (4, torch.zeros(4, 8, 1, 1), "a multiple of 8 pooled channels, got 4"),
     ],
 )
-def test_emulated_refuses(position, value, reason):
-    arguments = operands((1, 8, 3, 3), torch.bfloat16, rates=())
+def test_emulated_unsupported(position, value, reason):
+    arguments = operands((1, 8, 3, 3), torch.bfloat16, dilations=())
     arguments[position] = value if position == 0 else convert([value], Tensor.bfloat16)[0]
     assert reason in deeplab_fast.backends.registry.unsupported_reason(
         OP, "emulated", registry.arguments(OP, *arguments)

@@ -198,9 +198,7 @@ def test_memory_format_is_kept(backend, device, dtype, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grad_layout", LAYOUTS)
-def test_strides_are_those_that_compiled_graphs_rely_on(
-    backend, device, dtype, layout, grad_layout
-):
+def test_strides_in_compiled_graphs(backend, device, dtype, layout, grad_layout):
     """Every output of every op has the strides that the fake promised."""
     input, weight, bias = operands(Conv(2, 8, 16, 7, 5), dtype, device)
     grad = with_layout(torch.randn(2, 16, 7, 5).to(device, dtype), grad_layout)
@@ -376,7 +374,7 @@ def test_an_automatic_backward_needs_no_kernel_of_the_forward(monkeypatch, ran):
     assert ran == [(OP, "emulated"), (BACKWARD, "cpu")]
 
 
-def test_a_forced_backward_without_a_kernel_says_so(monkeypatch):
+def test_forced_backward_without_a_kernel_raises(monkeypatch):
     monkeypatch.delitem(registry._kernels[BACKWARD], "emulated")
     x = torch.randn(1, 8, 5, 5).bfloat16().requires_grad_()
     message = "backend 'emulated' cannot run dilated_conv2d_backward on this input: it has no"
@@ -395,24 +393,26 @@ SEEDED = [
 ]
 
 
-@pytest.mark.parametrize("num_workers", [1, 24])
+@pytest.mark.parametrize("num_ctas", [1, 24])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("shape", "kernels", "rates"), SEEDED)
-def test_emulated_agrees_on_seeds(monkeypatch, shape, kernels, rates, dtype, num_workers):
-    monkeypatch.setattr(emulator, "num_ctas", num_workers)
+@pytest.mark.parametrize(("shape", "kernels", "dilations"), SEEDED)
+def test_emulated_agrees_on_seeds(monkeypatch, shape, kernels, dilations, dtype, num_ctas):
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     input = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
     scale = (9 * shape[1]) ** -0.5
     weights = [(torch.randn(k, shape[1], r, s) * scale).to(dtype) for k, r, s in kernels]
     biases = [torch.randn(k).to(dtype) for k, _, _ in kernels]
 
     def reference(input, weights, biases):
-        outputs = [same_conv2d(input, *args) for args in zip(weights, biases, rates, strict=True)]
+        outputs = [
+            same_conv2d(input, *args) for args in zip(weights, biases, dilations, strict=True)
+        ]
         return torch.cat(outputs, dim=1)
 
     outputs = []
     for seed in (0, 1, 2, 3):
         with deeplab_fast.backend("emulated"), machine(seed, "sm_86"):
-            outputs.append(parallel_dilated_conv2d(input, weights, biases, rates))
+            outputs.append(parallel_dilated_conv2d(input, weights, biases, dilations))
     exact = reference(input.double(), [w.double() for w in weights], [b.double() for b in biases])
     assert_as_accurate_as(outputs[0], reference(input, weights, biases), exact)
     for output in outputs[1:]:
@@ -440,25 +440,25 @@ def test_emulated_last_row_of_a_warp(size):
 
 
 def test_emulated_splits_sums():
-    """Else the tests above would leave out the kernel that adds partial sums."""
-    (N, C, H, W), [(K, R, S)], [rate] = SEEDED[0]
+    """The tests above run the kernel that adds partial sums."""
+    (N, C, H, W), [(K, R, S)], [dilation] = SEEDED[0]
     plan = [
         work_lists.conv_work_list(
             _C.schedule.forward_tiles,
             (N, H, W),
-            ((R, S, rate, rate),),
+            ((R, S, dilation, dilation),),
             work_lists.k_iters_per_tap(C, torch.bfloat16),
             (K,),
             torch.device("cpu"),
-            num_workers,
+            num_ctas,
         ).num_slots
-        for num_workers in (1, 24)
+        for num_ctas in (1, 24)
     ]
     assert plan[0] == 0 and plan[1] > 2
 
 
 @pytest.mark.parametrize("offset", [1, 4, 8])
-def test_emulated_takes_unaligned_storage(offset):
+def test_emulated_unaligned_storage(offset):
     def shifted(tensor: Tensor) -> Tensor:
         memory = tensor.permute(0, 2, 3, 1)
         buffer = torch.empty(memory.numel() + offset, dtype=tensor.dtype)[offset:]
@@ -471,7 +471,7 @@ def test_emulated_takes_unaligned_storage(offset):
     assert torch.equal(actual, expected)
 
 
-def test_emulated_sees_no_padding():
+def test_emulated_reads_no_padding():
     """NaN and Inf reach the pixels whose taps read them, and no other."""
     input, weight, _ = operands(Conv(2, 8, 3, 15, 17, (3, 3), 6), torch.bfloat16, "cpu")
     input[0, 3, 0, 0] = float("nan")
@@ -482,7 +482,7 @@ def test_emulated_sees_no_padding():
     assert torch.equal(output.isfinite(), expected.isfinite())
 
 
-def test_emulated_takes_any_rate():
+def test_emulated_any_dilation():
     input, weight, bias = operands(Conv(1, 8, 8, 6, 7), torch.bfloat16, "cpu")
     centre = weight[:, :, 1:2, 1:2]
     with deeplab_fast.backend("emulated"):
@@ -514,14 +514,14 @@ def test_emulated_takes_any_rate():
     ],
     ids=str,
 )
-def test_emulated_refuses(case: Conv, dtype, reason):
+def test_emulated_unsupported(case: Conv, dtype, reason):
     input, weight, bias = operands(case, dtype, "cpu")
     message = f"backend 'emulated' cannot run dilated_conv2d on this input: .*{reason}"
     with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=message):
         dilated_conv2d(input, weight, bias, case.dilation, case.groups)
 
 
-def test_emulated_refuses_many_branches():
+def test_emulated_unsupported_number_of_branches():
     x, w = torch.zeros(1, 8, 5, 5).bfloat16(), torch.zeros(8, 8, 1, 1).bfloat16()
     with deeplab_fast.backend("emulated"):
         assert parallel_dilated_conv2d(x, [w] * 8, None, [1] * 8).shape == (1, 64, 5, 5)
@@ -604,7 +604,7 @@ def test_emulated_depthwise_computes_only_needed_gradients(ran):
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
-def test_emulated_depthwise_gradients_see_no_padding(kernel):
+def test_emulated_depthwise_gradients_read_no_padding(kernel):
     """An infinite input reaches the taps that meet it, and no other."""
     input, weight, bias = operands(Conv(1, 8, 8, 19, 9, kernel, 2, 8), torch.float32, "cpu")
     input[0, 3, 0, 0] = float("inf")
@@ -619,7 +619,7 @@ def test_emulated_depthwise_gradients_see_no_padding(kernel):
 
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
 @pytest.mark.parametrize("offset", [1, 4])
-def test_emulated_depthwise_takes_unaligned_storage(kernel, offset):
+def test_emulated_depthwise_unaligned_storage(kernel, offset):
     def shifted(tensor: Tensor) -> Tensor:
         buffer = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)[offset:]
         return buffer.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
@@ -633,7 +633,7 @@ def test_emulated_depthwise_takes_unaligned_storage(kernel, offset):
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
-def test_emulated_depthwise_sees_no_padding_and_no_other_channel(kernel):
+def test_emulated_depthwise_reads_no_padding_and_no_other_channel(kernel):
     input, weight, _ = operands(Conv(2, 16, 16, 15, 17, kernel, 6, 16), torch.bfloat16, "cpu")
     input[0, 3, 0, 0] = float("nan")
     input[1, 7, 14, 8] = float("inf")
@@ -643,7 +643,7 @@ def test_emulated_depthwise_sees_no_padding_and_no_other_channel(kernel):
     assert torch.equal(output.isfinite(), expected.isfinite())
 
 
-def test_emulated_depthwise_takes_any_rate():
+def test_emulated_depthwise_any_dilation():
     input, weight, bias = operands(Conv(1, 8, 8, 6, 7, groups=8), torch.float32, "cpu")
     with deeplab_fast.backend("emulated"):
         expected = dilated_conv2d(input, weight[:, :, 1:2, 1:2], bias, groups=8)

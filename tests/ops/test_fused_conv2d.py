@@ -172,7 +172,7 @@ def test_emulated_keeps_nan(with_residual):
         ({"residual": torch.zeros(2, 6, 12, 9)}, "residual has not the shape of the output"),
     ],
 )
-def test_emulated_depthwise_refuses(change, reason):
+def test_emulated_depthwise_unsupported(change, reason):
     names = ("input", "weight", "bias", "residual", "stride", "padding", "dilation", "groups")
     named = dict(zip(names, operands("depthwise", True, torch.float32, "cpu"))) | change
     with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=reason):

@@ -356,8 +356,8 @@ KERNELS = [((3, 3), 32), ((5, 5), 32), ((1, 3), 32), ((3, 3), 33)]
 DEPTHWISE = {f"depthwise_conv2d_{name}_kernel": (-8, LAST) for name in ("fwd", "fwd_any")}
 
 
-# (kernel, channels past the last vector, rate): there are columns so far apart that one more tap
-# takes 2^32 elements.
+# (kernel, channels past the last vector, dilation). Columns are so far apart that one more tap takes
+# 2^32 elements.
 FAR_TAPS = [((3, 3), 0, 10), ((5, 5), 0, 26), ((1, 3), 0, 4), ((3, 3), 15, 10)]
 
 
@@ -373,12 +373,12 @@ def depthwise_reference(
     weight: Tensor,
     bias: Tensor,
     kernel: tuple[int, int],
-    rates: tuple[int, int] = (1, 1),
+    dilations: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """Of one image [H, W, C]."""
     C = input.size(-1)
     x, w = input.double().permute(2, 0, 1)[None], weight.double().view(C, 1, *kernel)
-    output = F.conv2d(x, w, bias.double(), padding="same", dilation=rates, groups=C)
+    output = F.conv2d(x, w, bias.double(), padding="same", dilation=dilations, groups=C)
     return output[0].permute(1, 2, 0)
 
 
@@ -400,38 +400,40 @@ def test_depthwise_convolution_of_far_pixels(kernel, C):
     assert torch.equal(output[-1], expected.to(dtype))
 
 
-@pytest.mark.parametrize(("kernel", "odd", "rate"), FAR_TAPS, ids=str)
-def test_depthwise_convolution_of_far_weights_rows_and_columns(kernel, odd, rate):
+@pytest.mark.parametrize(("kernel", "odd", "dilation"), FAR_TAPS, ids=str)
+def test_depthwise_convolution_of_far_weights_rows_and_columns(kernel, odd, dilation):
     """Weights and taps are more than 2^32 elements away, as of so many channels."""
     taps, dtype = math.prod(kernel), torch.bfloat16
-    C, H, W = FAR // taps // 64 * 64 + 256 + odd, 2, rate + 1
+    C, H, W = FAR // taps // 64 * 64 + 256 + odd, 2, dilation + 1
     input, output = (sparse(H, W, C, dtype=dtype) for _ in range(2))
     weight, bias, last = sparse(C, taps, dtype=dtype), sparse(C, dtype=dtype), slice(C - 8, C)
-    assert last.start * taps >= FAR and rate * C >= FAR
+    assert last.start * taps >= FAR and dilation * C >= FAR
     input[..., last], weight[last] = ints(H, W, 8, dtype=dtype), ints(8, taps, dtype=dtype)
     bias[last] = ints(8, dtype=dtype)
-    shape = _C.DepthwiseShape((1, H, W, C), kernel, (1, rate), 4, False)
+    shape = _C.DepthwiseShape((1, H, W, C), kernel, (1, dilation), 4, False)
     with clusters(**last_channels(C)):
         run(
             "depthwise_conv2d_fwd", output.data_ptr(), input.data_ptr(), weight.data_ptr(),
             bias.data_ptr(), 0, NO_CLAMP, shape, dtype=dtype,
         )  # fmt: skip
-    reference = depthwise_reference(input[..., last], weight[last], bias[last], kernel, (1, rate))
-    columns = [0, rate]  # neighbours to the kernel
+    reference = depthwise_reference(
+        input[..., last], weight[last], bias[last], kernel, (1, dilation)
+    )
+    columns = [0, dilation]  # neighbours to the kernel
     assert torch.equal(output[:, columns, last], reference[:, columns].to(dtype))
 
 
-@pytest.mark.parametrize(("kernel", "odd", "rate"), FAR_TAPS, ids=str)
-def test_depthwise_weight_gradient_of_far_rows_and_columns(kernel, odd, rate):
+@pytest.mark.parametrize(("kernel", "odd", "dilation"), FAR_TAPS, ids=str)
+def test_depthwise_weight_gradient_of_far_rows_and_columns(kernel, odd, dilation):
     taps, dtype = math.prod(kernel), torch.bfloat16
-    C, H, W = FAR // taps // 64 * 64 + 256 + odd, 2, rate + 1
+    C, H, W = FAR // taps // 64 * 64 + 256 + odd, 2, dilation + 1
     has_all_taps = kernel[0] == kernel[1] and not odd  # else a block has one: here the first
     input, grad_output = (sparse(H, W, C, dtype=dtype) for _ in range(2))
-    last, columns = slice(C - 8, C), [0, rate]
+    last, columns = slice(C - 8, C), [0, dilation]
     for tensor in (input, grad_output):
         tensor[:, columns, last] = ints(H, 2, 8, dtype=dtype)
     partial_sums = sparse(taps + 1, C, dtype=torch.float32)
-    shape = _C.DepthwiseShape((1, H, W, C), kernel, (1, rate), 4, False)
+    shape = _C.DepthwiseShape((1, H, W, C), kernel, (1, dilation), 4, False)
     ranges = last_channels(C) | {"depthwise_conv2d_wgrad_reduce_kernel": (0, 0)}
     with clusters(**ranges):
         run(
@@ -439,7 +441,7 @@ def test_depthwise_weight_gradient_of_far_rows_and_columns(kernel, odd, rate):
             input.data_ptr(), shape, 1, dtype=dtype,
         )  # fmt: skip
     leaf = torch.zeros(8, taps, dtype=torch.double, requires_grad=True)
-    output = depthwise_reference(input[..., last], leaf, torch.zeros(8), kernel, (1, rate))
+    output = depthwise_reference(input[..., last], leaf, torch.zeros(8), kernel, (1, dilation))
     (expected,) = torch.autograd.grad(output, leaf, grad_output[..., last].double())
     own = slice(None) if has_all_taps else slice(0, 1)
     assert expected[:, own].count_nonzero() > 0
@@ -666,7 +668,7 @@ def test_far_labels(N, size, kernel, blocks, dtype):
         ((2**20, 1, 2**8, 2**8), (1, 1)),
     ],
 )
-def test_cross_entropy_refuses_what_its_indices_cannot_count(shape, size):
+def test_cross_entropy_unsupported_sizes(shape, size):
     """Classes, sides, blocks, elements and source pixels; before anything is read."""
     shape = _C.UpsampleShape(shape, (1, 1, 1, 1), size, (1.0, 1.0), False)
     terms = _C.CrossEntropyParams(0, -100, 0.0)

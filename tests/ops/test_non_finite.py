@@ -288,8 +288,8 @@ def special(case: Conv, dtype: torch.dtype) -> Special:
 
 def same_geometry(case: Conv) -> tuple:
     """Stride, padding, dilation and groups."""
-    rate = pair(case.dilation)
-    return (1, 1), tuple(d * (k // 2) for d, k in zip(rate, case.kernel)), rate, case.groups
+    dilation = pair(case.dilation)
+    return (1, 1), tuple(d * (k // 2) for d, k in zip(dilation, case.kernel)), dilation, case.groups
 
 
 def check_fused(runner: Runner, case: Conv, activation: str, with_residual: bool) -> None:
@@ -321,7 +321,7 @@ def test_dense(runner, channels, activation, with_residual):
 
 @on(Runner("cpu", BF16))
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_more_channels_than_onednn_is_given_at_a_time(runner, with_residual):
+def test_channels_split_for_onednn(runner, with_residual):
     check_fused(runner, Conv(6, 520, 16, 4, 5), "relu6", with_residual)
 
 
@@ -356,14 +356,14 @@ def test_parallel_branches_and_mean(runner):
     (input, first, bias, sums), (_, second, other_bias, others) = (
         special(case, runner.dtype) for case in cases
     )
-    weights, rates, biases = [first, second], [1, 2], [bias, other_bias]
+    weights, dilations, biases = [first, second], [1, 2], [bias, other_bias]
     expected = [torch.cat(s, dim=1) for s in zip(sums, others)]
     op = torch.ops.deeplab_fast.parallel_dilated_conv2d_and_mean
-    output, means = op(input, weights, rates, backend=runner.backend)
+    output, means = op(input, weights, dilations, backend=runner.backend)
     assert_same(runner, output, expected)
     assert means.dtype == torch.float32
     assert_same(runner, means, [input.double().mean((2, 3))])
-    output = parallel_dilated_conv2d(input, weights, biases, rates)
+    output = parallel_dilated_conv2d(input, weights, biases, dilations)
     added = torch.cat(biases).double()[:, None, None]
     assert_same(runner, output, [s + added for s in expected])
 
@@ -445,8 +445,8 @@ def weight_gradients(grad_output: Tensor, input: Tensor, case: Conv) -> list[Ten
     for padded in (False, True):
         for overflows in (False, True):
             rows = []
-            rate = pair(case.dilation)
-            for _, _, (ys, xs), read in taps_inside(input.double(), case.kernel, rate, padded):
+            dilation = pair(case.dilation)
+            for _, _, (ys, xs), read in taps_inside(input.double(), case.kernel, dilation, padded):
                 grad = grad_output.double()[:, :, ys, xs]
                 products = grad * read if case.groups > 1 else grad[:, :, None] * read[:, None]
                 products = products.float().double() if overflows else products
@@ -546,11 +546,11 @@ def aspp_close(runner: Runner) -> dict:
 
 
 def aspp_definition(
-    input, weights, biases, rates, pool_weight, pool_bias, project_weight, project_bias
+    input, weights, biases, dilations, pool_weight, pool_bias, project_weight, project_bias
 ) -> Tensor:
     branches = [
-        convolution(input, w, rate) + b.double()[:, None, None]
-        for w, b, rate in zip(weights, biases, rates)
+        convolution(input, w, dilation) + b.double()[:, None, None]
+        for w, b, dilation in zip(weights, biases, dilations)
     ]
     mean = input.double().mean((2, 3), keepdim=True)
     pooled = convolution(mean, pool_weight) + pool_bias.double()[:, None, None]
@@ -569,9 +569,9 @@ def check_aspp(runner: Runner, arguments: list) -> Tensor:
 
 @on(*(r for r in WHOLE if r.dtype != FP16))
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_aspp_of_a_broken_image(runner, value):
+def test_aspp_of_a_non_finite_image(runner, value):
     """Image pooling takes NaN to all of an image, past pixels that no branch reads it at."""
-    arguments = aspp_operands((3, 8, 5, 6), runner.dtype, rates=(1,))
+    arguments = aspp_operands((3, 8, 5, 6), runner.dtype, dilations=(1,))
     arguments[0][1, 3, 4, 5] = value
     output = check_aspp(runner, arguments)
     assert output[0].isfinite().all() and output[2].isfinite().all()
@@ -580,11 +580,11 @@ def test_aspp_of_a_broken_image(runner, value):
 
 @on(*(r for r in WHOLE if r.dtype != FP16))
 @pytest.mark.parametrize("place", PLACES)
-def test_aspp_of_broken_branches(runner, place):
+def test_aspp_of_non_finite_branches(runner, place):
     """-Inf in a bias is a channel that ReLU makes 0, NaN and Inf reach all of the output."""
     position, index = PLACES[place]
     for value in (NAN, INF, -INF) if "bias" in place else (NAN,):
-        arguments = aspp_operands((2, 8, 3, 4), runner.dtype, rates=(1,))
+        arguments = aspp_operands((2, 8, 3, 4), runner.dtype, dilations=(1,))
         tensor = arguments[position[0]]
         tensor = tensor if len(position) == 1 else tensor[position[1]]
         tensor[index] = value
@@ -593,9 +593,9 @@ def test_aspp_of_broken_branches(runner, place):
 
 
 @on(*(r for r in WHOLE if r.dtype != FP16))
-def test_aspp_of_a_broken_projection(runner):
+def test_aspp_of_a_non_finite_projection(runner):
     """A channel each: of the branches' weights, of the pooled ones and of the bias."""
-    arguments = aspp_operands((2, 8, 3, 4), runner.dtype, rates=(1,))
+    arguments = aspp_operands((2, 8, 3, 4), runner.dtype, dilations=(1,))
     branches = sum(weight.size(0) for weight in arguments[1])
     arguments[5].abs_().add_(9)  # the pooled features are not 0, nor
     arguments[2][0][:] = 9  # are those of the first branch
@@ -609,9 +609,9 @@ def test_aspp_of_a_broken_projection(runner):
 
 
 @on(*(Runner(name, FP32) for name in ("reference", "cpu", "triton")), Runner("emulated", BF16))
-def test_gradients_of_aspp_of_a_broken_image(runner):
+def test_gradients_of_aspp_of_a_non_finite_image(runner):
     """ReLU of NaN has a gradient, as in PyTorch: NaN and Inf do not make others 0."""
-    arguments = aspp_operands((3, 8, 3, 4), runner.dtype, rates=(1,))
+    arguments = aspp_operands((3, 8, 3, 4), runner.dtype, dilations=(1,))
     arguments[0][1, 3, 2, 1] = NAN
     grad_output = torch.randn(3, 7, 3, 4).to(runner.dtype)
 
@@ -694,7 +694,7 @@ def mobilenet() -> DeepLabV3:
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 @torch.no_grad()
-def test_a_broken_image_is_broken_in_a_prepared_model(mobilenet, dtype):
+def test_non_finite_image_in_a_prepared_model(mobilenet, dtype):
     """oneDNN's ReLU, which makes 0 of NaN, would hide it."""
     images = torch.randn(3, 3, 33, 33)
     images[1, 2, 20, 7] = NAN
@@ -713,7 +713,7 @@ def test_a_broken_image_is_broken_in_a_prepared_model(mobilenet, dtype):
              "classifier.0.convs.1.1.bias", "classifier.2.running_mean"],
 )  # fmt: skip
 @torch.no_grad()
-def test_broken_weights_are_broken_in_a_prepared_model(mobilenet, name):
+def test_non_finite_weights_in_a_prepared_model(mobilenet, name):
     model = copy.deepcopy(mobilenet)
     dict([*model.named_parameters(), *model.named_buffers()])[name].view(-1)[2] = NAN
     images = torch.randn(1, 3, 17, 17)
@@ -722,7 +722,7 @@ def test_broken_weights_are_broken_in_a_prepared_model(mobilenet, name):
 
 
 @torch.no_grad()
-def test_a_broken_class_is_alone_in_a_prepared_model(mobilenet):
+def test_non_finite_class_in_a_prepared_model(mobilenet):
     model = copy.deepcopy(mobilenet)
     model.classifier[-1].bias[3] = NAN
     images = torch.randn(1, 3, 17, 17)

@@ -393,7 +393,7 @@ def test_no_forward_mode_of_a_loss_for_each_pixel():
         dual_numbers(ours, (logits,))
 
 
-def test_class_weights_have_neither_gradient_nor_tangent():
+def test_class_weights_have_no_derivative():
     logits, target, weight = entropy_arguments()
 
     def ours(weight):
@@ -711,7 +711,7 @@ def test_a_transform_of_a_compiled_function(function):
     assert_close(function(compiled)(argument), function(convolution_loss)(argument))
 
 
-def test_compiled_again_for_forward_mode():
+def test_recompiled_for_forward_mode():
     """A graph compiled for ordinary tensors would lose the tangent."""
     torch._dynamo.reset()
     compiled = torch.compile(convolution_loss, backend="eager")

@@ -493,7 +493,7 @@ def test_bad_input(arguments, error, message):
         upsample_argmax(*arguments)
 
 
-def test_more_memory_than_there_is():
+def test_out_of_memory():
     logits = torch.zeros(1).expand(1, 2**25, 1, 2**20)
     with pytest.raises(RuntimeError, match="upsample_argmax_fwd: out of memory"):
         upsample_argmax(logits, (1, 2**20))

@@ -649,7 +649,7 @@ def test_small_outputs_of_any_alignment(dtype):
     memory.assert_intact()
 
 
-def test_guards_notice_a_byte_on_either_side():
+def test_guards_detect_a_byte_on_either_side():
     for index, side in ((-1, "before"), (12, "after")):
         with pytest.raises(AssertionError, match=f"1 bytes written {side} a tensor"):
             with guarded_allocations() as memory:
@@ -672,7 +672,7 @@ UNREADABLE = [  # logits, size, align_corners
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_nothing_outside_the_tensors_is_touched(backend, device, after):
+def test_no_access_outside_the_tensors(backend, device, after):
     """Unreadable memory on one side of logits, labels and workspaces."""
     if backend == "reference" or device != "cpu":
         pytest.skip("not a kernel of ours on a CPU")

@@ -333,7 +333,7 @@ def test_mean_of_empty_batch_is_nan(backend, device):
 
 
 @pytest.mark.parametrize("bad", [4, -1, 255, 2**62, -(2**62)])
-def test_target_that_is_no_class(backend, device, bad):
+def test_invalid_target(backend, device, bad):
     logits, target, _ = problem((2, 4, 3, 5), (11, 13), device, ignored=-100)
     target[1, 10, 5] = bad
     target[1, 10, 12] = 77
@@ -488,7 +488,7 @@ def test_any_strides(backend, device):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_strides_are_those_that_compiled_graphs_rely_on(backend, device, layout, reduction, dtype):
+def test_strides_in_compiled_graphs(backend, device, layout, reduction, dtype):
     logits, target, weight = problem((2, 4, 5, 6), (11, 13), device, dtype, ignored=-100)
     logits = with_layout(logits, layout)
     ops, options = torch.ops.deeplab_fast, (-100, reduction, 0.1, False)
@@ -508,7 +508,7 @@ def test_strides_are_those_that_compiled_graphs_rely_on(backend, device, layout,
             assert (a.shape, a.stride(), a.dtype) == (p.shape, p.stride(), p.dtype)
 
 
-def test_little_is_kept_for_backward(backend, device):
+def test_memory_saved_for_backward(backend, device):
     logits, target, weight = problem((2, 21, 5, 7), (40, 53), device, ignored=-100)
     logits.requires_grad_()
     kept: list[Tensor] = []
@@ -579,7 +579,7 @@ def test_deterministic_algorithms(device, backend):
         loss_and_gradient(partial(upsample_cross_entropy, target=target, ignore_index=255), logits)
 
 
-def test_no_gradient_is_computed_in_vain(backend, device, ran):
+def test_unneeded_gradients_are_not_computed(backend, device, ran):
     logits, target, _ = problem((1, 5, 6, 7), (25, 29), device, ignored=-100)
     with deeplab_fast.backend(backend):
         assert not upsample_cross_entropy(logits, target).requires_grad

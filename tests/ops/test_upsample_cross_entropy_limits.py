@@ -254,7 +254,7 @@ BOUNDS = [  # logits, size
 @pytest.mark.parametrize("scale", [1, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("logits_shape, size", BOUNDS, ids=size_id)
-def test_nothing_outside_the_tensors_is_touched(
+def test_no_access_outside_the_tensors(
     backend, device, gpu_blocks, logits_shape, size, dtype, scale, at_end
 ):
     if device != "cpu" or backend == "reference":
@@ -329,7 +329,7 @@ def test_strides_beyond_32_bits(backend, device, dim):
     ],
     ids=size_id,
 )
-def test_emulated_refuses_sizes_beyond_its_indices(logits_shape, size):
+def test_emulated_unsupported_sizes(logits_shape, size):
     shape = _C.UpsampleShape(logits_shape, [1] * 4, size, [1.0, 1.0], False)
     terms, dtype = _C.CrossEntropyParams(0, -100, 0.0), _C.DType.float32
     kernels = emulator.load().cuda
@@ -341,7 +341,7 @@ def test_emulated_refuses_sizes_beyond_its_indices(logits_shape, size):
         )
 
 
-def test_emulated_refuses_more_classes_than_a_grid_has_rows():
+def test_emulated_unsupported_number_of_classes():
     shape = _C.UpsampleShape([1, 64 << 16, 1, 1], [1] * 4, [1, 1], [1.0, 1.0], False)
     terms, dtype = _C.CrossEntropyParams(0, -100, 0.0), _C.DType.float32
     with pytest.raises(RuntimeError, match="bwd_kernel: a size is too large"):
@@ -360,7 +360,7 @@ def test_emulated_refuses_more_classes_than_a_grid_has_rows():
     ],
     ids=size_id,
 )
-def test_triton_refuses_sizes_beyond_its_indices(logits_shape, size, limit):
+def test_triton_unsupported_sizes(logits_shape, size, limit):
     logits = torch.zeros(()).expand(logits_shape)
     target = torch.zeros((), dtype=torch.int64).expand(logits_shape[0], *size)
     if not is_interpreted("triton"):
@@ -370,7 +370,7 @@ def test_triton_refuses_sizes_beyond_its_indices(logits_shape, size, limit):
         assert reason and "fewer than 2^31" in reason and limit in reason or "classes" in reason
 
 
-def test_triton_refuses_more_classes_than_a_grid_has_rows():
+def test_triton_unsupported_number_of_classes():
     if not is_interpreted("triton"):
         pytest.skip("the tensors are on a CPU")
     target = torch.zeros(1, 1, 1, dtype=torch.int64)
@@ -671,7 +671,7 @@ def test_target_out_of_range_in_the_first_and_the_last_pixel(backend, device, pi
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_gradient_of_a_target_that_is_no_class_is_nan(backend, device, reduction):
+def test_gradient_of_an_invalid_target_is_nan(backend, device, reduction):
     """The backward op called alone: what the bad pixel was interpolated from, no more."""
     if backend == "reference":
         pytest.skip("it clamps the target")
@@ -807,7 +807,7 @@ def test_cells_of_two_rows_between_distant_logits(backend, device, gap):
 @pytest.mark.parametrize(
     "reduction, label_smoothing", [("none", 0.3), ("mean", 0.0), ("mean", 0.3), ("sum", 0.0)]
 )
-def test_triton_with_the_blocks_of_a_gpu(monkeypatch, reduction, label_smoothing):
+def test_triton_with_compiled_block_sizes(monkeypatch, reduction, label_smoothing):
     """Several blocks of pixels, cells and classes; each option once."""
     if not is_interpreted("triton"):
         pytest.skip("they are what test_upsample_cross_entropy.py runs on a GPU")

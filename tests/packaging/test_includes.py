@@ -9,7 +9,7 @@ import pytest
 
 CSRC = Path(__file__).parents[2] / "csrc"
 
-# What the files of each room may include besides those of the room itself. api.h, which declares
+# The rooms that the files of each room may include, besides the room itself. api.h, which declares
 # the launchers, is a room of its own.
 ROOMS = {
     "common": set(),

@@ -34,7 +34,7 @@ CONVS = (
     Conv(0, 4, 8, 5, 5),  # empty batch
     Conv(1, 8, 16, 7, 11, (1, 1)),
     Conv(2, 3, 5, 7, 11, (3, 3), 2),  # odd channel counts, prime sizes
-    Conv(1, 8, 8, 5, 5, (3, 3), 9),  # rate larger than the map: only the centre tap is inside
+    Conv(1, 8, 8, 5, 5, (3, 3), 9),  # dilation larger than the map: only the centre tap is inside
     Conv(1, 8, 8, 6, 6, (3, 3), 3),  # H = 2r
     Conv(2, 8, 8, 5, 9, (3, 3), 3),  # H < 2r
     Conv(1, 4, 6, 13, 8, (5, 5), 3),

@@ -2,7 +2,8 @@
 // per image:
 //   pooled[n, p] = relu(pool_bias[p] + sum over c of pool_weight[p, c] means[n, c])
 //   image_bias[n, k] = project_bias[k] + sum over p of project_weight[k, p] pooled[n, p]
-// Twice a matrix times one vector per image, a warp per output. All sums are fp32 in a fixed order.
+// Each is a matrix times one vector per image; a warp computes one output. Sums are fp32 in a fixed
+// order.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

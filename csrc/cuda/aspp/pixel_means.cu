@@ -1,6 +1,6 @@
-// Means of all pixels of an image [num_pixels, C], in fp32 and a fixed order: sums of runs of
-// pixels, read once in 16 bytes a thread, and the sum of the rows of an image that they leave
-// (PixelRuns). dilated_conv2d_sm90.cu leaves such rows on its way.
+// Means over the pixels of each image [num_pixels, C], in fp32 and a fixed order. The first kernel
+// sums runs of pixels into rows (PixelRuns), each thread reading 16 bytes at a time; the second
+// adds the rows of an image. dilated_conv2d_sm90.cu can write such rows, too.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -22,7 +22,7 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 template <typename T>
 constexpr int kChunk = 16 / sizeof(T);  // elements of a load
 
-// A block per run of pixels and 32 chunks of channels; its warps take every kWarps-th pixel.
+// One block per run of pixels and 32 chunks of channels; a warp takes every kWarps-th pixel.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     pixel_sums_fwd_kernel(float* __restrict__ sums,     // [rows, C]
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int i = 0; i < kSize; ++i) sum[i] += chunk[i];
       }
     }
-    __syncthreads();  // the sums before are no longer read
+    __syncthreads();  // before the sums are overwritten
 #pragma unroll
     for (int i = 0; i < kSize; ++i) of_warps[warp * kColumns + lane * kSize + i] = sum[i];
     __syncthreads();
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A block per image and 32 channels; its warps take every kWarps-th row.
+// One block per image and 32 channels; a warp takes every kWarps-th row.
 __global__ void __launch_bounds__(kThreads)
     pixel_means_fwd_kernel(float* means,       // [N, C]
                            const float* sums,  // [rows, C]

@@ -1,9 +1,9 @@
-// What the depthwise kernels share: vectors of channels, and the way work is cut into threads.
+// Division of depthwise convolutions into blocks and threads.
 //
-// Rows and columns are numbered by their residue modulo the dilation: pixels a dilation apart
-// become neighbours, and the convolution dense. A thread has a vector of channels at one column and
-// walks a strip of rows. A block has a cache line of channels and neighbouring columns, so that
-// where columns share what they load it is in L1.
+// Rows and columns are ordered by their residue modulo the dilation: pixels a dilation apart become
+// neighbours, and the convolution becomes dense. A thread computes a vector of channels in one
+// column and walks down a strip of rows. A block has a cache line of channels and neighbouring
+// columns, so that loads which columns share hit L1.
 #pragma once
 
 #include <algorithm>
@@ -15,19 +15,21 @@
 namespace deeplab_fast::cuda {
 
 constexpr int kThreads = 128;
-constexpr int kLine = 128;  // bytes of a pixel's channels that a block has at most
+constexpr int kLine = 128;  // most bytes of a pixel's channels that a block has
 
-// So many registers are left to a thread: weights take as many as there are taps.
+// Blocks per SM, which bound the registers of a thread: its weights take as many as there are taps.
 template <int kTaps>
 constexpr int kBlocksPerSM = kTaps > 9 ? 2 : 3;
 
-// How the work is cut into blocks and threads.
+// Division of the work into blocks and threads.
 struct Split {
-  int vectors, chunks, lanes;  // of channels: in all, per pixel blocks, neighbouring threads
-  int columns;                 // of a block: kThreads / lanes
-  int strips;                  // of rows, in an image
-  int positions;               // columns of all strips of all images
-  int groups;                  // of a block's columns
+  int vectors;    // vectors of channels
+  int chunks;     // blocks that share the channels of a pixel
+  int lanes;      // neighbouring threads that share the channels of a block
+  int columns;    // columns of a block: kThreads / lanes
+  int strips;     // strips of rows in an image
+  int positions;  // columns of all strips of all images
+  int groups;     // positions / columns, rounded up
 };
 
 template <typename T, int kVector>
@@ -44,23 +46,22 @@ Split split_of(const DepthwiseShape& shape) {
   return split;
 }
 
-// The row or column at a position in the order of residues modulo the dilation, which is at most
-// size.
+// Row or column at a position in the order of residues modulo the dilation. dilation <= size.
 __device__ inline int coordinate(int position, int size, int dilation) {
-  const int shorter = size / dilation,
-            num_longer = size % dilation;  // the first residues have one more
+  // The first num_longer residues have one row or column more than the others.
+  const int shorter = size / dilation, num_longer = size % dilation;
   const int in_longer = num_longer * (shorter + 1);
   if (position < in_longer) return position / (shorter + 1) + position % (shorter + 1) * dilation;
   position -= in_longer;
   return num_longer + position / shorter + position % shorter * dilation;
 }
 
-// What a thread works on: rows [begin, end), as positions, of one column of an image.
+// Rows of one thread: positions [begin, end) in one column of an image.
 struct Strip {
   int n, x, begin, end;
 };
 
-// The strip of a thread's column of a group of them; without rows past the end.
+// Strip of the thread in a group of columns; it has no rows if the column is past the last one.
 __device__ inline Strip strip_of(int group, const DepthwiseShape& shape, const Split& split) {
   const int column = threadIdx.x / split.lanes;
   const int64_t index = static_cast<int64_t>(group) * split.columns + column;
@@ -77,7 +78,8 @@ struct Run {
   int first, step, count;
 };
 
-// Of a strip's rows from a position on. With flipped taps the last comes first.
+// Run at the beginning of the rows [position, end) of a strip. With flipped taps it starts at its
+// last row.
 __device__ inline Run run_of(int position, int end, const DepthwiseShape& shape) {
   const int y = coordinate(position, shape.H, shape.dilation_H);
   const int count = min(end - position, (shape.H - 1 - y) / shape.dilation_H + 1);
@@ -85,12 +87,12 @@ __device__ inline Run run_of(int position, int end, const DepthwiseShape& shape)
   return {y + (count - 1) * shape.dilation_H, -shape.dilation_H, count};
 }
 
-// The vector of channels of a thread of the block; split.vectors or more for none.
+// Index of the thread's vector of channels; split.vectors or more if it has none.
 __device__ inline int vector_of(const Split& split) {
   return blockIdx.x % split.chunks * split.lanes + threadIdx.x % split.lanes;
 }
 
-// Channels in the vectors of a thread: 16 bytes, but as few as leave the weights in registers.
+// Channels in a thread's vector: 16 bytes, or fewer if the weights would not fit in registers.
 template <typename T>
 constexpr int kWide = 16 / sizeof(T);
 template <typename T>

@@ -1,8 +1,8 @@
 // Depthwise dilated convolution, stride 1, zero padding that keeps the size:
 // output[n, y, x, c] = bias[c] + sum over taps of input[n, y + dy, x + dx, c] weight[c, tap], then
-// the residual and the clamp of the epilogue. depthwise.cuh says how work is split. A thread adds
-// an input row that it loads to the R output rows that need it, whose sums wait in registers. It
-// loads them kRowsAhead rows before it adds them.
+// the residual and the clamp of the epilogue. depthwise.cuh divides the work. A thread adds each
+// input row to the R output rows that need it, whose sums it keeps in registers. It loads an input
+// row kRowsAhead rows before it adds it.
 
 #include <cmath>
 #include <cstdint>
@@ -18,13 +18,14 @@
 namespace deeplab_fast::cuda {
 namespace {
 
-// NaN stays.
+// Clamps a value; NaN stays NaN.
 __device__ inline float clamp(float value, float low, float high) {
   value = value < low ? low : value;
   return value > high ? high : value;
 }
 
-// The elements of a word. Rounded values can be clamped because all dtypes hold the bounds exactly.
+// Clamps the elements of a word. All dtypes represent the bounds exactly, so clamping after
+// rounding gives the same result.
 template <typename T>
 __device__ uint32_t clamp(uint32_t word, float low, float high) {
   if constexpr (std::is_same_v<T, float>) {
@@ -49,7 +50,7 @@ __device__ void clamp(Vector<T, kVector>& vector, float low, float high) {
   }
 }
 
-// Changes sum.
+// Adds the residual to `sum`, rounds, clamps and stores it. Overwrites `sum`.
 template <typename T, int kVector>
 __device__ void store_output(T* output, const ConvEpilogue& epilogue, int64_t offset,
                              float (&sum)[kVector]) {
@@ -64,15 +65,15 @@ __device__ void store_output(T* output, const ConvEpilogue& epilogue, int64_t of
   store_vector(output + offset, vector);
 }
 
-// bias of a thread's channels from c on, or zeros.
+// Loads the bias of channels from c on; zeros if there is none.
 template <typename T, int kVector>
 __device__ void load_bias(float (&to)[kVector], const T* bias, int c) {
 #pragma unroll
   for (int e = 0; e < kVector; ++e) to[e] = bias ? to_float(bias[c + e]) : 0.0f;
 }
 
-// Input rows whose loads are under way while another is added: as many as registers hold. The three
-// warps of a scheduler add a row each in about 420 cycles, and a load from memory takes longer.
+// Input rows in flight while another row is added: as many as the registers can hold. The three
+// warps of a scheduler each add a row in about 420 cycles, and a load from memory takes longer.
 template <int kTaps>
 constexpr int kRowsAhead = kTaps > 9 ? 1 : 2;
 
@@ -115,9 +116,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
     has_column[s] = x >= 0 && x < shape.W;
   }
 
-  // A run's input rows go from kR / 2 steps before its first output row to as many after its last.
+  // Input rows of a run: from kR / 2 steps before its first output row to kR / 2 after its last.
   const auto convolve = [&](const Run& run) {
-    int above = 0, inside = run.count;  // input rows before the map, and those in it
+    int above = 0, inside = run.count;  // input rows before the first of the map, and on the map
 #pragma unroll
     for (int i = 1; i <= kR / 2; ++i) {
       const int before = run.first - i * run.step;
@@ -126,9 +127,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
       inside += after >= 0 && after < shape.H;
     }
 
-    // Input row i waits in rows[i % kAhead] until it is added, then row i + kAhead is loaded there.
+    // Input row i is in rows[i % kAhead] until it is added; then row i + kAhead is loaded there.
     const int64_t stride = run.step * row_stride;
-    const char* next = reinterpret_cast<const char*>(  // the row to load, at the thread's column
+    const char* next = reinterpret_cast<const char*>(  // next row to load, at the thread's column
         input + first + run.first * row_stride - kR / 2 * stride);
     Vector<T, kVector> rows[kAhead][kS];
     const auto load_next = [&](Vector<T, kVector>& to, int s, int inner) {  // inner: i - above
@@ -144,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
       next += stride * kBytes;
     }
 
-    // Input row i is tap row k of output row i - k, whose sum is in sums[(i - k) % kR].
+    // Input row i meets tap row k in output row i - k, whose sum is in sums[(i - k) % kR].
     float sums[kR][kVector];
     const auto add_row = [&](int i, int inner, int num_taps) {
 #pragma unroll
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
       next += stride * kBytes;
     };
 
-    // The first rows complete no output row, each of the others completes one.
+    // The first kR - 1 rows complete no output row; each later row completes one.
 #pragma unroll
     for (int i = 0; i < kR - 1; ++i) add_row(i, i - above, i + 1);
     int64_t to = first + run.first * row_stride;
@@ -186,7 +187,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
   }
 }
 
-// Any kernel, its weights in shared memory: every tap is a load that finds its pixel in a cache.
+// Kernels of any size. The weights are in shared memory, and every tap loads its pixel, which is
+// usually in a cache.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kThreads)
     depthwise_conv2d_fwd_any_kernel(T* output,                     // [N, H, W, C]

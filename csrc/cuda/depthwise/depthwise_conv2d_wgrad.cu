@@ -1,9 +1,9 @@
-// Gradients of a depthwise dilated convolution's weight and bias: for each channel and tap the sum
-// over pixels of input[n, y + dy, x + dx, c] grad_output[n, y, x, c]. depthwise.cuh says how work
-// is split. A thread multiplies an input row that it loads by the R rows of grad_output that it
-// met, which wait in registers, and keeps the sums of all taps. A block goes through a fixed part
-// of all columns and adds its threads' sums in shared memory; a second kernel adds the parts. Every
-// order is fixed by the shape.
+// Gradients of a depthwise dilated convolution's weight and bias:
+// grad_weight[c, tap] = sum over pixels of input[n, y + dy, x + dx, c] grad_output[n, y, x, c].
+// depthwise.cuh divides the work. A thread multiplies each input row by the R rows of grad_output
+// that it meets, which it keeps in registers with the sums of all taps. A block computes a fixed
+// part of all columns and adds the sums of its threads in shared memory; a second kernel adds the
+// parts. The shape alone determines the order of all sums.
 
 #include <cmath>
 #include <cstdint>
@@ -17,20 +17,20 @@
 namespace deeplab_fast::cuda {
 namespace {
 
-// Of a row of one sum of all threads, in floats: eight more put vectors in different banks.
+// Floats from one sum of all threads to the next: eight more put vectors in different banks.
 constexpr int kPitch = kThreads + 8;
 
 template <int kVector, int kTaps>
 constexpr size_t kSmem = sizeof(float) * (kTaps + 1) * kVector * kPitch;
 
-// How far tap `index` of `count` looks, no further than outside.
+// Offset of tap `index` of `count`, clipped to `size`.
 __device__ int offset_of(int index, int count, int dilation, int size) {
   const int64_t offset = static_cast<int64_t>(index - count / 2) * dilation;
   return static_cast<int>(
       max(min(offset, static_cast<int64_t>(size)), -static_cast<int64_t>(size)));
 }
 
-// All kR x kS taps of a kernel of that size, or the one tap blockIdx.y of any other.
+// All taps of a kR x kS kernel; for other kernels kR = kS = 1, and the tap is blockIdx.y.
 template <typename T, int kVector, int kR, int kS>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
     depthwise_conv2d_wgrad_kernel(float* __restrict__ partial_sums,   // [num_parts, R * S + 1, C]
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
       const Run run = run_of(position, strip.end, shape);
       position += run.count;
 
-      // Tap row i of input row j goes with row j - i of grad_output, in grads[i].
+      // Input row j meets tap row i in row j - i of grad_output, which is in grads[i].
       const int rows = run.count + kR - 1;
       const int64_t stride = run.step * row_stride;
       int y = run.first + offset_H - kR / 2 * run.step;
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
             }
           }
         };
-        // Zeros before and after the run are left out: they would make NaN of an infinite input.
+        // Rows outside the run are skipped: their zeros times an infinite input would give NaN.
         if (j >= kR - 1 && j < run.count) {
           add_products([](int) { return true; });
         } else {
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
     }
   }
 
-  // Sums of the block's columns
+  // Sums over the columns of the block
   float* sums = shared_memory<float>();  // [kTaps + 1, kVector, kPitch]
 #pragma unroll
   for (int e = 0; e < kVector; ++e) {
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM<kR * kS>)
   }
 }
 
-// A thread per tap, or the bias, and channel.
+// One thread per channel and tap; the bias counts as a tap.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     depthwise_conv2d_wgrad_reduce_kernel(T* __restrict__ grad_weight,  // [C, num_taps] or nullptr

@@ -1,4 +1,4 @@
-// Bilinear upsampling by cells: a cell is the output pixels between the same four source pixels.
+// Bilinear upsampling by cells. A cell is the output pixels between the same four source pixels.
 #pragma once
 
 #include <cstdint>
@@ -30,21 +30,21 @@ __device__ Corners<Logit> corners_of(const Logit* logits, const UpsampleShape& s
           shape.stride_C};
 }
 
-// Cells of fewer pixels, or wider outputs, are not for Side: below these, each cell has a pixel,
-// and source coordinates are rounded by less than 1/8, so that max_cells holds.
+// Limits of Side: source pixels per output pixel, and output pixels. Below them each cell has a
+// pixel and source coordinates are rounded by less than 1/8, so that max_cells holds.
 constexpr float kMaxCellScale = 0.3f;
 constexpr int64_t kMaxCellSize = 1 << 20;
 constexpr int max_cells(int pixels) { return pixels * 3 / 10 + 2; }
 
-// Output pixels of a tile along one side.
+// Output pixels of a tile along one side, and their cells.
 template <int kPixels>
 struct Side {
   static constexpr int kMaxCells = max_cells(kPixels);
-  int32_t first_cell, count, num_cells, begin[kMaxCells + 1];  // begin: the first pixel of a cell
+  int32_t first_cell, count, num_cells, begin[kMaxCells + 1];  // begin: first pixel of each cell
   int32_t cell[kPixels];
   float2 weights[kPixels];
 
-  // Pixel i of those from `first` on, each by a thread of its own.
+  // Sets pixel i of those from `first` on. One thread per pixel calls it.
   __device__ void set(int i, int64_t first, int64_t out_size, int64_t size, float scale,
                       bool align_corners) {
     const int n = static_cast<int>(min(out_size - first, static_cast<int64_t>(kPixels)));

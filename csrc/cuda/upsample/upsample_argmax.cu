@@ -2,11 +2,11 @@
 // logits [N, C, H, W] in any strides, labels [N, out_H, out_W] contiguous.
 //
 // The output pixels between the same four source pixels form a cell. A block labels a tile of
-// output pixels. It ranks the classes at each source pixel of the tile; a cell whose corners agree
-// on a safe winner is all that class. Each other cell is a warp's: its lanes first share out the
-// classes, to list those that can win, then the pixels, to compare the listed. Vectors of 16 bytes
-// carry the labels out where rows are aligned. Where cells are small, a thread per pixel walks all
-// classes instead.
+// output pixels. It ranks the classes at each source pixel of the tile. If the corners of a cell
+// agree on a safe winner (bilinear.h), the whole cell gets that class. Each other cell goes to a
+// warp, whose lanes first divide the classes, to list those that can win, then the pixels, to
+// compare the listed classes. Aligned rows of labels are stored in vectors of 16 bytes. If cells
+// are small, a thread per pixel compares all classes instead.
 
 #include <cfloat>
 #include <cmath>
@@ -25,27 +25,27 @@ constexpr int kBlocksPerSM = 4;
 constexpr int kWarps = kThreads / 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kTileH = 32, kTileW = 128;  // output pixels
-constexpr int kMaxCandidates = 32;        // listed for a cell; with more it walks all classes
-constexpr int kLanesPerPixel = 4;         // rank the classes of a source pixel
-constexpr int kCellLanesW = 8;            // a warp covers 8 x 4 pixels of a cell,
+constexpr int kMaxCandidates = 32;        // a cell with more of them compares all classes
+constexpr int kLanesPerPixel = 4;         // lanes that rank the classes of a source pixel
+constexpr int kCellLanesW = 8;            // a warp covers 8 x 4 pixels of a cell at a time,
 constexpr int kCellLanesH = 32 / kCellLanesW;
-constexpr int kRowsPerLane = 2;  // and as many below, which share the interpolation along x
+constexpr int kRowsPerLane = 2;  // and the 8 x 4 below, which share the interpolation along x
 
-// Pruning pays from about ten pixels a cell on.
+// True if pruning is faster: from about ten pixels per cell on.
 bool pruning_pays(const UpsampleShape& shape) {
   return shape.scale_H <= kMaxCellScale && shape.scale_W <= kMaxCellScale &&
          shape.out_H <= kMaxCellSize && shape.out_W <= kMaxCellSize && shape.N < 1 << 16 &&
          shape.C <= INT32_MAX - 32;
 }
 
-// Rank of a source pixel: the class that wins safely, or kNotFinite, or kUnsure - winner.
+// Rank of a source pixel: the class that wins safely, else kNotFinite or kUnsure - winner.
 constexpr int32_t kNotFinite = -1;
 constexpr int32_t kUnsure = -2;
 __device__ int32_t winner_of(int32_t rank) { return rank >= 0 ? rank : kUnsure - rank; }
 
-constexpr int32_t kContested = -1;  // in place of a cell's label
+constexpr int32_t kContested = -1;  // replaces the label of a cell whose corners do not agree
 
-// Ties go to the lowest class, the first NaN wins.
+// Argmax over all classes. Ties go to the lowest class, the first NaN wins.
 template <typename Logit>
 __device__ int64_t argmax_of_all(const Corners<Logit>& corners, int64_t C, float2 w, float2 h) {
   float best = 0.0f;
@@ -61,9 +61,9 @@ __device__ int64_t argmax_of_all(const Corners<Logit>& corners, int64_t C, float
   return best_class;
 }
 
-// The classes that can win in a cell.
+// Classes that can win in a cell.
 struct CandidateList {
-  float4 bounds[4];  // losing bounds at its corners of each corner's winner
+  float4 bounds[4];  // for the winner of each corner, its losing bounds at the four corners
   float4 corners[kMaxCandidates];
   int32_t classes[kMaxCandidates];
 };
@@ -71,15 +71,16 @@ struct CandidateList {
 struct Tile {
   Side<kTileH> rows;
   Side<kTileW> cols;
-  int32_t rank[(Side<kTileH>::kMaxCells + 1) * (Side<kTileW>::kMaxCells + 1)];  // of source pixels
+  int32_t rank[(Side<kTileH>::kMaxCells + 1) * (Side<kTileW>::kMaxCells + 1)];  // source pixels
   int32_t cell_label[Side<kTileH>::kMaxCells * Side<kTileW>::kMaxCells];        // or kContested
-  int32_t contested[Side<kTileH>::kMaxCells * Side<kTileW>::kMaxCells];         // cells, any order
+  int32_t contested[Side<kTileH>::kMaxCells * Side<kTileW>::kMaxCells];         // cells, unordered
   int32_t num_contested;
-  int32_t label[kTileH][kTileW];     // of pixels in contested cells
-  CandidateList candidates[kWarps];  // a warp's, for the cell it works on
+  int32_t label[kTileH][kTileW];     // set for the pixels of contested cells only
+  CandidateList candidates[kWarps];  // one per warp, for the cell that it works on
 };
 
-// One of kLanesPerPixel adjacent lanes that share a source pixel; all return its rank.
+// Rank of a source pixel. kLanesPerPixel adjacent lanes, numbered by `part`, share the pixel; all
+// return the rank.
 template <typename Logit>
 __device__ int32_t rank_classes(const Logit* pixel, int64_t stride_C, int32_t C, int part) {
   float best = -FLT_MAX, second = -FLT_MAX;
@@ -106,8 +107,8 @@ __device__ int32_t rank_classes(const Logit* pixel, int64_t stride_C, int32_t C,
   return second <= losing_bound(best) ? winner : kUnsure - winner;
 }
 
-// Lists the classes that can win in a cell, lowest first, and returns how many there are, or more
-// than kMaxCandidates. By a warp. rank: of a corner of the cell, lanes 0 to 3 have one each.
+// Lists the classes that can win in a cell, lowest first. Returns how many there are, or any number
+// above kMaxCandidates. A warp calls it; lanes 0 to 3 each pass the rank of a corner.
 template <typename Logit>
 __device__ int list_candidates(CandidateList& list, const Corners<Logit>& corners, int32_t rank,
                                int32_t C, int lane) {
@@ -137,7 +138,7 @@ __device__ int list_candidates(CandidateList& list, const Corners<Logit>& corner
   return count;
 }
 
-// Writes tile.label of the pixels of a contested cell. By a warp.
+// Writes tile.label of the pixels of a contested cell. A warp calls it.
 template <typename Logit>
 __device__ void label_cell(Tile& tile, const Logit* logits, const UpsampleShape& shape, int cell,
                            int warp, int lane) {
@@ -188,7 +189,7 @@ __device__ void label_cell(Tile& tile, const Logit* logits, const UpsampleShape&
       }
     }
   }
-  __syncwarp();  // the list is free again
+  __syncwarp();  // before the list of candidates is reused
 }
 
 template <typename Label, int kVector>
@@ -206,7 +207,8 @@ __device__ void store_vector_of_labels(Label* labels, const int32_t (&vector)[kV
   }
 }
 
-// labels: of the tile's first pixel. Each thread stores a column of vectors.
+// Stores the labels of a tile, whose first pixel is at `labels`. A thread stores a column of
+// vectors.
 template <int kVector, typename Label>
 __device__ void store_labels(Label* labels, const Tile& tile, int64_t out_W) {
   constexpr int kColumns = kTileW / kVector;

@@ -1,4 +1,5 @@
-// Cross entropy of bilinear(logits[n])(y, x) against target[n, y, x]: a thread has columns.
+// Cross entropy of bilinear(logits[n])(y, x) against target[n, y, x]. A thread computes columns of
+// output pixels.
 
 #include "cuda/common/dtypes.cuh"
 #include "cuda/upsample/upsample_cross_entropy.cuh"
@@ -43,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) upsample_cross_entropy
     const int num_rows = min(kRows, y_end - y);
     frame.set_rows(y, num_rows, shape);
     for (int32_t x = x_begin; x < x_end; x += kThreads) {
-      // Threads without a column repeat the last.
+      // Threads without a column repeat the last one.
       const int64_t my_x = min(x + static_cast<int32_t>(threadIdx.x), x_end - 1);
       const int64_t pixel = (strip.n * shape.out_H + y) * shape.out_W + my_x;
       const Column column(my_x, strip, shape);

@@ -1,11 +1,12 @@
-// What upsample_cross_entropy's two directions share: sums of exponentials of bilinear(logits).
+// Sums of exponentials of bilinear(logits), for the two directions of upsample_cross_entropy.
 // logits [N, C, H, W] in any strides, target and log_sum_exp [N, out_H, out_W] contiguous.
 //
 // Output pixels between the same four source pixels form a cell; a block has up to kCells of a row.
-// Logits are centred: less their source pixel's maximum over classes, which no softmax notices, and
-// in units of log 2. Down a column of a cell they grow linearly, their exponentials geometrically:
-// three exponentials serve kRows pixels. Where a centred logit is below kTame they could underflow
-// on the way; such blocks subtract each pixel's maximum and take one exponential per pixel.
+// Logits are centred: the maximum over classes of their source pixel is subtracted, on which the
+// softmax does not depend, and they are scaled by log2(e). Down a column of a cell they grow
+// linearly, their exponentials geometrically: three exponentials serve kRows pixels. Where a
+// centred logit is below kTame, exponentials could underflow on the way; such blocks ("wild" ones)
+// subtract each pixel's maximum and compute one exponential per pixel.
 #pragma once
 
 #include <cfloat>
@@ -23,40 +24,41 @@ constexpr int kThreads = 128;
 constexpr int kBlocksPerSM = 6;
 constexpr int kWarps = kThreads / 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kRows = 8;     // output rows of a cell at a time
-constexpr int kRestart = 4;  // of them follow from one exponential, lest errors add up
-constexpr int kCells = 16;   // of a block: 128 columns where logits are upsampled 8 times
+constexpr int kRows = 8;     // output rows of a cell that are computed at a time
+constexpr int kRestart = 4;  // rows that follow from one exponential; with more, errors add up
+constexpr int kCells = 16;   // cells of a block: 128 columns if logits are upsampled 8 times
 constexpr int kEdges = kCells + 1;
 constexpr int kMaxForwardClasses = 160, kMaxBackwardClasses = 64;  // in shared memory at a time
 
-// A progression that runs past the last row of a cell by two rows' steps of at most a cell must
-// stay finite: 2^120.
+// Lowest centred logit of a block that is not wild. A progression may run past the last row of a
+// cell by two rows, each a step of at most a cell: it stays finite, below 2^120.
 constexpr float kTame = -60.0f;
 constexpr float kLog2E = 0x1.715476p+0f;
 constexpr float kLn2 = 0x1.62e43p-1f;
 
-constexpr int32_t kIgnored = -1, kBad = -2;  // in place of a target's class
+constexpr int32_t kIgnored = -1, kBad = -2;  // labels of targets that are not classes
 
 struct Sums {
   double loss, weight;
 };
 
-// Scratch memory of a launcher.
+// Workspace of a launcher.
 struct Workspace {
-  Sums* block_sums;                // forward
-  float2* ranges;                  // [N, H, W] a source pixel's maximum, and its lowest centred
-  int32_t *row_begin, *col_begin;  // [H + 2], [W + 2] the first output of a cell or a later one
+  Sums* block_sums;                // [blocks], forward
+  float2* ranges;                  // [N, H, W] maximum and lowest centred logit of a source pixel
+  int32_t *row_begin, *col_begin;  // [H + 2], [W + 2] first output of each cell, or of a later one
   float* total_class_weight;
-  float* edge_grads;  // [N, H + 1, 2, C, W], or [..., W, C]: gradients of cells' tops and bottoms
+  float* edge_grads;  // [N, H + 1, 2, C, W] or [..., W, C] gradients at tops and bottoms of cells
 };
 
 struct Layout {
-  int32_t strips;       // blocks of a row of cells
-  int32_t strip_cells;  // from one to the next
+  int32_t strips;       // blocks in a row of cells
+  int32_t strip_cells;  // cells from one block to the next
   int32_t chunk;        // classes in shared memory at a time
   int32_t num_chunks;
 
-  // Backward, neighbours share a cell: each writes the source columns between its cells.
+  // Neighbouring blocks of the backward pass share a cell: each writes the source columns between
+  // its cells.
   Layout(const UpsampleShape& shape, bool backward) {
     const int64_t cells = backward ? shape.W : shape.W + 1;
     strip_cells = backward ? kCells - 1 : kCells;
@@ -70,10 +72,11 @@ struct Layout {
 
 int64_t num_blocks(const UpsampleShape& shape, const Layout& layout);
 
-// Lays the workspace out from `memory` on; returns its bytes.
+// Sets the pointers of a workspace that begins at `memory`. Returns its bytes.
 int64_t lay_out(Workspace& workspace, void* memory, const UpsampleShape& shape, bool backward);
 
-// Fills what both directions read of the workspace, where the sizes are not too large for `kernel`.
+// Fills the parts of the workspace that both directions read. Fails in the name of `kernel` if the
+// sizes are too large.
 template <typename Logit>
 Status prepare(const char* kernel, const Workspace& workspace, const Logit* logits,
                const UpsampleShape& shape, const Layout& layout, const CrossEntropyParams& params,
@@ -83,7 +86,7 @@ __device__ inline float class_weight(const CrossEntropyParams& params, int64_t c
   return params.weight ? params.weight[c] : 1.0f;
 }
 
-// A finite logit stays finite: an infinite one would be NaN where its weight is 0.
+// Centred logit. A finite one stays finite: an infinite one with weight 0 would give NaN.
 __device__ inline float centre(float logit, float maximum) {
   const float value = mul_rn(logit - maximum, kLog2E);
   return value < -0x1p126f && logit >= -FLT_MAX ? -0x1p126f : value;
@@ -94,7 +97,7 @@ __device__ inline float centre(float logit, float maximum) {
 __device__ inline int low_source(int cell) { return max(cell - 1, 0); }
 __device__ inline int high_source(int cell, int size) { return min(max(cell, 1), size - 1); }
 
-// A block's cells [first, first + count) of cell row `row`, and the source columns
+// Cells of a block: [first, first + count) of cell row `row`, with the source columns
 // [origin, origin + num_edges) at their corners.
 struct Strip {
   int64_t n;
@@ -113,25 +116,25 @@ struct Strip {
     bottom = high_source(row, H);
   }
 
-  // In edges, of a cell's left and right side.
+  // Index of the edge at a cell's left or right side.
   __device__ int left(int cell) const { return low_source(first + cell) - origin; }
   __device__ int right(int cell) const { return high_source(first + cell, W) - origin; }
 };
 
-// How logits grow down a column: from each kRestart-th row's weights on by even steps.
+// Weights down a column: those of each kRestart-th row, and the even step between rows.
 struct Progression {
   float2 starts[kRows / kRestart];
   float step;
   int num_rows;
 };
 
-// In shared memory: what both directions need of a strip and of the output rows at hand.
+// State of a strip and of its current output rows, in shared memory.
 struct Frame {
   int32_t wild;
-  float2 maxima[kEdges];  // of the source pixels at the top and bottom
+  float2 maxima[kEdges];  // maxima over classes of the source pixels at the top and bottom
   float2 rows[kRows];     // weights h0, h1; those after the last row repeat it
 
-  // Returns whether the block is wild: not tame.
+  // Sets `maxima`. Returns true if the block is wild.
   __device__ bool set_maxima(const Strip& strip, const float2* ranges, const UpsampleShape& shape) {
     if (threadIdx.x == 0) wild = 0;
     __syncthreads();
@@ -147,7 +150,7 @@ struct Frame {
   }
 
   __device__ void set_rows(int32_t y, int32_t count, const UpsampleShape& shape) {
-    __syncthreads();  // the rows before are no longer read
+    __syncthreads();  // before the rows are overwritten
     const int r = threadIdx.x;
     if (r < kRows) {
       const SourcePair pair =
@@ -166,13 +169,13 @@ struct Frame {
   }
 };
 
-// Centred logits of a chunk of classes at the top and bottom of a strip's source columns, in shared
-// memory [chunk, kEdges].
+// Centred logits of a chunk of classes at the top and bottom of a strip's source columns:
+// [chunk, kEdges] in shared memory.
 template <typename Logit>
 struct Edges {
   float2* values;
   const float2* maxima;
-  const Logit* top;  // of class 0, source column `origin`
+  const Logit* top;  // logit of class 0 at source column `origin`
   const Logit* bottom;
   int64_t stride_C, stride_W;
   int32_t num_edges, C, chunk, first, count;
@@ -195,12 +198,12 @@ struct Edges {
 
   __device__ const float2* end() const { return values + count * kEdges; }
 
-  // By all threads of the block.
+  // Loads the chunk of classes from first_class on. All threads of the block call it.
   __device__ void load_from(int32_t first_class) {
     if (first == first_class) return;
     first = first_class;
     count = min(chunk, C - first);
-    __syncthreads();  // the classes before are no longer read
+    __syncthreads();  // before the values are overwritten
     const auto put = [&](int c, int i) {
       const int64_t offset = (first + c) * stride_C + i * stride_W;
       values[c * kEdges + i] = make_float2(centre(to_float(top[offset]), maxima[i].x),
@@ -234,7 +237,7 @@ struct Column {
     w = make_float2(pair.w0, pair.w1);
   }
 
-  // At the top and bottom of the cell.
+  // Logits of a class at the top and bottom of the cell.
   __device__ float2 ends(const float2* edges) const {
     const float2 l = edges[left], r = edges[right];
     return make_float2(interpolate(l.x, r.x, w.x, w.y), interpolate(l.y, r.y, w.x, w.y));
@@ -245,13 +248,13 @@ __device__ inline float between(float2 ends, float2 h) {
   return interpolate(ends.x, ends.y, h.x, h.y);
 }
 
-// By which exponentials grow from a row of a column to the next.
+// Ratio of the exponentials of two rows of a column.
 __device__ inline float ratio_of(float2 ends, const Progression& progression) {
   return ptx::ex2_approx(mul_rn(ends.y - ends.x, progression.step));
 }
 
-// Calls visit(row, exponential) for the first kCount rows of a column. Those past the last have
-// finite ones.
+// Calls visit(row, exponential) for the first kCount rows of a column. Rows past the last one have
+// finite exponentials.
 template <int kCount, typename Visit>
 __device__ __forceinline__ void for_each_exponential(float2 ends, const Progression& progression,
                                                      Visit visit) {
@@ -267,8 +270,8 @@ __device__ __forceinline__ void for_each_exponential(float2 ends, const Progress
   }
 }
 
-// log2(x) of a positive, normal x, within 4 ulp, near 1 too; NaN stays NaN. With the polynomial of
-// csrc/cpu/exp2_log2.h, in half as many instructions as log2f.
+// log2(x) for positive, normal x, within 4 ulp, also near 1; NaN stays NaN. It uses the polynomial
+// of csrc/cpu/exp2_log2.h and takes half as many instructions as log2f.
 __device__ __forceinline__ float log2_of_normal(float x) {
   const unsigned sqrt_half = 0x3f3504f3u;
   const unsigned exponent = (__float_as_uint(x) - sqrt_half) & 0xff800000u;
@@ -283,13 +286,14 @@ __device__ __forceinline__ float log2_of_normal(float x) {
   return fma_rn(p, s, integer);
 }
 
-// Of a column's pixels, log2 of the softmax's denominator: the sum over classes of
-// 2^(logit - shift). shift is 0 in a tame block, else the greatest logit.
+// log2 of the softmax's denominator at each pixel of a column: the sum over classes of
+// 2^(logit - shift). shift is the greatest logit in a wild block, else 0.
 struct Denominators {
   float log_sum[kRows], shift[kRows];
 };
 
-// By all threads of the block. each_class(c, ends) and each_chunk() see every class once.
+// Sets d. Calls each_class(c, ends) once for every class and each_chunk() after every chunk. All
+// threads of the block call it.
 template <typename Logit, typename EachClass, typename EachChunk>
 __device__ __forceinline__ void sum_exponentials(Denominators& d, Edges<Logit>& edges,
                                                  const Frame& frame, bool wild,

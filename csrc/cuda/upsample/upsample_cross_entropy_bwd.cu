@@ -1,5 +1,6 @@
-// The gradient of upsample_cross_entropy: a thread has classes of cells and sums their pixels, a
-// block adds the cells on both sides of its source columns, a last kernel those above and below.
+// Gradient of upsample_cross_entropy. A thread sums the pixels of a cell for one class at a time, a
+// block adds the cells on both sides of its source columns, and a second kernel adds the cells
+// above and below each source row.
 
 #include "cuda/common/dtypes.cuh"
 #include "cuda/upsample/upsample_cross_entropy.cuh"
@@ -9,24 +10,24 @@ namespace {
 
 using namespace cross_entropy;
 
-// Pixels of one target below each other, and what they take from its class.
+// Consecutive pixels of a column with the same target, and their share of its class's gradient.
 struct alignas(16) Run {
   int32_t label;
   float top, bottom;
-  int32_t count;  // of the column's runs, in its first
+  int32_t count;  // in the first run: the number of runs of the column
 };
 
-// Gradients of kRows pixels of a column. Of a pixel, its share of the cell's top and of its bottom
-// is a pair. Columns are an odd number of vectors of 16 bytes apart, so that those that
-// neighbouring threads store at once lie in different banks.
+// Gradients of kRows pixels of a column, in pairs: the shares of the cell's top and bottom. Columns
+// are an odd number of 16-byte vectors apart, so that vectors which neighbouring threads store at
+// once lie in different banks.
 struct alignas(16) ColumnGradients {
-  float4 softmax[kRows / 2];  // what its exponentials are multiplied by, of two pixels each
-  float4 weights;             // w0, w1, and what smoothing takes per class weight
+  float4 softmax[kRows / 2];  // factors of the exponentials, two pixels each
+  float4 weights;             // w0, w1, and the factors of class weights, from label smoothing
   Run runs[kRows];
 };
 static_assert(sizeof(ColumnGradients) / 16 % 2 == 1, "no bank conflicts");
 
-// Of kThreads columns, in shared memory.
+// Shared memory of a block: kThreads columns.
 struct alignas(16) BackwardTile {
   ColumnGradients columns[kThreads];
   float shift[kRows][kThreads];  // in wild blocks
@@ -39,7 +40,7 @@ struct Gradient {
   const float* divisor;  // or nullptr
 };
 
-// What the first pixel of a column reads.
+// Inputs at the first pixel of a column.
 struct PixelInputs {
   const float* grad_loss;
   int64_t grad_stride_H;
@@ -48,7 +49,7 @@ struct PixelInputs {
   const int64_t* target;
 };
 
-// Fills this thread's column of the tile.
+// Fills the thread's column of the tile.
 __device__ void set_column(BackwardTile& tile, const Column& column, Denominators& d, bool wild,
                            int num_rows, PixelInputs pixel, float total_class_weight,
                            const UpsampleShape& shape, const CrossEntropyParams& params) {
@@ -65,7 +66,7 @@ __device__ void set_column(BackwardTile& tile, const Column& column, Denominator
     label[r] = label_of(pixel.target[row * out_W], params, shape.C);
     if (r >= num_rows) label[r] = kIgnored;
     grad[r] = pixel.grad_loss[row * pixel.grad_stride_H] * pixel.grad_scale;
-    // Beside a large shift log_sum_exp has lost the logarithm.
+    // A large shift has rounded the logarithm off the saved log_sum_exp.
     if (!wild) d.log_sum[r] = pixel.log_sum_exp[row * out_W] * kLog2E;
   }
 
@@ -89,7 +90,7 @@ __device__ void set_column(BackwardTile& tile, const Column& column, Denominator
       smooth = make_float2(fma_rn(smoothed, h.x, smooth.x), fma_rn(smoothed, h.y, smooth.y));
       scale = taken + smoothed * total_class_weight;
     }
-    // An ignored pixel gives 0 times its softmax, as PyTorch does: NaN where a logit is NaN.
+    // An ignored pixel gives 0 times its softmax, as in PyTorch: NaN if a logit is NaN.
     scale *= ptx::ex2_approx(-d.log_sum[r]);
     const float2 row = make_float2(scale * h.x, scale * h.y);
     if (r % 2 == 1) {
@@ -103,9 +104,9 @@ __device__ void set_column(BackwardTile& tile, const Column& column, Denominator
   gradients.runs[0].count = num_runs + 1;
 }
 
-// Adds to the gradients of a cell's top and bottom those of a column: exponentials times softmax.
-// The exponentials grow by one ratio, so that their sum is a polynomial, which is taken from the
-// last row up (Horner's rule). Rows after a cell's last have 0.
+// Adds the gradients of a column to those of the cell's top and bottom: exponentials times softmax
+// factors. The exponentials grow by one ratio, so their sum is a polynomial, which Horner's rule
+// evaluates from the last row up. Rows past the last one of the cell have factors of 0.
 __device__ __forceinline__ void add_progression(float& top, float& bottom,
                                                 const ColumnGradients& column, float2 ends,
                                                 const Progression& progression) {
@@ -125,7 +126,7 @@ __device__ __forceinline__ void add_progression(float& top, float& bottom,
   }
 }
 
-// Adds to the gradients of a cell's corners, a b / c d, those of columns [begin, end) in class c.
+// Adds the gradients of class c in columns [begin, end) to those of a cell's corners, a b / c d.
 template <bool kWild>
 __device__ __forceinline__ float4 add_columns(float4 corners, const BackwardTile& tile, float2 left,
                                               float2 right, int begin, int end,
@@ -189,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     corners[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   }
 
-  // Without smoothing an infinite weight of a class that no pixel has would make 0 * inf.
+  // Without smoothing, the infinite weight of a class without pixels would give 0 * inf.
   const bool smooths = params.label_smoothing > 0.0f;
   const float total_class_weight = smooths ? *workspace.total_class_weight : 0.0f;
   const float grad_scale = grad.divisor ? 1.0f / *grad.divisor : 1.0f;
@@ -201,7 +202,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     frame.set_rows(y, num_rows, shape);
     const Progression progression = frame.progression(num_rows);
     for (int32_t x = col_begin[0]; x < x_end; x += kThreads) {
-      // Threads without a column repeat the last, in a place that nobody reads.
+      // Threads without a column repeat the last one; no thread reads their copies.
       const int64_t my_x = min(x + static_cast<int32_t>(threadIdx.x), x_end - 1);
       const Column column(my_x, strip, shape);
       Denominators d;

@@ -1,5 +1,5 @@
-// What upsample_cross_entropy's kernels read of a workspace: the ranges of source pixels' logits,
-// the first outputs of cells and the sum of the class weights.
+// Workspace of upsample_cross_entropy's kernels: ranges of logits of source pixels, first outputs
+// of cells, and the sum of the class weights.
 
 #include <algorithm>
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace deeplab_fast::cuda {
 namespace cross_entropy {
 namespace {
 
-constexpr int kLanesPerPixel = 4;  // find the range of a source pixel's logits
+constexpr int kLanesPerPixel = 4;  // lanes that find the range of a source pixel's logits
 
 __device__ int64_t cell_of(int64_t dst, int64_t size, float scale, bool align_corners) {
   const SourcePair pair = source_pair(dst, size, scale, align_corners);
@@ -32,7 +32,8 @@ __device__ int32_t first_output(int64_t cell, int64_t out_size, int64_t size, fl
   return static_cast<int32_t>(low);
 }
 
-// The range of one source pixel's logits that are not NaN, by kLanesPerPixel adjacent lanes.
+// Range of a source pixel's logits that are not NaN. kLanesPerPixel adjacent lanes, numbered by
+// `part`, share the pixel.
 template <typename Logit>
 __device__ float2 range_of(const Logit* pixel, int64_t stride_C, int32_t C, int part) {
   float greatest = -INFINITY, lowest = INFINITY;
@@ -48,7 +49,8 @@ __device__ float2 range_of(const Logit* pixel, int64_t stride_C, int32_t C, int 
   return make_float2(greatest, centre(lowest, greatest));
 }
 
-// Ranges of source pixels in the first blocks, then cells, then in the last block the weights.
+// The first blocks find the ranges of source pixels, the next ones the first outputs of cells, and
+// the last block sums the class weights.
 template <typename Logit>
 __global__ void __launch_bounds__(kThreads)
     upsample_cross_entropy_prepare_kernel(const Workspace workspace,

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..._native import _C
 from ..._native.common import DTYPES, LaunchContext
+from ..._native.cross_entropy import cross_entropy_params
 from ..._native.memory_format import empty_like_format, in_format_of
-from ..._native.upsample_shape import cross_entropy_params, upsample_shape
+from ..._native.upsample_shape import upsample_shape
 from ..arguments import UpsampleCrossEntropy, UpsampleCrossEntropyBackward
 from ..registry import register_kernel
 

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..._native.cross_entropy import bad_target
 from ..._native.memory_format import empty_like_format, in_format_of
-from ..._native.targets import bad_target
 from ..._native.upsample_shape import source_scale
 from ..arguments import UpsampleCrossEntropy, UpsampleCrossEntropyBackward
 from ..registry import register_kernel

@@ -1,4 +1,4 @@
-"""Faults: The convolution kernels and their schedules."""
+"""Faults of the convolution kernels and their work lists."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ FAULTS: dict[str, list[Fault]] = {
             "__syncthreads();\n\n  constexpr int kSize",
             "constexpr int kSize",
         ),
-        Fault("half a warp's sums", "for (int distance = 16;", "for (int distance = 8;"),
+        Fault("sums of half a warp", "for (int distance = 16;", "for (int distance = 8;"),
         Fault("linear without bias", "sum += to_float(bias[k]);", ""),
         Fault("pooled branch without ReLU", "relu && sum < 0.0f ? 0.0f : sum;", "sum;"),
         Fault(
@@ -1457,7 +1457,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "sums overwritten while they are read",
-            "    __syncthreads();  // the sums before are no longer read\n",
+            "    __syncthreads();  // before the sums are overwritten\n",
             "",
         ),
         Fault(

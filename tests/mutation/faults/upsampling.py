@@ -1,4 +1,4 @@
-"""Faults: The upsampling kernels."""
+"""Faults of the upsampling kernels."""
 
 from __future__ import annotations
 
@@ -87,13 +87,11 @@ FAULTS: dict[str, list[Fault]] = {
             "x < out_W; x += kLine",
         ),
         Fault(
-            "a row shorter than the way to the next line",
+            "rows shorter than the distance to the next cache line",
             "std::min<int64_t>((kLine - misaligned) % kLine, out_W)",
             "static_cast<int64_t>((kLine - misaligned) % kLine)",
         ),
-        Fault(
-            "lines that start elsewhere", "(kLine - misaligned) % kLine, out_W", "misaligned, out_W"
-        ),
+        Fault("lines not aligned", "(kLine - misaligned) % kLine, out_W", "misaligned, out_W"),
         Fault(
             "no labels after the last line",
             "    for (; x < out_W; ++x) row[x]",
@@ -110,7 +108,7 @@ FAULTS: dict[str, list[Fault]] = {
             "    for (; x < out_W - 1; ++x) row[x]",
         ),
         Fault(
-            "labels by way of a byte",
+            "labels truncated to a byte",
             "    for (; x < out_W; ++x) row[x] = static_cast<Label>(src[x]);",
             "    for (; x < out_W; ++x) row[x] = static_cast<Label>(static_cast<uint8_t>(src[x]));",
         ),
@@ -126,7 +124,9 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("the last classes not ranked", "  rank_from<1>(rest, row, scratch, plan);\n", ""),
         Fault(
-            "all columns taken for used", "stride_W == 1 && width == plan.shape.W", "stride_W == 1"
+            "unused columns treated as used",
+            "stride_W == 1 && width == plan.shape.W",
+            "stride_W == 1",
         ),
         Fault("infinity counts as finite", ">= infinity ?", "> infinity ?"),
         Fault("second best forgotten", "      s = s < loser ? loser : s;\n", ""),
@@ -143,11 +143,11 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("left corners agree", "top.sure[cell.hi] == k && bottom", "bottom"),
         Fault(
-            "the last column not looked at for NaN",
+            "last column not checked for NaN",
             "x <= tile.last_column(); ++x) {\n    finite",
             "x < tile.last_column(); ++x) {\n    finite",
         ),
-        Fault("the lower row not looked at for NaN", " && tile.bottom->sure[x] != kNotFinite", ""),
+        Fault("lower row not checked for NaN", " && tile.bottom->sure[x] != kNotFinite", ""),
         Fault(
             "lower corners win nothing",
             "      stays |= bottom[c * pitch + x] > bottom_bound[x];\n",
@@ -209,7 +209,7 @@ FAULTS: dict[str, list[Fault]] = {
             "plan.rows.w1[band.begin];",
         ),
         Fault(
-            "cells of any winner joined",
+            "cells with different winners joined",
             "common_winner(top, bottom, *next) == winner",
             "common_winner(top, bottom, *next) >= 0",
         ),
@@ -259,7 +259,7 @@ FAULTS: dict[str, list[Fault]] = {
             "+ static_cast<int32_t>(y * shape.stride_H), plan",
         ),
         Fault(
-            "room for the candidates alone",
+            "no room for repeated candidates",
             "candidates(plan.shape.C + kUnroll)",
             "candidates(plan.shape.C)",
         ),
@@ -322,12 +322,12 @@ FAULTS: dict[str, list[Fault]] = {
             "row.index % s.H != y || row.index < 0) {",
         ),
         Fault(
-            "cpu: tame where exponentials underflow",
+            "cpu: threshold of wild blocks too low",
             "constexpr float kTame = -80.0f",
             "constexpr float kTame = -150.0f",
         ),
         Fault(
-            "cpu: the last corner is tame",
+            "cpu: last corner of a block not checked",
             "v <= block.cell + kLanes; ++v",
             "v < block.cell + kLanes; ++v",
         ),
@@ -361,8 +361,8 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("cpu: last source pixel not repeated", "    logit[W + 1] = logit[W];\n", ""),
         Fault(
             "cpu: 32-bit targets",
-            "if (target < 0 || target >= C) {  // refused",
-            "if (int32_t(target) < 0 || int32_t(target) >= C) {  // refused",
+            "if (target < 0 || target >= C) {  // the",
+            "if (int32_t(target) < 0 || int32_t(target) >= C) {  // the",
         ),
     ],
     "csrc/cuda/upsample/cells.cuh": [
@@ -426,7 +426,7 @@ FAULTS: dict[str, list[Fault]] = {
     "csrc/cuda/upsample/upsample_argmax.cu": [
         Fault("infinity counts as finite", "finite &= fabsf(value) < 0x1p126f;", ""),
         Fault(
-            "ties between lanes not seen",
+            "ties between lanes missed",
             "second = fmaxf(fmaxf(second, other_second), fminf(best, other));",
             "second = fmaxf(second, other_second);",
         ),
@@ -448,7 +448,7 @@ FAULTS: dict[str, list[Fault]] = {
             "if (count <= kMaxCandidates) {",
             "if (count <= kMaxCandidates + 1) {",
         ),
-        Fault("lower corners not looked at", "(i + lane / 2 % 2) * (tile", "i * (tile"),
+        Fault("lower corners not checked", "(i + lane / 2 % 2) * (tile", "i * (tile"),
         Fault("rows below the cell written", "if (y + r * kCellLanesH < y_end) tile", "tile"),
         Fault("bytes of a vector overlap", "<< byte % 4 * 8;", "<< byte % 4 * 4;"),
         Fault(
@@ -502,9 +502,7 @@ FAULTS: dict[str, list[Fault]] = {
             FAR_UPSAMPLING,
         ),
         Fault("pixels past the last", "  if (pixel >= pixels) return;\n", ""),
-        Fault(
-            "vectors where rows have none", "shape.out_W % kVector == 0", "shape.out_W >= kVector"
-        ),
+        Fault("vectors in unaligned rows", "shape.out_W % kVector == 0", "shape.out_W >= kVector"),
         Fault(
             "a row past the tile stored",
             "y < tile.rows.count; y += kRowStep",
@@ -551,12 +549,12 @@ FAULTS: dict[str, list[Fault]] = {
             "to_float(pixel[static_cast<int32_t>(c * stride_C)])",
         ),
         Fault(
-            "labels by way of a byte",
+            "labels truncated to a byte",
             "*labels = static_cast<Label>(vector[0]);",
             "*labels = static_cast<Label>(static_cast<uint8_t>(vector[0]));",
         ),
         Fault(
-            "labels of all classes by way of int16",
+            "labels of all classes truncated to int16",
             "      best_class = c;\n",
             "      best_class = static_cast<int16_t>(c);\n",
         ),
@@ -666,7 +664,7 @@ FAULTS: dict[str, list[Fault]] = {
             "maxima[i] = make_float2(top.x, top.x);",
         ),
         Fault(
-            "wild blocks not seen",
+            "wild blocks not detected",
             "if (!(fminf(top.y, bottom.y) >= kTame)) atomicMax(&wild, 1);",
             "",
         ),
@@ -677,12 +675,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "rows replaced while read",
-            "__syncthreads();  // the rows before are no longer read",
+            "__syncthreads();  // before the rows are overwritten",
             "",
         ),
         Fault(
             "classes replaced while read",
-            "__syncthreads();  // the classes before are no longer read",
+            "__syncthreads();  // before the values are overwritten",
             "",
         ),
         Fault("exponentials not stepped", "e = mul_rn(e, ratio);", ""),
@@ -737,9 +735,13 @@ FAULTS: dict[str, list[Fault]] = {
             FAR_UPSAMPLING,
         ),
         Fault("sums in fp32", "double loss, weight;", "float loss, weight;"),
-        Fault("only tops decide what is tame", "fminf(top.y, bottom.y) >= kTame", "top.y >= kTame"),
         Fault(
-            "tame where exponentials underflow",
+            "wild blocks detected at their tops only",
+            "fminf(top.y, bottom.y) >= kTame",
+            "top.y >= kTame",
+        ),
+        Fault(
+            "threshold of wild blocks too low",
             "constexpr float kTame = -60.0f",
             "constexpr float kTame = -140.0f",
         ),
@@ -781,7 +783,7 @@ FAULTS: dict[str, list[Fault]] = {
             "const float smoothed = 0.0f;",
         ),
         Fault(
-            "gradient: the whole target in spite of smoothing",
+            "gradient: full weight of the target despite smoothing",
             "const float taken = target_part * class_weight(params, label[r]) * grad[r];",
             "const float taken = class_weight(params, label[r]) * grad[r];",
         ),
@@ -806,7 +808,7 @@ FAULTS: dict[str, list[Fault]] = {
             "for (int k = 1; k < 1; ++k) {",
         ),
         Fault(
-            "gradient: runs of one class not told apart",
+            "gradient: runs of one class not separated",
             "if (label[r] != run.label) {",
             "if (r == 0) {",
         ),
@@ -841,7 +843,7 @@ FAULTS: dict[str, list[Fault]] = {
             "(x > 0 ? before.w : before.z);",
         ),
         Fault(
-            "gradient: first column has the side of an inner one",
+            "gradient: first column takes the side of an inner one",
             "float top = (x > 0 ? before.y : before.x)",
             "float top = before.y",
         ),
@@ -851,7 +853,7 @@ FAULTS: dict[str, list[Fault]] = {
             "if (false) {",
         ),
         Fault(
-            "gradient: top row has the side of an inner one",
+            "gradient: top row takes the side of an inner one",
             "(y > 0 ? *bottoms : *tops)",
             "*bottoms",
         ),
@@ -930,7 +932,7 @@ FAULTS: dict[str, list[Fault]] = {
             "if (i > shape.N * shape.H * plane) return;",
         ),
         Fault(
-            "gradient: 32-bit offsets of the incoming one",
+            "gradient: 32-bit offsets of the incoming gradient",
             "y * grad.stride_H + my_x * grad.stride_W",
             "static_cast<int32_t>(y * grad.stride_H) + my_x * grad.stride_W",
         ),
@@ -987,7 +989,7 @@ FAULTS: dict[str, list[Fault]] = {
             "pair.lo + 1",
         ),
         Fault(
-            "total of the class weights without half a warp's",
+            "total class weight without half a warp's share",
             "for (int lanes = 16; lanes > 0; lanes /= 2) total",
             "for (int lanes = 8; lanes > 0; lanes /= 2) total",
         ),

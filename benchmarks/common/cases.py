@@ -1,4 +1,4 @@
-"""The shapes that every benchmark measures, and the operations each of them takes.
+"""The shapes that the benchmarks measure, and the number of operations they need.
 
 A shape is an image size, an output stride and a number of classes: VOC 2012 at 513x513,
 ADE20K at 512x512 and Cityscapes at 1024x2048 (Chen et al. 2017, sections 4 and 4.2).
@@ -18,9 +18,9 @@ class Shape(NamedTuple):
     image: tuple[int, int]  # height, width
     classes: int
     output_stride: int
-    rates: tuple[int, ...]
-    in_channels: int = 2048  # of the ASPP input: ResNet's last stage
-    channels: int = 256  # of every ASPP branch
+    atrous_rates: tuple[int, ...]
+    in_channels: int = 2048  # channels of the ASPP input, the last stage of a ResNet
+    channels: int = 256  # output channels of every ASPP branch
 
     @property
     def feature(self) -> tuple[int, int]:
@@ -36,17 +36,17 @@ CITYSCAPES_OS16 = Shape("Cityscapes OS16", (1024, 2048), 19, 16, (6, 12, 18))
 CITYSCAPES_OS8 = Shape("Cityscapes OS8", (1024, 2048), 19, 8, (12, 24, 36))
 ALL = (VOC_OS16, VOC_OS8, ADE_OS8, CITYSCAPES_OS16, CITYSCAPES_OS8)
 
-# Ends in a moment, for the tests: --tiny.
+# --tiny: takes a moment, for the tests.
 TINY = Shape("tiny", (33, 33), 5, 8, (2, 6), in_channels=16, channels=8)
 
 
-def taps(size: int, rate: int = 1, kernel: int = 3, stride: int = 1) -> int:
-    """In-image taps of a dilated 1-D convolution over ``size`` pixels, padded by half its extent.
+def taps(size: int, dilation: int = 1, kernel: int = 3, stride: int = 1) -> int:
+    """Taps inside the image, over all outputs of a 1-D convolution with "same" padding.
 
-    In two dimensions a convolution has ``taps(height) * taps(width)``; a dense library multiplies
-    the taps that lie on padding too, ``kernel`` for each output pixel.
+    A 2-D convolution has ``taps(height) * taps(width)``. A library that also multiplies padding
+    computes ``kernel`` taps per output and dimension.
     """
-    offsets = [(k - kernel // 2) * rate for k in range(kernel)]
+    offsets = [(k - kernel // 2) * dilation for k in range(kernel)]
     return sum(0 <= pixel + o < size for pixel in range(0, size, stride) for o in offsets)
 
 
@@ -55,31 +55,34 @@ def conv_flops(
     in_channels: int,
     channels: int,
     size: tuple[int, int],
-    rate: int = 1,
+    dilation: int = 1,
     kernel: int = 3,
     stride: int = 1,
 ) -> int:
-    """Floating-point operations of a dilated convolution, a multiply-add being two.
+    """Floating-point operations of a dilated convolution; a multiply-add counts as two.
 
-    Exact: products with zero padding are not counted. A grouped convolution has ``in_channels`` of
-    one group. The gradients, of the input and of the weight, take as many each.
+    Products with zero padding are not counted. For a grouped convolution ``in_channels`` is that of
+    one group. The gradients of the input and of the weight take as many operations each.
     """
-    height, width = (taps(length, rate, kernel, stride) for length in size)
+    height, width = (taps(length, dilation, kernel, stride) for length in size)
     return 2 * batch * in_channels * channels * height * width
 
 
 def aspp_flops(shape: Shape, batch: int) -> int:
-    """Exact operations of an ASPP in inference, its pooled branch projected once per image."""
+    """Operations of an ASPP in inference, without products with padding.
+
+    The pooled branch is projected once per image, not per pixel.
+    """
     c_in, c, size = shape.in_channels, shape.channels, shape.feature
-    branches = sum(conv_flops(batch, c_in, c, size, rate) for rate in shape.rates)
+    branches = sum(conv_flops(batch, c_in, c, size, rate) for rate in shape.atrous_rates)
     branches += conv_flops(batch, c_in, c, size, kernel=1)
-    pooled = conv_flops(batch, c_in + c, c, (1, 1), kernel=1)  # its own 1x1 and its projection
-    project = conv_flops(batch, (1 + len(shape.rates)) * c, c, size, kernel=1)
+    pooled = conv_flops(batch, c_in + c, c, (1, 1), kernel=1)  # its 1x1 convolution and projection
+    project = conv_flops(batch, (1 + len(shape.atrous_rates)) * c, c, size, kernel=1)
     return branches + pooled + project
 
 
 def features(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An ASPP input like the one from the backbone's last ReLU: half of it zeros."""
+    """An ASPP input as after the backbone's last ReLU: half of the values are zero."""
     x = torch.randn(batch, shape.in_channels, *shape.feature, device=device)
     return x.relu_().to(dtype)
 

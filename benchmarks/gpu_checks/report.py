@@ -1,4 +1,4 @@
-"""Tables of gpu_check: rows on the terminal as they come, report.md, a CSV file for each table."""
+"""Report of gpu_check.py: rows on the terminal, report.md and a CSV file for each table."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import write_atomically
+from common.environment import write_atomically
 
 Row = Mapping[str, Any]
 
-# Columns of each table, and how their numbers are written.
+# Columns of each table with the format of their numbers, "" for text.
 TABLES: dict[str, dict[str, str]] = {
     "Correctness": {
         "family": "", "shape": "", "dtype": "", "outcome": "", "error": ".1e", "tolerance": ".1e",
         "seconds": ".1f", "note": "",
     },
-    "Ceilings": {"what": "", "TFLOP/s": ".4g", "GB/s": ".4g"},
+    "Ceilings": {"measurement": "", "TFLOP/s": ".4g", "GB/s": ".4g"},
     "Time": {
-        "family": "", "dtype": "", "outcome": "", "us": ".1f", "peer us": ".1f", "ratio": ".2f",
-        "TFLOP/s": ".0f", "GB/s": ".0f", "bound us": ".1f", "of bound": ".0f", "steps": "d",
-        "us/step": ".3f", "peer": "", "note": "",
+        "family": "", "dtype": "", "outcome": "", "us": ".1f", "peer us": ".1f", "speedup": ".2f",
+        "TFLOP/s": ".0f", "GB/s": ".0f", "bound us": ".1f", "of bound": ".0f", "k-iters": "d",
+        "us/k-iter": ".3f", "peer": "", "note": "",
     },
     "Variants": {
         "family": "", "variant": "", "outcome": "", "error": ".1e", "tolerance": ".1e",
@@ -30,23 +30,23 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "Sanitizer": {"tool": "", "family": "", "outcome": "", "note": ""},
 }  # fmt: skip
-EXPLAINED = {
-    "Correctness": "An error is the largest distance from the truth, divided by the largest number "
-    "in the truth. The tolerance is twice the error of PyTorch in the same dtype, plus what "
-    "rounding to that dtype can cost.",
-    "Time": "`us` is the time of our kernels in microseconds and `peer us` that of the fastest "
-    "peer in PyTorch, which `peer` names; `ratio` is `peer us` / `us`. TFLOP/s count products with "
-    "zero padding too, as libraries compute them. `bound us` is the least time that the rates "
-    "under Ceilings allow, without those products; `of bound` is `bound us` / `us` in percent. "
-    "`steps` counts the work of the thread block that has most of it.",
+EXPLANATIONS = {
+    "Correctness": "The error is the largest difference from the ground truth, divided by the "
+    "largest magnitude in the ground truth. The tolerance is twice PyTorch's error in the same "
+    "dtype, plus the error of rounding to that dtype.",
+    "Time": "`us` is our kernels' time in microseconds, `peer us` that of PyTorch's fastest "
+    "variant, named by `peer`; `speedup` is `peer us` / `us`. TFLOP/s include products with zero "
+    "padding, which libraries compute. `bound us` is a lower bound: the least time at the rates "
+    "under Ceilings, without those products; `of bound` is `bound us` / `us` in percent. `k-iters` "
+    "is the number of k-iterations of the busiest CTA; a work item counts as two more.",
 }
-WIDTHS = {"family": 31, "shape": 16, "dtype": 6, "outcome": 8, "what": 29, "peer": 20, "tool": 10,
-          "variant": 14}  # fmt: skip
+WIDTHS = {"family": 31, "shape": 16, "dtype": 6, "outcome": 8, "measurement": 29, "peer": 20,
+          "tool": 10, "variant": 14}  # fmt: skip
 NUMBER_WIDTH = 10
 
 
 class Report:
-    """Files in ``folder``, written again after each row: nothing is lost when the run is killed."""
+    """Tables in ``folder``, rewritten after each row so that a killed run loses nothing."""
 
     def __init__(self, folder: Path, header: dict[str, str]) -> None:
         self.folder, self.header = folder, header
@@ -70,8 +70,8 @@ class Report:
         parts = ["# gpu_check\n", *(f"* {key}: {value}" for key, value in self.header.items())]
         for title, rows in self.rows.items():
             parts += ["", f"## {title}", ""]
-            if title in EXPLAINED:
-                parts += [EXPLAINED[title], ""]
+            if title in EXPLANATIONS:
+                parts += [EXPLANATIONS[title], ""]
             parts.append(markdown(title, rows))
             comments = "".join(f"# {key}: {value}\n" for key, value in self.header.items())
             path = self.folder / f"{title.lower()}.csv"
@@ -80,7 +80,7 @@ class Report:
 
 
 def cells(title: str, row: Row) -> list[str]:
-    """The row as text; what is not known is a dash."""
+    """The row as text; a missing number is a dash."""
     texts = []
     for column, spec in TABLES[title].items():
         value = row.get(column)

@@ -1,9 +1,9 @@
-"""Time every kernel that has a rival in cuDNN beside it, for the automatic choice on this GPU.
+"""Fill the dispatch table on this GPU: time every convolution kernel against cuDNN.
 
-What is timed are the calls that DeepLab-v3 makes in training and prepared for inference, and each
-rate of its pyramid alone. The table, deeplab_fast/backends/dispatch_table.csv of the package in
-use, is rewritten after each of them: rows of the same device, op and shapes are replaced, all
-others kept.
+The calls are those that DeepLab-v3 makes in training and when prepared for inference, and each
+convolution of its ASPP alone. The table, deeplab_fast/backends/dispatch_table.csv of the package in
+use, is rewritten after each call: rows of the same device, op and shapes are replaced, all others
+are kept.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cases
-import harness
 import torch
-from cases import Shape
-from convolutions import with_cudnn
-from harness import Run
+from common import cases, harness
+from common.cases import Shape
+from common.convolutions import layers
+from common.environment import write_atomically
+from common.timing import Run
+from common.variants import with_cudnn
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -31,7 +32,7 @@ from deeplab_fast.backends import dispatch_table, registry
 SHAPES = (cases.VOC_OS16, cases.VOC_OS8, cases.CITYSCAPES_OS16, cases.CITYSCAPES_OS8)
 BACKBONES = ("resnet50", "mobilenet_v2")
 
-# Of harness.relative_error against fp32; a wrong kernel is off by about 1.
+# Largest harness.relative_error against fp32; that of a wrong kernel is about 1.
 TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 3e-2}
 
 
@@ -45,38 +46,36 @@ def main(argv: list[str] | None = None) -> None:
         nargs="+",
         choices=[shape.name for shape in SHAPES],
         metavar="NAME",
-        help=f"one or several of {', '.join(repr(shape.name) for shape in SHAPES)}; default: all",
+        help=f"any of {', '.join(repr(shape.name) for shape in SHAPES)}; default: all",
     )
     args = harness.arguments(__doc__, argv, gpu_dtypes=("bf16", "fp16", "tf32"), parents=[parser])
     if args.device.type != "cuda":
-        raise SystemExit("measure_choices: needs a GPU; on a CPU nothing is chosen by measurement")
-    report = harness.Report("choices", args)
-    todo = [
+        raise SystemExit("tune_dispatch_table: expected a GPU; the CPU has no dispatch table")
+    report = harness.Report("dispatch_table", args)
+    work = [
         (op, call, batch, dtype)
         for dtype in args.dtype
         for batch in args.batch
-        for shape in cases.select(args, named(args.shape))
+        for shape in cases.select(args, selected(args.shape))
         for op, call in calls(shape, batch, dtype, BACKBONES[args.tiny :])
     ]
-    for operands in sorted(todo, key=_is_of_the_backbone):
-        keep(args.table, measure(report, *operands))
-    print(f"wrote {report.csv} and {args.table}")  # a plot of hundreds of cases shows nothing
+    work.sort(key=lambda item: item[0].startswith("fused_conv2d"))  # the many backbone layers last
+    for item in work:
+        update_table(args.table, measure(report, *item))
+    print(f"wrote {report.csv} and {args.table}")  # no plot: it would have hundreds of panels
     report.exit_if_failed()
 
 
-def named(names: Sequence[str] | None) -> list[Shape]:
+def selected(names: Sequence[str] | None) -> list[Shape]:
+    """The shapes with these names, or all."""
     return [shape for shape in SHAPES if names is None or shape.name in names]
 
 
-def _is_of_the_backbone(operands: tuple[Any, ...]) -> bool:
-    """These are many, and come last in case time runs out."""
-    return operands[0].startswith("fused_conv2d")
-
-
 class _Recorder(TorchDispatchMode):
-    """Keeps the calls of the ops that have a rival, in channels_last as they are on a GPU.
+    """Records the calls of ops that a vendor library has too.
 
-    The meta device takes other memory formats than a GPU.
+    Their tensors are converted to channels_last, as on a GPU; the meta device chooses other memory
+    formats.
     """
 
     def __init__(self) -> None:
@@ -90,7 +89,7 @@ class _Recorder(TorchDispatchMode):
         if namespace == "deeplab_fast" and op in registry.shape_buckets:
             args = tree_map_only(Tensor, _channels_last, args)
             self.calls.append((op, args))
-            if op == "parallel_dilated_conv2d_and_mean":  # users call it without the mean
+            if op == "parallel_dilated_conv2d_and_mean":  # and the public op without the mean
                 input, weights, dilations = args
                 self.calls.append(("parallel_dilated_conv2d", (input, weights, [], dilations)))
         return function(*args, **kwargs or {})
@@ -105,28 +104,28 @@ def _channels_last(tensor: Tensor) -> Tensor:
 def calls(
     shape: Shape, batch: int, dtype: str, backbones: Sequence[str] = BACKBONES
 ) -> list[tuple[str, tuple[Any, ...]]]:
-    """The ops that DeepLab-v3 calls, with their arguments on the meta device, each once."""
+    """Name and arguments, on the meta device, of each distinct call that DeepLab-v3 makes."""
     nhwc = {"memory_format": torch.channels_last}
     with _Recorder() as recorder, torch.device("meta"):
         images = torch.empty(batch, 3, *shape.image, dtype=harness.DTYPES[dtype]).to(**nhwc)
         for backbone in backbones:
-            model = DeepLabV3(backbone, shape.classes, shape.output_stride, shape.rates)
+            model = DeepLabV3(backbone, shape.classes, shape.output_stride, shape.atrous_rates)
             model.to(images.dtype, **nhwc).train()
-            model.classifier[0].convs[-1].eval()  # batch norm of one value, with one image
+            model.classifier[0].convs[-1].eval()  # one image gives batch norm a single value
             logits = model(images)["out"]
             logits.backward(torch.empty_like(logits))
             model.eval().prepare_for_inference(images.dtype)(images)
         features = torch.empty(batch, shape.in_channels, *shape.feature, dtype=images.dtype)
         features = features.to(**nhwc).requires_grad_()
-        for kernel, rate in [(1, 1), *((3, rate) for rate in shape.rates)]:
+        for kernel, dilation in layers(shape):
             weight = features.new_empty(shape.channels, shape.in_channels, kernel, kernel)
-            output = dilated_conv2d(features, weight.to(**nhwc).requires_grad_(), dilation=rate)
+            output = dilated_conv2d(features, weight.to(**nhwc).requires_grad_(), dilation=dilation)
             output.backward(torch.empty_like(output))
     return list({(op, describe(call)): (op, call) for op, call in recorder.calls}.values())
 
 
 def describe(call: Any) -> str:
-    """The arguments of a call, of tensors the shape."""
+    """The arguments of a call as text, with the shapes of tensors."""
     if isinstance(call, Tensor):
         return "x".join(map(str, call.shape))
     if isinstance(call, (list, tuple)):
@@ -137,19 +136,20 @@ def describe(call: Any) -> str:
 def measure(
     report: harness.Report, op: str, call: tuple[Any, ...], batch: int, dtype: str
 ) -> Iterator[dispatch_table.Row]:
-    """A row for every kernel that takes this call, all timed beside the reference."""
+    """Time all kernels that support a call, and cuDNN; a row for each kernel."""
+    arguments = tree_map_only(Tensor, lambda t: _filled(t, report.device), call)
     with harness.tf32(dtype == "tf32"):
-        reasons = {
-            kernel: registry.unsupported_reason(op, kernel, registry.arguments(op, *call))
+        values = registry.arguments(op, *arguments)
+        shape_bucket = registry.shape_buckets[op](values)
+        kernels = [
+            kernel
             for kernel in dispatch_table.KERNELS
-        }
-        shape_class = registry.shape_buckets[op](registry.arguments(op, *call))
-    kernels = [kernel for kernel, reason in reasons.items() if reason is None]
+            if registry.unsupported_reason(op, kernel, values) is None
+        ]
     if not kernels:
         return
-    arguments = tree_map_only(Tensor, lambda t: _filled(t, report.device), call)
     cudnn = _run(op, arguments, "reference")
-    already = len(report.rows)
+    num_before = len(report.rows)
     report.case(
         f"{op} {describe(call)}",
         batch=batch,
@@ -159,14 +159,14 @@ def measure(
         baselines={"cuDNN": cudnn, "cuDNN, benchmark": with_cudnn(cudnn, {"benchmark": True})},
         tolerance=TOLERANCE[dtype],
     )
-    rows = report.rows[already:]
+    rows = report.rows[num_before:]
     cudnn_times = [row["median_ms"] for row in rows if row["kind"] == "baseline"]
     for row in rows if cudnn_times else ():
         if row["kind"] == "ours":
             yield dispatch_table.Row(
                 dispatch_table.device_class(report.device),
                 op,
-                shape_class,
+                shape_bucket,
                 row["variant"],
                 row["median_ms"],
                 min(cudnn_times),
@@ -179,7 +179,7 @@ def measure(
 
 
 def _filled(tensor: Tensor, device: torch.device) -> Tensor:
-    """Random numbers, small enough for sums of sums in fp16."""
+    """Random numbers, small enough that no sum overflows in fp16."""
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     return empty.normal_(0, 0.1)
 
@@ -199,17 +199,17 @@ def _run(op: str, arguments: tuple[Any, ...], backend: str) -> Run:
     return run_in_place if op.endswith("_") else run
 
 
-def keep(table: Path, new: Iterator[dispatch_table.Row]) -> None:
-    """Replace the rows of ``table`` that were measured again, add the others."""
+def update_table(table: Path, new: Iterator[dispatch_table.Row]) -> None:
+    """Add the rows ``new`` to the file ``table``, replacing rows of the same kernel and call."""
     old = dispatch_table.read(table) if table.exists() else []
-    rows = {(row.device, row.op, row.shape_class, row.shape, row.kernel): row
+    rows = {(row.device, row.op, row.shape_bucket, row.shape, row.kernel): row
             for row in (*old, *new)}  # fmt: skip
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(dispatch_table.Row._fields)
     for _, row in sorted(rows.items()):
         writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
-    harness.write_atomically(table, text.getvalue().encode())
+    write_atomically(table, text.getvalue().encode())
 
 
 if __name__ == "__main__":

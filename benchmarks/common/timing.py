@@ -1,4 +1,4 @@
-"""Time, memory and the machine's roofs: the numbers under :mod:`harness`."""
+"""Measure the time and the peak memory of calls, and the rates that a device reaches."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ Run = Callable[[], Any]
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
 
-# Two events around a replay add some microseconds: so much shorter calls are timed together.
+# Two events around a replay add a few microseconds, so calls shorter than 50 us are timed 20 at a
+# time.
 SHORT_CALL, CALLS_TOGETHER = 50e-6, 20
 
 
 def interleaved(
     runs: Mapping[str, Run], device: torch.device, budget: float, graphs: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds per call of each variant, one sample per round, the variants taking turns.
+    """Seconds per call of each variant, one sample per round; the variants take turns.
 
-    Turns spread whatever else the machine does over all variants alike. ``budget`` is the time to
-    spend in seconds, within MIN_ROUNDS and MAX_ROUNDS rounds; 0 means two rounds. Without
-    ``graphs`` the variants on a GPU are those of :func:`synchronized`, and wall time is taken.
+    Taking turns spreads other load on the machine evenly over the variants. ``budget`` is the time
+    to spend in seconds, within MIN_ROUNDS and MAX_ROUNDS rounds; 0 means two rounds. If ``graphs``
+    is False, variants on a GPU must come from :func:`synchronized` and wall time is measured.
     """
     timer = _GpuTimer(device) if device.type == "cuda" and graphs else _WallTimer(runs)
     names = list(runs)
@@ -44,7 +45,7 @@ def interleaved(
 
 
 class _WallTimer:
-    """Wall time of several calls in a row after one that is not timed, of 5 ms or more in all.
+    """Wall time of as many consecutive calls as take 5 ms, after one call that is not timed.
 
     The first call wakes the variant's threads and brings its memory back into the caches.
     """
@@ -54,7 +55,7 @@ class _WallTimer:
         self._calls = {name: math.ceil(5e-3 / _seconds(run)) for name, run in runs.items()}
 
     def sample(self, name: str, run: Run) -> None:
-        time.sleep(0.02)  # the idle threads of the variant before stop spinning
+        time.sleep(0.02)  # until the idle threads of the previous variant stop spinning
         run()
         start = time.perf_counter()
         for _ in range(self._calls[name]):
@@ -66,13 +67,13 @@ class _WallTimer:
 
 
 class Replay(NamedTuple):
-    """A call captured into a CUDA graph; and what is timed in its place, a graph of ``calls``."""
+    """A call captured into a CUDA graph, and the graph of ``calls`` such calls that is timed."""
 
     graph: torch.cuda.CUDAGraph
     output: Any
     timed: torch.cuda.CUDAGraph
     calls: int
-    inputs: list[Run]  # hold the copies that ``timed`` reads
+    inputs: list[Run]  # keep alive the copies that ``timed`` reads
 
     def __call__(self) -> Any:
         self.graph.replay()
@@ -80,10 +81,10 @@ class Replay(NamedTuple):
 
 
 class _GpuTimer:
-    """CUDA events around one call, or several short ones, with the L2 cache flushed before it.
+    """CUDA events around one call, or around several short ones, after a flush of the L2 cache.
 
-    The flush also keeps the GPU busy while the CPU enqueues what follows, so that no launch latency
-    is measured.
+    The flush also keeps the GPU busy while the CPU enqueues the call, so that no launch latency is
+    measured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -104,7 +105,7 @@ class _GpuTimer:
 
 
 def _between_events(run: Run) -> float:
-    """The seconds that the current GPU takes for ``run``."""
+    """Seconds that ``run`` takes on the current GPU."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     run()
@@ -121,7 +122,7 @@ def _seconds(run: Run) -> float:
 
 
 def synchronized(run: Run, device: torch.device) -> Run:
-    """``run`` that returns when the GPU is done."""
+    """``run``, but on a GPU it returns only when the GPU is done."""
 
     def until_done() -> Any:
         output = run()
@@ -132,30 +133,31 @@ def synchronized(run: Run, device: torch.device) -> Run:
 
 
 def prepare(run: Run, device: torch.device, graphs: bool = True) -> tuple[Run, int | None]:
-    """``run`` warmed up and ready to be timed, and the extra memory that it takes.
+    """``run`` warmed up and ready to be timed, and its peak memory in bytes.
 
-    On a GPU, with ``graphs``, it becomes a CUDA graph, which replays without the CPU's part. All of
-    that happens in a thread of its own, because cuDNN's choice of algorithm is cached per thread:
-    in a shared one the first variant's choice (cudnn.benchmark or not) would serve all later ones.
+    On a GPU, with ``graphs``, ``run`` is captured into a CUDA graph, whose replay needs no work on
+    the host. Warm-up and capture happen in a thread of their own, because cuDNN caches its choice
+    of algorithm per thread: in a shared thread every variant would use the algorithm that the first
+    one chose, with or without cudnn.benchmark.
     """
     if device.type == "cpu" or not graphs:
         run = synchronized(run, device)
         run()
-        return run, extra_memory(run, device)
+        return run, peak_memory(run, device)
     grad = torch.is_grad_enabled()
 
     def capture() -> tuple[Run, int | None]:
         with torch.cuda.device(device), torch.set_grad_enabled(grad):
             run()
-            memory = extra_memory(run, device)
+            memory = peak_memory(run, device)
             graph, output = _captured(run)
             timed, runs = graph, [run]
-            graph.replay()  # the first one uploads the graph
+            graph.replay()  # the first replay uploads the graph
             if _between_events(graph.replay) < SHORT_CALL:
                 runs = [over_copies(run) for _ in range(CALLS_TOGETHER)]
                 timed, _ = _captured(lambda: [run() for run in runs][-1])
         for tensor in leaves(output):
-            tensor.zero_()  # only a replay fills it again
+            tensor.zero_()  # so that a replay that does not write it is detected
         return Replay(graph, output, timed, len(runs), runs), memory
 
     with ThreadPoolExecutor(1) as thread:
@@ -163,7 +165,7 @@ def prepare(run: Run, device: torch.device, graphs: bool = True) -> tuple[Run, i
 
 
 def _captured(run: Run) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A CUDA graph of ``run``, and the output that its replay fills."""
+    """A CUDA graph of ``run``, and the output that a replay writes."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         run()
@@ -175,10 +177,10 @@ def _captured(run: Run) -> tuple[torch.cuda.CUDAGraph, Any]:
 
 
 def over_copies(run: Run) -> Run:
-    """``run`` on copies of the tensors that it closes over, which no other call has in the caches.
+    """``run`` on copies of the tensors in its closure, so that no other call has cached them.
 
-    Those in lists, tuples and functions that it calls are copied too; modules, and so their
-    weights, and functions compiled by torch.compile are not.
+    Tensors in lists and tuples and in the closures of called functions are copied too. Modules, and
+    so their weights, and functions compiled by torch.compile are shared.
     """
     copies: dict[int, Any] = {}
 
@@ -206,16 +208,16 @@ def _copy(value: Any, copied: Callable[[Any], Any]) -> Any:
     return function
 
 
-def is_lost(device: torch.device) -> bool:
+def is_unusable(device: torch.device) -> bool:
     """Whether a CUDA error has left ``device`` unusable for the rest of this process.
 
-    After some errors, like an illegal memory access, every later CUDA call fails too.
+    After some errors, such as an illegal memory access, every later CUDA call fails too.
     """
     if device.type != "cuda":
         return False
     try:
         torch.cuda.synchronize(device)
-    except RuntimeError:  # torch.AcceleratorError is one
+    except RuntimeError:  # including torch.AcceleratorError
         return True
     return False
 
@@ -227,11 +229,11 @@ def leaves(outputs: Any) -> list[Tensor]:
     return [leaf for output in outputs for leaf in leaves(output)]
 
 
-def extra_memory(run: Run, device: torch.device) -> int | None:
-    """Bytes that ``run`` needs at its peak beyond what was there before, its outputs included.
+def peak_memory(run: Run, device: torch.device) -> int | None:
+    """Peak memory of ``run`` in bytes: outputs and temporaries, without what was there before.
 
-    On a GPU what PyTorch's allocator hands out; on the CPU the growth of the process's resident
-    memory (Linux; elsewhere None), which counts every library's allocations.
+    On a GPU this counts PyTorch's allocator only. On a CPU it is the growth of the process's
+    resident memory, which counts every library's allocations; None on systems other than Linux.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -241,8 +243,8 @@ def extra_memory(run: Run, device: torch.device) -> int | None:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # else freed heap is reused and does not show
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak, VmHWM, to the present value
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise freed heap memory is reused without growth
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM, to the current size
         before = _status("VmRSS")
     except (OSError, AttributeError):
         return None
@@ -257,14 +259,14 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def matmul_roof(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """FLOP/s of the best of several size x size matrix products of normal random numbers."""
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of the fastest of several size x size products of normally distributed matrices."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / _best(lambda: a @ b, device)
 
 
-def copy_roof(device: torch.device, nbytes: int) -> float:
-    """Bytes per second, read and written, of the best of several copies of ``nbytes``."""
+def copy_bandwidth(device: torch.device, nbytes: int) -> float:
+    """Bytes read and written per second by the fastest of several copies of ``nbytes``."""
     source = torch.zeros(nbytes, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     return 2 * nbytes / _best(lambda: target.copy_(source), device)

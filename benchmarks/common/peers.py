@@ -1,4 +1,4 @@
-"""What deeplab_fast is compared with: the same networks in torchvision, and other engines."""
+"""Baselines for whole modules: the same networks in torchvision, and other inference engines."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import copy
 import tempfile
 from pathlib import Path
 
-import harness
 import torch
 import torch.nn.functional as F
-from harness import Run
 from torch import Tensor, nn
 
 from deeplab_fast.models import DeepLabV3
 from deeplab_fast.nn import ASPP
+
+from . import variants
+from .timing import Run
 
 try:
     from torchvision.models import resnet
@@ -22,13 +23,13 @@ try:
 except ImportError:
     deeplabv3 = None
     print(
-        "torchvision is not installed, the baseline is the same network in plain PyTorch: "
-        'pip install ".[bench]" brings the torchvision rows'
+        "torchvision is not installed, so the baseline is the same network in plain PyTorch "
+        '(pip install ".[bench]")'
     )
 
 
 class PlainASPP(nn.Module):
-    """The layers of ``module``, run one by one as torchvision's ASPP does."""
+    """The layers of ``module``, called one after the other as in torchvision's ASPP."""
 
     def __init__(self, module: ASPP) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class PlainASPP(nn.Module):
 
 
 class Labels(nn.Module):
-    """A model that returns full-resolution logits, as one that returns their argmax."""
+    """The argmax over classes of a model's full-resolution logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -52,47 +53,47 @@ class Labels(nn.Module):
 
 
 def aspp(module: ASPP) -> tuple[str, nn.Module]:
-    """(name, the same function without deeplab_fast): torchvision's ASPP, else a plain one."""
+    """Name and module of the baseline: torchvision's ASPP if installed, else PlainASPP."""
     if deeplabv3 is None:
         return "PyTorch", PlainASPP(module)
     conv, *dilated, _ = [branch[0] for branch in module.convs]
-    rates = [conv.dilation[0] for conv in dilated]
-    twin = deeplabv3.ASPP(conv.in_channels, rates, conv.out_channels)
-    twin.load_state_dict(module.state_dict())
-    return "torchvision", twin.eval()
+    atrous_rates = [conv.dilation[0] for conv in dilated]
+    baseline = deeplabv3.ASPP(conv.in_channels, atrous_rates, conv.out_channels)
+    baseline.load_state_dict(module.state_dict())
+    return "torchvision", baseline.eval()
 
 
 def model(module: DeepLabV3) -> tuple[str, nn.Module]:
-    """(name, the same network without deeplab_fast): torchvision's where it has that backbone."""
+    """Name and module of the baseline: torchvision's model if it has the backbone, else PyTorch."""
     backbone, stride = module.config["backbone"], module.config["output_stride"]
     if deeplabv3 is None or not backbone.startswith("resnet"):
-        twin = copy.deepcopy(module)
-        twin.classifier[0] = PlainASPP(twin.classifier[0])
-        return "PyTorch", twin
+        baseline = copy.deepcopy(module)
+        baseline.classifier[0] = PlainASPP(baseline.classifier[0])
+        return "PyTorch", baseline
     dilate = [False, stride == 8, True]
     layers = getattr(resnet, backbone)(replace_stride_with_dilation=dilate)
     head = deeplabv3.DeepLabHead(2048, module.config["num_classes"], module.config["atrous_rates"])
-    twin = deeplabv3.DeepLabV3(IntermediateLayerGetter(layers, {"layer4": "out"}), head)
-    twin.load_state_dict(module.state_dict())
-    return "torchvision", twin.eval()
+    baseline = deeplabv3.DeepLabV3(IntermediateLayerGetter(layers, {"layer4": "out"}), head)
+    baseline.load_state_dict(module.state_dict())
+    return "torchvision", baseline.eval()
 
 
 def applied(module: nn.Module, x: Tensor, compile: bool = False) -> Run:
-    """``module(x)``, by a copy of the module in the device, dtype and memory format of ``x``.
+    """A call of ``module(x)``, on a copy with the device, dtype and memory format of ``x``.
 
-    Compiled, its weights are frozen: Inductor folds batch norm and lays them out as it likes.
+    Compiled modules are frozen: Inductor folds batch norm and chooses the layout of weights.
     """
     last = x.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if last else torch.contiguous_format
     module = copy.deepcopy(module).to(x.device, x.dtype, memory_format=memory_format)
-    function = harness.compiled(module, x.device, freezing=True) if compile else module
+    function = variants.compiled(module, x.device, freezing=True) if compile else module
     return lambda: function(x)
 
 
 def engines(module: nn.Module, x: Tensor, dtype: str) -> dict[str, Run]:
-    """``module(x)`` in the CPU engines that are installed and know ``dtype``, by name.
+    """Calls of ``module(x)`` by engine name, for the installed CPU engines that support ``dtype``.
 
-    On as many threads as torch uses.
+    Each engine uses as many threads as torch.
     """
     runs = {}
     for name, dtypes, build in (
@@ -104,7 +105,7 @@ def engines(module: nn.Module, x: Tensor, dtype: str) -> dict[str, Run]:
         try:
             runs[name] = build(module, x, dtype)
         except ImportError:
-            print(f'{name} is not installed: pip install ".[peers]" brings its rows')
+            print(f'{name} is not installed and is left out (pip install ".[peers]")')
     return runs
 
 
@@ -135,7 +136,7 @@ def openvino(module: nn.Module, x: Tensor, dtype: str) -> Run:
 
 
 def exported(module: nn.Module, x: Tensor, folder: str) -> Path:
-    """The path of ``module`` as an ONNX file for inputs of the shape of ``x``."""
+    """Export ``module`` to ONNX for inputs of the shape of ``x``; returns the file's path."""
     path = Path(folder) / "model.onnx"
     torch.onnx.export(module, (x,), path, dynamo=True, external_data=False, verbose=False)
     return path

@@ -1,0 +1,1 @@
+"""Code that several benchmarks share: cases, timing, reports and baselines."""

@@ -1,0 +1,51 @@
+"""The device, the commit and the output files of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':')[1].strip()}, {torch.backends.cpu.get_cpu_capability()}"
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The checkout's commit, followed by "-dirty" if there are local changes.
+
+    Without a usable git (no .git folder, git missing, files of another owner) this is the content
+    of the file COMMIT in the checkout, or "-" if that is missing too.
+    """
+    if (ROOT / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(
+                ["git", "describe", "--always", "--dirty", "--exclude=*"],
+                cwd=ROOT, capture_output=True, text=True, check=True,
+            ).stdout.strip()  # fmt: skip
+    file = ROOT / "COMMIT"
+    return file.read_text().strip() if file.exists() else "-"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def first_line(error: Exception) -> str:
+    """The type of an exception and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
