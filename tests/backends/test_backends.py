@@ -1,4 +1,4 @@
-"""Which implementation runs, what happens when a forced one cannot, and how ops are registered."""
+"""Choice of a backend, errors of a forced one, and registration of the ops."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def test_forced_gpu_backend_on_cpu_tensors_raises(name):
 
 
 def test_unsupported_call_falls_back_only_if_automatic(monkeypatch, ran):
-    refusing = registry._kernels["dilated_conv2d"]["cpu"]._replace(
+    unsupported = registry._kernels["dilated_conv2d"]["cpu"]._replace(
         unsupported_reason=lambda arguments: "odd shape"
     )
-    monkeypatch.setitem(registry._kernels["dilated_conv2d"], "cpu", refusing)
+    monkeypatch.setitem(registry._kernels["dilated_conv2d"], "cpu", unsupported)
     dilated_conv2d(X, W)
     assert ran == [("dilated_conv2d", "reference")]
     with deeplab_fast.backend("cpu"), pytest.raises(RuntimeError, match="odd shape"):
@@ -100,11 +100,11 @@ def test_warning_about_an_old_driver_is_given_once(old_driver, monkeypatch):
     monkeypatch.setitem(registry._kernels, "an_op", dict.fromkeys(("cuda", "reference"), kernel))
     monkeypatch.setitem(registry._argument_types, "an_op", lambda *values: values)
     tensor = SimpleNamespace(device=torch.device("cuda"))
-    with registry.trace() as ran, pytest.warns(UserWarning) as said:
+    with registry.trace() as ran, pytest.warns(UserWarning) as warned:
         for _ in range(3):
             assert registry.run("an_op", tensor) == "ran"
     assert ran == [("an_op", "reference")] * 3
-    (warning,) = said
+    (warning,) = warned
     assert (
         "for 'cuda': built with CUDA 13.0, which this machine's driver (for CUDA 12.8) is"
         in str(warning.message)
@@ -125,19 +125,19 @@ def test_every_op_has_a_reference():
 
 
 def test_imports_without_a_gpu_or_side_effects():
-    """Importing must not touch CUDA, so that a process can fork after it."""
+    """Importing must not initialise CUDA, so that a process can fork after it."""
     code = "import torch, deeplab_fast; assert not torch.cuda.is_initialized()"
     subprocess.run([sys.executable, "-I", "-c", code], check=True)
 
 
-# Registration: what fakes promise, which gradients are asked for, and where they run.
+# Registration: fakes, needed gradients, and the backend of the gradients.
 
 OPS = torch.ops.deeplab_fast
 MASKS = [list(map(bool, mask)) for mask in itertools.product((0, 1), repeat=3)]
 
 
 def calls_of_all_ops(layout: str, dtype: torch.dtype, channels: int) -> list[tuple[Any, tuple]]:
-    """Every functional op, with kernels of several shapes and an image that is no square."""
+    """Calls of all functional ops, with weights of several sizes and images that are not square."""
     x = with_layout(torch.randn(2, channels, 5, 6).to(dtype), layout)
     w1, w3 = (torch.randn(k, channels, k, k).to(dtype) for k in (1, 3))
     w3 = w3.contiguous(memory_format=torch.channels_last)
@@ -187,7 +187,7 @@ def calls_of_all_ops(layout: str, dtype: torch.dtype, channels: int) -> list[tup
     ],
 )
 def test_fakes_match_outputs(layout, dtype, channels, name):
-    """Shape, strides and dtype of every output, for every mask of gradients."""
+    """All outputs have the shape, strides and dtype of the fake, for every mask of gradients."""
     seen = set()
     for op, arguments in calls_of_all_ops(layout, dtype, channels):
         seen.add(op.__name__)
@@ -197,14 +197,14 @@ def test_fakes_match_outputs(layout, dtype, channels, name):
             continue
         actual = tree_leaves(op(*arguments, backend=name))
         with FakeTensorMode(allow_non_fake_inputs=True):
-            promised = tree_leaves(op(*arguments, backend=name))
-        described = [[(t.shape, t.stride(), t.dtype) for t in ts] for ts in (actual, promised)]
+            fakes = tree_leaves(op(*arguments, backend=name))
+        described = [[(t.shape, t.stride(), t.dtype) for t in ts] for ts in (actual, fakes)]
         assert described[0] == described[1], op
     assert seen == set(registry.ops()) - {"fused_conv2d_add_"}
 
 
 def test_in_format_of():
-    """The values stay; only other strides than those promised are copied."""
+    """Values do not change, and a result is copied only if its strides are not the expected ones."""
     nchw = torch.randn(2, 3, 4, 5)
     nhwc = nchw.contiguous(memory_format=torch.channels_last)
     for result, input in itertools.product((nchw, nhwc, nchw.flip(3)), (nchw, nhwc)):
@@ -260,7 +260,7 @@ def cross_entropy(x, w1, w3, b1, b3):
     return upsample_cross_entropy(x, torch.arange(144).view(2, 9, 8) % 2)
 
 
-# The functions, the arguments they depend on, and the groups of arguments asked for together.
+# Functions, the arguments that they depend on, and the groups of arguments in ``output_mask``.
 DIFFERENTIABLE = [
     (convolve, (1, 0, 1, 0, 1), [(0,), (2,), (4,)]),
     (branches, (1, 1, 1, 1, 1), [(0,), (1, 2), (3, 4)]),
@@ -280,7 +280,7 @@ def leaves_of(needed: tuple[int, ...]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("function", "used", "groups"), DIFFERENTIABLE)
 def test_only_needed_gradients(function, used, groups, monkeypatch):
-    """Every subset of the arguments: no gradient of another, and none computed in vain."""
+    """For every subset of the arguments, only the gradients of that subset are computed."""
     masks = []
     for op in ("dilated_conv2d_backward", "parallel_dilated_conv2d_backward"):
         right = registry._kernels[op]["cpu"]
@@ -330,7 +330,7 @@ def test_public_functions_use_the_forced_backend(ran):
 
 
 def test_no_copies_are_saved_for_backward():
-    """Backward keeps the arguments and small outputs themselves, not copies of them."""
+    """Backward saves the arguments and small outputs themselves, not copies of them."""
     for function, _, _ in DIFFERENTIABLE:
         leaves, kept = leaves_of((1, 1, 1, 1, 1)), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # noqa: B023
@@ -374,7 +374,7 @@ def test_automatic_orders():
         assert registry.order(other) == ("reference",)
     assert registry.backends_of("dilated_conv2d")[: len(registry.NAMES)] == list(registry.NAMES)
     assert deeplab_fast.available_backends("mps") == ["reference"]
-    # Measurements decide on a GPU, of ops that a library has too.
+    # On a GPU, measurements decide about ops that a vendor library has, too.
     assert registry.depends_on_measurements("aspp", "cuda")
     assert not registry.depends_on_measurements("aspp", "cpu")
     assert not registry.depends_on_measurements("upsample_argmax", "cuda")
@@ -398,7 +398,7 @@ def test_faster_kernels_precede_the_vendor_library(monkeypatch, faster, chosen):
 
 
 def test_shape_buckets_of_ops():
-    """Each op names the bucket of its own call: groups, branches and gradients wanted."""
+    """The bucket of a call depends on its groups, branches and needed gradients."""
     buckets = registry.shape_buckets
     x, w1, w3 = torch.zeros(1, 4, 8, 8), torch.zeros(5, 4, 1, 1), torch.zeros(6, 4, 3, 3)
     depthwise, mask = torch.zeros(4, 1, 3, 3), [True, False, True]
@@ -493,10 +493,10 @@ def test_forced_backend_without_the_op_raises(monkeypatch):
 
 
 def test_no_warning_about_unsupported_calls(monkeypatch):
-    refusing = registry._kernels["upsample_argmax"]["cpu"]._replace(
+    unsupported = registry._kernels["upsample_argmax"]["cpu"]._replace(
         unsupported_reason=lambda arguments: "shape"
     )
-    monkeypatch.setitem(registry._kernels["upsample_argmax"], "cpu", refusing)
+    monkeypatch.setitem(registry._kernels["upsample_argmax"], "cpu", unsupported)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         upsample_argmax(X, 9)

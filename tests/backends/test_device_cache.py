@@ -1,4 +1,4 @@
-"""Work lists are made once, elsewhere than in the memory of a CUDA graph."""
+"""Cache of device tensors: entries are computed once, outside of the memory of CUDA graphs."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_first_call_during_capture_raises(monkeypatch):
 
 
 @pytest.fixture
-def few_kept(monkeypatch):
-    """Lets two generations of three be kept; returns what was made and waited for, in order."""
+def small_cache(monkeypatch):
+    """A cache of two generations of three entries. Returns a log of computations and waits."""
     log = []
     monkeypatch.setattr(device_cache, "MAX_ENTRIES", 3)
     monkeypatch.setattr(torch.cuda, "synchronize", log.append)
@@ -84,19 +84,19 @@ def few_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_old_entries_are_dropped_after_the_device_has_read_them(few_kept, by_name):
+def test_old_entries_are_dropped_after_the_device_has_read_them(small_cache, by_name):
     @cached_on_device
     def make(size: int, device: torch.device) -> int:
-        few_kept.append(size)
+        small_cache.append(size)
         return size
 
     gpu = torch.device("cuda", 1)
     for size in (1, 2, 3, 4, 1, 5, 6, 7, 1, 4, 2):
         assert (make(size, device=gpu) if by_name else make(size, gpu)) == size
-    assert few_kept == [1, 2, 3, 4, gpu, 5, 6, gpu, 7, gpu, 2]
+    assert small_cache == [1, 2, 3, 4, gpu, 5, 6, gpu, 7, gpu, 2]
 
 
-def test_entries_read_by_a_graph_stay(few_kept, monkeypatch):
+def test_entries_read_by_a_graph_stay(small_cache, monkeypatch):
     capturing = False
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)

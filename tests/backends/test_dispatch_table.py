@@ -1,4 +1,4 @@
-"""The automatic choice on a GPU: a kernel that was measured faster than cuDNN, or cuDNN."""
+"""Automatic choice on a GPU: a kernel that was measured to be faster than cuDNN, else cuDNN."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deeplab_fast.ops.shape_bucket import shape_bucket
 from ..support.backends import set_tf32
 
 HOPPER = "sm_90 with 132 SMs"
-GPU = SimpleNamespace(device=torch.device("cuda", 0))  # all that the choice asks of a tensor
+GPU = SimpleNamespace(device=torch.device("cuda", 0))  # the choice reads nothing else of a tensor
 
 
 class Call(NamedTuple):
@@ -26,7 +26,7 @@ class Call(NamedTuple):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """An imagined Hopper GPU, on which an op has a kernel on every backend and one in cuDNN."""
+    """A simulated Hopper GPU and an op that has kernels on all backends and in cuDNN."""
     properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.version, "hip", None)
@@ -47,7 +47,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def table(gpu, monkeypatch, tmp_path):
-    """Makes the table of lines "kernel median_ms cudnn_ms", or of whole rows."""
+    """A function that writes a table of rows "kernel median_ms cudnn_ms"."""
 
     def write(*rows: str, shape: str = "wide", device: str = HOPPER, op: str = "an_op") -> None:
         lines = [",".join(dispatch_table.Row._fields)]
@@ -57,10 +57,10 @@ def table(gpu, monkeypatch, tmp_path):
         (tmp_path / "dispatch_table.csv").write_text("\n".join(lines))
 
     monkeypatch.setattr(dispatch_table, "PATH", tmp_path / "dispatch_table.csv")
-    choices = dispatch_table.fastest_kernels
-    choices.cache_clear()
+    fastest_kernels = dispatch_table.fastest_kernels
+    fastest_kernels.cache_clear()
     yield write
-    choices.cache_clear()
+    fastest_kernels.cache_clear()
 
 
 def chosen(shape: str = "wide", requested: str = "") -> str:
@@ -75,10 +75,7 @@ def chosen(shape: str = "wide", requested: str = "") -> str:
         (["cuda/sm90 1 1"], "reference"),
         (["cuda/sm90 0.9 1", "cuda/sm80 0.8 1", "triton 0.85 1"], "cuda/sm80"),
         (["cuda/sm90 1.2 1", "cuda/sm80 1.3 1", "triton 0.99 1"], "triton"),
-        (
-            ["cuda/sm90 2 3", "triton 1 1.2"],
-            "cuda/sm90",
-        ),  # 0.67 and 0.83 of cuDNN's time in its run
+        (["cuda/sm90 2 3", "triton 1 1.2"], "cuda/sm90"),  # 0.67 and 0.83 of cuDNN's time
         ([], "reference"),
     ],
 )
@@ -89,7 +86,7 @@ def test_fastest_kernel_that_beats_cudnn(table, rows, expected):
 
 @pytest.mark.parametrize("order", itertools.permutations(range(3)), ids=str)
 def test_kernel_slower_for_one_shape_of_a_bucket(table, order):
-    """Whatever the order of the rows: the worst one of a kernel counts."""
+    """The worst row of each kernel counts, in whatever order the rows are."""
     for rows in (
         ("cuda/sm90 0.5 1", "triton 0.9 1", "cuda/sm90 1.01 1"),
         ("cuda/sm90 0.5 1", "triton 0.6 1", "cuda/sm90 0.7 1"),  # at worst 0.6 against 0.7
@@ -109,8 +106,8 @@ def test_unmeasured_shapes_use_the_reference(table, elsewhere):
 
 def test_unsupported_kernel_is_skipped(table, gpu, monkeypatch):
     table("cuda/sm90 0.5 1", "triton 0.9 1")
-    refusing = gpu["cuda/sm90"]._replace(unsupported_reason=lambda arguments: "odd channels")
-    monkeypatch.setitem(registry._kernels["an_op"], "cuda/sm90", refusing)
+    unsupported = gpu["cuda/sm90"]._replace(unsupported_reason=lambda arguments: "odd channels")
+    monkeypatch.setitem(registry._kernels["an_op"], "cuda/sm90", unsupported)
     assert chosen() == "triton"
 
 
@@ -157,7 +154,7 @@ def test_invalid_table(table, text, message):
 
 
 def test_installed_table():
-    """It is shipped, it is well-formed, and its rows are about ops and classes that exist."""
+    """The installed table is valid, and its rows name existing ops."""
     for row in dispatch_table.read(dispatch_table.PATH):
         assert row.op in registry.shape_buckets
         assert row.shape and row.gpu and row.versions and row.commit and row.date
@@ -232,7 +229,7 @@ def test_buckets_of_unusual_calls():
 
 
 def test_buckets_of_all_convolutions_of_a_model(monkeypatch):
-    """As the ops call it: with the arguments of each."""
+    """Training and prepared inference of a model name a bucket for each convolution."""
     named = []
 
     def automatic(op, arguments):
@@ -245,10 +242,10 @@ def test_buckets_of_all_convolutions_of_a_model(monkeypatch):
     images = torch.randn(2, 3, 33, 33)
     model.train()(images)["out"].sum().backward()
     model.eval().prepare_for_inference().predict(images)
-    classes = dict(named)
-    assert set(classes) == set(registry.shape_buckets) - {
+    buckets = dict(named)
+    assert set(buckets) == set(registry.shape_buckets) - {
         "dilated_conv2d", "dilated_conv2d_backward", "parallel_dilated_conv2d"
     }  # fmt: skip
-    assert classes["aspp"] == "fp32 channels_last 320->768 1x1,3x3,3x3 inside 4/8 pixels 2^5"
-    assert classes["parallel_dilated_conv2d_backward"].endswith(" dinput dweight")
+    assert buckets["aspp"] == "fp32 channels_last 320->768 1x1,3x3,3x3 inside 4/8 pixels 2^5"
+    assert buckets["parallel_dilated_conv2d_backward"].endswith(" dinput dweight")
     assert any("groups 960 inside" in name for op, name in named if op == "fused_conv2d")

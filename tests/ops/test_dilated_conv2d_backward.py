@@ -33,7 +33,7 @@ from ..support.cases import (
 )
 from ..support.emulator import machine
 
-# (input, [(K, R, S)], dilations). Channels and pixels fill several blocks and part of one more, taps
+# (input, [(K, R, S)], dilations). Channels and pixels fill blocks and part of one more, taps
 # are outside the map, k-iterations cross rows and images, and 24 CTAs split a sum over channels and
 # one over pixels.
 CASES = [

@@ -356,8 +356,8 @@ KERNELS = [((3, 3), 32), ((5, 5), 32), ((1, 3), 32), ((3, 3), 33)]
 DEPTHWISE = {f"depthwise_conv2d_{name}_kernel": (-8, LAST) for name in ("fwd", "fwd_any")}
 
 
-# (kernel, channels past the last vector, dilation). Columns are so far apart that one more tap takes
-# 2^32 elements.
+# (kernel, channels past the last vector, dilation). Columns are so far apart that one more tap
+# takes 2^32 elements.
 FAR_TAPS = [((3, 3), 0, 10), ((5, 5), 0, 26), ((1, 3), 0, 4), ((3, 3), 15, 10)]
 
 
