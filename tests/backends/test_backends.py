@@ -204,7 +204,7 @@ def test_fakes_match_outputs(layout, dtype, channels, name):
 
 
 def test_in_format_of():
-    """Values do not change, and a result is copied only if its strides are not the expected ones."""
+    """Values do not change, and a result is copied only if its strides are unexpected."""
     nchw = torch.randn(2, 3, 4, 5)
     nhwc = nchw.contiguous(memory_format=torch.channels_last)
     for result, input in itertools.product((nchw, nhwc, nchw.flip(3)), (nchw, nhwc)):
