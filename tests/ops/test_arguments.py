@@ -140,7 +140,7 @@ def test_numbers_of_numpy_and_torch(name, given, meant):
 
 
 def test_options_reach_the_kernel(monkeypatch):
-    """Each as it was given, in the order of the schema."""
+    """All values as they were passed, in the order of the schema."""
     received = {}
     for op in ("dilated_conv2d", "upsample_argmax", "upsample_cross_entropy"):
         right = deeplab_fast.backends.registry._kernels[op]["cpu"]
@@ -183,7 +183,7 @@ def test_labels_hold_the_classes():
 
 
 def test_lists_of_parameters():
-    """nn.ParameterList, and tuples."""
+    """nn.ParameterList and tuples are accepted."""
     operands = random_operands(OPS["aspp"])
     expected = aspp(**operands)
     assert_close(aspp(**operands | {"weights": nn.ParameterList(operands["weights"])}), expected)
@@ -474,7 +474,7 @@ def autocast(mode: str):
 
 
 def outcome(function: Callable[..., Any], tensors: dict[str, Tensor]) -> Any:
-    """The output, or None where the dtypes are an error."""
+    """The output, or None if the dtypes are an error."""
     try:
         return function(**tensors)
     except (RuntimeError, TypeError):
@@ -486,7 +486,7 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def one_of_two(branches: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """As conv2d, the first half of the channels of two branches."""
+    """Like conv2d: the first half of the channels of two branches."""
 
     def convolve(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return branches(input, weight, bias)[:, : weight.size(0)]
@@ -594,7 +594,7 @@ def test_the_mean_has_the_dtype_of_the_input(dtype):
 
 @pytest.mark.parametrize("mode", ["bfloat16", "float16"])
 def test_an_op_called_by_itself_is_not_autocast(mode):
-    """It returns what its fake promises: compiled graphs call it inside autocast too."""
+    """An op called directly matches its fake: compiled graphs call it under autocast, too."""
     ops = torch.ops.deeplab_fast
     x, w, b = torch.randn(1, 8, 5, 4), torch.randn(8, 8, 3, 3), torch.randn(8)
     one, mask = torch.randn(8, 8, 1, 1), [True, True, True]
@@ -633,7 +633,7 @@ def test_an_op_called_by_itself_is_not_autocast(mode):
 
 
 def test_meta_tensors():
-    """Shapes and dtypes without values, under autocast too, which the meta device has not."""
+    """Shapes and dtypes on the meta device, which has no autocast, also under autocast."""
     for name, op in OPS.items():
         on_meta = tree_map_only(Tensor, lambda t: t.to("meta"), op.arguments)
         for mode in ("off", "bfloat16"):

@@ -54,7 +54,7 @@ def operands(shape: tuple[int, ...], dtype=torch.float32, device="cpu", dilation
 
 @pytest.fixture
 def dtype(backend: str, device: str) -> torch.dtype:
-    """float32, or the first dtype that the backend's kernel takes."""
+    """float32, or the first dtype that the backend supports."""
     for dtype in DTYPES:
         arguments = operands((1, 8, 3, 3), dtype, device)
         if (
@@ -122,7 +122,7 @@ def test_bitwise_repeatable(backend, device, dtype):
 @pytest.mark.parametrize("num_ctas", [1, 24])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_ctas):
-    """Three images, each with a bias of its own, of sums that are split or not."""
+    """Three images with different biases, with split and whole sums."""
     monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     arguments = operands((3, 40, 11, 7), dtype, dilations=(2, 5))
     arguments[0][1] *= 3
@@ -141,7 +141,7 @@ def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_ctas):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("H", "W"), [(1, 1), (11, 7), (20, 10), (33, 35)])
 def test_emulated_image_bias(dtype, H, W):
-    """Every pixel once, in runs that do not end with an image; channels that fill no warp."""
+    """Each pixel counts once. Runs cross images, and channels do not fill a warp."""
     N, C, P, K = 3, 264, 136, 21
     x = torch.randn(N, C, H, W) + 1
     weights = torch.randn(P, C, 1, 1) / C**0.5, torch.randn(P), torch.randn(K, 24 + P, 1, 1) / 12
@@ -164,7 +164,7 @@ def test_emulated_image_bias(dtype, H, W):
 
 
 def test_emulated_pooled_branch_is_not_broadcast():
-    """Nothing as large as a map but the branches together and the output."""
+    """The branches and the output are the only tensors of the size of a map."""
     arguments = operands((2, 8, 9, 11), torch.bfloat16)
     arguments[0] = with_layout(arguments[0], "channels_last")
     maps: list[int] = []

@@ -1,4 +1,4 @@
-"""Gradients of half precision on a CPU, where PyTorch's own cannot all be trusted."""
+"""Half-precision gradients on a CPU, where some of PyTorch's own are wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRID = Path(__file__).parents[1] / "support" / "cpu_gradients.py"
 
 
 def failures(script: Path, **environment: str) -> list[str]:
-    """What is wrong in the cases of a script like cpu_gradients.py, crashes included."""
+    """Failures of the cases of a script like cpu_gradients.py, crashes included."""
     found, start = [], 0
     while True:
         done = subprocess.run(
@@ -44,7 +44,7 @@ def failures(script: Path, **environment: str) -> list[str]:
         start = int(number) + 1
 
 
-# What oneDNN takes on other CPUs: those without AMX, and those without AVX-512.
+# Instruction sets of other CPUs: without AMX, and without AVX-512.
 @pytest.mark.parametrize("isa", ["", "AVX512_CORE_BF16", "AVX2"])
 def test_gradients_over_a_grid_of_shapes(isa):
     variables = {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}
@@ -90,7 +90,7 @@ class WeightGradients(TorchDispatchMode):
 
 @pytest.fixture
 def weight_gradients(monkeypatch) -> Iterator[list[tuple[torch.dtype, int]]]:
-    """Those of autograd and those that the implementations of our ops ask for."""
+    """Gradients of autograd, and those that our backends request from PyTorch."""
     mode = WeightGradients()
     original = torch.ops.aten.convolution_backward
 
@@ -170,7 +170,7 @@ def test_no_network_computes_a_dilated_weight_gradient_in_half_precision(
 @pytest.mark.parametrize("options", [{"groups": 40}, {}], ids=str)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_a_layer_has_the_gradients_of_float64(dtype, options):
-    """Under autocast and in the dtype itself. At 33 columns PyTorch's gradient can be wrong."""
+    """Train with and without autocast. At 33 columns PyTorch's gradient can be wrong."""
     layer = Conv2d(40, 40, 3, padding=6, dilation=6, bias=False, **options)
     layer.to(memory_format=torch.channels_last)
     layer.weight.data = layer.weight.data.to(dtype).float()

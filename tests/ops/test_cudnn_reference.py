@@ -82,7 +82,7 @@ def needs_its_device(request):
 
 
 def on_backend(place: Place, function: Callable, *arguments: Any) -> Any:
-    """Skips where a forced backend does not take this call."""
+    """Skip the test if a forced backend does not support this call."""
     if not place.backend:
         return function(*arguments)
     with deeplab_fast.backend(place.backend):
@@ -138,7 +138,7 @@ def assert_as_accurate_in_norm(actual: list[Tensor], exact: list[Tensor], *peers
 def compare(
     place: Place, run: Callable, ours: Callable, theirs: Callable, tensors, has_relu=False
 ) -> None:
-    """``tensors`` are on the CPU, in the dtype in question; the functions compute anywhere."""
+    """Compare two functions, which run on any device, for CPU tensors in the tested dtype."""
     here = [t.to(place.device) for t in tensors]
     exact = run(theirs, [t.double() for t in here])
     layouts = [in_format(here, f) for f in (torch.contiguous_format, torch.channels_last)]
@@ -459,7 +459,7 @@ def test_prepared_for_inference(place, images: Images, dtype):
 
 @contextlib.contextmanager
 def preferring(backend: str):
-    """Ops run on the backend where it takes the call, else on the automatic choice."""
+    """Ops run on the backend if it supports the call, else on the automatic choice."""
     with pytest.MonkeyPatch.context() as patch:
         automatic = registry.automatic
         patch.setattr(registry, "automatic", lambda op, args: (backend, *automatic(op, args)))
@@ -475,7 +475,7 @@ def preferring(backend: str):
     ids=str,
 )
 def test_prepared_for_inference_on_our_kernels(place, backbone, ran):
-    """All but the strided convolutions, for which we have none."""
+    """All convolutions but the strided ones run on our kernels."""
     ours = with_statistics(DeepLabV3(backbone, 5, 16)).eval().to(place.device)
     size, dtype = (257 if place.is_gpu else 17), torch.bfloat16
     input = torch.randn(2, 3, size, size).to(place.device, dtype)
@@ -522,7 +522,7 @@ def calls(device: str) -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
 
 
 def captured(place: Place, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Any]]:
-    """An output, and what computes it again in its place: on a GPU, a captured graph."""
+    """An output, and a function that computes it again in place: on a GPU, a captured graph."""
     if not place.is_gpu:
         output = function()
         return output, lambda: output.copy_(function())
@@ -570,7 +570,7 @@ def test_current_stream(place, name):
     assert torch.equal(output, expected)
 
 
-# The comparisons, on a backend that is wrong.
+# The comparisons detect a wrong backend.
 
 HERE = Place("cpu", "cpu")
 COMPARISONS = {

@@ -53,7 +53,7 @@ def gradients(function, tensors: list[Tensor], grad_output: Tensor) -> list[Tens
 
 @pytest.fixture
 def dtype(backend: str) -> torch.dtype:
-    """float32, or the first dtype that the backend's kernel takes."""
+    """float32, or the first dtype that the backend supports."""
     X = torch.zeros(1, 8, 1, 1, device=device_of(backend))
     for dtype in DTYPES:
         x = X.to(dtype)
@@ -199,7 +199,7 @@ def test_memory_format_is_kept(backend, device, dtype, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grad_layout", LAYOUTS)
 def test_strides_in_compiled_graphs(backend, device, dtype, layout, grad_layout):
-    """Every output of every op has the strides that the fake promised."""
+    """Every output of every op has the strides of its fake."""
     input, weight, bias = operands(Conv(2, 8, 16, 7, 5), dtype, device)
     grad = with_layout(torch.randn(2, 16, 7, 5).to(device, dtype), grad_layout)
     input = with_layout(input, layout)
@@ -264,7 +264,7 @@ def test_double_backward_is_an_error(backend, device, dtype):
 
 
 def test_gradcheck():
-    """float64 reaches no kernel: this checks the registration of the gradient."""
+    """float64 runs on the reference: this checks the registration of the gradient."""
     input = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(4, 1, 3, 3, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
@@ -384,7 +384,7 @@ def test_forced_backward_without_a_kernel_raises(monkeypatch):
 
 # The CUDA kernel, in the emulator.
 
-# Of four: a split sum, channels and pixels past several ends, branches at odd channels, one image
+# Four cases: a split sum, channels and pixels past several ends, branches at odd channels, an image
 # across tiles.
 SEEDED = [
     ((1, 136, 9, 9), [(133, 3, 3)], [2]),
@@ -420,7 +420,7 @@ def test_emulated_agrees_on_seeds(monkeypatch, shape, kernels, dilations, dtype,
 
 
 def test_emulated_pipeline_on_more_seeds():
-    """One thread block through several rounds of its pipeline."""
+    """One CTA runs several rounds of its pipeline."""
     input, weight, bias = operands(Conv(1, 40, 8, 5, 5, (3, 3), 2), torch.bfloat16, "cpu")
     outputs = []
     for seed in range(6):
@@ -431,7 +431,7 @@ def test_emulated_pipeline_on_more_seeds():
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 13)], ids=str)
 def test_emulated_last_row_of_a_warp(size):
-    """The only pixel of the first warp of a tile, and of the second, which has the next 64."""
+    """One pixel in the first warp of a tile, or in the second, which has the next 64 pixels."""
     input, weight, bias = operands(Conv(1, 8, 8, *size), torch.bfloat16, "cpu")
     with deeplab_fast.backend("emulated"):
         output = dilated_conv2d(input, weight, bias)
@@ -472,7 +472,7 @@ def test_emulated_unaligned_storage(offset):
 
 
 def test_emulated_reads_no_padding():
-    """NaN and Inf reach the pixels whose taps read them, and no other."""
+    """NaN and Inf reach exactly the pixels whose taps read them."""
     input, weight, _ = operands(Conv(2, 8, 3, 15, 17, (3, 3), 6), torch.bfloat16, "cpu")
     input[0, 3, 0, 0] = float("nan")
     input[1, :, 14, 8] = float("inf")
@@ -566,7 +566,7 @@ def test_emulated_depthwise_agrees_on_seeds_and_strips(monkeypatch, case, dtype)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", DEPTHWISE[:5], ids=str)
 def test_emulated_depthwise_gradients_in_parts(monkeypatch, case, dtype, num_parts):
-    """Parts with much, little and nothing to add."""
+    """Parts have many, few or no rows."""
     tensors = operands(case, dtype, "cpu")
     elements = tensors[0].numel()
     monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_PART", elements // num_parts)
@@ -605,7 +605,7 @@ def test_emulated_depthwise_computes_only_needed_gradients(ran):
 
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
 def test_emulated_depthwise_gradients_read_no_padding(kernel):
-    """An infinite input reaches the taps that meet it, and no other."""
+    """An infinite input reaches exactly the taps that read it."""
     input, weight, bias = operands(Conv(1, 8, 8, 19, 9, kernel, 2, 8), torch.float32, "cpu")
     input[0, 3, 0, 0] = float("inf")
     input[0, 4, 18, 8] = float("nan")

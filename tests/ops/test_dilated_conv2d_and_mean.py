@@ -26,7 +26,7 @@ DILATIONS = [1, 2, 7]
 def operands(
     dtype: torch.dtype, device: str = "cpu", shape: tuple[int, ...] = (3, 24, 6, 5)
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """[input, *weights] and gradients of both outputs: pixels have a share of order one."""
+    """[input, *weights] and gradients of both outputs. The mean's is of order one per pixel."""
     N, C, H, W = shape
     kernels = [(8, C, 1, 1), (16, C, 3, 3), (5, C, 3, 3)]
     weights = [torch.randn(kernel) / (9 * C) ** 0.5 for kernel in kernels]
@@ -56,7 +56,7 @@ def doubles(tensors: list[Tensor]) -> list[Tensor]:
 
 @pytest.fixture
 def dtype(backend: str, device: str) -> torch.dtype:
-    """float32, or the first dtype that the backend's kernel takes."""
+    """float32, or the first dtype that the backend supports."""
     for dtype in DTYPES:
         (input, *weights), (grad, _) = operands(dtype, device)
         if (
@@ -96,7 +96,7 @@ def test_small_inputs(shape):
 
 @pytest.mark.parametrize("mean_dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_rounded_once(backend, device, mean_dtype):
-    """The branches' gradient, 257, lies between two numbers of bf16: the mean's decides which."""
+    """The branches' gradient 257 is between two bf16 numbers; the mean's decides which results."""
     if backend in ("cpu", "reference"):
         pytest.skip("the library's convolution rounds too")
     weight = torch.zeros(8, 8, 1, 1)
@@ -128,7 +128,7 @@ def test_layouts_of_the_incoming_gradient_of_the_mean(backend, device, dtype, la
 
 
 def test_one_of_the_outputs_alone(backend, device, dtype, ran):
-    """What nobody used has no gradient, and costs no convolution."""
+    """An unused output has no gradient and causes no convolution."""
     tensors, grads = operands(dtype, device)
     leaves = [t.requires_grad_() for t in tensors]
     with deeplab_fast.backend(backend):
@@ -275,7 +275,7 @@ def test_bad_input():
 @pytest.mark.parametrize("num_ctas", [1, 24])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_emulated_on_seeds(monkeypatch, dtype, num_ctas, device_name):
-    """Sums that are split or not, tiles of several images, more channels than a tile has."""
+    """Split and whole sums, tiles of several images, more channels than a tile."""
     monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     tensors, grads = operands(dtype, shape=(3, 136, 7, 5))
     tensors[0] = with_layout(tensors[0], "channels_last")
@@ -303,7 +303,7 @@ def test_emulated_tf32(tf32):
 
 @pytest.mark.parametrize("device_name", ["sm_86", "sm_90"])
 def test_emulated_input_gradient_is_one_launch_and_one_write(monkeypatch, device_name):
-    """Nothing as large as the input is made but the gradient of the input."""
+    """The gradient of the input is the only new tensor of its size."""
     monkeypatch.setattr(emulator, "num_ctas", 1)  # no sums to add
     (input, weight, *_), (grad, grad_mean) = operands(torch.bfloat16)
     input = with_layout(input, "channels_last")

@@ -62,7 +62,7 @@ def reference(input: Tensor, weights: list[Tensor], biases: list[Tensor], dilati
 
 
 def gradients(function, input, weights, grad_output, dilations) -> list[Tensor]:
-    """Of the input, the weights and the biases, which are zeros."""
+    """Gradients of the input, the weights and the biases, which are zeros."""
     biases = [torch.zeros(w.size(0), dtype=w.dtype) for w in weights]
     leaves = [t.detach().requires_grad_() for t in (input, *weights, *biases)]
     n = len(weights)
@@ -135,7 +135,7 @@ def test_sums_are_split():
 
 
 def test_emulated_pipeline_of_gradients_on_more_seeds():
-    """Blocks through several rounds of their pipeline."""
+    """CTAs run several rounds of their pipeline."""
     arguments = tensors_of((2, 8, 12, 13), [(8, 3, 3)], torch.bfloat16)
     results = [emulated_gradients(*arguments, [1], seed=seed) for seed in range(6)]
     assert all(all(map(torch.equal, result, results[0])) for result in results[1:])
@@ -159,7 +159,7 @@ def test_emulated_weight_gradient_sums_every_pixel_of_a_rectangle_once(tf32, dty
 
 
 def test_emulated_bias_gradient_in_several_parts():
-    """300 pixels more than two parts have; sums of small integers are exact."""
+    """There are 300 pixels more than in two parts. Sums of small integers are exact."""
     kernels = LaunchContext(emulator.load().cuda, 0, num_ctas=5)
     grad_output = torch.randint(-3, 4, (2, 72, 29, 31)).bfloat16()
     grad_output = grad_output.contiguous(memory_format=torch.channels_last)
@@ -179,7 +179,7 @@ def test_taps_outside_the_map_have_zero_gradient():
 
 
 def test_emulated_padding_is_not_read():
-    """Inf reaches the weights that multiply it, and no other."""
+    """Inf reaches exactly the weights that multiply it."""
     input, weight, _ = operands(Conv(1, 8, 8, 9, 10, (3, 3), 4), torch.bfloat16, "cpu")
     input[0, 3, 0, 0] = math.inf
     weight.requires_grad_()
@@ -208,7 +208,7 @@ def test_emulated_layouts_of_the_incoming_gradient(layout):
 
 
 class Recorder:
-    """The launchers, and the names of those that ran."""
+    """A module that records the names of the launchers that it runs."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -324,7 +324,7 @@ def test_a_compiled_training_step(kernels, ran):
 
 
 def test_training_with_a_gradient_scaler(monkeypatch):
-    """fp16 under autocast: steps taken like those of the reference, an overflow skipped."""
+    """fp16 under autocast takes the reference's steps and skips an overflow."""
     head, features, target = head_and_batch()
     start = {key: value.clone() for key, value in head.state_dict().items()}
     only = parallel_dilated_conv2d_and_mean
