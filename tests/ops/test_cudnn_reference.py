@@ -508,14 +508,14 @@ def calls(device: str) -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
 
     dilations = [1, 2]
     input, weight, bias = here(1, 16, 7, 9), here(8, 16, 3, 3), here(8)
-    branches = [here(8, 16, 1, 1), here(8, 16, 3, 3)], dilations, [bias, bias]
+    branches = [here(8, 16, 1, 1), here(8, 16, 3, 3)], [bias, bias], dilations
     project = here(8, 16, 1, 1), bias, here(8, 24, 1, 1), bias
     logits = here(1, 5, 7, 9, dtype=torch.float32)
     target = torch.randint(5, (1, 29, 33)).to(device)
     return {
         "dilated_conv2d": (lambda x: dilated_conv2d(x, weight, bias, 2), input),
         "parallel_dilated_conv2d": (lambda x: parallel_dilated_conv2d(x, *branches), input),
-        "aspp": (lambda x: aspp(x, branches[0], branches[2], dilations, *project), input),
+        "aspp": (lambda x: aspp(x, *branches, *project), input),
         "upsample_argmax": (lambda x: upsample_argmax(x, (29, 33)), logits),
         "upsample_cross_entropy": (lambda x: upsample_cross_entropy(x, target), logits),
     }
