@@ -16,8 +16,8 @@ from common.variants import cudnn_variants
 from torch import Tensor
 
 from deeplab_fast.backends import registry
-from deeplab_fast.ops.dilated_conv2d import _dilated_conv2d_backward
-from deeplab_fast.ops.fused_conv2d import _fused_conv2d
+from deeplab_fast.ops.dilated_conv2d import dilated_conv2d_backward_op
+from deeplab_fast.ops.fused_conv2d import fused_conv2d_op
 
 LAYERS = ((384, 2), (576, 2), (960, 4))  # channels, dilation
 
@@ -105,10 +105,10 @@ def deeplab_fast(
     channels, dilations = weight.size(0), [dilation, dilation]
     if direction == "forward":
         geometry = [1, 1], dilations, dilations, channels
-        return lambda: _fused_conv2d(x, weight, bias, *geometry, "relu6", backend=backend)
+        return lambda: fused_conv2d_op(x, weight, bias, *geometry, "relu6", backend=backend)
     requested = mask(direction)
     arguments = grad, x, weight, dilations, channels, requested
-    return lambda: _dilated_conv2d_backward(*arguments, backend=backend)[requested.index(True)]
+    return lambda: dilated_conv2d_backward_op(*arguments, backend=backend)[requested.index(True)]
 
 
 if __name__ == "__main__":

@@ -76,9 +76,9 @@ def register_backend(
         name: what :class:`backend` takes.
         unavailable_reason: called with a device type; returns why the backend cannot run on such
             devices here, or None.
-        launch_context: makes what its kernels take as their first argument from the first tensor of
-            the call, as a context manager; None for kernels that take the op's arguments alone.
-        load: imports the modules that register its kernels, when the first of them is asked for.
+        launch_context: context manager that makes the first argument of the kernels from the first
+            tensor of a call; None for kernels that take the op's arguments alone.
+        load: imports the modules that register its kernels, before the first of them is used.
     """
     _backends[name] = Backend(unavailable_reason, launch_context, load)
 

@@ -1,7 +1,7 @@
-"""Types of the arguments of public functions: converted like PyTorch's own, or one clear TypeError.
+"""Conversion of the arguments of public functions. Types that PyTorch rejects raise TypeError.
 
-NumPy's numbers count as numbers. A torch.SymInt, a size that torch.compile and torch.export keep
-open, stays one: operator.index() would make a constant of it.
+Numbers of NumPy are accepted. A torch.SymInt, a size that torch.compile and torch.export leave
+symbolic, is passed on: operator.index() would make a constant of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INT64_END = 2**63
 
 
 def wrong_type(name: str, expected: str, value: Any) -> TypeError:
-    """Values that print in a line are quoted; of others, such as tensors, only the type is."""
+    """The error for an argument. It quotes short values and names the type of others."""
     is_short = value is None or isinstance(value, (str, numbers.Number, torch.dtype))
     got = repr(value) if is_short else f"a {type(value).__name__}"
     return TypeError(f"{name}: expected {expected}, got {got}")
@@ -28,6 +28,16 @@ def wrong_type(name: str, expected: str, value: Any) -> TypeError:
 def check_tensor(value: Any, name: str) -> None:
     if not isinstance(value, Tensor):
         raise wrong_type(name, "a tensor", value)
+
+
+def check_logits(logits: Tensor) -> None:
+    check_tensor(logits, "logits")
+    if logits.dim() != 4 or 0 in logits.shape[1:]:
+        raise ValueError(
+            f"logits: expected [N, C, H, W] with C, H, W >= 1, got shape {tuple(logits.shape)}"
+        )
+    if not logits.is_floating_point():
+        raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
 
 
 def tensor_list(values: Any, name: str) -> list[Tensor]:
@@ -46,7 +56,7 @@ def int_list(values: Any, name: str) -> list[int]:
 def _list(values: Any, name: str, elements: str) -> list[Any]:
     if isinstance(values, (list, tuple)):
         return list(values)
-    # A tensor would be taken apart along its first dimension; nn.ParameterList is no Sequence.
+    # list() would split a tensor along its first dimension. nn.ParameterList is not a Sequence.
     is_list = isinstance(values, Iterable) and isinstance(values, Sized)
     if not is_list or isinstance(values, (Tensor, str)):
         raise wrong_type(name, f"a list of {elements}", values)
@@ -82,7 +92,7 @@ def boolean(value: Any, name: str) -> bool:
 def positive_pair(
     value: Any, name: str, element: Callable[[Any, str], Any], kind: str = "number"
 ) -> tuple[Any, Any]:
-    """``value`` twice, or the two that it holds: each through ``element``."""
+    """Two positive numbers converted by ``element``: ``value`` holds both, or is both."""
     is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
     values = tuple(element(v, name) for v in (value if is_sequence else (value, value)))
     if len(values) != 2 or not all(0 < v < INT64_END for v in values):

@@ -3,8 +3,8 @@
 An op is opaque to autograd, torch.compile and export. The backend travels as its last argument,
 because a global read inside the implementation would be invisible to a compiled graph.
 
-Only the public functions support torch.func transforms and forward mode (_transforms.py): a direct
-call of ``torch.ops.deeplab_fast.*`` inside a transform raises, or returns tangents of zero.
+Only the public functions support torch.func transforms and forward mode (_transforms.py). A direct
+call of ``torch.ops.deeplab_fast.*`` inside a transform raises an error or returns zero tangents.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def define(
     Args:
         arguments_type: the class of backends/arguments.py; its fields are those of the schema.
         schema: "(arguments) -> returns".
-        fake: takes the arguments; allocates the outputs with the shapes, dtypes and strides that
-            every backend returns.
-        shape_bucket: takes the arguments; names the shapes for which a kernel of ours has to be
-            measured faster than a vendor library's. None for ops that no vendor library has.
+        fake: function of the arguments that allocates outputs with the shapes, dtypes and strides
+            that every backend returns.
+        shape_bucket: function of the arguments that returns their shape bucket, see
+            :func:`registry.register_op`. None for ops that no vendor library has.
     """
     arguments, returns = schema.removeprefix("(").split(") -> ")
     lib.define(f"{name}({arguments}, *, str backend='') -> {returns}")
@@ -73,7 +73,7 @@ def differentiable(
     """Register the gradient of ``deeplab_fast::name``.
 
     ``setup(ctx, inputs, output)`` saves what backward needs; ``ctx.backend`` is the forward's
-    backend, on which ``backward(ctx, *grads)`` is to run too. ``jvp`` and ``image_arguments`` are
+    backend, on which ``backward(ctx, *grads)`` has to run, too. ``jvp`` and ``image_arguments`` are
     the rules of forward mode and of vmap, see :class:`_transforms.Rules`.
     """
 
@@ -94,23 +94,25 @@ def not_differentiable(
 ) -> None:
     """Make differentiating ``deeplab_fast::name`` an error that says what to use instead."""
 
-    def refuse(*args: Any) -> None:
+    def not_implemented(*args: Any) -> None:
         raise NotImplementedError(f"deeplab_fast::{name} cannot be differentiated: {instead}")
 
-    differentiable(name, refuse, lambda ctx, inputs, output: None, refuse, image_arguments)
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    differentiable(name, not_implemented, setup, not_implemented, image_arguments)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """The tensors, the floating ones cast to the autocast dtype of the first one's device.
+    """Cast floating tensors to the autocast dtype of the first tensor's device, if it is enabled.
 
-    Without autocast they are returned as they are. ``torch.library.register_autocast`` would pin
-    one dtype per device and turn fp16 into bf16.
+    ``torch.library.register_autocast`` would fix one dtype per device and turn fp16 into bf16.
     """
     first = tensors[0]
     assert first is not None
     device_type = first.device.type
-    # The meta device has no autocast, and asking whether it is enabled raises. torch 2.6 to 2.8 do
-    # not compile torch.amp.is_autocast_available.
+    # torch.is_autocast_enabled("meta") raises an error. torch.compile of torch 2.6 to 2.8 does not
+    # support torch.amp.is_autocast_available.
     if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)

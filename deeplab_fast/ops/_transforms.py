@@ -1,10 +1,10 @@
 """torch.func transforms and forward-mode differentiation of all ops, through one autograd.Function.
 
-torch.library gives an op backward, but neither forward mode nor torch.func.grad: inside a transform
-its autograd raises an error about setup_context, and a dual number loses its tangent. So while one
-of them is active, a call of an op goes through :class:`_Transformed` instead, which reuses the
-``setup`` and ``backward`` that the op was registered with and adds two rules, ``jvp`` and
-``image_arguments``. Its forward calls the op itself.
+torch.library gives an op a backward, but neither forward mode nor torch.func.grad: inside a
+transform its autograd raises an error about setup_context, and a dual number loses its tangent.
+While one of them is active, a call of an op goes through :class:`_Transformed` instead, which
+reuses the op's ``setup`` and ``backward`` and adds two rules, ``jvp`` and ``image_arguments``. Its
+forward calls the op itself.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ _TENSOR = object()  # stands for a tensor in _Call.template
 
 
 class Rules(NamedTuple):
-    """How an op transforms."""
+    """Functions that the transforms of an op need."""
 
     setup: Callable[[Any, tuple[Any, ...], Any], None]
     backward: Callable[..., Any]
-    # jvp(arguments, tangents, output, backend) returns the tangents of the outputs. A tensor that
-    # has no tangent has None in ``tangents``.
+    # jvp(arguments, tangents, output, backend) returns the tangents of the outputs. In ``tangents``
+    # a tensor without tangent is None.
     jvp: Callable[..., Any]
-    # image_arguments(*arguments): the positions of the tensors whose first dimension counts images,
-    # if every output has an entry for each image too; else (). vmap adds images to such calls and
-    # repeats the others.
+    # image_arguments(*arguments) returns the positions of the tensors whose first dimension counts
+    # images, if every output has an entry for each image, too; else (). vmap adds images to such
+    # calls, and repeats other calls for each sample.
     image_arguments: Callable[..., Sequence[int]]
 
 
 def active() -> bool:
     """True inside a torch.func transform or a forward_ad.dual_level().
 
-    Cheap, because every call of an op asks, and a constant to torch.compile.
+    It is called for every op, so it is cheap. torch.compile treats it as a constant.
     """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def call(op: Callable[..., Any], rules: Rules, arguments: Sequence[Any], backend: str) -> Any:
-    """``op(*arguments, backend=backend)``, as the active transforms want it."""
+    """``op(*arguments, backend=backend)`` under the active transforms."""
     if torch.compiler.is_compiling():
-        # Without fullgraph=True, torch.compile falls back to the function as it is.
+        # Without fullgraph=True, torch.compile then runs the function uncompiled.
         raise NotImplementedError(
             f"{op}: torch.compile does not trace torch.func transforms and forward mode of this "
-            "op: leave the transform out of the compiled function"
+            "op; apply the transform outside of the compiled function"
         )
     if _is_functionalized_only():
         return op(*arguments, backend=backend)
@@ -58,7 +58,10 @@ def call(op: Callable[..., Any], rules: Rules, arguments: Sequence[Any], backend
 
 
 def _is_functionalized_only() -> bool:
-    """True inside functionalize(), which every op takes and no autograd.Function, and no other."""
+    """True if functionalize() is the only active transform.
+
+    It supports every op, but no autograd.Function.
+    """
     active = torch._C._functorch.get_interpreter_stack() or ()
     functionalize = torch._C._functorch.TransformType.Functionalize
     return (
@@ -70,20 +73,20 @@ def _is_functionalized_only() -> bool:
 
 @dataclasses.dataclass
 class _Call:
-    """A call of an op without its tensors, which autograd has to see as arguments of their own."""
+    """A call of an op without its tensors, which autograd has to see as separate arguments."""
 
     op: Callable[..., Any]
     rules: Rules
     backend: str
-    template: list[Any]  # the arguments, _TENSOR in the place of each tensor
-    output_template: list[Any] | None = None  # known once the op has run
+    template: list[Any]  # the arguments, with _TENSOR in place of each tensor
+    output_template: list[Any] | None = None  # known after the op has run
 
     def arguments(self, values: Iterable[Any]) -> tuple[Any, ...]:
-        """The arguments with ``values`` in the places of the tensors."""
+        """The arguments with ``values`` in place of the tensors."""
         return tuple(_filled(self.template, values))
 
     def outputs(self, tensors: Any) -> Any:
-        """The outputs in the structure in which the op returns them."""
+        """The outputs in the structure that the op returns."""
         assert self.output_template is not None
         outputs = _filled(self.output_template, _as_tuple(tensors))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
@@ -157,7 +160,7 @@ def _over_more_images(
         merged[i] = tensor.flatten(0, 1)
     _, tensors = _without_tensors(merged)
     return [
-        # A gradient that was not asked for is one empty tensor.
+        # A gradient that is not needed is one empty tensor.
         t.unflatten(0, (batch_size, num_images))
         if t.size(0) == batch_size * num_images
         else t.expand(batch_size, *t.shape)
@@ -180,14 +183,14 @@ def _one_by_one(
 
 
 def _is_mapped(template: Any, dim: Any) -> bool:
-    """Whether vmap runs over this argument, or one of this list."""
+    """True if vmap maps this argument, or an element of this list."""
     if isinstance(template, list):
         return any(map(_is_mapped, template, dim))
     return template is _TENSOR and dim is not None
 
 
 def _without_tensors(values: Iterable[Any]) -> tuple[list[Any], list[Tensor]]:
-    """The values with _TENSOR in the place of each tensor, lists included; and the tensors."""
+    """The values with _TENSOR in place of each tensor, also within lists; and the tensors."""
     template: list[Any] = []
     tensors: list[Tensor] = []
     for value in values:
@@ -216,7 +219,7 @@ def _filled(template: list[Any], values: Iterable[Any]) -> list[Any]:
 
 
 def _at_tensors(template: list[Any], values: Sequence[Any]) -> list[Any]:
-    """Those of ``values``, which are structured like the arguments, in the places of tensors."""
+    """The elements of ``values``, structured like the arguments, at the positions of tensors."""
     found: list[Any] = []
     for t, value in zip(template, values):
         if isinstance(t, list):

@@ -14,17 +14,17 @@ from ..backends.arguments import Aspp
 from ._arguments import check_tensor, tensor_list
 from ._register import autocast, define, differentiable
 from .dilated_conv2d import (
-    _dilated_conv2d,
-    _dilated_conv2d_backward,
-    _parallel_dilated_conv2d,
-    _parallel_dilated_conv2d_backward,
     bucket_of_branches,
     check_convolution,
     check_dtypes,
+    dilated_conv2d_backward_op,
+    dilated_conv2d_op,
     dilation_list,
     fake_output,
     jvp_branches,
     or_zeros,
+    parallel_dilated_conv2d_backward_op,
+    parallel_dilated_conv2d_op,
 )
 
 
@@ -76,8 +76,8 @@ def aspp(
         check_tensor(tensor, name)
     if not len(weights) == len(biases) == len(dilations) or not weights:
         raise ValueError(
-            f"expected one bias and one dilation per weight, at least one: got {len(weights)} "
-            f"weights, {len(biases)} biases, {len(dilations)} dilations"
+            "weights, biases, dilations: expected one bias and one dilation per weight, at least "
+            f"one, got {len(weights)} weights, {len(biases)} biases, {len(dilations)} dilations"
         )
     for weight, bias in zip(weights, biases):
         check_convolution(input, weight, bias, 1)
@@ -89,7 +89,7 @@ def aspp(
     )
     check_dtypes(*tensors)
     count = len(weights)
-    return _aspp(
+    return aspp_op(
         tensors[0],
         list(tensors[1 : 1 + count]),
         list(tensors[1 + count : 1 + 2 * count]),
@@ -123,27 +123,27 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    """All gradients from the saved inputs. The branches are computed again instead of saved."""
+    """Gradients from the saved inputs. The branches are recomputed instead of saved."""
     output, input, *rest = ctx.saved_tensors
     weights, biases = rest[: ctx.num_branches], rest[ctx.num_branches : -4]
     pool_weight, pool_bias, project_weight, _ = rest[-4:]
     on = {"backend": ctx.backend}
 
-    branches = _parallel_dilated_conv2d(input, weights, biases, ctx.dilations, **on).relu_()
+    branches = parallel_dilated_conv2d_op(input, weights, biases, ctx.dilations, **on).relu_()
     mean = input.mean((2, 3), keepdim=True)
-    pooled = _dilated_conv2d(mean, pool_weight, pool_bias, [1, 1], 1, **on).relu_()
+    pooled = dilated_conv2d_op(mean, pool_weight, pool_bias, [1, 1], 1, **on).relu_()
     joined = torch.cat([branches, pooled.expand(-1, -1, *input.shape[2:])], dim=1)
 
     everything = ([1, 1], 1, [True, True, True])
-    grad_joined, grad_project_weight, grad_project_bias = _dilated_conv2d_backward(
+    grad_joined, grad_project_weight, grad_project_bias = dilated_conv2d_backward_op(
         grad_output * ~(output <= 0), joined, project_weight, *everything, **on
     )
-    grad_joined = grad_joined * ~(joined <= 0)  # NaN has a gradient, as in F.relu
+    grad_joined = grad_joined * ~(joined <= 0)  # NaN has a gradient as in F.relu
     grad_branches, grad_pooled = grad_joined.split([branches.size(1), pooled.size(1)], dim=1)
-    grad_mean, grad_pool_weight, grad_pool_bias = _dilated_conv2d_backward(
+    grad_mean, grad_pool_weight, grad_pool_bias = dilated_conv2d_backward_op(
         grad_pooled.sum((2, 3), keepdim=True), mean, pool_weight, *everything, **on
     )
-    grad_input, grad_weights, grad_biases = _parallel_dilated_conv2d_backward(
+    grad_input, grad_weights, grad_biases = parallel_dilated_conv2d_backward_op(
         grad_branches, input, weights, ctx.dilations, [True] * 3, grad_mean.flatten(1), **on
     )
     return (
@@ -164,7 +164,7 @@ def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
     t_input, t_pool_weight, t_pool_bias, t_project_weight, t_project_bias = or_zeros(
         (t_input, *t_others), (input, *arguments[4:])
     )
-    branches = _parallel_dilated_conv2d(input, weights, biases, dilations, backend=backend)
+    branches = parallel_dilated_conv2d_op(input, weights, biases, dilations, backend=backend)
     t_branches = jvp_branches(
         (input, weights, biases, dilations), (t_input, t_weights, t_biases, None), branches, backend
     )
@@ -183,7 +183,7 @@ def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
     return t_output * (output > 0)
 
 
-_aspp = define(
+aspp_op = define(
     "aspp",
     Aspp,
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations, Tensor pool_weight, "

@@ -1,4 +1,4 @@
-"""Atrous (dilated) convolution with 'same' padding: one, or several over the same input."""
+"""Atrous (dilated) convolution with 'same' padding: a single one, or several over one input."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def dilated_conv2d(
     check_convolution(input, weight, bias, groups)
     input, weight, bias = autocast(input, weight, bias)
     check_dtypes(input, weight, bias)
-    return _dilated_conv2d(input, weight, bias, pair, groups, backend=registry.current())
+    return dilated_conv2d_op(input, weight, bias, pair, groups, backend=registry.current())
 
 
 def parallel_dilated_conv2d(
@@ -97,7 +97,7 @@ def parallel_dilated_conv2d(
     >>> y = parallel_dilated_conv2d(x, [w1, w3, w3], None, [1, 12, 24])
     """
     arguments = checked_branches(input, weights, biases, dilations)
-    return _parallel_dilated_conv2d(*arguments, backend=registry.current())
+    return parallel_dilated_conv2d_op(*arguments, backend=registry.current())
 
 
 def checked_branches(
@@ -106,7 +106,7 @@ def checked_branches(
     biases: Sequence[Tensor] | None,
     dilations: Sequence[int],
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[int]]:
-    """Arguments as the op takes them: tensors in one dtype, that of autocast if it is on."""
+    """Checked arguments of the op, all tensors in one dtype: that of autocast if it is on."""
     check_tensor(input, "input")
     weights, dilations = tensor_list(weights, "weights"), dilation_list(dilations)
     biases = [] if biases is None else tensor_list(biases, "biases")
@@ -114,8 +114,8 @@ def checked_branches(
         raise ValueError("weights: expected at least one branch, got none")
     if len(dilations) != len(weights) or len(biases) not in (0, len(weights)):
         raise ValueError(
-            f"expected one dilation (and one bias) per weight: got {len(weights)} weights, "
-            f"{len(dilations)} dilations, {len(biases)} biases"
+            "weights, dilations, biases: expected one dilation (and one bias) per weight, got "
+            f"{len(weights)} weights, {len(dilations)} dilations, {len(biases)} biases"
         )
     optional: Sequence[Tensor | None] = biases or [None] * len(weights)
     for weight, bias in zip(weights, optional):
@@ -128,7 +128,7 @@ def checked_branches(
 def dilation_list(dilations: Any) -> list[int]:
     checked = int_list(dilations, "dilations")
     if not all(0 < dilation < INT64_END for dilation in checked):
-        raise ValueError(f"each dilation: expected a positive int, got {checked}")
+        raise ValueError(f"dilations: expected positive ints, got {checked}")
     return checked
 
 
@@ -141,9 +141,8 @@ def check_convolution(input: Tensor, weight: Tensor, bias: Tensor | None, groups
         )
     if groups < 1 or weight.size(0) % groups or weight.size(1) * groups != input.size(1):
         raise ValueError(
-            f"weight {tuple(weight.shape)} with groups={groups} does not fit an input of "
-            f"{input.size(1)} channels: expected [K, {input.size(1)} / groups, R, S], K divisible "
-            "by groups"
+            f"weight: expected [K, C / groups, R, S] with K divisible by groups for an input of "
+            f"{input.size(1)} channels and groups={groups}, got {tuple(weight.shape)}"
         )
     if bias is not None and tuple(bias.shape) != (weight.size(0),):
         raise ValueError(f"bias: expected shape ({weight.size(0)},), got {tuple(bias.shape)}")
@@ -154,9 +153,9 @@ def check_dtypes(input: Tensor, *others: Tensor | None) -> None:
         if other is None:
             continue
         if other.dtype != input.dtype:
-            raise TypeError(f"expected weights and biases in {input.dtype}, got {other.dtype}")
+            raise TypeError(f"weights and biases: expected {input.dtype}, got {other.dtype}")
         if other.device != input.device:
-            raise ValueError(f"expected weights and biases on {input.device}, got {other.device}")
+            raise ValueError(f"weights and biases: expected on {input.device}, got {other.device}")
 
 
 def fake_output(input: Tensor, channels: int) -> Tensor:
@@ -184,7 +183,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     input, weight = ctx.saved_tensors
     mask = list(ctx.needs_input_grad[:3])
-    grads = _dilated_conv2d_backward(
+    grads = dilated_conv2d_backward_op(
         grad_output, input, weight, ctx.dilation, ctx.groups, mask, backend=ctx.backend
     )
     return *(grad if needed else None for grad, needed in zip(grads, mask)), None, None
@@ -195,9 +194,9 @@ def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> Tensor:
     t_input, t_weight, t_bias, *_ = tangents
     parts = []
     if t_input is not None:
-        parts.append(_dilated_conv2d(t_input, weight, None, dilation, groups, backend=backend))
+        parts.append(dilated_conv2d_op(t_input, weight, None, dilation, groups, backend=backend))
     if t_weight is not None:
-        parts.append(_dilated_conv2d(input, t_weight, None, dilation, groups, backend=backend))
+        parts.append(dilated_conv2d_op(input, t_weight, None, dilation, groups, backend=backend))
     if t_bias is not None:
         parts.append(t_bias[:, None, None].expand_as(output))
     return sum(parts[1:], parts[0])
@@ -219,14 +218,14 @@ def _bucket_backward(arguments: DilatedConv2dBackward) -> str:
     return shape_bucket(input, [weight], [dilation], groups, output_mask)
 
 
-_dilated_conv2d = define(
+dilated_conv2d_op = define(
     "dilated_conv2d",
     DilatedConv2d,
     "(Tensor input, Tensor weight, Tensor? bias, int[] dilation, int groups) -> Tensor",
     _fake,
     _bucket,
 )
-_dilated_conv2d_backward = define(
+dilated_conv2d_backward_op = define(
     "dilated_conv2d_backward",
     DilatedConv2dBackward,
     "(Tensor grad_output, Tensor input, Tensor weight, int[] dilation, int groups, "
@@ -280,7 +279,7 @@ def _backward_parallel(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     input, *weights = ctx.saved_tensors
     needs_input, needs_weights, needs_biases, _ = ctx.needs_input_grad
     mask = [needs_input, any(needs_weights), any(needs_biases)]
-    grad_input, grad_weights, grad_biases = _parallel_dilated_conv2d_backward(
+    grad_input, grad_weights, grad_biases = parallel_dilated_conv2d_backward_op(
         grad_output, input, weights, ctx.dilations, mask, backend=ctx.backend
     )
     return (
@@ -296,10 +295,10 @@ def jvp_branches(arguments: Any, tangents: Any, output: Tensor, backend: str) ->
     t_input, t_weights, t_biases, _ = tangents
     parts = []
     if t_input is not None:
-        parts.append(_parallel_dilated_conv2d(t_input, weights, [], dilations, backend=backend))
+        parts.append(parallel_dilated_conv2d_op(t_input, weights, [], dilations, backend=backend))
     if any(t is not None for t in (*t_weights, *t_biases)):
         t_branches = or_zeros(t_weights, weights), or_zeros(t_biases, biases)
-        parts.append(_parallel_dilated_conv2d(input, *t_branches, dilations, backend=backend))
+        parts.append(parallel_dilated_conv2d_op(input, *t_branches, dilations, backend=backend))
     return sum(parts[1:], parts[0])
 
 
@@ -313,14 +312,14 @@ def _image_arguments_parallel_backward(
     return () if any(mask[1:]) else (0, 1, 5)[: 2 + len(grad_mean)]
 
 
-_parallel_dilated_conv2d = define(
+parallel_dilated_conv2d_op = define(
     "parallel_dilated_conv2d",
     ParallelDilatedConv2d,
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations) -> Tensor",
     fake_branches,
     _bucket_parallel,
 )
-_parallel_dilated_conv2d_backward = define(
+parallel_dilated_conv2d_backward_op = define(
     "parallel_dilated_conv2d_backward",
     ParallelDilatedConv2dBackward,
     "(Tensor grad_output, Tensor input, Tensor[] weights, int[] dilations, bool[] output_mask, "

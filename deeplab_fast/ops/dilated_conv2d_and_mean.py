@@ -1,8 +1,8 @@
-"""Parallel atrous convolutions and the mean of their input, the part of ASPP that reads it.
+"""Parallel atrous convolutions and the mean of their input: the part of ASPP that reads the input.
 
-The gradients of both come from one op, because the mean's is constant per image and channel: a
-bias in the kernel that writes the gradient of the input. Autograd would add it to what the
-convolutions' op gives, in passes over tensors as large as the input.
+One op computes the gradients of both. The gradient of the mean is constant per image and channel,
+so it is a bias of the kernel that writes the gradient of the input. Autograd would add it to the
+gradient of the convolutions in passes over tensors as large as the input.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ..backends import registry
 from ..backends.arguments import ParallelDilatedConv2dAndMean
 from ._register import define, differentiable
 from .dilated_conv2d import (
-    _parallel_dilated_conv2d_backward,
     bucket_of_branches,
     checked_branches,
     fake_branches,
     jvp_branches,
+    parallel_dilated_conv2d_backward_op,
 )
 
 
@@ -37,8 +37,8 @@ def parallel_dilated_conv2d_and_mean(
         dilations: one dilation per branch.
 
     Returns:
-        [N, sum(K_i), H, W] in the memory format of ``input``, and [N, C, 1, 1], summed in fp32, in
-        the dtype that ``input`` has whether or not autocast is on. Differentiable once.
+        [N, sum(K_i), H, W] in the memory format of ``input``, and the mean [N, C, 1, 1], summed in
+        fp32 and in the dtype of ``input`` even under autocast. Differentiable once.
 
     Raises:
         ValueError, TypeError: as :func:`parallel_dilated_conv2d`.
@@ -47,7 +47,7 @@ def parallel_dilated_conv2d_and_mean(
     >>> y, mean = parallel_dilated_conv2d_and_mean(x, [w, w], [12, 24])
     """
     converted, weights, _, dilations = checked_branches(input, weights, None, dilations)
-    output, mean = _parallel_dilated_conv2d_and_mean(
+    output, mean = parallel_dilated_conv2d_and_mean_op(
         converted, weights, dilations, backend=registry.current()
     )
     return output, mean.to(input.dtype)[:, :, None, None]
@@ -66,7 +66,7 @@ def _bucket(arguments: ParallelDilatedConv2dAndMean) -> str:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     input, weights, ctx.dilations = inputs
     ctx.save_for_backward(input, *weights)
-    ctx.set_materialize_grads(False)  # zero gradients of an unused output would be convolved
+    ctx.set_materialize_grads(False)  # otherwise zeros would be convolved for an unused output
 
 
 def _backward(ctx: Any, grad_output: Tensor | None, grad_mean: Tensor | None) -> tuple[Any, ...]:
@@ -75,7 +75,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_mean: Tensor | None) ->
     mask = [needs_input, any(needs_weights), False]
     grad_input, grad_weights = None, [None] * len(weights)
     if grad_output is not None:
-        grad_input, grads, _ = _parallel_dilated_conv2d_backward(
+        grad_input, grads, _ = parallel_dilated_conv2d_backward_op(
             grad_output, input, weights, ctx.dilations, mask, grad_mean, backend=ctx.backend
         )
         grad_weights = grads or grad_weights
@@ -99,7 +99,7 @@ def _jvp(
     return t_output, t_input.mean((2, 3), dtype=mean.dtype)
 
 
-_parallel_dilated_conv2d_and_mean = define(
+parallel_dilated_conv2d_and_mean_op = define(
     "parallel_dilated_conv2d_and_mean",
     ParallelDilatedConv2dAndMean,
     "(Tensor input, Tensor[] weights, int[] dilations) -> (Tensor, Tensor)",

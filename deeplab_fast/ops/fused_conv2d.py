@@ -1,6 +1,6 @@
-"""Convolution, bias, residual and activation in one: the layer of networks prepared for inference.
+"""Convolution fused with bias, residual and activation: the layer of models prepared for inference.
 
-Internal; users call :meth:`deeplab_fast.DeepLabV3.prepare_for_inference`.
+It is internal; users call :meth:`deeplab_fast.DeepLabV3.prepare_for_inference`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def fused_conv2d(
         [N, K, H', W'] in the dtype and memory format of ``input``. Not differentiable.
     """
     geometry = stride, padding, dilation, groups
-    return _fused_conv2d(input, weight, bias, *geometry, activation, backend=registry.current())
+    return fused_conv2d_op(input, weight, bias, *geometry, activation, backend=registry.current())
 
 
 def fused_conv2d_add_(
@@ -54,17 +54,17 @@ def fused_conv2d_add_(
 ) -> Tensor:
     """``activation(F.conv2d(input, ...) + residual)``, written over ``residual`` and returned.
 
-    In place, because at these sizes the C library gives freed memory back to the system, and a
-    fresh output would cost its page faults each time.
+    It works in place because the C library returns freed memory of this size to the system, so that
+    a new output would cost page faults at each call.
     """
     geometry = stride, padding, dilation, groups
     if _transforms.active():
-        # An autograd.Function cannot write in place: PyTorch's own functions do it instead.
+        # An autograd.Function cannot write in place, so PyTorch's own functions do.
         residual += fused_conv2d(input, weight, bias, *geometry, "none")
         if activation == "none":
             return residual
         return residual.relu_() if activation == "relu" else F.relu6(residual, inplace=True)
-    _fused_conv2d_add_(
+    fused_conv2d_add_op(
         residual, input, weight, bias, *geometry, activation, backend=registry.current()
     )
     return residual
@@ -89,13 +89,13 @@ _ARGUMENTS = (
     "Tensor input, Tensor weight, Tensor bias, int[] stride, int[] padding, int[] dilation, "
     "int groups, str activation"
 )
-_fused_conv2d = define("fused_conv2d", FusedConv2d, f"({_ARGUMENTS}) -> Tensor", _fake, _bucket)
+fused_conv2d_op = define("fused_conv2d", FusedConv2d, f"({_ARGUMENTS}) -> Tensor", _fake, _bucket)
 not_differentiable(
     "fused_conv2d",
     "it is for inference; differentiate the model that was prepared",
     lambda *args: (0,),
 )
-_fused_conv2d_add_ = define(
+fused_conv2d_add_op = define(
     "fused_conv2d_add_",
     FusedConv2dAdd,
     f"(Tensor(a!) residual, {_ARGUMENTS}) -> ()",

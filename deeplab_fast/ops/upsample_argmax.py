@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,8 +10,7 @@ from torch import Tensor
 
 from ..backends import registry
 from ..backends.arguments import UpsampleArgmax
-from ._arguments import boolean, integer, positive_pair, real, wrong_type
-from ._bilinear import check_logits, output_size
+from ._arguments import boolean, check_logits, integer, positive_pair, real, wrong_type
 from ._register import define, differentiable
 
 _MAX_CLASSES = {torch.uint8: 256, torch.int32: 2**31, torch.int64: 2**63}
@@ -51,21 +51,35 @@ def upsample_argmax(
     """
     check_logits(logits)
     if (size is None) == (scale_factor is None):
-        raise ValueError("expected exactly one of size and scale_factor")
+        given = "neither" if size is None else "both"
+        raise ValueError(f"size and scale_factor: expected exactly one, got {given}")
     if not isinstance(dtype, torch.dtype):
         raise wrong_type("dtype", "a torch.dtype", dtype)
     if dtype not in _MAX_CLASSES:
         raise ValueError(f"dtype: expected torch.int64, torch.int32 or torch.uint8, got {dtype}")
     if logits.size(1) > _MAX_CLASSES[dtype]:
-        raise ValueError(f"dtype: {dtype} cannot hold {logits.size(1)} classes")
+        raise ValueError(f"dtype: expected one that holds {logits.size(1)} classes, got {dtype}")
     align_corners = boolean(align_corners, "align_corners")
     factors = None
     if scale_factor is None:
         out = positive_pair(size, "size", integer)
     else:
         factors = positive_pair(scale_factor, "scale_factor", real)
-        out = output_size(logits, factors)
-    return _upsample_argmax(logits, out, factors, align_corners, dtype, backend=registry.current())
+        out = _output_size(logits, factors)
+    return upsample_argmax_op(
+        logits, out, factors, align_corners, dtype, backend=registry.current()
+    )
+
+
+def _output_size(logits: Tensor, scale_factors: tuple[float, float]) -> tuple[int, int]:
+    """floor(in * scale), like F.interpolate."""
+    height, width = (math.floor(n * s) for n, s in zip(logits.shape[2:], scale_factors))
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"scale_factor: expected an output of at least 1x1, got {height}x{width} for logits of "
+            f"{logits.size(2)}x{logits.size(3)} and {scale_factors}"
+        )
+    return height, width
 
 
 def _fake(arguments: UpsampleArgmax) -> Tensor:
@@ -85,7 +99,7 @@ def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> None:
     return None
 
 
-_upsample_argmax = define(
+upsample_argmax_op = define(
     "upsample_argmax",
     UpsampleArgmax,
     "(Tensor logits, SymInt[] size, float[]? scale_factors, bool align_corners, ScalarType dtype) "

@@ -13,12 +13,12 @@ from ..backends.arguments import UpsampleCrossEntropy, UpsampleCrossEntropyBackw
 from ._arguments import (
     INT64_END,
     boolean,
+    check_logits,
     check_tensor,
     integer,
     real,
     wrong_type,
 )
-from ._bilinear import check_logits
 from ._register import define, differentiable, not_differentiable
 
 _REDUCTIONS = ("none", "mean", "sum")
@@ -52,16 +52,16 @@ def upsample_cross_entropy(
         align_corners: as in F.interpolate.
 
     Returns:
-        fp32 loss, a scalar or [N, height, width] with reduction "none". Differentiable once. What
-        is kept for the gradient is one fp32 number per pixel and the inputs.
+        fp32 loss, a scalar or [N, height, width] with reduction "none". Differentiable once. The
+        inputs and one fp32 number per pixel are saved for the gradient.
 
     Raises:
         ValueError: a shape, device, reduction or label_smoothing does not fit, or weight requires
             a gradient.
         TypeError: logits or weight are not floating, target is not int64, or another argument is
             of a wrong type.
-        IndexError: on the CPU, a target is neither a class nor ignore_index. On other devices,
-            where nothing waits for the answer, and in the emulated kernels the loss is NaN instead.
+        IndexError: on the CPU, a target is neither a class nor ignore_index. On other devices the
+            loss is NaN instead, because nothing waits for the device there.
 
     >>> logits = torch.randn(1, 21, 65, 65, requires_grad=True)
     >>> upsample_cross_entropy(logits, torch.randint(21, (1, 513, 513))).backward()
@@ -81,7 +81,7 @@ def upsample_cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
     align_corners = boolean(align_corners, "align_corners")
-    loss, _, _ = _upsample_cross_entropy(
+    loss, _, _ = upsample_cross_entropy_op(
         logits, target, weight, ignore_index, reduction, float(label_smoothing), align_corners,
         backend=registry.current(),
     )  # fmt: skip
@@ -110,7 +110,7 @@ def _check_weight(logits: Tensor, weight: Tensor) -> None:
     if weight.device != logits.device:
         raise ValueError(f"weight: expected on {logits.device}, got {weight.device}")
     if weight.requires_grad:
-        raise ValueError("weight: has no gradient here, expected requires_grad=False")
+        raise ValueError("weight: expected requires_grad=False, got True")
 
 
 def _fake(arguments: UpsampleCrossEntropy) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,7 +137,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, grad_loss: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
     grad_logits = None
     if grad_loss is not None and ctx.needs_input_grad[0]:
-        grad_logits = _upsample_cross_entropy_backward(
+        grad_logits = upsample_cross_entropy_backward_op(
             grad_loss, *ctx.saved_tensors, *ctx.options, backend=ctx.backend
         )
     return grad_logits, None, None, None, None, None, None
@@ -151,30 +151,30 @@ def _jvp(
     t_logits, _, t_weight, *_ = tangents
     loss, *saved = output
     if t_weight is not None:
-        raise ValueError("weight: has no gradient here, expected no tangent")
+        raise ValueError("weight: expected no tangent, because logits alone have a derivative")
     if loss.dim() > 0:
         raise NotImplementedError(
             'upsample_cross_entropy with reduction="none" has no forward-mode derivative: use '
             '"mean" or "sum", or F.interpolate and F.cross_entropy'
         )
-    grad_logits = _upsample_cross_entropy_backward(
+    grad_logits = upsample_cross_entropy_backward_op(
         torch.ones_like(loss), logits, target, weight, *saved, *options, backend=backend
     )
     return (grad_logits.float() * t_logits.float()).sum(), None, None
 
 
 _OPTIONS = "int ignore_index, str reduction, float label_smoothing, bool align_corners"
-# log_sum_exp [N, height, width] is that of the upsampled centred logits: the logits less their
-# maximum over classes at each low-resolution pixel, which leaves the softmax as it is and this
-# number accurate. total_weight is what "mean" divides by.
-_upsample_cross_entropy = define(
+# log_sum_exp [N, height, width] belongs to the upsampled centred logits. "Centred" means that their
+# maximum over classes is subtracted at each low-resolution pixel, which does not change the softmax
+# and keeps this number accurate. total_weight is the divisor of "mean".
+upsample_cross_entropy_op = define(
     "upsample_cross_entropy",
     UpsampleCrossEntropy,
     f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}) "
     "-> (Tensor loss, Tensor log_sum_exp, Tensor total_weight)",
     _fake,
 )
-_upsample_cross_entropy_backward = define(
+upsample_cross_entropy_backward_op = define(
     "upsample_cross_entropy_backward",
     UpsampleCrossEntropyBackward,
     "(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, Tensor log_sum_exp, "

@@ -1,4 +1,4 @@
-"""Which implementation runs, what happens when a forced one cannot, and how ops are registered."""
+"""Choice of a backend, errors of a forced one, and registration of the ops."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_forcing_nests_and_ends(ran):
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda/sm90", "cuda/sm80", "triton"])
-def test_forcing_a_gpu_backend_on_a_cpu_tensor_says_why(name):
+def test_forced_gpu_backend_on_cpu_tensors_raises(name):
     if name in deeplab_fast.available_backends("cpu"):
         pytest.skip(f"{name} runs on CPU tensors here")
     message = f"backend '{name}' cannot run dilated_conv2d on this input: .+"
@@ -70,11 +70,11 @@ def test_forcing_a_gpu_backend_on_a_cpu_tensor_says_why(name):
         dilated_conv2d(X, W)
 
 
-def test_a_refusal_falls_through_only_when_automatic(monkeypatch, ran):
-    refusing = registry._kernels["dilated_conv2d"]["cpu"]._replace(
+def test_unsupported_call_falls_back_only_if_automatic(monkeypatch, ran):
+    unsupported = registry._kernels["dilated_conv2d"]["cpu"]._replace(
         unsupported_reason=lambda arguments: "odd shape"
     )
-    monkeypatch.setitem(registry._kernels["dilated_conv2d"], "cpu", refusing)
+    monkeypatch.setitem(registry._kernels["dilated_conv2d"], "cpu", unsupported)
     dilated_conv2d(X, W)
     assert ran == [("dilated_conv2d", "reference")]
     with deeplab_fast.backend("cpu"), pytest.raises(RuntimeError, match="odd shape"):
@@ -95,16 +95,16 @@ def old_driver(monkeypatch):
     registry._warn_once.cache_clear()
 
 
-def test_a_driver_too_old_is_said_once(old_driver, monkeypatch):
+def test_warning_about_an_old_driver_is_given_once(old_driver, monkeypatch):
     kernel = registry.Kernel(lambda arguments: "ran", registry._supports_everything)
     monkeypatch.setitem(registry._kernels, "an_op", dict.fromkeys(("cuda", "reference"), kernel))
     monkeypatch.setitem(registry._argument_types, "an_op", lambda *values: values)
     tensor = SimpleNamespace(device=torch.device("cuda"))
-    with registry.trace() as ran, pytest.warns(UserWarning) as said:
+    with registry.trace() as ran, pytest.warns(UserWarning) as warned:
         for _ in range(3):
             assert registry.run("an_op", tensor) == "ran"
     assert ran == [("an_op", "reference")] * 3
-    (warning,) = said
+    (warning,) = warned
     assert (
         "for 'cuda': built with CUDA 13.0, which this machine's driver (for CUDA 12.8) is"
         in str(warning.message)
@@ -113,7 +113,7 @@ def test_a_driver_too_old_is_said_once(old_driver, monkeypatch):
         registry.run("an_op", tensor, backend="cuda")
 
 
-def test_nothing_is_said_where_no_gpu_is_used():
+def test_no_warning_without_a_gpu():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dilated_conv2d(X, W)
@@ -125,34 +125,34 @@ def test_every_op_has_a_reference():
 
 
 def test_imports_without_a_gpu_or_side_effects():
-    """Importing must not touch CUDA, so that a process can fork after it."""
+    """Importing must not initialise CUDA, so that a process can fork after it."""
     code = "import torch, deeplab_fast; assert not torch.cuda.is_initialized()"
     subprocess.run([sys.executable, "-I", "-c", code], check=True)
 
 
-# Registration: what fakes promise, which gradients are asked for, and where they run.
+# Registration: fakes, needed gradients, and the backend of the gradients.
 
 OPS = torch.ops.deeplab_fast
 MASKS = [list(map(bool, mask)) for mask in itertools.product((0, 1), repeat=3)]
 
 
 def calls_of_all_ops(layout: str, dtype: torch.dtype, channels: int) -> list[tuple[Any, tuple]]:
-    """Every functional op, with kernels of several shapes and an image that is no square."""
+    """Calls of all functional ops, with weights of several sizes and images that are not square."""
     x = with_layout(torch.randn(2, channels, 5, 6).to(dtype), layout)
     w1, w3 = (torch.randn(k, channels, k, k).to(dtype) for k in (1, 3))
     w3 = w3.contiguous(memory_format=torch.channels_last)
     b1, b3 = torch.randn(1).to(dtype), torch.randn(3).to(dtype)
     grads = [torch.randn(2, k, 5, 6).to(dtype) for k in (3, 4)]
-    mean, rates = torch.randn(2, channels), [1, 2]
+    mean, dilations = torch.randn(2, channels), [1, 2]
     pool, pool_bias = torch.randn(2, channels, 1, 1).to(dtype), torch.randn(2).to(dtype)
     project, project_bias = torch.randn(7, 6, 1, 1).to(dtype), torch.randn(7).to(dtype)
     geometry = [2, 1], [1, 3], [1, 2], 1
     target, weight = torch.randint(channels, (2, 9, 8)), torch.rand(channels)
     calls = [
         (OPS.dilated_conv2d, (x, w3, b3, [2, 1], 1)),
-        (OPS.parallel_dilated_conv2d, (x, [w1, w3], [b1, b3], rates)),
-        (OPS.parallel_dilated_conv2d_and_mean, (x, [w1, w3], rates)),
-        (OPS.aspp, (x, [w1, w3], [b1, b3], rates, pool, pool_bias, project, project_bias)),
+        (OPS.parallel_dilated_conv2d, (x, [w1, w3], [b1, b3], dilations)),
+        (OPS.parallel_dilated_conv2d_and_mean, (x, [w1, w3], dilations)),
+        (OPS.aspp, (x, [w1, w3], [b1, b3], dilations, pool, pool_bias, project, project_bias)),
         (OPS.fused_conv2d, (x, w3, b3, *geometry, "relu")),
         *(
             (OPS.upsample_argmax, (x, [9, 8], None, False, labels))
@@ -161,7 +161,7 @@ def calls_of_all_ops(layout: str, dtype: torch.dtype, channels: int) -> list[tup
     ]
     for mask in MASKS:
         calls.append((OPS.dilated_conv2d_backward, (grads[0], x, w3, [2, 1], 1, mask)))
-        branches = grads[1], x, [w1, w3], rates, mask
+        branches = grads[1], x, [w1, w3], dilations, mask
         calls.append((OPS.parallel_dilated_conv2d_backward, branches))
         calls.append((OPS.parallel_dilated_conv2d_backward, (*branches, mean)))
     for reduction in ("none", "mean", "sum"):
@@ -186,8 +186,8 @@ def calls_of_all_ops(layout: str, dtype: torch.dtype, channels: int) -> list[tup
         ("sliced", torch.bfloat16),
     ],
 )
-def test_fakes_promise_what_ops_return(layout, dtype, channels, name):
-    """Shape, strides and dtype of every output, for every mask of gradients."""
+def test_fakes_match_outputs(layout, dtype, channels, name):
+    """All outputs have the shape, strides and dtype of the fake, for every mask of gradients."""
     seen = set()
     for op, arguments in calls_of_all_ops(layout, dtype, channels):
         seen.add(op.__name__)
@@ -197,14 +197,14 @@ def test_fakes_promise_what_ops_return(layout, dtype, channels, name):
             continue
         actual = tree_leaves(op(*arguments, backend=name))
         with FakeTensorMode(allow_non_fake_inputs=True):
-            promised = tree_leaves(op(*arguments, backend=name))
-        described = [[(t.shape, t.stride(), t.dtype) for t in ts] for ts in (actual, promised)]
+            fakes = tree_leaves(op(*arguments, backend=name))
+        described = [[(t.shape, t.stride(), t.dtype) for t in ts] for ts in (actual, fakes)]
         assert described[0] == described[1], op
     assert seen == set(registry.ops()) - {"fused_conv2d_add_"}
 
 
 def test_in_format_of():
-    """The values stay; only other strides than those promised are copied."""
+    """Values do not change, and a result is copied only if its strides are unexpected."""
     nchw = torch.randn(2, 3, 4, 5)
     nhwc = nchw.contiguous(memory_format=torch.channels_last)
     for result, input in itertools.product((nchw, nhwc, nchw.flip(3)), (nchw, nhwc)):
@@ -220,7 +220,7 @@ def test_in_format_of():
         assert in_format_of(nhwc, one).is_contiguous()
 
 
-def test_strides_of_an_output_are_those_that_torch_gives_it():
+def test_output_strides_match_torch():
     for sizes in itertools.product((0, 1, 2, 5), repeat=4):
         for memory_format in (torch.contiguous_format, torch.channels_last):
             expected = torch.empty(sizes, device="meta", memory_format=memory_format).stride()
@@ -260,7 +260,7 @@ def cross_entropy(x, w1, w3, b1, b3):
     return upsample_cross_entropy(x, torch.arange(144).view(2, 9, 8) % 2)
 
 
-# The functions, the arguments they depend on, and the groups of arguments asked for together.
+# Functions, the arguments that they depend on, and the groups of arguments in ``output_mask``.
 DIFFERENTIABLE = [
     (convolve, (1, 0, 1, 0, 1), [(0,), (2,), (4,)]),
     (branches, (1, 1, 1, 1, 1), [(0,), (1, 2), (3, 4)]),
@@ -279,8 +279,8 @@ def leaves_of(needed: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("function", "used", "groups"), DIFFERENTIABLE)
-def test_gradients_are_those_that_are_needed(function, used, groups, monkeypatch):
-    """Every subset of the arguments: no gradient of another, and none computed in vain."""
+def test_only_needed_gradients(function, used, groups, monkeypatch):
+    """For every subset of the arguments, only the gradients of that subset are computed."""
     masks = []
     for op in ("dilated_conv2d_backward", "parallel_dilated_conv2d_backward"):
         right = registry._kernels[op]["cpu"]
@@ -308,7 +308,7 @@ def test_gradients_are_those_that_are_needed(function, used, groups, monkeypatch
 
 @pytest.mark.parametrize("forced", ["reference", "cpu"])
 @pytest.mark.parametrize("function", [function for function, _, _ in DIFFERENTIABLE])
-def test_gradients_run_where_the_output_was_computed(function, forced, ran):
+def test_gradients_use_the_backend_of_the_output(function, forced, ran):
     leaves = leaves_of((1, 1, 1, 1, 1))
     with deeplab_fast.backend(forced):
         output = function(*leaves)
@@ -318,7 +318,7 @@ def test_gradients_run_where_the_output_was_computed(function, forced, ran):
     assert {name for _, name in ran} == {forced}
 
 
-def test_public_functions_take_the_forced_backend(ran):
+def test_public_functions_use_the_forced_backend(ran):
     x, weight = torch.randn(1, 4, 5, 6), torch.randn(4, 4, 3, 3)
     geometry = (1, 1), (1, 1), (1, 1), 1
     zeros = torch.zeros(4)
@@ -329,8 +329,8 @@ def test_public_functions_take_the_forced_backend(ran):
     assert [name for _, name in ran] == ["reference"] * 3
 
 
-def test_saved_tensors_are_those_of_the_caller():
-    """Backward keeps the arguments and small outputs themselves, not copies of them."""
+def test_no_copies_are_saved_for_backward():
+    """Backward saves the arguments and small outputs themselves, not copies of them."""
     for function, _, _ in DIFFERENTIABLE:
         leaves, kept = leaves_of((1, 1, 1, 1, 1)), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # noqa: B023
@@ -340,7 +340,7 @@ def test_saved_tensors_are_those_of_the_caller():
         assert not copies, function
 
 
-def test_labels_are_no_part_of_a_graph():
+def test_labels_require_no_gradient():
     x = torch.randn(1, 3, 4, 4, requires_grad=True)
     labels = upsample_argmax(x, 9)
     assert not labels.requires_grad and labels.grad_fn is None
@@ -357,7 +357,7 @@ def test_labels_are_no_part_of_a_graph():
         ("parallel_dilated_conv2d_backward", (X, X, [W], [1], [True] * 3)),
     ],
 )
-def test_a_backward_op_refuses_to_be_differentiated(name, arguments):
+def test_backward_ops_are_not_differentiable(name, arguments):
     leaf = X.clone().requires_grad_()
     outputs = getattr(OPS, name)(leaf, *arguments[1:])
     with pytest.raises(NotImplementedError, match=f"{name} cannot be differentiated: there is no"):
@@ -374,7 +374,7 @@ def test_automatic_orders():
         assert registry.order(other) == ("reference",)
     assert registry.backends_of("dilated_conv2d")[: len(registry.NAMES)] == list(registry.NAMES)
     assert deeplab_fast.available_backends("mps") == ["reference"]
-    # Measurements decide on a GPU, of ops that a library has too.
+    # On a GPU, measurements decide about ops that a vendor library has, too.
     assert registry.depends_on_measurements("aspp", "cuda")
     assert not registry.depends_on_measurements("aspp", "cpu")
     assert not registry.depends_on_measurements("upsample_argmax", "cuda")
@@ -388,7 +388,7 @@ def test_automatic_orders():
         ({"a bucket": ("cuda",)}, ("cuda", "reference")),
     ],
 )
-def test_measured_kernels_come_before_the_library(monkeypatch, faster, chosen):
+def test_faster_kernels_precede_the_vendor_library(monkeypatch, faster, chosen):
     monkeypatch.setitem(registry.shape_buckets, "an_op", lambda arguments: "a bucket")
     table = {} if faster is None else {"an_op": faster}
     monkeypatch.setattr(registry.dispatch_table, "fastest_kernels", lambda device: table)
@@ -398,7 +398,7 @@ def test_measured_kernels_come_before_the_library(monkeypatch, faster, chosen):
 
 
 def test_shape_buckets_of_ops():
-    """Each op names the bucket of its own call: groups, branches and gradients wanted."""
+    """The bucket of a call depends on its groups, branches and needed gradients."""
     buckets = registry.shape_buckets
     x, w1, w3 = torch.zeros(1, 4, 8, 8), torch.zeros(5, 4, 1, 1), torch.zeros(6, 4, 3, 3)
     depthwise, mask = torch.zeros(4, 1, 3, 3), [True, False, True]
@@ -455,7 +455,7 @@ def test_shape_buckets_of_ops():
         ),
     ],
 )
-def test_geometries_of_our_kernels(kernel, stride, padding, dilation, reason):
+def test_supported_geometries(kernel, stride, padding, dilation, reason):
     found = unsupported_geometry(torch.zeros(4, 4, *kernel), stride, padding, dilation)
     assert (found is None) == (reason is None) and (reason or "") in (found or "")
 
@@ -472,7 +472,7 @@ def test_traces_nest_and_end(ran):
     assert (inner, outer, ran) == (one, one * 2, one)
 
 
-def test_a_backend_is_a_decorator_too(ran):
+def test_backend_as_decorator(ran):
     @deeplab_fast.backend("reference")
     def labels():
         return upsample_argmax(X, 9)
@@ -485,24 +485,24 @@ def test_a_backend_is_a_decorator_too(ran):
     assert [name for _, name in ran] == ["reference", "cpu"]
 
 
-def test_a_backend_without_the_op_is_an_error(monkeypatch):
+def test_forced_backend_without_the_op_raises(monkeypatch):
     monkeypatch.delitem(registry._kernels["upsample_argmax"], "cpu")
     with deeplab_fast.backend("cpu"), pytest.raises(RuntimeError, match="no upsample_argmax kern"):
         upsample_argmax(X, 9)
     assert registry.unavailable_reason("nothing", "cpu") == "this installation has no such kernels"
 
 
-def test_an_ordinary_refusal_is_not_said(monkeypatch):
-    refusing = registry._kernels["upsample_argmax"]["cpu"]._replace(
+def test_no_warning_about_unsupported_calls(monkeypatch):
+    unsupported = registry._kernels["upsample_argmax"]["cpu"]._replace(
         unsupported_reason=lambda arguments: "shape"
     )
-    monkeypatch.setitem(registry._kernels["upsample_argmax"], "cpu", refusing)
+    monkeypatch.setitem(registry._kernels["upsample_argmax"], "cpu", unsupported)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         upsample_argmax(X, 9)
 
 
-def test_a_backend_can_be_entered_again_by_a_recursive_function(ran):
+def test_backend_as_decorator_of_a_recursive_function(ran):
     @deeplab_fast.backend("reference")
     def label(depth: int) -> None:
         if depth > 0:

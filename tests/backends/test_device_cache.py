@@ -1,4 +1,4 @@
-"""Work lists are made once, elsewhere than in the memory of a CUDA graph."""
+"""Cache of device tensors: entries are computed once, outside of the memory of CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deeplab_fast._native import device_cache
 from deeplab_fast._native.device_cache import cached_on_device
 
 
-def test_made_once_for_all_threads():
+def test_computed_once_for_all_threads():
     calls = []
 
     @cached_on_device
@@ -28,7 +28,7 @@ def test_made_once_for_all_threads():
     assert sorted(calls) == [(1, "cpu"), (2, "cpu")]
 
 
-def test_made_in_a_thread_whose_memory_is_no_graphs():
+def test_computed_outside_of_graph_memory_pools():
     makers = []
 
     @cached_on_device
@@ -39,12 +39,12 @@ def test_made_in_a_thread_whose_memory_is_no_graphs():
     assert makers and makers[0] != threading.get_ident()
 
 
-def test_a_mode_of_the_caller_is_not_seen():
+def test_modes_of_the_caller_do_not_apply():
     with torch.device("meta"):
         assert cached_on_device(lambda: torch.empty(1))().device.type == "cpu"
 
 
-def test_an_error_is_raised_and_not_kept():
+def test_errors_are_raised_and_not_cached():
     fail = True
 
     @cached_on_device
@@ -59,7 +59,7 @@ def test_an_error_is_raised_and_not_kept():
     assert make() == 1
 
 
-def test_the_first_call_cannot_be_captured(monkeypatch):
+def test_first_call_during_capture_raises(monkeypatch):
     capturing = True
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
@@ -75,8 +75,8 @@ def test_the_first_call_cannot_be_captured(monkeypatch):
 
 
 @pytest.fixture
-def few_kept(monkeypatch):
-    """Lets two generations of three be kept; returns what was made and waited for, in order."""
+def small_cache(monkeypatch):
+    """A cache of two generations of three entries. Returns a log of computations and waits."""
     log = []
     monkeypatch.setattr(device_cache, "MAX_ENTRIES", 3)
     monkeypatch.setattr(torch.cuda, "synchronize", log.append)
@@ -84,19 +84,19 @@ def few_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_what_many_others_came_after_is_dropped_once_the_device_has_read_it(few_kept, by_name):
+def test_old_entries_are_dropped_after_the_device_has_read_them(small_cache, by_name):
     @cached_on_device
     def make(size: int, device: torch.device) -> int:
-        few_kept.append(size)
+        small_cache.append(size)
         return size
 
     gpu = torch.device("cuda", 1)
     for size in (1, 2, 3, 4, 1, 5, 6, 7, 1, 4, 2):
         assert (make(size, device=gpu) if by_name else make(size, gpu)) == size
-    assert few_kept == [1, 2, 3, 4, gpu, 5, 6, gpu, 7, gpu, 2]
+    assert small_cache == [1, 2, 3, 4, gpu, 5, 6, gpu, 7, gpu, 2]
 
 
-def test_what_a_graph_reads_stays(few_kept, monkeypatch):
+def test_entries_read_by_a_graph_stay(small_cache, monkeypatch):
     capturing = False
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)

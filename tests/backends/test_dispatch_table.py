@@ -1,4 +1,4 @@
-"""The automatic choice on a GPU: a kernel that was measured faster than cuDNN, or cuDNN."""
+"""Automatic choice on a GPU: a kernel that was measured to be faster than cuDNN, else cuDNN."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deeplab_fast.ops.shape_bucket import shape_bucket
 from ..support.backends import set_tf32
 
 HOPPER = "sm_90 with 132 SMs"
-GPU = SimpleNamespace(device=torch.device("cuda", 0))  # all that the choice asks of a tensor
+GPU = SimpleNamespace(device=torch.device("cuda", 0))  # the choice reads nothing else of a tensor
 
 
 class Call(NamedTuple):
@@ -26,7 +26,7 @@ class Call(NamedTuple):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """An imagined Hopper GPU, on which an op has a kernel on every backend and one in cuDNN."""
+    """A simulated Hopper GPU and an op that has kernels on all backends and in cuDNN."""
     properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.version, "hip", None)
@@ -47,7 +47,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def table(gpu, monkeypatch, tmp_path):
-    """Makes the table of lines "kernel median_ms cudnn_ms", or of whole rows."""
+    """A function that writes a table of rows "kernel median_ms cudnn_ms"."""
 
     def write(*rows: str, shape: str = "wide", device: str = HOPPER, op: str = "an_op") -> None:
         lines = [",".join(dispatch_table.Row._fields)]
@@ -57,10 +57,10 @@ def table(gpu, monkeypatch, tmp_path):
         (tmp_path / "dispatch_table.csv").write_text("\n".join(lines))
 
     monkeypatch.setattr(dispatch_table, "PATH", tmp_path / "dispatch_table.csv")
-    choices = dispatch_table.fastest_kernels
-    choices.cache_clear()
+    fastest_kernels = dispatch_table.fastest_kernels
+    fastest_kernels.cache_clear()
     yield write
-    choices.cache_clear()
+    fastest_kernels.cache_clear()
 
 
 def chosen(shape: str = "wide", requested: str = "") -> str:
@@ -75,21 +75,18 @@ def chosen(shape: str = "wide", requested: str = "") -> str:
         (["cuda/sm90 1 1"], "reference"),
         (["cuda/sm90 0.9 1", "cuda/sm80 0.8 1", "triton 0.85 1"], "cuda/sm80"),
         (["cuda/sm90 1.2 1", "cuda/sm80 1.3 1", "triton 0.99 1"], "triton"),
-        (
-            ["cuda/sm90 2 3", "triton 1 1.2"],
-            "cuda/sm90",
-        ),  # 0.67 and 0.83 of cuDNN's time in its run
+        (["cuda/sm90 2 3", "triton 1 1.2"], "cuda/sm90"),  # 0.67 and 0.83 of cuDNN's time
         ([], "reference"),
     ],
 )
-def test_the_fastest_kernel_that_beat_cudnn(table, rows, expected):
+def test_fastest_kernel_that_beats_cudnn(table, rows, expected):
     table(*rows)
     assert chosen() == expected
 
 
 @pytest.mark.parametrize("order", itertools.permutations(range(3)), ids=str)
-def test_a_kernel_that_lost_once_in_a_class_is_not_chosen_for_it(table, order):
-    """Whatever the order of the rows: the worst one of a kernel counts."""
+def test_kernel_slower_for_one_shape_of_a_bucket(table, order):
+    """The worst row of each kernel counts, in whatever order the rows are."""
     for rows in (
         ("cuda/sm90 0.5 1", "triton 0.9 1", "cuda/sm90 1.01 1"),
         ("cuda/sm90 0.5 1", "triton 0.6 1", "cuda/sm90 0.7 1"),  # at worst 0.6 against 0.7
@@ -102,19 +99,19 @@ def test_a_kernel_that_lost_once_in_a_class_is_not_chosen_for_it(table, order):
 @pytest.mark.parametrize(
     "elsewhere", [{"shape": "deep"}, {"device": "sm_80 with 108 SMs"}, {"op": "aspp"}]
 )
-def test_what_was_not_measured_runs_on_the_reference(table, elsewhere):
+def test_unmeasured_shapes_use_the_reference(table, elsewhere):
     table("cuda/sm90 0.5 1", **elsewhere)
     assert chosen() == "reference"
 
 
-def test_a_faster_kernel_that_refuses_leaves_it_to_the_next(table, gpu, monkeypatch):
+def test_unsupported_kernel_is_skipped(table, gpu, monkeypatch):
     table("cuda/sm90 0.5 1", "triton 0.9 1")
-    refusing = gpu["cuda/sm90"]._replace(unsupported_reason=lambda arguments: "odd channels")
-    monkeypatch.setitem(registry._kernels["an_op"], "cuda/sm90", refusing)
+    unsupported = gpu["cuda/sm90"]._replace(unsupported_reason=lambda arguments: "odd channels")
+    monkeypatch.setitem(registry._kernels["an_op"], "cuda/sm90", unsupported)
     assert chosen() == "triton"
 
 
-def test_forcing_and_other_devices_do_not_ask_the_table(table, monkeypatch):
+def test_forced_backends_and_cpu_do_not_read_the_table(table, monkeypatch):
     table("cuda/sm90 2 1")
     assert chosen(requested="cuda/sm90") == "cuda/sm90"
     monkeypatch.setattr(dispatch_table, "fastest_kernels", None)
@@ -124,7 +121,7 @@ def test_forcing_and_other_devices_do_not_ask_the_table(table, monkeypatch):
     assert registry.automatic("upsample_argmax", (GPU,)) == registry.order("cuda")
 
 
-def test_the_table_is_read_once_and_shapes_only_where_something_was_measured(table, monkeypatch):
+def test_table_is_read_once(table, monkeypatch):
     table("cuda/sm90 0.5 1", op="aspp")
     monkeypatch.setitem(registry.shape_buckets, "an_op", None)
     assert chosen() == "reference"
@@ -150,37 +147,37 @@ def test_the_table_is_read_once_and_shapes_only_where_something_was_measured(tab
         ("{head}\na,b,c,cudnn,1,2,,,,,\n", r"expected a kernel of cuda/sm90, .*, got 'cudnn'"),
     ],
 )
-def test_a_file_that_is_no_table_is_named(table, text, message):
+def test_invalid_table(table, text, message):
     dispatch_table.PATH.write_text(text.format(head=",".join(dispatch_table.Row._fields)))
     with pytest.raises(ValueError, match=rf"dispatch_table\.csv.*{message}"):
         chosen()
 
 
-def test_the_packages_own_table():
-    """It is shipped, it is well-formed, and its rows are about ops and classes that exist."""
+def test_installed_table():
+    """The installed table is valid, and its rows name existing ops."""
     for row in dispatch_table.read(dispatch_table.PATH):
         assert row.op in registry.shape_buckets
         assert row.shape and row.gpu and row.versions and row.commit and row.date
 
 
-def test_every_op_with_gpu_kernels_has_a_rival_or_none():
-    rivals = {op for op in registry.ops() if registry.depends_on_measurements(op, "cuda")}
-    assert rivals == {op for op in registry.ops() if not op.startswith("upsample_")}
+def test_ops_with_a_vendor_library():
+    ops = {op for op in registry.ops() if registry.depends_on_measurements(op, "cuda")}
+    assert ops == {op for op in registry.ops() if not op.startswith("upsample_")}
     assert not any(registry.depends_on_measurements(op, "cpu") for op in registry.ops())
 
 
-def of(*shape: int, rates: tuple[int, ...], channels: int = 256, **options) -> str:
-    """The class of an ASPP's branches."""
+def bucket_of(*shape: int, dilations: tuple[int, ...], channels: int = 256, **options) -> str:
+    """The shape bucket of ASPP's branches."""
     x = torch.empty(shape, device="meta", dtype=options.pop("dtype", torch.bfloat16))
-    kernels = [1] * (rates[0] == 1) + [3] * (len(rates) - (rates[0] == 1))
+    kernels = [1] * (dilations[0] == 1) + [3] * (len(dilations) - (dilations[0] == 1))
     weights = [torch.empty(channels, shape[1], k, k, device="meta") for k in kernels]
     x = x.to(memory_format=options.pop("memory_format", torch.channels_last))
-    return shape_bucket(x, weights, [(rate, rate) for rate in rates], **options)
+    return shape_bucket(x, weights, [(dilation, dilation) for dilation in dilations], **options)
 
 
-def test_classes_of_deeplabs_shapes():
+def test_buckets_of_deeplab_shapes():
     aspp = "bf16 channels_last 2048->1024 1x1,3x3,3x3,3x3"
-    for shape, rates, rest in (
+    for shape, dilations, rest in (
         ((1, 2048, 33, 33), (1, 6, 12, 18), "inside 5/8 pixels 2^10"),
         ((8, 2048, 33, 33), (1, 6, 12, 18), "inside 5/8 pixels 2^13"),
         ((1, 2048, 65, 65), (1, 12, 24, 36), "inside 5/8 pixels 2^12"),
@@ -189,50 +186,50 @@ def test_classes_of_deeplabs_shapes():
         ((1, 2048, 64, 128), (1, 6, 12, 18), "inside 7/8 pixels 2^13"),
         ((1, 2048, 128, 256), (1, 12, 24, 36), "inside 7/8 pixels 2^15"),
     ):
-        assert of(*shape, rates=rates) == f"{aspp} {rest}"
+        assert bucket_of(*shape, dilations=dilations) == f"{aspp} {rest}"
 
 
-def test_classes_tell_apart_what_differs_in_speed():
-    alike = of(8, 512, 65, 65, rates=(2,))
+def test_buckets_distinguish_properties_that_affect_speed():
+    alike = bucket_of(8, 512, 65, 65, dilations=(2,))
     assert alike == "bf16 channels_last 512->256 3x3 inside 8/8 pixels 2^15"
-    assert alike == of(8, 512, 68, 68, rates=(3,))
+    assert alike == bucket_of(8, 512, 68, 68, dilations=(3,))
     differing = [
-        of(8, 512, 65, 65, rates=(12,)),
-        of(8, 512, 65, 65, rates=(24,)),
-        of(8, 512, 65, 65, rates=(1,)),
-        of(4, 512, 65, 65, rates=(2,)),
-        of(8, 256, 65, 65, rates=(2,)),
-        of(8, 512, 65, 65, rates=(2,), channels=21),
-        of(8, 512, 65, 65, rates=(2,), groups=512),
-        of(8, 512, 65, 65, rates=(2,), dtype=torch.float16),
-        of(8, 512, 65, 65, rates=(2,), dtype=torch.float32),
-        of(8, 512, 65, 65, rates=(2,), memory_format=torch.contiguous_format),
-        of(8, 512, 65, 65, rates=(2,), output_mask=[True, False, False]),
-        of(8, 512, 65, 65, rates=(2,), output_mask=[False, True, True]),
+        bucket_of(8, 512, 65, 65, dilations=(12,)),
+        bucket_of(8, 512, 65, 65, dilations=(24,)),
+        bucket_of(8, 512, 65, 65, dilations=(1,)),
+        bucket_of(4, 512, 65, 65, dilations=(2,)),
+        bucket_of(8, 256, 65, 65, dilations=(2,)),
+        bucket_of(8, 512, 65, 65, dilations=(2,), channels=21),
+        bucket_of(8, 512, 65, 65, dilations=(2,), groups=512),
+        bucket_of(8, 512, 65, 65, dilations=(2,), dtype=torch.float16),
+        bucket_of(8, 512, 65, 65, dilations=(2,), dtype=torch.float32),
+        bucket_of(8, 512, 65, 65, dilations=(2,), memory_format=torch.contiguous_format),
+        bucket_of(8, 512, 65, 65, dilations=(2,), output_mask=[True, False, False]),
+        bucket_of(8, 512, 65, 65, dilations=(2,), output_mask=[False, True, True]),
     ]
     assert len({alike, *differing}) == 13
     assert differing[-1].endswith(" dweight dbias")
     set_tf32(True)
-    assert of(8, 512, 65, 65, rates=(2,), dtype=torch.float32).startswith("tf32 ")
+    assert bucket_of(8, 512, 65, 65, dilations=(2,), dtype=torch.float32).startswith("tf32 ")
 
 
-def test_share_inside_is_counted_like_a_convolution_of_ones():
-    for size, kernel, rate in (((7, 4), 3, 2), ((5, 5), 5, 3), ((6, 9), 3, 40), ((1, 1), 3, 1)):
+def test_share_of_taps_inside_the_map():
+    for size, kernel, dilation in (((7, 4), 3, 2), ((5, 5), 5, 3), ((6, 9), 3, 40), ((1, 1), 3, 1)):
         x, weight = torch.ones(1, 1, *size), torch.ones(1, 1, kernel, kernel)
-        padding = rate * (kernel // 2)
-        products = torch.nn.functional.conv2d(x, weight, None, 1, padding, rate).sum().item()
+        padding = dilation * (kernel // 2)
+        products = torch.nn.functional.conv2d(x, weight, None, 1, padding, dilation).sum().item()
         eighths = -(-8 * products // (x.numel() * weight.numel()))
-        assert f"inside {eighths:.0f}/8" in shape_bucket(x, [weight], [(rate, rate)])
+        assert f"inside {eighths:.0f}/8" in shape_bucket(x, [weight], [(dilation, dilation)])
 
 
-def test_odd_calls_have_a_class_too():
-    """Of empty tensors and of the geometries that only the reference takes."""
-    assert "pixels 2^0" in of(0, 8, 5, 5, rates=(1,))
+def test_buckets_of_unusual_calls():
+    """Empty tensors and geometries that only the reference supports have buckets, too."""
+    assert "pixels 2^0" in bucket_of(0, 8, 5, 5, dilations=(1,))
     assert "2x2" in shape_bucket(torch.empty(1, 1, 0, 3), [torch.empty(0, 1, 2, 2)], [(1, 9)])
 
 
-def test_every_convolution_of_a_model_has_a_class(monkeypatch):
-    """As the ops call it: with the arguments of each."""
+def test_buckets_of_all_convolutions_of_a_model(monkeypatch):
+    """Training and prepared inference of a model name a bucket for each convolution."""
     named = []
 
     def automatic(op, arguments):
@@ -245,10 +242,10 @@ def test_every_convolution_of_a_model_has_a_class(monkeypatch):
     images = torch.randn(2, 3, 33, 33)
     model.train()(images)["out"].sum().backward()
     model.eval().prepare_for_inference().predict(images)
-    classes = dict(named)
-    assert set(classes) == set(registry.shape_buckets) - {
+    buckets = dict(named)
+    assert set(buckets) == set(registry.shape_buckets) - {
         "dilated_conv2d", "dilated_conv2d_backward", "parallel_dilated_conv2d"
     }  # fmt: skip
-    assert classes["aspp"] == "fp32 channels_last 320->768 1x1,3x3,3x3 inside 4/8 pixels 2^5"
-    assert classes["parallel_dilated_conv2d_backward"].endswith(" dinput dweight")
+    assert buckets["aspp"] == "fp32 channels_last 320->768 1x1,3x3,3x3 inside 4/8 pixels 2^5"
+    assert buckets["parallel_dilated_conv2d_backward"].endswith(" dinput dweight")
     assert any("groups 960 inside" in name for op, name in named if op == "fused_conv2d")

@@ -218,7 +218,7 @@ def test_limits_of_depthwise_convolution():
     assert "fewer than" in unsupported(meta(1, 8, 2**14, 2**14), meta(8, 1, 3, 3))
     assert unsupported(meta(1, 8, 5, 5), meta(8, 1, 19, 19)) is None
     assert "at most 361 taps" in unsupported(meta(1, 8, 5, 5), meta(8, 1, 33, 11))
-    assert "for each of input, got 16 for 8" in unsupported(meta(1, 8, 5, 5), meta(16, 1, 3, 3))
+    assert "as input channels, got 16 and 8" in unsupported(meta(1, 8, 5, 5), meta(16, 1, 3, 3))
 
 
 def test_limits_of_aspp():
@@ -229,8 +229,8 @@ def test_limits_of_aspp():
         ))  # fmt: skip
 
     assert unsupported() is unsupported(C=16384) is unsupported(pooled=16384) is None
-    assert "at most 16384 channels to the pooled branch" in (unsupported(C=16392) or "")
-    assert "at most 16384 channels to the pooled branch" in (unsupported(pooled=16392) or "")
+    assert "at most 16384 channels in the pooled branch" in (unsupported(C=16392) or "")
+    assert "at most 16384 channels in the pooled branch" in (unsupported(pooled=16392) or "")
     assert "channels of all convolutions together, got 12" in (unsupported(branch=4) or "")
     assert "pooled channels, got 12" in (unsupported(pooled=12) or "")
 

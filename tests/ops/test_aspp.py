@@ -32,29 +32,29 @@ SHAPES = (
 )
 
 
-def operands(shape: tuple[int, ...], dtype=torch.float32, device="cpu", rates=(6, 12, 18)):
+def operands(shape: tuple[int, ...], dtype=torch.float32, device="cpu", dilations=(6, 12, 18)):
     """Arguments of ``aspp``, each branch with another number of channels.
 
     All odd, or all multiples of 8, as kernels like them, where those of the input are.
     """
     channels, unit = shape[1], 8 if shape[1] % 8 == 0 else 1
     weights = [torch.randn(3 * unit, channels, 1, 1) / channels**0.5]
-    weights += [torch.randn(5 * unit, channels, 3, 3) / (9 * channels) ** 0.5 for _ in rates]
+    weights += [torch.randn(5 * unit, channels, 3, 3) / (9 * channels) ** 0.5 for _ in dilations]
     biases = [torch.randn(w.size(0)) for w in weights]
     pool = [torch.randn(4 * unit, channels, 1, 1) / channels**0.5, torch.randn(4 * unit)]
-    concat = (3 + 5 * len(rates) + 4) * unit
+    concat = (3 + 5 * len(dilations) + 4) * unit
     project = [torch.randn(7, concat, 1, 1) / concat**0.5, torch.randn(7)]
 
     def to(tensors):
         return [t.to(device, dtype) for t in tensors]
 
     input = torch.randn(shape).to(device, dtype)
-    return [input, to(weights), to(biases), [1, *rates], *to(pool), *to(project)]
+    return [input, to(weights), to(biases), [1, *dilations], *to(pool), *to(project)]
 
 
 @pytest.fixture
 def dtype(backend: str, device: str) -> torch.dtype:
-    """float32, or the first dtype that the backend's kernel takes."""
+    """float32, or the first dtype that the backend supports."""
     for dtype in DTYPES:
         arguments = operands((1, 8, 3, 3), dtype, device)
         if (
@@ -105,9 +105,9 @@ def test_forward(backend, device, ran, shape, dtype, layout):
         assert output.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("rates", [(), (2,), (1, 2, 3, 4)], ids=str)
-def test_any_number_of_branches(backend, device, dtype, rates):
-    arguments = operands((2, 8, 9, 11), dtype, device, rates)
+@pytest.mark.parametrize("dilations", [(), (2,), (1, 2, 3, 4)], ids=str)
+def test_any_number_of_branches(backend, device, dtype, dilations):
+    arguments = operands((2, 8, 9, 11), dtype, device, dilations)
     with deeplab_fast.backend(backend):
         torch.testing.assert_close(aspp(*arguments), definition(*arguments), **CLOSE[dtype])
 
@@ -119,12 +119,12 @@ def test_bitwise_repeatable(backend, device, dtype):
         assert all(torch.equal(aspp(*arguments), first) for _ in range(2))
 
 
-@pytest.mark.parametrize("num_workers", [1, 24])
+@pytest.mark.parametrize("num_ctas", [1, 24])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_workers):
-    """Three images, each with a bias of its own, of sums that are split or not."""
-    monkeypatch.setattr(emulator, "num_ctas", num_workers)
-    arguments = operands((3, 40, 11, 7), dtype, rates=(2, 5))
+def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_ctas):
+    """Three images with different biases, with split and whole sums."""
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
+    arguments = operands((3, 40, 11, 7), dtype, dilations=(2, 5))
     arguments[0][1] *= 3
     outputs = []
     for seed in (0, 1, 2):
@@ -141,7 +141,7 @@ def test_emulated_agrees_on_seeds(monkeypatch, tf32, dtype, num_workers):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("H", "W"), [(1, 1), (11, 7), (20, 10), (33, 35)])
 def test_emulated_image_bias(dtype, H, W):
-    """Every pixel once, in runs that do not end with an image; channels that fill no warp."""
+    """Each pixel counts once. Runs cross images, and channels do not fill a warp."""
     N, C, P, K = 3, 264, 136, 21
     x = torch.randn(N, C, H, W) + 1
     weights = torch.randn(P, C, 1, 1) / C**0.5, torch.randn(P), torch.randn(K, 24 + P, 1, 1) / 12
@@ -163,8 +163,8 @@ def test_emulated_image_bias(dtype, H, W):
     assert_as_accurate_as(image_bias, definition(*(t.float() for t in tensors)), exact)
 
 
-def test_emulated_forms_no_map_of_pooled_channels():
-    """Nothing as large as a map but the branches together and the output."""
+def test_emulated_pooled_branch_is_not_broadcast():
+    """The branches and the output are the only tensors of the size of a map."""
     arguments = operands((2, 8, 9, 11), torch.bfloat16)
     arguments[0] = with_layout(arguments[0], "channels_last")
     maps: list[int] = []
@@ -189,8 +189,8 @@ def test_emulated_forms_no_map_of_pooled_channels():
         (4, torch.zeros(4, 8, 1, 1), "a multiple of 8 pooled channels, got 4"),
     ],
 )
-def test_emulated_refuses(position, value, reason):
-    arguments = operands((1, 8, 3, 3), torch.bfloat16, rates=())
+def test_emulated_unsupported(position, value, reason):
+    arguments = operands((1, 8, 3, 3), torch.bfloat16, dilations=())
     arguments[position] = value if position == 0 else convert([value], Tensor.bfloat16)[0]
     assert reason in deeplab_fast.backends.registry.unsupported_reason(
         OP, "emulated", registry.arguments(OP, *arguments)
@@ -260,12 +260,12 @@ def test_autocast(backend, device):
         (0, torch.zeros(6, 9, 9), ValueError, r"input: expected \[N, C, H, W\]"),
         (1, [], ValueError, "at least one"),
         (2, [torch.zeros(3)], ValueError, "4 weights, 1 biases, 4 dilations"),
-        (3, [1, 2, 3, 0], ValueError, "dilation: expected a positive int"),
+        (3, [1, 2, 3, 0], ValueError, "dilations: expected positive ints"),
         (4, torch.zeros(4, 5, 1, 1), ValueError, r"pool_weight: expected \[K, 6, 1, 1\]"),
         (5, torch.zeros(3), ValueError, r"pool_bias: expected \(4,\)"),
         (6, torch.zeros(7, 18, 1, 1), ValueError, r"project_weight: expected \[K, 22, 1, 1\]"),
         (7, torch.zeros(8), ValueError, r"project_bias: expected \(7,\)"),
-        (7, torch.zeros(7).double(), TypeError, "expected weights and biases in torch.float32"),
+        (7, torch.zeros(7).double(), TypeError, "weights and biases: expected torch.float32"),
     ],
 )
 def test_bad_input(position, value, error, message):

@@ -1,4 +1,4 @@
-"""Gradients of half precision on a CPU, where PyTorch's own cannot all be trusted."""
+"""Half-precision gradients on a CPU, where some of PyTorch's own are wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRID = Path(__file__).parents[1] / "support" / "cpu_gradients.py"
 
 
 def failures(script: Path, **environment: str) -> list[str]:
-    """What is wrong in the cases of a script like cpu_gradients.py, crashes included."""
+    """Failures of the cases of a script like cpu_gradients.py, crashes included."""
     found, start = [], 0
     while True:
         done = subprocess.run(
@@ -44,7 +44,7 @@ def failures(script: Path, **environment: str) -> list[str]:
         start = int(number) + 1
 
 
-# What oneDNN takes on other CPUs: those without AMX, and those without AVX-512.
+# Instruction sets of other CPUs: without AMX, and without AVX-512.
 @pytest.mark.parametrize("isa", ["", "AVX512_CORE_BF16", "AVX2"])
 def test_gradients_over_a_grid_of_shapes(isa):
     variables = {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}
@@ -52,7 +52,7 @@ def test_gradients_over_a_grid_of_shapes(isa):
     assert not found, "\n".join([f"{len(found)} wrong", *found[:20]])
 
 
-def test_a_crash_in_the_grid_is_the_failure_of_one_case(tmp_path):
+def test_crash_fails_one_case_only(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys\n"
@@ -90,7 +90,7 @@ class WeightGradients(TorchDispatchMode):
 
 @pytest.fixture
 def weight_gradients(monkeypatch) -> Iterator[list[tuple[torch.dtype, int]]]:
-    """Those of autograd and those that the implementations of our ops ask for."""
+    """Gradients of autograd, and those that our backends request from PyTorch."""
     mode = WeightGradients()
     original = torch.ops.aten.convolution_backward
 
@@ -122,7 +122,7 @@ def test_weight_gradients_of_dilated_ops_are_computed_in_fp32(
         dilated_conv2d(x, dense, dilation=(1, 2)).sum().backward()
         dilated_conv2d(x, depthwise, dilation=3, groups=8).sum().backward()
         parallel_dilated_conv2d(x, [dense, dense], None, [4, 5]).sum().backward()
-    assert weight_gradients == [(torch.float32, rate) for rate in (2, 3, 4, 5)]
+    assert weight_gradients == [(torch.float32, dilation) for dilation in (2, 3, 4, 5)]
     assert dense.grad.dtype == depthwise.grad.dtype == dtype
 
 
@@ -162,15 +162,15 @@ def test_no_network_computes_a_dilated_weight_gradient_in_half_precision(
         values = [outputs] if isinstance(outputs, Tensor) else list(outputs.values())
         sum(value.float().sum() for value in values).backward()
     seen = set(weight_gradients)
-    assert {rate for dtype, rate in seen if dtype == torch.float32} - {1}
-    assert {rate for dtype, rate in seen if dtype == torch.bfloat16} == {1}
+    assert {dilation for dtype, dilation in seen if dtype == torch.float32} - {1}
+    assert {dilation for dtype, dilation in seen if dtype == torch.bfloat16} == {1}
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("options", [{"groups": 40}, {}], ids=str)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_a_layer_has_the_gradients_of_float64(dtype, options):
-    """Under autocast and in the dtype itself. At 33 columns PyTorch's gradient can be wrong."""
+    """Train with and without autocast. At 33 columns PyTorch's gradient can be wrong."""
     layer = Conv2d(40, 40, 3, padding=6, dilation=6, bias=False, **options)
     layer.to(memory_format=torch.channels_last)
     layer.weight.data = layer.weight.data.to(dtype).float()
@@ -187,7 +187,7 @@ def test_a_layer_has_the_gradients_of_float64(dtype, options):
         assert (actual.double() - exact).norm() <= torch.finfo(dtype).eps * exact.norm()
 
 
-def test_a_layer_is_torchs_in_fp32_and_without_gradients(ran):
+def test_layer_matches_torch_in_fp32_without_gradients(ran):
     layer = Conv2d(4, 4, 3, padding=2, dilation=2)
     strided = Conv2d(4, 4, 3, stride=2, padding=2, dilation=2)
     x = torch.randn(1, 4, 9, 9)

@@ -82,7 +82,7 @@ def needs_its_device(request):
 
 
 def on_backend(place: Place, function: Callable, *arguments: Any) -> Any:
-    """Skips where a forced backend does not take this call."""
+    """Skip the test if a forced backend does not support this call."""
     if not place.backend:
         return function(*arguments)
     with deeplab_fast.backend(place.backend):
@@ -138,7 +138,7 @@ def assert_as_accurate_in_norm(actual: list[Tensor], exact: list[Tensor], *peers
 def compare(
     place: Place, run: Callable, ours: Callable, theirs: Callable, tensors, has_relu=False
 ) -> None:
-    """``tensors`` are on the CPU, in the dtype in question; the functions compute anywhere."""
+    """Compare two functions, which run on any device, for CPU tensors in the tested dtype."""
     here = [t.to(place.device) for t in tensors]
     exact = run(theirs, [t.double() for t in here])
     layouts = [in_format(here, f) for f in (torch.contiguous_format, torch.channels_last)]
@@ -155,14 +155,18 @@ def compare(
 
 # Ops.
 
-RATES = {33: (6, 12, 18), 65: (12, 24, 36)}
+DILATIONS = {33: (6, 12, 18), 65: (12, 24, 36)}
 SMALL = [
     Conv(1, 8, 9, 7, 6, (3, 3), 2),
     Conv(2, 16, 8, 5, 4, (3, 3), 9),
     Conv(1, 8, 8, 6, 6, (1, 1)),
 ]
 REAL = [
-    *(Conv(2, 64, 48, size, size, (3, 3), rate) for size in RATES for rate in RATES[size]),
+    *(
+        Conv(2, 64, 48, size, size, (3, 3), dilation)
+        for size in DILATIONS
+        for dilation in DILATIONS[size]
+    ),
     Conv(1, 2048, 256, 33, 33, (3, 3), 12),
     Conv(2, 256, 256, 33, 33, (1, 1)),
     Conv(2, 40, 21, 9, 13, (3, 3), (3, 2)),  # channels that fill no tile of a kernel
@@ -242,15 +246,15 @@ class Branches(NamedTuple):
     C: int
     K: int
     size: int
-    rates: tuple[int, ...]
+    dilations: tuple[int, ...]
 
 
 def parallel_of_pytorch(dilations: Sequence[int]) -> Callable[..., Tensor]:
     def theirs(input, *parameters):
         half = len(parameters) // 2
         outputs = [
-            F.conv2d(input, weight, bias, padding=weight.size(2) // 2 * rate, dilation=rate)
-            for weight, bias, rate in zip(parameters[:half], parameters[half:], dilations)
+            F.conv2d(input, weight, bias, padding=weight.size(2) // 2 * dilation, dilation=dilation)
+            for weight, bias, dilation in zip(parameters[:half], parameters[half:], dilations)
         ]
         return torch.cat(outputs, dim=1)
 
@@ -258,7 +262,7 @@ def parallel_of_pytorch(dilations: Sequence[int]) -> Callable[..., Tensor]:
 
 
 def branch_operands(case: Branches, dtype: torch.dtype) -> list[Tensor]:
-    kernels = [1, *[3] * len(case.rates)]
+    kernels = [1, *[3] * len(case.dilations)]
     scale = case.C**-0.5
     weights = [scale / k * torch.randn(case.K, case.C, k, k) for k in kernels]
     input = torch.randn(case.N, case.C, case.size, case.size)
@@ -266,15 +270,15 @@ def branch_operands(case: Branches, dtype: torch.dtype) -> list[Tensor]:
 
 
 SMALL_BRANCHES = [Branches(1, 8, 8, 6, (2, 7))]
-REAL_BRANCHES = [Branches(2, 64, 32, size, RATES[size]) for size in RATES]
-REAL_BRANCHES += [Branches(1, 2048, 256, 65, RATES[65])]
+REAL_BRANCHES = [Branches(2, 64, 32, size, DILATIONS[size]) for size in DILATIONS]
+REAL_BRANCHES += [Branches(1, 2048, 256, 65, DILATIONS[65])]
 
 
 @pytest.mark.parametrize("run", PASSES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @everywhere("case", SMALL_BRANCHES, REAL_BRANCHES)
 def test_parallel_dilated_conv2d(place, case: Branches, dtype, run):
-    dilations = [1, *case.rates]
+    dilations = [1, *case.dilations]
 
     def ours(input, *parameters):
         half = len(parameters) // 2
@@ -287,7 +291,7 @@ def test_parallel_dilated_conv2d(place, case: Branches, dtype, run):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @everywhere("case", SMALL_BRANCHES, REAL_BRANCHES[:2])
 def test_aspp(place, case: Branches, dtype, run):
-    dilations = [1, *case.rates]
+    dilations = [1, *case.dilations]
     branches = len(dilations)
 
     def call(function):
@@ -376,17 +380,17 @@ class Pyramid(NamedTuple):
     C: int
     K: int
     size: int
-    rates: tuple[int, ...]
+    dilations: tuple[int, ...]
 
 
 SMALL_PYRAMIDS = [Pyramid(2, 16, 16, 9, (2, 10))]
-REAL_PYRAMIDS = [Pyramid(2, 64, 32, size, RATES[size]) for size in RATES]
-REAL_PYRAMIDS += [Pyramid(1, 2048, 256, 33, RATES[33])]
+REAL_PYRAMIDS = [Pyramid(2, 64, 32, size, DILATIONS[size]) for size in DILATIONS]
+REAL_PYRAMIDS += [Pyramid(1, 2048, 256, 33, DILATIONS[33])]
 
 
 def modules_of_pyramid(case: Pyramid, dtype: torch.dtype, train: bool) -> tuple[nn.Module, ...]:
-    theirs = with_statistics(segmentation.deeplabv3.ASPP(case.C, case.rates, case.K))
-    ours = ASPP(case.C, case.rates, case.K)
+    theirs = with_statistics(segmentation.deeplabv3.ASPP(case.C, case.dilations, case.K))
+    ours = ASPP(case.C, case.dilations, case.K)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     for module in (ours, theirs):
         module.to(dtype).train(train)
@@ -415,8 +419,8 @@ def models(images: Images) -> tuple[DeepLabV3, nn.Module]:
     strides = [False, images.output_stride == 8, True]
     resnet = torchvision.models.resnet50(weights=None, replace_stride_with_dilation=strides)
     features = torchvision.models._utils.IntermediateLayerGetter(resnet, {"layer4": "out"})
-    rates = (12, 24, 36) if images.output_stride == 8 else (6, 12, 18)
-    head = segmentation.deeplabv3.DeepLabHead(2048, 5, rates)
+    dilations = (12, 24, 36) if images.output_stride == 8 else (6, 12, 18)
+    head = segmentation.deeplabv3.DeepLabHead(2048, 5, dilations)
     theirs = segmentation.deeplabv3.DeepLabV3(features, head).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     return ours, theirs
@@ -455,7 +459,7 @@ def test_prepared_for_inference(place, images: Images, dtype):
 
 @contextlib.contextmanager
 def preferring(backend: str):
-    """Ops run on the backend where it takes the call, else on the automatic choice."""
+    """Ops run on the backend if it supports the call, else on the automatic choice."""
     with pytest.MonkeyPatch.context() as patch:
         automatic = registry.automatic
         patch.setattr(registry, "automatic", lambda op, args: (backend, *automatic(op, args)))
@@ -471,7 +475,7 @@ def preferring(backend: str):
     ids=str,
 )
 def test_prepared_for_inference_on_our_kernels(place, backbone, ran):
-    """All but the strided convolutions, for which we have none."""
+    """All convolutions but the strided ones run on our kernels."""
     ours = with_statistics(DeepLabV3(backbone, 5, 16)).eval().to(place.device)
     size, dtype = (257 if place.is_gpu else 17), torch.bfloat16
     input = torch.randn(2, 3, size, size).to(place.device, dtype)
@@ -518,7 +522,7 @@ def calls(device: str) -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
 
 
 def captured(place: Place, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Any]]:
-    """An output, and what computes it again in its place: on a GPU, a captured graph."""
+    """An output, and a function that computes it again in place: on a GPU, a captured graph."""
     if not place.is_gpu:
         output = function()
         return output, lambda: output.copy_(function())
@@ -566,7 +570,7 @@ def test_current_stream(place, name):
     assert torch.equal(output, expected)
 
 
-# The comparisons, on a backend that is wrong.
+# The comparisons detect a wrong backend.
 
 HERE = Place("cpu", "cpu")
 COMPARISONS = {
@@ -590,7 +594,7 @@ COMPARISONS = {
 
 
 @pytest.mark.parametrize("op", COMPARISONS)
-def test_one_wrong_element_is_seen(monkeypatch, op):
+def test_wrong_element_is_detected(monkeypatch, op):
     right = registry._kernels[op]["cpu"]
 
     def wrong(*arguments):
@@ -609,7 +613,7 @@ def test_one_wrong_element_is_seen(monkeypatch, op):
         COMPARISONS[op]()
 
 
-def test_a_wrong_gradient_of_a_module_is_seen(monkeypatch):
+def test_wrong_module_gradient_is_detected(monkeypatch):
     op, case = "parallel_dilated_conv2d_backward", SMALL_PYRAMIDS[0]
     right = registry._kernels[op]["cpu"]
 
@@ -621,7 +625,7 @@ def test_a_wrong_gradient_of_a_module_is_seen(monkeypatch):
         test_aspp_module(HERE, case, torch.float32, backward, True)
 
 
-def test_a_stale_graph_is_seen(monkeypatch):
+def test_stale_graph_is_detected(monkeypatch):
     def stale(place: Place, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Any]]:
         return function(), lambda: None
 

@@ -53,7 +53,7 @@ def gradients(function, tensors: list[Tensor], grad_output: Tensor) -> list[Tens
 
 @pytest.fixture
 def dtype(backend: str) -> torch.dtype:
-    """float32, or the first dtype that the backend's kernel takes."""
+    """float32, or the first dtype that the backend supports."""
     X = torch.zeros(1, 8, 1, 1, device=device_of(backend))
     for dtype in DTYPES:
         x = X.to(dtype)
@@ -198,10 +198,8 @@ def test_memory_format_is_kept(backend, device, dtype, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grad_layout", LAYOUTS)
-def test_strides_are_those_that_compiled_graphs_rely_on(
-    backend, device, dtype, layout, grad_layout
-):
-    """Every output of every op has the strides that the fake promised."""
+def test_strides_in_compiled_graphs(backend, device, dtype, layout, grad_layout):
+    """Every output of every op has the strides of its fake."""
     input, weight, bias = operands(Conv(2, 8, 16, 7, 5), dtype, device)
     grad = with_layout(torch.randn(2, 16, 7, 5).to(device, dtype), grad_layout)
     input = with_layout(input, layout)
@@ -266,7 +264,7 @@ def test_double_backward_is_an_error(backend, device, dtype):
 
 
 def test_gradcheck():
-    """float64 reaches no kernel: this checks the registration of the gradient."""
+    """float64 runs on the reference: this checks the registration of the gradient."""
     input = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(4, 1, 3, 3, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
@@ -376,7 +374,7 @@ def test_an_automatic_backward_needs_no_kernel_of_the_forward(monkeypatch, ran):
     assert ran == [(OP, "emulated"), (BACKWARD, "cpu")]
 
 
-def test_a_forced_backward_without_a_kernel_says_so(monkeypatch):
+def test_forced_backward_without_a_kernel_raises(monkeypatch):
     monkeypatch.delitem(registry._kernels[BACKWARD], "emulated")
     x = torch.randn(1, 8, 5, 5).bfloat16().requires_grad_()
     message = "backend 'emulated' cannot run dilated_conv2d_backward on this input: it has no"
@@ -386,7 +384,7 @@ def test_a_forced_backward_without_a_kernel_says_so(monkeypatch):
 
 # The CUDA kernel, in the emulator.
 
-# Of four: a split sum, channels and pixels past several ends, branches at odd channels, one image
+# Four cases: a split sum, channels and pixels past several ends, branches at odd channels, an image
 # across tiles.
 SEEDED = [
     ((1, 136, 9, 9), [(133, 3, 3)], [2]),
@@ -395,24 +393,26 @@ SEEDED = [
 ]
 
 
-@pytest.mark.parametrize("num_workers", [1, 24])
+@pytest.mark.parametrize("num_ctas", [1, 24])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("shape", "kernels", "rates"), SEEDED)
-def test_emulated_agrees_on_seeds(monkeypatch, shape, kernels, rates, dtype, num_workers):
-    monkeypatch.setattr(emulator, "num_ctas", num_workers)
+@pytest.mark.parametrize(("shape", "kernels", "dilations"), SEEDED)
+def test_emulated_agrees_on_seeds(monkeypatch, shape, kernels, dilations, dtype, num_ctas):
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     input = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
     scale = (9 * shape[1]) ** -0.5
     weights = [(torch.randn(k, shape[1], r, s) * scale).to(dtype) for k, r, s in kernels]
     biases = [torch.randn(k).to(dtype) for k, _, _ in kernels]
 
     def reference(input, weights, biases):
-        outputs = [same_conv2d(input, *args) for args in zip(weights, biases, rates, strict=True)]
+        outputs = [
+            same_conv2d(input, *args) for args in zip(weights, biases, dilations, strict=True)
+        ]
         return torch.cat(outputs, dim=1)
 
     outputs = []
     for seed in (0, 1, 2, 3):
         with deeplab_fast.backend("emulated"), machine(seed, "sm_86"):
-            outputs.append(parallel_dilated_conv2d(input, weights, biases, rates))
+            outputs.append(parallel_dilated_conv2d(input, weights, biases, dilations))
     exact = reference(input.double(), [w.double() for w in weights], [b.double() for b in biases])
     assert_as_accurate_as(outputs[0], reference(input, weights, biases), exact)
     for output in outputs[1:]:
@@ -420,7 +420,7 @@ def test_emulated_agrees_on_seeds(monkeypatch, shape, kernels, rates, dtype, num
 
 
 def test_emulated_pipeline_on_more_seeds():
-    """One thread block through several rounds of its pipeline."""
+    """One CTA runs several rounds of its pipeline."""
     input, weight, bias = operands(Conv(1, 40, 8, 5, 5, (3, 3), 2), torch.bfloat16, "cpu")
     outputs = []
     for seed in range(6):
@@ -431,7 +431,7 @@ def test_emulated_pipeline_on_more_seeds():
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 13)], ids=str)
 def test_emulated_last_row_of_a_warp(size):
-    """The only pixel of the first warp of a tile, and of the second, which has the next 64."""
+    """One pixel in the first warp of a tile, or in the second, which has the next 64 pixels."""
     input, weight, bias = operands(Conv(1, 8, 8, *size), torch.bfloat16, "cpu")
     with deeplab_fast.backend("emulated"):
         output = dilated_conv2d(input, weight, bias)
@@ -440,25 +440,25 @@ def test_emulated_last_row_of_a_warp(size):
 
 
 def test_emulated_splits_sums():
-    """Else the tests above would leave out the kernel that adds partial sums."""
-    (N, C, H, W), [(K, R, S)], [rate] = SEEDED[0]
+    """The tests above run the kernel that adds partial sums."""
+    (N, C, H, W), [(K, R, S)], [dilation] = SEEDED[0]
     plan = [
         work_lists.conv_work_list(
             _C.schedule.forward_tiles,
             (N, H, W),
-            ((R, S, rate, rate),),
+            ((R, S, dilation, dilation),),
             work_lists.k_iters_per_tap(C, torch.bfloat16),
             (K,),
             torch.device("cpu"),
-            num_workers,
+            num_ctas,
         ).num_slots
-        for num_workers in (1, 24)
+        for num_ctas in (1, 24)
     ]
     assert plan[0] == 0 and plan[1] > 2
 
 
 @pytest.mark.parametrize("offset", [1, 4, 8])
-def test_emulated_takes_unaligned_storage(offset):
+def test_emulated_unaligned_storage(offset):
     def shifted(tensor: Tensor) -> Tensor:
         memory = tensor.permute(0, 2, 3, 1)
         buffer = torch.empty(memory.numel() + offset, dtype=tensor.dtype)[offset:]
@@ -471,8 +471,8 @@ def test_emulated_takes_unaligned_storage(offset):
     assert torch.equal(actual, expected)
 
 
-def test_emulated_sees_no_padding():
-    """NaN and Inf reach the pixels whose taps read them, and no other."""
+def test_emulated_reads_no_padding():
+    """NaN and Inf reach exactly the pixels whose taps read them."""
     input, weight, _ = operands(Conv(2, 8, 3, 15, 17, (3, 3), 6), torch.bfloat16, "cpu")
     input[0, 3, 0, 0] = float("nan")
     input[1, :, 14, 8] = float("inf")
@@ -482,7 +482,7 @@ def test_emulated_sees_no_padding():
     assert torch.equal(output.isfinite(), expected.isfinite())
 
 
-def test_emulated_takes_any_rate():
+def test_emulated_any_dilation():
     input, weight, bias = operands(Conv(1, 8, 8, 6, 7), torch.bfloat16, "cpu")
     centre = weight[:, :, 1:2, 1:2]
     with deeplab_fast.backend("emulated"):
@@ -514,14 +514,14 @@ def test_emulated_takes_any_rate():
     ],
     ids=str,
 )
-def test_emulated_refuses(case: Conv, dtype, reason):
+def test_emulated_unsupported(case: Conv, dtype, reason):
     input, weight, bias = operands(case, dtype, "cpu")
     message = f"backend 'emulated' cannot run dilated_conv2d on this input: .*{reason}"
     with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=message):
         dilated_conv2d(input, weight, bias, case.dilation, case.groups)
 
 
-def test_emulated_refuses_many_branches():
+def test_emulated_unsupported_number_of_branches():
     x, w = torch.zeros(1, 8, 5, 5).bfloat16(), torch.zeros(8, 8, 1, 1).bfloat16()
     with deeplab_fast.backend("emulated"):
         assert parallel_dilated_conv2d(x, [w] * 8, None, [1] * 8).shape == (1, 64, 5, 5)
@@ -566,7 +566,7 @@ def test_emulated_depthwise_agrees_on_seeds_and_strips(monkeypatch, case, dtype)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", DEPTHWISE[:5], ids=str)
 def test_emulated_depthwise_gradients_in_parts(monkeypatch, case, dtype, num_parts):
-    """Parts with much, little and nothing to add."""
+    """Parts have many, few or no rows."""
     tensors = operands(case, dtype, "cpu")
     elements = tensors[0].numel()
     monkeypatch.setattr(depthwise_conv2d, "_ELEMENTS_PER_PART", elements // num_parts)
@@ -604,8 +604,8 @@ def test_emulated_depthwise_computes_only_needed_gradients(ran):
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
-def test_emulated_depthwise_gradients_see_no_padding(kernel):
-    """An infinite input reaches the taps that meet it, and no other."""
+def test_emulated_depthwise_gradients_read_no_padding(kernel):
+    """An infinite input reaches exactly the taps that read it."""
     input, weight, bias = operands(Conv(1, 8, 8, 19, 9, kernel, 2, 8), torch.float32, "cpu")
     input[0, 3, 0, 0] = float("inf")
     input[0, 4, 18, 8] = float("nan")
@@ -619,7 +619,7 @@ def test_emulated_depthwise_gradients_see_no_padding(kernel):
 
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
 @pytest.mark.parametrize("offset", [1, 4])
-def test_emulated_depthwise_takes_unaligned_storage(kernel, offset):
+def test_emulated_depthwise_unaligned_storage(kernel, offset):
     def shifted(tensor: Tensor) -> Tensor:
         buffer = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)[offset:]
         return buffer.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
@@ -633,7 +633,7 @@ def test_emulated_depthwise_takes_unaligned_storage(kernel, offset):
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])
-def test_emulated_depthwise_sees_no_padding_and_no_other_channel(kernel):
+def test_emulated_depthwise_reads_no_padding_and_no_other_channel(kernel):
     input, weight, _ = operands(Conv(2, 16, 16, 15, 17, kernel, 6, 16), torch.bfloat16, "cpu")
     input[0, 3, 0, 0] = float("nan")
     input[1, 7, 14, 8] = float("inf")
@@ -643,7 +643,7 @@ def test_emulated_depthwise_sees_no_padding_and_no_other_channel(kernel):
     assert torch.equal(output.isfinite(), expected.isfinite())
 
 
-def test_emulated_depthwise_takes_any_rate():
+def test_emulated_depthwise_any_dilation():
     input, weight, bias = operands(Conv(1, 8, 8, 6, 7, groups=8), torch.float32, "cpu")
     with deeplab_fast.backend("emulated"):
         expected = dilated_conv2d(input, weight[:, :, 1:2, 1:2], bias, groups=8)
@@ -665,8 +665,8 @@ X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 4, 3, 3)
         ((X, W, torch.zeros(5)), ValueError, r"bias: expected shape \(6,\)"),
         ((X, W, None, 0), ValueError, "dilation: expected a positive int"),
         ((X, W, None, (1, 2, 3)), ValueError, "dilation"),
-        ((X, W.double()), TypeError, "expected weights and biases in torch.float32"),
-        ((X, W.to("meta")), ValueError, "expected weights and biases on cpu"),
+        ((X, W.double()), TypeError, "weights and biases: expected torch.float32"),
+        ((X, W.to("meta")), ValueError, "weights and biases: expected on cpu"),
     ],
 )
 def test_bad_input(arguments, error, message):

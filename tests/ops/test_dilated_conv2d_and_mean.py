@@ -20,13 +20,13 @@ from ..support.emulator import machine
 from ..support.unsupported import skip_if_unsupported
 
 OP = "parallel_dilated_conv2d_backward"
-RATES = [1, 2, 7]
+DILATIONS = [1, 2, 7]
 
 
 def operands(
     dtype: torch.dtype, device: str = "cpu", shape: tuple[int, ...] = (3, 24, 6, 5)
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """[input, *weights] and gradients of both outputs: pixels have a share of order one."""
+    """[input, *weights] and gradients of both outputs. The mean's is of order one per pixel."""
     N, C, H, W = shape
     kernels = [(8, C, 1, 1), (16, C, 3, 3), (5, C, 3, 3)]
     weights = [torch.randn(kernel) / (9 * C) ** 0.5 for kernel in kernels]
@@ -36,12 +36,12 @@ def operands(
 
 
 def ours(input: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-    return parallel_dilated_conv2d_and_mean(input, weights, RATES)
+    return parallel_dilated_conv2d_and_mean(input, weights, DILATIONS)
 
 
 def theirs(input: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
     input = oracle_input(input)
-    branches = [F.conv2d(input, w, padding="same", dilation=r) for w, r in zip(weights, RATES)]
+    branches = [F.conv2d(input, w, padding="same", dilation=r) for w, r in zip(weights, DILATIONS)]
     return torch.cat(branches, dim=1), F.adaptive_avg_pool2d(input, 1)
 
 
@@ -56,12 +56,12 @@ def doubles(tensors: list[Tensor]) -> list[Tensor]:
 
 @pytest.fixture
 def dtype(backend: str, device: str) -> torch.dtype:
-    """float32, or the first dtype that the backend's kernel takes."""
+    """float32, or the first dtype that the backend supports."""
     for dtype in DTYPES:
         (input, *weights), (grad, _) = operands(dtype, device)
         if (
             registry.unsupported_reason(
-                OP, backend, registry.arguments(OP, grad, input, weights, RATES, [True] * 3)
+                OP, backend, registry.arguments(OP, grad, input, weights, DILATIONS, [True] * 3)
             )
             is None
         ):
@@ -74,7 +74,7 @@ def dtype(backend: str, device: str) -> torch.dtype:
 def test_outputs_and_gradients(backend, device, ran, dtype, layout):
     tensors, grads = operands(dtype, device)
     tensors[0] = with_layout(tensors[0], layout)
-    skip_if_unsupported(backend, OP, grads[0], tensors[0], tensors[1:], RATES, [True] * 3)
+    skip_if_unsupported(backend, OP, grads[0], tensors[0], tensors[1:], DILATIONS, [True] * 3)
     with deeplab_fast.backend(backend):
         outputs = ours(*tensors)
         actual = gradients(ours, tensors, grads)
@@ -96,7 +96,7 @@ def test_small_inputs(shape):
 
 @pytest.mark.parametrize("mean_dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_rounded_once(backend, device, mean_dtype):
-    """The branches' gradient, 257, lies between two numbers of bf16: the mean's decides which."""
+    """The branches' gradient 257 is between two bf16 numbers; the mean's decides which results."""
     if backend in ("cpu", "reference"):
         pytest.skip("the library's convolution rounds too")
     weight = torch.zeros(8, 8, 1, 1)
@@ -114,7 +114,7 @@ def test_rounded_once(backend, device, mean_dtype):
 def test_layouts_of_the_incoming_gradient_of_the_mean(backend, device, dtype, layout):
     shape = (0, 8, 3, 2) if layout == "empty" else (3, 24, 6, 5)
     tensors, (grad, grad_mean) = operands(dtype, device, shape)
-    skip_if_unsupported(backend, OP, grad, tensors[0], tensors[1:], RATES, [True] * 3)
+    skip_if_unsupported(backend, OP, grad, tensors[0], tensors[1:], DILATIONS, [True] * 3)
     if layout == "expanded":
         grad_mean = grad_mean[:1, :1].expand_as(grad_mean)
     elif layout == "transposed":
@@ -128,13 +128,15 @@ def test_layouts_of_the_incoming_gradient_of_the_mean(backend, device, dtype, la
 
 
 def test_one_of_the_outputs_alone(backend, device, dtype, ran):
-    """What nobody used has no gradient, and costs no convolution."""
+    """An unused output has no gradient and causes no convolution."""
     tensors, grads = operands(dtype, device)
     leaves = [t.requires_grad_() for t in tensors]
     with deeplab_fast.backend(backend):
         only_features = torch.autograd.grad(ours(*leaves)[0], leaves, grads[0])
         expected = gradients(
-            lambda x, *w: deeplab_fast.parallel_dilated_conv2d(x, w, None, RATES), tensors, grads[0]
+            lambda x, *w: deeplab_fast.parallel_dilated_conv2d(x, w, None, DILATIONS),
+            tensors,
+            grads[0],
         )
         ran.clear()
         only_mean = torch.autograd.grad(ours(*leaves)[1], leaves, grads[1], allow_unused=True)
@@ -180,13 +182,13 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_strides_are_those_that_compiled_graphs_rely_on(backend, device, dtype, layout):
+def test_strides_in_compiled_graphs(backend, device, dtype, layout):
     (input, *weights), (grad, grad_mean) = operands(dtype, device)
     input = with_layout(input, layout)
     ops = torch.ops.deeplab_fast
-    gradient = grad, input, weights, RATES, [True] * 3, grad_mean.flatten(1).float()
+    gradient = grad, input, weights, DILATIONS, [True] * 3, grad_mean.flatten(1).float()
     for op, arguments in (
-        (ops.parallel_dilated_conv2d_and_mean, (input, weights, RATES)),
+        (ops.parallel_dilated_conv2d_and_mean, (input, weights, DILATIONS)),
         (ops.parallel_dilated_conv2d_backward, gradient),
     ):
         actual = tree_leaves(op(*arguments, backend=backend))
@@ -202,10 +204,10 @@ def test_opcheck(opcheck, backend, device, dtype, layout):
     input, ops = with_layout(input, layout), torch.ops.deeplab_fast
     on = {"backend": backend}
     # A gradient is not differentiable, so that the tests of autograd do not apply.
-    arguments = grad, input, weights, RATES, [True] * 3, grad_mean.flatten(1).float()
+    arguments = grad, input, weights, DILATIONS, [True] * 3, grad_mean.flatten(1).float()
     opcheck(ops.parallel_dilated_conv2d_backward, arguments, on)
     input, *weights = (t.detach().requires_grad_() for t in (input, *weights))
-    opcheck(ops.parallel_dilated_conv2d_and_mean, (input, weights, RATES), on)
+    opcheck(ops.parallel_dilated_conv2d_and_mean, (input, weights, DILATIONS), on)
 
 
 def test_compile_and_export(backend, device, dtype):
@@ -257,10 +259,10 @@ def test_bad_input():
     input, weights = torch.zeros(2, 4, 5, 5), [torch.zeros(3, 4, k, k) for k in (1, 3, 3)]
     with pytest.raises(ValueError, match="at least one branch"):
         parallel_dilated_conv2d_and_mean(input, [], [])
-    with pytest.raises(TypeError, match="expected weights and biases in torch.float32"):
-        parallel_dilated_conv2d_and_mean(input, [w.double() for w in weights], RATES)
+    with pytest.raises(TypeError, match="weights and biases: expected torch.float32"):
+        parallel_dilated_conv2d_and_mean(input, [w.double() for w in weights], DILATIONS)
     backward = torch.ops.deeplab_fast.parallel_dilated_conv2d_backward
-    arguments = torch.zeros(2, 9, 5, 5), input, weights, RATES, [True] * 3
+    arguments = torch.zeros(2, 9, 5, 5), input, weights, DILATIONS, [True] * 3
     for backend in ("cpu", "reference"):
         with pytest.raises(RuntimeError, match="expanded size"):
             backward(*arguments, torch.zeros(2, 3), backend=backend)
@@ -270,11 +272,11 @@ def test_bad_input():
 
 
 @pytest.mark.parametrize("device_name", ["sm_86", "sm_90"])
-@pytest.mark.parametrize("num_workers", [1, 24])
+@pytest.mark.parametrize("num_ctas", [1, 24])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_emulated_on_seeds(monkeypatch, dtype, num_workers, device_name):
-    """Sums that are split or not, tiles of several images, more channels than a tile has."""
-    monkeypatch.setattr(emulator, "num_ctas", num_workers)
+def test_emulated_on_seeds(monkeypatch, dtype, num_ctas, device_name):
+    """Split and whole sums, tiles of several images, more channels than a tile."""
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     tensors, grads = operands(dtype, shape=(3, 136, 7, 5))
     tensors[0] = with_layout(tensors[0], "channels_last")
     results = []
@@ -301,7 +303,7 @@ def test_emulated_tf32(tf32):
 
 @pytest.mark.parametrize("device_name", ["sm_86", "sm_90"])
 def test_emulated_input_gradient_is_one_launch_and_one_write(monkeypatch, device_name):
-    """Nothing as large as the input is made but the gradient of the input."""
+    """The gradient of the input is the only new tensor of its size."""
     monkeypatch.setattr(emulator, "num_ctas", 1)  # no sums to add
     (input, weight, *_), (grad, grad_mean) = operands(torch.bfloat16)
     input = with_layout(input, "channels_last")

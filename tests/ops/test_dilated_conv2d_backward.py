@@ -33,8 +33,9 @@ from ..support.cases import (
 )
 from ..support.emulator import machine
 
-# Of (input, [(K, R, S)], rates): channels and pixels past several ends, taps that are never inside,
-# steps that cross rows and images, a sum over channels and one over pixels that 24 workers split.
+# (input, [(K, R, S)], dilations). Channels and pixels fill blocks and part of one more, taps
+# are outside the map, k-iterations cross rows and images, and 24 CTAs split a sum over channels and
+# one over pixels.
 CASES = [
     ((1, 136, 9, 9), [(133, 3, 3)], [2]),
     ((2, 40, 11, 13), [(24, 3, 3), (8, 1, 1), (72, 3, 5)], [3, 1, 20]),
@@ -52,25 +53,25 @@ def tensors_of(shape, kernels, dtype) -> tuple[Tensor, list[Tensor], Tensor]:
     return input, weights, torch.randn(shape[0], channels, *shape[2:]).to(dtype)
 
 
-def reference(input: Tensor, weights: list[Tensor], biases: list[Tensor], rates) -> Tensor:
+def reference(input: Tensor, weights: list[Tensor], biases: list[Tensor], dilations) -> Tensor:
     outputs = [
-        F.conv2d(oracle_input(input), *args, padding="same", dilation=rate)
-        for *args, rate in zip(weights, biases, rates, strict=True)
+        F.conv2d(oracle_input(input), *args, padding="same", dilation=dilation)
+        for *args, dilation in zip(weights, biases, dilations, strict=True)
     ]
     return torch.cat(outputs, dim=1)
 
 
-def gradients(function, input, weights, grad_output, rates) -> list[Tensor]:
-    """Of the input, the weights and the biases, which are zeros."""
+def gradients(function, input, weights, grad_output, dilations) -> list[Tensor]:
+    """Gradients of the input, the weights and the biases, which are zeros."""
     biases = [torch.zeros(w.size(0), dtype=w.dtype) for w in weights]
     leaves = [t.detach().requires_grad_() for t in (input, *weights, *biases)]
     n = len(weights)
-    output = function(leaves[0], leaves[1 : 1 + n], leaves[1 + n :], rates)
+    output = function(leaves[0], leaves[1 : 1 + n], leaves[1 + n :], dilations)
     return list(torch.autograd.grad(output, leaves, grad_output))
 
 
-def ours(input, weights, biases, rates) -> Tensor:
-    return parallel_dilated_conv2d(input, weights, biases, rates)
+def ours(input, weights, biases, dilations) -> Tensor:
+    return parallel_dilated_conv2d(input, weights, biases, dilations)
 
 
 def emulated_gradients(*args, seed=0, device="sm_80") -> list[Tensor]:
@@ -78,40 +79,40 @@ def emulated_gradients(*args, seed=0, device="sm_80") -> list[Tensor]:
         return gradients(ours, *args)
 
 
-@pytest.mark.parametrize("num_workers", [1, 24])
+@pytest.mark.parametrize("num_ctas", [1, 24])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("shape", "kernels", "rates"), CASES)
-def test_emulated_gradients_on_seeds(monkeypatch, shape, kernels, rates, dtype, num_workers):
-    monkeypatch.setattr(emulator, "num_ctas", num_workers)
+@pytest.mark.parametrize(("shape", "kernels", "dilations"), CASES)
+def test_emulated_gradients_on_seeds(monkeypatch, shape, kernels, dilations, dtype, num_ctas):
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     input, weights, grad_output = tensors_of(shape, kernels, dtype)
     results = [
-        emulated_gradients(input, weights, grad_output, rates, seed=seed, device="sm_86")
+        emulated_gradients(input, weights, grad_output, dilations, seed=seed, device="sm_86")
         for seed in range(4)
     ]
-    doubles = input.double(), [w.double() for w in weights], grad_output.double(), rates
+    doubles = input.double(), [w.double() for w in weights], grad_output.double(), dilations
     exact = gradients(reference, *doubles)
-    peer = gradients(reference, input, weights, grad_output, rates)
+    peer = gradients(reference, input, weights, grad_output, dilations)
     for a, p, e in zip(results[0], peer, exact, strict=True):
         assert_as_accurate_as(a, p, e)
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
 
 
-@pytest.mark.parametrize("num_workers", [1, 24])
-@pytest.mark.parametrize(("shape", "kernels", "rates"), CASES)
-def test_emulated_tf32_gradients_on_seeds(monkeypatch, tf32, shape, kernels, rates, num_workers):
-    monkeypatch.setattr(emulator, "num_ctas", num_workers)
+@pytest.mark.parametrize("num_ctas", [1, 24])
+@pytest.mark.parametrize(("shape", "kernels", "dilations"), CASES)
+def test_emulated_tf32_gradients_on_seeds(monkeypatch, tf32, shape, kernels, dilations, num_ctas):
+    monkeypatch.setattr(emulator, "num_ctas", num_ctas)
     input, weights, grad_output = tensors_of(shape, kernels, torch.float32)
     results = [
-        emulated_gradients(input, weights, grad_output, rates, seed=seed) for seed in range(3)
+        emulated_gradients(input, weights, grad_output, dilations, seed=seed) for seed in range(3)
     ]
     rounded = to_tf32(input), [to_tf32(w) for w in weights], to_tf32(grad_output)
-    doubles = rounded[0].double(), [w.double() for w in rounded[1]], rounded[2].double(), rates
+    doubles = rounded[0].double(), [w.double() for w in rounded[1]], rounded[2].double(), dilations
     exact = gradients(reference, *doubles)
-    peer = gradients(reference, *rounded, rates)
+    peer = gradients(reference, *rounded, dilations)
     n = 1 + len(weights)  # the bias's gradient is a plain sum, which rounds nothing
-    exact[n:] = gradients(reference, *doubles[:2], grad_output.double(), rates)[n:]
-    peer[n:] = gradients(reference, *rounded[:2], grad_output, rates)[n:]
+    exact[n:] = gradients(reference, *doubles[:2], grad_output.double(), dilations)[n:]
+    peer[n:] = gradients(reference, *rounded[:2], grad_output, dilations)[n:]
     for a, p, e in zip(results[0], peer, exact, strict=True):
         assert_as_accurate_as(a, p, e)
     for result in results[1:]:
@@ -119,15 +120,22 @@ def test_emulated_tf32_gradients_on_seeds(monkeypatch, tf32, shape, kernels, rat
 
 
 def test_sums_are_split():
-    """Else the tests above would leave out the kernels that add partial sums."""
-    (N, C, H, W), [(K, R, S)], [rate] = CASES[-1]
-    arguments = (N, H, W), ((R, S, rate, rate),), C, (K,), torch.bfloat16, torch.device("cpu")
+    """The tests above run the kernels that add partial sums."""
+    (N, C, H, W), [(K, R, S)], [dilation] = CASES[-1]
+    arguments = (
+        (N, H, W),
+        ((R, S, dilation, dilation),),
+        C,
+        (K,),
+        torch.bfloat16,
+        torch.device("cpu"),
+    )
     slots = [work_lists.wgrad_work_list(*arguments, n).num_slots for n in (1, 24)]
     assert slots[0] == 0 and slots[1] > 2 * 9
 
 
 def test_emulated_pipeline_of_gradients_on_more_seeds():
-    """Blocks through several rounds of their pipeline."""
+    """CTAs run several rounds of their pipeline."""
     arguments = tensors_of((2, 8, 12, 13), [(8, 3, 3)], torch.bfloat16)
     results = [emulated_gradients(*arguments, [1], seed=seed) for seed in range(6)]
     assert all(all(map(torch.equal, result, results[0])) for result in results[1:])
@@ -151,7 +159,7 @@ def test_emulated_weight_gradient_sums_every_pixel_of_a_rectangle_once(tf32, dty
 
 
 def test_emulated_bias_gradient_in_several_parts():
-    """300 pixels more than two parts have; sums of small integers are exact."""
+    """There are 300 pixels more than in two parts. Sums of small integers are exact."""
     kernels = LaunchContext(emulator.load().cuda, 0, num_ctas=5)
     grad_output = torch.randint(-3, 4, (2, 72, 29, 31)).bfloat16()
     grad_output = grad_output.contiguous(memory_format=torch.channels_last)
@@ -159,7 +167,7 @@ def test_emulated_bias_gradient_in_several_parts():
     assert torch.equal(actual, grad_output.double().sum((0, 2, 3)).bfloat16())
 
 
-def test_taps_that_are_never_inside_have_gradient_zero():
+def test_taps_outside_the_map_have_zero_gradient():
     input, weight, _ = operands(Conv(2, 8, 16, 5, 6, (3, 3), 9), torch.bfloat16, "cpu")
     weight.requires_grad_()
     with deeplab_fast.backend("emulated"):
@@ -170,8 +178,8 @@ def test_taps_that_are_never_inside_have_gradient_zero():
     assert (weight.grad[:, :, 1, 1] != 0).any()
 
 
-def test_emulated_padding_is_not_seen():
-    """Inf reaches the weights that multiply it, and no other."""
+def test_emulated_padding_is_not_read():
+    """Inf reaches exactly the weights that multiply it."""
     input, weight, _ = operands(Conv(1, 8, 8, 9, 10, (3, 3), 4), torch.bfloat16, "cpu")
     input[0, 3, 0, 0] = math.inf
     weight.requires_grad_()
@@ -200,7 +208,7 @@ def test_emulated_layouts_of_the_incoming_gradient(layout):
 
 
 class Recorder:
-    """The launchers, and the names of those that ran."""
+    """A module that records the names of the launchers that it runs."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -211,7 +219,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("mask", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])
-def test_only_what_is_asked_for_is_launched(mask):
+def test_only_needed_gradients_are_launched(mask):
     input, weights, grad_output = tensors_of((1, 8, 4, 5), [(8, 3, 3), (8, 1, 1)], torch.float16)
     recorder = Recorder()
     grad_input, grad_weights, grad_biases = dilated_conv2d_backward.backward(
@@ -247,7 +255,7 @@ def test_weights_keep_their_memory_format(tf32, dtype):
     ],
     ids=str,
 )
-def test_refusals(case: Conv, dtype, reason):
+def test_unsupported_convolutions(case: Conv, dtype, reason):
     input, weight, _ = operands(case, dtype, "cpu")
     grad_output = torch.randn(case.N, case.K, case.H, case.W).to(dtype)
     backward = torch.ops.deeplab_fast.dilated_conv2d_backward
@@ -256,7 +264,7 @@ def test_refusals(case: Conv, dtype, reason):
         backward(grad_output, input, weight, [1, 1], case.groups, [True] * 3, backend="emulated")
 
 
-def test_refuses_too_many_taps_together():
+def test_unsupported_number_of_taps():
     input, weights, grad_output = tensors_of((1, 8, 2, 2), [(8, 31, 31)] * 2, torch.bfloat16)
     backward = torch.ops.deeplab_fast.parallel_dilated_conv2d_backward
     with pytest.raises(RuntimeError, match="at most 1024 taps in all branches together"):
@@ -316,7 +324,7 @@ def test_a_compiled_training_step(kernels, ran):
 
 
 def test_training_with_a_gradient_scaler(monkeypatch):
-    """fp16 under autocast: steps taken like those of the reference, an overflow skipped."""
+    """fp16 under autocast takes the reference's steps and skips an overflow."""
     head, features, target = head_and_batch()
     start = {key: value.clone() for key, value in head.state_dict().items()}
     only = parallel_dilated_conv2d_and_mean

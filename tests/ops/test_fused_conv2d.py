@@ -169,10 +169,10 @@ def test_emulated_keeps_nan(with_residual):
         ({"bias": torch.zeros(6).half()}, "input and the bias differ in dtype"),
         ({"bias": torch.zeros(5)}, "shapes of weight and bias do not fit"),
         ({"residual": torch.zeros(2, 6, 12, 10).half()}, "input and the residual differ in dtype"),
-        ({"residual": torch.zeros(2, 6, 12, 9)}, "residual has not the shape of the output"),
+        ({"residual": torch.zeros(2, 6, 12, 9)}, "residual does not have the shape of the output"),
     ],
 )
-def test_emulated_depthwise_refuses(change, reason):
+def test_emulated_depthwise_unsupported(change, reason):
     names = ("input", "weight", "bias", "residual", "stride", "padding", "dilation", "groups")
     named = dict(zip(names, operands("depthwise", True, torch.float32, "cpu"))) | change
     with deeplab_fast.backend("emulated"), pytest.raises(RuntimeError, match=reason):

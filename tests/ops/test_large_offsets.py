@@ -45,19 +45,19 @@ def sparse(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def far_view(values: Tensor, strides: Sequence[int]) -> Tensor:
-    """The same values in these strides, between zeros."""
+    """The same values in these strides, with zeros between them."""
     last = sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
     return sparse(last + 1, dtype=values.dtype).as_strided(values.shape, strides).copy_(values)
 
 
 def ints(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Small, so that their sums are exact."""
+    """Small integers, whose sums are exact."""
     return torch.randint(1, 5, shape).to(dtype)
 
 
 @contextlib.contextmanager
 def clusters(**ranges: tuple[int, int]) -> Iterator[None]:
-    """Only these clusters of the kernels named run, those from a negative begin on are the last."""
+    """Run only these clusters of the named kernels; a negative begin counts from the end."""
     outer = emulator.load().set_clusters(ranges)
     try:
         yield
@@ -69,7 +69,7 @@ def int32(rows: Sequence[Sequence[int]] | Sequence[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32)
 
 
-# Convolution. A work list may name any pixels, taps, channels and slots.
+# Convolution. A work list may name any pixels, taps, channels and workspace slots.
 
 CONVOLUTIONS = pytest.mark.parametrize(
     ("suffix", "dtype"),
@@ -83,7 +83,7 @@ def tile_of(suffix: str) -> int:
 
 
 def step_of(suffix: str, dtype: torch.dtype) -> int:
-    """Channels of a step, or pixels of one of the weight gradient."""
+    """Channels of a k-iteration; pixels, for the weight gradient."""
     return (_C.CONV_K_ITER_BYTES_SM90 if suffix else _C.CONV_K_ITER_BYTES) // dtype.itemsize
 
 
@@ -155,7 +155,7 @@ TAPS = [(dy, dx, 0, 3 * dy + dx + 4) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
 
 @CONVOLUTIONS
 def test_convolution_of_far_pixels(suffix, dtype):
-    """Of the input, the residual and the output: a corner of the last of 1025 images."""
+    """A corner of the last of 1025 images is far in the input, the residual and the output."""
     N, H, W, C = 1025, 1024, 1024, 8
     input, residual, output = (sparse(N, H, W, C, dtype=dtype) for _ in range(3))
     corner = N - 1, slice(0, 4), slice(W - 5, W)
@@ -196,7 +196,7 @@ def test_convolution_of_far_weights_and_channels(suffix, dtype):
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
 @CONVOLUTIONS
 def test_convolution_with_far_biases_of_images_and_partial_sums(suffix, dtype, split):
-    """Images of one pixel; a split sum has two pieces in late slots."""
+    """Images have one pixel; a split sum has two workspace slots that are far."""
     N, C, K, tile = 2**26 + 3, 128, 64, tile_of(suffix)
     input, output, residual = (sparse(N, size, dtype=dtype) for size in (C, K, K))
     image_bias = sparse(N, K, dtype=torch.float32)
@@ -283,7 +283,7 @@ def weight_gradient(
 )
 @CONVOLUTIONS
 def test_weight_gradient_of_far_pixels(suffix, dtype, N, H, W, C):
-    """The last channels of the last pixels, in the last step of two rectangles."""
+    """The last channels of the last pixels, in the last k-iteration of two rectangles."""
     K, tile, last = 8, tile_of(suffix), slice(-8, None)
     input, grad_output = sparse(N, H, W, C, dtype=dtype), sparse(N, H, W, K, dtype=dtype)
     for tensor in (input, grad_output):
@@ -308,7 +308,7 @@ def test_weight_gradient_of_far_pixels(suffix, dtype, N, H, W, C):
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
 @CONVOLUTIONS
 def test_weight_gradient_of_far_weights_and_partial_sums(suffix, dtype, split):
-    """The last rows of a huge weight; a split sum has two pieces in late slots."""
+    """The last rows of a huge weight; a split sum has two workspace slots that are far."""
     K, num_taps, C, tile = 2**20 + 8, 512, 8, tile_of(suffix)
     grad_weight, grad_output = sparse(K, num_taps, C, dtype=dtype), sparse(1, 1, 70, K, dtype=dtype)
     first = 2**20
@@ -350,13 +350,13 @@ def test_bias_gradient_of_far_pixels_and_parts(dtype):
     assert torch.equal(grad_bias[-32:], expected)
 
 
-# Depthwise convolution. C = 33 fills no vector.
+# Depthwise convolution. C = 33 does not fill a vector.
 
 KERNELS = [((3, 3), 32), ((5, 5), 32), ((1, 3), 32), ((3, 3), 33)]
 DEPTHWISE = {f"depthwise_conv2d_{name}_kernel": (-8, LAST) for name in ("fwd", "fwd_any")}
 
 
-# (kernel, channels past the last vector, rate): there are columns so far apart that one more tap
+# (kernel, channels past the last vector, dilation). Columns are so far apart that one more tap
 # takes 2^32 elements.
 FAR_TAPS = [((3, 3), 0, 10), ((5, 5), 0, 26), ((1, 3), 0, 4), ((3, 3), 15, 10)]
 
@@ -373,18 +373,18 @@ def depthwise_reference(
     weight: Tensor,
     bias: Tensor,
     kernel: tuple[int, int],
-    rates: tuple[int, int] = (1, 1),
+    dilations: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    """Of one image [H, W, C]."""
+    """Depthwise convolution of one image [H, W, C]."""
     C = input.size(-1)
     x, w = input.double().permute(2, 0, 1)[None], weight.double().view(C, 1, *kernel)
-    output = F.conv2d(x, w, bias.double(), padding="same", dilation=rates, groups=C)
+    output = F.conv2d(x, w, bias.double(), padding="same", dilation=dilations, groups=C)
     return output[0].permute(1, 2, 0)
 
 
 @pytest.mark.parametrize(("kernel", "C"), KERNELS, ids=str)
 def test_depthwise_convolution_of_far_pixels(kernel, C):
-    """Of the input, the residual and the output: the last of 2^21 images."""
+    """The last of 2^21 images is far in the input, the residual and the output."""
     N, H, W, dtype = 2**21 + 1, 8, 8, torch.bfloat16
     assert (N - 1) * H * W * C >= FAR
     input, residual, output = (sparse(N, H, W, C, dtype=dtype) for _ in range(3))
@@ -400,38 +400,40 @@ def test_depthwise_convolution_of_far_pixels(kernel, C):
     assert torch.equal(output[-1], expected.to(dtype))
 
 
-@pytest.mark.parametrize(("kernel", "odd", "rate"), FAR_TAPS, ids=str)
-def test_depthwise_convolution_of_far_weights_rows_and_columns(kernel, odd, rate):
-    """Weights and taps are more than 2^32 elements away, as of so many channels."""
+@pytest.mark.parametrize(("kernel", "odd", "dilation"), FAR_TAPS, ids=str)
+def test_depthwise_convolution_of_far_weights_rows_and_columns(kernel, odd, dilation):
+    """There are so many channels that weights and taps are more than 2^32 elements away."""
     taps, dtype = math.prod(kernel), torch.bfloat16
-    C, H, W = FAR // taps // 64 * 64 + 256 + odd, 2, rate + 1
+    C, H, W = FAR // taps // 64 * 64 + 256 + odd, 2, dilation + 1
     input, output = (sparse(H, W, C, dtype=dtype) for _ in range(2))
     weight, bias, last = sparse(C, taps, dtype=dtype), sparse(C, dtype=dtype), slice(C - 8, C)
-    assert last.start * taps >= FAR and rate * C >= FAR
+    assert last.start * taps >= FAR and dilation * C >= FAR
     input[..., last], weight[last] = ints(H, W, 8, dtype=dtype), ints(8, taps, dtype=dtype)
     bias[last] = ints(8, dtype=dtype)
-    shape = _C.DepthwiseShape((1, H, W, C), kernel, (1, rate), 4, False)
+    shape = _C.DepthwiseShape((1, H, W, C), kernel, (1, dilation), 4, False)
     with clusters(**last_channels(C)):
         run(
             "depthwise_conv2d_fwd", output.data_ptr(), input.data_ptr(), weight.data_ptr(),
             bias.data_ptr(), 0, NO_CLAMP, shape, dtype=dtype,
         )  # fmt: skip
-    reference = depthwise_reference(input[..., last], weight[last], bias[last], kernel, (1, rate))
-    columns = [0, rate]  # neighbours to the kernel
+    reference = depthwise_reference(
+        input[..., last], weight[last], bias[last], kernel, (1, dilation)
+    )
+    columns = [0, dilation]  # neighbours to the kernel
     assert torch.equal(output[:, columns, last], reference[:, columns].to(dtype))
 
 
-@pytest.mark.parametrize(("kernel", "odd", "rate"), FAR_TAPS, ids=str)
-def test_depthwise_weight_gradient_of_far_rows_and_columns(kernel, odd, rate):
+@pytest.mark.parametrize(("kernel", "odd", "dilation"), FAR_TAPS, ids=str)
+def test_depthwise_weight_gradient_of_far_rows_and_columns(kernel, odd, dilation):
     taps, dtype = math.prod(kernel), torch.bfloat16
-    C, H, W = FAR // taps // 64 * 64 + 256 + odd, 2, rate + 1
+    C, H, W = FAR // taps // 64 * 64 + 256 + odd, 2, dilation + 1
     has_all_taps = kernel[0] == kernel[1] and not odd  # else a block has one: here the first
     input, grad_output = (sparse(H, W, C, dtype=dtype) for _ in range(2))
-    last, columns = slice(C - 8, C), [0, rate]
+    last, columns = slice(C - 8, C), [0, dilation]
     for tensor in (input, grad_output):
         tensor[:, columns, last] = ints(H, 2, 8, dtype=dtype)
     partial_sums = sparse(taps + 1, C, dtype=torch.float32)
-    shape = _C.DepthwiseShape((1, H, W, C), kernel, (1, rate), 4, False)
+    shape = _C.DepthwiseShape((1, H, W, C), kernel, (1, dilation), 4, False)
     ranges = last_channels(C) | {"depthwise_conv2d_wgrad_reduce_kernel": (0, 0)}
     with clusters(**ranges):
         run(
@@ -439,7 +441,7 @@ def test_depthwise_weight_gradient_of_far_rows_and_columns(kernel, odd, rate):
             input.data_ptr(), shape, 1, dtype=dtype,
         )  # fmt: skip
     leaf = torch.zeros(8, taps, dtype=torch.double, requires_grad=True)
-    output = depthwise_reference(input[..., last], leaf, torch.zeros(8), kernel, (1, rate))
+    output = depthwise_reference(input[..., last], leaf, torch.zeros(8), kernel, (1, dilation))
     (expected,) = torch.autograd.grad(output, leaf, grad_output[..., last].double())
     own = slice(None) if has_all_taps else slice(0, 1)
     assert expected[:, own].count_nonzero() > 0
@@ -490,7 +492,7 @@ def test_depthwise_weight_gradient_of_far_pixels_and_parts(kernel, C, N, columns
 
 
 def test_depthwise_weight_gradient_to_far_weights():
-    """The last tap of the last channels, of sums that are there already."""
+    """The last tap of the last channels; the partial sums are given."""
     C, taps, dtype = FAR // 9 // 64 * 64 + 128, 9, torch.bfloat16
     partial_sums = sparse(1, taps + 1, C, dtype=torch.float32)
     grad_weight = sparse(C, taps, dtype=dtype)
@@ -641,7 +643,7 @@ def emulated_argmax(labels: Tensor, logits: Tensor) -> Tensor:
 )
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64], ids=str)
 def test_far_labels(N, size, kernel, blocks, dtype):
-    """Those of the last of many images."""
+    """The labels of the last of many images."""
     logits, labels = sparse(N, 3, 4, 4, dtype=torch.float32), sparse(N, *size, dtype=dtype)
     assert (N - 1) * math.prod(size) > FAR
     logits[-1] = torch.randn(3, 4, 4)
@@ -666,8 +668,8 @@ def test_far_labels(N, size, kernel, blocks, dtype):
         ((2**20, 1, 2**8, 2**8), (1, 1)),
     ],
 )
-def test_cross_entropy_refuses_what_its_indices_cannot_count(shape, size):
-    """Classes, sides, blocks, elements and source pixels; before anything is read."""
+def test_cross_entropy_unsupported_sizes(shape, size):
+    """Too many classes, rows, blocks, elements or source pixels raise before anything is read."""
     shape = _C.UpsampleShape(shape, (1, 1, 1, 1), size, (1.0, 1.0), False)
     terms = _C.CrossEntropyParams(0, -100, 0.0)
     cuda, fp32 = emulator.load().cuda, DTYPES[torch.float32]
@@ -682,7 +684,7 @@ def test_cross_entropy_refuses_what_its_indices_cannot_count(shape, size):
 
 
 class CrossEntropy:
-    """The emulated kernels on memory of the caller's, without the reduction over all pixels."""
+    """Run the emulated kernels on given tensors, without the reduction over all pixels."""
 
     def __init__(self, logits: Tensor, size: tuple[int, int], allocate: Any) -> None:
         N, C, H, W = logits.shape
@@ -747,7 +749,7 @@ def test_cross_entropy_of_far_pixels():
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_cross_entropy_gradient_of_far_pixels(channels_last):
-    """The gradient of the last image, by way of those of its cells."""
+    """The gradient of the last image, which is summed from those of its cells."""
     N, C, H, W, size = 2**27 + 1, 5, 1, 8, (4, 16)
     far, near = (
         CrossEntropy(allocate(n, C, H, W, dtype=torch.float32), size, allocate)
@@ -795,7 +797,7 @@ def test_cross_entropy_gradient_of_far_classes(channels_last):
 
 
 def share_one_memory(tensor: Tensor) -> None:
-    """Maps the same 2 MiB all over a sparse tensor, so that writing it takes no more than those."""
+    """Map the same 2 MiB repeatedly into a tensor, so that writing it takes no more memory."""
     map_memory = ctypes.CDLL(None, use_errno=True).mmap
     map_memory.restype, size = ctypes.c_void_p, 2**21
     map_memory.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -809,7 +811,7 @@ def share_one_memory(tensor: Tensor) -> None:
 
 
 def test_far_labels_on_the_cpu():
-    """Of the last image, behind 2^31 others that are in the same memory."""
+    """The last image follows 2^31 others that share the same memory."""
     N, side = 2**7 + 1, 2**12
     labels, logits = sparse(N, side, side, dtype=torch.uint8), torch.zeros(N, 2, 1, 1)
     assert (N - 1) * side**2 >= 2**31  # 2^32 would take twice the time

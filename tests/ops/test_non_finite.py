@@ -52,7 +52,7 @@ LARGE = {torch.float32: 2.0**127, torch.bfloat16: 2.0**127, torch.float16: 2.0**
 
 
 class Runner(NamedTuple):
-    """A backend and, of kernels that are emulated or interpreted, how they are run."""
+    """A backend, and how its emulated or interpreted kernels are run."""
 
     backend: str
     dtype: torch.dtype
@@ -65,7 +65,7 @@ class Runner(NamedTuple):
 
     @property
     def is_ours(self) -> bool:
-        """The kernels are this project's, not torch's."""
+        """True if the kernels are ours, not torch's."""
         return self.backend not in ("cpu", "reference")
 
 
@@ -93,7 +93,7 @@ def on(*runners: Runner):
 
 @pytest.fixture
 def runner(request, monkeypatch):
-    """The test runs on this backend; one that splits sums has to have done so, and no other."""
+    """Run a test on this backend, and check that sums are split if and only if they should be."""
     chosen: Runner = request.param
     if reason := registry.unavailable_reason(chosen.backend, "cpu"):
         pytest.skip(reason)
@@ -109,7 +109,7 @@ def runner(request, monkeypatch):
 
 
 def launches(word: str) -> int:
-    """Of emulated kernels of dense products with this word in their name."""
+    """Launches of emulated dense kernels with this word in their name."""
     counts = emulator.load().launch_counts().items()
     is_dense = re.compile("dilated_conv2d_(fwd|wgrad)").match
     return sum(n for name, n in counts if word in name and is_dense(name))
@@ -159,7 +159,7 @@ def convolution(
     input: Tensor, weight: Tensor, dilation: int | tuple[int, int] = 1, groups: int = 1,
     padded: bool = False, overflows: bool = False,
 ) -> Tensor:  # fmt: skip
-    """In float64, product by product: a BLAS might skip some. Only the taps inside, or all."""
+    """Sum in float64, product by product as a BLAS might skip some: taps inside the map, or all."""
     input, weight = input.double(), weight.double()
     output = input.new_zeros(input.size(0), weight.size(0), *input.shape[2:])
     each = weight.size(0) // groups
@@ -190,7 +190,7 @@ ACTIVATIONS = {
 
 
 def assert_same(runner: Runner, actual: Tensor, expected: list[Tensor], dropped=None) -> None:
-    """Every element is one of those expected, once rounded to the dtype: NaN where NaN is, too.
+    """Each element equals one of the expected ones rounded to the dtype, NaN included.
 
     Bit for bit for kernels of this project. ``dropped``: elements that may be 0 as well.
     """
@@ -211,7 +211,7 @@ def assert_same(runner: Runner, actual: Tensor, expected: list[Tensor], dropped=
 
 
 def with_cudas_nan(tensor: Tensor) -> Tensor:
-    """NaN as CUDA's conversions make it, all ones, which a careless rounding makes 0."""
+    """CUDA's canonical NaN, all ones, which careless rounding turns into 0."""
     as_integers = tensor.view(torch.int32 if tensor.dtype == FP32 else torch.int16)
     as_integers[tensor.isnan()] = torch.iinfo(as_integers.dtype).max
     return tensor
@@ -248,7 +248,7 @@ def special_channels(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
 
 
 def special_residual(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Special values at one pixel of every image each, and a large one in the first."""
+    """A special value at one pixel of each image, and a large value in the first."""
     residual = digits(*shape, largest=9)
     for x, value in enumerate([NAN, INF, -INF, -0.0]):
         residual[:, :, 0, x] = value
@@ -265,7 +265,7 @@ DEPTHWISE = [
 
 
 class Special(NamedTuple):
-    """Operands, and the sums of products that may come of them."""
+    """Operands, and the sums of products that are correct for them."""
 
     input: Tensor
     weight: Tensor
@@ -275,7 +275,7 @@ class Special(NamedTuple):
 
 @functools.cache
 def special(case: Conv, dtype: torch.dtype) -> Special:
-    """The same for all backends: oracles take long. Nobody may write to it."""
+    """Cached oracle, because it is slow: all backends share it, and nobody may write to it."""
     torch.manual_seed(1)
     input = special_input(case.N, case.C, case.H, case.W, dtype)
     weight = digits(case.K, case.C // case.groups, *case.kernel)
@@ -288,8 +288,8 @@ def special(case: Conv, dtype: torch.dtype) -> Special:
 
 def same_geometry(case: Conv) -> tuple:
     """Stride, padding, dilation and groups."""
-    rate = pair(case.dilation)
-    return (1, 1), tuple(d * (k // 2) for d, k in zip(rate, case.kernel)), rate, case.groups
+    dilation = pair(case.dilation)
+    return (1, 1), tuple(d * (k // 2) for d, k in zip(dilation, case.kernel)), dilation, case.groups
 
 
 def check_fused(runner: Runner, case: Conv, activation: str, with_residual: bool) -> None:
@@ -309,7 +309,7 @@ def check_fused(runner: Runner, case: Conv, activation: str, with_residual: bool
     assert_same(runner, output, expected, sums[-1].isnan() if is_fused else None)
 
 
-# Output channels that fill no vector, and that do.
+# Output channels that do not fill a vector, and that do.
 @on(*RUNNERS)
 @pytest.mark.parametrize(
     ("channels", "activation", "with_residual"), [(21, "relu6", True), (24, "relu", False)]
@@ -321,7 +321,7 @@ def test_dense(runner, channels, activation, with_residual):
 
 @on(Runner("cpu", BF16))
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_more_channels_than_onednn_is_given_at_a_time(runner, with_residual):
+def test_channels_split_for_onednn(runner, with_residual):
     check_fused(runner, Conv(6, 520, 16, 4, 5), "relu6", with_residual)
 
 
@@ -350,20 +350,20 @@ def test_groups(runner):
 
 @on(*(r for r in RUNNERS if r != Runner("triton", FP32, splits=True)))  # which takes long
 def test_parallel_branches_and_mean(runner):
-    """Of which the second begins at an odd channel."""
+    """The second branch begins at an odd channel."""
     C = 72 if runner.splits else 16
     cases = Conv(6, C, 11, 4, 5, (1, 1)), Conv(6, C, 8, 4, 5, (3, 3), 2)
     (input, first, bias, sums), (_, second, other_bias, others) = (
         special(case, runner.dtype) for case in cases
     )
-    weights, rates, biases = [first, second], [1, 2], [bias, other_bias]
+    weights, dilations, biases = [first, second], [1, 2], [bias, other_bias]
     expected = [torch.cat(s, dim=1) for s in zip(sums, others)]
     op = torch.ops.deeplab_fast.parallel_dilated_conv2d_and_mean
-    output, means = op(input, weights, rates, backend=runner.backend)
+    output, means = op(input, weights, dilations, backend=runner.backend)
     assert_same(runner, output, expected)
     assert means.dtype == torch.float32
     assert_same(runner, means, [input.double().mean((2, 3))])
-    output = parallel_dilated_conv2d(input, weights, biases, rates)
+    output = parallel_dilated_conv2d(input, weights, biases, dilations)
     added = torch.cat(biases).double()[:, None, None]
     assert_same(runner, output, [s + added for s in expected])
 
@@ -371,7 +371,7 @@ def test_parallel_branches_and_mean(runner):
 @on(*(runner for runner in RUNNERS if runner.backend == "emulated"))
 @pytest.mark.parametrize("activation", ["none", "relu6"])
 def test_emulated_bias_of_an_image(runner, activation):
-    """With all other terms, as no op has them together."""
+    """All other terms at once, which no op combines."""
     case = Conv(6, 72 if runner.splits else 16, 21, 4, 5)
     input, weight, bias, sums = special(case, runner.dtype)
     image_bias = digits(6, 21, largest=9) / 2
@@ -393,7 +393,7 @@ def test_emulated_bias_of_an_image(runner, activation):
 
 @on(*RUNNERS)
 def test_each_term_is_added_once_and_before_the_activation(runner):
-    """Sums on both sides of 0 and 6 with and without each of the terms."""
+    """Sums are on both sides of 0 and 6, with and without each term."""
     C, K = 72 if runner.splits else 16, 24
     input, bias = digits(3, C, 4, 5), digits(K, largest=7) / 2
     weight = digits(K, C, 3, 3) * (torch.rand(K, C, 3, 3) < 0.3 / C)
@@ -440,13 +440,13 @@ def input_gradients(grad_output: Tensor, weight: Tensor, case: Conv) -> list[Ten
 
 
 def weight_gradients(grad_output: Tensor, input: Tensor, case: Conv) -> list[Tensor]:
-    """Over the pixels at which a tap is inside, and with products by zeros next to them."""
+    """Sums over the pixels at which a tap is inside the map, with and without products by zeros."""
     results = []
     for padded in (False, True):
         for overflows in (False, True):
             rows = []
-            rate = pair(case.dilation)
-            for _, _, (ys, xs), read in taps_inside(input.double(), case.kernel, rate, padded):
+            dilation = pair(case.dilation)
+            for _, _, (ys, xs), read in taps_inside(input.double(), case.kernel, dilation, padded):
                 grad = grad_output.double()[:, :, ys, xs]
                 products = grad * read if case.groups > 1 else grad[:, :, None] * read[:, None]
                 products = products.float().double() if overflows else products
@@ -546,11 +546,11 @@ def aspp_close(runner: Runner) -> dict:
 
 
 def aspp_definition(
-    input, weights, biases, rates, pool_weight, pool_bias, project_weight, project_bias
+    input, weights, biases, dilations, pool_weight, pool_bias, project_weight, project_bias
 ) -> Tensor:
     branches = [
-        convolution(input, w, rate) + b.double()[:, None, None]
-        for w, b, rate in zip(weights, biases, rates)
+        convolution(input, w, dilation) + b.double()[:, None, None]
+        for w, b, dilation in zip(weights, biases, dilations)
     ]
     mean = input.double().mean((2, 3), keepdim=True)
     pooled = convolution(mean, pool_weight) + pool_bias.double()[:, None, None]
@@ -569,9 +569,9 @@ def check_aspp(runner: Runner, arguments: list) -> Tensor:
 
 @on(*(r for r in WHOLE if r.dtype != FP16))
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_aspp_of_a_broken_image(runner, value):
+def test_aspp_of_a_non_finite_image(runner, value):
     """Image pooling takes NaN to all of an image, past pixels that no branch reads it at."""
-    arguments = aspp_operands((3, 8, 5, 6), runner.dtype, rates=(1,))
+    arguments = aspp_operands((3, 8, 5, 6), runner.dtype, dilations=(1,))
     arguments[0][1, 3, 4, 5] = value
     output = check_aspp(runner, arguments)
     assert output[0].isfinite().all() and output[2].isfinite().all()
@@ -580,11 +580,11 @@ def test_aspp_of_a_broken_image(runner, value):
 
 @on(*(r for r in WHOLE if r.dtype != FP16))
 @pytest.mark.parametrize("place", PLACES)
-def test_aspp_of_broken_branches(runner, place):
+def test_aspp_of_non_finite_branches(runner, place):
     """-Inf in a bias is a channel that ReLU makes 0, NaN and Inf reach all of the output."""
     position, index = PLACES[place]
     for value in (NAN, INF, -INF) if "bias" in place else (NAN,):
-        arguments = aspp_operands((2, 8, 3, 4), runner.dtype, rates=(1,))
+        arguments = aspp_operands((2, 8, 3, 4), runner.dtype, dilations=(1,))
         tensor = arguments[position[0]]
         tensor = tensor if len(position) == 1 else tensor[position[1]]
         tensor[index] = value
@@ -593,9 +593,9 @@ def test_aspp_of_broken_branches(runner, place):
 
 
 @on(*(r for r in WHOLE if r.dtype != FP16))
-def test_aspp_of_a_broken_projection(runner):
-    """A channel each: of the branches' weights, of the pooled ones and of the bias."""
-    arguments = aspp_operands((2, 8, 3, 4), runner.dtype, rates=(1,))
+def test_aspp_of_a_non_finite_projection(runner):
+    """One channel each: special values of the branches' weights, pooled weights and bias."""
+    arguments = aspp_operands((2, 8, 3, 4), runner.dtype, dilations=(1,))
     branches = sum(weight.size(0) for weight in arguments[1])
     arguments[5].abs_().add_(9)  # the pooled features are not 0, nor
     arguments[2][0][:] = 9  # are those of the first branch
@@ -609,9 +609,9 @@ def test_aspp_of_a_broken_projection(runner):
 
 
 @on(*(Runner(name, FP32) for name in ("reference", "cpu", "triton")), Runner("emulated", BF16))
-def test_gradients_of_aspp_of_a_broken_image(runner):
+def test_gradients_of_aspp_of_a_non_finite_image(runner):
     """ReLU of NaN has a gradient, as in PyTorch: NaN and Inf do not make others 0."""
-    arguments = aspp_operands((3, 8, 3, 4), runner.dtype, rates=(1,))
+    arguments = aspp_operands((3, 8, 3, 4), runner.dtype, dilations=(1,))
     arguments[0][1, 3, 2, 1] = NAN
     grad_output = torch.randn(3, 7, 3, 4).to(runner.dtype)
 
@@ -626,7 +626,7 @@ def test_gradients_of_aspp_of_a_broken_image(runner):
 
 
 def one_by_one(module: ASPP) -> ASPP:
-    """A copy whose modules are called as they are, one after the other: plain PyTorch."""
+    """A copy that calls its modules one after the other, in plain PyTorch."""
     module = copy.deepcopy(module)
     module.project.register_forward_hook(lambda *args: None)
     return module
@@ -694,8 +694,8 @@ def mobilenet() -> DeepLabV3:
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 @torch.no_grad()
-def test_a_broken_image_is_broken_in_a_prepared_model(mobilenet, dtype):
-    """oneDNN's ReLU, which makes 0 of NaN, would hide it."""
+def test_non_finite_image_in_a_prepared_model(mobilenet, dtype):
+    """oneDNN's ReLU, which turns NaN into 0, would hide it."""
     images = torch.randn(3, 3, 33, 33)
     images[1, 2, 20, 7] = NAN
     prepared = mobilenet.prepare_for_inference(dtype)
@@ -713,7 +713,7 @@ def test_a_broken_image_is_broken_in_a_prepared_model(mobilenet, dtype):
              "classifier.0.convs.1.1.bias", "classifier.2.running_mean"],
 )  # fmt: skip
 @torch.no_grad()
-def test_broken_weights_are_broken_in_a_prepared_model(mobilenet, name):
+def test_non_finite_weights_in_a_prepared_model(mobilenet, name):
     model = copy.deepcopy(mobilenet)
     dict([*model.named_parameters(), *model.named_buffers()])[name].view(-1)[2] = NAN
     images = torch.randn(1, 3, 17, 17)
@@ -722,7 +722,7 @@ def test_broken_weights_are_broken_in_a_prepared_model(mobilenet, name):
 
 
 @torch.no_grad()
-def test_a_broken_class_is_alone_in_a_prepared_model(mobilenet):
+def test_non_finite_class_in_a_prepared_model(mobilenet):
     model = copy.deepcopy(mobilenet)
     model.classifier[-1].bias[3] = NAN
     images = torch.randn(1, 3, 17, 17)

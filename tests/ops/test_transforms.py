@@ -45,7 +45,7 @@ from ..support.cases import assert_as_accurate_as
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Many tiny convolutions: threads would only wait for one another."""
+    """Use one thread: convolutions here are so small that threads would wait for one another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -113,13 +113,13 @@ OPS = {
 
 
 def arguments_of(op: Op, batch: int | None = None) -> tuple[Tensor, ...]:
-    """In float64; stacks of ``batch`` if that is given."""
+    """Random arguments in float64, stacked ``batch`` times if that is given."""
     shapes = op.shapes if batch is None else [(batch, *shape) for shape in op.shapes]
     return tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes)
 
 
 def total(function: Callable[..., Any]) -> Callable[..., Tensor]:
-    """A number whose gradients depend on all arguments."""
+    """A scalar whose gradients depend on all arguments."""
     return lambda *args: sum(output.square().sum() for output in tree_leaves(function(*args)))
 
 
@@ -137,7 +137,7 @@ def all_of(args: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def images(args: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """in_dims and arguments: each image a batch of its own, the others shared."""
+    """in_dims and arguments: each image is a batch of its own, the other arguments are shared."""
     return (0, *[None] * (len(args) - 1)), (args[0][:, None], *args[1:])
 
 
@@ -157,14 +157,14 @@ def per_sample_gradients_of_the_last(function, args):
 
 
 def vmap_everything(function, args):
-    """Over all arguments, each along another dimension."""
+    """vmap over all arguments, each along another dimension."""
     dims = [i % (arg.dim() + 1) for i, arg in enumerate(args)]
     stacks = (torch.stack([arg, 2 * arg, arg - 1], dim) for arg, dim in zip(args, dims))
     return vmap(function, tuple(dims))(*stacks)
 
 
 def vmap_each(function, args):
-    """Over one argument at a time."""
+    """vmap over one argument at a time."""
     return [
         vmap(function, tuple(0 if i == j else None for j in all_of(args)))(
             *(torch.stack([arg, 2 * arg]) if i == j else arg for j, arg in enumerate(args))
@@ -184,7 +184,7 @@ def jvp_all(function, args):
 
 
 def jvp_each(function, args):
-    """With a tangent of one argument at a time."""
+    """jvp with a tangent of one argument at a time."""
 
     def only(i: int) -> Callable[[Tensor], Any]:
         return lambda arg: function(*args[:i], arg, *args[i + 1 :])
@@ -229,7 +229,7 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Any], tuple[Tensor, ...]], Any]] =
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 def test_convolutions_transform_like_pytorchs(op: Op, transform, dtype, ran):
-    """float64 runs on the reference, which takes it for every op."""
+    """float64 runs on the reference, which supports it for every op."""
     args = arguments_of(op)
     inputs = tuple(arg.to(dtype) for arg in args)
     backend = "reference" if dtype == torch.float64 else "cpu"
@@ -280,7 +280,7 @@ def of_logits(function, target, weight):
 
 
 def loop(function: Callable[..., Tensor], in_dims: tuple[int | None, ...]):
-    """vmap as a loop: PyTorch's own does not take every cross entropy."""
+    """vmap as a loop, because PyTorch's own does not support every cross entropy."""
 
     def looped(*args: Any) -> Tensor:
         dims = [(arg, dim) for arg, dim in zip(args, in_dims) if dim is not None]
@@ -302,7 +302,7 @@ def vmap_samples(function, logits, target, weight):
 
 
 def vmap_parts(function, logits, target, weight):
-    """Over each argument, and along other dimensions than the first."""
+    """vmap over each argument, along the first and other dimensions."""
     mapped = vmap_of(function)
     weights = torch.stack([weight, 2 * weight**2], 1)
     stack, targets = torch.stack([logits, 2 * logits], 3), torch.stack([target, target.flip(0)], 1)
@@ -393,17 +393,17 @@ def test_no_forward_mode_of_a_loss_for_each_pixel():
         dual_numbers(ours, (logits,))
 
 
-def test_class_weights_have_neither_gradient_nor_tangent():
+def test_class_weights_have_no_derivative():
     logits, target, weight = entropy_arguments()
 
     def ours(weight):
         return upsample_cross_entropy(logits, target, weight, 255)
 
-    with pytest.raises(ValueError, match="weight: has no gradient here"):
+    with pytest.raises(ValueError, match="weight: expected requires_grad=False"):
         grad(ours)(weight)
-    with pytest.raises(ValueError, match="weight: has no gradient here"):
+    with pytest.raises(ValueError, match="weight: expected no tangent"):
         jvp(ours, (weight,), (weight,))
-    with pytest.raises(ValueError, match="weight: has no gradient here"):
+    with pytest.raises(ValueError, match="weight: expected no tangent"):
         dual_numbers(ours, (weight,))
 
 
@@ -503,7 +503,7 @@ def test_tangents_of_one_argument_take_one_more_call(ran):
 
 
 def test_only_needed_gradients_are_computed(monkeypatch):
-    """As without a transform: the backward op is told which are needed."""
+    """The backward op receives the mask of needed gradients, as without a transform."""
     input, weight, bias = arguments_of(OPS["dilated_conv2d"])
     masks = []
     table = deeplab_fast.backends.registry._kernels["dilated_conv2d_backward"]
@@ -614,7 +614,7 @@ def test_jacobian_of_torch_autograd_functional():
 
 
 def test_functional_gradients_of_aspp():
-    """Of all parameters, and for each sample: those of torchvision's module."""
+    """Gradients, also per-sample ones, of all parameters equal those of torchvision's module."""
     deeplabv3 = pytest.importorskip("torchvision.models.segmentation.deeplabv3")
     modules = ASPP(4, (2, 3), 3).double().eval(), deeplabv3.ASPP(4, [2, 3], 3).double().eval()
     modules[1].load_state_dict(modules[0].state_dict())
@@ -635,7 +635,7 @@ def test_functional_gradients_of_aspp():
 
 
 def test_functional_gradients_of_a_model_and_its_loss(ran):
-    """Those that backward() computes, and a loop over samples."""
+    """Gradients equal those of backward(), and per-sample gradients those of a loop."""
     model = DeepLabV3("mobilenet_v2", 3, 16, atrous_rates=()).eval()
     images, target = torch.randn(2, 3, 17, 17), torch.randint(3, (2, 17, 17))
 
@@ -690,7 +690,7 @@ COMPILED: dict[str, Callable[[Tensor], Any]] = {
 
 @pytest.mark.parametrize("function", COMPILED.values(), ids=COMPILED.keys())
 def test_a_transform_inside_a_compiled_function(function):
-    """It runs uncompiled, or is an error where the whole has to be one graph."""
+    """The transform runs uncompiled, or raises with fullgraph=True."""
     weights = torch.randn(2, 2, 3, 3, 3)
     torch._dynamo.reset()
     compiled = torch.compile(function, backend="aot_eager")
@@ -711,7 +711,7 @@ def test_a_transform_of_a_compiled_function(function):
     assert_close(function(compiled)(argument), function(convolution_loss)(argument))
 
 
-def test_compiled_again_for_forward_mode():
+def test_recompiled_for_forward_mode():
     """A graph compiled for ordinary tensors would lose the tangent."""
     torch._dynamo.reset()
     compiled = torch.compile(convolution_loss, backend="eager")

@@ -25,7 +25,7 @@ LABELS = (torch.int64, torch.int32, torch.uint8)
 
 
 def arguments_of_interpolate(logits: Tensor, size, scale_factor) -> tuple:
-    """Output size and source pixels per output pixel without align_corners, as F.interpolate."""
+    """Output size and source pixels per output pixel, without align_corners, like F.interpolate."""
     if size is not None:
         return size, tuple(
             float(np.float32(n) / np.float32(m)) for n, m in zip(logits.shape[2:], size)
@@ -35,7 +35,7 @@ def arguments_of_interpolate(logits: Tensor, size, scale_factor) -> tuple:
 
 
 def canonical(logits: Tensor, size=None, scale_factor=None, align_corners=False) -> Tensor:
-    """What every kernel must return, bit for bit."""
+    """Labels that every kernel must return bit for bit."""
     size, scales = arguments_of_interpolate(logits, size, scale_factor)
     if align_corners:
         scales = tuple(
@@ -97,7 +97,7 @@ def integers(g, shape):
 
 
 def near_ties(g, shape):
-    """All classes within a few ulp of one another."""
+    """All classes are within a few ulp of one another."""
     ulps = torch.randint(-4, 5, shape, generator=g).double()
     return (torch.randn(shape[0], 1, *shape[2:], generator=g) * (1 + ulps * 2**-23)).float()
 
@@ -109,7 +109,7 @@ def blocks(g, shape):
 
 
 def block_ties(g, shape):
-    """Blocks in which two classes are equal or one ulp apart."""
+    """Blocks in which two classes are equal or differ by one ulp."""
     logits = blocks(g, shape)
     last = logits.amax(1) * (1 + torch.randint(-1, 2, (), generator=g) * 2**-23)
     logits[:, -1] = last
@@ -252,7 +252,7 @@ def test_tie_rule_rejects_wrong_labels():
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (10, 8), (40, 61)])
 def test_non_finite_like_pytorch(backend, device, size, align_corners):
-    """Not along a side that keeps its size: there PyTorch on the CPU copies."""
+    """PyTorch on the CPU copies along a side that keeps its size, so such sides are left out."""
     logits = torch.randn(8, 6, 9, 7)
     for value in (math.inf, -math.inf, math.nan):
         logits[torch.rand(logits.shape) < 0.02] = value
@@ -340,7 +340,7 @@ def test_any_strides(backend, device, content):
 
 @pytest.mark.parametrize("content", [noise, blocks, non_finite])
 def test_large_output_on_several_threads(content):
-    """Shared by threads, and large enough in every dtype that its stores bypass the caches."""
+    """Several threads share the output, whose stores bypass the caches in every dtype."""
     logits = content(torch.Generator().manual_seed(0), (2, 3, 24, 40))
     expected = canonical(logits, (601, 907))
     threads = torch.get_num_threads()
@@ -357,7 +357,7 @@ def test_large_output_on_several_threads(content):
 
 @pytest.mark.parametrize("scale_factor", [1.6, 2.3, (3.7, 1.3)])
 def test_scale_factor_is_the_scale(backend, device, scale_factor):
-    """A factor that does not divide the size gives other pixels than size= does."""
+    """A factor that does not divide the size samples other pixels than size= does."""
     logits = torch.randn(1, 4, 13, 11, device=device)
     factors = scale_factor if isinstance(scale_factor, tuple) else (scale_factor, scale_factor)
     size = tuple(math.floor(n * s) for n, s in zip(logits.shape[2:], factors))
@@ -374,7 +374,7 @@ def test_scale_factor_is_the_scale(backend, device, scale_factor):
 
 
 def test_source_index_that_rounds_past_the_end(backend, device):
-    """2^24 + 3 is no float: the last pixel's index becomes 2^24 + 4, one past the map."""
+    """2^24 + 3 is not a float: the last pixel's index rounds to 2^24 + 4, one past the map."""
     if backend == "reference":
         pytest.skip("PyTorch has an order of operations of its own")
     width = 2**24 + 4
@@ -398,7 +398,7 @@ def test_automatic_choice(ran):
 
 
 def test_real_logits(backend, device, shared_data):
-    """Labels of a trained network: those that its own implementation gave."""
+    """Labels of a trained network equal those of its own implementation."""
     reference = np.load(shared_data / "deeplabv3_mobilenet_v2_voc" / "reference.npz")
     images = slice(1 if is_interpreted(backend) else None)
     logits = torch.from_numpy(reference["logits"])[images].to(device)
@@ -473,18 +473,18 @@ LOGITS = torch.zeros(1, 4, 5, 6)
         ((LOGITS[:, :0], 9), ValueError, "C, H, W >= 1"),
         ((LOGITS[:, :, :0], 9), ValueError, "C, H, W >= 1"),
         ((LOGITS.long(), 9), TypeError, "expected a floating dtype, got torch.int64"),
-        ((LOGITS,), ValueError, "exactly one of size and scale_factor"),
-        ((LOGITS, 9, 2.0), ValueError, "exactly one of size and scale_factor"),
+        ((LOGITS,), ValueError, "size and scale_factor: expected exactly one, got neither"),
+        ((LOGITS, 9, 2.0), ValueError, "size and scale_factor: expected exactly one, got both"),
         ((LOGITS, 0), ValueError, "size: expected a positive number or two of them, got 0"),
         ((LOGITS, (9, -1)), ValueError, r"size: expected .* got \(9, -1\)"),
         ((LOGITS, (9, 9, 9)), ValueError, r"size: expected .* got \(9, 9, 9\)"),
         ((LOGITS, None, 0.0), ValueError, "scale_factor: expected a positive number"),
-        ((LOGITS, None, 0.1), ValueError, "makes the output 0x0"),
+        ((LOGITS, None, 0.1), ValueError, "expected an output of at least 1x1, got 0x0"),
         ((LOGITS, 9, None, False, torch.int16), ValueError, "dtype: expected torch.int64"),
         (
             (torch.zeros(1, 257, 2, 2), 9, None, False, torch.uint8),
             ValueError,
-            "torch.uint8 cannot hold 257 classes",
+            "expected one that holds 257 classes, got torch.uint8",
         ),
     ],
 )
@@ -493,7 +493,7 @@ def test_bad_input(arguments, error, message):
         upsample_argmax(*arguments)
 
 
-def test_more_memory_than_there_is():
+def test_out_of_memory():
     logits = torch.zeros(1).expand(1, 2**25, 1, 2**20)
     with pytest.raises(RuntimeError, match="upsample_argmax_fwd: out of memory"):
         upsample_argmax(logits, (1, 2**20))

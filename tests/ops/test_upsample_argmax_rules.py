@@ -77,7 +77,7 @@ def constant(values, dtype: torch.dtype) -> Tensor:
 
 
 def labels_of(backend: str, logits: Tensor, size, align_corners, dtypes=LABELS) -> Tensor:
-    """Labels, the same in every dtype, whose memory has guards."""
+    """Labels in guarded memory, equal in every dtype."""
     results = []
     with deeplab_fast.backend(backend), guarded_allocations() as memory:
         for dtype in dtypes:
@@ -93,7 +93,7 @@ def labels_of(backend: str, logits: Tensor, size, align_corners, dtypes=LABELS) 
 def assert_labels_of_patches(
     backend: str, patches: Tensor, expected: Tensor, upsampling: Upsampling
 ) -> None:
-    """Patches [R, C, 2, 2] have the labels [R, size, size]: as images, and in one image."""
+    """Check the labels [R, size, size] of patches [R, C, 2, 2], as images and in one image."""
     labels_dtypes = LABELS if patches.size(1) <= 256 else LABELS[:2]
     if not is_interpreted(backend):  # where an image takes a program, which takes long
         size = (upsampling.size, upsampling.size)
@@ -190,8 +190,8 @@ def test_rules_of_the_order(backend, device, upsampling, dtype):
         assert_labels_of_patches(backend, patches, with_edges(upsampling, inside, edge), upsampling)
 
 
-# In units of the least positive normal value (first rows) and of the greatest value of the dtype in
-# which kernels compute, which is float32 for float64 logits.
+# Values are multiples of the least positive normal value (first rows) or of the greatest value of
+# the dtype in which kernels compute, which is float32 for float64 logits.
 DENORMAL_RULES = [
     ([0, 2**-4], 1),
     ([0.0, -(2**-4)], 0),
@@ -244,7 +244,7 @@ def test_float64_logits_are_compared_as_float32(backend, device, upsampling):
     assert_labels_of_patches(backend, patches, expected, upsampling)
 
 
-# Positive, negative, signalling, with the least and with the greatest payload.
+# NaN: positive, negative, signalling, with the least and with the greatest payload.
 NAN_BITS = {
     torch.float32: (0x7FC00000, 0xFFC00000, 0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF),
     torch.float16: (0x7E00, 0xFE00, 0x7C01, 0xFC01, 0x7FFF, 0xFFFF),
@@ -268,13 +268,13 @@ def test_the_first_nan_wins_whatever_its_bits(backend, device, upsampling, dtype
     assert_labels_of_patches(backend, patches, expected, upsampling)
 
 
-# One less and one more than a vector, a warp, a block of classes, and what a uint8 can hold.
+# One less and one more than a vector, a warp, a block of classes, and the range of uint8.
 CLASSES = (1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 32, 33, 64, 65, 129, 256, 257)
 FAR = (0, 1, 3, 4, 15, 16, 31, 32, 63, 64, 128, 255, 256)
 
 
 def pairs_of_classes(backend: str, num_classes: int) -> list[tuple[int, int]]:
-    """Pairs, the lower class first, near to one another and far apart."""
+    """Pairs of classes, the lower one first, near to one another and far apart."""
     if backend == "emulated" and num_classes not in (1, 2, 3, 4, 5, 31, 32, 33, 65):
         pytest.skip("takes long: classes come in fours and in blocks of 32")
     if is_interpreted(backend) and num_classes not in (1, 2, 33):
@@ -289,7 +289,7 @@ def pairs_of_classes(backend: str, num_classes: int) -> list[tuple[int, int]]:
 @every_upsampling
 @pytest.mark.parametrize("num_classes", CLASSES)
 def test_equal_maxima_go_to_the_lowest_class(backend, device, upsampling, num_classes):
-    """Alone too: a class that no loop skips wins over all others."""
+    """The winning class is found at every index, also as the only class."""
     pairs = pairs_of_classes(backend, num_classes)
     pairs += [(c, c) for c in range(num_classes) if c in FAR]
     for index, value in enumerate((3.0, INF, NAN)):
@@ -309,7 +309,7 @@ def test_equal_maxima_go_to_the_lowest_class(backend, device, upsampling, num_cl
 @every_upsampling
 @pytest.mark.parametrize("num_classes", CLASSES[1:])
 def test_a_class_on_each_side(backend, device, upsampling, num_classes):
-    """Of two source rows or columns, the nearer one decides; halfway, the lower class."""
+    """The nearer of two source rows or columns decides; halfway, the lower class wins."""
     pairs = pairs_of_classes(backend, num_classes)
     pairs += [(j, i) for i, j in pairs]
     patches = torch.zeros(2 * len(pairs), num_classes, 2, 2)
@@ -344,7 +344,7 @@ def test_labels_that_need_more_than_a_byte(backend, device, size, num_classes):
 
 
 def with_winners_on_a_grid(num_classes: int, height: int, width: int) -> Tensor:
-    """[1, C, height, width] where each pixel has a winner of its own, as far as classes go."""
+    """Logits [1, C, height, width] whose pixels have different winners, if classes suffice."""
     pixels = torch.arange(height * width)
     logits = torch.zeros(1, num_classes, height * width)
     logits[0, (pixels * 7 + num_classes - 1) % num_classes, pixels] = 1
@@ -352,7 +352,7 @@ def with_winners_on_a_grid(num_classes: int, height: int, width: int) -> Tensor:
 
 
 def exact(logits: Tensor, size, align_corners) -> Tensor:
-    """Labels from float64, for small integers and weights in eighths, where nothing is rounded."""
+    """Labels from float64, exact for small integers and weights in eighths."""
     interpolate = torch.ops.aten.upsample_bilinear2d
     return interpolate(logits.double(), size, align_corners).argmax(1)
 
@@ -414,7 +414,7 @@ def test_as_many_candidates_as_classes(backend, device, upsampling, num_classes)
 
 @every_upsampling
 def test_a_class_that_wins_near_one_corner(backend, device, upsampling):
-    """It loses by far at the other three."""
+    """A class that wins at one corner loses by far at the other three."""
     patches = torch.zeros(12, 3, 2, 2)
     for i, (corner, k) in enumerate(itertools.product(range(4), range(3))):
         patches[i, k] = -1
@@ -427,7 +427,7 @@ def test_a_class_that_wins_near_one_corner(backend, device, upsampling):
 
 @pytest.mark.parametrize("size", [(11, 13), (3, 3)], ids=["candidates", "all_classes"])
 def test_neighbouring_floats_everywhere(backend, device, size):
-    """The winner at all four corners ties where rounding takes its lead."""
+    """The winner at all four corners ties where rounding removes its lead."""
     if backend == "reference":
         pytest.skip("PyTorch has an order of operations of its own")
     lead = torch.randn(8, 1, 2, 2)
@@ -455,7 +455,7 @@ SPOTS = [  # size, align_corners, contributions
     ("size", "align_corners", "contributions"), SPOTS, ids=["6", "5-aligned", "12", "9-aligned"]
 )
 def test_a_spot_of_nan_or_infinity(backend, device, size, align_corners, contributions, value):
-    """It reaches every pixel that it contributes to, also with weight 0, and no other."""
+    """NaN or infinity reaches exactly the pixels that it contributes to, also with weight 0."""
     spots = [(y, x) for y in range(3) for x in range(3)]
     if is_interpreted(backend):
         spots = [(0, 2), (2, 0), (1, 1), (2, 2)]
@@ -471,14 +471,14 @@ def test_a_spot_of_nan_or_infinity(backend, device, size, align_corners, contrib
     assert torch.equal(labels, expected)
 
 
-# Sizes one less than, equal to and one more than what a kernel takes at a time.
+# Sizes one less than, equal to and one more than the blocks of a kernel.
 
 
 CONTENTS = (blocks, noise, non_finite, near_ties)
 
 
 def assert_canonical(backend, device, shape, size, align_corners, index) -> None:
-    """In a content, a dtype, a layout and labels that change with ``index``."""
+    """Check one case; content, dtype, layout and dtype of the labels depend on ``index``."""
     generator = torch.Generator().manual_seed(index)
     content, dtype = CONTENTS[index % 4], DTYPES[index % 3]
     layout, labels_dtype = LAYOUTS[index // 3 % 3], LABELS[index // 2 % 3]
@@ -491,7 +491,7 @@ def assert_canonical(backend, device, shape, size, align_corners, index) -> None
 
 
 def assert_all_canonical(backend, device, cases) -> None:
-    """Each case in four contents, three dtypes and two layouts."""
+    """Each case has four contents, three dtypes and two layouts."""
     for case, (shape, size, align_corners) in enumerate(cases):
         for index in range(5 * case, 5 * case + 4):
             assert_canonical(backend, device, shape, size, align_corners, index)
@@ -558,7 +558,7 @@ TRITON_SIZES = [
 
 @pytest.fixture(params=["interpreted", "compiled"])
 def triton_blocks(request, monkeypatch):
-    """The interpreter with blocks of its own, and with those of a GPU."""
+    """Interpreted and compiled block sizes in the interpreter."""
     if registry.unavailable_reason("triton", "cpu") is not None:
         pytest.skip("Triton's kernels are compiled here")
     from deeplab_fast.backends.triton import upsample_argmax as module
@@ -580,7 +580,7 @@ def test_cells_around_the_block_of_the_interpreter(height):
 
 @pytest.mark.skipif(not is_interpreted("triton"), reason="Triton's kernels are compiled here")
 def test_fma_of_the_interpreter_in_every_sign_and_range():
-    """Among sums a little beside halfway between two floats, where rounding twice goes wrong."""
+    """Some sums are almost halfway between two floats, where rounding twice is wrong."""
     from deeplab_fast.backends.triton.bilinear import fma_kernel
 
     steps = torch.arange(1024)
@@ -609,7 +609,7 @@ def test_fma_of_the_interpreter_in_every_sign_and_range():
 
 
 def fill_labels(labels: Tensor, logits: Tensor, align_corners: bool, threads: int) -> None:
-    """The cpu kernel, into memory that it did not choose."""
+    """The cpu kernel, writing to a given tensor."""
     _C.cpu.upsample_argmax_fwd(
         labels.data_ptr(),
         logits.data_ptr(),
@@ -623,7 +623,7 @@ def fill_labels(labels: Tensor, logits: Tensor, align_corners: bool, threads: in
 @pytest.mark.parametrize("width", [1, 3, 7, 8, 9, 15, 17, 33, 63, 64, 65, 130])
 @pytest.mark.parametrize("dtype", LABELS, ids=str)
 def test_streamed_rows_of_any_width_and_alignment(dtype, width):
-    """Outputs of a megabyte and more, in rows around the line of memory that is stored at once."""
+    """Outputs of at least a megabyte, with rows around the size of a cache line."""
     line = 64 // dtype.itemsize
     images = 8  # all the same, to have expected labels of one
     height = -(-(2**20) // (images * width * dtype.itemsize))
@@ -649,7 +649,7 @@ def test_small_outputs_of_any_alignment(dtype):
     memory.assert_intact()
 
 
-def test_guards_notice_a_byte_on_either_side():
+def test_guards_detect_a_byte_on_either_side():
     for index, side in ((-1, "before"), (12, "after")):
         with pytest.raises(AssertionError, match=f"1 bytes written {side} a tensor"):
             with guarded_allocations() as memory:
@@ -672,7 +672,7 @@ UNREADABLE = [  # logits, size, align_corners
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_nothing_outside_the_tensors_is_touched(backend, device, after):
+def test_no_access_outside_the_tensors(backend, device, after):
     """Unreadable memory on one side of logits, labels and workspaces."""
     if backend == "reference" or device != "cpu":
         pytest.skip("not a kernel of ours on a CPU")
@@ -728,7 +728,7 @@ def test_offsets_past_32_bits(backend, device, dimension, size):
 
 
 def test_every_half_precision_number():
-    """Read by the cpu kernel, which converts them itself."""
+    """The cpu kernel converts every half-precision number itself."""
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     others = patterns[torch.randperm(2**16, generator=torch.Generator().manual_seed(0))]
     for dtype in (torch.float16, torch.bfloat16):

@@ -28,7 +28,7 @@ REDUCTIONS = ("mean", "sum", "none")
 def interpolate_and_cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, align_corners=False, **options
 ) -> Tensor:
-    """PyTorch's, in fp32 or in float64 if the logits are that."""
+    """The loss of PyTorch, in fp32, or in float64 for float64 logits."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     weight = None if weight is None else weight.to(logits.dtype)
     pixels = upsampled(logits, target.shape[1:], align_corners=align_corners)
@@ -180,7 +180,7 @@ def assert_any_kind(backend, device, seed, shape, size, scale, dtype, layout, **
 
 
 def test_one_class(backend, device):
-    """Nothing to decide: the loss is 0 and the gradient is what rounding leaves of 1 - 1."""
+    """With one class the loss is 0, and the gradient is the rounding error of 1 - 1."""
     logits, target, _ = problem((2, 1, 5, 7), (31, 20), device)
     ours = partial(upsample_cross_entropy, target=target, ignore_index=255, reduction="sum")
     with deeplab_fast.backend(backend):
@@ -192,7 +192,7 @@ def test_one_class(backend, device):
 
 @pytest.mark.parametrize("offset", [1e4, -1e4, 1e30])
 def test_large_offset(backend, device, offset):
-    """Only differences of logits matter. PyTorch's own digits are lost at large ones."""
+    """Only differences of logits matter. PyTorch itself loses digits of large logits."""
     if backend == "reference":
         pytest.skip("the reference is PyTorch's interpolation, without centring")
     logits, target, _ = problem((1, 5, 6, 7), (25, 29), device)
@@ -207,7 +207,7 @@ def test_large_offset(backend, device, offset):
 
 @pytest.mark.parametrize("spread", [20, 50, 100, 1e4, 1e30])
 def test_widely_spread_logits(backend, device, spread):
-    """Exponentials that underflow between one source pixel and the next."""
+    """Exponentials underflow between one source pixel and the next."""
     logits, target, _ = problem((1, 5, 6, 21), (25, 90), device)
     with deeplab_fast.backend(backend):
         assert_like_pytorch(logits * spread, target, ignore_index=255, reduction="none")
@@ -215,7 +215,7 @@ def test_widely_spread_logits(backend, device, spread):
 
 @pytest.mark.parametrize("value", [-1e30, torch.finfo(torch.float32).min])
 def test_masked_class(backend, device, value):
-    """A class that can never win, beside others that can."""
+    """A class with very low logits can never win."""
     logits, target, _ = problem((1, 5, 6, 7), (25, 29), device)
     logits[:, 3] = value
     target[target == 3] = 2
@@ -256,7 +256,7 @@ class Called(TorchDispatchMode):
 
 
 def test_comparisons_on_a_device_take_the_kernel():
-    """On the meta device F.interpolate decides as on a GPU."""
+    """F.interpolate chooses its kernel on the meta device as on a GPU."""
     assert torch.are_deterministic_algorithms_enabled()
     logits, kernel = torch.empty(1, 3, 4, 5, device="meta"), "aten::upsample_bilinear2d"
     with Called() as theirs:
@@ -284,7 +284,7 @@ def test_non_finite_logits_like_pytorch(backend, device, value, size):
 
 
 def test_nan_stays_where_it_was_read(backend, device):
-    """Pixels that see no NaN have the gradient that they have without it."""
+    """Pixels that read no NaN have the same gradient as without it."""
     logits, target, _ = problem((1, 4, 12, 12), (6, 6), device, ignored=0)
     ours = partial(upsample_cross_entropy, target=target, reduction="sum")
     logits_nan = logits.clone()
@@ -333,7 +333,7 @@ def test_mean_of_empty_batch_is_nan(backend, device):
 
 
 @pytest.mark.parametrize("bad", [4, -1, 255, 2**62, -(2**62)])
-def test_target_that_is_no_class(backend, device, bad):
+def test_invalid_target(backend, device, bad):
     logits, target, _ = problem((2, 4, 3, 5), (11, 13), device, ignored=-100)
     target[1, 10, 5] = bad
     target[1, 10, 12] = 77
@@ -351,7 +351,7 @@ def test_target_that_is_no_class(backend, device, bad):
 
 
 def test_backward_op_checks_no_targets_but_stays_inside(backend, device):
-    """Called alone, with a target that the forward would refuse."""
+    """The backward op is called directly with a target that is an error in the forward."""
     logits, target, _ = problem((1, 4, 3, 5), (11, 13), device, ignored=0)
     ops = torch.ops.deeplab_fast
     options = (-100, "sum", 0.0, False)
@@ -373,7 +373,7 @@ def test_out_of_memory_is_an_exception():
 
 @pytest.mark.parametrize("scale", [3, 300])
 def test_bitwise_repeatable_whatever_the_number_of_threads(scale):
-    """Large enough that several threads share the work."""
+    """The tensors are so large that several threads share the work."""
     logits, target, weight = problem((2, 5, 24, 20), (190, 163), "cpu")
     arguments = dict(target=target, weight=weight, ignore_index=255, label_smoothing=0.1)
     threads = torch.get_num_threads()
@@ -394,7 +394,7 @@ def test_bitwise_repeatable_whatever_the_number_of_threads(scale):
 @pytest.mark.parametrize("scale", [1, 100])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_emulated_gives_the_same_bits_on_seeds(layout, scale):
-    """Cells of more than eight rows, columns of more than one block, and small devices."""
+    """Cells have more than eight rows and columns of more than one block; devices are small."""
     logits, target, weight = problem((2, 5, 3, 18), (28, 75), "cpu")
     logits = with_layout(logits * scale, layout)
     results = []
@@ -444,7 +444,7 @@ def test_large_upsampling(backend, device):
 
 
 def test_expanded_gradient(backend, device):
-    """That of loss.sum() has stride 0 everywhere."""
+    """The gradient of loss.sum() has stride 0 in all dimensions."""
     logits, target, weight = problem((2, 5, 6, 7), (25, 29), device)
     ours = partial(
         upsample_cross_entropy, target=target, weight=weight, ignore_index=255, reduction="none"
@@ -456,7 +456,7 @@ def test_expanded_gradient(backend, device):
 
 
 def test_any_strides(backend, device):
-    """Views give the bits of their contiguous copies: logits, target, weight and gradient."""
+    """Views of logits, target, weight and gradient give the bits of their contiguous copies."""
     base, _, _ = problem((2, 9, 12, 15), (1, 1), device)
     views = [
         base.transpose(2, 3),
@@ -488,7 +488,7 @@ def test_any_strides(backend, device):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_strides_are_those_that_compiled_graphs_rely_on(backend, device, layout, reduction, dtype):
+def test_strides_in_compiled_graphs(backend, device, layout, reduction, dtype):
     logits, target, weight = problem((2, 4, 5, 6), (11, 13), device, dtype, ignored=-100)
     logits = with_layout(logits, layout)
     ops, options = torch.ops.deeplab_fast, (-100, reduction, 0.1, False)
@@ -508,7 +508,7 @@ def test_strides_are_those_that_compiled_graphs_rely_on(backend, device, layout,
             assert (a.shape, a.stride(), a.dtype) == (p.shape, p.stride(), p.dtype)
 
 
-def test_little_is_kept_for_backward(backend, device):
+def test_memory_saved_for_backward(backend, device):
     logits, target, weight = problem((2, 21, 5, 7), (40, 53), device, ignored=-100)
     logits.requires_grad_()
     kept: list[Tensor] = []
@@ -579,7 +579,7 @@ def test_deterministic_algorithms(device, backend):
         loss_and_gradient(partial(upsample_cross_entropy, target=target, ignore_index=255), logits)
 
 
-def test_no_gradient_is_computed_in_vain(backend, device, ran):
+def test_unneeded_gradients_are_not_computed(backend, device, ran):
     logits, target, _ = problem((1, 5, 6, 7), (25, 29), device, ignored=-100)
     with deeplab_fast.backend(backend):
         assert not upsample_cross_entropy(logits, target).requires_grad
@@ -687,7 +687,11 @@ TARGET = torch.zeros(2, 9, 8, dtype=torch.int64)
         (dict(weight=torch.ones(3)), ValueError, r"weight: expected \(4,\), got \(3,\)"),
         (dict(weight=torch.ones(4).long()), TypeError, "weight: expected a floating dtype"),
         (dict(weight=torch.ones(4).to("meta")), ValueError, "weight: expected on cpu, got meta"),
-        (dict(weight=torch.ones(4).requires_grad_()), ValueError, "weight: has no gradient"),
+        (
+            dict(weight=torch.ones(4).requires_grad_()),
+            ValueError,
+            "weight: expected requires_grad=False",
+        ),
         (dict(reduction="max"), ValueError, "reduction: expected one of none, mean, sum"),
         (dict(label_smoothing=1.5), ValueError, "label_smoothing: expected 0 to 1, got 1.5"),
         (dict(label_smoothing=math.nan), ValueError, "label_smoothing: expected 0 to 1, got nan"),

@@ -38,7 +38,7 @@ BACKWARD = OP + "_backward"
 
 @pytest.fixture
 def gpu_blocks(backend, monkeypatch):
-    """Triton's interpreter takes the block sizes that are compiled for a GPU, not larger ones."""
+    """Use compiled block sizes in Triton's interpreter, whose own are larger."""
     if is_interpreted(backend):
         from deeplab_fast.backends.triton import block_sizes
 
@@ -46,7 +46,7 @@ def gpu_blocks(backend, monkeypatch):
 
 
 def spare_the_interpreter(backend: str, when: bool) -> None:
-    """Triton's interpreter is slow: it takes some of the cases, the kernel is the same."""
+    """Skip the test in Triton's interpreter, which is slow; other cases run the same kernel."""
     if when and is_interpreted(backend):
         pytest.skip("Triton's interpreter: other cases suffice")
 
@@ -62,7 +62,7 @@ Size = tuple[tuple[int, ...], tuple[int, int], bool]  # logits, output, align_co
 
 
 def sizes_around_blocks() -> list[Size]:
-    """Of the CUDA and CPU kernels. The other sizes are as small as they can be."""
+    """Blocks of the CUDA and CPU kernels. The other sizes are as small as possible."""
     cases: list[Size] = []
 
     def add(logits: tuple[int, ...], size: tuple[int, int], align_corners: bool = False) -> None:
@@ -165,7 +165,7 @@ def assert_size_like_pytorch(backend, device, logits_shape, size, align_corners)
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "interpreted"])
 def test_triton_cells_begin_where_source_pixels_change(monkeypatch, compiled, align_corners):
-    """Around blocks of 128 cells, or of 1024. An unwritten one would be a loop without end."""
+    """Sizes around blocks of 128 or 1024 cells. An unwritten cell would cause an endless loop."""
     if not is_interpreted("triton"):
         pytest.skip("the kernel takes tensors of a GPU")
     from deeplab_fast.backends.triton import block_sizes
@@ -191,7 +191,7 @@ def test_triton_cells_begin_where_source_pixels_change(monkeypatch, compiled, al
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("classes", [65, 128, 129])
 def test_classes_around_blocks(backend, device, gpu_blocks, classes, layout, scale):
-    """Of CUDA's shared memory, one for a share of the classes, and Triton's 32."""
+    """Classes around the blocks of CUDA's shared memory and around Triton's 32."""
     spare_the_interpreter(backend, scale > 1 or layout == "channels_last" or classes > 65)
     logits, target, weight = problem((1, classes, 1, 2), (2, 3), device)
     target[0, -1] = torch.tensor([0, 64, classes - 1])
@@ -211,7 +211,7 @@ def test_classes_around_blocks(backend, device, gpu_blocks, classes, layout, sca
 @pytest.mark.parametrize("scale", [3, 300])
 @pytest.mark.parametrize("images, height, threads", [(1, 23, 5), (2, 23, 3), (9, 3, 2)])
 def test_threads_share_rows_that_do_not_divide_evenly(images, height, threads, scale):
-    """Bands of several rows, the last of fewer, and more images than bands."""
+    """Bands have several rows, the last one fewer; there are more images than bands."""
     logits, target, weight = problem((images, 2, height, 5), (22000 // images // 50, 50), "cpu")
     logits = logits * scale
     shape = _shape(logits, target)
@@ -237,7 +237,7 @@ def _shape(logits: Tensor, target: Tensor, align_corners: bool = False) -> _C.Up
     return _C.UpsampleShape(logits.shape, logits.stride(), size, scales, align_corners)
 
 
-# What is read and written outside the tensors.
+# Reads and writes outside the tensors.
 
 
 BOUNDS = [  # logits, size
@@ -254,7 +254,7 @@ BOUNDS = [  # logits, size
 @pytest.mark.parametrize("scale", [1, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("logits_shape, size", BOUNDS, ids=size_id)
-def test_nothing_outside_the_tensors_is_touched(
+def test_no_access_outside_the_tensors(
     backend, device, gpu_blocks, logits_shape, size, dtype, scale, at_end
 ):
     if device != "cpu" or backend == "reference":
@@ -329,7 +329,7 @@ def test_strides_beyond_32_bits(backend, device, dim):
     ],
     ids=size_id,
 )
-def test_emulated_refuses_sizes_beyond_its_indices(logits_shape, size):
+def test_emulated_unsupported_sizes(logits_shape, size):
     shape = _C.UpsampleShape(logits_shape, [1] * 4, size, [1.0, 1.0], False)
     terms, dtype = _C.CrossEntropyParams(0, -100, 0.0), _C.DType.float32
     kernels = emulator.load().cuda
@@ -341,7 +341,7 @@ def test_emulated_refuses_sizes_beyond_its_indices(logits_shape, size):
         )
 
 
-def test_emulated_refuses_more_classes_than_a_grid_has_rows():
+def test_emulated_unsupported_number_of_classes():
     shape = _C.UpsampleShape([1, 64 << 16, 1, 1], [1] * 4, [1, 1], [1.0, 1.0], False)
     terms, dtype = _C.CrossEntropyParams(0, -100, 0.0), _C.DType.float32
     with pytest.raises(RuntimeError, match="bwd_kernel: a size is too large"):
@@ -360,7 +360,7 @@ def test_emulated_refuses_more_classes_than_a_grid_has_rows():
     ],
     ids=size_id,
 )
-def test_triton_refuses_sizes_beyond_its_indices(logits_shape, size, limit):
+def test_triton_unsupported_sizes(logits_shape, size, limit):
     logits = torch.zeros(()).expand(logits_shape)
     target = torch.zeros((), dtype=torch.int64).expand(logits_shape[0], *size)
     if not is_interpreted("triton"):
@@ -370,7 +370,7 @@ def test_triton_refuses_sizes_beyond_its_indices(logits_shape, size, limit):
         assert reason and "fewer than 2^31" in reason and limit in reason or "classes" in reason
 
 
-def test_triton_refuses_more_classes_than_a_grid_has_rows():
+def test_triton_unsupported_number_of_classes():
     if not is_interpreted("triton"):
         pytest.skip("the tensors are on a CPU")
     target = torch.zeros(1, 1, 1, dtype=torch.int64)
@@ -382,7 +382,7 @@ def test_triton_refuses_more_classes_than_a_grid_has_rows():
         assert reason == ("the kernel supports at most 65535 classes" if refused else None)
 
 
-# What is not finite. Where a side keeps its size, PyTorch's interpolation on a CPU multiplies each
+# NaN and infinity. If a side keeps its size, PyTorch's interpolation on a CPU multiplies each
 # pixel by 1 and 0, that of a GPU its neighbour by 0, as ours: the oracle has our interpolation.
 
 
@@ -434,7 +434,7 @@ def assert_not_finite_where_pytorch_is(
     infinite_may_be_nan: bool = False,
     **options,
 ) -> None:
-    """And near its values elsewhere."""
+    """The loss has PyTorch's NaN and infinities, and is close to its values elsewhere."""
     expected = Expected(logits, target, grad_loss, options)
     assert not expected.loss.isfinite().all() or expected.must.any()
     with deeplab_fast.backend(backend):
@@ -460,7 +460,7 @@ SICK = [  # class, row and column of a [3, 3, 18] image: corners, sides, inside,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 def test_one_logit_that_is_not_finite(backend, device, value, dtype):
-    """In each image another one, read by pixels of its class, of others, and by ignored ones."""
+    """Each image has another one. Pixels of its class, of others, and ignored ones read it."""
     spare_the_interpreter(backend, dtype != torch.float32)
     for scale, size, align_corners in (
         (1, (7, 43), False),
@@ -570,7 +570,7 @@ def test_class_weights_of_zero_nan_and_infinity(backend, device, value, label_sm
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 def test_incoming_gradients_that_are_not_finite(backend, device, value, label_smoothing):
-    """Of the scalar they reach everything, of one pixel what it was interpolated from."""
+    """The scalar's gradient reaches all logits, a pixel's those it is interpolated from."""
     spare_the_interpreter(backend, label_smoothing != 0.1)
     logits, target, weight = problem((1, 3, 3, 18), (7, 40), device)
     options = dict(weight=weight, label_smoothing=label_smoothing, ignore_index=255)
@@ -633,7 +633,7 @@ def test_values_by_hand(backend, device):
 
 @pytest.mark.parametrize("ignore_index", [0, 2, -1, 3, 2**31, 2**32, 2**32 + 1, -(2**40), 2**62])
 def test_ignore_index_of_any_int(backend, device, ignore_index):
-    """A class too, and where only its lower half is a class."""
+    """ignore_index may be a class, or an int64 whose lower 32 bits are a class."""
     spare_the_interpreter(backend, ignore_index not in (2, 2**32))
     logits, target, weight = problem((2, 3, 2, 3), (5, 7), device, ignored=ignore_index)
     target[0, 0, 0] = target[1, 4, 6] = ignore_index
@@ -649,7 +649,7 @@ def test_ignore_index_of_any_int(backend, device, ignore_index):
 @pytest.mark.parametrize("bad", [3, -1, 2**31, 2**32, 2**32 + 2, -(2**32), 2**63 - 1, -(2**63)])
 @pytest.mark.parametrize("pixel", [(0, 0, 0), (1, 6, 8), (0, 6, 8), (1, 0, 0)], ids=str)
 def test_target_out_of_range_in_the_first_and_the_last_pixel(backend, device, pixel, bad):
-    """And beside a pixel that comes later and is worse."""
+    """The error names the first invalid target, also if a later one is further out of range."""
     logits, target, _ = problem((2, 3, 2, 3), (7, 9), device, ignored=-100)
     target[pixel] = bad
     waits = device == "cpu" and backend != "emulated"
@@ -671,8 +671,8 @@ def test_target_out_of_range_in_the_first_and_the_last_pixel(backend, device, pi
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_gradient_of_a_target_that_is_no_class_is_nan(backend, device, reduction):
-    """The backward op called alone: what the bad pixel was interpolated from, no more."""
+def test_gradient_of_an_invalid_target_is_nan(backend, device, reduction):
+    """The backward op called directly: only logits that the invalid pixel depends on have NaN."""
     if backend == "reference":
         pytest.skip("it clamps the target")
     spare_the_interpreter(backend, reduction != "mean")
@@ -693,7 +693,7 @@ def test_gradient_of_a_target_that_is_no_class_is_nan(backend, device, reduction
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 def test_backward_of_strided_tensors(backend, device, dtype, reduction):
-    """Those that autograd saved may come back in other strides, from a compiled graph."""
+    """A compiled graph may return the tensors that autograd saved in other strides."""
     spare_the_interpreter(backend, dtype != torch.float32)
     logits, target, weight = problem((2, 3, 4, 5), (8, 10), device, dtype, ignored=-100)
     ops, options = torch.ops.deeplab_fast, (-100, reduction, 0.1, False)
@@ -719,7 +719,7 @@ def test_backward_of_strided_tensors(backend, device, dtype, reduction):
 @pytest.mark.parametrize("weight_dtype", [torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_dtypes_are_those_of_their_fp32_values(backend, device, dtype, weight_dtype):
-    """The loss bit for bit, the gradient after rounding to the logits' dtype."""
+    """The loss is equal bit for bit, the gradient after rounding to the logits' dtype."""
     spare_the_interpreter(backend, dtype == torch.bfloat16 or weight_dtype == torch.float16)
     logits, target, weight = problem((2, 3, 4, 5), (8, 10), device, dtype, ignored=-100)
     weight = weight.to(weight_dtype)
@@ -737,7 +737,7 @@ def test_dtypes_are_those_of_their_fp32_values(backend, device, dtype, weight_dt
 
 
 def test_sums_keep_small_terms_beside_large_ones(backend, device):
-    """Of losses and of class weights, in float64: fp32 would lose each 1 beside 2^25."""
+    """Losses and class weights are summed in float64: fp32 would lose each 1 next to 2^25."""
     if backend == "reference" or is_interpreted(backend):
         pytest.skip("for the sums in float64 of the compiled kernels")
     logits = torch.zeros(1, 2, 1, 700, device=device)
@@ -773,7 +773,7 @@ def test_every_range_of_the_exponential(backend, device):
 
 
 def test_every_range_of_the_logarithm(backend, device):
-    """Of sums from 2^-28, between pixels of different classes, to the number of classes."""
+    """Sums range from 2^-28, between pixels of different classes, to the number of classes."""
     gap = torch.linspace(0.0, 40.0, 81)
     pairs = torch.stack([torch.stack([0 * gap, -gap]), torch.stack([-gap, 0 * gap])], dim=2)
     pairs = pairs.permute(1, 0, 2)[:, :, None]  # [81, 2, 1, 2]
@@ -791,7 +791,7 @@ def test_every_range_of_the_logarithm(backend, device):
 
 @pytest.mark.parametrize("gap", [30.0, 41.0, 43.0, 55.0, 57.0, 80.0, 95.0])
 def test_cells_of_two_rows_between_distant_logits(backend, device, gap):
-    """Where a progression that ran on past the cell's last row could overflow."""
+    """A progression that continued past the cell's last row could overflow."""
     spare_the_interpreter(backend, gap != 95.0)
     logits = torch.zeros(1, 2, 10, 2, device=device)
     logits[:, 0, ::2] = logits[:, 1, 1::2] = -gap
@@ -801,13 +801,13 @@ def test_cells_of_two_rows_between_distant_logits(backend, device, gap):
         assert_like_pytorch(logits, target, grad, reduction="none", label_smoothing=0.1)
 
 
-# Triton's kernels with the blocks of a GPU, on more than sizes.
+# Triton's kernels with compiled block sizes.
 
 
 @pytest.mark.parametrize(
     "reduction, label_smoothing", [("none", 0.3), ("mean", 0.0), ("mean", 0.3), ("sum", 0.0)]
 )
-def test_triton_with_the_blocks_of_a_gpu(monkeypatch, reduction, label_smoothing):
+def test_triton_with_compiled_block_sizes(monkeypatch, reduction, label_smoothing):
     """Several blocks of pixels, cells and classes; each option once."""
     if not is_interpreted("triton"):
         pytest.skip("they are what test_upsample_cross_entropy.py runs on a GPU")

@@ -34,29 +34,29 @@ CONVS = (
     Conv(0, 4, 8, 5, 5),  # empty batch
     Conv(1, 8, 16, 7, 11, (1, 1)),
     Conv(2, 3, 5, 7, 11, (3, 3), 2),  # odd channel counts, prime sizes
-    Conv(1, 8, 8, 5, 5, (3, 3), 9),  # rate larger than the map: only the centre tap is inside
-    Conv(1, 8, 8, 6, 6, (3, 3), 3),  # H = 2r
-    Conv(2, 8, 8, 5, 9, (3, 3), 3),  # H < 2r
+    Conv(1, 8, 8, 5, 5, (3, 3), 9),  # larger than the map: only the centre tap is inside
+    Conv(1, 8, 8, 6, 6, (3, 3), 3),  # H = 2 * dilation
+    Conv(2, 8, 8, 5, 9, (3, 3), 3),  # H < 2 * dilation
     Conv(1, 4, 6, 13, 8, (5, 5), 3),
     Conv(1, 4, 6, 15, 15, (7, 7), 2),
     Conv(1, 4, 6, 9, 12, (1, 3), (1, 4)),
     Conv(1, 6, 6, 12, 10, (3, 3), 2, 6),  # depthwise
-    Conv(2, 3, 3, 7, 11, (3, 3), 2, 3),  # channels that fill no vector
+    Conv(2, 3, 3, 7, 11, (3, 3), 2, 3),  # channels that do not fill a vector
     Conv(1, 13, 13, 9, 10, (5, 5), 2, 13),
     Conv(1, 8, 8, 1, 1, (3, 3), 1, 8),
     Conv(1, 8, 8, 5, 7, (3, 3), 9, 8),
     Conv(2, 16, 16, 11, 6, (5, 5), (2, 3), 16),
     Conv(1, 16, 16, 9, 12, (1, 3), (1, 4), 16),
     Conv(3, 40, 40, 17, 5, (3, 3), (5, 1), 40),
-    Conv(1, 136, 136, 9, 5, (3, 3), 2, 136),  # vectors that fill no number of blocks
+    Conv(1, 136, 136, 9, 5, (3, 3), 2, 136),  # vectors that do not fill their last block
     Conv(1, 6, 12, 9, 9, (3, 3), 2, 3),
     Conv(1, 16, 16, 33, 33, (3, 3), 12),
     Conv(1, 8, 8, 65, 65, (3, 3), 24),
-    Conv(2, 40, 21, 9, 13, (3, 3), (3, 2)),  # channels that fill no tile of a kernel
-    Conv(1, 72, 133, 12, 11, (3, 3), 5),  # and that need a second one
-    Conv(1, 24, 24, 9, 33, (3, 3), 2, 24),  # wide maps, where oneDNN's bf16 gradients can be wrong
+    Conv(2, 40, 21, 9, 13, (3, 3), (3, 2)),  # channels that do not fill a tile of a kernel
+    Conv(1, 72, 133, 12, 11, (3, 3), 5),  # channels that need a second tile
+    Conv(1, 24, 24, 9, 33, (3, 3), 2, 24),  # wide maps: oneDNN's bf16 gradients can be wrong
     Conv(1, 40, 8, 9, 33, (3, 3), 6),
-    Conv(1, 1030, 6, 7, 9, (3, 3), 3),  # more channels than oneDNN is given at a time
+    Conv(1, 1030, 6, 7, 9, (3, 3), 3),  # more channels than oneDNN computes at once
 )
 
 
@@ -91,9 +91,9 @@ def to_tf32(tensor: Tensor) -> Tensor:
 
 
 def oracle_input(input: Tensor) -> Tensor:
-    """``input`` as PyTorch's own convolution takes it to be compared with: half precision in NCHW.
+    """``input`` for PyTorch's own convolution: contiguous if it is in half precision.
 
-    In channels_last its gradients can be wrong (docs/onednn_bf16_weight_gradient.md).
+    Half-precision gradients can be wrong in channels_last (docs/onednn_bf16_weight_gradient.md).
     """
     return input.contiguous() if input.dtype in (torch.bfloat16, torch.float16) else input
 
@@ -106,24 +106,25 @@ def upsampled(
 ) -> Tensor:
     """F.interpolate's bilinear kernel.
 
-    Under deterministic algorithms, which the tests switch on, F.interpolate itself is another
-    formula on a GPU. Next to infinities that one gives NaN where the kernel gives infinity.
+    F.interpolate itself uses another formula on a GPU under deterministic algorithms, which the
+    tests switch on. That formula gives NaN next to infinities where the kernel gives infinity.
     """
     return torch.ops.aten.upsample_bilinear2d.vec(input, size, align_corners, scale_factor)
 
 
 LAYOUTS = ("contiguous", "channels_last", "sliced")
 
-# Rounding to the dtype costs up to half an ulp whatever the implementation does.
+# Error relative to the largest value that is always allowed: rounding to the dtype costs up to half
+# an ulp in every implementation.
 _FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def assert_as_accurate_as(actual: Tensor, peer: Tensor, exact: Tensor, *peers: Tensor) -> None:
-    """``actual`` is at most twice as far from the float64 truth as PyTorch's own result.
+    """Check that the error of ``actual`` is at most twice that of PyTorch's own result.
 
-    Where PyTorch sums in another order in another memory format, its results in both count as its
-    own: ``peer`` and ``peers``. A peer that is plainly wrong, as some of oneDNN's gradients are
-    (docs/onednn_bf16_weight_gradient.md), would allow anything and is refused.
+    Errors are relative to ``exact``, in float64. If PyTorch sums in another order in another memory
+    format, its results in both count: ``peer`` and ``peers``. A peer that is plainly wrong would
+    allow any error, so the check fails (docs/onednn_bf16_weight_gradient.md).
     """
     assert actual.dtype == peer.dtype
     assert actual.shape == peer.shape == exact.shape

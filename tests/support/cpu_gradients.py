@@ -3,8 +3,8 @@
     python cpu_gradients.py START
 
 Runs the cases from number START on and prints "case NUMBER DESCRIPTION" before each and, where a
-gradient is wrong, "wrong NUMBER WHAT" after it. A process of its own, because a wrong kernel of a
-library may crash instead, and because a library reads its variables (ONEDNN_MAX_CPU_ISA) only once.
+gradient is wrong, "wrong NUMBER WHAT" after it. It is a program because a wrong kernel of a library
+may crash, and because a library reads its variables (ONEDNN_MAX_CPU_ISA) only once per process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 import deeplab_fast
 
-# Channels in and out and groups: multiples of 16 and others, dense, depthwise and grouped.
+# (input channels, output channels, groups): multiples of 16 and others; dense, depthwise, grouped.
 CHANNELS = (
     (16, 16, 1),
     (24, 16, 1),
@@ -42,7 +42,7 @@ RUNS = (
     ("reference", 2, torch.contiguous_format),
 )
 HEIGHT = 9
-# Half an ulp of rounding is 2^-9 of a bfloat16 and 2^-12 of a float16: twice to four times that.
+# Half an ulp is at most 2^-8 of a bfloat16 and 2^-11 of a float16; these are twice as much.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 

@@ -1,4 +1,4 @@
-"""What Triton's kernels touch, checked in the interpreter, and memory for tests of huge tensors."""
+"""Checks of the memory accesses of interpreted Triton kernels, and memory for huge tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Addresses = NDArray[np.int64]
 
 
 def zeros_without_memory(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Zeros that take memory only where they are touched; channels_last if there are four sizes."""
+    """Zeros that take memory only where they are accessed; channels_last if they are 4-D."""
     flat = sparse_zeros(torch.Size(shape).numel(), dtype)
     if len(shape) != 4:
         return flat.view(shape)
@@ -26,7 +26,7 @@ def zeros_without_memory(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def number_programs_from(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
-    """As if so many programs had been launched before the first that runs."""
+    """Number the programs of all launches from ``first``."""
     from triton.runtime.interpreter import interpreter_builder
 
     original = interpreter_builder.create_get_program_id
@@ -41,7 +41,7 @@ def number_programs_from(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
 
 
 class _Memory:
-    """Takes the place of the interpreter's native module, which loads and stores."""
+    """Replacement of the interpreter's native module that records loads and stores."""
 
     def __init__(self, native: Any, builder: Any) -> None:
         self.native, self.builder = native, builder
@@ -82,7 +82,7 @@ class _Memory:
         programs = np.repeat([p for p, _ in accesses], [a.size for _, a in accesses])
         return np.concatenate([a for _, a in accesses]), programs
 
-    def _touched(self, pointers: Any, mask: Any, itemsize: int) -> tuple[int, Addresses]:
+    def _accessed(self, pointers: Any, mask: Any, itemsize: int) -> tuple[int, Addresses]:
         pointers, mask = np.broadcast_arrays(pointers, mask)
         addresses = pointers[mask].astype(np.int64)
         in_range = np.searchsorted(self.starts, addresses, side="right") - 1
@@ -93,19 +93,19 @@ class _Memory:
         return (x * height + y) * depth + z, addresses
 
     def load(self, pointers: Any, mask: Any, other: Any, dtype: Any) -> Any:
-        self.loads.append(self._touched(pointers, mask, dtype.itemsize))
+        self.loads.append(self._accessed(pointers, mask, dtype.itemsize))
         return self.native.load(pointers, mask, other, dtype)
 
     def store(self, pointers: Any, value: Any, mask: Any) -> Any:
-        self.stores.append(self._touched(pointers, mask, value.itemsize))
+        self.stores.append(self._accessed(pointers, mask, value.itemsize))
         return self.native.store(pointers, value, mask)
 
 
 def check_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on an interpreted launch fails that touches what is in none of its tensors.
+    """Make interpreted launches fail if they access memory outside of their tensors.
 
-    Or that stores an element twice, or loads in one program what another one stores: on a GPU the
-    order of these is any.
+    They also fail if they store an element twice, or if one program loads what another one stores,
+    because a GPU runs programs in any order.
     """
     from triton.runtime import interpreter
 

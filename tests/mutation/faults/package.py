@@ -748,7 +748,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "all gradients in every bucket",
-            "zip(_GRADIENTS, output_mask) if wanted",
+            "zip(_GRADIENTS, output_mask) if needed",
             "zip(_GRADIENTS, output_mask)",
         ),
         Fault(
