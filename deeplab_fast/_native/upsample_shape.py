@@ -1,4 +1,4 @@
-"""Geometry of bilinear upsampling as the compiled code takes it."""
+"""Geometry of bilinear upsampling, as a struct of the compiled code."""
 
 from __future__ import annotations
 

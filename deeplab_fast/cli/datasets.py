@@ -1,4 +1,4 @@
-"""Arguments for the images to train and evaluate on."""
+"""Command-line arguments for the data to train and evaluate on."""
 
 from __future__ import annotations
 

@@ -34,14 +34,14 @@ _RECIPE: dict[str, tuple[Any, str]] = {
     "power": (float, "exponent of the poly learning rate"),
     "momentum": (float, "momentum of SGD"),
     "weight_decay": (float, "weight decay of SGD"),
-    "aux_weight": (float, "factor of the auxiliary loss; 0 for a network without it"),
+    "aux_weight": (float, "factor of the auxiliary loss; 0 removes the auxiliary classifier"),
     "class_weights": (float, "factor of each class in the loss"),
     "label_smoothing": (float, "fraction of each target spread over all classes"),
-    "top_k_pixels": (float, "fraction of the pixels, those with the largest losses, that count"),
-    "ema_decay": (float, "decay of a moving average of the weights, which is evaluated and saved"),
+    "top_k_pixels": (float, "fraction of pixels in the loss: those with the largest losses"),
+    "ema_decay": (float, "evaluate and save a moving average of the weights with this decay"),
     "seed": (int, "seed of weights, image order, augmentation and dropout"),
 }
-_METAVARS = {"crop_size": ("HEIGHT", "WIDTH"), "scale": ("MIN", "MAX")}  # settings of two values
+_METAVARS = {"crop_size": ("HEIGHT", "WIDTH"), "scale": ("MIN", "MAX")}  # settings with two values
 
 
 def add_parser(subparsers: Any) -> None:
@@ -100,7 +100,7 @@ def add_parser(subparsers: Any) -> None:
     recipe.add_argument(
         "--freeze-batch-norm",
         action="store_true",
-        help="keep the statistics and parameters of batch norm",
+        help="do not update the statistics and parameters of batch norm",
     )
     add_dtype(recipe, None, "bfloat16 on a GPU, float32 on a CPU")
     run = parser.add_argument_group("run")

@@ -1,7 +1,7 @@
-"""Types of the arguments of public functions: converted like PyTorch's own, or one clear TypeError.
+"""Type checks and conversions of the arguments of public functions, as strict as PyTorch's own.
 
-NumPy's numbers count as numbers. A torch.SymInt, a size that torch.compile and torch.export keep
-open, stays one: operator.index() would make a constant of it.
+NumPy's numbers are accepted as numbers. A torch.SymInt, a size that torch.compile or torch.export
+keeps symbolic, stays a SymInt: operator.index() would turn it into a constant.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INT64_END = 2**63
 
 
 def wrong_type(name: str, expected: str, value: Any) -> TypeError:
-    """Values that print in a line are quoted; of others, such as tensors, only the type is."""
+    """The error for an argument of a wrong type: quotes a short value, otherwise names its type."""
     is_short = value is None or isinstance(value, (str, numbers.Number, torch.dtype))
     got = repr(value) if is_short else f"a {type(value).__name__}"
     return TypeError(f"{name}: expected {expected}, got {got}")
@@ -46,7 +46,7 @@ def int_list(values: Any, name: str) -> list[int]:
 def _list(values: Any, name: str, elements: str) -> list[Any]:
     if isinstance(values, (list, tuple)):
         return list(values)
-    # A tensor would be taken apart along its first dimension; nn.ParameterList is no Sequence.
+    # Iterating over a tensor would split its first dimension. nn.ParameterList is not a Sequence.
     is_list = isinstance(values, Iterable) and isinstance(values, Sized)
     if not is_list or isinstance(values, (Tensor, str)):
         raise wrong_type(name, f"a list of {elements}", values)
@@ -82,7 +82,7 @@ def boolean(value: Any, name: str) -> bool:
 def positive_pair(
     value: Any, name: str, element: Callable[[Any, str], Any], kind: str = "number"
 ) -> tuple[Any, Any]:
-    """``value`` twice, or the two that it holds: each through ``element``."""
+    """``(value, value)``, or the two elements of a sequence; ``element`` converts each of them."""
     is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
     values = tuple(element(v, name) for v in (value if is_sequence else (value, value)))
     if len(values) != 2 or not all(0 < v < INT64_END for v in values):

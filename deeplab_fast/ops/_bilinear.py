@@ -20,7 +20,7 @@ def check_logits(logits: Tensor) -> None:
 
 
 def output_size(logits: Tensor, scale_factors: tuple[float, float]) -> tuple[int, int]:
-    """floor(in * scale) as F.interpolate has it.
+    """Size of the output: floor(in * scale), as F.interpolate computes it.
 
     Raises:
         ValueError: a side would be 0 pixels.

@@ -1,10 +1,10 @@
 """Registration of ops with torch.library, and how a call reaches a backend.
 
-An op is opaque to autograd, torch.compile and export. The backend travels as its last argument,
-because a global read inside the implementation would be invisible to a compiled graph.
+An op is opaque to autograd, torch.compile and export. The backend is passed as its last argument,
+because a compiled graph would not see that the implementation reads a global.
 
-Only the public functions support torch.func transforms and forward mode (_transforms.py): a direct
-call of ``torch.ops.deeplab_fast.*`` inside a transform raises, or returns tangents of zero.
+Only the public functions support torch.func transforms and forward mode (_transforms.py). A direct
+call of ``torch.ops.deeplab_fast.*`` inside a transform raises an error or returns zero tangents.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ def define(
     """Define ``deeplab_fast::name`` and return the function that calls it.
 
     Args:
-        arguments_type: the class of backends/arguments.py; its fields are those of the schema.
+        arguments_type: a class of backends/arguments.py, with the fields of the schema.
         schema: "(arguments) -> returns".
-        fake: takes the arguments; allocates the outputs with the shapes, dtypes and strides that
-            every backend returns.
-        shape_bucket: takes the arguments; names the shapes for which a kernel of ours has to be
-            measured faster than a vendor library's. None for ops that no vendor library has.
+        fake: function of the arguments that allocates the outputs, with the shapes, dtypes and
+            strides that every backend returns.
+        shape_bucket: function of the arguments that returns their shape bucket. A kernel of ours
+            runs only in buckets where it was measured to be faster than a vendor library's. None
+            for ops that no vendor library has.
     """
     arguments, returns = schema.removeprefix("(").split(") -> ")
     lib.define(f"{name}({arguments}, *, str backend='') -> {returns}")
@@ -72,9 +73,9 @@ def differentiable(
 ) -> None:
     """Register the gradient of ``deeplab_fast::name``.
 
-    ``setup(ctx, inputs, output)`` saves what backward needs; ``ctx.backend`` is the forward's
-    backend, on which ``backward(ctx, *grads)`` is to run too. ``jvp`` and ``image_arguments`` are
-    the rules of forward mode and of vmap, see :class:`_transforms.Rules`.
+    ``setup(ctx, inputs, output)`` saves what backward needs. ``ctx.backend`` is the backend of the
+    forward pass; ``backward(ctx, *grads)`` uses the same one. ``jvp`` and ``image_arguments`` are
+    the rules of forward mode and of vmap; see :class:`_transforms.Rules`.
     """
 
     def setup_context(
@@ -92,7 +93,7 @@ def differentiable(
 def not_differentiable(
     name: str, instead: str, image_arguments: Callable[..., Sequence[int]] = _none
 ) -> None:
-    """Make differentiating ``deeplab_fast::name`` an error that says what to use instead."""
+    """Make differentiating ``deeplab_fast::name`` an error whose message names an alternative."""
 
     def refuse(*args: Any) -> None:
         raise NotImplementedError(f"deeplab_fast::{name} cannot be differentiated: {instead}")
@@ -101,16 +102,16 @@ def not_differentiable(
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """The tensors, the floating ones cast to the autocast dtype of the first one's device.
+    """Cast floating tensors to the autocast dtype of the first tensor's device.
 
-    Without autocast they are returned as they are. ``torch.library.register_autocast`` would pin
-    one dtype per device and turn fp16 into bf16.
+    If autocast is off, the tensors are returned unchanged. ``torch.library.register_autocast``
+    would fix one dtype per device, and so turn fp16 into bf16.
     """
     first = tensors[0]
     assert first is not None
     device_type = first.device.type
-    # The meta device has no autocast, and asking whether it is enabled raises. torch 2.6 to 2.8 do
-    # not compile torch.amp.is_autocast_available.
+    # The meta device has no autocast: is_autocast_enabled raises an error for it. torch 2.6 to 2.8
+    # cannot compile torch.amp.is_autocast_available.
     if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)

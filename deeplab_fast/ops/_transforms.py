@@ -1,10 +1,10 @@
 """torch.func transforms and forward-mode differentiation of all ops, through one autograd.Function.
 
-torch.library gives an op backward, but neither forward mode nor torch.func.grad: inside a transform
-its autograd raises an error about setup_context, and a dual number loses its tangent. So while one
-of them is active, a call of an op goes through :class:`_Transformed` instead, which reuses the
-``setup`` and ``backward`` that the op was registered with and adds two rules, ``jvp`` and
-``image_arguments``. Its forward calls the op itself.
+torch.library supports backward, but neither forward mode nor torch.func.grad: inside a transform
+its autograd raises an error about setup_context, and in forward mode the tangent gets lost. While a
+transform or forward mode is active, a call of an op therefore goes through :class:`_Transformed`.
+It reuses the ``setup`` and ``backward`` that the op was registered with, and adds two rules,
+``jvp`` and ``image_arguments``. Its forward calls the op itself.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ _TENSOR = object()  # stands for a tensor in _Call.template
 
 
 class Rules(NamedTuple):
-    """How an op transforms."""
+    """Derivative and batching rules of an op."""
 
     setup: Callable[[Any, tuple[Any, ...], Any], None]
     backward: Callable[..., Any]
-    # jvp(arguments, tangents, output, backend) returns the tangents of the outputs. A tensor that
-    # has no tangent has None in ``tangents``.
+    # jvp(arguments, tangents, output, backend) returns the tangents of the outputs. ``tangents``
+    # holds None for a tensor without a tangent.
     jvp: Callable[..., Any]
-    # image_arguments(*arguments): the positions of the tensors whose first dimension counts images,
-    # if every output has an entry for each image too; else (). vmap adds images to such calls and
-    # repeats the others.
+    # image_arguments(*arguments) returns the positions of the tensors whose first dimension is the
+    # image, or () if an output has no such dimension. If vmap maps these tensors only, it makes one
+    # call with more images, otherwise one call per sample.
     image_arguments: Callable[..., Sequence[int]]
 
 
 def active() -> bool:
     """True inside a torch.func transform or a forward_ad.dual_level().
 
-    Cheap, because every call of an op asks, and a constant to torch.compile.
+    It is cheap, because every call of an op checks it, and torch.compile treats it as a constant.
     """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def call(op: Callable[..., Any], rules: Rules, arguments: Sequence[Any], backend: str) -> Any:
-    """``op(*arguments, backend=backend)``, as the active transforms want it."""
+    """``op(*arguments, backend=backend)`` under the active transforms."""
     if torch.compiler.is_compiling():
         # Without fullgraph=True, torch.compile falls back to the function as it is.
         raise NotImplementedError(
@@ -58,7 +58,7 @@ def call(op: Callable[..., Any], rules: Rules, arguments: Sequence[Any], backend
 
 
 def _is_functionalized_only() -> bool:
-    """True inside functionalize(), which every op takes and no autograd.Function, and no other."""
+    """True if functionalize() is the only active transform: ops support it, unlike Functions."""
     active = torch._C._functorch.get_interpreter_stack() or ()
     functionalize = torch._C._functorch.TransformType.Functionalize
     return (
@@ -70,7 +70,7 @@ def _is_functionalized_only() -> bool:
 
 @dataclasses.dataclass
 class _Call:
-    """A call of an op without its tensors, which autograd has to see as arguments of their own."""
+    """A call of an op without its tensors, which autograd has to see as separate arguments."""
 
     op: Callable[..., Any]
     rules: Rules
@@ -157,7 +157,7 @@ def _over_more_images(
         merged[i] = tensor.flatten(0, 1)
     _, tensors = _without_tensors(merged)
     return [
-        # A gradient that was not asked for is one empty tensor.
+        # A gradient that output_mask leaves out is one empty tensor.
         t.unflatten(0, (batch_size, num_images))
         if t.size(0) == batch_size * num_images
         else t.expand(batch_size, *t.shape)
@@ -180,14 +180,14 @@ def _one_by_one(
 
 
 def _is_mapped(template: Any, dim: Any) -> bool:
-    """Whether vmap runs over this argument, or one of this list."""
+    """True if vmap maps this argument, or a tensor of this list."""
     if isinstance(template, list):
         return any(map(_is_mapped, template, dim))
     return template is _TENSOR and dim is not None
 
 
 def _without_tensors(values: Iterable[Any]) -> tuple[list[Any], list[Tensor]]:
-    """The values with _TENSOR in the place of each tensor, lists included; and the tensors."""
+    """The values with each tensor, also those in lists, replaced by _TENSOR; and the tensors."""
     template: list[Any] = []
     tensors: list[Tensor] = []
     for value in values:
@@ -216,7 +216,7 @@ def _filled(template: list[Any], values: Iterable[Any]) -> list[Any]:
 
 
 def _at_tensors(template: list[Any], values: Sequence[Any]) -> list[Any]:
-    """Those of ``values``, which are structured like the arguments, in the places of tensors."""
+    """The elements of ``values``, structured like ``template``, at the positions of tensors."""
     found: list[Any] = []
     for t, value in zip(template, values):
         if isinstance(t, list):

@@ -40,12 +40,12 @@ def aspp(
 ) -> Tensor:
     """Atrous spatial pyramid pooling with batch norm folded into weights and biases.
 
-    Parallel atrous convolutions and one image-pooling branch, each followed by ReLU, concatenated
-    and projected by a 1x1 convolution with ReLU (Chen et al. 2017, section 3.3; torchvision's
-    ``ASPP`` in eval mode). For training use :class:`deeplab_fast.ASPP`.
+    Parallel atrous convolutions and one image-pooling branch, each followed by ReLU, are
+    concatenated and projected by a 1x1 convolution with ReLU (Chen et al. 2017, section 3.3;
+    torchvision's ``ASPP`` in eval mode). For training use :class:`deeplab_fast.ASPP`.
 
     Args:
-        input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
+        input: [N, C, H, W] in any memory format, which is kept; channels_last is the fastest.
         weights: one [K_i, C, R_i, S_i] per branch, odd R_i and S_i (usually a 1x1 and three 3x3).
         biases: one [K_i] per branch.
         dilations: one dilation per branch (1 for the 1x1).
@@ -56,7 +56,7 @@ def aspp(
         [N, O, H, W] in the dtype and memory format of ``input``.
 
     Raises:
-        ValueError: lengths or shapes do not fit, naming which.
+        ValueError: lengths or shapes do not fit; the message names the argument.
         TypeError: dtypes differ (outside autocast), or an argument is of a wrong type.
 
     >>> x, k = torch.randn(1, 64, 33, 33), 32
@@ -123,7 +123,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    """All gradients from the saved inputs. The branches are computed again instead of saved."""
+    """All gradients from the saved inputs. The branches are recomputed, not saved."""
     output, input, *rest = ctx.saved_tensors
     weights, biases = rest[: ctx.num_branches], rest[ctx.num_branches : -4]
     pool_weight, pool_bias, project_weight, _ = rest[-4:]
@@ -138,7 +138,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     grad_joined, grad_project_weight, grad_project_bias = _dilated_conv2d_backward(
         grad_output * ~(output <= 0), joined, project_weight, *everything, **on
     )
-    grad_joined = grad_joined * ~(joined <= 0)  # NaN has a gradient, as in F.relu
+    grad_joined = grad_joined * ~(joined <= 0)  # NaN passes the gradient on, as in F.relu
     grad_branches, grad_pooled = grad_joined.split([branches.size(1), pooled.size(1)], dim=1)
     grad_mean, grad_pool_weight, grad_pool_bias = _dilated_conv2d_backward(
         grad_pooled.sum((2, 3), keepdim=True), mean, pool_weight, *everything, **on

@@ -1,8 +1,8 @@
-"""Parallel atrous convolutions and the mean of their input, the part of ASPP that reads it.
+"""Parallel atrous convolutions and the mean of their input: the parts of ASPP that read the input.
 
-The gradients of both come from one op, because the mean's is constant per image and channel: a
-bias in the kernel that writes the gradient of the input. Autograd would add it to what the
-convolutions' op gives, in passes over tensors as large as the input.
+One op computes the gradients of both. The gradient of the mean is constant per image and channel,
+so the kernel that writes the gradient of the input adds it as a bias. With two ops autograd would
+add the two gradients in extra passes over tensors as large as the input.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def parallel_dilated_conv2d_and_mean(
     """:func:`parallel_dilated_conv2d` and ``F.adaptive_avg_pool2d(input, 1)``.
 
     Args:
-        input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
+        input: [N, C, H, W] in any memory format, which is kept; channels_last is the fastest.
         weights: one [K_i, C, R_i, S_i] per branch, odd R_i and S_i.
         dilations: one dilation per branch.
 
     Returns:
-        [N, sum(K_i), H, W] in the memory format of ``input``, and [N, C, 1, 1], summed in fp32, in
-        the dtype that ``input`` has whether or not autocast is on. Differentiable once.
+        [N, sum(K_i), H, W] in the memory format of ``input``, and the mean [N, C, 1, 1], summed in
+        fp32 and returned in the dtype of ``input``, also under autocast. Differentiable once.
 
     Raises:
         ValueError, TypeError: as :func:`parallel_dilated_conv2d`.
@@ -66,7 +66,7 @@ def _bucket(arguments: ParallelDilatedConv2dAndMean) -> str:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     input, weights, ctx.dilations = inputs
     ctx.save_for_backward(input, *weights)
-    ctx.set_materialize_grads(False)  # zero gradients of an unused output would be convolved
+    ctx.set_materialize_grads(False)  # an unused output must not be convolved as zeros
 
 
 def _backward(ctx: Any, grad_output: Tensor | None, grad_mean: Tensor | None) -> tuple[Any, ...]:

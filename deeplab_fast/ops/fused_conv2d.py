@@ -1,4 +1,4 @@
-"""Convolution, bias, residual and activation in one: the layer of networks prepared for inference.
+"""Convolution with bias, residual and activation: the layer of networks prepared for inference.
 
 Internal; users call :meth:`deeplab_fast.DeepLabV3.prepare_for_inference`.
 """
@@ -52,14 +52,14 @@ def fused_conv2d_add_(
     groups: int,
     activation: str,
 ) -> Tensor:
-    """``activation(F.conv2d(input, ...) + residual)``, written over ``residual`` and returned.
+    """``activation(F.conv2d(input, ...) + residual)``, written to ``residual`` and returned.
 
-    In place, because at these sizes the C library gives freed memory back to the system, and a
-    fresh output would cost its page faults each time.
+    The op works in place because at these sizes the C library returns freed memory to the system,
+    so a new output would cause page faults in every call.
     """
     geometry = stride, padding, dilation, groups
     if _transforms.active():
-        # An autograd.Function cannot write in place: PyTorch's own functions do it instead.
+        # An autograd.Function cannot write in place, so PyTorch's own functions run instead.
         residual += fused_conv2d(input, weight, bias, *geometry, "none")
         if activation == "none":
             return residual

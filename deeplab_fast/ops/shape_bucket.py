@@ -1,4 +1,4 @@
-"""Shape buckets: shapes for which one measurement of a convolution speaks for all."""
+"""Shape buckets: groups of shapes that share their measurements in the dispatch table."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def shape_bucket(
 ) -> str:
     """The shape bucket of parallel convolutions over one input, or of their backward.
 
-    A bucket has one precision, memory format of the input, number of input and output channels,
-    list of kernel sizes, and number of groups; one share of the multiplications of a dense library
-    that lies inside the map, rounded up to eighths, which depends on the dilations relative to the
-    map; and one number of pixels in all images, rounded down to a power of two. A backward op has a
-    bucket for each set of gradients. Channels are exact because networks share them, pixels are not
-    because images differ.
+    All shapes of a bucket have the same precision, memory format of the input, numbers of input and
+    output channels, kernel sizes and groups. Two numbers are rounded: the fraction of a dense
+    library's multiplications that lies inside the map, which depends on the dilations relative to
+    the map, up to eighths; and the number of pixels in all images, down to a power of two. A
+    backward op has a bucket for each set of gradients. Channels are exact because networks have
+    them in common; pixels are rounded because the sizes of images vary.
 
     >>> shape_bucket(x, weights, [(1, 1), (12, 12), (24, 24), (36, 36)])
     'bf16 channels_last 2048->1024 1x1,3x3,3x3,3x3 inside 5/8 pixels 2^15'
@@ -39,7 +39,7 @@ def shape_bucket(
     return f"{_precision(input.dtype)} {shapes}"
 
 
-@functools.lru_cache(maxsize=4096)  # every call of an op asks
+@functools.lru_cache(maxsize=4096)  # every call needs it
 def _bucket_of_shapes(
     in_format: str,
     input: tuple[int, ...],
@@ -65,7 +65,7 @@ def _bucket_of_shapes(
 
 
 def _taps_inside(size: int, kernel: int, dilation: int) -> int:
-    """Pairs of a pixel and a tap that is inside the map, along one dimension."""
+    """Number of (pixel, tap) pairs that lie inside the map, along one dimension."""
     return sum(max(0, size - abs(tap - kernel // 2) * dilation) for tap in range(kernel))
 
 

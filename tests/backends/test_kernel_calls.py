@@ -209,7 +209,7 @@ def test_limits_of_the_gradients():
     unsupported, x = dilated_conv2d_backward.unsupported_dense_backward, meta(1, 8, 4, 4)
     big, one = meta(8, 8, 31, 33), meta(8, 8, 1, 1)
     assert unsupported(x, [big, one], 1) is None  # 1024
-    assert "at most 1024 taps, those of all branches" in unsupported(x, [big, one, one], 1)
+    assert "at most 1024 taps, counted over all branches" in unsupported(x, [big, one, one], 1)
 
 
 def test_limits_of_depthwise_convolution():
@@ -218,7 +218,7 @@ def test_limits_of_depthwise_convolution():
     assert "fewer than" in unsupported(meta(1, 8, 2**14, 2**14), meta(8, 1, 3, 3))
     assert unsupported(meta(1, 8, 5, 5), meta(8, 1, 19, 19)) is None
     assert "at most 361 taps" in unsupported(meta(1, 8, 5, 5), meta(8, 1, 33, 11))
-    assert "for each of input, got 16 for 8" in unsupported(meta(1, 8, 5, 5), meta(16, 1, 3, 3))
+    assert "as input channels, got 16 and 8" in unsupported(meta(1, 8, 5, 5), meta(16, 1, 3, 3))
 
 
 def test_limits_of_aspp():
@@ -229,8 +229,8 @@ def test_limits_of_aspp():
         ))  # fmt: skip
 
     assert unsupported() is unsupported(C=16384) is unsupported(pooled=16384) is None
-    assert "at most 16384 channels to the pooled branch" in (unsupported(C=16392) or "")
-    assert "at most 16384 channels to the pooled branch" in (unsupported(pooled=16392) or "")
+    assert "at most 16384 input or pooled channels" in (unsupported(C=16392) or "")
+    assert "at most 16384 input or pooled channels" in (unsupported(pooled=16392) or "")
     assert "channels of all convolutions together, got 12" in (unsupported(branch=4) or "")
     assert "pooled channels, got 12" in (unsupported(pooled=12) or "")
 

@@ -423,7 +423,7 @@ X, W = huge(2, 8, 5, 7), huge(4, 8, 3, 3)
 POOL, PROJECT = huge(3, 8, 1, 1), huge(2, 7, 1, 1)
 MOST = 2**31 - 4096  # pixels: the last block of a kernel may run beyond them in int32
 EMPTY = "the input or a weight is empty"
-MANY = "fewer than 2^31 pixels, those of all branches together"
+MANY = "fewer than 2^31 pixels, counted over all branches"
 
 
 @interpreted
@@ -509,10 +509,10 @@ def test_branches_count_together():
     ("changed", "value", "reason"),
     [
         ("groups", 1, None),
-        ("stride", [1, 2], "has stride (1, 1), not (1, 2)"),
-        ("padding", [1, 2], "pads to the same size"),
-        ("dilation", [1, 2], "pads to the same size"),
-        ("weight", huge(4, 8, 2, 3), "pads to the same size"),
+        ("stride", [1, 2], "takes stride (1, 1) only, got (1, 2)"),
+        ("padding", [1, 2], '"same" padding only'),
+        ("dilation", [1, 2], '"same" padding only'),
+        ("weight", huge(4, 8, 2, 3), '"same" padding only'),
         ("residual", huge(2, 4, 7, 5), "does not have the shape of the output"),
         ("residual", huge(2, 8, 5, 7), "does not have the shape of the output"),
         ("residual", huge(1, 4, 5, 7), "does not have the shape of the output"),

@@ -259,7 +259,7 @@ def test_refusals(case: Conv, dtype, reason):
 def test_refuses_too_many_taps_together():
     input, weights, grad_output = tensors_of((1, 8, 2, 2), [(8, 31, 31)] * 2, torch.bfloat16)
     backward = torch.ops.deeplab_fast.parallel_dilated_conv2d_backward
-    with pytest.raises(RuntimeError, match="at most 1024 taps, those of all branches together"):
+    with pytest.raises(RuntimeError, match="at most 1024 taps, counted over all branches"):
         backward(grad_output, input, weights, [1, 1], [True] * 3, backend="emulated")
 
 

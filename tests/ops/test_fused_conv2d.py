@@ -160,13 +160,13 @@ def test_emulated_keeps_nan(with_residual):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"stride": (2, 2)}, r"has stride \(1, 1\), not \(2, 2\)"),
-        ({"padding": (2, 1)}, r"pads to the same size, not a \(3, 3\) weight by \(2, 1\)"),
-        ({"weight": torch.zeros(6, 1, 2, 3)}, r"not a \(2, 3\) weight"),
+        ({"stride": (2, 2)}, r"takes stride \(1, 1\) only, got \(2, 2\)"),
+        ({"padding": (2, 1)}, r'"same" .* only, got a \(3, 3\) weight with padding \(2, 1\)'),
+        ({"weight": torch.zeros(6, 1, 2, 3)}, r"got a \(2, 3\) weight"),
         ({"bias": torch.zeros(6).half()}, "input and the bias differ in dtype"),
         ({"bias": torch.zeros(5)}, "shapes of weight and bias do not fit"),
         ({"residual": torch.zeros(2, 6, 12, 10).half()}, "input and the residual differ in dtype"),
-        ({"residual": torch.zeros(2, 6, 12, 9)}, "residual has not the shape of the output"),
+        ({"residual": torch.zeros(2, 6, 12, 9)}, "residual does not have the shape of the output"),
     ],
 )
 def test_emulated_depthwise_refuses(change, reason):

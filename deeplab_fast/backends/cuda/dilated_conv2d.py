@@ -32,13 +32,13 @@ from .device import CONVOLUTIONS
 
 
 def unsupported_dense(input: Tensor, weights: Sequence[Tensor], groups: int = 1) -> str | None:
-    """Why the kernel of dense branches cannot compute these; None if it can."""
+    """Why the kernel for dense branches cannot compute these branches; None if it can."""
     if input.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the kernel takes float32, float16 and bfloat16, not {input.dtype}"
     if input.dtype == torch.float32 and not tf32_is_allowed():
         return "the kernel computes float32 as tf32, which torch.backends.cudnn does not allow"
     if groups != 1:
-        return f"the kernel has no groups, got {groups}"
+        return f"the kernel does not support groups, got {groups}"
     if reason := unsupported_channels(input, input.size(1), "input channels"):
         return reason
     if any(weight.dtype != input.dtype or weight.device != input.device for weight in weights):
@@ -50,12 +50,12 @@ def unsupported_dense(input: Tensor, weights: Sequence[Tensor], groups: int = 1)
     if any(weight.size(2) * weight.size(3) > MAX_TAPS for weight in weights):
         return f"the kernel takes at most {MAX_TAPS} taps"
     if len(weights) * input.numel() // input.size(1) >= 2**31:
-        return "the work list holds fewer than 2^31 pixels, those of all branches together"
+        return "the work list holds fewer than 2^31 pixels, counted over all branches"
     return None
 
 
 def unsupported_channels(input: Tensor, channels: int, name: str) -> str | None:
-    """Why asynchronous copies of 16 bytes cannot copy so many channels; None if they can."""
+    """Why asynchronous copies of 16 bytes cannot copy this number of channels; None if they can."""
     multiple = 16 // input.element_size()
     if channels % multiple:
         return f"the kernel takes a multiple of {multiple} {name}, got {channels}"
@@ -114,11 +114,12 @@ def parallel_branches(
     image_bias: Tensor | None = None,
     pixel_sums: Tensor | None = None,
 ) -> Convolution:
-    """Dense branches over one input, for consecutive channels of one output.
+    """Prepare dense branches of one input, which write consecutive channels of one output.
 
     Args:
-        image_bias: fp32 [N, K], added to a single branch.
-        pixel_sums: rows of sums over pixels of ``input``, written by :func:`summing_branch`.
+        image_bias: fp32 [N, K], only if there is a single branch.
+        pixel_sums: receives sums over pixels of ``input``, from the branch that
+            :func:`summing_branch` returns.
     """
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
@@ -160,7 +161,7 @@ def launch(
     activation: str = "none",
     residual: Tensor | None = None,
 ) -> None:
-    """Write a convolution to ``output``; it and ``residual`` are aligned and channels_last."""
+    """Write a convolution to ``output``, which is aligned and channels_last, as is ``residual``."""
     input, outputs, sources, work_list, _ = convolution
     kernel = work_list.kernel
     partial_sums = input.new_empty(work_list.num_slots * kernel.tile**2, dtype=torch.float32)
@@ -181,7 +182,7 @@ def launch(
 
 
 def summing_branch(context: LaunchContext, input: Tensor, weights: Sequence[Tensor]) -> int | None:
-    """The branch that can sum the pixels of ``input`` as it reads them: a 1x1 on sm_90."""
+    """The branch that can sum the pixels of ``input`` while it reads them: a 1x1 on sm_90."""
     if conv_kernel(context, input) is not CONV_SM90:
         return None
     return next((i for i, w in enumerate(weights) if w.shape[2:] == (1, 1)), None)

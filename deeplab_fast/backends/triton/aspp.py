@@ -1,8 +1,8 @@
 """Atrous spatial pyramid pooling in inference: two launches of dilated_conv2d's kernel.
 
-The first runs all branches into one buffer, the second the projection. The pooled branch is
-constant over space, so its share of the projection is a bias per image, in fp32: neither its
-broadcast nor the concatenation exists.
+The first launch computes all branches into one buffer, the second the projection. The pooled branch
+is constant over an image, so its contribution to the projection is a bias per image, in fp32. It is
+neither broadcast nor concatenated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The arithmetic of csrc/common/bilinear.h in Triton, bit for bit, compiled and interpreted."""
+"""The arithmetic of csrc/common/bilinear.h in Triton: the same bits, compiled and interpreted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def block_for(size: int, compiled: int, interpreted: int) -> int:
-    """How much of ``size`` a program takes: the interpreter pays for operations, not elements."""
+    """Block size: ``compiled``, or larger in the interpreter, whose cost is per operation."""
     return min(triton.next_power_of_2(size), interpreted) if INTERPRETED else compiled
 
 
 @triton.jit
 def _emulated_fma(a, b, c):
-    """By way of float64, where the product is exact and the sum is rounded to odd.
+    """a * b + c, rounded once: in float64 the product is exact, and the sum is rounded to odd.
 
     Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008.
     """
@@ -44,7 +44,7 @@ def fma_kernel(p_out, p_a, p_b, p_c, EMULATE: tl.constexpr, BLOCK: tl.constexpr)
 
 
 def fma_rounds_twice() -> bool:
-    """Whether this is an interpreter whose fma is a product and a sum; older ones are."""
+    """True if tl.fma rounds the product and the sum, as older interpreters do."""
     a, c, out = torch.tensor([1 + 2**-12]), torch.tensor([-1 - 2**-11]), torch.empty(1)
     fma_kernel[(1,)](out, a, a, c, EMULATE=False, BLOCK=1)
     return out.item() != 2**-24
@@ -55,7 +55,7 @@ _EMULATE_FMA = tl.constexpr(INTERPRETED and fma_rounds_twice())
 
 @triton.jit
 def source_pair(o_dst, size, scale, ALIGN_CORNERS: tl.constexpr):
-    """lo, hi, w0, w1 of output coordinates: their source pixels and weights."""
+    """The two source pixels of output coordinates and their weights: lo, hi, w0, w1."""
     b_dst = o_dst.to(tl.float32)
     if ALIGN_CORNERS:
         b_src = b_dst * scale
@@ -74,7 +74,7 @@ def source_pair(o_dst, size, scale, ALIGN_CORNERS: tl.constexpr):
 
 @triton.jit
 def interpolate(b_a, b_b, b_w0, b_w1):
-    """a * w0 + b * w1, the first product not rounded."""
+    """a * w0 + b * w1; the first product is not rounded."""
     if _EMULATE_FMA:
         return _emulated_fma(b_a, b_w0, b_b * b_w1)
     else:

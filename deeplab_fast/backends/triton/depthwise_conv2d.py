@@ -1,9 +1,9 @@
 """output[n, y, x, k] = sum over taps of input[n, y + dy, x + dx, k // multiplier] weight[k, tap].
 
-input [N, H, W, C], weight [K, R * S] with K = multiplier * C. Each output is a short sum over
-memory: a program has BLOCK_P pixels times BLOCK_C channels and walks the taps. The gradient of the
-input is the same over the flipped taps; that of the weight is summed over runs of pixels, whose
-sums torch adds up.
+input [N, H, W, C], weight [K, R * S] with K = multiplier * C. A program computes BLOCK_P pixels
+times BLOCK_C channels and loops over the taps. The gradient of the input is the same sum with
+flipped taps. For the gradient of the weight each program sums over a run of pixels, and torch adds
+the sums of the runs.
 """
 
 from __future__ import annotations
@@ -113,13 +113,13 @@ _RUN = 2048  # pixels that one program sums
 
 
 def _blocks(pixels: int, channels: int) -> tuple[int, int]:
-    """Of pixels and of channels."""
+    """Sizes of a program's block: pixels and channels."""
     block_c = min(triton.next_power_of_2(channels), 64)
     return block_for(pixels, 2048 // block_c, 2048), block_c
 
 
 def _clipped(input: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
-    """``dilation``, at most the map's size, which leaves out the same taps."""
+    """``dilation``, clipped to the size of the map. The same taps fall outside the map."""
     return min(dilation[0], input.size(2)), min(dilation[1], input.size(3))
 
 
@@ -171,7 +171,7 @@ def forward(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """The output, channels_last; ``residual`` is written over and returned."""
+    """The output, channels_last. If there is a ``residual``, it is overwritten and returned."""
     output = empty_nhwc(input, weight.size(0)) if residual is None else residual
     _launch(output, input, weight, dilation, False, bias, residual, activation)
     return output

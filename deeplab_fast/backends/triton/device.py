@@ -1,7 +1,7 @@
-"""Devices that run the Triton kernels, and what the interpreter needs.
+"""Devices that run the Triton kernels, and requirements of Triton's interpreter.
 
-Under Triton's interpreter (TRITON_INTERPRET=1 in the environment before Python starts) the kernels
-take CPU tensors instead, very slowly: for tests.
+With TRITON_INTERPRET=1 in the environment before Python starts, the kernels run in Triton's
+interpreter, on CPU tensors and very slowly. This is for tests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _unavailable_reason(device_type: str) -> str | None:
 
 
 def _installed(*names: str) -> str | None:
-    """The version of the first of these distributions that is there."""
+    """Version of the first of these distributions that is installed, or None."""
     for name in names:
         with contextlib.suppress(PackageNotFoundError):
             return version(name)
@@ -53,7 +53,7 @@ def _is_older(found: str | None, than: tuple[int, int]) -> bool:
 
 @functools.cache
 def _installation_problem() -> str | None:
-    """Without importing Triton, which takes long."""
+    """Why Triton cannot be used; None if it can. It is not imported, because that takes long."""
     if find_spec("triton") is None:
         return "Triton is not installed"
     found = _installed(*_DISTRIBUTIONS)
@@ -64,7 +64,10 @@ def _installation_problem() -> str | None:
 
 @functools.cache
 def _interpreter_problem() -> str | None:
-    """NumPy 2.4 made an error of int(array of one element), which Triton 3.6 takes for a range."""
+    """Why Triton's interpreter cannot run; None if it can.
+
+    Triton 3.6 calls int() on arrays of one element for a range, which is an error in NumPy 2.4.
+    """
     triton, numpy = _installed(*_DISTRIBUTIONS), _installed("numpy")
     if _is_older(triton, (3, 7)) and not _is_older(numpy, (2, 4)):
         return f"the interpreter of Triton {triton} needs NumPy before 2.4, {numpy} is installed"
@@ -75,7 +78,7 @@ def _interpreter_problem() -> str | None:
 def _problem() -> str | None:
     """Why Triton cannot compile for this machine's GPUs; None if it can."""
     if _INTERPRETED:
-        return "TRITON_INTERPRET is set: Triton's interpreter takes CPU tensors"
+        return "TRITON_INTERPRET is set: Triton's interpreter runs on CPU tensors only"
     if not torch.cuda.is_available():
         return "there is no GPU that torch can use"
     if torch.version.hip:
@@ -89,14 +92,14 @@ def _problem() -> str | None:
 
 
 def widened(*args: Any) -> Any:
-    """``args`` with bf16 tensors in fp32 for the interpreter, which truncates to bf16."""
+    """``args``, with bf16 tensors in fp32 for the interpreter, which truncates to bf16."""
     if not _INTERPRETED:
         return args
     return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, args)
 
 
 MAX_INDEX = 2**31 - 4096
-"""Largest number of pixels or classes: indices are int32, and the last block runs over."""
+"""Largest number of pixels or classes: int32 indices, minus room for the end of the last block."""
 
 _MODULES = (
     "aspp",
@@ -109,7 +112,7 @@ _MODULES = (
 
 
 def _load() -> None:
-    """Import the kernels, and with them Triton, which takes long."""
+    """Import the kernels and therefore Triton, which takes long."""
     if _installation_problem() is None:
         for name in _MODULES:
             import_module(f"{__package__}.{name}")

@@ -1,11 +1,11 @@
 """output[n, y, x, k] = sum over taps and c of input[n, y + dy, x + dx, c] weight[k, tap, c].
 
-Branches read one input [N, H, W, C] with weights [K, R, S, C] and write the channels of one output
-side by side. Implicit GEMM over the work list of csrc/schedule/zones.h: BLOCK_M listed pixels times
-BLOCK_N channels, summed in steps of one tap and BLOCK_K channels. The gradient of the input is the
-same sum over the flipped taps of all branches, that of a weight one over the pixels at which its
-tap is inside. A program per work item; the pieces of a split sum are added by a second kernel in a
-fixed order.
+The branches read one input [N, H, W, C] with weights [K, R, S, C] and write consecutive channels of
+one output. The kernel is an implicit GEMM over a work list (csrc/schedule/work_list.h): an output
+tile is BLOCK_M listed pixels times BLOCK_N channels, and a k-iteration multiplies one tap and
+BLOCK_K channels. The gradient of the input is the same sum over the flipped taps of all branches.
+Each program computes one work item. A second kernel adds the partial sums of split output tiles in
+a fixed order.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .epilogue import store_output
 
 @triton.jit
 def pointer_of(pointers, i_branch):
-    """That of one of several branches."""
+    """The pointer of branch ``i_branch``."""
     p_chosen = pointers[0]
     for i in tl.static_range(1, len(pointers)):
         p_chosen = tl.where(i_branch == i, pointers[i], p_chosen)
@@ -49,13 +49,13 @@ def pointer_of(pointers, i_branch):
 
 @triton.jit
 def load_tap(p_tap):
-    """dy, dx, branch and index."""
+    """The fields of a tap: dy, dx, branch and index."""
     return tl.load(p_tap), tl.load(p_tap + 1), tl.load(p_tap + 2), tl.load(p_tap + 3)
 
 
 @triton.jit
 def load_branch(p_branches, i_branch, ALIGNMENT: tl.constexpr):
-    """K, the first of these channels and the number of taps."""
+    """K, the first output channel and the number of taps of a branch."""
     p_branch = p_branches + i_branch * 3
     num_channels = tl.multiple_of(tl.load(p_branch), ALIGNMENT)
     i_first_channel = tl.multiple_of(tl.load(p_branch + 1), ALIGNMENT)
@@ -67,14 +67,14 @@ def dilated_conv2d_kernel(
     p_output,  # [N, H, W, out_channels]
     p_partial,  # [slots, BLOCK_M, BLOCK_N] fp32
     p_input,  # [N, H, W, in_channels]
-    weights,  # of each branch [K, R, S, C]
+    weights,  # one [K, R, S, C] per branch
     p_bias,  # [N or 1, out_channels]
     p_residual,  # [N, H, W, out_channels]
-    p_pixels,  # rows of zones.h
+    p_pixels,  # this and the next three: rows of csrc/schedule/work_list.h
     p_taps,
     p_tiles,
     p_items,
-    p_branches,  # [branches, 3]: K, the first of these channels, R * S
+    p_branches,  # [branches, 3]: K, first output channel, R * S
     H,
     W,
     C,
@@ -111,8 +111,8 @@ def dilated_conv2d_kernel(
     p_weight = pointer_of(weights, i_branch)
     m_n = o_n < (C if FLIPPED else num_channels)
 
-    # The next step's tap is loaded here: copies whose addresses wait for a load of the same step
-    # would use up the stages of the pipeline.
+    # Each step loads the tap of the next step. If the addresses of its copies depended on a load
+    # of the same step, that load would use up stages of the pipeline.
     b_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for i_step in range(i_first_step, i_first_step + num_steps):
         o_c = i_step // num_tile_taps * BLOCK_K + o_k
@@ -204,7 +204,7 @@ def dilated_conv2d_reduce_kernel(
 
 @triton.jit
 def round_to_tf32_kernel(p_output, p_input, num_elements, BLOCK: tl.constexpr):
-    """To nearest, ties away from zero, like cvt.rna.tf32."""
+    """Round to TF32: to nearest, ties away from zero, like cvt.rna.tf32."""
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     b_exact = tl.load(p_input + o, mask=o < num_elements, other=0.0)
     b_bits = (b_exact.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
@@ -214,7 +214,7 @@ def round_to_tf32_kernel(p_output, p_input, num_elements, BLOCK: tl.constexpr):
 
 
 class Blocks(NamedTuple):
-    """Sizes of a program's blocks and how it runs, pinned for a class of shapes and a dtype."""
+    """Block sizes, warps and pipeline stages of a program."""
 
     m: int
     n: int
@@ -223,24 +223,24 @@ class Blocks(NamedTuple):
     num_stages: int
 
 
-_SMALLEST = 16  # that tensor cores multiply
+_SMALLEST = 16  # smallest block that tensor cores multiply
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """What tl.dot multiplies fp32 in; it rounds no other dtype. On AMD there is no tf32."""
+    """``input_precision`` of tl.dot, which affects fp32 only. AMD GPUs have no TF32."""
     is_tf32 = dtype == torch.float32 and tf32_is_allowed() and not torch.version.hip
     return "tf32" if is_tf32 else "ieee"
 
 
 def blocks_for(dtype: torch.dtype, precision: str, rows: int, columns: int, depth: int) -> Blocks:
-    """For matrix products of [rows, depth] and [depth, columns]."""
+    """Blocks for the matrix product of [rows, depth] and [depth, columns]."""
     largest = Blocks(128, 128, 64, 8, 4)
     if dtype == torch.float32:
         largest = Blocks(128, 128, 32, 8, 4) if precision == "tf32" else Blocks(64, 64, 16, 4, 2)
     if INTERPRETED:
         largest = Blocks(block_for(max(rows, _SMALLEST), 0, 512), 128, 256, 1, 1)
     if torch.version.hip:
-        largest = largest._replace(num_stages=2)  # 64 KiB of shared memory
+        largest = largest._replace(num_stages=2)  # AMD GPUs have 64 KiB of shared memory
 
     def fitting(size: int, limit: int) -> int:
         return max(_SMALLEST, min(int(triton.next_power_of_2(size)), limit))
@@ -249,12 +249,12 @@ def blocks_for(dtype: torch.dtype, precision: str, rows: int, columns: int, dept
 
 
 def reduced_rows(blocks: Blocks) -> int:
-    """Rows of a block whose pieces one program adds up."""
+    """Rows of a split output tile for which one program adds the partial sums."""
     return block_for(blocks.m, 16, 512)
 
 
 class WorkList(NamedTuple):
-    """Rows of csrc/schedule on the device, and [branches, 3]: K, first channel, taps."""
+    """Work list on the device: rows of csrc/schedule; branches [n, 3]: K, first channel, taps."""
 
     pixels: Tensor
     taps: Tensor
@@ -310,18 +310,18 @@ def work_list(
 
 
 def alignment(channels: tuple[int, ...]) -> int:
-    """What the branches' numbers of channels, and so where they begin, are multiples of."""
+    """Common divisor, at most 16, of the branches' numbers of channels and first channels."""
     return math.gcd(16, *channels)
 
 
 def num_programs(device: torch.device) -> int:
     if device.type == "cpu":
-        return 8  # some sums of test size are split, others are not
+        return 8  # splits some output tiles of the tests' sizes, but not all
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def operand(tensor: Tensor, precision: str) -> Tensor:
-    """In channels_last and, of tf32, rounded to it: tensor cores would cut the last bits off."""
+    """``tensor`` in channels_last; for TF32 rounded, because tensor cores would truncate it."""
     tensor = channels_last(tensor)
     if precision != "tf32":
         return tensor
@@ -420,9 +420,9 @@ def forward(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """The branches' outputs, channels_last. ``residual`` is written over and returned.
+    """The branches' outputs, channels_last. If there is a ``residual``, it is overwritten.
 
-    Biases are [K] each, or one [N, K] of images and channels.
+    There is one bias [K] per branch, or a single bias [N, K] per image and channel.
     """
     output = residual
     if output is None:
@@ -440,13 +440,13 @@ def unsupported_convolution(
     if input.dtype not in DTYPES:
         return f"the kernel takes float32, float16 and bfloat16, not {input.dtype}"
     if groups != 1 and not _is_depthwise(input, weights[0], groups):
-        return f"the kernels take one group or one for each input channel, got {groups}"
+        return f"the kernels take one group or one group per input channel, got {groups}"
     if input.numel() == 0 or any(weight.numel() == 0 for weight in weights):
         return "the input or a weight is empty"
     if sum(weight.size(2) * weight.size(3) for weight in weights) > MAX_TAPS:
         return f"the kernel takes at most {MAX_TAPS} taps"
     if len(weights) * input.numel() // input.size(1) > MAX_INDEX:
-        return "the work list holds fewer than 2^31 pixels, those of all branches together"
+        return "the work list holds fewer than 2^31 pixels, counted over all branches"
     return None
 
 

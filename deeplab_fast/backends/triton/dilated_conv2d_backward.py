@@ -41,7 +41,7 @@ from .dilated_conv2d import (
 
 @triton.jit
 def dilated_conv2d_wgrad_kernel(
-    grad_weights,  # of each branch [K, R, S, C]
+    grad_weights,  # one [K, R, S, C] per branch
     p_partial,  # [slots, BLOCK_M, BLOCK_N] fp32
     p_grad_output,  # [N, H, W, out_channels]
     p_input,  # [N, H, W, C]
@@ -132,7 +132,7 @@ def dilated_conv2d_wgrad_reduce_kernel(
 
 
 class WeightWorkList(NamedTuple):
-    """Work list of the gradients of weights, like :class:`WorkList`."""
+    """Work list of the gradients of weights on the device; see :class:`WorkList`."""
 
     rectangles: Tensor
     work_items: Tensor
@@ -174,7 +174,7 @@ def input_gradient(
     dilations: Sequence[Sequence[int]],
     image_bias: Tensor | None = None,
 ) -> Tensor:
-    """Of all branches in one launch, channels_last, with ``image_bias`` [N, C] added."""
+    """Input gradient of all branches in one launch, channels_last, plus ``image_bias`` [N, C]."""
     grad_input = empty_nhwc(grad_output, weights[0].size(1))
     bias = None if image_bias is None else image_bias.contiguous()
     sum_taps(grad_input, grad_output, weights, dilations, True, bias)
@@ -187,7 +187,7 @@ def weight_gradients(
     weights: Sequence[Tensor],
     dilations: Sequence[Sequence[int]],
 ) -> list[Tensor]:
-    """Of all branches in one launch, channels_last."""
+    """Weight gradients of all branches in one launch, channels_last."""
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
     precision = precision_of(input.dtype)
@@ -286,9 +286,10 @@ def backward(
     output_mask: Sequence[bool],
     grad_mean: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of input, weights and biases of parallel branches; empty where not asked for.
+    """Gradients of input, weights and biases of parallel branches; empty unless in output_mask.
 
-    ``grad_mean`` [N, C], the gradient of the input's mean over space, is added to the input's.
+    ``grad_mean`` [N, C] is the gradient of the input's mean over all pixels. Its contribution is
+    added to the gradient of the input.
     """
     grad, x, ws = widened(grad_output, input, list(weights))
     grad_input, grad_weights, grad_biases = input.new_empty(0), [], []

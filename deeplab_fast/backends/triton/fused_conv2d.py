@@ -28,7 +28,7 @@ def unsupported_add(arguments: FusedConv2dAdd) -> str | None:
 
 
 def _convolve(arguments: FusedConv2d, residual: Tensor | None = None) -> Tensor:
-    """The convolution in channels_last; a channels_last ``residual`` is written over."""
+    """The convolution in channels_last. A channels_last ``residual`` is overwritten."""
     input, weight, bias, _, _, dilation, groups, activation = widened(*arguments)
     with torch.cuda.device_of(input):
         if groups > 1:

@@ -1,9 +1,9 @@
 """labels[n, y, x] = argmax_c bilinear(logits[n, c])(y, x), interpolated in fp32.
 
 logits [N, C, H, W] in any strides, labels [N, out_H, out_W] contiguous. The output pixels between
-the same four source pixels form a cell. Where cells are large, a first kernel lists for each cell
-the classes that can win in it (csrc/common/bilinear.h), and a pixel compares those: where there is
-only one, nothing is interpolated. Otherwise every pixel walks all classes.
+the same four source pixels form a cell. If cells are large, a first kernel lists the classes that
+can win in each cell (csrc/common/bilinear.h), and each pixel compares only the listed classes. If
+there is only one, nothing is interpolated. If cells are small, every pixel compares all classes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..registry import register_kernel
 from .bilinear import block_for, interpolate, source_pair
 from .device import DTYPES, MAX_INDEX, widened
 
-MAX_CANDIDATES = 32  # listed for a cell; with more, its pixels walk all classes
-MAX_CELL_SCALE = 0.3  # source pixels per output pixel from which on lists do not pay
+MAX_CANDIDATES = 32  # length of a cell's list; with more candidates, its pixels compare all classes
+MAX_CELL_SCALE = 0.3  # source pixels per output pixel above which lists cost more than they save
 
-# As torch.argmax orders: the first NaN wins, else the greatest value, else the lowest class.
+# The order is that of torch.argmax: the first NaN, else the greatest value, then the lowest class.
 _NAN_KEY = tl.constexpr(0x7FFFFFFF)
 _NO_KEY = tl.constexpr(-(2**63))
 _MAX_CANDIDATES = tl.constexpr(MAX_CANDIDATES)
@@ -32,7 +32,7 @@ _MAX_CANDIDATES = tl.constexpr(MAX_CANDIDATES)
 
 @triton.jit
 def _key(b_value, o_class):
-    """int64 whose order is that of values, then of classes, the lowest first."""
+    """int64 key that orders by value, and equal values by class: the lowest class is greatest."""
     b_bits = tl.where(b_value == 0, 0.0, b_value).to(tl.int32, bitcast=True)
     b_ordered = b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)
     b_ordered = tl.where(b_value != b_value, _NAN_KEY, b_ordered)
@@ -46,7 +46,7 @@ def _class_of(b_key):
 
 @triton.jit
 def _can_win(b_a, b_b, b_c, b_d, p_a, p_b, p_c, p_d, o_winner, m_cell):
-    """Whether classes with these logits at a cell's corners can win beside class o_winner."""
+    """True for classes whose logits a, b, c, d at a cell's corners can beat class o_winner."""
     b_can_win = b_a > _losing_bound(p_a + o_winner, m_cell)[None, :]
     b_can_win |= b_b > _losing_bound(p_b + o_winner, m_cell)[None, :]
     b_can_win |= b_c > _losing_bound(p_c + o_winner, m_cell)[None, :]
@@ -56,7 +56,7 @@ def _can_win(b_a, b_b, b_c, b_d, p_a, p_b, p_c, p_d, o_winner, m_cell):
 
 @triton.jit
 def _losing_bound(p_logit, m_cell):
-    """losing_bound of bilinear.h: classes at or below it lose to the one with this logit."""
+    """losing_bound of bilinear.h: a class at or below it loses to the class with this logit."""
     b_logit = tl.load(p_logit, mask=m_cell, other=0.0).to(tl.float32)
     return b_logit - (tl.abs(b_logit) * 2.0**-18 + 2.0**-118)
 
@@ -68,14 +68,14 @@ def _winner(b_key, b_logit, o_class):
 
 @triton.jit
 def _is_finite(b_logit):
-    """Small enough that no interpolated value overflows."""
+    """1 if all classes are small enough that no interpolated value overflows, else 0."""
     return tl.min((tl.abs(b_logit) < 2.0**126).to(tl.int32), axis=0)
 
 
 @triton.jit
 def upsample_argmax_candidates_kernel(
     p_candidates,  # [N, H, W, MAX_CANDIDATES] classes, the lowest first
-    p_counts,  # [N, H, W] how many; more than MAX_CANDIDATES: any class
+    p_counts,  # [N, H, W] number of candidates; above MAX_CANDIDATES any class can win
     p_logits,  # [N, C, H, W]
     num_cells,
     C,
@@ -98,12 +98,12 @@ def upsample_argmax_candidates_kernel(
     p_a, p_b = p_row + o_lo_x * stride_w, p_row + o_hi_x * stride_w
     p_c, p_d = p_next_row + o_lo_x * stride_w, p_next_row + o_hi_x * stride_w
 
-    # The winners at the corners
+    # The winners at the corners.
     b_key_a = tl.full([BLOCK_S], _NO_KEY, tl.int64)
     b_key_b, b_key_c, b_key_d = b_key_a, b_key_a, b_key_a
     b_finite = tl.full([BLOCK_S], 1, tl.int32)
     for i_c in range(0, C, BLOCK_C):
-        # The last class again, past the last.
+        # Past the end the last class is repeated, which cannot change the winner.
         o_c = tl.minimum(i_c + tl.arange(0, BLOCK_C), C - 1)[:, None]
         o_offset = o_c.to(tl.int64) * stride_c
         b_a = tl.load(p_a[None, :] + o_offset, mask=m_cell[None, :], other=0.0).to(tl.float32)
@@ -118,7 +118,7 @@ def upsample_argmax_candidates_kernel(
     o_winner_c = _class_of(b_key_c).to(tl.int64) * stride_c
     o_winner_d = _class_of(b_key_d).to(tl.int64) * stride_c
 
-    # The classes that lose to none of them at all corners
+    # The candidates: classes that no corner's winner beats at all four corners.
     b_count = tl.full([BLOCK_S], 0, tl.int32)
     for i_c in range(0, C, BLOCK_C):
         o_c = i_c + tl.arange(0, BLOCK_C)[:, None]
@@ -163,7 +163,7 @@ def upsample_argmax_fwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    num_pixels = out_H * out_W  # of an image, below 2^31
+    num_pixels = out_H * out_W  # per image, below 2^31
     num_blocks = tl.cdiv(num_pixels, BLOCK_P)
     i_n = (tl.program_id(0) // num_blocks).to(tl.int64)
     o_p = tl.program_id(0) % num_blocks * BLOCK_P + tl.arange(0, BLOCK_P)

@@ -1,10 +1,10 @@
 """Cross entropy of bilinear(logits[n])(y, x) against target[n, y, x], and its gradient.
 
-logits [N, C, H, W] in any strides, per-pixel tensors [N, out_H, out_W]. Logits are centred: less
-their maximum over classes at each source pixel, which no softmax notices as interpolation is
-linear. The output pixels between the same four source pixels form a cell. Backward gathers: each
-cell sums the gradients of its pixels for each of its corners, then each source pixel adds what the
-cells around it have for it, both in a fixed order.
+logits [N, C, H, W] in any strides, per-pixel tensors [N, out_H, out_W]. Logits are centred: their
+maximum over classes is subtracted at each source pixel. This does not change the softmax, because
+interpolation is linear. The output pixels between the same four source pixels form a cell. The
+backward pass gathers, in a fixed order: each cell sums the gradients of its pixels for each of its
+corners, then each source pixel adds the corner sums of the cells around it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .bilinear import block_for, interpolate, source_pair
 from .device import DTYPES, widened
 from .upsample_argmax import unsupported_logits
 
-_MAX_CLASSES = 65535  # of a gradient: the limit of a CUDA grid's second dimension
+_MAX_CLASSES = 65535  # limit of the backward pass: the second dimension of a CUDA grid
 
 _LOWEST = tl.constexpr(-(2.0**126))
 
 
 @triton.jit
 def _centred(p_logit, b_centre, m_logit):
-    """A finite logit stays finite: an infinite one would be NaN where its weight is 0."""
+    """A logit minus b_centre. A finite logit stays finite: infinity times weight 0 would be NaN."""
     b_logit = tl.load(p_logit, mask=m_logit, other=0.0).to(tl.float32)
     b_less = b_logit - b_centre
     return tl.where((b_less < _LOWEST) & (b_logit > float("-inf")), _LOWEST, b_less)
@@ -38,7 +38,7 @@ def _centred(p_logit, b_centre, m_logit):
 
 @triton.jit
 def _interpolated(corners, centres, weights, o_offset, m_logit):
-    """Of the classes at ``o_offset`` from the pointers ``corners``."""
+    """Interpolated logits of the classes at ``o_offset`` from the pointers ``corners``."""
     b_a = _centred(corners[0] + o_offset, centres[0], m_logit)
     b_b = _centred(corners[1] + o_offset, centres[1], m_logit)
     b_c = _centred(corners[2] + o_offset, centres[2], m_logit)
@@ -52,12 +52,12 @@ def _interpolated(corners, centres, weights, o_offset, m_logit):
 def upsample_cross_entropy_fwd_kernel(
     p_loss,  # [N, out_H, out_W]
     p_log_sum_exp,  # [N, out_H, out_W]
-    p_sums,  # [blocks, 2]: of losses, of the weights of pixels that are not ignored
+    p_sums,  # [blocks, 2]: sums of the losses and of the weights of pixels that are not ignored
     p_logits,  # [N, C, H, W]
     p_centre,  # [N, H, W] maximum over classes
     p_target,  # [N, out_H, out_W]
     p_weight,  # [C]
-    p_weight_sum,  # of it
+    p_weight_sum,  # sum of p_weight
     C,
     H,
     W,
@@ -77,7 +77,7 @@ def upsample_cross_entropy_fwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    num_pixels = out_H * out_W  # of an image, below 2^31
+    num_pixels = out_H * out_W  # per image, below 2^31
     num_blocks = tl.cdiv(num_pixels, BLOCK_P)
     i_n = (tl.program_id(0) // num_blocks).to(tl.int64)
     o_p = tl.program_id(0) % num_blocks * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -99,7 +99,7 @@ def upsample_cross_entropy_fwd_kernel(
     corners, centres = (p_a, p_b, p_c, p_d), (b_centre_a, b_centre_b, b_centre_c, b_centre_d)
     weights = b_w0[None, :], b_w1[None, :], b_h0[None, :], b_h1[None, :]
 
-    # The exponentials are summed less the greatest logit so far.
+    # The exponentials are summed relative to the greatest logit so far.
     b_max = tl.full([BLOCK_P], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_P], tl.float32)
     b_smooth = tl.zeros([BLOCK_P], tl.float32)
@@ -117,7 +117,7 @@ def upsample_cross_entropy_fwd_kernel(
         if SMOOTH:
             b_weight = tl.load(p_weight + o_c, mask=o_c < C, other=0.0)
             b_smooth += tl.sum(tl.where(o_c < C, b_logit * b_weight, 0.0), axis=0)
-    # Sums of NaN stay NaN, whatever maximum does with it.
+    # NaN stays NaN through b_sum, even if the maximum ignores it.
     b_shift = tl.where(b_max == float("-inf"), 0.0, b_max)
     b_log_sum_exp = b_shift + tl.log(b_sum)
 
@@ -144,7 +144,7 @@ def upsample_cross_entropy_fwd_kernel(
 
 @triton.jit
 def upsample_cross_entropy_cells_kernel(
-    p_begin,  # [size + 1] the first output coordinate of each cell, and the last one's end
+    p_begin,  # [size + 1] the first output coordinate of each cell, and the end of the last cell
     size,
     out_size,
     scale,
@@ -152,7 +152,7 @@ def upsample_cross_entropy_cells_kernel(
     ALIGN_CORNERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """By bisection: source coordinates do not fall."""
+    """First output coordinate of each cell, by bisection: source coordinates are non-decreasing."""
     o_cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     o_low = tl.zeros_like(o_cell)
     o_high = o_low + out_size
@@ -175,7 +175,7 @@ def upsample_cross_entropy_bwd_kernel(
     p_centre,  # [N, H, W]
     p_target,  # [N, out_H, out_W]
     p_weight,  # [C]
-    p_weight_sum,  # of it
+    p_weight_sum,  # sum of p_weight
     p_row_begin,  # [H + 1]
     p_col_begin,  # [W + 1]
     num_cells,
@@ -202,7 +202,8 @@ def upsample_cross_entropy_bwd_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    # A lane for each of BLOCK_X columns of BLOCK_S cells; all walk down their cell.
+    # There is a lane for each of BLOCK_X columns of BLOCK_S cells. Each loops over the rows of its
+    # cell.
     o_lane = tl.arange(0, BLOCK_S * BLOCK_X)
     o_cell = tl.program_id(0).to(tl.int64) * BLOCK_S + o_lane // BLOCK_X
     m_cell = o_cell < num_cells
@@ -227,7 +228,7 @@ def upsample_cross_entropy_bwd_kernel(
     b_b = _centred(p_top + o_right, tl.load(p_centre_top + o_x_hi)[None, :], m_c)
     b_c = _centred(p_bottom + o_left, tl.load(p_centre_bottom + o_x_lo)[None, :], m_c)
     b_d = _centred(p_bottom + o_right, tl.load(p_centre_bottom + o_x_hi)[None, :], m_c)
-    if SMOOTH:  # else an infinite weight of a class that no pixel has would make 0 * inf
+    if SMOOTH:  # otherwise the infinite weight of an absent class would give 0 * inf
         b_class_weight = tl.load(p_weight + o_c, mask=o_c < C, other=0.0)
         b_weight_sum = tl.load(p_weight_sum)
     if MEAN:
@@ -258,7 +259,7 @@ def upsample_cross_entropy_bwd_kernel(
             m_known = (b_target >= 0) & (b_target < C)
             o_target = tl.where(m_known, b_target, 0).to(tl.int32)
             b_weight = tl.load(p_weight + o_target, mask=m_counted, other=0.0)
-            # The forward refused other targets, or made the loss NaN.
+            # For other targets the forward pass raised an error or returned NaN.
             b_grad = tl.where(m_counted & (m_known == 0), float("nan"), b_grad)
             b_hit = (1.0 - label_smoothing) * b_weight * b_grad
             b_softmax_grad = b_hit
@@ -269,7 +270,8 @@ def upsample_cross_entropy_bwd_kernel(
             _, _, b_h0, b_h1 = source_pair(o_y, H, scale_h, ALIGN_CORNERS)
             b_logit = interpolate(b_top, b_bottom, b_h0[None, :], b_h1[None, :])
             b_softmax = tl.exp(b_logit - b_log_sum_exp[None, :])
-            # An ignored pixel gives 0 times its softmax, as PyTorch does: NaN where a logit is NaN.
+            # The gradient of an ignored pixel is 0 times its softmax, as in PyTorch: NaN if a logit
+            # is NaN.
             b_grad_logit = b_softmax * b_softmax_grad[None, :]
             b_grad_logit -= tl.where(o_c == o_target[None, :], b_hit[None, :], 0.0)
             if SMOOTH:
@@ -282,7 +284,7 @@ def upsample_cross_entropy_bwd_kernel(
         b_grad_c += b_grad_bottom * b_w0[None, :]
         b_grad_d += b_grad_bottom * b_w1[None, :]
 
-    # Lanes of a cell are added up.
+    # The lanes of a cell are added.
     o_cell = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     m_output = (o_c < C) & (o_cell < num_cells)[None, :]
     o_n = o_cell // W // H
@@ -312,9 +314,10 @@ def upsample_cross_entropy_gather_kernel(
     stride_w,
     BLOCK: tl.constexpr,
 ):
-    """A source pixel is corner a of its own cell, b of the one on its left, c of the one above.
+    """Gradient of each source pixel, from the corners of the cells around it.
 
-    The cells of the last row and column have their own source pixel at both ends.
+    A source pixel is corner a of its own cell, b of the cell on its left, and c of the cell above.
+    In cells of the last row or column both ends are the same source pixel.
     """
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m = o < num_logits
@@ -361,7 +364,7 @@ def forward(
     label_smoothing: float,
     align_corners: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, log-sum-exp of every pixel and the sum of the weights of those that count."""
+    """Loss, log-sum-exp of every pixel and the summed weight of the pixels that are not ignored."""
     N, C, H, W = logits.shape
     out_H, out_W = target.shape[1:]
     log_sum_exp = logits.new_empty(target.shape, dtype=torch.float32)
