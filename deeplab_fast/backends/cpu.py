@@ -38,7 +38,7 @@ from .registry import register_backend, register_kernel
 
 
 def _unavailable_reason(device_type: str) -> str | None:
-    return None if device_type == "cpu" else f"the tensors are on {device_type}"
+    return None if device_type == "cpu" else f"does not run on {device_type} tensors"
 
 
 register_backend("cpu", _unavailable_reason)

@@ -243,7 +243,7 @@ def test_without_the_interpreter_it_takes_no_cpu_tensors():
         "print(registry.unavailable_reason('triton', 'cpu'))"
     )
     assert "interpreter is off" in run_python("-I", "-c", code)
-    assert registry.unavailable_reason("triton", "xpu") == "the tensors are on xpu"
+    assert registry.unavailable_reason("triton", "xpu") == "does not run on xpu tensors"
 
 
 def test_automatic_where_no_library_has_a_rival():

@@ -31,7 +31,7 @@ _ONE_CTA_PER_SM = {(8, 6), (8, 9), (12, 0)}
 
 
 def _unavailable_reason(device_type: str) -> str | None:
-    return _problem() if device_type == "cuda" else f"the tensors are on {device_type}"
+    return _problem() if device_type == "cuda" else f"does not run on {device_type} tensors"
 
 
 def _sm90_unavailable_reason(device_type: str) -> str | None:
