@@ -32,25 +32,26 @@ struct TileItem;
 struct BoxItem;
 struct Reduction;
 
-// Sizes that a work list of the CUDA kernels is made for. An output tile is kConvTile pixels x
-// kConvTile output channels. A k-iteration is kConvKIterBytes of one tap's input channels; a tile
-// has num_taps * ceil(C / channels of a k-iteration) of them, C being the most that a source of the
-// tile has.
+// Sizes of the CUDA kernels, on which work lists depend. An output tile is kConvTile pixels x
+// kConvTile output channels. A k-iteration is kConvKIterBytes of one tap's input channels. A tile
+// has num_taps * ceil(C / channels of a k-iteration) k-iterations, where C is the largest number of
+// channels of its sources.
 constexpr int kConvTile = 128, kConvKIterBytes = 64, kMaxConvBranches = 8;
 
-// The same for the kernels of compute capability 9.0, where a cluster of two CTAs computes a work
-// item and takes the place of a CTA in the work list.
+// The same for the kernels of compute capability 9.0. There a cluster of two CTAs computes a work
+// item, and stands in the work list in place of a CTA.
 constexpr int kConvTileSm90 = 256, kConvKIterBytesSm90 = 128;
 
-// Partial sums [rows, C] over the pixels of [N, num_pixels, C], from which means are made. Pixels
-// are summed in runs of `run`, counted over all images. A run writes `parts` rows for each image
-// that it has pixels of: run i and image n own the rows from (i + n) * parts on.
+// Partial sums [rows, C] over the pixels of [N, num_pixels, C], from which the means are computed.
+// Pixels are summed in runs of `run` pixels, counted over all images. A run writes `parts` rows for
+// each image that it has pixels of: those of run i and image n are the rows from (i + n) * parts
+// on.
 struct PixelRuns {
   int64_t N, num_pixels;
   int32_t C, run, parts;
 };
 
-// PixelRuns::run and ::parts of the rows at ConvOutput::pixel_sums.
+// PixelRuns::run and PixelRuns::parts of the rows that ConvOutput::pixel_sums points to.
 constexpr int kConvSumRun = kConvTileSm90 / 2, kConvSumParts = 4;
 
 // Work list of a convolution, in device memory. A workspace slot is kConvTile * kConvTile floats.
@@ -61,29 +62,30 @@ struct ConvWork {
   const WorkItem* items;
   const Reduction* reductions;
   int32_t num_items, num_reductions;
-  const int32_t* first_items;  // [num_ctas + 1]: the items at which those of each CTA begin
-  int32_t num_ctas;            // each has an item
-  // The main kernel of compute capability 9.0 reads these instead of pixels, tiles and items; its
-  // reduction kernel reads pixels and tiles.
+  const int32_t* first_items;  // [num_ctas + 1]: index of the first item of each CTA
+  int32_t num_ctas;            // CTAs that have at least one item
+  // The main kernel for compute capability 9.0 reads the next two instead of pixels, tiles and
+  // items; its reduction kernel reads pixels and tiles.
   const ListedPixel* listed_pixels;
   const TileItem* tile_items;
 };
 
 // Operands of the taps of one branch (Tap::branch): C input channels from first_channel on, and
-// weights from first_weight on, [num_taps, C] in each row. All branches of a forward convolution
-// read the same channels; for the input gradient each branch reads those of its own output.
+// [num_taps, C] weights from element first_weight of each row on. All branches of a forward
+// convolution read the same channels. For the input gradient each branch reads the channels of its
+// own output.
 struct ConvSource {
   int32_t first_channel, C, first_weight;
 };
 
 // One output (Tile::output): K channels of the output tensor from first_channel on.
 struct ConvOutput {
-  const void* weight;       // [K, weight_stride], a row holding the [C] of every tap
+  const void* weight;       // [K, weight_stride]; a row holds the C weights of every tap
   const void* bias;         // [K], or nullptr for zeros
   const float* image_bias;  // [N, K], or nullptr for zeros
   int32_t K, first_channel;
   int64_t weight_stride;
-  float* pixel_sums;  // rows of PixelRuns, summed from the input of a 1x1 convolution; or nullptr
+  float* pixel_sums;  // PixelRuns rows: sums of the input of a 1x1 convolution; or nullptr
 };
 
 // Input [N, H, W, in_channels], output [N, H, W, out_channels].
@@ -97,12 +99,12 @@ struct ConvEpilogue {
   float low, high;
 };
 
-// Work list of a weight gradient, in device memory; workspace slots as for ConvWork. The rectangle
-// of a tap takes the place of a pixel tile. It has ceil(N * h * w / pixels of a k-iteration)
-// k-iterations of kConvKIterBytes / sizeof(dtype) pixels, and ceil(K / kConvTile) *
-// ceil(C / kConvTile) blocks, those of the same output channels next to each other. For compute
-// capability 9.0 the pixels are those of whole boxes, which cover the rectangle from its first
-// pixel on, x fastest, then y, then images.
+// Work list of a weight gradient, in device memory. Workspace slots are as in ConvWork. The
+// rectangle of a tap takes the place of a pixel tile. It has ceil(N * h * w / pixels of a
+// k-iteration) k-iterations of kConvKIterBytes / sizeof(dtype) pixels, and ceil(K / kConvTile) *
+// ceil(C / kConvTile) blocks; blocks of the same output channels are neighbours. For compute
+// capability 9.0 a k-iteration consists of whole boxes of pixels. The boxes cover the rectangle
+// from its first pixel on: x changes fastest, then y, then the image.
 struct ConvWgradWork {
   const TapRectangle* rectangles;
   const WorkItem* items;
@@ -110,7 +112,7 @@ struct ConvWgradWork {
   int32_t num_items, num_reductions;
   const int32_t* first_items;  // [num_ctas + 1], as in ConvWork
   int32_t num_ctas;
-  int32_t box_x, box_y, box_n;  // kWgradBoxSm90 pixels; 1 x 1 x 1 for the other kernel
+  int32_t box_x, box_y, box_n;  // kWgradBoxSm90 pixels in total; 1 x 1 x 1 for the sm_80 kernel
   const BoxItem* box_items;     // for compute capability 9.0, instead of items
 };
 
@@ -126,7 +128,7 @@ struct ConvWgradShape {
   int32_t N, H, W, C, out_channels;
 };
 
-// Image-pooling branch of an ASPP: N images of C channels, P pooled channels, K projected ones.
+// Image-pooling branch of an ASPP: N images with C channels, P pooled and K projected channels.
 struct AsppShape {
   int64_t N;
   int32_t C, P, K;
@@ -146,7 +148,8 @@ struct DepthwiseShape {
   bool flipped;        // flips the taps, for the input gradient
 };
 
-// Taps x the channels of 128 bytes, as floats, fit the shared memory of a block.
+// With this number of taps the fp32 weights for the channels in 128 bytes fit into the shared
+// memory of a block.
 constexpr int kMaxDepthwiseTaps = 361;
 
 struct CrossEntropyParams {
@@ -174,9 +177,9 @@ namespace cpu {
 Status upsample_argmax_fwd(void* labels, const void* logits, const UpsampleShape& shape,
                            DType label_dtype, DType logit_dtype, int num_threads);
 
-// loss [N, out_H, out_W] or nullptr; log_sum_exp, target the same shape; all contiguous.
-// log_sum_exp belongs to the upsampled centred logits: the source logits less their maximum over
-// classes at each source pixel.
+// loss [N, out_H, out_W] or nullptr; log_sum_exp and target have the same shape; all are
+// contiguous. log_sum_exp belongs to the upsampled centred logits: the source logits minus their
+// maximum over classes at each source pixel.
 Status upsample_cross_entropy_fwd(float* loss, float* log_sum_exp, CrossEntropySums* sums,
                                   const float* logits, const int64_t* target,
                                   const UpsampleShape& shape, const CrossEntropyParams& params,
@@ -193,7 +196,7 @@ Status upsample_cross_entropy_bwd(float* grad_logits, const float* grad_loss,
 
 namespace cuda {
 
-// Versions as CUDA writes them: 13.0 is 13000; 0 if there is no driver.
+// Versions are numbers as in the CUDA API: 13.0 is 13000. They are 0 if there is no driver.
 struct DeviceInfo {
   struct Device {
     std::string name;
@@ -228,38 +231,38 @@ Status upsample_cross_entropy_bwd(void* grad_logits, void* workspace, const floa
                                   const UpsampleShape& shape, const CrossEntropyParams& params,
                                   DType dtype, void* stream);
 
-// All outputs in one launch; none may have pixel_sums. Input, output, residual, weights and biases
-// are kFloat16 | kBFloat16 | kFloat32 (multiplied as TF32). in_channels, the fields of a
-// ConvSource, and weight_stride if there is more than one row, are multiples of 16 bytes. Tensors
-// and work list are aligned to 16 bytes; biases need not be.
+// Computes all outputs in one launch; none may have pixel_sums. Input, output, residual, weights
+// and biases are kFloat16 | kBFloat16 | kFloat32 (multiplied as TF32). in_channels, the fields of a
+// ConvSource and, if there is more than one row, weight_stride are multiples of 16 bytes. Tensors
+// and work list are aligned to 16 bytes, except biases.
 Status dilated_conv2d_fwd(void* output, float* partial_sums, const void* input,
                           const std::vector<ConvOutput>& outputs,
                           const std::vector<ConvSource>& sources, const ConvWork& work,
                           const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
                           void* stream);
 
-// The same for compute capability 9.0, in kFloat16 | kBFloat16; outputs may have pixel_sums. Source
-// i belongs to output i, or all belong to the only output.
+// The same for compute capability 9.0, in kFloat16 | kBFloat16; outputs may have pixel_sums. Either
+// source i belongs to output i, or all sources belong to the only output.
 Status dilated_conv2d_fwd_sm90(void* output, float* partial_sums, const void* input,
                                const std::vector<ConvOutput>& outputs,
                                const std::vector<ConvSource>& sources, const ConvWork& work,
                                const ConvEpilogue& epilogue, const ConvShape& shape, DType dtype,
                                void* stream);
 
-// Chooses between two forms of dilated_conv2d_fwd_sm90, until a GPU has shown which is faster: true
-// if the pixel copies themselves signal their arrival to the consumers, false if the threads that
-// issued them do. Returns the previous value.
+// Chooses between two versions of dilated_conv2d_fwd_sm90, until a GPU has shown which is faster.
+// true: the pixel copies themselves signal their arrival to the consumers. false: the threads that
+// issued the copies do. Returns the previous value.
 bool set_copies_arrive(bool value);
 
-// Gradients of all branches' weights. They, input and grad_output are kFloat16 | kBFloat16 |
-// kFloat32 (multiplied as TF32). input and grad_output are aligned to 16 bytes; C, K, first_channel
-// and out_channels are multiples of 16 bytes.
+// Gradients of all branches' weights. The gradients, input and grad_output are kFloat16 | kBFloat16
+// | kFloat32 (multiplied as TF32). input and grad_output are aligned to 16 bytes; C, K,
+// first_channel and out_channels are multiples of 16 bytes.
 Status dilated_conv2d_wgrad(float* partial_sums, const void* grad_output, const void* input,
                             const std::vector<ConvWgradBranch>& branches, const ConvWgradWork& work,
                             const ConvWgradShape& shape, DType dtype, void* stream);
 
 // The same for compute capability 9.0, in kFloat16 | kBFloat16. It multiplies pixels next to a
-// tap's rectangle by zero, so their Inf and NaN spread.
+// tap's rectangle by zero, so Inf and NaN in them reach the gradient.
 Status dilated_conv2d_wgrad_sm90(float* partial_sums, const void* grad_output, const void* input,
                                  const std::vector<ConvWgradBranch>& branches,
                                  const ConvWgradWork& work, const ConvWgradShape& shape,
@@ -271,19 +274,20 @@ Status dilated_conv2d_bias_grad(void* grad_bias, float* partial_sums, const void
                                 int64_t num_pixels, int32_t K, int32_t num_parts, DType dtype,
                                 void* stream);
 
-// Rows of PixelRuns with one part each. dtypes as above; C is a multiple of 16 bytes, and input is
-// aligned to as many.
+// Writes the rows of `runs`, which has one part per run. dtypes as above; C is a multiple of 16
+// bytes, and input is aligned to 16 bytes.
 Status pixel_sums_fwd(float* sums, const void* input, const PixelRuns& runs, DType dtype,
                       void* stream);
 
-// means [N, C] of the pixels, from their PixelRuns rows. overlaps: the kernel may start while the
-// previous one in the stream still runs; needs compute capability 9.0.
+// means [N, C] over the pixels of each image, from the rows of `runs`. If `overlaps` is true, the
+// kernel may start while the previous one in the stream is running; this needs compute capability
+// 9.0.
 Status pixel_means_fwd(float* means, const float* sums, const PixelRuns& runs, bool overlaps,
                        void* stream);
 
-// image_bias [N, K]: the pooled channels' share of the projection, from means [N, C] through pooled
-// [N, P]. Weights have the dtypes above and are aligned to 16 bytes; C, P and project_stride are
-// multiples of 16 bytes.
+// image_bias [N, K]: the contribution of the pooled channels to the projection. It is computed from
+// means [N, C]; pooled [N, P] is the intermediate result. Weights have the dtypes above and are
+// aligned to 16 bytes; C, P and project_stride are multiples of 16 bytes.
 Status aspp_image_bias_fwd(float* image_bias, float* pooled, const float* means,
                            const AsppWeights& weights, const AsppShape& shape, DType dtype,
                            bool overlaps, void* stream);
@@ -294,7 +298,7 @@ Status depthwise_conv2d_fwd(void* output, const void* input, const void* weight,
                             const ConvEpilogue& epilogue, const DepthwiseShape& shape, DType dtype,
                             void* stream);
 
-// grad_weight [C, R, S] and grad_bias [C], each may be nullptr; dtypes and alignment as above.
+// grad_weight [C, R, S] and grad_bias [C]; either may be nullptr. dtypes and alignment as above.
 // partial_sums [num_parts, R * S + 1, C]: workspace; the pixels are summed in num_parts parts.
 Status depthwise_conv2d_wgrad(void* grad_weight, void* grad_bias, float* partial_sums,
                               const void* grad_output, const void* input,

@@ -1,4 +1,4 @@
-// Helpers of the bindings. Tensors arrive as raw addresses, which Python has validated.
+// Helpers of the bindings. Tensors are passed as raw addresses, which Python has validated.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,7 +14,7 @@ namespace deeplab_fast::bindings {
 namespace py = pybind11;
 using namespace py::literals;
 
-// Each fills a module or submodule.
+// Each function fills a module or submodule.
 void bind_structs(py::module_& m);
 void bind_cpu(py::module_ m);
 void bind_cuda(py::module_ m);

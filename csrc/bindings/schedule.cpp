@@ -16,7 +16,7 @@ namespace {
 
 using BranchRow = std::array<int32_t, 4>;  // kernel_H, kernel_W, dilation_H, dilation_W
 
-// Structs of int32 as a buffer of [rows, fields].
+// Converts structs of int32 to a buffer of [rows, fields].
 template <typename Row>
 py::bytearray int32_rows(const std::vector<Row>& rows) {
   static_assert(std::is_trivially_copyable_v<Row> && sizeof(Row) % sizeof(int32_t) == 0);

@@ -1,12 +1,12 @@
-// Bilinear interpolation: the one arithmetic that every backend reproduces bit for bit, and the
-// rules by which a class can be dropped without changing any argmax.
+// Bilinear interpolation: the arithmetic that every backend but `reference` reproduces bit for bit,
+// and the rule by which a class can be dropped without changing any argmax.
 //
 //   src = align_corners ? scale * dst : max(fma(scale, dst + 0.5, -0.5), 0)
 //   lo = floor(src), hi = min(lo + 1, size - 1), w1 = src - lo, w0 = 1 - w1
 //   value = fma(fma(a, w0, b * w1), h0, fma(c, w0, d * w1) * h1)      corners a b / c d
 //
-// This is the order of operations to which PyTorch's CUDA kernel for contiguous NCHW compiles
-// (upsample_bilinear2d_out_frame). Multiply-adds are spelled out; build with -ffp-contract=off.
+// PyTorch's CUDA kernel for contiguous NCHW compiles to the same order of operations
+// (upsample_bilinear2d_out_frame). Fused multiply-adds are explicit; build with -ffp-contract=off.
 #pragma once
 
 #include <cstdint>
@@ -63,16 +63,17 @@ HOST_DEVICE float interpolate(float a, float b, float c, float d, float w0, floa
   return interpolate(interpolate(a, b, w0, w1), interpolate(c, d, w0, w1), h0, h1);
 }
 
-// Bound below which a logit loses to x. If a class is at or below losing_bound(x) of another
-// class's logit x at all four corners of a cell, it wins no pixel of the cell, whatever the
-// rounding: an interpolated value is off by less than 2^-21 of the weighted |corners|, and x -
-// losing_bound(x) exceeds 2^-20 of both logits. 2^-118 covers denormal products.
+// Bound at or below which a logit loses to x. If the logit of a class is at or below
+// losing_bound(x), where x is the logit of another class, at all four corners of a cell, the class
+// wins no pixel of the cell, whatever the rounding: an interpolated value is off by less than 2^-21
+// of the weighted |corners|, and x - losing_bound(x) exceeds 2^-20 of both logits. 2^-118 covers
+// denormal products.
 HOST_DEVICE float losing_bound(float x) {
   return x - fma_rn(0x1p-18f, x < 0.0f ? -x : x, 0x1p-118f);
 }
 
-// Order of torch.argmax: the first NaN wins, else the greatest value, else the lowest class.
-// `value` belongs to a higher class than `best`.
+// Order of torch.argmax: the first NaN wins, otherwise the greatest value, and of equal values that
+// of the lowest class. `value` belongs to a higher class than `best`.
 HOST_DEVICE bool replaces_best(float value, float best) {
   return value > best || (value != value && best == best);
 }

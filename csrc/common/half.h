@@ -1,5 +1,6 @@
 // Exact conversion of fp16 and bf16 bit patterns to float on the host, in plain integer operations
-// that the compiler vectorises. It needs no instruction set and no 16-bit type of the compiler.
+// that the compiler vectorises. It needs neither special instructions nor 16-bit types of the
+// compiler.
 #pragma once
 
 #include <cstdint>

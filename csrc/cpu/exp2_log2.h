@@ -1,5 +1,6 @@
-// 2^x and log2(x) in straight-line fp32 code that the compiler vectorises. Minimax polynomials
-// (Remez exchange, relative error); the bounds below were measured over the floats of the range.
+// 2^x and log2(x) in straight-line fp32 code that the compiler vectorises. The polynomials are
+// minimax in relative error (Remez exchange). The bounds below were measured on the floats of the
+// range.
 #pragma once
 
 #include "common/bilinear.h"

@@ -1,5 +1,6 @@
 // TARGET_CLONES compiles a function for AVX-512, AVX2 and the baseline; the loader picks one at run
-// time. Functions that it calls must be ALWAYS_INLINE to be compiled for the same instruction set.
+// time. Functions that such a function calls must be ALWAYS_INLINE, to be compiled for the same
+// instruction set.
 #pragma once
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))

@@ -2,11 +2,11 @@
 // logits [N, C, H, W] in any strides, labels [N, out_H, out_W] contiguous.
 //
 // The output pixels between the same four source pixels form a cell. Each source row is converted
-// to fp32 [C, W] once, and the winning class of each of its pixels is found. If the corners of a
-// cell agree on a class that wins safely (bilinear.h), the cell is filled with it. Other cells are
-// joined into tiles: the classes that can win there are interpolated along x, once per source row,
-// then along y for every output row. A band is the output rows between the same two source rows;
-// threads take runs of bands.
+// to fp32 [C, W] once, and the winning class of each of its pixels is computed. If the same class
+// wins at all corners of a cell, by the margin of bilinear.h, the cell is filled with it. Other
+// cells are joined into tiles: the classes that can win there are interpolated along x, once per
+// source row, then along y for every output row. A band is the output rows between the same two
+// source rows. Each thread computes runs of bands.
 
 #include <omp.h>
 
@@ -26,20 +26,20 @@
 namespace deeplab_fast::cpu {
 namespace {
 
-// Innermost loops run over multiples of kLanes, the widest vector; those along the pixels of a cell
-// over multiples of kCellLanes.
+// Innermost loops run over multiples of kLanes, the width of the widest vector. Loops along the
+// pixels of a cell run over multiples of kCellLanes.
 constexpr int kLanes = 16;
 constexpr int kCellLanes = 8;
 constexpr int kTileColumns = 64;  // output pixels
 constexpr int kTilePitch = kTileColumns + kLanes;
 constexpr int kTileRows = 16;
-constexpr int kTileClasses = 32;  // interpolated along x at a time; they fit the L1 cache
+constexpr int kTileClasses = 32;  // interpolated along x at a time, to fit the L1 cache
 constexpr int kUnroll = 4;        // classes compared per load and store of the running maximum
 constexpr int kMaxRivals = 4;     // tiles with more corner winners are not worth pruning
-constexpr size_t kMinStreamedBytes = 1 << 20;  // so many bytes of labels leave the caches anyway
-constexpr int64_t kPixelsPerThread = 16384;    // fewer are not worth waking a thread for
+constexpr size_t kMinStreamedBytes = 1 << 20;  // labels of this size do not stay in the caches
+constexpr int64_t kPixelsPerThread = 16384;    // fewer pixels do not pay for waking a thread
 
-// Marks of source pixels at which no class wins safely.
+// Marks of source pixels at which no class wins by the margin of bilinear.h.
 constexpr int32_t kContested = -1;
 constexpr int32_t kNotFinite = -2;  // some class is NaN or infinite
 
@@ -74,7 +74,7 @@ Axis make_axis(int64_t out_size, int64_t size, float scale, bool align_corners, 
   return axis;
 }
 
-// Source columns that some span reads, in order. Turns lo and hi into indices of this list.
+// Source columns that any span reads, in order. Replaces lo and hi by indices into this list.
 std::vector<int64_t> take_used_columns(std::vector<Span>& spans) {
   std::vector<int64_t> columns;
   const auto index_of = [&columns](int64_t column) {
@@ -93,8 +93,8 @@ struct Plan {
   UpsampleShape shape;
   Axis rows, columns;
   std::vector<int64_t> source_columns;
-  int64_t width, pitch;  // elements of a source row in scratch, used and allocated
-  int64_t label_pitch;   // elements of an output row in scratch; a tile writes past its columns
+  int64_t width, pitch;  // used and allocated elements of a source row in scratch
+  int64_t label_pitch;   // elements of an output row in scratch; tiles write past their last column
 
   explicit Plan(const UpsampleShape& s)
       : shape(s),
@@ -106,7 +106,7 @@ struct Plan {
         label_pitch(s.out_W + kTilePitch) {}
 };
 
-// Uninitialised array: setting large ones to zero would take a tenth of the time of a small call.
+// Uninitialised array. Zeroing the large ones would take a tenth of the time of a small call.
 template <typename T>
 struct Buffer {
   explicit Buffer(int64_t size) : values(new T[size]) {}
@@ -121,7 +121,7 @@ struct SourceRow {
   int64_t index = -1;      // n * H + y
   Buffer<float> logits;    // [C, pitch]
   Buffer<int32_t> winner;  // [pitch] class with the greatest logit
-  Buffer<int32_t> sure;    // [pitch] winner if it wins safely, else a mark
+  Buffer<int32_t> sure;    // [pitch] winner if it wins by the margin, else a mark
 };
 
 // Memory of one thread.
@@ -141,14 +141,14 @@ struct Scratch {
   Buffer<int32_t> candidates;  // [C + kUnroll]
   Buffer<int32_t> labels;      // [kTileRows, label_pitch] labels of a band
   // Candidates of a tile, interpolated along x in its two source rows, and the greatest value so
-  // far. Zeros, because whole vectors are computed and leftover denormals would be slow.
+  // far. They are zeroed because whole vectors are computed, and leftover denormals would be slow.
   alignas(64) float top[kTileClasses][kTilePitch] = {};
   alignas(64) float bottom[kTileClasses][kTilePitch] = {};
   alignas(64) float value[kTileRows][kTileColumns];
 };
 
 // Converts pixels whose classes are contiguous, kPixels at a time, from column `x` on. Returns the
-// first column that is left.
+// first column that was not converted.
 template <int kPixels, typename Logit>
 ALWAYS_INLINE int64_t transpose_from(int64_t x, float* __restrict__ dst,
                                      const Logit* __restrict__ src, const Plan& plan) {
@@ -295,7 +295,7 @@ ALWAYS_INLINE int find_rivals(int32_t* rivals, const Tile& tile) {
   return count;
 }
 
-// Drops the candidates that class k beats at every corner of the tile. Returns how many are left.
+// Drops the candidates that class k beats at every corner of the tile. Returns the number left.
 ALWAYS_INLINE int64_t drop_beaten(Scratch& scratch, int64_t count, const Tile& tile, int32_t k,
                                   int64_t pitch) {
   const int64_t first = tile.first_column();
@@ -331,7 +331,7 @@ ALWAYS_INLINE void interpolate_columns(float (*dst)[kTilePitch], const SourceRow
   for (const Span* cell = tile.begin; cell != tile.end; ++cell) {
     const float* a = row.logits.data() + cell->lo;
     const float* b = row.logits.data() + cell->hi;
-    // Whole vectors are written; the next cell overwrites those that reach into it.
+    // Whole vectors are written. The next cell overwrites the elements that reach into it.
     for (int64_t x0 = cell->begin; x0 < cell->end; x0 += kCellLanes) {
       float w0[kCellLanes], w1[kCellLanes];
       for (int x = 0; x < kCellLanes; ++x) {
@@ -375,7 +375,7 @@ ALWAYS_INLINE void compare_candidates(Scratch& scratch, int64_t count, const Til
   const int64_t width = round_up(tile.end[-1].end - tile.begin->begin, kLanes);
   int32_t* candidates = scratch.candidates.data();
   int32_t* labels = scratch.labels.data() + tile.begin->begin;  // the next tile overwrites the rest
-  std::fill_n(candidates + count, kUnroll, candidates[count - 1]);  // a repeated class wins nothing
+  std::fill_n(candidates + count, kUnroll, candidates[count - 1]);  // repeats do not change labels
   for (int64_t y = 0; y < band.end - band.begin; ++y) {
     std::fill_n(scratch.value[y], width, -INFINITY);
     std::fill_n(labels + y * plan.label_pitch, width, candidates[0]);
@@ -478,7 +478,7 @@ void run(Label* labels, const Logit* logits, const UpsampleShape& shape, int num
   const int64_t pixels = shape.N * shape.out_H * shape.out_W;
   const auto threads = static_cast<int>(
       std::max<int64_t>(std::min<int64_t>({num_threads, num_bands, pixels / kPixelsPerThread}), 1));
-  // Neighbouring bands share a source row, so a thread takes several at a time.
+  // Neighbouring bands share a source row, so a thread computes several at a time.
   const int64_t run_length = std::max<int64_t>(num_bands / (threads * 4), 1);
   std::vector<Scratch> scratch;
   scratch.reserve(threads);

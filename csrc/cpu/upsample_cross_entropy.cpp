@@ -2,14 +2,14 @@
 // logits [N, C, H, W] fp32 in any strides, per-pixel tensors [N, out_H, out_W].
 //
 // Output pixels between the same four source pixels form a cell. Each source row is centred once:
-// its pixel's maximum over classes is subtracted, and the logits are scaled by log2(e). The softmax
-// does not depend on the shift, because interpolation is linear. Innermost loops run over kLanes
-// neighbouring cells, so that corners need no gather. Down a column of a cell logits grow linearly
-// and their exponentials geometrically: two exponentials serve up to kRows pixels. Where a centred
-// logit is below kTame, exponentials could underflow on the way; such blocks ("wild" ones) subtract
-// each pixel's maximum and compute one exponential per pixel. The backward pass repeats the
-// forward's exponentials bit for bit, and gathers: the gradient of a source row is the sum over the
-// cell rows above and below it, in a fixed order.
+// the maximum over classes of each pixel is subtracted, and the logits are scaled by log2(e). The
+// softmax does not depend on this shift, because interpolation is linear. Innermost loops run over
+// kLanes neighbouring cells, so that corners are loaded without a gather. Down a column of a cell
+// logits change linearly and their exponentials geometrically, so two exponentials serve up to
+// kRows pixels. If a centred logit is below kTame, these products could underflow. Such "wild"
+// blocks subtract each pixel's maximum and compute one exponential per pixel. The backward pass
+// recomputes the exponentials of the forward pass bit for bit, and gathers: the gradient of a
+// source row is the sum over the cell rows above and below it, in a fixed order.
 
 #include <omp.h>
 
@@ -32,9 +32,10 @@ constexpr int kRows = 8;
 constexpr float kTame = -80.0f;
 constexpr float kLog2E = 0x1.715476p+0f;
 constexpr float kLn2 = 0x1.62e43p-1f;
-constexpr int64_t kPixelsPerThread = 4096;  // fewer are not worth waking a thread for
+constexpr int64_t kPixelsPerThread = 4096;  // fewer pixels do not pay for waking a thread
 
-// Zero-initialised array that starts on a cache line, so that no kLanes floats straddle two.
+// Zero-initialised array that starts on a cache line, so that no vector of kLanes floats straddles
+// two lines.
 class Buffer {
  public:
   explicit Buffer(int64_t size = 0) : lines_((size + kLanes - 1) / kLanes) {}
@@ -52,7 +53,7 @@ class Buffer {
 // Cell v lies between source coordinates v - 1 and v, clamped. Cell 0 holds the outputs whose
 // coordinate was clamped to 0, so that inside every cell the weights change evenly.
 struct Axis {
-  std::vector<int64_t> begin;  // [size + 2] outputs [begin[v], begin[v + 1]) are in cell v
+  std::vector<int64_t> begin;  // [size + 2]; cell v has the outputs begin[v] to begin[v + 1] - 1
   std::vector<float> w0, w1;   // [out_size]
 
   Axis(int64_t out_size, int64_t size, float scale, bool align_corners)
@@ -84,7 +85,7 @@ struct Plan {
   std::vector<int32_t> slot;  // [out_W] slot of an output column, within its block
   Buffer w0, w1;              // [slots] weights; 0 in the slots of narrower cells without a pixel
   int64_t max_slots = 0;
-  int64_t pitch;  // elements of a source row; loops read one past the last cell of the last block
+  int64_t pitch;  // elements of a source row; loops read one element past the last block
 
   Plan(const UpsampleShape& s, const CrossEntropyParams& t)
       : shape(s),
@@ -97,7 +98,8 @@ struct Plan {
     for (int64_t c = 0; c < s.C; ++c) total += smoothing_weight(c);
     total_class_weight = static_cast<float>(total);
 
-    // Cell 0 lies between two copies of a source pixel: with weights of 1/2 an infinite one stays.
+    // Cell 0 lies between two copies of a source pixel. With weights of 1/2 an infinite pixel stays
+    // infinite, where a weight of 0 would give NaN.
     std::fill_n(columns.w0.begin(), columns.begin[1], 0.5f);
     std::fill_n(columns.w1.begin(), columns.begin[1], 0.5f);
 
@@ -126,7 +128,7 @@ struct Plan {
 
   float class_weight(int64_t c) const { return params.weight ? params.weight[c] : 1.0f; }
 
-  // 0 without smoothing: the infinite weight of a class without pixels would give 0 * inf.
+  // The weight is 0 without smoothing: the infinite weight of an absent class would give 0 * inf.
   float smoothing_weight(int64_t c) const {
     return params.label_smoothing > 0.0f ? class_weight(c) : 0.0f;
   }
@@ -221,7 +223,7 @@ TARGET_CLONES void load_row(SourceRow& row, Scratch& scratch, const float* __res
   }
   for (int64_t c = 0; c <= C; ++c) {
     float* logit = centred + c * pitch;
-    // Clamped outputs read source pixel 1, too, with weight 0: 0 * inf is NaN.
+    // Clamped outputs also read source pixel 1, with weight 0, so that 0 * inf gives NaN here too.
     logit[0] = interpolate(logit[1], logit[std::min<int64_t>(W, 2)], 1.0f, 0.0f);
     logit[W + 1] = logit[W];
   }
@@ -246,7 +248,7 @@ CellRow cell_row(Scratch& scratch, const float* logits, int64_t n, int64_t v, co
     }
     return row;
   };
-  // Clamped outputs have row 0 with weight 1 and row 1 with weight 0: 0 * inf is NaN.
+  // Clamped outputs have row 0 with weight 1 and row 1 with weight 0, where 0 * inf gives NaN.
   return {v, source_row(v - 1), source_row(std::max<int64_t>(v, 1))};
 }
 
@@ -271,8 +273,9 @@ ALWAYS_INLINE Strip strip_of(const CellRow& row, const Block& block, const Plan&
           plan.w0.data() + slots, plan.w1.data() + slots};
 }
 
-// Logits at the top or bottom edge of the cells. Slots without a pixel have weights 0 and must read
-// 0 even if a corner is NaN. A mask does this, because the compiler does not vectorise the branch.
+// Logits at the top or bottom edge of the cells. The result must be 0 for slots without a pixel,
+// whose weights are 0, even if a corner is NaN. This uses a mask, because the compiler does not
+// vectorise a branch.
 ALWAYS_INLINE float at_edge(const float* source, const Strip& s, int l) {
   const uint32_t used = s.w0[l] + s.w1[l] > 0.0f ? ~0u : 0u;
   const float z = interpolate(source[l], source[l + 1], s.w0[l], s.w1[l]);
@@ -293,7 +296,8 @@ ALWAYS_INLINE void start(Progression& p, const Strip& strip, const RowGroup& gro
   }
 }
 
-// 2^x for x <= 0, or 0 if it is negligible beside 1: products with less would be denormal and slow.
+// 2^x for x <= 0, or 0 if x is below kTame: smaller values are negligible beside 1, and products
+// with them would be denormal and slow.
 ALWAYS_INLINE float exp2_or_0(float x) {
   return bits_to_float(float_to_bits(fast_exp2(x)) & (x < kTame ? 0u : ~0u));
 }
@@ -335,8 +339,8 @@ ALWAYS_INLINE void add_exponentials(float* __restrict__ sum, const float* __rest
   }
 }
 
-// scratch.sum[y, slot] = sum over classes of 2^(logit - scratch.shift[y, slot]); shift is 0 in a
-// tame block, else the greatest logit.
+// scratch.sum[y, slot] = sum over classes of 2^(logit - scratch.shift[y, slot]). In a tame block
+// the shift is 0, otherwise it is the greatest logit.
 ALWAYS_INLINE void sum_exponentials(Scratch& scratch, bool tame, const CellRow& row,
                                     const Block& block, const RowGroup& group, const Plan& plan) {
   const int64_t C = plan.shape.C, pitch = plan.max_slots, slots = block.depth * kLanes;
@@ -446,8 +450,8 @@ struct ImageGradients {
 };
 
 // Sets the slots of a group: coefficients of the softmax, and log2 of its denominator as `sum`. The
-// target's part of the gradient is added straight to the corners, that of label smoothing to the
-// corners of class C.
+// part of the gradient that comes from the target is added directly to the corners, and the part
+// that comes from label smoothing to the corners of an additional class C.
 ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, const Block& block,
                                 const RowGroup& group, const Plan& plan) {
   const int64_t C = plan.shape.C;
@@ -463,7 +467,8 @@ ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, c
     for (int64_t x = block.x_begin; x < block.x_end; ++x) {
       const int64_t pixel = (group.y + i) * plan.shape.out_W + x, target = image.target[pixel];
       const int32_t slot = plan.slot[x];
-      // An ignored pixel gives 0 times its softmax, as in PyTorch: NaN if a logit is NaN.
+      // The gradient of an ignored pixel is 0 times its softmax, as in PyTorch: NaN if a logit is
+      // NaN.
       log_sum[slot] = image.log_sum_exp[pixel] * kLog2E;
       if (target == plan.params.ignore_index) continue;
       if (target < 0 || target >= C) {  // the forward pass raised an error
@@ -491,7 +496,7 @@ ALWAYS_INLINE void take_targets(const ImageGradients& image, Scratch& scratch, c
   }
 }
 
-// Adds the gradients that pixels give to the top and bottom edge of their cells to the corners.
+// Adds the gradients at the top and bottom edges of the cells to the gradients of their corners.
 ALWAYS_INLINE void spread(Corners& corners, const Strip& s, const float* top, const float* bottom) {
 #pragma omp simd
   for (int l = 0; l < kLanes; ++l) {
@@ -541,7 +546,7 @@ ALWAYS_INLINE void add_softmaxes(Scratch& scratch, const CellRow& row, const Blo
                                  const RowGroup& group, const Plan& plan) {
   const bool tame = is_tame(row, block);
   const int64_t pitch = plan.max_slots;
-  // A large shift has rounded the logarithm off the saved log-sum-exp.
+  // In the saved log-sum-exp a large shift has rounded off digits of the logarithm.
   if (!tame) sum_exponentials(scratch, tame, row, block, group, plan);
   for (int64_t y = 0; y < group.count; ++y) {
     const float* __restrict__ sum = scratch.sum.data() + y * pitch;
@@ -597,7 +602,8 @@ TARGET_CLONES void carry_edge(Scratch& scratch, bool bottom, const Plan& plan) {
   }
 }
 
-// Writes row y of an image's gradient [C, H, W]. The repeated ends of the row are folded back.
+// Writes row y of an image's gradient [C, H, W]. The gradients of the repeated first and last pixel
+// are added to those of the pixels themselves.
 void write_row(float* grad_logits, const Scratch& scratch, int64_t y, const Plan& plan) {
   const int64_t C = plan.shape.C, H = plan.shape.H, W = plan.shape.W;
   const float* smooth = scratch.carry.data() + C * plan.pitch;
@@ -623,7 +629,7 @@ void differentiate_rows(float* grad_logits, const ImageGradients& image, Scratch
       write_row(grad_logits, scratch, v - 1, plan);
     }
     scratch.carry.clear();
-    carry_edge(scratch, v > 0, plan);  // cell row 0 has only its top
+    carry_edge(scratch, v > 0, plan);  // cell row 0 contributes its top edge only
   }
 }
 
@@ -637,7 +643,7 @@ void forward(float* loss, float* log_sum_exp, CrossEntropySums* sums, const floa
   const UpsampleShape& s = plan.shape;
   const int64_t pixels = s.out_H * s.out_W, num_cell_rows = s.N * (s.H + 1);
   const int threads = threads_for(s, num_cell_rows, num_threads);
-  // Neighbouring cell rows share a source row, so a thread takes several at a time.
+  // Neighbouring cell rows share a source row, so a thread computes several at a time.
   const int64_t run_length = std::max<int64_t>(num_cell_rows / (threads * 8), 1);
   std::vector<Scratch> scratch(threads, Scratch(plan, false));
   std::vector<RowSums> row_sums(s.N * s.out_H);
@@ -668,7 +674,7 @@ void backward(float* grad_logits, const float* grad_loss,
   const UpsampleShape& s = plan.shape;
   const int64_t pixels = s.out_H * s.out_W;
   const int threads = threads_for(s, s.N * s.H, num_threads);
-  // A band computes its first cell row a second time, beside the band before it.
+  // The first cell row of a band is also computed for the band before it.
   const int64_t bands_per_image = std::clamp<int64_t>(threads * 4 / s.N, 1, s.H);
   const int64_t band_rows = (s.H + bands_per_image - 1) / bands_per_image;
   std::vector<Scratch> scratch(threads, Scratch(plan, true));

@@ -12,7 +12,7 @@ namespace {
 
 using Cuts = std::vector<int32_t>;  // the k-iterations at which the pieces of an output tile end
 
-// Pieces of at most `limit` k-iterations, equal within one.
+// Cuts into pieces of at most `limit` k-iterations, whose lengths differ by at most one.
 struct EqualPieces {
   int64_t limit;
 
@@ -32,12 +32,13 @@ struct Costs {
 };
 
 // The wrap-around rule: CTAs are filled to `limit` one after another, and an output tile that does
-// not fit goes on with the next CTA (McNaughton, "Scheduling with Deadlines and Loss Functions",
-// 1959). Unlike there, a piece has a cost of its own, and none is shorter than the cost of a split.
+// not fit is continued by the next CTA (McNaughton, "Scheduling with Deadlines and Loss Functions",
+// 1959). Unlike in that paper, each piece has a fixed cost, and no piece is shorter than the cost
+// of a split.
 struct WrapAround {
   int64_t limit;
   Costs costs;
-  int64_t used = 0;  // of the CTA that is being filled
+  int64_t used = 0;  // cost of the work that the current CTA has so far
 
   Cuts operator()(int64_t num_k_iters) {
     const int64_t shortest = std::max<int64_t>(1, costs.split);
@@ -61,7 +62,7 @@ struct WrapAround {
   }
 };
 
-// Work items of all output tiles, cut by cut(num_k_iters).
+// Work items of all output tiles; cut(num_k_iters) returns the cuts of a tile.
 template <typename Cut>
 WorkList cut_tiles(const std::vector<TileWork>& tiles, Cut cut) {
   WorkList list;
@@ -85,13 +86,14 @@ WorkList cut_tiles(const std::vector<TileWork>& tiles, Cut cut) {
   return list;
 }
 
-// Sorts the items, longest first, and gives each to the CTA that is free first (Graham, "Bounds on
-// Multiprocessing Timing Anomalies", 1969). Returns the makespan: when the last CTA is done.
+// Sorts the items, longest first, and assigns each to the CTA that is free first (Graham, "Bounds
+// on Multiprocessing Timing Anomalies", 1969). Returns the makespan: the time at which the last CTA
+// is done.
 int64_t assign_ctas(WorkList& list, int32_t num_ctas, const Costs& costs) {
   std::stable_sort(
       list.work_items.begin(), list.work_items.end(),
       [](const WorkItem& a, const WorkItem& b) { return a.num_k_iters > b.num_k_iters; });
-  using Load = std::pair<int64_t, int32_t>;  // when a CTA is free, and which
+  using Load = std::pair<int64_t, int32_t>;  // time at which a CTA is free, and its index
   std::priority_queue<Load, std::vector<Load>, std::greater<Load>> loads;
   for (int32_t cta = 0; cta < num_ctas; ++cta) loads.push({0, cta});
   int64_t makespan = 0;

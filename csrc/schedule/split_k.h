@@ -8,23 +8,24 @@
 
 namespace deeplab_fast::schedule {
 
-// The output tiles of one pixel tile: num_k_iters k-iterations for each block of channels.
+// The work of one pixel tile: num_blocks output tiles of num_k_iters k-iterations each.
 struct TileWork {
   int32_t num_k_iters, num_blocks;
 };
 
 struct WorkList {
   std::vector<WorkItem> work_items;   // longest first
-  std::vector<int32_t> ctas;          // [work_items]: the CTA that computes each
-  std::vector<Reduction> reductions;  // of the split tiles
+  std::vector<int32_t> ctas;          // [work_items]: the CTA of each work item
+  std::vector<Reduction> reductions;  // one per split output tile
   int32_t num_slots = 0;              // workspace slots
 };
 
 // Work items for `num_ctas` CTAs. Output tiles are split if the CTAs would otherwise finish
-// unevenly. Three ways are tried: no splitting; equal pieces of a quarter of a CTA's share of the
-// k-iterations up to two shares; CTAs filled to 1 .. 1.5 shares. The earliest finish wins, and a
-// split has to be at least 1 % earlier. Costs are in k-iterations: split_cost to write the sums of
-// a piece and read them back, item_cost to begin a work item and store its sums.
+// unevenly. Three ways are tried: no splitting; equal pieces of 1/4 to 2 shares; and CTAs that are
+// filled, one after another, to 1 to 1.5 shares. A share is the cost of all unsplit tiles /
+// num_ctas. The way that finishes first is used, but a split has to finish at least 1 % earlier.
+// Costs are in k-iterations: split_cost to write the sums of a piece and read them back, item_cost
+// to begin a work item and store its sums.
 WorkList split_k(const std::vector<TileWork>& tiles, int32_t num_ctas, int32_t split_cost,
                  int32_t item_cost);
 

@@ -13,8 +13,8 @@
 namespace deeplab_fast::schedule {
 namespace {
 
-// All taps of the branches, in order. `flipped` negates (dy, dx), for the input gradient: that of
-// pixel p sums over output pixels p + (dy, dx).
+// All taps of the branches, in order. `flipped` negates (dy, dx), for the input gradient: the
+// gradient of input pixel p sums over output pixels p + (dy, dx).
 std::vector<Tap> list_taps(const std::vector<Branch>& branches, int32_t H, int32_t W,
                            bool flipped) {
   if (H < 0 || W < 0)
@@ -55,7 +55,7 @@ struct Zone {
   TapSet taps;
 };
 
-// Coordinates at which some offset enters or leaves [0, size), and both ends.
+// Coordinates at which a tap with one of the offsets enters or leaves [0, size), and both ends.
 std::vector<int32_t> cut_points(std::vector<int32_t> offsets, int32_t size) {
   std::vector<int32_t> cuts = {0, size};
   for (int32_t d : offsets)
@@ -122,7 +122,7 @@ void cut_tiles(const std::vector<Zone>& zones, const Order& order, int32_t N, in
   if (fill > 0) emit(open, static_cast<int32_t>(fill), int64_t{1});
 }
 
-// Cost of the tiles: the number of their taps, summed. A partly filled tile costs as much as a full
+// Cost of the tiles: the sum of their numbers of taps. A partly filled tile costs as much as a full
 // one.
 int64_t executed_taps(const std::vector<Zone>& zones, const Order& order, int32_t N,
                       int32_t block_m) {
@@ -133,8 +133,8 @@ int64_t executed_taps(const std::vector<Zone>& zones, const Order& order, int32_
   return cost;
 }
 
-// Local search: moves a zone, swaps two or reverses a run of them while that lowers the cost, which
-// it returns.
+// Local search: moves a zone, swaps two zones or reverses a run of zones, as long as that lowers
+// the cost. Returns the cost.
 int64_t improve_order(Order& order, const std::vector<Zone>& zones, int32_t N, int32_t block_m,
                       int64_t good_enough, int64_t max_trials) {
   int64_t best = executed_taps(zones, order, N, block_m);
@@ -168,8 +168,9 @@ int64_t improve_order(Order& order, const std::vector<Zone>& zones, int32_t N, i
   return best;
 }
 
-// The better of two local optima: one from the snake order in which `zones` come, one from the
-// order of most to fewest taps. A search ends within 1 % of the exact cost, or after about 10 ms.
+// The better of two local optima: one starts from snake order, the order of `zones`, the other from
+// most to fewest taps. A search ends within 1 % of the cost without any padding, or after about
+// 10 ms.
 Order best_order(const std::vector<Zone>& zones, int32_t N, int32_t block_m) {
   Order order(zones.size());
   std::iota(order.begin(), order.end(), 0);
@@ -220,7 +221,7 @@ void append_tiles(TileList& list, const Plane& plane, const std::vector<Tap>& ta
   }
 }
 
-// Throws if the pixels of all outputs do not fit int32. Returns whether there are any.
+// Throws if the pixels of all outputs do not fit int32. Returns true if there are any pixels.
 bool check_plane(const Plane& plane, size_t num_outputs, int32_t block_m) {
   const auto [N, H, W] = plane;
   if (N < 0 || block_m < 1)

@@ -1,16 +1,17 @@
 // Pixel lists and tiles of a dilated convolution that leave out the products with padding.
 //
-// Cutting the map at -dy (dy < 0) or H - dy (dy > 0) of every tap, and likewise in x, leaves
-// rectangles ("zones") in which the same taps are inside: at most k * k for one k x k kernel.
-// Pixels are listed zone by zone, images included. Every block_m of them are a tile, which runs the
-// union of its pixels' taps; the kernel zero-fills the few (pixel, tap) pairs of a union that lie
-// outside. C-K-S, "ConvV2", trims products with padding in the same way.
+// The map is cut at -dy (dy < 0) or H - dy (dy > 0) of every tap, and likewise in x. This gives
+// rectangles ("zones") whose pixels have the same taps inside the map: at most k * k zones for one
+// k x k kernel. Pixels are listed zone by zone, each zone with its pixels in all images. Every
+// block_m entries of the list are a tile, which computes the union of its pixels' taps. The kernel
+// loads zeros for the few (pixel, tap) pairs of a union that lie outside the map. C-K-S, "ConvV2",
+// skips products with padding in the same way.
 //
 // The zones start in snake order over their grid, where neighbours share most taps; local search
 // improves the order. Executed / dense products of three 3x3 branches, one image:
-//                                    plain runs of 128   snake   searched   exact
-//   33x33, rates 6, 12, 18                      .823     .701       .662    .584
-//   65x65, rates 12, 24, 36                     .771     .612       .605    .578
+//                                    row by row   snake   searched   without any padding
+//   33x33, dilations 6, 12, 18             .823    .701       .662                  .584
+//   65x65, dilations 12, 24, 36            .771    .612       .605                  .578
 #pragma once
 
 #include <cstdint>
@@ -32,20 +33,21 @@ struct Plane {
 };
 
 struct TileList {
-  std::vector<int32_t> pixels;  // pixel indices; every output lists each pixel once
-  std::vector<Tap> taps;        // tap sets, shared by the tiles of an output that run the same
-  std::vector<Tile> tiles;      // in the order of pixels
+  std::vector<int32_t> pixels;  // pixel indices; each output lists every pixel once
+  std::vector<Tap> taps;        // tap sets; tiles of an output with equal sets share one
+  std::vector<Tile> tiles;      // in the order of `pixels`
 };
 
-// Tiles of the forward pass: one output per branch, the sum over that branch's taps. These
-// functions throw std::invalid_argument for sizes that a work list cannot hold.
+// The functions below throw std::invalid_argument for sizes that a work list cannot hold.
+
+// Tiles of the forward pass: one output per branch, the sum over the taps of that branch.
 TileList forward_tiles(const Plane& plane, const std::vector<Branch>& branches, int32_t block_m);
 
-// Tiles of the input gradient: one output, the sum over the flipped taps of all branches, whose
-// dilations cut the map together.
+// Tiles of the input gradient: one output, the sum over the flipped taps of all branches. The map
+// is cut at the taps of all branches.
 TileList input_grad_tiles(const Plane& plane, const std::vector<Branch>& branches, int32_t block_m);
 
-// Rectangles of the weight gradient: one per forward tap, the empty ones included.
+// Rectangles of the weight gradient: one per forward tap, including empty ones.
 std::vector<TapRectangle> tap_rectangles(const std::vector<Branch>& branches, int32_t H, int32_t W);
 
 }  // namespace deeplab_fast::schedule

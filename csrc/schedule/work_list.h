@@ -1,11 +1,12 @@
 // Rows of the work lists of dilated convolution, as kernels read them. Each struct is a row of
 // int32, so that a vector of them is a [rows, fields] tensor.
 //
-// An output tile is a pixel tile x a block of output channels. A k-iteration of it multiplies one
-// tap by a block of input channels. A work item is a range of k-iterations of one output tile,
-// computed by one CTA. If a tile is split between work items (split-K), each writes its fp32 sums
-// to a workspace slot, and a reduction adds the slots. For a weight gradient the rectangle of a tap
-// takes the place of the pixel tile, and a k-iteration multiplies a run of the rectangle's pixels.
+// An output tile is a pixel tile x a block of output channels. A k-iteration of an output tile
+// multiplies one tap by a block of input channels. A work item is a range of k-iterations of one
+// output tile, computed by one CTA. If an output tile is split between work items (split-K), each
+// writes its fp32 sums to a workspace slot, and a reduction adds the slots. For a weight gradient
+// the rectangle of a tap takes the place of the pixel tile, and a k-iteration multiplies a run of
+// the rectangle's pixels.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +35,8 @@ struct Tile {
   int32_t first_tap, num_taps;  // entries of the tap list
 };
 
-// The output pixels at which one tap reads inside the map: those that its weight gradient sums
-// over. h = w = 0 if there are none; the gradient is zero then, and has to be written.
+// The output pixels at which one tap reads inside the map. The weight gradient of the tap is a sum
+// over these pixels. If there are none, h = w = 0; the kernel still has to write the zero gradient.
 struct TapRectangle {
   Tap tap;
   int32_t y, x, h, w;
@@ -54,7 +55,7 @@ struct Reduction {
   int32_t first_slot, num_slots;
 };
 
-// A pixel with its coordinates, so that the kernel need not divide. H and W are below 2^15.
+// A pixel with its coordinates, so that the kernel does not have to divide. H and W are below 2^15.
 struct alignas(8) ListedPixel {
   int32_t index, yx;  // y * 2^16 + x
 };
@@ -63,18 +64,18 @@ struct alignas(8) ListedPixel {
 struct alignas(16) TileItem {
   int32_t block, output, slot, num_k_iters;
   int32_t first_pixel, num_pixels, first_tap, num_taps;
-  int32_t tap, c;                    // tap of the tile and input channel of the first k-iteration
+  int32_t tap, c;                    // of the first k-iteration: tap of the tile, input channel
   int32_t first_index, first_image;  // index and image of the tile's first pixel
 };
 
 // A WorkItem of a weight gradient joined with its TapRectangle. A k-iteration multiplies boxes of
-// pixels, each copied by one instruction; rows x columns boxes cover the rectangle in an image.
+// pixels; one instruction copies a box. rows x columns boxes cover the rectangle in an image.
 struct alignas(16) BoxItem {
   int32_t slot, num_k_iters, branch, index;  // index: Tap::index
   int32_t k, c;                              // first output channel of the branch, input channel
   int32_t dy, dx;
   int32_t y, x, rows, columns;  // first pixel of the rectangle, and its boxes
-  int32_t row, column, n;       // first box of the item; n: its first image
+  int32_t row, column, n;       // first box of the item, and the first image of that box
   int32_t unused;
 };
 

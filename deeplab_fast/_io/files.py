@@ -17,11 +17,11 @@ def replacing(path: Path) -> Iterator[Path]:
     >>> with replacing(Path("labels.png")) as partial:
     ...     image.save(partial, format="PNG")
     """
-    # The name is cut, because ``path`` may have the longest name that the file system allows.
+    # The name is shortened, because that of ``path`` may be as long as the file system allows.
     partial = path.with_name(f".{path.name[:50]}.{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)
     finally:
-        with contextlib.suppress(OSError):  # the disk is gone, and the write has failed
+        with contextlib.suppress(OSError):  # the error of the write is the one to report
             partial.unlink(missing_ok=True)

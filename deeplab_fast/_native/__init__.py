@@ -1,8 +1,9 @@
-"""The compiled module, imported here and nowhere else, and the preparation of calls into it."""
+"""Access to the compiled module ``_C``: only this package imports it and prepares calls into it."""
 
 from pathlib import Path
 
-# Before _C, which then uses the OpenMP runtime of torch. Two runtimes would compete for the cores.
+# torch is imported before _C, which then uses torch's OpenMP runtime. The threads of two runtimes
+# would compete for the cores.
 import torch  # noqa: F401
 
 try:

@@ -18,7 +18,7 @@ def bad_target(value: int, classes: int, ignore_index: int) -> IndexError:
 def cross_entropy_params(
     weight: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> _C.CrossEntropyParams:
-    """Parameters as the compiled code takes them; ``weight`` is contiguous fp32, and kept alive."""
+    """Parameters of the compiled code. The caller keeps ``weight``, contiguous fp32, alive."""
     return _C.CrossEntropyParams(
         0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing
     )

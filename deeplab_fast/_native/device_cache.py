@@ -13,25 +13,26 @@ import torch
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-MAX_ENTRIES = 1024  # per function, at least; the work list of a large batch takes about 1 MB
+# Entries that a function keeps at least. The work list of a large batch takes about 1 MB.
+MAX_ENTRIES = 1024
 
 
 def cached_on_device(make: Callable[_P, _T]) -> Callable[_P, _T]:
     """Decorator like ``functools.lru_cache``, for functions that put tensors on a device.
 
-    An entry that was looked up while a CUDA graph was being captured stays for ever, because the
-    graph holds its addresses. Of the others, the least recently used are dropped when many shapes
-    have come after them, once the device has done all work that reads them.
+    An entry that was looked up while a CUDA graph was being captured is never dropped, because the
+    graph holds its addresses. When the cache is full, the least recently used of the other entries
+    are dropped, after the device has finished all work that may read them.
 
-    The entries are made in a thread of their own. While ``torch.compile(mode="reduce-overhead")``
-    warms up, allocations of the calling thread come from the memory pool of a graph, which
-    overwrites everything that is not an output of the graph (``_use_cuda_memory_pool_manager`` of
+    The entries are made in a separate thread. While ``torch.compile(mode="reduce-overhead")`` warms
+    up, allocations of the calling thread come from the memory pool of a graph, which overwrites
+    everything that is not an output of the graph (``_use_cuda_memory_pool_manager`` of
     torch/_inductor/cudagraph_trees.py).
 
     Raises:
         RuntimeError: the first call with these arguments, while a CUDA graph is being captured.
     """
-    # Two generations: a look-up moves an entry to the recent one; only the older one is dropped.
+    # There are two generations. A look-up moves an entry to `recent`; only `older` is dropped.
     recent: dict[tuple[object, ...], _T] = {}
     older: dict[tuple[object, ...], _T] = {}
     captured: dict[tuple[object, ...], _T] = {}

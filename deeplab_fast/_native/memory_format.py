@@ -1,4 +1,4 @@
-"""Memory formats: the one that an op promises for its outputs, and those that kernels read."""
+"""Memory formats of the outputs of ops and of the operands of kernels."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def aligned_nhwc(tensor: Tensor) -> Tensor:
 
 
 def aligned_rows(weight: Tensor) -> Tensor:
-    """``weight`` as :func:`aligned_nhwc` has it, or as it is where its rows are aligned.
+    """:func:`aligned_nhwc` of ``weight``, or ``weight`` itself if its rows are aligned already.
 
-    Rows of a 1x1 weight [K, C, 1, 1] may be parts of longer rows.
+    The rows of a 1x1 weight [K, C, 1, 1] may be slices of longer rows.
     """
     row_bytes = weight.stride(0) * weight.element_size()
     is_aligned = weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0

@@ -13,7 +13,10 @@ def mean_of_pixels(input: Tensor) -> Tensor:
 
 
 def grad_of_each_pixel(grad_mean: Tensor, input: Tensor) -> Tensor:
-    """Gradient [N, C] that each pixel gets from ``grad_mean`` [N, C], in fp32 or float64."""
+    """Gradient [N, C] of each pixel, from the gradient ``grad_mean`` of the mean [N, C].
+
+    It is in fp32 or float64.
+    """
     N, C, H, W = input.shape
     dtype = torch.promote_types(grad_mean.dtype, torch.float32)
     return (grad_mean.to(dtype) / (H * W)).expand(N, C)

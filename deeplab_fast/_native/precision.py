@@ -1,4 +1,4 @@
-"""Precision of fp32 convolutions: torch's own switch."""
+"""Precision of fp32 convolutions, which torch's own setting controls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 def tf32_is_allowed() -> bool:
     """True if torch lets convolutions round fp32 operands to TF32.
 
-    ``torch.backends.cudnn.allow_tf32`` raises an error once ``conv.fp32_precision`` was used.
+    ``torch.backends.cudnn.allow_tf32`` raises an error if ``conv.fp32_precision`` was set before.
     """
     conv = getattr(torch.backends.cudnn, "conv", None)
     if conv is None:

@@ -1,7 +1,7 @@
 """Work lists of dense convolutions: which CTA computes which k-iterations of which output tile.
 
-The compiled module makes the lists (csrc/schedule); this file gives them the form that kernels
-read, and keeps them on the device.
+The compiled module makes the lists (csrc/schedule). This file converts them to the structs that
+kernels read, and caches them on the device.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class ConvKernel(NamedTuple):
     """A CUDA kernel of dilated convolution and what its work lists depend on."""
 
     launcher: str
-    tile: int  # pixels and output channels of an output tile; channels, of a weight gradient's
-    k_iter_bytes: int  # input channels of a k-iteration; pixels, of a weight gradient's
-    sm80_ctas: int  # CTAs of CONV_SM80 that fit in the place of one
-    is_persistent: bool = False  # a CTA computes several work items, else one
-    item_k_iters: int = 0  # k-iterations that take as long as to begin and to store a work item
-    box_pixels: int = 1  # pixels copied at once, by the weight gradient
+    tile: int  # pixels and output channels of a tile; weight gradient: output and input channels
+    k_iter_bytes: int  # bytes of input channels in a k-iteration; weight gradient: of pixels
+    sm80_ctas: int  # CTAs of CONV_SM80 that one CTA or cluster of this kernel replaces
+    is_persistent: bool = False  # a CTA computes several work items, otherwise one
+    item_k_iters: int = 0  # cost of beginning and storing a work item, in k-iterations
+    box_pixels: int = 1  # weight gradient: pixels that one instruction copies
 
 
 CONV_SM80 = ConvKernel("dilated_conv2d_fwd", _C.CONV_TILE, _C.CONV_K_ITER_BYTES, 1)
@@ -76,7 +76,7 @@ def wgrad_kernel(context: LaunchContext, dtype: torch.dtype) -> ConvKernel:
 
 
 def k_iters_per_tap(channels: int, dtype: torch.dtype, kernel: ConvKernel = CONV_SM80) -> int:
-    """K-iterations over ``channels`` input channels of one tap."""
+    """Number of k-iterations for one tap with ``channels`` input channels."""
     return -(-channels * dtype.itemsize // kernel.k_iter_bytes)
 
 
@@ -85,8 +85,8 @@ def conv_branches(
 ) -> Branches:
     """Kernel sizes and dilations of the branches over maps of ``plane`` (H, W).
 
-    A dilation beyond the map leaves out the same taps as one of the map's size, which fits the
-    int32 of a work list.
+    Dilations are clipped to the size of the map, so that they fit the int32 of a work list. The
+    same taps fall outside the map.
     """
     H, W = plane
     return tuple(
@@ -96,12 +96,12 @@ def conv_branches(
 
 
 class Schedule(NamedTuple):
-    """Work items on the CPU. Rows are structs of csrc/schedule, as int32."""
+    """Work items on the CPU. Each row is a struct of csrc/schedule/work_list.h, as int32."""
 
     work_items: Tensor  # [n, 5]
     ctas: Tensor  # [n], the CTA of each work item
-    reductions: Tensor  # [m, 4], output tiles whose sums are split
-    num_slots: int  # workspace slots of fp32 sums
+    reductions: Tensor  # [m, 4], split output tiles
+    num_slots: int  # workspace slots for fp32 sums
 
 
 def _schedule(tiles: list[tuple[int, int]], num_ctas: int, item_k_iters: int) -> Schedule:
@@ -222,9 +222,9 @@ def rectangle_schedule(
     """Work items of the gradients of weights.
 
     Args:
-        rectangles: rows of :func:`tap_rectangles`, the output tiles' sums.
-        k_iters: k-iterations over the pixels of a rectangle of (height, width), in all images.
-        blocks: blocks of output times input channels, of each branch.
+        rectangles: rows of :func:`tap_rectangles`, the pixels that output tiles sum over.
+        k_iters: function of (height, width) of a rectangle: its k-iterations in all images.
+        blocks: number of blocks of output times input channels of each branch.
         num_ctas: CTAs that run at once.
         item_k_iters: as in :class:`ConvKernel`.
     """
@@ -233,7 +233,7 @@ def rectangle_schedule(
 
 
 def tap_rectangles(plane: tuple[int, int], branches: Branches) -> Tensor:
-    """[taps, 8]: the pixels of maps of (H, W) at which each tap of each branch is inside."""
+    """Rectangles [taps, 8] of the pixels at which each tap of each branch is inside the map."""
     return int32_rows(_C.schedule.tap_rectangles(plane, branches), 8)
 
 
@@ -290,23 +290,23 @@ def wgrad_work_list(
 
 
 def num_boxes(box: tuple[int, int, int], N: int, h: int, w: int) -> int:
-    """Boxes of (x, y, n) pixels that cover ``h`` x ``w`` pixels of ``N`` images."""
+    """Number of boxes of (x, y, n) pixels that cover ``h`` x ``w`` pixels of ``N`` images."""
     x, y, n = box
     return -(-w // x) * -(-h // y) * -(-N // n)
 
 
 def best_box(N: int, sizes: Sequence[tuple[int, int]], pixels: int) -> tuple[int, int, int]:
-    """The box (x, y, n) of ``pixels``, a power of two, that covers the sizes with the fewest."""
+    """The shape (x, y, n) of boxes of ``pixels``, a power of two, that needs the fewest boxes."""
     powers = [1 << i for i in range(pixels.bit_length())]
     boxes = [(x, y, pixels // x // y) for x in reversed(powers) for y in powers if x * y <= pixels]
     return min(boxes, key=lambda box: sum(num_boxes(box, N, h, w) for h, w in sizes))
 
 
 def items_by_cta(schedule: Schedule, kernel: ConvKernel) -> tuple[Tensor, Tensor]:
-    """Work items, sorted by CTA if a CTA has several, and where those of each CTA begin.
+    """Work items, sorted by CTA if a CTA has several, and the index of each CTA's first item.
 
-    CTAs without work items are left out. They come last, because each of the first work items
-    belongs to another CTA.
+    CTAs without work items are left out. They come last, because the first work items go to
+    different CTAs.
     """
     work_items, ctas = schedule.work_items, schedule.ctas
     if kernel.is_persistent:

@@ -1,6 +1,6 @@
 """Backends: implementations of the ops, and the choice among them.
 
-A backend is one file or folder, which registers its kernels. ``registry`` picks the kernel of a
+A backend is one file or folder, which registers its kernels. ``registry`` picks the kernel for each
 call.
 """
 

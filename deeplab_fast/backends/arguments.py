@@ -1,7 +1,7 @@
 """Arguments of each op, in the order of its schema.
 
-A call of an op travels as one of these objects: to the kernel that computes it, to the check
-whether a backend supports it, and to the function that names its shape bucket. The public functions
+The arguments of a call are passed as one of these objects to the kernel, to the check whether a
+backend supports the call, and to the function that returns its shape bucket. The public functions
 in ``deeplab_fast.ops`` document shapes and meanings.
 """
 

@@ -1,8 +1,8 @@
 """The ``cpu`` backend: hand-written kernels in ``_C.cpu``, and oneDNN through torch.
 
-oneDNN runs a convolution near the peak of the machine and skips padded taps itself, so the
-convolutions here only bring their operands into its best layout, channels_last, and split the
-channels where it handles fewer at a time better.
+oneDNN runs a convolution near the peak of the machine and skips padded taps itself. The
+convolutions here only convert their operands to its fastest layout, channels_last, and split the
+channels into blocks where oneDNN is slow with many channels at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .registry import register_backend, register_kernel
 
 
 def _unavailable_reason(device_type: str) -> str | None:
-    return None if device_type == "cpu" else f"the tensors are on {device_type}"
+    return None if device_type == "cpu" else f"does not run on {device_type} tensors"
 
 
 register_backend("cpu", _unavailable_reason)
@@ -140,8 +140,9 @@ def _unsupported_by_onednn(arguments: FusedConv2d | FusedConv2dAdd | Aspp) -> st
     return "the input is empty" if input.numel() == 0 else None
 
 
-# oneDNN's names and scalar arguments of the activations that it applies while a tile is in cache.
-# They may turn NaN into 0, as in models that torch.compile fuses; InferenceModel compensates.
+# oneDNN's names and scalar arguments of the activations, which it applies while a tile is in cache.
+# The activations may turn NaN into 0, as in models that torch.compile fuses; InferenceModel
+# compensates for this.
 _ACTIVATIONS = {"none": ("none", []), "relu": ("relu", []), "relu6": ("hardtanh", [0.0, 6.0])}
 
 
@@ -180,7 +181,7 @@ def fused_conv2d_add_(arguments: FusedConv2dAdd) -> None:
             residual, *operands, padding, stride, dilation, groups, "add", 1.0, "relu", [], None
         )
         return
-    # torch fuses no other sum for every dtype and number of groups.
+    # For other cases torch has no fused sum that supports every dtype and number of groups.
     residual += fused_conv2d(arguments.convolution())
     _activate_(residual, activation)
 
@@ -199,8 +200,8 @@ def aspp(arguments: Aspp) -> Tensor:
         pair = dilation, dilation
         padding = reference.same_padding(weight, pair)
         output = fused_conv2d(FusedConv2d(x, weight, bias, (1, 1), padding, pair, 1, "none"))
-        torch.clamp(output, min=0, out=slice)  # keeps NaN, and has to be copied anyway
-    # The pooled branch is constant over space, so its share of the projection is a bias per image.
+        torch.clamp(output, min=0, out=slice)  # keeps NaN; a copy is needed anyway
+    # The pooled branch is constant over an image, so it adds a bias per image to the projection.
     pooled = F.linear(x.mean((2, 3)), pool_weight.flatten(1), pool_bias).relu_()
     branch_weight, pooled_weight = project_weight.split([sum(channels), pooled.size(1)], dim=1)
     image_bias = F.linear(pooled, pooled_weight.flatten(1), project_bias)

@@ -1,7 +1,7 @@
-"""Dispatch table: kernels that were measured to be faster than cuDNN, by device, op and shape.
+"""Dispatch table: times of kernels beside cuDNN's, by device, op and shape.
 
 The table is dispatch_table.csv beside this file. ``python benchmarks/tune_dispatch_table.py``
-writes it on a GPU: a row for each kernel and shape, with cuDNN's time of the same run.
+writes it on a GPU: a row for each kernel and shape, with cuDNN's time in the same run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 @functools.cache
 def device_class(device: torch.device) -> str:
-    """Devices for which the kernels share their code and their work lists.
+    """Name of the kind of device: all devices of a kind run the same code with the same work lists.
 
     >>> device_class(torch.device("cuda:0"))  # an H200, an H100 SXM or a GH200
     'sm_90 with 132 SMs'
@@ -51,7 +51,7 @@ def read(path: Path) -> list[Row]:
     """The rows of a table.
 
     Raises:
-        ValueError: the file is not such a table; names the line.
+        ValueError: the file is not such a table; the message names the line.
     """
     with path.open(newline="") as file:
         lines = csv.reader(file)
@@ -81,8 +81,8 @@ def _row(line: list[str], place: str) -> Row:
 def fastest_kernels(device: torch.device) -> dict[str, dict[str, tuple[str, ...]]]:
     """Kernels that beat cuDNN on devices of this class, for each op and shape bucket.
 
-    A kernel that lost on any shape of a bucket is left out. The kernels of a bucket are sorted by
-    their worst ratio to cuDNN, the best first.
+    A kernel that was slower than cuDNN on any shape of a bucket is left out. The kernels of a
+    bucket are sorted by their worst ratio to cuDNN, the best first.
     """
     here = device_class(device)
     worst: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))

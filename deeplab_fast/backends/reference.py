@@ -1,7 +1,7 @@
 """Every op in plain PyTorch: the specification that all other backends must agree with.
 
-These functions run on any device and dtype that PyTorch's own operators take. On a GPU the
-convolutions here are cuDNN's.
+These functions run on any device and dtype that PyTorch's own operators support. On a GPU the
+convolutions run on cuDNN.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def dilated_conv2d(arguments: DilatedConv2d) -> Tensor:
 
 
 def needs_fp32_weight_gradient(input: Tensor, dilation: Sequence[int]) -> bool:
-    """True where PyTorch's own half-precision weight gradient must not be used.
+    """True if PyTorch's own half-precision weight gradient must not be used.
 
     On x86 CPUs oneDNN's bf16 kernel gives wrong numbers or crashes for many dilated convolutions of
-    channels_last tensors: docs/onednn_bf16_weight_gradient.md. Its fp32 kernels are right on all
-    CPUs, and faster than its fp16 ones on a CPU without fp16 arithmetic.
+    channels_last tensors (docs/onednn_bf16_weight_gradient.md). Its fp32 kernels are correct on all
+    CPUs, and on a CPU without fp16 arithmetic they are faster than its fp16 kernels.
     """
     is_half = input.dtype in (torch.bfloat16, torch.float16)
     return input.device.type == "cpu" and is_half and max(dilation) > 1
@@ -61,7 +61,7 @@ def needs_fp32_weight_gradient(input: Tensor, dilation: Sequence[int]) -> bool:
 def dilated_conv2d_backward(arguments: DilatedConv2dBackward) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias; empty where ``output_mask`` is False."""
     grad_output, input, weight, dilation, groups, output_mask = arguments
-    # A kernel of size 1 has no dilation.
+    # The dilation of a kernel of size 1 has no effect.
     dilation = [1 if size == 1 else d for size, d in zip(weight.shape[2:], dilation)]
     padding = same_padding(weight, dilation)
 
@@ -168,7 +168,7 @@ def upsample(
 ) -> Tensor:
     """Bilinear interpolation of [N, C, H, W] logits in fp32.
 
-    Contiguous NCHW, because PyTorch's arithmetic depends on the memory format.
+    The logits are made contiguous, because PyTorch's arithmetic depends on the memory format.
     """
     scale_h, scale_w = scale_factors or (None, None)
     upsampled: Tensor = torch.ops.aten.upsample_bilinear2d(
@@ -200,7 +200,8 @@ def _cross_entropy(arguments: UpsampleCrossEntropy) -> Tensor:
     )
     if on_cpu:
         return loss
-    # An exception would have to wait for the device; PyTorch's own assertion ends the process.
+    # NaN instead of an exception, which would have to wait for the device. PyTorch's own assertion
+    # on the device would end the process.
     return loss * torch.where(known if reduction == "none" else known.all(), 1.0, torch.nan)
 
 
@@ -219,7 +220,10 @@ def upsample_cross_entropy(arguments: UpsampleCrossEntropy) -> tuple[Tensor, Ten
 
 @register_kernel("upsample_cross_entropy_backward", "reference")
 def upsample_cross_entropy_backward(arguments: UpsampleCrossEntropyBackward) -> Tensor:
-    """Gradient through the softmax of the upsampled logits: autograd does not see into an op."""
+    """Gradient through the softmax of the upsampled logits, in closed form.
+
+    An op is opaque to autograd, which therefore cannot derive it.
+    """
     (
         grad_loss, logits, target, weight, _, total_weight,
         ignore_index, reduction, label_smoothing, align_corners,
@@ -233,7 +237,7 @@ def upsample_cross_entropy_backward(arguments: UpsampleCrossEntropyBackward) -> 
 
     softmax = upsample(logits, size, None, align_corners).softmax(1)
     grad_upsampled = softmax * hit
-    if label_smoothing > 0:  # an infinite weight of a class that no pixel has would be 0 * inf
+    if label_smoothing > 0:  # otherwise the infinite weight of an absent class would give 0 * inf
         smooth = label_smoothing / classes * grad
         grad_upsampled = softmax * (hit + smooth * weight.sum()) - smooth * weight[:, None, None]
     grad_upsampled.scatter_(1, index, grad_upsampled.gather(1, index) - hit)

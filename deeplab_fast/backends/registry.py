@@ -1,11 +1,12 @@
 """Registry of kernels, and the choice of the one that runs a call.
 
-A kernel registers where it is defined, with :func:`register_kernel`. An op calls :func:`run`, which
-takes the backend that the caller forced, or else the first of the automatic order that has the op,
-is available on this machine and supports the call. ``reference`` supports everything.
+A kernel is registered where it is defined, with :func:`register_kernel`. An op calls :func:`run`,
+which picks the backend that the caller forced. If none is forced, it picks the first backend in the
+automatic order that has the op, is available on this machine and supports the call. ``reference``
+supports every call.
 
-On a GPU the reference of a convolution is a vendor library's kernel, cuDNN's. A kernel of ours
-comes before it only where it was measured to be faster for the shape bucket of the call.
+On a GPU the reference of a convolution is a kernel of a vendor library, cuDNN. A kernel of ours is
+preferred only if it was measured to be faster for the shape bucket of the call.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Backend(NamedTuple):
-    """A way to run ops."""
+    """Availability, launch context and loader of a backend; see :func:`register_backend`."""
 
     unavailable_reason: Callable[[str], Reason]  # device type -> why it cannot run there, or None
     launch_context: Callable[[Tensor], AbstractContextManager[Any]] | None
@@ -43,16 +44,16 @@ class Backend(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """An op on a backend."""
+    """Implementation of an op on a backend."""
 
     run: Callable[..., Any]
     unsupported_reason: Callable[[Any], Reason]  # arguments -> why it cannot compute them, or None
 
 
 class FixableReason(str):
-    """Reason why a backend is unavailable that the user can do something about.
+    """Reason why a backend is unavailable, which the user can fix.
 
-    Where the automatic choice passes over such a backend, a warning gives the reason once.
+    If the automatic choice skips a backend for such a reason, a warning gives the reason once.
     """
 
 
@@ -92,8 +93,8 @@ def register_kernel(
 ) -> Callable[[_F], _F]:
     """Decorator that registers a function as the kernel of ``op`` on these backends.
 
-    The function takes the op's arguments as one object of ``backends/arguments.py``, after the
-    launch context if its backend has one. ``unsupported_reason`` takes the same object.
+    The function gets the op's arguments as one object of ``backends/arguments.py``, after the
+    launch context if its backend has one. ``unsupported_reason`` gets the same object.
     """
 
     def register(function: _F) -> _F:
@@ -112,9 +113,10 @@ def register_op(
     """Register an op.
 
     Args:
-        arguments_type: its class of ``backends/arguments.py``.
-        shape_bucket: takes the arguments and names their shape bucket, on whose measurements the
-            automatic choice on a GPU then depends; None for ops that no vendor library has.
+        arguments_type: the op's class in ``backends/arguments.py``.
+        shape_bucket: function of the arguments that returns their shape bucket. The automatic
+            choice on a GPU depends on the measurements of that bucket. None for ops that no vendor
+            library has.
     """
     _argument_types[op] = arguments_type
     if shape_bucket:
@@ -134,7 +136,7 @@ def _kernel(op: str, name: str) -> Kernel | None:
 
 
 def unavailable_reason(name: str, device_type: str) -> Reason:
-    """Why backend ``name`` cannot run on devices of this type here; None if it can."""
+    """Why backend ``name`` cannot run on devices of this type on this machine; None if it can."""
     if name not in _backends:
         return "this installation has no such kernels"
     return _backends[name].unavailable_reason(device_type)
@@ -157,17 +159,18 @@ def available_backends(device: str | torch.device = "cpu") -> list[str]:
 class backend(contextlib.ContextDecorator):
     """Force every op inside the ``with`` block onto one backend.
 
-    The choice is that of the process, all threads included, because torch.compile cannot guard on a
-    thread's own state. Blocks nest, also those of one object, as in a recursive function that it
-    decorates.
+    The setting applies to all threads of the process, because torch.compile cannot guard on the
+    state of a thread. Blocks can be nested. The same object can be entered several times, as in a
+    recursive function that it decorates.
 
     Args:
-        name: "cuda", "triton", "cpu" or "reference"; "cuda/sm90" or "cuda/sm80" for the
-            convolutions of one compute capability, where "cuda" has the newest that run.
+        name: "cuda", "triton", "cpu" or "reference". "cuda/sm90" and "cuda/sm80" force the
+            convolutions for that compute capability, where "cuda" picks the newest that the GPU
+            runs.
 
     Raises:
         ValueError: ``name`` is not one of these.
-        RuntimeError: raised by an op in the block that the backend cannot run, with the reason.
+        RuntimeError: an op in the block cannot run on the backend; the message gives the reason.
 
     >>> with backend("reference"):
     ...     labels = upsample_argmax(logits, size=(513, 513))
@@ -206,7 +209,7 @@ def kernels_of(name: str) -> dict[str, Kernel]:
 
 
 def current() -> str:
-    """The forced backend, or "" where the choice is automatic. It travels as an op argument."""
+    """The forced backend, or "" if the choice is automatic. It is passed on as an op argument."""
     return _forced
 
 
@@ -224,7 +227,7 @@ def order(device_type: str) -> tuple[str, ...]:
 
 
 def depends_on_measurements(op: str, device_type: str) -> bool:
-    """True if a kernel of ours has to be measured faster than a vendor library's to be chosen."""
+    """True if kernels of ours are chosen only where measured to beat a vendor library."""
     return device_type == "cuda" and op in shape_buckets
 
 
@@ -241,11 +244,12 @@ def automatic(op: str, arguments: Any) -> tuple[str, ...]:
 def run(op: str, *values: Any, backend: str = "") -> Any:
     """Run ``op`` on ``backend``, or on the automatic choice if that is "".
 
-    The device of the first argument, a tensor, decides where. Autocast is off inside: the public
-    function has cast its arguments already, and the op must return what its fake promises.
+    The op runs on the device of its first argument, which is a tensor. Autocast is off inside,
+    because the public function has already cast the arguments, and the outputs must have the dtypes
+    of the fake.
 
     Raises:
-        RuntimeError: the backend cannot run this call, with the reason.
+        RuntimeError: the backend cannot run this call; the message gives the reason.
     """
     arguments = _argument_types[op](*values)
     device_type = arguments[0].device.type
@@ -269,7 +273,7 @@ def run(op: str, *values: Any, backend: str = "") -> Any:
 
 @functools.cache
 def _warn_once(name: str, reason: str) -> None:
-    warnings.warn(f"deeplab_fast: another backend stands in for {name!r}: {reason}", stacklevel=2)
+    warnings.warn(f"deeplab_fast: backend {name!r} is not used: {reason}", stacklevel=2)
 
 
 @contextlib.contextmanager

@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("deeplab-fast: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:  # an error of standard output: all others are UserErrors
+    except OSError as error:  # an error of standard output; all others are UserErrors
         # Python flushes again at exit, which must not fail (signal module, "Note on SIGPIPE").
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # a pipe to `head`, say, was closed
+        if not isinstance(error, BrokenPipeError):  # raised if a pipe, to `head` say, was closed
             print(f"deeplab-fast: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Arguments for the images to train and evaluate on."""
+"""Command-line arguments for the data to train and evaluate on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_arguments(parser: Any) -> None:
         "--layout",
         choices=("folder", "voc", "cityscapes"),
         default="folder",
-        help="layout of its files, see below (default: folder)",
+        help="layout of its files; see below (default: folder)",
     )
     parser.add_argument(
         "--classes",
@@ -47,7 +47,7 @@ def add_workers(parser: Any) -> None:
         type=int,
         default=default,
         metavar="N",
-        help=f"processes that read images, per GPU (default here: {default})",
+        help=f"processes that read images, per GPU (default on this machine: {default})",
     )
 
 

@@ -1,4 +1,4 @@
-"""Device and dtype to compute in, and errors of too little memory."""
+"""Device and dtype to compute in, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_dtype(parser: Any, default: str | None, default_help: str) -> None:
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of a name, or by default a GPU if there is one.
+    """The device with this name, or by default a GPU if there is one.
 
     Raises:
         UserError: there is no such device.
@@ -45,7 +45,7 @@ def find_device(name: str | None) -> torch.device:
 
 @contextlib.contextmanager
 def out_of_memory(expected: str) -> Iterator[None]:
-    """Turn an out-of-memory error of the block into a UserError that says what to change."""
+    """Turn an out-of-memory error in the block into a UserError with a suggestion."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

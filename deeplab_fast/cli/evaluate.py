@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
         nargs="+",
         default=(1.0,),
         metavar="X",
-        help="average over these scales of each image, 0.5 0.75 1 1.25 1.5 1.75 say (default: 1)",
+        help="average over the image at these scales, e.g. 0.5 0.75 1 1.25 1.5 1.75 (default: 1)",
     )
     parser.add_argument("--flip", action="store_true", help="also average over mirrored images")
     parser.add_argument(
@@ -44,9 +44,9 @@ def add_parser(subparsers: Any) -> None:
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="divide large images into overlapping windows; multiples of 16",
+        help="divide large images into overlapping windows of this size, in multiples of 16",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     add_device(parser)
     add_dtype(parser, "float32", "float32")
     add_workers(parser)

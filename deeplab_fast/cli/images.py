@@ -1,4 +1,4 @@
-"""Image files: search, decoding and writing."""
+"""Image files: finding, decoding and writing them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _search(folder: Path, output: Path) -> Iterator[Path]:
 
 
 def result_names(images: Sequence[Path]) -> dict[Path, Path]:
-    """The name of each image's results: its path below the deepest common folder.
+    """The name of the results of each image: its path below the deepest common folder.
 
     The extension is removed, unless two images would then have the same name.
 
@@ -90,7 +90,7 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         UserError: the image cannot be read. The message gives the reason, without the path.
     """
-    if not os.path.isfile(path):  # to open a named pipe would block
+    if not os.path.isfile(path):  # opening a named pipe would block
         raise UserError("no such file, or not a regular one (expected an image)")
     try:
         with warnings.catch_warnings():
@@ -124,7 +124,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def write_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG completely, or leave the file that was there."""
+    """Write a PNG completely, or leave the previous file unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         image.save(partial, format="PNG")

@@ -14,9 +14,9 @@ from .errors import UserError
 
 @contextlib.contextmanager
 def process_group(device: str | None) -> Iterator[torch.device]:
-    """Join the processes for the block, on the device of a name.
+    """Join the group of processes for the block, on the device with this name.
 
-    A TrainingError, which all processes raise, becomes a UserError of rank 0.
+    A TrainingError, which all processes raise, becomes a UserError on rank 0.
     """
     try:
         yield distributed.start(find_device(device))

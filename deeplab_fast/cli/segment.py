@@ -35,13 +35,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="a file, a folder to search, or a quoted glob"
     )
-    parser.add_argument("--weights", help="name, file or folder of the model, see below")
+    parser.add_argument("--weights", help="name, file or folder of the model; see below")
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("segmented"),
         metavar="FOLDER",
-        help="folder of the results, with the images' own subfolders (default: segmented)",
+        help="folder of the results, which keep the images' subfolders (default: segmented)",
     )
     add_device(parser)
     add_dtype(parser, "float32", "float32")
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             for result in results:
                 if os.path.realpath(result) in taken:
                     raise UserError(
-                        f"{os.path.relpath(result)} would be overwritten, which is an input too "
+                        f"{os.path.relpath(result)} would be overwritten, but it is also an input "
                         "(expected another --output)"
                     )
             with out_of_memory("a smaller image"):
@@ -92,7 +92,7 @@ class Segmenter:
         self.device = device
 
     def __call__(self, photo: Image.Image) -> np.ndarray:
-        """Labels [H, W] of a whole RGB photo, at its own size."""
+        """Labels [H, W] of a whole RGB photo, at its original size."""
         pixels = network_input(photo, self.model.preprocessing, self.model.align_corners)
         labels = self.model.predict(
             pixels.to(self.device),
@@ -127,7 +127,7 @@ def _segment_file(segment: Segmenter, path: Path, label_path: Path, overlay_path
 
 
 def _find(arguments: list[str], output: Path) -> tuple[list[Path], int]:
-    """All images, in order and without duplicates, and the number of arguments without images."""
+    """All images in order, without duplicates, and the number of arguments that have no images."""
     images: dict[Path, None] = {}
     failures = 0
     for argument in arguments:

@@ -26,7 +26,7 @@ _RECIPE: dict[str, tuple[Any, str]] = {
     "grad_accum_steps": (int, "micro-batches per update and GPU, to save memory"),
     "crop_size": (int, "height and width of the training images"),
     "scale": (float, "range of the random resizing"),
-    "flip": (float, "probability of mirroring"),
+    "flip": (float, "probability of a horizontal flip"),
     "color_jitter": (float, "range of the random brightness, contrast and saturation"),
     "learning_rate": (float, "initial learning rate"),
     "head_learning_rate": (float, "initial learning rate of all layers but the backbone"),
@@ -34,14 +34,14 @@ _RECIPE: dict[str, tuple[Any, str]] = {
     "power": (float, "exponent of the poly learning rate"),
     "momentum": (float, "momentum of SGD"),
     "weight_decay": (float, "weight decay of SGD"),
-    "aux_weight": (float, "factor of the auxiliary loss; 0 for a network without it"),
-    "class_weights": (float, "factor of each class in the loss"),
-    "label_smoothing": (float, "fraction of each target spread over all classes"),
-    "top_k_pixels": (float, "fraction of the pixels, those with the largest losses, that count"),
-    "ema_decay": (float, "decay of a moving average of the weights, which is evaluated and saved"),
+    "aux_weight": (float, "factor of the auxiliary loss; 0 removes the auxiliary classifier"),
+    "class_weights": (float, "weight of each class in the loss"),
+    "label_smoothing": (float, "fraction of each target that is spread over all classes"),
+    "top_k_pixels": (float, "fraction of pixels in the loss: those with the largest losses"),
+    "ema_decay": (float, "evaluate and save a moving average of the weights with this decay"),
     "seed": (int, "seed of weights, image order, augmentation and dropout"),
 }
-_METAVARS = {"crop_size": ("HEIGHT", "WIDTH"), "scale": ("MIN", "MAX")}  # settings of two values
+_METAVARS = {"crop_size": ("HEIGHT", "WIDTH"), "scale": ("MIN", "MAX")}  # settings with two values
 
 
 def add_parser(subparsers: Any) -> None:
@@ -83,7 +83,7 @@ def add_parser(subparsers: Any) -> None:
         "--backbone-weights",
         type=Path,
         metavar="FILE.pth",
-        help="state dict of torchvision's classifier, whose backbone to start from",
+        help="start from the backbone of this torchvision classifier (a state dict)",
     )
     recipe = parser.add_argument_group("recipe")
     for name, (kind, text) in _RECIPE.items():
@@ -100,7 +100,7 @@ def add_parser(subparsers: Any) -> None:
     recipe.add_argument(
         "--freeze-batch-norm",
         action="store_true",
-        help="keep the statistics and parameters of batch norm",
+        help="do not update the statistics and parameters of batch norm",
     )
     add_dtype(recipe, None, "bfloat16 on a GPU, float32 on a CPU")
     run = parser.add_argument_group("run")
@@ -111,7 +111,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FOLDER",
         help="folder of checkpoint, models and logs (default: run)",
     )
-    run.add_argument("--resume", action="store_true", help="resume the run in that folder")
+    run.add_argument("--resume", action="store_true", help="resume the run in --output")
     add_device(run)
     add_workers(run)
     run.add_argument(

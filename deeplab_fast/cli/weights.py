@@ -1,4 +1,4 @@
-"""The models that ``--weights`` names."""
+"""Loading of the model that ``--weights`` names."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def load_model(weights: str, **overrides: Any) -> DeepLabV3:
         raise UserError(f"--weights: {' '.join(str(error).split())}") from error
     except (LookupError, TypeError, AttributeError) as error:  # a file can hold anything
         raise UserError(
-            f"--weights: {weights}: damaged: {error!r} (expected a file as it was written)"
+            f"--weights: {weights}: damaged: {error!r} (expected a complete file)"
         ) from error

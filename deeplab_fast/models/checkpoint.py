@@ -1,4 +1,4 @@
-"""Models as data, and the .safetensors format that save_pretrained writes."""
+"""Checkpoints of models, and the .safetensors format that save_pretrained writes."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     state, metadata = read_safetensors(path)
     if _KEY not in metadata:
         raise ValueError(
-            f"{path}: expected a file written by save_pretrained, which this is not (no {_KEY!r} "
-            "in its metadata). To load a Hugging Face model name its folder"
+            f"{path}: expected a file written by save_pretrained, got one without {_KEY!r} in its "
+            "metadata. To load a Hugging Face model, give its folder"
         )
     with well_formed(path):
         description = json.loads(metadata[_KEY])

@@ -31,17 +31,17 @@ class DeepLabV3(SegmentationModel):
     same state dict keys, inputs, outputs, gradients and, from the same seed, weights. It adds
     :meth:`predict`, :meth:`logits` and :meth:`prepare_for_inference`.
 
-    The weights do not depend on ``output_stride`` or ``atrous_rates``. torchvision's ImageNet
-    weights fit the backbones:
+    The shapes of the weights do not depend on ``output_stride`` or ``atrous_rates``. torchvision's
+    ImageNet weights can be loaded into the backbones:
     ``model.backbone.load_state_dict(torchvision_resnet.state_dict(), strict=False)``.
 
     Args:
         backbone: "resnet50", "resnet101" or "mobilenet_v2".
         num_classes: channels of the logits.
-        output_stride: 8 or 16, the size of the input over the size of the features. torchvision's
-            models have 8; 16 is cheaper and coarser.
+        output_stride: 8 or 16, the size of the input divided by the size of the features.
+            torchvision's models have 8; 16 is cheaper and coarser.
         atrous_rates: rates of the 3x3 branches of ASPP; () for no such branch. By default
-            (12, 24, 36) at output stride 8 and (6, 12, 18) at 16, which see the same field.
+            (12, 24, 36) at output stride 8 and (6, 12, 18) at 16, with equal fields of view.
         multi_grid: factors of the dilations of a resnet's last three blocks, (1, 2, 4) in the paper
             (section 3.2.1). None keeps torchvision's dilations.
         aux_loss: add an FCN classifier on earlier features, returned as "aux".
@@ -57,7 +57,7 @@ class DeepLabV3(SegmentationModel):
         categories: names of the classes, or None.
 
     Raises:
-        ValueError: an argument has another value; the message names it.
+        ValueError: an argument has an unsupported value; the message names it.
 
     >>> model = DeepLabV3("resnet50", num_classes=11, aux_loss=True)
     >>> logits = model(torch.randn(2, 3, 360, 480))["out"]
@@ -151,8 +151,8 @@ class DeepLabV3(SegmentationModel):
 
         Raises:
             FileNotFoundError: the path does not exist, or a folder lacks a file.
-            ValueError: the file is damaged or of another kind; the message names the path and what
-                was expected.
+            ValueError: the file is damaged or has another format; the message names the path and
+                what was expected.
             ConnectionError: the download failed.
             ImportError: a name was given and torchvision is not installed.
 
@@ -198,7 +198,7 @@ class DeepLabV3(SegmentationModel):
         )
 
     def prepare_for_inference(self, dtype: torch.dtype | None = None) -> InferenceModel:
-        """A faster model for inference with the same weights; this model does not change.
+        """A faster model for inference with the same weights. This model is not changed.
 
         Batch norms are folded into the convolutions, ASPP runs as :func:`deeplab_fast.aspp`, the
         weights are channels_last, and there is no auxiliary classifier. The model has ``forward``,
@@ -209,7 +209,7 @@ class DeepLabV3(SegmentationModel):
                 model.
 
         Raises:
-            TypeError: a module was replaced by one that cannot be folded, naming it.
+            TypeError: a module was replaced by one that cannot be folded; the message names it.
 
         >>> labels = model.prepare_for_inference().predict(images)
         """

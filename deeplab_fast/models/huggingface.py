@@ -15,7 +15,7 @@ from .preprocessing import Preprocessing
 
 _ARCHITECTURE = "MobileNetV2ForSemanticSegmentation"
 
-# Settings that our network has built in. They are transformers' defaults, too.
+# Settings that are fixed in our network. They are also transformers' defaults.
 _REQUIRED = {
     "num_channels": 3,
     "depth_multiplier": 1,
@@ -63,7 +63,7 @@ def read_folder(folder: Path) -> Checkpoint:
 
 
 def _renamed(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The state dict with the keys of DeepLabV3; the projection takes the pooled channels last."""
+    """The state dict with the keys of DeepLabV3, whose projection has the pooled channels last."""
     state = {}
     for key, tensor in tensors.items():
         module, _, parameter = key.rpartition(".")
@@ -105,7 +105,7 @@ _MODULES = _modules()
 
 
 def _preprocessing(path: Path) -> Preprocessing:
-    """Preprocessing of preprocessor_config.json; without that file, scaling to [-1, 1] alone."""
+    """Preprocessing of preprocessor_config.json; without that file, only scaling to [-1, 1]."""
     if not path.exists():
         return Preprocessing((0.5,) * 3, (0.5,) * 3)
     config = _read_json(path)

@@ -135,11 +135,11 @@ class FusedBackbone(nn.Sequential):
 
 
 class InferenceModel(SegmentationModel):
-    """Model that ``DeepLabV3.prepare_for_inference`` returns; it cannot be trained or saved.
+    """Model that ``DeepLabV3.prepare_for_inference`` returns. It cannot be trained or saved.
 
-    Residual blocks overwrite their input, so that a hook which keeps an activation has to copy it.
-    The logits of an image with NaN or Inf are NaN, on a CPU too, although oneDNN's ReLU turns NaN
-    into 0.
+    Residual blocks overwrite their input, so a hook that keeps an activation has to copy it. The
+    logits of an image with NaN or Inf are NaN. This also holds on a CPU, although oneDNN's ReLU
+    turns NaN into 0.
     """
 
     def train(self, mode: bool = True) -> InferenceModel:

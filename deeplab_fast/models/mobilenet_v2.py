@@ -23,9 +23,9 @@ _STAGES = (
 def pad_same(input: Tensor) -> Tensor:
     """Pad for a 3x3 convolution of stride 2 as TensorFlow's "SAME" does.
 
-    TensorFlow pads ``max(kernel - (size % stride or stride), 0)`` pixels in total, the smaller half
-    first (tf.nn, notes on padding). For odd sizes that is PyTorch's padding=1. For even sizes it is
-    one pixel at the end, and the convolution is centred one pixel later.
+    TensorFlow pads ``max(kernel - (size % stride or stride), 0)`` pixels in total, with the smaller
+    half at the start (tf.nn, notes on padding). For odd sizes this equals PyTorch's padding=1. For
+    even sizes it adds one pixel at the end only, which shifts the convolution by one pixel.
     """
     height, width = input.shape[2:]
     return F.pad(input, (width % 2, 1, height % 2, 1))
@@ -72,7 +72,7 @@ class MobileNetV2(nn.Module):
     that follow.
 
     Args:
-        output_stride: 8 or 16, the size of the input over the size of the features.
+        output_stride: 8 or 16, the size of the input divided by the size of the features.
         tf_padding: pad as TensorFlow's "SAME" does, for weights trained there (:func:`pad_same`).
 
     Input [N, 3, H, W]; output {"out": [N, 320, H/s, W/s], "aux": [N, 96, H/s, W/s]}, sizes rounded

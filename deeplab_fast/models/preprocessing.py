@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._io.images import to_rgb
 
-# Images of a larger aspect ratio are scaled down further, to bound the memory for panoramas.
+# Images with a larger aspect ratio are scaled down further, to bound the memory for panoramas.
 _MAX_ASPECT = 4
 
 
@@ -28,10 +28,11 @@ class Preprocessing:
         mean, std: statistics of RGB values in [0, 1]; std is positive.
         resize: pixels of the shorter side after resizing, or None. Bilinear with antialiasing, the
             longer side rounded down, as in torchvision's ``resize``.
-        crop: (height, width) of the centre crop of the resized image, or None; black outside of it.
+        crop: (height, width) of the centre crop of the resized image, or None. A smaller image is
+            padded with black.
 
     Raises:
-        ValueError: an attribute has another value; the message names it.
+        ValueError: an attribute has an invalid value; the message names it.
 
     >>> images = Preprocessing(resize=520)(Image.open("photo.jpg"))[None]
     """
@@ -77,9 +78,9 @@ class Preprocessing:
 def network_size(size: tuple[int, int], resize: int | None, align_corners: bool) -> tuple[int, int]:
     """Size (width, height) of the network's input for a whole image of ``size``.
 
-    The shorter side becomes ``resize`` as in training, or less if the longer one would be over 4
-    times that. With ``align_corners`` sides are 16 k + 1, for which the corners of the logits lie
-    on those of the image and TensorFlow's padding is symmetric.
+    The shorter side becomes ``resize``, as in training, or less if the longer side would exceed 4
+    times ``resize``. With ``align_corners`` the sides are 16 k + 1: then the corners of the logits
+    lie on the corners of the image, and TensorFlow's padding is symmetric.
     """
     width, height = size
     if resize is not None:

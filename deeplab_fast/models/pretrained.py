@@ -1,4 +1,4 @@
-"""Loading of pretrained models: detects the format of a path or name."""
+"""Loading of pretrained models from a path or name of any supported format."""
 
 from __future__ import annotations
 

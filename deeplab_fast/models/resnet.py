@@ -12,7 +12,7 @@ _BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
 class Bottleneck(nn.Module):
-    """Residual block of 1x1, 3x3 and 1x1 convolutions, with the stride in the 3x3 one."""
+    """Residual block of 1x1, 3x3 and 1x1 convolutions; the 3x3 convolution has the stride."""
 
     def __init__(self, in_channels: int, width: int, stride: int, dilation: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class ResNet(nn.Module):
 
     Args:
         name: "resnet50" or "resnet101".
-        output_stride: 8 or 16, the size of the input over the size of the features.
+        output_stride: 8 or 16, the size of the input divided by the size of the features.
         multi_grid: factors of layer4's dilation for its three blocks (Chen et al. 2017, section
             3.2.1: (1, 2, 4) gives dilations 2, 4, 8 at output stride 16), or None.
 
@@ -74,8 +74,8 @@ class ResNet(nn.Module):
         self.layer2 = _stage(256, 128, 2, [1] * blocks[1])
         self.layer3 = _stage(512, 256, stride3, dilations3)
         self.layer4 = _stage(1024, 512, stride4, dilations4)
-        # torchvision's constructor makes its classifier here. Making one consumes the same random
-        # numbers, so that a seed gives the same weights.
+        # torchvision's constructor creates its classifier here. Creating one too consumes the same
+        # random numbers, so that a seed gives the same weights.
         nn.Linear(2048, 1000)
         initialize(self)
 

@@ -81,7 +81,7 @@ class SegmentationModel(nn.Module):
         size: tuple[int, int] | None = None,
         dtype: torch.dtype = torch.int64,
     ) -> Tensor:
-        """Class of every pixel, without logits at full resolution and without gradients.
+        """The class of every pixel, computed without full-resolution logits and without gradients.
 
         Args:
             images: [N, 3, H, W] or [3, H, W], normalised as by :attr:`preprocessing`.

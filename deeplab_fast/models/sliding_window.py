@@ -1,8 +1,8 @@
 """Labels from several scales, mirrored images and windows, without full-size maps of all classes.
 
 The logits of each scale are kept at the resolution of the network. Overlapping windows are averaged
-at that resolution. Scales are upsampled, turned into probabilities and averaged in strips of rows.
-The labels are those of full-size maps.
+at that resolution. Scales are upsampled, converted to probabilities and averaged in strips of rows.
+The labels equal those computed from full-size maps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..ops import upsample_argmax
 
 _STRIP = 64  # rows of labels that are computed at a time
-_STEP = 16  # windows start at multiples of this, which every output stride divides
+_STEP = 16  # windows start at multiples of this number, which both output strides divide
 
 
 class _LogitMap(NamedTuple):
@@ -48,9 +48,9 @@ def predict_labels(
             (Chen et al. 2017, section 4.1).
         flip: also average over the mirrored image at each scale.
         window: (height, width) of the windows into which the image is divided, in multiples of 16
-            (plus 1 with ``align_corners``), such as the size that the model was trained at. Windows
-            overlap by at least a third, and their logits are averaged there. None for the whole
-            image at once.
+            (plus 1 with ``align_corners``), such as the crop size of the training. Windows overlap
+            by at least a third, and their logits are averaged where they overlap. None for the
+            whole image at once.
 
     Returns:
         uint8 labels, or int32 with more than 256 classes: [height, width].
@@ -68,11 +68,12 @@ def predict_labels(
         scaled = _scaled(image, scale)
         for view in (scaled, scaled.flip(3)) if flip else (scaled,):
             logit_map = _whole(model, view) if window is None else _windows(model, view, window)
-            # Mirrored maps are mirrored back when they are sampled, since their padding is not.
+            # Mirrored maps are mirrored back when they are sampled. Their padding is on the right,
+            # as in other maps, so the whole map cannot be flipped.
             maps.append((logit_map, view is not scaled))
     classes = maps[0][0].logits.size(1)
     dtype = torch.uint8 if classes <= 256 else torch.int32
-    if len(maps) == 1:  # no probabilities are needed, unless padded labels have to be resized
+    if len(maps) == 1:  # the argmax of the logits suffices, unless the map is padded and resized
         logits, seen, covered = maps[0][0]
         if seen == covered or seen == size:
             target = size if seen == covered else covered

@@ -1,4 +1,4 @@
-"""torchvision's DeepLab-v3 weights: checkpoint files and published weights."""
+"""torchvision's DeepLab-v3 weights, from checkpoint files or published by torchvision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PREPROCESSING = Preprocessing(resize=520)  # the size at which references/segme
 
 
 def read_file(path: Path) -> Checkpoint:
-    """Read a checkpoint that torch.save wrote; its network follows from keys and shapes."""
+    """Read a checkpoint that torch.save wrote. Its keys and shapes determine the network."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -60,7 +60,7 @@ def download(name: str) -> Checkpoint:
 
 
 def _checkpoint(state: Any, source: str, categories: tuple[str, ...] | None) -> Checkpoint:
-    """The checkpoint of a state dict, whose keys and shapes tell the configuration."""
+    """The checkpoint of a state dict. Keys and shapes determine the configuration."""
     keys = {str(key) for key in state} if isinstance(state, dict) else set()
     blocks = [key for key in keys if re.fullmatch(r"backbone\.layer3\.\d+\.conv1\.weight", key)]
     backbone = {6: "resnet50", 23: "resnet101"}.get(len(blocks))

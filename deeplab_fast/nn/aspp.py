@@ -16,17 +16,18 @@ from .conv import Conv2d, has_same_padding
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling (Chen et al. 2017, section 3.3).
 
-    Parallel branches: a 1x1 convolution, one 3x3 atrous convolution per rate, and image pooling,
-    each with batch norm and ReLU. A 1x1 convolution with batch norm, ReLU and dropout 0.5 projects
-    them. A drop-in replacement for ``torchvision.models.segmentation.deeplabv3.ASPP``: the same
-    state dict keys (``convs.{0..}``, ``project``), outputs, seeded initialisation and dropout.
+    The parallel branches are a 1x1 convolution, one 3x3 atrous convolution per rate, and image
+    pooling, each with batch norm and ReLU. A 1x1 convolution with batch norm, ReLU and dropout 0.5
+    projects them. The module is a drop-in replacement for
+    ``torchvision.models.segmentation.deeplabv3.ASPP``, with the same state dict keys
+    (``convs.{0..}``, ``project``), outputs, seeded initialisation and dropout.
 
     The branches run as one :func:`deeplab_fast.parallel_dilated_conv2d` and one batch norm. The
-    pooled branch is constant over an image, so its share of the projection is added as a bias per
-    image: it is neither broadcast nor concatenated, and its gradient is added in the kernel that
-    writes the gradient of the input. If a submodule was replaced or hooked, the submodules are
-    called one by one instead. If only batch norms were replaced, by a normalisation other than
-    SyncBatchNorm, only the normalisation runs branch by branch.
+    pooled branch is constant over an image, so its contribution to the projection is added as a
+    bias per image. It is neither broadcast nor concatenated, and the kernel that writes the
+    gradient of the input also adds the gradient of this branch. If a submodule was replaced or
+    hooked, the submodules are called one by one instead. If only batch norms were replaced, by a
+    normalisation other than SyncBatchNorm, only the normalisation runs branch by branch.
 
     Args:
         in_channels: channels of the input.
@@ -36,9 +37,9 @@ class ASPP(nn.Module):
     Input [N, in_channels, H, W] of any size; output [N, out_channels, H, W].
 
     Raises:
-        ValueError: batch 1 while the batch norm of the pooled branch is in training mode: one value
-            per channel cannot be normalised. ``aspp.convs[-1].eval()``, repeated after each
-            ``train()``, makes that branch use its running statistics.
+        ValueError: the batch size is 1 while the batch norm of the pooled branch is in training
+            mode: one value per channel cannot be normalised. ``aspp.convs[-1].eval()``, repeated
+            after each ``train()``, makes that branch use its running statistics.
 
     >>> aspp = ASPP(2048, (12, 24, 36)).eval()
     >>> y = aspp(torch.randn(1, 2048, 65, 65))
@@ -115,7 +116,7 @@ def _conv_norm_relu(
 
 
 def _conv1x1(input: Tensor, weight: Tensor, image_bias: Tensor) -> Tensor:
-    """1x1 convolution plus ``image_bias`` [N, K]; half precision rounds their sum only once."""
+    """1x1 convolution plus ``image_bias`` [N, K]. In half precision their sum is rounded once."""
     N, C, H, W = input.shape
     K = weight.size(0)
     bias = image_bias[:, None].expand(N, H * W, K)

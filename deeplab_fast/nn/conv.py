@@ -1,4 +1,4 @@
-"""Convolution whose weight gradients in half precision are right on a CPU."""
+"""Convolution with correct half-precision weight gradients on a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Conv2d(nn.Conv2d):
     """``nn.Conv2d``, except for the weight gradient of dilated half-precision layers on a CPU.
 
     PyTorch computes that gradient wrongly on many x86 CPUs (docs/onednn_bf16_weight_gradient.md).
-    Such a layer runs :func:`deeplab_fast.dilated_conv2d`, which has no second derivatives.
+    Such layers run :func:`deeplab_fast.dilated_conv2d` instead, which has no second derivatives.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -10,8 +10,8 @@ from ..ops.upsample_cross_entropy import upsample_cross_entropy
 class UpsampleCrossEntropyLoss(nn.Module):
     """Cross entropy of bilinearly upsampled logits, without logits at full resolution.
 
-    Takes the place of ``F.interpolate`` followed by :class:`torch.nn.CrossEntropyLoss`, in float32;
-    see :func:`deeplab_fast.upsample_cross_entropy`.
+    Replaces ``F.interpolate`` followed by :class:`torch.nn.CrossEntropyLoss`, and computes in
+    float32; see :func:`deeplab_fast.upsample_cross_entropy`.
 
     Args:
         weight: floating [C], one factor per class, or None. A buffer of the module.

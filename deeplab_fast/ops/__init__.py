@@ -1,4 +1,4 @@
-"""The public ops, one file each: schema, fake, gradient and the function users call."""
+"""The public ops, one file each: schema, fake, gradient and public function."""
 
 from .aspp import aspp
 from .dilated_conv2d import dilated_conv2d, parallel_dilated_conv2d

@@ -1,7 +1,7 @@
 """Registration of ops with torch.library, and how a call reaches a backend.
 
-An op is opaque to autograd, torch.compile and export. The backend travels as its last argument,
-because a global read inside the implementation would be invisible to a compiled graph.
+An op is opaque to autograd, torch.compile and export. The backend is passed as its last argument,
+because a compiled graph would not see that the implementation reads a global.
 
 Only the public functions support torch.func transforms and forward mode (_transforms.py). A direct
 call of ``torch.ops.deeplab_fast.*`` inside a transform raises an error or returns zero tangents.
@@ -33,7 +33,7 @@ def define(
     """Define ``deeplab_fast::name`` and return the function that calls it.
 
     Args:
-        arguments_type: the class of backends/arguments.py; its fields are those of the schema.
+        arguments_type: a class of backends/arguments.py, with the fields of the schema.
         schema: "(arguments) -> returns".
         fake: function of the arguments that allocates outputs with the shapes, dtypes and strides
             that every backend returns.
@@ -92,7 +92,7 @@ def differentiable(
 def not_differentiable(
     name: str, instead: str, image_arguments: Callable[..., Sequence[int]] = _none
 ) -> None:
-    """Make differentiating ``deeplab_fast::name`` an error that says what to use instead."""
+    """Make differentiating ``deeplab_fast::name`` an error whose message names an alternative."""
 
     def not_implemented(*args: Any) -> None:
         raise NotImplementedError(f"deeplab_fast::{name} cannot be differentiated: {instead}")

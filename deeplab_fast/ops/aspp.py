@@ -40,12 +40,12 @@ def aspp(
 ) -> Tensor:
     """Atrous spatial pyramid pooling with batch norm folded into weights and biases.
 
-    Parallel atrous convolutions and one image-pooling branch, each followed by ReLU, concatenated
-    and projected by a 1x1 convolution with ReLU (Chen et al. 2017, section 3.3; torchvision's
-    ``ASPP`` in eval mode). For training use :class:`deeplab_fast.ASPP`.
+    Parallel atrous convolutions and one image-pooling branch, each followed by ReLU, are
+    concatenated and projected by a 1x1 convolution with ReLU (Chen et al. 2017, section 3.3;
+    torchvision's ``ASPP`` in eval mode). For training use :class:`deeplab_fast.ASPP`.
 
     Args:
-        input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
+        input: [N, C, H, W] in any memory format, which is kept; channels_last is the fastest.
         weights: one [K_i, C, R_i, S_i] per branch, odd R_i and S_i (usually a 1x1 and three 3x3).
         biases: one [K_i] per branch.
         dilations: one dilation per branch (1 for the 1x1).
@@ -56,7 +56,7 @@ def aspp(
         [N, O, H, W] in the dtype and memory format of ``input``.
 
     Raises:
-        ValueError: lengths or shapes do not fit, naming which.
+        ValueError: lengths or shapes do not fit; the message names the argument.
         TypeError: dtypes differ (outside autocast), or an argument is of a wrong type.
 
     >>> x, k = torch.randn(1, 64, 33, 33), 32

@@ -31,16 +31,16 @@ def dilated_conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Atrous convolution, stride 1, zero padding that keeps the size ("same").
+    """Atrous convolution with stride 1 and zero padding that keeps the size ("same").
 
-    Equals ``F.conv2d(input, weight, bias, padding="same", dilation=dilation, groups=groups)``,
-    except that kernels which skip the taps that fall on padding do not see ``0 * inf``: with Inf or
-    NaN weights a dense convolution gives NaN there. Chen et al., "Rethinking Atrous Convolution for
-    Semantic Image Segmentation" (2017), section 3.1. On a GPU fp32 may be multiplied as tf32 where
-    ``torch.backends.cudnn`` allows it, as in F.conv2d.
+    Equals ``F.conv2d(input, weight, bias, padding="same", dilation=dilation, groups=groups)``
+    (Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017, section
+    3.1), with one exception: if weights are Inf or NaN, F.conv2d gives NaN at the border, from
+    ``0 * inf``; kernels that skip the taps on padding do not. On a GPU fp32 operands are rounded to
+    TF32 if ``torch.backends.cudnn`` allows it, as in F.conv2d.
 
     Args:
-        input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
+        input: [N, C, H, W] in any memory format, which is kept; channels_last is the fastest.
         weight: [K, C / groups, R, S] with odd R and S, in the dtype of ``input``.
         bias: [K] or None.
         dilation: distance of the taps in pixels, one int or (vertical, horizontal).
@@ -50,7 +50,7 @@ def dilated_conv2d(
         [N, K, H, W] in the dtype and memory format of ``input``. Differentiable once.
 
     Raises:
-        ValueError: a shape, dilation or groups does not fit, naming which.
+        ValueError: a shape, dilation or groups does not fit; the message names the argument.
         TypeError: dtypes differ (outside autocast), or an argument is of a wrong type.
 
     >>> x = torch.randn(1, 64, 65, 65)
@@ -74,13 +74,13 @@ def parallel_dilated_conv2d(
     biases: Sequence[Tensor] | None,
     dilations: Sequence[int],
 ) -> Tensor:
-    """Several atrous convolutions over one input, their outputs concatenated on channels.
+    """Several atrous convolutions of one input, with their outputs concatenated along channels.
 
     Equals ``torch.cat([dilated_conv2d(input, w, b, d) for w, b, d in ...], dim=1)``: the parallel
     branches of ASPP (Chen et al. 2017, section 3.3).
 
     Args:
-        input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
+        input: [N, C, H, W] in any memory format, which is kept; channels_last is the fastest.
         weights: one [K_i, C, R_i, S_i] per branch, odd R_i and S_i.
         biases: one [K_i] per branch, or None.
         dilations: one dilation per branch.
@@ -89,7 +89,7 @@ def parallel_dilated_conv2d(
         [N, sum(K_i), H, W] in the dtype and memory format of ``input``. Differentiable once.
 
     Raises:
-        ValueError: lengths or shapes do not fit, naming which.
+        ValueError: lengths or shapes do not fit; the message names the argument.
         TypeError: dtypes differ (outside autocast), or an argument is of a wrong type.
 
     >>> x = torch.randn(1, 64, 65, 65)

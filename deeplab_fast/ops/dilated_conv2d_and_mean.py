@@ -32,7 +32,7 @@ def parallel_dilated_conv2d_and_mean(
     """:func:`parallel_dilated_conv2d` and ``F.adaptive_avg_pool2d(input, 1)``.
 
     Args:
-        input: [N, C, H, W] in any memory format; channels_last is the fast one and is kept.
+        input: [N, C, H, W] in any memory format, which is kept; channels_last is the fastest.
         weights: one [K_i, C, R_i, S_i] per branch, odd R_i and S_i.
         dilations: one dilation per branch.
 

@@ -52,7 +52,7 @@ def fused_conv2d_add_(
     groups: int,
     activation: str,
 ) -> Tensor:
-    """``activation(F.conv2d(input, ...) + residual)``, written over ``residual`` and returned.
+    """``activation(F.conv2d(input, ...) + residual)``, written to ``residual`` and returned.
 
     It works in place because the C library returns freed memory of this size to the system, so that
     a new output would cost page faults at each call.

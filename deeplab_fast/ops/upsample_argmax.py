@@ -26,16 +26,17 @@ def upsample_argmax(
     """The class of every pixel after bilinear upsampling, without the upsampled logits.
 
     Equals ``F.interpolate(logits.float(), size, scale_factor, mode="bilinear",
-    align_corners=align_corners).argmax(1)``: interpolation in fp32 for half dtypes too, ties go to
-    the lowest class, the first NaN wins. All backends of this library agree bit for bit, except
-    ``reference``, which has whatever rounding PyTorch's interpolation has on that device; there a
-    label can differ where two classes tie to within a few ulp.
+    align_corners=align_corners).argmax(1)``. Half dtypes are interpolated in fp32 too, ties go to
+    the lowest class, and the first NaN wins. All backends of this library agree bit for bit, except
+    ``reference``, which rounds as PyTorch's interpolation does on that device. Its label can differ
+    where the logits of two classes differ by only a few ulp.
 
     Args:
         logits: [N, C, H, W], floating, any memory format.
         size: output (height, width), or one int for both. Exactly one of ``size`` and
             ``scale_factor`` is given.
-        scale_factor: output size is ``floor(input * scale_factor)``; the factor is the scale too.
+        scale_factor: sets the output size to ``floor(input * scale_factor)``; the interpolation
+            uses the factor itself, as F.interpolate does.
         align_corners: as in F.interpolate.
         dtype: dtype of the labels, torch.int64, torch.int32 or torch.uint8 (at most 256 classes).
 

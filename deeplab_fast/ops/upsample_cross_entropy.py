@@ -37,16 +37,16 @@ def upsample_cross_entropy(
 
     Equals ``F.cross_entropy(F.interpolate(logits.float(), target.shape[-2:], mode="bilinear",
     align_corners=align_corners), target, weight, ignore_index=ignore_index, reduction=reduction,
-    label_smoothing=label_smoothing)`` to within rounding, interpolation in fp32 for half and double
-    dtypes too, under autocast as well. Its "mean" divides by the summed weight of the pixels that
-    are not ignored, so it is NaN where there are none. Results are the same bits on every call and
-    for every number of threads.
+    label_smoothing=label_smoothing)`` up to rounding. Half and double dtypes are interpolated in
+    fp32 too, also under autocast. Reduction "mean" divides by the summed weight of the pixels that
+    are not ignored, and is NaN if there are none. Results are the same bits in every call and for
+    every number of threads.
 
     Args:
         logits: [N, C, H, W], floating, any memory format. The only argument with a gradient.
         target: [N, height, width] int64 classes in [0, C), or ``ignore_index``.
         weight: [C] floating weights of the classes, or None.
-        ignore_index: the target of pixels that add nothing; any int, a class too.
+        ignore_index: target of the pixels that do not count; any int, also that of a class.
         reduction: "mean", "sum", or "none" for the loss of every pixel.
         label_smoothing: in [0, 1], the part of each target spread evenly over all classes.
         align_corners: as in F.interpolate.
@@ -146,7 +146,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *others: Any) -> tuple[Tensor 
 def _jvp(
     arguments: Any, tangents: Any, output: tuple[Tensor, ...], backend: str
 ) -> tuple[Tensor, None, None]:
-    """The tangent of a scalar loss: the inner product of its gradient and the tangent of logits."""
+    """The tangent of a scalar loss: the inner product of its gradient and the logits' tangent."""
     logits, target, weight, *options = arguments
     t_logits, _, t_weight, *_ = tangents
     loss, *saved = output

@@ -17,7 +17,7 @@ from .errors import TrainingError
 
 
 def write(path: Path, data: bytes | memoryview) -> None:
-    """Write a file completely, or leave the file that was there.
+    """Write a file completely, or leave the previous file unchanged.
 
     Raises:
         TrainingError: the file cannot be written; the message names it.
@@ -32,13 +32,13 @@ def write(path: Path, data: bytes | memoryview) -> None:
 
 
 def cannot_write(path: Path, error: Exception) -> TrainingError:
-    """The error of a file that cannot be written, with the reason that ``error`` has."""
+    """The TrainingError for a file that cannot be written, with the reason from ``error``."""
     why = getattr(error, "strerror", None) or error
-    return TrainingError(f"{path}: cannot write: {why}. What was written before is complete")
+    return TrainingError(f"{path}: cannot write: {why}. Files written before are complete")
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors, numbers, strings, and containers of them, for :func:`load`."""
+    """Write tensors, numbers, strings and containers of them to a file that :func:`load` reads."""
     buffer = io.BytesIO()  # torch.save to a file hides the reason of an OSError
     torch.save(dict(state), buffer)
     with buffer.getbuffer() as data:  # an exported buffer that an error kept crashes Python 3.12.1
@@ -51,15 +51,15 @@ _ENTRIES = {
 
 
 def load(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The state in a checkpoint of a run with the same settings.
+    """Load the state from a checkpoint of a run with the same settings.
 
     Args:
         path: a file written by :func:`save`.
         expected: settings that the checkpoint must have, with equal values.
 
     Raises:
-        TrainingError: the file is missing, damaged, of another run or of another version; the
-            message names the file and the setting.
+        TrainingError: the file is missing or damaged, or comes from another run or version; the
+            message names the file and the setting that differs.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -76,7 +76,7 @@ def load(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _difference(name: str, saved: Any, expected: Any) -> str:
-    """The first setting that differs."""
+    """Describe the first setting that differs."""
     if isinstance(saved, Mapping) and isinstance(expected, Mapping):
         for key in saved:
             if key not in expected:

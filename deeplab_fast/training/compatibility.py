@@ -18,7 +18,7 @@ def check_compatible(
     val_data: SegmentationData | None,
     recipe: Recipe,
 ) -> None:
-    """Raise TrainingError if a run with these arguments could not work."""
+    """Raise TrainingError if the arguments of a run do not fit together."""
     for name, data in (("train_data", train_data), ("val_data", val_data)):
         if data is not None and not len(data):
             raise TrainingError(f"{name}: expected images, got none")
@@ -41,8 +41,8 @@ def _check_batch_size(recipe: Recipe, device: torch.device) -> None:
             f"batch_size: expected a multiple of {micro_batches} ({processes} processes, "
             f"{recipe.grad_accum_steps} micro-batches), got {recipe.batch_size}"
         )
-    # Image pooling leaves batch norm one value per image and channel, so that it needs two images
-    # at least. SyncBatchNorm, on GPUs only, counts those of all processes.
+    # After image pooling, batch norm has one value per image and channel, so it needs at least two
+    # images. SyncBatchNorm, which exists on GPUs only, uses the images of all processes.
     images = recipe.batch_size // recipe.grad_accum_steps
     if device.type != "cuda":
         images //= processes

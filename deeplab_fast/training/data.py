@@ -41,8 +41,8 @@ class SegmentationData:
         pairs: (image, labels) paths. An image is any file that Pillow reads; labels are an 8-bit
             grey or palette image of the same size, usually PNG.
         classes: names of the classes, class 0 first.
-        label_ids: value in a label file -> class, or 255 for pixels to ignore. By default value i
-            is class i. 255 is always ignored.
+        label_ids: maps a value in a label file to a class, or to 255 for pixels to ignore. By
+            default value i is class i. The value 255 is always ignored.
 
     >>> data = SegmentationData([("a.jpg", "a.png")], ("road", "other"), {0: 255, 1: 0, 2: 1})
     >>> image, labels = data.read(0)
@@ -77,11 +77,11 @@ class SegmentationData:
     def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """The RGB image of pair ``index`` and its labels, uint8 [H, W].
 
-        EXIF orientation is not applied, because the labels are those of the stored pixels.
+        EXIF orientation is not applied, because the labels belong to the pixels as stored.
 
         Raises:
-            TrainingError: a file is missing or damaged, the sizes differ, or a label is no class;
-                the message names the file.
+            TrainingError: a file is missing or damaged, the sizes differ, or a label is not a
+                class; the message names the file.
         """
         image_path, label_path = self.pairs[index]
         stored, labels = _load(image_path), _load(label_path)
@@ -179,8 +179,9 @@ def voc(root: str | Path, split: str) -> SegmentationData:
         root: usually VOCdevkit/VOC2012.
         split: name of the list ImageSets/Segmentation/SPLIT.txt. A line is the name of an image, or
             the paths of image and labels below ``root``, as in the "trainaug" lists of the 10582
-            images with SBD's labels. Labels of a name are in SegmentationClassAug if that folder
-            exists and the split is not one of VOC's own, else in SegmentationClass.
+            images with SBD's labels. If a line is a name, its labels are in SegmentationClassAug if
+            that folder exists and the split is not one of VOC's own, otherwise in
+            SegmentationClass.
 
     Raises:
         TrainingError: a folder or file is missing; the message names it.
@@ -209,7 +210,7 @@ def voc(root: str | Path, split: str) -> SegmentationData:
 def cityscapes(root: str | Path, split: str) -> SegmentationData:
     """Cityscapes: ``root`` has leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY.
 
-    Labels are the ``*_gtFine_labelIds.png`` files, of which 19 classes count.
+    Labels are the ``*_gtFine_labelIds.png`` files; all but 19 of their classes are ignored.
 
     Raises:
         TrainingError: a folder or file is missing; the message names it.
@@ -245,7 +246,7 @@ def _lines(path: Path, instead: str = "") -> list[str]:
 
 
 def _checked(data: SegmentationData, where: Path) -> SegmentationData:
-    """Return ``data`` if it is not empty and all its files exist, which training relies on."""
+    """Return ``data``, after checking that it is not empty and that all its files exist."""
     if not data.pairs:
         raise TrainingError(f"{where}: no images (expected at least one)")
     for pair in data.pairs:

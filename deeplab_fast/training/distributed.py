@@ -1,4 +1,4 @@
-"""Communication between the processes that torchrun starts; without torchrun there is one."""
+"""Communication between the processes that torchrun starts. Without torchrun there is only one."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def gather(value: Any) -> list[Any]:
 
 
 def any_process(flag: bool) -> bool:
-    """True on all processes if ``flag`` is true on one. It does not wait for a GPU."""
+    """True on all processes if ``flag`` is true on any of them. It does not wait for a GPU."""
     return bool(sum_over_processes(torch.tensor(float(flag))))
 
 
 def raise_on_all_ranks(error: TrainingError | None) -> None:
-    """Raise on all processes the error of one, which the others would wait for.
+    """Raise the error of one process on all processes, which would otherwise wait for it.
 
-    Every process calls this function, with its error or None.
+    Every process calls this function, with its own error or None.
     """
     for message in gather(None if error is None else str(error)):
         if message is not None:
@@ -71,7 +71,7 @@ def raise_on_all_ranks(error: TrainingError | None) -> None:
 
 
 def on_rank_zero(function: Callable[[], None]) -> None:
-    """Call a function on rank 0 while the others wait; its TrainingError is raised on all."""
+    """Call a function on rank 0 while the others wait. A TrainingError of it is raised on all."""
     error = None
     if rank() == 0:
         try:

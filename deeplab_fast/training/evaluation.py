@@ -31,21 +31,21 @@ def evaluate(
 ) -> Scores:
     """Scores of a model's predictions for whole images, against the ground truth at full size.
 
-    Images are prepared as by ``deeplab-fast segment``. Several processes (torch.distributed) share
-    the images.
+    Images are preprocessed as in ``deeplab-fast segment``. With several processes
+    (torch.distributed) each evaluates a part of the images.
 
     Args:
-        model: a :class:`deeplab_fast.DeepLabV3`, or one prepared for inference. It is evaluated in
-            evaluation mode, and put back into the mode it had.
+        model: a :class:`deeplab_fast.DeepLabV3`, or one prepared for inference. It is put into
+            evaluation mode, and afterwards back into its previous mode.
         data: images and their labels.
         scales, flip, window: views of each image; see :func:`predict_labels`.
         dtype: dtype of autocast; float32 for none.
         workers: processes that read images.
-        quiet: show no progress bar, which is shown on a terminal only.
+        quiet: show no progress bar. Otherwise a progress bar is shown on a terminal.
 
     Raises:
         TrainingError: ``scales`` or ``window`` is out of range, the model predicts a class that the
-            data do not have, or a file cannot be read; the message names it.
+            data do not have, or a file cannot be read; the message names the cause.
 
     >>> evaluate(model, data, scales=(0.75, 1.0, 1.25), flip=True).miou
     """
@@ -89,7 +89,7 @@ def evaluate(
 
 
 class _Images:
-    """Images as a network takes them, and their labels at full size."""
+    """Images as inputs of a network, and their labels at full size."""
 
     def __init__(
         self, data: SegmentationData, preprocessing: Preprocessing, align_corners: bool

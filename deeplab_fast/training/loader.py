@@ -1,4 +1,4 @@
-"""Training batches in an order that depends on the seed alone, read by worker processes."""
+"""Training batches in an order that depends only on the seed, read by worker processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .transforms import augment
 
 
 class Samples:
-    """Augmented images and labels. Sample ``(epoch, index)`` depends on nothing but the seed."""
+    """Augmented images and labels. Sample ``(epoch, index)`` depends only on the seed."""
 
     def __init__(self, data: SegmentationData, recipe: Recipe) -> None:
         self.data, self.recipe = data, recipe
@@ -32,17 +32,17 @@ class Samples:
 
 
 def steps_per_epoch(images: int, recipe: Recipe) -> int:
-    """Updates per epoch. The first images fill up the last batch."""
+    """Updates per epoch. The first images of the epoch complete the last batch."""
     return -(-images // recipe.batch_size)
 
 
 def keys(
     images: int, recipe: Recipe, first_step: int, rank: int, world_size: int
 ) -> Iterator[list[tuple[int, int]]]:
-    """The (epoch, index) of all images of each micro-batch of a process, from ``first_step`` on.
+    """Micro-batches of a process, from ``first_step`` on, as lists of (epoch, index) of the images.
 
-    The images of an update go to the processes in turn. The micro-batches of an update are
-    consecutive.
+    The images of an update are distributed to the processes in turn. The micro-batches of an update
+    are consecutive.
     """
     steps = steps_per_epoch(images, recipe)
     for step in range(first_step, steps * recipe.epochs):
@@ -80,7 +80,7 @@ def in_workers(
         dataset: has ``dataset[key]``.
         order: keys, or lists of keys if ``collate`` is given.
         workers: number of processes; 0 reads in this one.
-        collate: function of the list of items of a list of keys.
+        collate: function that makes a batch of the items of a list of keys.
 
     Raises:
         TrainingError: a file cannot be read, and the message names it; or a worker was killed.
@@ -95,7 +95,7 @@ def in_workers(
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_ignore_foreign_signals,
-        generator=torch.Generator(),  # the default one is that of dropout
+        generator=torch.Generator(),  # the default generator is used by dropout
     )
     for item in _without_sigchld(iter(loader)):
         if isinstance(item, TrainingError):
@@ -104,11 +104,11 @@ def in_workers(
 
 
 def _without_sigchld(items: Iterator[Any]) -> Iterator[Any]:
-    """Items of a DataLoader, whose error for a killed worker is raised between two items only.
+    """Items of a DataLoader, which raises its error for a killed worker only between two items.
 
-    DataLoader's handler of SIGCHLD raises in the parent at any point, even in the middle of an
-    update. Without the handler DataLoader detects the killed worker within seconds, when it waits
-    for an item.
+    DataLoader's handler of SIGCHLD raises the error in the parent at any point, even in the middle
+    of an update. Without the handler DataLoader detects a killed worker within seconds, while it
+    waits for an item.
     """
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
@@ -127,7 +127,7 @@ def _without_sigchld(items: Iterator[Any]) -> Iterator[Any]:
 
 
 class _ReturnsErrors:
-    """A data set that returns its TrainingErrors: DataLoader adds a traceback to raised ones."""
+    """A data set that returns TrainingErrors: to raised errors DataLoader would add a traceback."""
 
     def __init__(self, dataset: Any, collate: Any) -> None:
         self.dataset, self.collate = dataset, collate
@@ -149,7 +149,8 @@ def _stack(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor
 def _ignore_foreign_signals(worker: int) -> None:
     """Ignore SIGINT, and SIGTERM unless the parent sent it.
 
-    Ctrl-C and torchrun signal all processes. The parent needs its workers until it has saved.
+    Ctrl-C and torchrun send signals to all processes, but the parent needs its workers until it has
+    saved the state.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

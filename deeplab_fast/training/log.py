@@ -17,7 +17,7 @@ from .checkpoint import cannot_write, write
 from .errors import TrainingError
 
 NO_TENSORBOARD = (
-    "TensorBoard is not installed, and there will be no curves and pictures of this run: "
+    "TensorBoard is not installed, so this run writes no curves and pictures: "
     'pip install "deeplab-fast[train]"'
 )
 
@@ -27,11 +27,12 @@ class Log:
 
     Args:
         folder: folder of the files.
-        step: updates before the run starts or resumes. Lines of later updates are dropped.
-        evaluated: updates at the last evaluation before that. Scores of later ones are dropped.
+        step: number of updates before this start of the run. Lines of later updates are dropped.
+        evaluated: number of updates at the last evaluation before this start of the run. Scores of
+            later evaluations are dropped.
 
     Raises:
-        TrainingError: a file cannot be written, or is no such log; the message names it.
+        TrainingError: a file cannot be written, or is not a log; the message names it.
     """
 
     def __init__(self, folder: Path, step: int, evaluated: int) -> None:
@@ -84,7 +85,7 @@ class Log:
             raise cannot_write(self.path, error) from error
 
     def close(self) -> None:
-        """Close the files. Their errors are ignored: a write that matters has failed before."""
+        """Close the files. Errors are ignored, because a failing write has raised one before."""
         with contextlib.suppress(OSError):
             self.file.close()
         if self.writer is not None:

@@ -30,7 +30,7 @@ MicroBatch = tuple[Tensor, Tensor]  # images uint8 [N, H, W, 3], labels uint8 [N
 
 
 class _Run(NamedTuple):
-    """The parts of a run."""
+    """The components of a run."""
 
     state: TrainingState
     step: TrainingStep
@@ -61,12 +61,13 @@ def train(
     its event files. Checkpoint and models are written completely or not at all.
 
     A run that was stopped resumes bit for bit with ``resume``: image order, augmentation, dropout,
-    optimizer, moving average and loss scale are those of an uninterrupted run. (On a GPU, PyTorch's
-    own kernels need not be deterministic.) The recipe must be the same, except for
+    optimizer, moving average and loss scale are those of an uninterrupted run. (On a GPU, some of
+    PyTorch's own kernels are not deterministic.) The recipe must be the same, except for
     ``grad_accum_steps`` and, if ``power`` is 0, ``epochs``. The number of processes may change.
 
-    Several processes (torchrun) each compute a share of every batch, with DistributedDataParallel
-    and, on GPUs, SyncBatchNorm. The result is that of one process, apart from dropout.
+    With several processes (torchrun) each computes a part of every batch, with
+    DistributedDataParallel and, on GPUs, SyncBatchNorm. Apart from dropout, the result is that of
+    one process.
 
     Args:
         model: a :class:`deeplab_fast.DeepLabV3` on the device to train on.
@@ -80,11 +81,11 @@ def train(
         log_every: updates from one line in the log to the next.
 
     Raises:
-        TrainingError: a file cannot be read or written, ``output`` has another run, or the loss is
-            not finite. Files that were written before stay complete; if an image cannot be read,
-            the state is saved first.
-        Interrupted: SIGINT or SIGTERM came, and the state was saved after the current update. A
-            second signal raises KeyboardInterrupt at once.
+        TrainingError: a file cannot be read or written, ``output`` contains another run, or the
+            loss is not finite. Files that were written before stay complete. If an image cannot be
+            read, the state is saved first.
+        Interrupted: the process got SIGINT or SIGTERM, and the state was saved after the current
+            update. A second signal raises KeyboardInterrupt at once.
 
     >>> train(DeepLabV3("resnet50", 11), train_data, val_data, Recipe(epochs=100), "run")
     """
@@ -123,13 +124,13 @@ def train(
 
 
 def _loop(run: _Run, loader: Iterator[MicroBatch], stopped: threading.Event) -> None:
-    """Update, log, save and evaluate until the last update is evaluated or a signal comes."""
+    """Update, log, save and evaluate until the last update is evaluated or a signal arrives."""
     state, schedule, folder, report = run.state, run.schedule, run.folder, run.report
     state.train_mode()
     report.restart_clock()
     stop = False
     while True:
-        # The evaluation comes first: a run may have been stopped between update and evaluation.
+        # Evaluate first: a run may have been stopped between an update and its evaluation.
         if schedule.evaluates_after(state.step) and state.evaluated < state.step and not stop:
             _evaluate(run)
             stop = distributed.any_process(stopped.is_set())

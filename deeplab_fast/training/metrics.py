@@ -1,4 +1,4 @@
-"""Segmentation metrics, all from the confusion matrix."""
+"""Segmentation metrics, computed from the confusion matrix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 def confusion_matrix(target: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
     """Number of pixels of class i predicted as class j, int64 [num_classes, num_classes].
 
-    Pixels whose target is no class, such as 255, do not count.
+    Pixels whose target is not a class, such as 255, do not count.
 
     Args:
         target, prediction: integer tensors of one shape.

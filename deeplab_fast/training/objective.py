@@ -15,12 +15,12 @@ from .recipe import Recipe
 class Objective(nn.Module):
     """A model and its loss as one module, for DistributedDataParallel and torch.compile.
 
-    Cross entropy of the logits upsampled to the size of the labels, without logits at that size,
-    plus ``recipe.aux_weight`` times that of the auxiliary classifier.
+    The loss is the cross entropy of the logits upsampled to the size of the labels, computed
+    without logits at that size, plus ``recipe.aux_weight`` times that of the auxiliary classifier.
 
     Args:
-        model: a module with ``logits(images)``, "out" and maybe "aux", and ``align_corners``, such
-            as :class:`deeplab_fast.DeepLabV3`.
+        model: a module with ``align_corners`` and ``logits(images)``, which returns "out" and
+            optionally "aux", such as :class:`deeplab_fast.DeepLabV3`.
         recipe: weights and options of the loss.
 
     >>> objective = Objective(model, Recipe())
@@ -41,10 +41,10 @@ class Objective(nn.Module):
         )
 
     def loss_normalizer(self, target: Tensor) -> Tensor:
-        """Summed weight of the labels, which F.cross_entropy divides by for reduction "mean".
+        """Summed weight of the labels, by which F.cross_entropy with reduction "mean" divides.
 
-        Its sum over all micro-batches of an update, on all processes, makes their gradient that of
-        the whole batch, however ignored pixels are distributed over the images.
+        If all micro-batches of an update, on all processes, divide by its sum over them, their
+        gradients add up to that of the whole batch, whichever images the ignored pixels are in.
         """
         counts = target != IGNORE
         weight = self.cross_entropy.weight
@@ -61,7 +61,7 @@ class Objective(nn.Module):
             normalizer: :meth:`loss_normalizer` of the whole update.
 
         Returns:
-            A scalar; those of all micro-batches add up to the loss of the update.
+            A scalar. The scalars of all micro-batches add up to the loss of the update.
         """
         logits = self.model.logits(images)
         loss = self._loss(logits["out"], target, normalizer)

@@ -1,4 +1,4 @@
-"""Hyperparameters of a training, and the optimizer and learning rates that follow from them."""
+"""Hyperparameters of a training run, and the optimizer and learning rates that depend on them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .errors import TrainingError
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings that decide the result of a training, besides the model and the data.
+    """All settings that affect the result of a training run, besides the model and the data.
 
-    Defaults follow Chen et al. 2017 (section 4.1: poly learning rate, crop 513, scales 0.5 to 2)
-    and torchvision's references/segmentation (SGD, weight decay 1e-4, auxiliary loss 0.5).
+    The defaults follow Chen et al. 2017 (section 4.1: poly learning rate, crop 513, scales 0.5 to
+    2) and torchvision's references/segmentation (SGD, weight decay 1e-4, auxiliary loss 0.5).
 
     Args:
         epochs: passes over the training images.
         batch_size: images per update, over all processes and micro-batches.
         grad_accum_steps: micro-batches per update and process, to save memory. The gradient is that
-            of the whole batch; only batch norm sees the micro-batches.
+            of the whole batch, but batch norm uses the statistics of each micro-batch.
         crop_size: (height, width) of the training images; smaller images are padded, and the
             padding is ignored.
         scale: (minimum, maximum) factor of the random resizing.

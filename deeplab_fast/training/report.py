@@ -24,7 +24,7 @@ _NUM_PICTURES = 4  # validation images that are drawn after each evaluation
 
 
 class Report:
-    """Output of a run; only rank 0 writes. Entering the context shows the progress bar.
+    """Output of a run. Only rank 0 writes. Entering the context shows the progress bar.
 
     Args:
         state: the state to report on.
@@ -38,7 +38,7 @@ class Report:
         self.restart_clock()
 
     def open_log(self, folder: RunFolder) -> None:
-        """Open the log at the state's update; without a log nothing is logged."""
+        """Open the log at the state's update. Before that nothing is logged."""
         self.log = Log(folder.path, self.state.step, self.state.evaluated)
 
     def __enter__(self) -> Report:
@@ -62,7 +62,7 @@ class Report:
         self.bar.update()
 
     def restart_clock(self) -> None:
-        """Measure the speed from here on, so that time spent on an evaluation does not count."""
+        """Measure the speed from now on, so that the time of an evaluation does not count."""
         self.clock, self.clock_step = time.perf_counter(), self.state.step
 
     def loss(self) -> None:
@@ -115,7 +115,7 @@ class Report:
         self._print(line)
 
     def finished(self, folder: RunFolder) -> None:
-        """Print where the models are, and the best score."""
+        """Print the folder of the models and the best score."""
         miou = self.state.best_miou
         best = "" if miou is None else f", best mean IoU {100 * miou:.2f} %"
         self._print(f"finished: models in {folder.path}{best}")

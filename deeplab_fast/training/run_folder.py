@@ -22,8 +22,8 @@ class RunFolder:
 
     Args:
         path: the folder, which all ranks share.
-        settings: architecture, classes, number of images and recipe, which a resumed run must have
-            in common with the run before; see :func:`resume_settings`.
+        settings: architecture, classes, number of images and recipe, which must not change when a
+            run is resumed; see :func:`resume_settings`.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -34,8 +34,8 @@ class RunFolder:
         """Seed the random generators, and restore the checkpoint if there is one.
 
         Raises:
-            TrainingError: the folder has a run and ``resume`` is false, the checkpoint is damaged
-                or that of another run, or not all ranks see the same folder.
+            TrainingError: the folder contains a run and ``resume`` is false, the checkpoint is
+                damaged or belongs to another run, or not all ranks see the same folder.
         """
         torch.manual_seed(seed + distributed.rank())
         has_checkpoint, log = self.checkpoint.exists(), self.path / "log.jsonl"
@@ -54,12 +54,13 @@ class RunFolder:
     def _restore(self, state: TrainingState) -> None:
         saved = checkpoint.load(self.checkpoint, self.settings)
         state.load_state_dict(saved)
-        # With another number of processes dropout cannot be continued, and keeps its new seed.
+        # If the number of processes changed, dropout cannot continue its random numbers, and keeps
+        # the new seed.
         if len(saved["random"]) == distributed.world_size():
             checkpoint.set_random_state(saved["random"][distributed.rank()], state.device)
 
     def create(self, recipe: Recipe) -> None:
-        """Make the folder, remove what a killed run left half-written, and write config.json."""
+        """Make the folder, remove half-written files of a killed run, and write config.json."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for partial in self.path.glob(".*.partial"):
@@ -97,7 +98,7 @@ class RunFolder:
 
 
 def resume_settings(model: Any, data: SegmentationData, recipe: Recipe) -> dict[str, Any]:
-    """Settings that a run and its resumption must share, as JSON has them.
+    """Settings that must not change when a run is resumed, in JSON types.
 
     ``grad_accum_steps``, which only saves memory, is left out, and ``epochs`` is None if the
     learning rate does not depend on it.

@@ -1,4 +1,4 @@
-"""State of a run: everything that an update changes and a checkpoint holds."""
+"""State of a run: everything that an update changes and that a checkpoint stores."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class TrainingState:
         recipe: optimizer, precision, moving average and frozen layers.
 
     Attributes:
-        step: updates so far.
-        evaluated: updates at the last evaluation.
-        loss: the loss that was logged last, or None.
+        step: number of updates so far.
+        evaluated: number of updates at the last evaluation.
+        loss: the last loss that was logged, or None.
         best_miou: highest mean IoU of all evaluations, or None.
     """
 
@@ -34,7 +34,7 @@ class TrainingState:
         self.dtype = getattr(torch, recipe.dtype)
         self.freeze_batch_norm = recipe.freeze_batch_norm
         model.to(memory_format=torch.channels_last)
-        if distributed.world_size() > 1 and self.device.type == "cuda":  # no CPU implementation
+        if distributed.world_size() > 1 and self.device.type == "cuda":  # CPUs have none
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if recipe.freeze_batch_norm:
             for norm in _batch_norms(model):
@@ -59,14 +59,14 @@ class TrainingState:
         return self.model if self.average is None else self.average.module
 
     def train_mode(self) -> None:
-        """Put the model into training mode, except for frozen batch norms."""
+        """Put the model into training mode, except frozen batch norms."""
         self.model.train()
         if self.freeze_batch_norm:
             for norm in _batch_norms(self.model):
                 norm.eval()
 
     def autocast(self) -> torch.autocast:
-        """Autocast to the dtype of the recipe; it does nothing for float32."""
+        """Context of autocast to the dtype of the recipe, which does nothing for float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def state_dict(self) -> dict[str, Any]:

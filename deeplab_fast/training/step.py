@@ -49,8 +49,8 @@ class TrainingStep:
         self.recipe.set_learning_rates(state.optimizer, state.step, self.num_steps)
         batch = [self._to_device(*micro_batch) for micro_batch in micro_batches]
         normalizers = [self.objective.loss_normalizer(target) for _, target in batch]
-        # Gradients are averaged over the processes, so that their sum needs a normalizer that is
-        # smaller by the number of processes.
+        # DistributedDataParallel averages gradients over the processes. To get their sum, the
+        # normalizer is divided by the number of processes.
         normalizer = distributed.sum_over_processes(torch.stack(normalizers).sum()) / processes
         total = torch.zeros((), device=state.device)
         for index, (images, target) in enumerate(batch):

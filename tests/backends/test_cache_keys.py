@@ -407,5 +407,5 @@ def test_each_backend_and_reason_is_warned_about_once():
     finally:
         registry._warn_once.cache_clear()
     assert [str(warning.message) for warning in said] == [
-        f"deeplab_fast: another backend stands in for {name!r}: {reason}" for name, reason in calls
+        f"deeplab_fast: backend {name!r} is not used: {reason}" for name, reason in calls
     ]

@@ -244,7 +244,7 @@ def test_unavailable_reason_on_the_cpu_without_the_interpreter():
         "print(registry.unavailable_reason('triton', 'cpu'))"
     )
     assert "interpreter is off" in run_python("-I", "-c", code)
-    assert registry.unavailable_reason("triton", "xpu") == "the tensors are on xpu"
+    assert registry.unavailable_reason("triton", "xpu") == "does not run on xpu tensors"
 
 
 def test_automatic_choice():

@@ -481,7 +481,7 @@ def test_inputs_are_never_overwritten(stand_in, folder, capsys):
     status, _, err = segment(capsys, "x.png", "x_labels.png", "--weights", "any", "--output", ".")
     assert status == 1
     assert err == [
-        "deeplab-fast: x.png: x_labels.png would be overwritten, which is an input too "
+        "deeplab-fast: x.png: x_labels.png would be overwritten, but it is also an input "
         "(expected another --output)"
     ]
     assert Path("x_labels.png").read_bytes() == before

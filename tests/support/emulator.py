@@ -152,7 +152,7 @@ def machine(seed: int = 0, device: str = "sm_80") -> Iterator[None]:
 
 
 def _unavailable_reason(device_type: str) -> str | None:
-    return None if device_type == "cpu" else f"the tensors are on {device_type}"
+    return None if device_type == "cpu" else f"does not run on {device_type} tensors"
 
 
 def _launch_context(tensor: Tensor) -> contextlib.AbstractContextManager[LaunchContext]:

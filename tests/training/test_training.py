@@ -239,7 +239,7 @@ def test_full_disk_is_reported_in_one_line(shapes, tmp_path, monkeypatch, capsys
     (*_, line) = capsys.readouterr().err.splitlines()
     assert line == (
         f"deeplab-fast: {output}/last.pt: cannot write: No space left on device. "
-        "What was written before is complete"
+        "Files written before are complete"
     )
     for name, content in before.items():
         assert (output / name).read_bytes() == content

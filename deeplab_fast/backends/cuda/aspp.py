@@ -18,7 +18,7 @@ from .dilated_conv2d import (
 )
 from .dilated_conv2d_and_mean import convolve_with_means
 
-_MAX_POOL_CHANNELS = 16384  # their means are in shared memory
+_MAX_POOL_CHANNELS = 16384  # limited by shared memory, which holds their means
 
 
 def unsupported_reason(arguments: Aspp) -> str | None:
@@ -35,10 +35,11 @@ def unsupported_reason(arguments: Aspp) -> str | None:
 
 @register_kernel("aspp", *CONVOLUTIONS, unsupported_reason=unsupported_reason)
 def aspp(context: LaunchContext, arguments: Aspp) -> Tensor:
-    """The op in six launches, or five where a branch sums the pixels as it reads them.
+    """The op in six launches, or five if a branch sums the pixels while it reads them.
 
-    Each of the two convolutions that splits sums takes one launch more. The pooled branch is never
-    as large as the map: its share of the projection is the same at every pixel of an image, a bias.
+    Each of the two convolutions takes one more launch if it has split output tiles. The pooled
+    branch is never broadcast: its contribution to the projection is the same at every pixel of an
+    image, a bias.
     """
     input, weights, biases, dilations, pool_weight, pool_bias, project_weight, project_bias = (
         arguments
@@ -66,7 +67,7 @@ def image_bias(
 ) -> Tensor:
     """Bias [N, K] of the projection in fp32, from pooled channels and bias, in two launches.
 
-    ``means`` are fp32 [N, C], ``project_weight`` has the columns of the pooled channels.
+    ``means`` are fp32 [N, C]; ``project_weight`` consists of the columns for the pooled channels.
     """
     (N, C), P, K = means.shape, pool_weight.size(0), project_weight.size(0)
     image_bias, pooled = means.new_empty(N, K), means.new_empty(N, P)

@@ -1,4 +1,4 @@
-"""Depthwise dilated convolution, a part of the ops dilated_conv2d and fused_conv2d."""
+"""Depthwise dilated convolution, for the ops dilated_conv2d and fused_conv2d."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..._native.limits import unsupported_operands
 from ..._native.memory_format import aligned, aligned_nhwc, empty_like_format, in_format_of
 
 _MAX_PIXELS = 2**28
-# Rows of a strip of the weight gradient. Taller strips read fewer rows twice, but with fewer
-# elements in a strip's row they would leave few CTAs.
+# Rows of a strip of the weight gradient, the first with enough elements per row. Taller strips read
+# fewer rows twice, but small inputs would then give too few CTAs.
 _STRIP_ROWS = (16, 8)
 _ELEMENTS_PER_ROW = 2**18
-_MAX_STRIPS = 4096  # strips of an image that are tried: as many fill a GPU, and trying takes time
-_STARTUP_ROWS = 4  # rows that take as long as a thread's start, its weights and its first row
-_CTAS_PER_SM = {(3, 3): 3, (5, 5): 2}  # of the kernels for these sizes, limited by registers
+_MAX_STRIPS = 4096  # largest number of strips per image that is tried: enough to fill a GPU
+_STARTUP_ROWS = 4  # cost of starting a thread and loading its weights and first row, in rows
+_CTAS_PER_SM = {(3, 3): 3, (5, 5): 2}  # kernel size -> resident CTAs, limited by registers
 _OTHER_CTAS_PER_SM = 4
 _ELEMENTS_PER_PART = 2**15  # smallest part of a sum over pixels
 _MAX_PARTIAL_SUMS = 2**16  # per tap, over all channels
 
 
 def is_depthwise(input: Tensor, weight: Tensor, groups: int) -> bool:
-    """True if this file computes the convolution. One channel is dense too, and computed here."""
+    """True if this file computes the convolution, which includes that of a single channel."""
     return groups == input.size(1) and (groups > 1 or weight.size(0) == 1)
 
 
@@ -57,9 +57,9 @@ def _shape(
 
 
 def _strip_rows(context: LaunchContext, input: Tensor, weight: Tensor) -> int:
-    """Rows of a strip with which the CTAs of a convolution end soonest; no sum depends on it."""
+    """Height of the strips with which a convolution ends soonest. It does not affect results."""
     kernel = weight.size(2), weight.size(3)
-    # num_ctas counts two CTAs an SM, or one on some GPUs, where this is half of what fits.
+    # num_ctas is two CTAs per SM. On some GPUs it is one, and this is half of what would fit.
     per_sm = _CTAS_PER_SM.get(kernel, _OTHER_CTAS_PER_SM)
     resident_ctas = per_sm * context.num_ctas // 2
     return _rows_by_rounds(tuple(input.shape), input.element_size(), kernel, resident_ctas)
@@ -69,9 +69,9 @@ def _strip_rows(context: LaunchContext, input: Tensor, weight: Tensor) -> int:
 def _rows_by_rounds(
     shape: tuple[int, int, int, int], itemsize: int, kernel: tuple[int, int], resident_ctas: int
 ) -> int:
-    """The result of `_strip_rows`, which minimises rounds of resident CTAs times rows of each."""
+    """The height of strips that minimises (rounds of resident CTAs) x (rows per CTA)."""
     N, C, H, W = shape
-    # As split_of in csrc/cuda/depthwise/depthwise.cuh cuts channels and columns into blocks.
+    # The blocks of channels and columns are those of split_of in csrc/cuda/depthwise/depthwise.cuh.
     vector = 16 // itemsize if C % (16 // itemsize) == 0 else 1
     if kernel == (5, 5) and vector > 1:
         vector = 4
@@ -88,10 +88,10 @@ def _rows_by_rounds(
 
 
 def _fixed_strip_rows(input: Tensor) -> int:
-    """Rows of a strip for sums over pixels: all devices must add in one order."""
+    """Height of the strips for sums over pixels. It is the same on all devices, as is the order."""
     rows = next((rows for rows in _STRIP_ROWS if input.numel() >= rows * _ELEMENTS_PER_ROW), 4)
     H = input.size(2)
-    return -(-H // -(-H // rows))  # strips of equal height: the last one could have one row
+    return -(-H // -(-H // rows))  # equal strips: otherwise the last could have only one row
 
 
 def forward(
@@ -104,9 +104,9 @@ def forward(
     activation: str = "none",
     flipped: bool = False,
 ) -> Tensor:
-    """``activation(convolution + residual)``, written over ``residual`` if that is aligned.
+    """``activation(convolution + residual)``, written to ``residual`` if it is aligned.
 
-    With flipped taps this is the gradient of the input from that of the output.
+    With flipped taps this computes the gradient of the input from the gradient of the output.
     """
     shape = _shape(input, weight, dilation, _strip_rows(context, input, weight), flipped)
     nhwc, weight = aligned_nhwc(input), aligned(weight, torch.contiguous_format)
@@ -149,7 +149,7 @@ def backward(
         grad_bias = input.new_empty(weight.size(0))
     if output_mask[1] or output_mask[2]:
         channels, taps = weight.size(0), weight.size(2) * weight.size(3)
-        # The number of parts depends on the shape alone, as in _fixed_strip_rows.
+        # The number of parts depends on the shape only, so that all devices add in the same order.
         num_parts = min(input.numel() // _ELEMENTS_PER_PART, -(-_MAX_PARTIAL_SUMS // channels))
         num_parts = max(num_parts, 1)
         partial_sums = input.new_empty(num_parts * (taps + 1) * channels, dtype=torch.float32)

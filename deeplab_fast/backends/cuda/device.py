@@ -1,7 +1,8 @@
 """GPUs that run the compiled kernels, and the context of a launch.
 
-Convolutions have kernels for compute capability 8.0, which run on later ones too, and for 9.0:
-backend ``cuda`` takes the newest that the GPU runs, ``cuda/sm80`` and ``cuda/sm90`` the named ones.
+Convolutions have kernels for compute capability 8.0, which also run on later GPUs, and for 9.0.
+Backend ``cuda`` uses the newest kernels that the GPU runs; ``cuda/sm80`` and ``cuda/sm90`` use
+those for 8.0 and 9.0.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from ..._native.limits import unsupported_capability
 from ..registry import FixableReason, register_backend
 
 CONVOLUTIONS = ("cuda", "cuda/sm90", "cuda/sm80")
-"""Backends of the ops whose kernels for compute capability 8.0 and 9.0 differ."""
+"""Backends of the ops that have separate kernels for compute capability 8.0 and 9.0."""
 
 # Code for other architectures than sm_90a has empty kernels for compute capability 9.0.
 _HAS_SM90 = any(name.startswith("90a") for name in _C.build_info()["architectures"])
-# The shared memory of an SM holds two CTAs of dilated_conv2d, but only one on these, which have
-# 100 KB (CUDA C++ Programming Guide, technical specifications per compute capability).
+# The shared memory of an SM holds two CTAs of dilated_conv2d, but only one at these compute
+# capabilities, where an SM has 100 KB (CUDA C++ Programming Guide, technical specifications).
 _ONE_CTA_PER_SM = {(8, 6), (8, 9), (12, 0)}
 
 
 def _unavailable_reason(device_type: str) -> str | None:
-    return _problem() if device_type == "cuda" else f"the tensors are on {device_type}"
+    return _problem() if device_type == "cuda" else f"does not run on {device_type} tensors"
 
 
 def _sm90_unavailable_reason(device_type: str) -> str | None:
@@ -56,8 +57,8 @@ def _problem() -> str | None:
     info = _C.cuda.device_info()
     if info["driver_version"] < info["runtime_version"]:
         return FixableReason(
-            f"built with CUDA {_version(info['runtime_version'])}, which this machine's driver "
-            f"(for CUDA {_version(info['driver_version'])}) is too old for"
+            f"built with CUDA {_version(info['runtime_version'])}, but this machine's driver "
+            f"supports CUDA {_version(info['driver_version'])} at most"
         )
     return unsupported_capability()
 
@@ -68,9 +69,9 @@ def _version(number: int) -> str:
 
 @functools.cache
 def _capacity(device: torch.device) -> tuple[int, bool]:
-    """CTAs of dilated_conv2d that run at once, and True if the kernels for 9.0 can run.
+    """Resident CTAs of dilated_conv2d, and True if the kernels for 9.0 can run.
 
-    Asking torch for the properties takes longer than a small kernel's whole call should.
+    The result is cached, because torch.cuda.get_device_properties takes too long for a small call.
     """
     properties = torch.cuda.get_device_properties(device)
     capability = properties.major, properties.minor
@@ -80,9 +81,9 @@ def _capacity(device: torch.device) -> tuple[int, bool]:
 
 @contextlib.contextmanager
 def launch_context(tensor: Tensor, sm90: bool = True) -> Iterator[LaunchContext]:
-    """Launches on the device of ``tensor``, on torch's current stream there."""
+    """Context of launches on the device of ``tensor``, on torch's current stream there."""
     num_ctas, runs_sm90 = _capacity(tensor.device)
-    # CUDA launches on a stream only while that stream's device is the current one.
+    # A stream can be used only while its device is the current one.
     with torch.cuda.device(tensor.device):
         stream = torch.cuda.current_stream().cuda_stream
         yield LaunchContext(_C.cuda, stream, num_ctas, sm90 and runs_sm90)

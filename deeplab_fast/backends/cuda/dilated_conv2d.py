@@ -53,7 +53,7 @@ def unsupported_dense(input: Tensor, weights: Sequence[Tensor], groups: int = 1)
 
 
 def unsupported_channels(input: Tensor, channels: int, name: str) -> str | None:
-    """Why asynchronous copies of 16 bytes cannot copy so many channels; None if they can."""
+    """Why asynchronous copies of 16 bytes cannot copy this number of channels; None if they can."""
     multiple = 16 // input.element_size()
     if channels % multiple:
         return f"the kernel supports a multiple of {multiple} {name}, got {channels}"
@@ -112,11 +112,12 @@ def parallel_branches(
     image_bias: Tensor | None = None,
     pixel_sums: Tensor | None = None,
 ) -> Convolution:
-    """Dense branches over one input, for consecutive channels of one output.
+    """Prepare dense branches of one input, which write consecutive channels of one output.
 
     Args:
-        image_bias: fp32 [N, K], added to a single branch.
-        pixel_sums: rows of sums over pixels of ``input``, written by :func:`summing_branch`.
+        image_bias: fp32 [N, K], only if there is a single branch.
+        pixel_sums: receives sums over pixels of ``input``, from the branch that
+            :func:`summing_branch` returns.
     """
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
@@ -158,7 +159,7 @@ def launch(
     activation: str = "none",
     residual: Tensor | None = None,
 ) -> None:
-    """Write a convolution to ``output``; it and ``residual`` are aligned and channels_last."""
+    """Write a convolution to ``output``, which is aligned and channels_last, as is ``residual``."""
     input, outputs, sources, work_list, _ = convolution
     kernel = work_list.kernel
     partial_sums = input.new_empty(work_list.num_slots * kernel.tile**2, dtype=torch.float32)
@@ -179,7 +180,7 @@ def launch(
 
 
 def summing_branch(context: LaunchContext, input: Tensor, weights: Sequence[Tensor]) -> int | None:
-    """The branch that can sum the pixels of ``input`` as it reads them: a 1x1 on sm_90."""
+    """The branch that can sum the pixels of ``input`` while it reads them: a 1x1 on sm_90."""
     if conv_kernel(context, input) is not CONV_SM90:
         return None
     return next((i for i, w in enumerate(weights) if w.shape[2:] == (1, 1)), None)

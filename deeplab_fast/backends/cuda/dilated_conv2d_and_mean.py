@@ -1,4 +1,4 @@
-"""Means of all pixels, computed along with the branches that read them."""
+"""Parallel branches, and the means of their input over all pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..registry import register_kernel
 from .device import CONVOLUTIONS
 from .dilated_conv2d import launch, parallel_branches, summing_branch, unsupported_branches
 
-# Runs per image, and fewest pixels per run: enough CTAs for small images.
+# Largest number of runs per image, and smallest number of pixels per run.
 _MAX_RUNS, _RUN_PIXELS = 16, 64
 
 
@@ -46,8 +46,8 @@ def convolve_with_means(
 ) -> Tensor:
     """Write parallel branches to ``output``; return the fp32 means [N, C] of their input.
 
-    ``input`` is aligned and channels_last. It is read once more where no branch can sum its pixels
-    as it reads them.
+    ``input`` is aligned and channels_last. A separate kernel reads it once more if no branch can
+    sum its pixels.
     """
     N, C, H, W = input.shape
     is_summed = summing_branch(context, input, weights) is not None

@@ -88,7 +88,8 @@ def backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Gradients of input, weights and biases; empty where ``output_mask`` is False.
 
-    ``grad_mean`` [N, C], the gradient of the input's mean over space, is added to the input's.
+    ``grad_mean`` [N, C] is the gradient of the input's mean over all pixels. Its contribution is
+    added to the gradient of the input.
     """
     channels = [weight.size(0) for weight in weights]
     added = [-k % (16 // input.element_size()) for k in channels]  # a copy has 16 bytes
@@ -125,14 +126,15 @@ def input_gradient(
     branches: Branches,
     grad_mean: Tensor | None,
 ) -> Tensor:
-    """A convolution of ``grad_output`` with the flipped taps of all branches, written once.
+    """A convolution of ``grad_output`` with the flipped taps of all branches, in a single pass.
 
-    The gradient of the mean is the same for all pixels of an image: a bias of that convolution.
+    The gradient of the mean is the same for all pixels of an image, so it is a bias per image of
+    that convolution.
     """
     N, C, H, W = input.shape
     channels = [weight.size(0) for weight in weights]
     sizes = [weight.numel() // C for weight in weights]
-    # Row c: [R, S, K] of each branch in turn.
+    # Row c of the weights holds [R, S, K] of each branch in turn.
     transposed = input.new_empty(C, sum(sizes))
     for part, weight in zip(transposed.split(sizes, dim=1), weights):
         K, _, R, S = weight.shape
@@ -170,7 +172,7 @@ def weight_gradients(
     weights: Sequence[Tensor],
     branches: Branches,
 ) -> list[Tensor]:
-    """Weight gradients of all branches, in one launch and one that adds up split sums."""
+    """Weight gradients of all branches, in one launch, or two if output tiles are split."""
     N, C, H, W = input.shape
     channels = tuple(weight.size(0) for weight in weights)
     kernel = wgrad_kernel(context, input.dtype)
@@ -193,7 +195,7 @@ def weight_gradients(
     return [in_format_of(grad, weight) for grad, weight in zip(grads, weights)]
 
 
-# Fewest pixels of a part of a bias gradient: eight rounds of the rows of a CTA.
+# Smallest number of pixels in a part of a bias gradient: eight times the rows of a CTA.
 _PIXELS_PER_PART = 256
 
 
@@ -218,5 +220,5 @@ def bias_gradients(
     )
     if len(weights) == 1:
         return [sums]
-    # Results of an op must not share memory.
+    # The outputs of an op must not share memory.
     return [part.clone() for part in sums.split([weight.size(0) for weight in weights])]

@@ -1,7 +1,7 @@
-"""The ``triton`` backend: kernels that Triton compiles on the machine, for NVIDIA and AMD GPUs.
+"""The ``triton`` backend: kernels that Triton compiles at run time, for NVIDIA and AMD GPUs.
 
-One file per op holds its kernels and their launches. Triton is imported with the first kernel that
-runs, so that importing the package stays fast.
+Each op has one file with its kernels and their launches. Triton is imported when the first kernel
+is looked up, so that importing the package stays fast.
 """
 
 from . import device

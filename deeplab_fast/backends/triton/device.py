@@ -32,10 +32,10 @@ def _unavailable_reason(device_type: str) -> str | None:
         return reason
     if device_type == "cpu":
         if not _INTERPRETED:
-            return "the tensors are on cpu and Triton's interpreter is off"
+            return "does not run on cpu tensors: Triton's interpreter is off"
         return _interpreter_problem()
     if device_type != "cuda":
-        return f"the tensors are on {device_type}"
+        return f"does not run on {device_type} tensors"
     return _problem()
 
 
@@ -107,7 +107,7 @@ _MODULES = (
 
 
 def _load() -> None:
-    """Import the kernels, and with them Triton, which takes long."""
+    """Import the kernels and therefore Triton, which takes long."""
     if _installation_problem() is None:
         for name in _MODULES:
             import_module(f"{__package__}.{name}")

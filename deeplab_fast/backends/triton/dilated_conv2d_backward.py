@@ -232,7 +232,8 @@ def backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Gradients of input, weights and biases; empty where ``output_mask`` is False.
 
-    ``grad_mean`` [N, C], the gradient of the input's mean over space, is added to the input's.
+    ``grad_mean`` [N, C] is the gradient of the input's mean over all pixels. Its contribution is
+    added to the gradient of the input.
     """
     grad, x, ws = widened(grad_output, input, list(weights))
     grad_input, grad_weights, grad_biases = input.new_empty(0), [], []

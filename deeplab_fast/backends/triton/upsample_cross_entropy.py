@@ -114,7 +114,7 @@ def upsample_cross_entropy_fwd_kernel(
         if SMOOTH:
             b_weight = tl.load(p_weight + o_c, mask=o_c < C, other=0.0)
             b_smooth += tl.sum(tl.where(o_c < C, b_logit * b_weight, 0.0), axis=0)
-    # Sums of NaN stay NaN, whatever maximum does with it.
+    # NaN stays NaN through b_sum, even if the maximum ignores it.
     b_shift = tl.where(b_max == float("-inf"), 0.0, b_max)
     b_log_sum_exp = b_shift + tl.log(b_sum)
 
