@@ -103,6 +103,21 @@ def not_differentiable(
     differentiable(name, not_implemented, setup, not_implemented, image_arguments)
 
 
+def without_gradient(name: str, image_arguments: Callable[..., Sequence[int]]) -> None:
+    """Register ``deeplab_fast::name``, whose output holds integers, for torch.func and forward mode.
+
+    PyTorch itself never differentiates integers, so the op needs no gradient.
+    """
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    def no_tangent(*args: Any) -> None:
+        return None
+
+    _rules[name] = _transforms.Rules(setup, no_tangent, no_tangent, image_arguments)
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Cast floating tensors to the autocast dtype of the first tensor's device, if it is enabled.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..backends import registry
 from ..backends.arguments import UpsampleArgmax
 from ._arguments import boolean, check_logits, integer, positive_pair, real, wrong_type
-from ._register import define, differentiable
+from ._register import define, without_gradient
 
 _MAX_CLASSES = {torch.uint8: 256, torch.int32: 2**31, torch.int64: 2**63}
 
@@ -88,18 +87,6 @@ def _fake(arguments: UpsampleArgmax) -> Tensor:
     return logits.new_empty((logits.size(0), *arguments.size), dtype=arguments.dtype)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.mark_non_differentiable(output)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
-    return None, None, None, None, None
-
-
-def _jvp(arguments: Any, tangents: Any, output: Tensor, backend: str) -> None:
-    return None
-
-
 upsample_argmax_op = define(
     "upsample_argmax",
     UpsampleArgmax,
@@ -107,4 +94,4 @@ upsample_argmax_op = define(
     "-> Tensor",
     _fake,
 )
-differentiable("upsample_argmax", _backward, _setup, _jvp, lambda *args: (0,))
+without_gradient("upsample_argmax", lambda *args: (0,))
