@@ -106,7 +106,7 @@ def test_a_driver_too_old_is_said_once(old_driver, monkeypatch):
     assert ran == [("an_op", "reference")] * 3
     (warning,) = said
     assert (
-        "for 'cuda': built with CUDA 13.0, which this machine's driver (for CUDA 12.8) is"
+        "'cuda' is not used: built with CUDA 13.0, but this machine's driver supports CUDA 12.8"
         in str(warning.message)
     )
     with pytest.raises(RuntimeError, match="backend 'cuda' cannot run an_op.*driver"):
@@ -430,11 +430,11 @@ def test_shape_buckets_of_ops():
     [
         ((3, 3), (1, 1), (2, 1), (2, 1), None),
         ((1, 5), (1, 1), (0, 6), (4, 3), None),
-        ((3, 3), (1, 2), (1, 1), (1, 1), r"has stride (1, 1), not (1, 2)"),
-        ((3, 3), (2, 1), (1, 1), (1, 1), r"has stride (1, 1), not (2, 1)"),
-        ((3, 3), (1, 1), (1, 2), (1, 1), r"not a (3, 3) weight by (1, 2)"),
-        ((3, 3), (1, 1), (2, 1), (1, 1), r"not a (3, 3) weight by (2, 1)"),
-        ((3, 2), (1, 1), (1, 1), (1, 2), r"not a (3, 2) weight by (1, 1)"),
+        ((3, 3), (1, 2), (1, 1), (1, 1), "stride (1, 1) only, got (1, 2)"),
+        ((3, 3), (2, 1), (1, 1), (1, 1), "stride (1, 1) only, got (2, 1)"),
+        ((3, 3), (1, 1), (1, 2), (1, 1), "got a (3, 3) weight with padding (1, 2)"),
+        ((3, 3), (1, 1), (2, 1), (1, 1), "got a (3, 3) weight with padding (2, 1)"),
+        ((3, 2), (1, 1), (1, 1), (1, 2), "got a (3, 2) weight with padding (1, 1)"),
     ],
 )
 def test_geometries_of_our_kernels(kernel, stride, padding, dilation, reason):

@@ -242,7 +242,7 @@ def test_weights_keep_their_memory_format(tf32, dtype):
     [
         (Conv(1, 8, 8, 5, 5), torch.float32, "as tf32, which torch.backends.cudnn does not allow"),
         (Conv(1, 8, 8, 5, 5), torch.float64, "not torch.float64"),
-        (Conv(1, 16, 16, 5, 5, groups=2), torch.bfloat16, "no groups, got 2"),
+        (Conv(1, 16, 16, 5, 5, groups=2), torch.bfloat16, "not support groups, got 2"),
         (Conv(1, 12, 8, 5, 5), torch.bfloat16, "a multiple of 8 input channels, got 12"),
     ],
     ids=str,
