@@ -1,6 +1,6 @@
 # Compiled kernels (csrc/bindings). Addresses of tensors, streams and structs are int; csrc/api.h
-# says what each argument holds. The submodules are written as classes of static methods, because a
-# stub file cannot contain modules.
+# documents the arguments. The submodules are written as classes of static methods, because a stub
+# file cannot contain modules.
 
 from collections.abc import Sequence
 from typing import ClassVar, TypedDict

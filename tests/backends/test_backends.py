@@ -106,7 +106,7 @@ def test_warning_about_an_old_driver_is_given_once(old_driver, monkeypatch):
     assert ran == [("an_op", "reference")] * 3
     (warning,) = warned
     assert (
-        "for 'cuda': built with CUDA 13.0, which this machine's driver (for CUDA 12.8) is"
+        "'cuda' is not used: built with CUDA 13.0, but this machine's driver supports CUDA 12.8"
         in str(warning.message)
     )
     with pytest.raises(RuntimeError, match="backend 'cuda' cannot run an_op.*driver"):
