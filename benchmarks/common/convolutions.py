@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_map
 
 from deeplab_fast.backends import dispatch_table, registry
 from deeplab_fast.ops.dilated_conv2d import (
-    _dilated_conv2d,
-    _dilated_conv2d_backward,
-    _parallel_dilated_conv2d,
-    _parallel_dilated_conv2d_backward,
+    dilated_conv2d_backward_op,
+    dilated_conv2d_op,
+    parallel_dilated_conv2d_backward_op,
+    parallel_dilated_conv2d_op,
 )
 
 from . import cases, harness
@@ -93,11 +93,11 @@ def branches(report: harness.Report, shape: Shape, dtype: str, batch: int) -> No
     def one_launch(direction: str, backend: str) -> Run:
         x, weights, _ = channels_last
         if direction == "forward":
-            return lambda: _parallel_dilated_conv2d(
+            return lambda: parallel_dilated_conv2d_op(
                 x, weights, [], dilations, backend=backend
             ).split(shape.channels, dim=1)
         return lambda: _requested(
-            _parallel_dilated_conv2d_backward(
+            parallel_dilated_conv2d_backward_op(
                 grad_output, x, weights, dilations, mask(direction), backend=backend
             ),
             mask(direction),
@@ -179,10 +179,10 @@ def deeplab_fast(
     """
     dilations = [dilation, dilation]
     if direction == "forward":
-        return lambda: _dilated_conv2d(x, weight, None, dilations, 1, backend=backend)
+        return lambda: dilated_conv2d_op(x, weight, None, dilations, 1, backend=backend)
     requested = mask(direction)
     return lambda: _requested(
-        _dilated_conv2d_backward(grad, x, weight, dilations, 1, requested, backend=backend),
+        dilated_conv2d_backward_op(grad, x, weight, dilations, 1, requested, backend=backend),
         requested,
     )
 

@@ -4,8 +4,9 @@
 // rectangles ("zones") whose pixels have the same taps inside the map: at most k * k zones for one
 // k x k kernel. Pixels are listed zone by zone, each zone with its pixels in all images. Every
 // block_m entries of the list are a tile, which computes the union of its pixels' taps. The kernel
-// loads zeros for the few (pixel, tap) pairs of a union that lie outside the map. C-K-S, "ConvV2",
-// skips products with padding in the same way.
+// loads zeros for the few (pixel, tap) pairs of a union that lie outside the map. ConvV2 (Zhang
+// et al., "Reduce Computational Complexity for Convolutional Layers by Skipping Zeros", 2023) skips
+// products with padding in the same way.
 //
 // The zones start in snake order over their grid, where neighbours share most taps; local search
 // improves the order. Executed / dense products of three 3x3 branches, one image:

@@ -104,7 +104,7 @@ def not_differentiable(
 
 
 def without_gradient(name: str, image_arguments: Callable[..., Sequence[int]]) -> None:
-    """Register ``deeplab_fast::name``, whose output holds integers, for torch.func and forward mode.
+    """Let torch.func and forward mode accept ``deeplab_fast::name``, whose output holds integers.
 
     PyTorch itself never differentiates integers, so the op needs no gradient.
     """
