@@ -54,7 +54,7 @@ def test_every_benchmark_runs(script, device, harness, tmp_path, capsys):
         assert row["variant"] in printed
     if script == "bench_aspp":
         assert any("branches, forward" in row["case"] for row in rows)
-        skipped = "parallel_dilated_conv2d, fp32: deeplab_fast on cuda is skipped: the tensors are"
+        skipped = "parallel_dilated_conv2d, fp32: deeplab_fast on cuda is skipped: does not run on"
         assert device == "cuda" or skipped in printed
     if script in ("bench_aspp", "bench_model") and find_spec("torchvision"):
         assert {"torchvision NCHW", "torchvision channels_last"} <= {row["variant"] for row in rows}

@@ -376,9 +376,7 @@ def test_triton_unsupported_number_of_classes():
     target = torch.zeros(1, 1, 1, dtype=torch.int64)
     for classes, refused in ((65535, False), (65536, True)):
         logits = torch.zeros(()).expand(1, classes, 1, 1)
-        reason = registry.unsupported_reason(
-            BACKWARD, "triton", registry.arguments(BACKWARD, logits, logits, target, None)
-        )
+        reason = unsupported_reason("triton", BACKWARD, logits, logits, target)
         assert reason == ("the kernel supports at most 65535 classes" if refused else None)
 
 

@@ -286,7 +286,7 @@ def unsupported_convolution(
     if reason := unsupported_operands(input, weights):
         return reason
     if groups != 1 and not _is_depthwise(input, weights[0], groups):
-        return f"the kernels support one group or one for each input channel, got {groups}"
+        return f"the kernels support one group or one group per input channel, got {groups}"
     if sum(weight.size(2) * weight.size(3) for weight in weights) > MAX_TAPS:
         return f"the kernel supports at most {MAX_TAPS} taps"
     if len(weights) * input.numel() // input.size(1) > MAX_INDEX:
