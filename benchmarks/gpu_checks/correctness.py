@@ -34,7 +34,7 @@ ROUNDING = {"fp32": 1e-6, "tf32": 1e-3, "fp16": 1e-3, "bf16": 8e-3}
 
 
 class Place(NamedTuple):
-    """Where families run: the GPU, or the CPU with the emulator and Triton's interpreter."""
+    """Device that families run on: the GPU, or the CPU with emulator and Triton's interpreter."""
 
     device: torch.device
 

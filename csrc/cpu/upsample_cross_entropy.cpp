@@ -546,7 +546,7 @@ ALWAYS_INLINE void add_softmaxes(Scratch& scratch, const CellRow& row, const Blo
                                  const RowGroup& group, const Plan& plan) {
   const bool tame = is_tame(row, block);
   const int64_t pitch = plan.max_slots;
-  // In the saved log-sum-exp a large shift has rounded off digits of the logarithm.
+  // The saved log-sum-exp has lost digits of the logarithm if the shift is large.
   if (!tame) sum_exponentials(scratch, tame, row, block, group, plan);
   for (int64_t y = 0; y < group.count; ++y) {
     const float* __restrict__ sum = scratch.sum.data() + y * pitch;

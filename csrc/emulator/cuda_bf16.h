@@ -17,7 +17,7 @@ inline float __bfloat162float(__nv_bfloat16 value) {
   return deeplab_fast::to_float(deeplab_fast::BFloat16{value.bits});
 }
 
-// To nearest, ties to even; NaN becomes CUDA's, 0x7fff.
+// Rounds to nearest, ties to even. NaN becomes CUDA's, 0x7fff.
 inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   if (value != value) return {0x7fff};
   const uint32_t bits = deeplab_fast::float_to_bits(value);

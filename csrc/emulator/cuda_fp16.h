@@ -17,7 +17,7 @@ inline float __half2float(__half value) {
   return deeplab_fast::to_float(deeplab_fast::Half{value.bits});
 }
 
-// To nearest, ties to even; NaN becomes CUDA's, 0x7fff.
+// Rounds to nearest, ties to even. NaN becomes CUDA's, 0x7fff.
 inline __half __float2half_rn(float value) {
   const uint32_t bits = deeplab_fast::float_to_bits(value);
   const uint32_t sign = bits >> 16 & 0x8000u;

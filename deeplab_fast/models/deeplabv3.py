@@ -105,7 +105,7 @@ class DeepLabV3(SegmentationModel):
         for module in features.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = norm_eps
-        # In torchvision's order, so that a seed gives the same weights.
+        # The modules are made in torchvision's order, so that a seed gives the same weights.
         aux_classifier = _fcn_head(features.aux_channels, num_classes) if aux_loss else None
         classifier = _deeplab_head(
             features.out_channels,

@@ -53,7 +53,7 @@ def as_multiplied(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_epilogue(dtype, activation, num_ctas):
-    """In place, with an odd number of output channels and several images in a tile."""
+    """The call works in place, with an odd number of channels and several images in a tile."""
     N, C, K, H, W = 3, 72, 21, 5, 7
     input, residual = nhwc(N, C, H, W, dtype=dtype), nhwc(N, K, H, W, dtype=dtype)
     weight = (5 * torch.randn(K, C, 3, 3) / (9 * C) ** 0.5).to(dtype)
@@ -198,7 +198,7 @@ def test_taps_of_several_sources(dtype, num_ctas):
     ids=str,
 )
 def test_tf32(tf32, ran, case, layout):
-    """As accurate as fp32 on operands rounded to TF32."""
+    """The error is at most that of fp32 on operands rounded to TF32."""
     input, weight, bias = operands(case, torch.float32, "cpu")
     with deeplab_fast.backend("emulated"):
         output = dilated_conv2d(with_layout(input, layout), weight, bias, case.dilation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -25,7 +24,6 @@ from deeplab_fast.backends.cuda.dilated_conv2d import Convolution
 from deeplab_fast.backends.cuda.dilated_conv2d import launch as launch_kernel
 from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import convolve_with_means
 
-from ..emulator.test_emulator import NVCC, ROOT
 from ..ops.test_aspp import convert
 from ..ops.test_aspp import definition as aspp_definition
 from ..ops.test_aspp import operands as aspp_operands
@@ -443,19 +441,6 @@ def test_tile_items_match_work_items_and_tiles(num_ctas):
             first_index, first_index // (H * W),
         ]  # fmt: skip
     assert any(row[8] > 0 for row in tile_items.tolist()) == (num_ctas == 24)
-
-
-@pytest.mark.skipif(not NVCC, reason="needs nvcc")
-@pytest.mark.parametrize("architecture", ["80", "90a"])
-def test_compiles_without_warnings(tmp_path, architecture):
-    """ptxas could warn that setmaxnreg is ignored (C7508) or wgmma serialised (C7510)."""
-    source = ROOT / "csrc" / "cuda" / "conv" / "dilated_conv2d_sm90.cu"
-    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    options = ["-std=c++17", "-cubin", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
-    options += ["--fmad=false", f"-I{ROOT}/csrc"]
-    command = [NVCC, *options, target, source, "-o", tmp_path / "cubin"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout + done.stderr == "", done.stderr
 
 
 def test_fp32_uses_the_sm80_kernel():

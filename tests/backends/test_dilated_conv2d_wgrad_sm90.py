@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,6 @@ from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast.backends.cuda import dilated_conv2d_backward
 
-from ..emulator.test_emulator import NVCC, ROOT
 from ..ops.test_dilated_conv2d_backward import emulated_gradients, gradients, reference, tensors_of
 from ..support import emulator
 from ..support.cases import assert_as_accurate_as
@@ -205,16 +202,3 @@ def test_fp32_uses_the_sm80_kernel():
     kernels = LaunchContext(emulator.load().cuda, 0, 4, is_sm90=True)
     assert work_lists.wgrad_kernel(kernels, torch.float32) is work_lists.WGRAD_SM80
     assert work_lists.wgrad_kernel(kernels, torch.float16) is work_lists.WGRAD_SM90
-
-
-@pytest.mark.skipif(not NVCC, reason="needs nvcc")
-@pytest.mark.parametrize("architecture", ["80", "90a"])
-def test_compiles_without_warnings(tmp_path, architecture):
-    """ptxas could warn that setmaxnreg is ignored (C7508) or wgmma serialised (C7510)."""
-    source = ROOT / "csrc" / "cuda" / "conv" / "dilated_conv2d_wgrad_sm90.cu"
-    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    options = ["-std=c++17", "-cubin", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
-    options += ["--fmad=false", f"-I{ROOT}/csrc"]
-    command = [NVCC, *options, target, source, "-o", tmp_path / "cubin"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout + done.stderr == "", done.stderr

@@ -30,7 +30,7 @@ def with_statistics(model: nn.Module) -> nn.Module:
 
 
 def check(model: nn.Module, prepared: nn.Module, x: Tensor) -> None:
-    """As accurate in bfloat16 on the kernels as in plain PyTorch."""
+    """The bfloat16 error of the kernels is at most that of plain PyTorch."""
     prepared = prepared.to(torch.bfloat16, **NHWC).eval()
     x = x.bfloat16().contiguous(**NHWC)
     with torch.no_grad():

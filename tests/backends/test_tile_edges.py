@@ -72,7 +72,7 @@ def test_pixels_and_output_channels(device, dtype, pixels, channels):
 @pytest.mark.parametrize("channels", [8, 16, 24, 32, 40, 64, 72, 128, 136, 200, 264])
 @KERNELS
 def test_k_iterations(device, dtype, channels, num_ctas):
-    """From one k-iteration to more than the pipeline has stages, in whole and in split tiles."""
+    """Tiles, whole and split, have one k-iteration up to more than the pipeline has stages."""
     input, weight = nhwc(2, channels, 1, 3, dtype=dtype), ints(8, channels, 1, 1, dtype=dtype)
     output = empty_nhwc(input, 8)
     with machine(1, device):

@@ -20,12 +20,8 @@ def benchmarks_on_path(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def single_thread(one_thread):
     """Tiny shapes gain nothing from threads, which wait for one another on shared cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import pytest
 from deeplab_fast import _C
 
 from ..support.sass import Block, basic_blocks, longest_path
+from ..support.toolchain import ROOT
 
-ROOT = Path(__file__).parents[2]
 MODULE = Path(_C.__file__)
 
 

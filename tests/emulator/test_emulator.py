@@ -26,13 +26,11 @@ from deeplab_fast.backends import registry
 
 from ..support import emulator
 from ..support.emulator import SHARED_MEMORY, machine
+from ..support.toolchain import CXX, NVCC, ROOT
 from .kernels import faults
 
-ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "tests" / "emulator" / "kernels"
 SEEDS = range(12)
-CXX = os.environ.get("CXX", "c++")
-NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 WARP = np.arange(32)
 GROUP, THREAD = WARP // 4, WARP % 4  # the PTX ISA's groupID and threadID_in_group
 
@@ -565,7 +563,7 @@ def sanitizer_environment(sanitizer: str) -> dict[str, str]:
         "LD_PRELOAD": " ".join(paths),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        # By default a second report of the same line is suppressed.
+        # The sanitizer would otherwise suppress a second report of the same line.
         "TSAN_OPTIONS": "suppress_equal_addresses=0:suppress_equal_stacks=0",
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=0:suppress_equal_pcs=0",
     }

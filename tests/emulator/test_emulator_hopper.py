@@ -14,8 +14,6 @@ import torch
 
 from ..emulator.test_emulator import (
     KERNELS,
-    NVCC,
-    ROOT,
     aligned,
     bits_of,
     build_folder,  # noqa: F401
@@ -26,6 +24,7 @@ from ..emulator.test_emulator import (
     small_integers,
     words,
 )
+from ..support.toolchain import NVCC, ROOT
 from .kernels.hopper_faults import load, run
 
 SEEDS = range(12)

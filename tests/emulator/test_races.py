@@ -22,10 +22,10 @@ from deeplab_fast import (
 )
 from deeplab_fast.backends.cuda import depthwise_conv2d
 
-from ..emulator.test_emulator import ROOT
 from ..support import emulator
 from ..support.cases import Conv, operands, with_layout
 from ..support.emulator import machine
+from ..support.toolchain import ROOT
 
 SM80, SM90 = "dilated_conv2d_fwd_kernel", "dilated_conv2d_fwd_sm90_kernel"
 REDUCE = "dilated_conv2d_fwd_reduce_kernel"

@@ -204,7 +204,7 @@ TF32_CASES = [Conv(2, 64, 48, 33, 33, (3, 3), 12), Conv(2, 40, 21, 9, 13, (3, 3)
     ids=str,
 )
 def test_tf32_convolution(place, case: Conv, differentiated, tf32, ran):
-    """As far from fp32 as fp32 on rounded operands is, in the output and each gradient alone.
+    """The output and each gradient are no further from fp32 than fp32 on rounded operands.
 
     Of cuDNN that cannot be asked, which may choose not to round. That the bias is zero leaves a sum
     of products, all of whose operands are rounded.

@@ -574,7 +574,7 @@ BACKENDS = pytest.mark.parametrize("name", ["cpu", "emulated"])
 
 
 def with_far_dimension(logits: Tensor, dimension: int, memory: str) -> Tensor:
-    """In this order in memory, but that neighbours in one dimension are far apart."""
+    """Tensor in this order in memory, whose neighbours in one dimension are far apart."""
     _, C, H, W = logits.shape
     in_order = {"contiguous": (C * H * W, H * W, W, 1), "channels_last": (C * H * W, 1, W * C, C)}
     strides = list(in_order[memory])

@@ -130,7 +130,7 @@ def digits(*shape: int, largest: int = 2) -> Tensor:
 def taps_inside(
     input: Tensor, kernel: tuple[int, int], dilation: tuple[int, int], padded: bool
 ) -> list[tuple[int, int, tuple[slice, slice], Tensor]]:
-    """Of each tap (r, s): the outputs that it is for, and the input pixels that it reads there.
+    """The outputs to which each tap (r, s) contributes, and the input pixels that it reads.
 
     ``padded``: for all outputs, of an input with zeros around.
     """
@@ -171,7 +171,7 @@ def convolution(
 
 
 def convolutions(*arguments, **options) -> list[Tensor]:
-    """With the taps that fall on padding skipped, and with their products by zero.
+    """The outputs without the taps that fall on padding, and with their products by zero.
 
     Each with products that overflow in fp32, or only sums that do: Inf may come before or after.
     """

@@ -42,14 +42,7 @@ from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
 from ..support.cases import assert_as_accurate_as
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Use one thread: convolutions here are so small that threads would wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # for such small convolutions threads only wait
 
 
 class Op(NamedTuple):

@@ -50,7 +50,7 @@ def pytorch(logits: Tensor, size=None, scale_factor=None, align_corners=False) -
 
 
 def assert_only_ties_differ(labels: Tensor, expected: Tensor, logits: Tensor, **arguments) -> None:
-    """Where two labels differ, their classes are as close as rounding can confuse.
+    """Two labels differ only if their classes are as close as rounding can confuse.
 
     That is, the float64 gap between them is at most 2 ulp of the source index times the range of
     their difference over the corners, plus 2^-20 of the largest corner.

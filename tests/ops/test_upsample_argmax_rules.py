@@ -527,7 +527,7 @@ EMULATED_SIZES = [
     # 4 lanes rank the classes of a source pixel, 64 source pixels at a time
     *(((1, C, 2, 3), (8, 12), False) for C in (1, 2, 3, 4, 5, 6, 7, 8, 9, 31, 32, 33, 64, 65)),
     *(((1, 3, 8, width), (28, 4 * width), False) for width in (7, 8, 9)),
-    # As many cells as fit in a tile, which is more than a block has threads
+    # The map has as many cells as fit in a tile, more than a block has threads.
     ((1, 2, 11, 42), (40, 140), False),
     ((1, 2, 20, 43), (64, 144), True),
     # The greatest scale at which cells are pruned, and a little more

@@ -19,7 +19,8 @@ import pytest
 import deeplab_fast
 from deeplab_fast import _C
 
-ROOT = Path(__file__).parents[2]
+from ..support.toolchain import ROOT
+
 MODULE = Path(_C.__file__)
 SOURCES = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
 

@@ -35,7 +35,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 class Driver:
-    """As much of Triton's driver as compiling asks for."""
+    """The part of Triton's driver that compilation needs."""
 
     def __init__(self, chip: str) -> None:
         is_amd = chip.startswith("gfx")
@@ -52,7 +52,7 @@ class Driver:
 
 
 def record_launches() -> dict[str, Any]:
-    """From now on launches compile only; returns the dict of kernels that they fill."""
+    """Make launches compile only, and return the dict that they fill with kernels."""
     compiled: dict[str, Any] = {}
     run = JITFunction.run
 

@@ -69,7 +69,7 @@ def test_voc(tmp_path):
 
 
 def test_voc_classes_are_in_the_order_of_the_development_kit():
-    """That order is alphabetical, after the background."""
+    """The classes of PASCAL VOC are in alphabetical order, after the background."""
     assert VOC_CLASSES[0] == "background" and len(set(VOC_CLASSES)) == 21
     assert list(VOC_CLASSES[1:]) == sorted(VOC_CLASSES[1:])
 

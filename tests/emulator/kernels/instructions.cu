@@ -110,7 +110,7 @@ __global__ void bar_kernel(uint32_t* out, const uint32_t* in) {
   }
 }
 
-// In a launch that overlaps no other, griddepcontrol returns at once.
+// griddepcontrol returns at once in a launch that overlaps no other.
 __global__ void griddepcontrol_kernel(uint32_t* out, const uint32_t* in) {
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();

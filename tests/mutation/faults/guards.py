@@ -74,7 +74,7 @@ TRITON_DENSE = Guard("test_triton_blocks.py not depthwise and not interpolation"
 TRITON_DEPTHWISE = Guard("test_triton_blocks.py depthwise or dilation or strides")
 TRITON_FAR = Guard("test_triton_blocks.py far")
 WGRAD = Guard("test_races.py test_dilated_conv2d_backward.py tiles or sums or emulated")
-WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py not warnings")
+WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py")
 
 # Each file's guard; a fault can have its own instead.
 GUARDS = {
