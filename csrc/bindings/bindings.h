@@ -3,9 +3,11 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "api.h"
 
@@ -13,6 +15,18 @@ namespace deeplab_fast::bindings {
 
 namespace py = pybind11;
 using namespace py::literals;
+
+// The arguments of a convolution that are the same at every launch. An output lacks image_bias and
+// pixel_sums; the latter go to outputs[summing_branch], if that is not negative.
+struct ConvArguments {
+  std::vector<ConvOutput> outputs;
+  std::vector<ConvSource> sources;
+  ConvWork work;
+  std::array<float, 2> range;
+  ConvShape shape;
+  DType dtype;
+  int summing_branch;
+};
 
 // The functions of api.h's namespace cuda.
 struct CudaLaunchers {

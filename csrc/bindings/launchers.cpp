@@ -70,14 +70,21 @@ void bind_launchers(py::module_ m, const CudaLaunchers& launchers) {
                        dtype, pointer(stream)));
         });
   const auto def_convolution = [&](const char* name, auto launcher) {
-    m.def(name,
-          [launcher](uintptr_t output, uintptr_t partial_sums, uintptr_t input,
-                     const std::vector<ConvOutput>& outputs, const std::vector<ConvSource>& sources,
-                     const ConvWork& work, const ConvEpilogue& epilogue, const ConvShape& shape,
-                     DType dtype, uintptr_t stream) {
-            check(launcher(pointer(output), pointer<float>(partial_sums), pointer(input), outputs,
-                           sources, work, epilogue, shape, dtype, pointer(stream)));
-          });
+    m.def(
+        name,
+        [launcher](uintptr_t output, uintptr_t partial_sums, uintptr_t input, uintptr_t residual,
+                   uintptr_t image_bias, uintptr_t pixel_sums, const ConvArguments& arguments,
+                   uintptr_t stream) {
+          std::vector<ConvOutput> outputs = arguments.outputs;
+          if (image_bias != 0) outputs.at(0).image_bias = pointer<float>(image_bias);
+          if (pixel_sums != 0)
+            outputs.at(arguments.summing_branch).pixel_sums = pointer<float>(pixel_sums);
+          const ConvEpilogue epilogue{pointer(residual), arguments.range[0], arguments.range[1]};
+          check(launcher(pointer(output), pointer<float>(partial_sums), pointer(input), outputs,
+                         arguments.sources, arguments.work, epilogue, arguments.shape,
+                         arguments.dtype, pointer(stream)));
+        },
+        "image_bias: of the only output.");
   };
   def_convolution("dilated_conv2d_fwd", launchers.dilated_conv2d_fwd);
   def_convolution("dilated_conv2d_fwd_sm90", launchers.dilated_conv2d_fwd_sm90);
