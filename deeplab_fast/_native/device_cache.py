@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeGuard, TypeVar
 
@@ -16,13 +17,30 @@ _T = TypeVar("_T")
 # Entries that a function keeps at least. The work list of a large batch takes about 1 MB.
 MAX_ENTRIES = 1024
 
+_owner = threading.local()  # `entries` is the list of kept_by_capture
+
+
+@contextlib.contextmanager
+def kept_by_capture() -> Iterator[list[object]]:
+    """Make the caller the owner of what this thread's captures inside the block look up.
+
+    The caller has to keep the list as long as the graph, and the graph until the device has run it.
+    Without an owner, these entries are never dropped.
+    """
+    _owner.entries = []
+    try:
+        yield _owner.entries
+    finally:
+        del _owner.entries
+
 
 def cached_on_device(make: Callable[_P, _T]) -> Callable[_P, _T]:
     """Decorator like ``functools.lru_cache``, for functions that put tensors on a device.
 
     An entry that was looked up while a CUDA graph was being captured is never dropped, because the
-    graph holds its addresses. When the cache is full, the least recently used of the other entries
-    are dropped, after the device has finished all work that may read them.
+    graph holds its addresses, unless :func:`kept_by_capture` gave it an owner. When the cache is
+    full, the least recently used of the other entries are dropped, after the device has finished
+    all work that may read them.
 
     The entries are made in a separate thread. While ``torch.compile(mode="reduce-overhead")`` warms
     up, allocations of the calling thread come from the memory pool of a graph, which overwrites
@@ -62,7 +80,9 @@ def cached_on_device(make: Callable[_P, _T]) -> Callable[_P, _T]:
                 gpus.update(filter(_is_gpu, (*args, *kwargs.values())))
                 with ThreadPoolExecutor(1) as thread:
                     found = thread.submit(make, *args, **kwargs).result()
-            if capturing:
+            if capturing and hasattr(_owner, "entries"):
+                _owner.entries.append(found)
+            elif capturing:
                 captured[key] = found
             elif len(recent) >= MAX_ENTRIES:
                 for gpu in gpus:

@@ -276,6 +276,11 @@ def _warn_once(name: str, reason: str) -> None:
     warnings.warn(f"deeplab_fast: backend {name!r} is not used: {reason}", stacklevel=2)
 
 
+def is_tracing() -> bool:
+    """True inside :func:`trace`."""
+    return _trace is not None
+
+
 @contextlib.contextmanager
 def trace() -> Iterator[list[tuple[str, str]]]:
     """Collect the (op, backend) pairs that run inside the block, in order.
