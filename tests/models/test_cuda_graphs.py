@@ -438,10 +438,11 @@ WEIGHT = torch.ones(5, 4, 1, 1)
         lambda model: model.classifier.append(nn.ReLU()),
         lambda model: model.set_submodule("classifier.0", nn.Conv2d(4, 6, 1).requires_grad_(False)),
         lambda model: model.classifier[0].register_buffer("more", torch.ones(1)),
+        lambda model: model.register_parameter("more", nn.Parameter(torch.ones(1), False)),
     ],
     ids=[
         "to dtype", "half", "to device", "load", "load assign", "submodule to", "parameter", "data",
-        "no bias", "more modules", "module", "buffer",
+        "no bias", "more modules", "module", "buffer", "more parameters",
     ],
 )  # fmt: skip
 def test_changed_weights_drop_graphs(model, log, change):
