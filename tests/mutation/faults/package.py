@@ -760,7 +760,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "the next stream does not wait for a call that failed",
-            "        try:\n            yield\n        finally:\n            replayed.record(stream)",
+            "        try:\n            yield\n        finally:\n"
+            "            replayed.record(stream)",
             "        yield\n        replayed.record(stream)",
         ),
         Fault(
