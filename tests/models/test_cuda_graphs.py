@@ -256,12 +256,13 @@ def test_tf32_is_in_the_key(model, log, monkeypatch):
     assert log.count("replay") == 1
 
 
-def test_align_corners_is_in_the_key(model):
+def test_align_corners_is_in_the_key(model, log):
     for _ in range(4):
         model(images())
+    assert log == ["capture", "replay"]
     model.align_corners = True
-    x = images()
-    assert_close(model(x), eager(model)(x), rtol=0, atol=0)
+    model(images())
+    assert log == ["capture", "replay"]
 
 
 def test_least_recently_used_graph_is_dropped(model, log):
@@ -495,21 +496,25 @@ def test_shallow_copy_with_other_modules(model):
             assert_close(one.predict(x), eager(one).predict(x), rtol=0, atol=0)
 
 
-def test_weights_replaced_during_a_call(model, log):
-    """The graphs of the old weights are gone, and none is captured of half-replaced ones."""
-    for _ in range(CAPTURED_CALL - 1):
-        model.predict(images())
-    method = InferenceModel._classify
+def test_weights_replaced_while_threads_call_the_model(model, log):
+    """The calls that began before do not count: they might capture half-replaced weights."""
+    inside, replaced = threading.Barrier(CAPTURED_CALL + 1), threading.Event()
 
-    def replacing(self, features, x):
-        logits = method(self, features, x)
-        if not StandIn.capturing:
-            model.to(torch.float32)
-        return logits
+    class Waiting(InferenceModel):
+        def _classify(self, features, x):
+            if not replaced.is_set():
+                inside.wait(20)
+                replaced.wait(20)
+            return super()._classify(features, x)
 
-    model.__class__ = type("Replacing", (InferenceModel,), {"_classify": replacing})
-    model.predict(images())
-    assert log == ["wait"] and not model._cuda_graphs._graphs
+    model.__class__ = Waiting
+    with ThreadPoolExecutor(CAPTURED_CALL) as threads:
+        calls = [threads.submit(model.predict, images()) for _ in range(CAPTURED_CALL)]
+        inside.wait(20)
+        model.to("cpu")  # drops the graphs, and on a GPU would replace the weights
+        replaced.set()
+    assert [call.exception() for call in calls] == [None] * CAPTURED_CALL
+    assert log == ["wait"] and not model._cuda_graphs._calls
 
 
 # --- failures
