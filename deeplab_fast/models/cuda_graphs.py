@@ -309,6 +309,7 @@ def _settings(device_type: str) -> tuple[Hashable, ...]:
     autocast = torch.is_autocast_enabled(device_type)
     return (
         registry.current(),
+        registry.plans_version(),
         torch.are_deterministic_algorithms_enabled(),
         cudnn.enabled,
         cudnn.benchmark,

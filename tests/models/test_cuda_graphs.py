@@ -256,6 +256,14 @@ def test_tf32_is_in_the_key(model, log, monkeypatch):
     assert log.count("replay") == 1
 
 
+def test_new_choice_of_kernels_is_captured_anew(model, log):
+    assert captured(model, images())
+    registry.forget_plans()
+    del log[:]
+    assert captured(model, images())
+    assert log == ["capture", "replay"]
+
+
 def test_align_corners_is_in_the_key(model, log):
     for _ in range(4):
         model(images())

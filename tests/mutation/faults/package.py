@@ -64,8 +64,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "the owner does not get the entries that a capture looks up",
-            "                _owner.entries.append(found)\n",
-            "                pass\n",
+            "            _owner.entries.append(value)\n",
+            "            pass\n",
             CUDA_GRAPHS,
         ),
         Fault(
@@ -747,6 +747,7 @@ FAULTS: dict[str, list[Fault]] = {
             "",
         ),
         Fault("forced backend left out of the key", "        registry.current(),\n", ""),
+        Fault("old choice of kernels is replayed", "        registry.plans_version(),\n", ""),
         Fault(
             "threads use the graph at the same time",
             "                return self._replay(key, images)\n        result",
