@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -940,7 +941,8 @@ def test_gpu_call_that_cannot_be_captured(on_device, caplog):
 
 
 @on_gpu
-def test_gpu_benchmarks_capture_calls_in_their_own_graphs(on_device):
+def test_gpu_benchmarks_capture_calls_in_their_own_graphs(on_device, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     model, expected = on_device
     x = gpu_images()
     timing = importlib.import_module("common.timing")
