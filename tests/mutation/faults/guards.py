@@ -38,6 +38,7 @@ CALLS = Guard(
     "test_kernel_calls.py test_workspaces.py test_tile_edges.py "
     "kernel_calls or workspaces or branches or along"
 )
+CUDA_GRAPHS = Guard("test_cuda_graphs.py not compiles")
 CONV = Guard("test_convolution_kernel.py test_dilated_conv2d.py convolution_kernel or emulated_")
 DEPTHWISE = Guard("test_dilated_conv2d.py test_fused_conv2d.py emulated and depthwise")
 ENTROPY = Guard(
@@ -146,6 +147,7 @@ GUARDS = {
         "kernel_calls or convolutions or boxes or box_items or fp32 or tile_items or beyond_16_bits"
     ),
     "deeplab_fast/backends/dispatch_table.py": MEASURED,
+    "deeplab_fast/models/cuda_graphs.py": CUDA_GRAPHS,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
