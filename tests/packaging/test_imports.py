@@ -20,6 +20,8 @@ BACKENDS = (
     {"registry"},
     {"reference"},
     {"cpu", "cuda", "triton"},
+    {"calls"},
+    {"explanation", "tuning"},
 )
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
