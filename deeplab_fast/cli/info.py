@@ -76,10 +76,13 @@ def _explain(arguments: argparse.Namespace) -> int:
         raise UserError("expected --model WEIGHTS and --size HEIGHT WIDTH together")
     shape = arguments.batch, 3, *arguments.size
     if min(shape) < 1:
-        raise UserError(f"--batch and --size: expected positive integers, got {shape}")
+        raise UserError(
+            "--batch, --size: expected positive integers, got batch "
+            f"{arguments.batch}, size {arguments.size[0]}x{arguments.size[1]}"
+        )
     device = find_device(arguments.device)
     with out_of_memory("a smaller --size or --batch, or another --device"):
-        model = load_model(arguments.model).to(device)
+        model = load_model(arguments.model, option="--model").to(device)
         prepared = model.prepare_for_inference(getattr(torch, arguments.dtype))
         print(explain(prepared, torch.zeros(shape, device=device)))
     return 0
