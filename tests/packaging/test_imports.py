@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "deeplab_fast"
 TOWER = ("_C", "_io", "_native", "backends", "ops", "nn", "models", "training", "cli")
 # The same within backends. Kernels of one backend do not use another's, except the reference's.
 BACKENDS = (
-    {"arguments", "dispatch_table"},
+    {"arguments", "dispatch_table", "race"},
     {"registry"},
     {"reference"},
     {"cpu", "cuda", "triton"},
