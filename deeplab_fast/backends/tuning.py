@@ -6,7 +6,6 @@ import datetime
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
@@ -59,9 +58,9 @@ class Tuning(NamedTuple):
             return "nothing to tune: the model called none of the ops that cuDNN has too"
         lines = [("layer", "call", "cuDNN ms", "ours ms", "choice")]
         for call, layers, rows in self.results:
-            best = min(rows, key=lambda row: row.median_ms / row.cudnn_ms, default=None)
+            best = min(rows, key=lambda row: row.ratio, default=None)
             lines.append((
-                layers[0] + (f" and {len(layers) - 1} more" if layers[1:] else ""),
+                _several(layers),
                 f"{call.op} {call.shape}",
                 f"{best.cudnn_ms:.4f}" if best else "-",
                 f"{best.median_ms:.4f}" if best else "-",
@@ -72,6 +71,12 @@ class Tuning(NamedTuple):
             f"{layer:{a}}  {call:{b}}  {cudnn:>{c}}  {ours:>{d}}  {choice}"
             for layer, call, cudnn, ours, choice in lines
         )
+
+
+def _several(layers: list[str]) -> str:
+    """The first of these names, if it has one, and the number of the others."""
+    more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+    return layers[0] + more if layers[0] else "-"
 
 
 def _choice(call: Call, rows: list[Row], device: torch.device) -> str:
@@ -106,7 +111,6 @@ def tune(
         RuntimeError: deterministic algorithms are on, with which the dispatch does not depend on
             measurements; or a kernel left the GPU unusable.
         OSError: the user's dispatch table cannot be written.
-        ValueError: the user's dispatch table is damaged.
 
     >>> print(tune(lambda: criterion(model(images)["out"], target).backward(), images.device))
     """
@@ -129,7 +133,8 @@ def tune(
         if key not in measured:
             times, failures = measure(call, device)
             measured[key] = rows(call, times, device)
-            dispatch_table.add(measured[key])
+            if measured[key]:
+                dispatch_table.add(measured[key])
             for failure in failures:
                 tqdm.write(f"deeplab_fast: {failure}", file=sys.stderr)
             tuning.failures.extend(failures)
@@ -139,25 +144,12 @@ def tune(
 
 def _measured(device: torch.device) -> dict[tuple[str, str, str], list[Row]]:
     """The user's rows that were measured on this kind of device with these versions."""
-    path = dispatch_table.user_path()
-    here = dispatch_table.device_class(device), versions()
+    here = dispatch_table.device_class(device), dispatch_table.versions()
     found: dict[tuple[str, str, str], list[Row]] = {}
-    for row in dispatch_table.read(path) if path.exists() else ():
+    for row in dispatch_table.user_rows():
         if (row.device, row.versions) == here:
             found.setdefault((row.op, row.shape_bucket, row.shape), []).append(row)
     return found
-
-
-def versions() -> str:
-    """The versions that times depend on."""
-    try:
-        triton = version("triton")
-    except PackageNotFoundError:
-        triton = "none"
-    return (
-        f"deeplab_fast {version('deeplab-fast')}, torch {torch.__version__}, triton {triton}, "
-        f"cuDNN {torch.backends.cudnn.version()}"
-    )
 
 
 def rows(
@@ -175,7 +167,7 @@ def rows(
             cudnn,
             call.shape,
             torch.cuda.get_device_name(device),
-            versions(),
+            dispatch_table.versions(),
             commit,
             datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         )

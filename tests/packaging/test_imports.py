@@ -17,8 +17,8 @@ TOWER = ("_C", "_io", "_native", "backends", "ops", "nn", "models", "training", 
 BACKENDS = (
     {"arguments", "dispatch_table", "race"},
     {"registry"},
-    {"reference"},
-    {"cpu", "cuda", "triton"},
+    {"reference", "calls"},
+    {"cpu", "cuda", "triton", "tuning"},
 )
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
