@@ -5,6 +5,7 @@ call.
 """
 
 from . import cuda, triton, cpu, reference  # noqa: I001  the order of preference
+from .explanation import explain
 from .registry import available_backends, backend
 
-__all__ = ["available_backends", "backend", "cpu", "cuda", "reference", "triton"]
+__all__ = ["available_backends", "backend", "cpu", "cuda", "explain", "reference", "triton"]

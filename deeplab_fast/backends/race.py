@@ -1,15 +1,28 @@
-"""Race: several kernels compute one call, in place, and the fastest one is remembered."""
+"""Race: the kernels that support a call take turns at it, and their times are remembered.
+
+Races happen where ``torch.backends.cudnn.benchmark`` is True, PyTorch's own switch for "try the
+algorithms and keep the fastest". This process remembers the times of exactly these shapes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from .._native.precision import tf32_is_allowed
+from .arguments import shapes
+
+BUDGET_MS = 10.0  # for all samples of a race; the calls before the first sample are not counted
+MAX_REMEMBERED = 10_000  # races, as many as cuDNN remembers in PyTorch's benchmark mode
 MIN_SAMPLES = 2
 FAR_SLOWER = 2  # a call whose first sample takes this many times the fastest one's gets no more
 # The GPU waits so many clock cycles, about 0.2 ms, before each sample. Meanwhile the CPU enqueues
@@ -17,6 +30,71 @@ FAR_SLOWER = 2  # a call whose first sample takes this many times the fastest on
 HEAD_START = 400_000
 
 _logger = logging.getLogger("deeplab_fast")
+_remembered: dict[object, dict[str, float]] = {}
+_lock = threading.RLock()
+
+
+def remembered(op: str, arguments: Any) -> dict[str, float] | None:
+    """Times in ms of the kernels that raced at calls like this one; None if there was no race."""
+    return _remembered.get(_key(op, arguments))
+
+
+def _key(op: str, arguments: Any) -> object:
+    return op, tf32_is_allowed(), _described(arguments)
+
+
+def _described(value: Any) -> object:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return tuple(map(_described, value)) if isinstance(value, (list, tuple)) else value
+
+
+def is_possible(device: torch.device) -> bool:
+    """False while torch.compile compiles, or a CUDA graph is captured on the current stream."""
+    if torch.compiler.is_compiling():
+        return False
+    if device.type != "cuda":
+        return True
+    with torch.cuda.device(device):
+        return not torch.cuda.is_current_stream_capturing()
+
+
+def run(
+    op: str,
+    arguments: Any,
+    kernels: Mapping[str, Callable[[Any], object]],
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Time these kernels at a call, and remember the times.
+
+    The results are thrown away; an op that works in place works on a copy. Kernels that raise an
+    exception are left out. If there is no memory for the copy, none can finish.
+    """
+    key = _key(op, arguments)
+    with _lock:
+        if key in _remembered:  # by another thread that was first
+            return
+        times: dict[str, float] = {}
+        try:
+            scratch = _scratch(op, arguments)
+            calls = {name: partial(kernel, scratch) for name, kernel in kernels.items()}
+            with torch.no_grad():
+                times = milliseconds(calls, arguments[0].device, BUDGET_MS, clock)
+        except torch.OutOfMemoryError as error:
+            _logger.debug("no race: %s", error)
+        if len(_remembered) >= MAX_REMEMBERED:
+            del _remembered[next(iter(_remembered))]
+        _remembered[key] = times
+    ranking = sorted(times, key=times.__getitem__)
+    results = ", ".join(f"{name} {times[name]:.4g} ms" for name in ranking)
+    _logger.debug("race of %s %s: %s", op, shapes(arguments), results or "none finished")
+
+
+def _scratch(op: str, arguments: Any) -> Any:
+    """The arguments, with a copy of the first one if the op writes to it."""
+    if not op.endswith("_"):
+        return arguments
+    return arguments._replace(**{arguments._fields[0]: arguments[0].clone()})
 
 
 def milliseconds(
@@ -79,5 +157,5 @@ def _sample(call: Callable[[], object], device: torch.device, clock: Callable[[]
         call()
         end.record()
         end.synchronize()
-    milliseconds: float = begin.elapsed_time(end)
-    return milliseconds
+    elapsed: float = begin.elapsed_time(end)
+    return elapsed

@@ -6,7 +6,8 @@ automatic order that has the op, is available on this machine and supports the c
 supports every call.
 
 On a GPU the reference of a convolution is a kernel of a vendor library, cuDNN. A kernel of ours is
-preferred only if it was measured to be faster for the shape bucket of the call.
+preferred only if it was measured to be faster: in the dispatch table, for the shape bucket of the
+call, or in a race at the first call of these shapes. PyTorch's deterministic mode prefers ours.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import dispatch_table
+from . import dispatch_table, race
 
 NAMES = ("cuda", "cuda/sm90", "cuda/sm80", "triton", "cpu", "reference")
 
@@ -227,18 +228,64 @@ def order(device_type: str) -> tuple[str, ...]:
 
 
 def depends_on_measurements(op: str, device_type: str) -> bool:
-    """True if kernels of ours are chosen only where measured to beat a vendor library."""
+    """True if a vendor library has the op too, so that measurements decide which kernel is used."""
     return device_type == "cuda" and op in shape_buckets
 
 
-def automatic(op: str, arguments: Any) -> tuple[str, ...]:
-    """The order of preference for this call of ``op``."""
+class Preference(NamedTuple):
+    """Backends in order of preference, and what the order is based on."""
+
+    order: tuple[str, ...]
+    basis: Literal["device", "deterministic mode", "dispatch table", "race", "no race yet", "none"]
+
+
+def preference(op: str, arguments: Any) -> Preference:
+    """What is known about the fastest kernel for this call of ``op``, without measuring it now."""
     device = arguments[0].device
     if not depends_on_measurements(op, device.type):
-        return order(device.type)
+        return Preference(order(device.type), "device")
+    if torch.are_deterministic_algorithms_enabled():
+        # Our kernels are deterministic, and which kernel runs must not depend on times.
+        return Preference(order(device.type), "deterministic mode")
     buckets = dispatch_table.fastest_kernels(device).get(op)
-    faster = buckets.get(shape_buckets[op](arguments), ()) if buckets else ()
-    return (*faster, "reference")
+    if buckets and (bucket := shape_buckets[op](arguments)) in buckets:
+        return Preference((*buckets[bucket], "reference"), "dispatch table")
+    if not torch.backends.cudnn.benchmark:
+        return Preference(("reference",), "none")
+    times = race.remembered(op, arguments)
+    if times is None:
+        return Preference(("reference",), "no race yet")
+    ranking = sorted(times, key=times.__getitem__)
+    faster = ranking[: ranking.index("reference")] if "reference" in times else ()
+    return Preference((*faster, "reference"), "race")
+
+
+def automatic(op: str, arguments: Any) -> tuple[str, ...]:
+    """The order of preference for this call of ``op``, which may be measured now."""
+    known = preference(op, arguments)
+    if known.basis == "no race yet" and race.is_possible(arguments[0].device):
+        names = _racing(op, arguments)
+        race.run(op, arguments, {name: prepared(op, name, arguments) for name in names})
+        known = preference(op, arguments)
+    return known.order
+
+
+def _racing(op: str, arguments: Any) -> list[str]:
+    """The kernels that race: cuDNN and the compiled ones that support the call, else Triton's.
+
+    Triton compiles a kernel at its first call, which takes seconds.
+    """
+    names = [
+        name for name in dispatch_table.KERNELS if unsupported_reason(op, name, arguments) is None
+    ]
+    if len(names) > 1 and "triton" in names:
+        names.remove("triton")
+    return [*names, "reference"]
+
+
+def prepared(op: str, name: str, arguments: Any) -> Callable[[Any], Any]:
+    """The function that runs calls like this one on backend ``name``."""
+    return lambda arguments: run(op, *arguments, backend=name)
 
 
 def run(op: str, *values: Any, backend: str = "") -> Any:

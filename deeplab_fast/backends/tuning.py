@@ -1,4 +1,4 @@
-"""Tuning: times the kernels beside cuDNN on the calls that a model makes, for the dispatch table."""
+"""Tuning: times of our kernels and of cuDNN for the calls that a model makes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from . import dispatch_table, race, registry
+from .arguments import shapes
 from .calls import Call, record, runner
 from .dispatch_table import Row
 
@@ -56,21 +57,20 @@ class Tuning(NamedTuple):
             )
         if not self.results:
             return "nothing to tune: the model called none of the ops that cuDNN has too"
-        lines = [("layer", "call", "cuDNN ms", "ours ms", "choice")]
+        lines = [("layer", "op", "shapes", "cuDNN ms", "ours ms", "choice")]
         for call, layers, rows in self.results:
             best = min(rows, key=lambda row: row.ratio, default=None)
             lines.append((
                 _several(layers),
-                f"{call.op} {call.shape}",
+                call.op,
+                shapes(call.arguments),
                 f"{best.cudnn_ms:.4f}" if best else "-",
                 f"{best.median_ms:.4f}" if best else "-",
                 _choice(call, rows, self.device),
             ))  # fmt: skip
-        a, b, c, d, _ = (max(map(len, column)) for column in zip(*lines))
-        return "\n".join(
-            f"{layer:{a}}  {call:{b}}  {cudnn:>{c}}  {ours:>{d}}  {choice}"
-            for layer, call, cudnn, ours, choice in lines
-        )
+        *widths, _ = (max(map(len, column)) for column in zip(*lines))
+        formats = [f"{{:{side}{width}}}" for side, width in zip("<<<>>", widths)]
+        return "\n".join("  ".join([*formats, "{}"]).format(*line) for line in lines)
 
 
 def _several(layers: list[str]) -> str:

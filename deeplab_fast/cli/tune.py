@@ -18,10 +18,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "tune",
         help=help,
-        description=f"{help[0].upper()}{help[1:]}, and use them from then on. Each convolution of "
-        "the model, prepared for inference, is timed on our kernels and on cuDNN. Tune with the "
-        "size, batch size and dtype that you use. If the command is interrupted, run it again: it "
-        "goes on where it stopped.",
+        description=f"{help[0].upper()}{help[1:]}, and use them from then on.\n\n"
+        "Each convolution of the model, prepared for inference, is timed on our kernels and on\n"
+        "cuDNN. Tune with the size, batch size and dtype that you use. If the command is\n"
+        "interrupted, run it again: it goes on where it stopped.",
         epilog=f"WEIGHTS is one of\n{WEIGHTS}\n\nThe measurements are kept in\n"
         f"  {dispatch_table.user_path()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     failures = []
     with out_of_memory("a smaller --size or --batch"):
-        model = load_model(arguments.weights, "WEIGHTS").to(device)
-        model = model.prepare_for_inference(getattr(torch, arguments.dtype))
+        trained = load_model(arguments.weights, "WEIGHTS").to(device)
+        model = trained.prepare_for_inference(getattr(torch, arguments.dtype))
         for batch in arguments.batch:
             images = torch.zeros(batch, 3, *arguments.size, device=device)
             try:

@@ -15,10 +15,13 @@ PACKAGE = Path(__file__).parents[2] / "deeplab_fast"
 TOWER = ("_C", "_io", "_native", "backends", "ops", "nn", "models", "training", "cli")
 # The same within backends. Kernels of one backend do not use another's, except the reference's.
 BACKENDS = (
-    {"arguments", "dispatch_table", "race"},
+    {"arguments", "dispatch_table"},
+    {"race"},
     {"registry"},
-    {"reference", "calls"},
-    {"cpu", "cuda", "triton", "tuning"},
+    {"reference"},
+    {"cpu", "cuda", "triton"},
+    {"calls"},
+    {"explanation", "tuning"},
 )
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path

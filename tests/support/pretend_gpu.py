@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class PretendGPU:
         )
         monkeypatch.setattr(dispatch_table, "device_class", lambda device: "a pretended GPU")
         monkeypatch.setattr(dispatch_table, "user_path", lambda: self.table)
+        uncached = dispatch_table.fastest_kernels.__wrapped__
+        monkeypatch.setattr(dispatch_table, "fastest_kernels", functools.cache(uncached))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "PretendGPU 1000")
         monkeypatch.setattr(race, "milliseconds", self._milliseconds)
         for name in KERNELS:
@@ -68,10 +71,3 @@ class PretendGPU:
     def rows(self) -> list[Row]:
         """The user's dispatch table."""
         return dispatch_table.read(self.table) if self.table.exists() else []
-
-
-def pretend_gpu(monkeypatch: pytest.MonkeyPatch, folder: Path):
-    """Body of a fixture."""
-    dispatch_table.fastest_kernels.cache_clear()
-    yield PretendGPU(monkeypatch, folder)
-    dispatch_table.fastest_kernels.cache_clear()
