@@ -34,6 +34,10 @@ TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 3e-2}
 CUDNN, CUDNN_BENCHMARK = "cuDNN", "cuDNN, benchmark"
 
 
+class UnusableGPU(RuntimeError):
+    """A kernel raised an error after which every CUDA call of this process fails."""
+
+
 class Result(NamedTuple):
     """Measurements of a call."""
 
@@ -109,7 +113,8 @@ def tune(
 
     Raises:
         RuntimeError: deterministic algorithms are on, with which the dispatch does not depend on
-            measurements; or a kernel left the GPU unusable.
+            measurements.
+        UnusableGPU: a kernel left the GPU unusable for this process.
         OSError: the user's dispatch table cannot be written.
 
     >>> print(tune(lambda: criterion(model(images)["out"], target).backward(), images.device))
@@ -195,26 +200,31 @@ def measure(call: Call, device: torch.device) -> tuple[dict[str, float], list[st
     """
     arguments = call.scratch_arguments(device)
     kernels = supporting_kernels(call.op, arguments)
-    failures = _failures(call, arguments, kernels, device) if kernels else {}
+    failures = _failures(call, arguments, kernels) if kernels else {}
     runs = {
-        kernel: _replay(runner(call.op, arguments, kernel), device)
-        for kernel in kernels
-        if kernel not in failures
+        kernel: runner(call.op, arguments, kernel) for kernel in kernels if kernel not in failures
     }
     times = {}
     if runs:
+        device = arguments[0].device  # has an index
         cudnn = runner(call.op, arguments, "reference")
-        runs[CUDNN] = _replay(cudnn, device)
-        runs[CUDNN_BENCHMARK] = _replay(cudnn, device, benchmark=True)
-        times = race.milliseconds(runs, device, BUDGET_MS)
-    lines = [f"{kernel}: {call.op} {call.shape}: {why}" for kernel, why in failures.items()]
-    return times, lines
+        replays = {kernel: _replay(run, device) for kernel, run in runs.items()}
+        replays[CUDNN] = _replay(cudnn, device)
+        replays[CUDNN_BENCHMARK] = _replay(cudnn, device, benchmark=True)
+        times = race.milliseconds(replays, device, BUDGET_MS)
+    return times, [_failure(call, kernel, why) for kernel, why in failures.items()]
 
 
-def _failures(
-    call: Call, arguments: tuple[Any, ...], kernels: list[str], device: torch.device
-) -> dict[str, str]:
-    """Why kernels cannot be used: their error, or by how much they are wrong."""
+def _failure(call: Call, kernel: str, why: str) -> str:
+    return f"{kernel}: {call.op} {call.shape}: {why}"
+
+
+def _failures(call: Call, arguments: tuple[Any, ...], kernels: list[str]) -> dict[str, str]:
+    """Why kernels cannot be used: their error, or by how much they are wrong.
+
+    Raises:
+        UnusableGPU: a kernel left the GPU unusable.
+    """
     in_fp32 = tree_map_only(Tensor, Tensor.float, arguments)
     expected = runner(call.op, in_fp32, "reference")()
     tolerance = TOLERANCE[call.shape_bucket.split()[0]]
@@ -226,11 +236,25 @@ def _failures(
             error = relative_error(outputs[-1], expected)
             if not error <= tolerance:  # also if it is NaN
                 failures[kernel] = f"wrong by {error:.3g} (expected at most {tolerance:g})"
-        except RuntimeError as problem:
-            failures[kernel] = " ".join(str(problem).split())
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)  # raises an error if the GPU is unusable now
+        except Exception as problem:
+            why = f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"
+            failures[kernel] = why
+            if is_unusable(arguments[0].device):
+                raise UnusableGPU(
+                    f"{_failure(call, kernel, why)} (the GPU is unusable in this process now)"
+                ) from problem
     return failures
+
+
+def is_unusable(device: torch.device) -> bool:
+    """True if a CUDA error, such as an illegal memory access, makes every later CUDA call fail."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:  # including torch.AcceleratorError
+        return True
+    return False
 
 
 def relative_error(outputs: list[Tensor], expected: list[Tensor]) -> float:

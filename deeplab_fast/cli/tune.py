@@ -9,7 +9,7 @@ import torch
 
 from ..backends import dispatch_table, tuning
 from .device import add_device, add_dtype, find_device, out_of_memory
-from .errors import UserError
+from .errors import UserError, reason
 from .weights import WEIGHTS, load_model
 
 
@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
             images = torch.zeros(batch, 3, *arguments.size, device=device)
             try:
                 tuned = model.tune(images)
-            except OSError as error:
-                raise UserError(str(error)) from error
+            except (OSError, tuning.UnusableGPU) as error:
+                raise UserError(reason(error)) from error
             print(f"batch {batch}:\n{tuned}")
             failures += tuned.failures
     print(f"The measurements are in {dispatch_table.user_path()}")

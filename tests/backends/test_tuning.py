@@ -143,7 +143,7 @@ def _raises(outputs):
         (lambda outputs: outputs * float("nan"), r"wrong by nan \(expected"),
         (lambda outputs: outputs[:, :, 1:], r"wrong by inf \(expected"),
         (_zeros_at_the_border, r"wrong by 0\.\d+ \(expected"),
-        (_raises, "no kernel image is available for this device"),
+        (_raises, "RuntimeError: no kernel image is available"),
     ],
 )
 def test_wrong_kernel_is_reported_and_not_chosen(gpu, capsys, wrong, message):
@@ -259,6 +259,26 @@ def test_each_algorithm_of_cudnn_is_chosen_in_its_own_thread(monkeypatch, benchm
     ((thread, flag),) = seen
     assert thread != threading.get_ident() and flag is benchmark
     assert torch.backends.cudnn.benchmark is not benchmark
+
+
+def test_gpu_that_fails_to_synchronize_is_unusable(monkeypatch):
+    def lost(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    assert tuning.is_unusable(torch.device("cuda")) and not tuning.is_unusable(CPU)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert not tuning.is_unusable(torch.device("cuda"))
+
+
+def test_tuning_stops_when_the_gpu_is_unusable(gpu, monkeypatch):
+    gpu.times = small_is_fast
+    gpu.wrong = {"triton": lambda outputs: outputs if outputs.size(2) < 10 else _raises(outputs)}
+    monkeypatch.setattr(tuning, "is_unusable", lambda device: True)
+    expected = r"triton: dilated_conv2d 1x8x24x24 .*: RuntimeError: no kernel image is available \("
+    with pytest.raises(tuning.UnusableGPU, match=expected):
+        tuning.tune(convolve(SMALL, LARGE), "cpu")
+    assert len(gpu.rows()) == 2
 
 
 def test_recorded_calls_have_the_layout_of_the_tensors():
