@@ -45,7 +45,7 @@ class Call(NamedTuple):
             memory.normal_(0, 0.1, generator=generator)
             return memory.as_strided(like.shape, like.stride())  # which may repeat elements
 
-        return tree_map_only(Tensor, random, self.arguments)
+        return tuple(tree_map_only(Tensor, random, self.arguments))
 
 
 def _text(value: Any) -> str:
@@ -60,48 +60,51 @@ def record(run: Callable[[], object], model: nn.Module | None = None) -> list[Ca
     """The calls that ``run()`` makes of ops that a vendor library has too, in order.
 
     Calls of a backward pass are recorded as well, calls on empty tensors are not. If ``model`` is
-    given, its modules name the layers.
+    given, its modules name the layers. The calls run on the reference, so that nothing depends on
+    earlier measurements.
 
     >>> [call.op for call in record(lambda: ASPP(8, (2,)).eval()(torch.randn(1, 8, 9, 9)))]
     ['parallel_dilated_conv2d_and_mean']
     """
-    with _current_module({} if model is None else _names(model)) as stack:
-        recorder = _Recorder(stack)
+    with torch.compiler.set_stance("force_eager"), running_layers(model) as layers:
+        recorder = _Recorder(layers)
         with recorder:
             run()
     return recorder.calls
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, stack: list[str]) -> None:
-        super().__init__()
+    def __init__(self, layers: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
-        self._stack = stack
+        self._layers = layers
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         namespace, _, op = function._schema.name.partition("::")
-        if namespace == "deeplab_fast" and op in registry.shape_buckets and args[0].numel():
-            self.calls.append(Call(op, tree_map_only(Tensor, _shape_of, args), self._stack[-1]))
-        return function(*args, **kwargs or {})
+        kwargs = kwargs or {}
+        if namespace == "deeplab_fast" and op in registry.shape_buckets:
+            kwargs = kwargs | {"backend": "reference"}
+            if args[0].numel():
+                arguments = tree_map_only(Tensor, _without_data, args)
+                self.calls.append(Call(op, arguments, self._layers[-1]))
+        return function(*args, **kwargs)
 
 
-def _shape_of(tensor: Tensor) -> Tensor:
-    """``tensor`` without its data, which would take the memory of all activations of a model."""
+def _without_data(tensor: Tensor) -> Tensor:
+    """``tensor`` on the meta device, because the data of all activations may not fit in memory."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def _names(model: nn.Module) -> dict[nn.Module, str]:
-    return {module: name for name, module in model.named_modules()}
-
-
 @contextlib.contextmanager
-def _current_module(names: dict[nn.Module, str]) -> Iterator[list[str]]:
-    """The names of the modules whose forward is running, the innermost one last.
+def running_layers(model: nn.Module | None) -> Iterator[list[str]]:
+    """The names of the modules of ``model`` whose forward is running, the innermost one last.
 
-    The hooks are those of all modules, because ASPP runs otherwise if its own modules are hooked.
+    The first name is "". The hooks are those for all modules, because ASPP runs otherwise if its
+    own modules are hooked.
     """
+    names = {} if model is None else {module: name for name, module in model.named_modules()}
     stack = [""]
 
     def enter(module: nn.Module, args: Any) -> None:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import dispatch_table, race, registry
 from .arguments import shapes
-from .calls import _current_module, _names
+from .calls import running_layers
 from .dispatch_table import Row
 
 
@@ -61,7 +61,7 @@ def explain(model: nn.Module, images: Tensor) -> Explanation:
         with (
             torch.no_grad(),
             torch.compiler.set_stance("force_eager"),
-            _current_module(_names(model)) as stack,
+            running_layers(model) as stack,
         ):
             explainer = _Explainer(stack)
             with explainer:
