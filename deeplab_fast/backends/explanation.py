@@ -51,8 +51,9 @@ def explain(model: nn.Module, images: Tensor) -> Explanation:
 
     >>> print(explain(model.prepare_for_inference(torch.bfloat16), images))
     layer         op            shapes                               backend  evidence
-    backbone.0    fused_conv2d  1x3x513x513 64x3x7x7 bfloat16        reference  ...
+    backbone.0    fused_conv2d  1x3x513x513, 64x3x7x7, bfloat16      reference  ...
     """
+    model = getattr(model, "_orig_mod", model)  # the one that torch.compile was given
     run = getattr(model, "predict", model)
     modes = {module: module.training for module in model.modules()}
     model.eval()

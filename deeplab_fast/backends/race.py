@@ -11,15 +11,14 @@ import logging
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .._native.precision import tf32_is_allowed
-from .arguments import shapes
+from .arguments import description, shapes
 
 BUDGET_MS = 10.0  # for all samples of a race; the calls before the first sample are not counted
 MAX_REMEMBERED = 10_000  # races, as many as cuDNN remembers in PyTorch's benchmark mode
@@ -30,7 +29,7 @@ FAR_SLOWER = 2  # a call whose first sample takes this many times the fastest on
 HEAD_START = 400_000
 
 _logger = logging.getLogger("deeplab_fast")
-_remembered: dict[object, dict[str, float]] = {}
+_remembered: dict[Hashable, dict[str, float]] = {}
 _lock = threading.RLock()
 
 
@@ -39,24 +38,8 @@ def remembered(op: str, arguments: Any) -> dict[str, float] | None:
     return _remembered.get(_key(op, arguments))
 
 
-def _key(op: str, arguments: Any) -> object:
-    return op, tf32_is_allowed(), _described(arguments)
-
-
-def _described(value: Any) -> object:
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
-    return tuple(map(_described, value)) if isinstance(value, (list, tuple)) else value
-
-
-def is_possible(device: torch.device) -> bool:
-    """False while torch.compile compiles, or a CUDA graph is captured on the current stream."""
-    if torch.compiler.is_compiling():
-        return False
-    if device.type != "cuda":
-        return True
-    with torch.cuda.device(device):
-        return not torch.cuda.is_current_stream_capturing()
+def _key(op: str, arguments: Any) -> Hashable:
+    return op, tf32_is_allowed(), description(arguments)
 
 
 def run(

@@ -5,6 +5,9 @@ which picks the backend that the caller forced. If none is forced, it picks the 
 automatic order that has the op, is available on this machine and supports the call. ``reference``
 supports every call.
 
+The choice, and everything else that depends on the shapes of a call but not on its numbers, is made
+at the first call of these shapes and kept as a :class:`Plan`.
+
 On a GPU the reference of a convolution is a kernel of a vendor library, cuDNN. A kernel of ours is
 preferred only if it was measured to be faster: in the dispatch table, for the shape bucket of the
 call, or in a race at the first call of these shapes. PyTorch's deterministic mode prefers ours.
@@ -15,14 +18,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from .._native.device_cache import DeviceCache, is_capturing
+from .._native.precision import tf32_is_allowed
 from . import dispatch_table, race
+from .arguments import description
 
 NAMES = ("cuda", "cuda/sm90", "cuda/sm80", "triton", "cpu", "reference")
 
@@ -36,11 +42,19 @@ Reason = str | None
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+class Target(NamedTuple):
+    """The device that kernels of a backend are launched on."""
+
+    context: Any  # the first argument of its kernels
+    stream: Callable[[], int]  # the current stream of the device
+    guard: Callable[[], AbstractContextManager[Any]]  # makes the device the current one
+
+
 class Backend(NamedTuple):
-    """Availability, launch context and loader of a backend; see :func:`register_backend`."""
+    """Availability, launch target and loader of a backend; see :func:`register_backend`."""
 
     unavailable_reason: Callable[[str], Reason]  # device type -> why it cannot run there, or None
-    launch_context: Callable[[Tensor], AbstractContextManager[Any]] | None
+    target: Callable[[torch.device], Target] | None
     load: Callable[[], object] | None  # imports the modules that register its kernels
 
 
@@ -49,6 +63,15 @@ class Kernel(NamedTuple):
 
     run: Callable[..., Any]
     unsupported_reason: Callable[[Any], Reason]  # arguments -> why it cannot compute them, or None
+    makes_plan: bool = False  # True if ``run`` is a function of :func:`register_planned_kernel`
+
+
+class Plan(NamedTuple):
+    """A kernel that is ready to run all calls of the same shapes."""
+
+    backend: str
+    call: Callable[..., Any]  # function of the stream, if there is a target, and of the arguments
+    target: Target | None
 
 
 class FixableReason(str):
@@ -61,6 +84,7 @@ class FixableReason(str):
 _backends: dict[str, Backend] = {}
 _kernels: dict[str, dict[str, Kernel]] = {}
 _argument_types: dict[str, Callable[..., Any]] = {}
+_plans: DeviceCache[Plan] = DeviceCache()
 shape_buckets: dict[str, Callable[[Any], str]] = {}
 _forced = ""  # a plain global: torch.compile guards on it, unlike a ContextVar
 _trace: list[tuple[str, str]] | None = None
@@ -69,7 +93,7 @@ _trace: list[tuple[str, str]] | None = None
 def register_backend(
     name: str,
     unavailable_reason: Callable[[str], Reason],
-    launch_context: Callable[[Tensor], AbstractContextManager[Any]] | None = None,
+    target: Callable[[torch.device], Target] | None = None,
     load: Callable[[], object] | None = None,
 ) -> None:
     """Register a backend.
@@ -78,11 +102,11 @@ def register_backend(
         name: what :class:`backend` takes.
         unavailable_reason: called with a device type; returns why the backend cannot run on such
             devices here, or None.
-        launch_context: context manager that makes the first argument of the kernels from the first
-            tensor of a call; None for kernels that take the op's arguments alone.
+        target: called with a device; returns what kernels are launched on. None for kernels that
+            take the op's arguments alone.
         load: imports the modules that register its kernels, before the first of them is used.
     """
-    _backends[name] = Backend(unavailable_reason, launch_context, load)
+    _backends[name] = Backend(unavailable_reason, target, load)
 
 
 def _supports_everything(arguments: Any) -> Reason:
@@ -95,15 +119,33 @@ def register_kernel(
     """Decorator that registers a function as the kernel of ``op`` on these backends.
 
     The function gets the op's arguments as one object of ``backends/arguments.py``, after the
-    launch context if its backend has one. ``unsupported_reason`` gets the same object.
+    launch context if its backend has a target. ``unsupported_reason`` gets the same object.
     """
+    return functools.partial(_register, op, backends, unsupported_reason, False)
 
-    def register(function: _F) -> _F:
-        for name in backends:
-            _kernels.setdefault(op, {})[name] = Kernel(function, unsupported_reason)
-        return function
 
-    return register
+def register_planned_kernel(
+    op: str, *backends: str, unsupported_reason: Callable[[Any], Reason] = _supports_everything
+) -> Callable[[_F], _F]:
+    """Decorator like :func:`register_kernel`, for backends with a target.
+
+    The function gets the launch context and the arguments of a first call. It returns the function
+    of (stream, arguments) that computes this call and all others of the same shapes, strides,
+    dtypes and options. Addresses may differ.
+    """
+    return functools.partial(_register, op, backends, unsupported_reason, True)
+
+
+def _register(
+    op: str,
+    backends: Sequence[str],
+    unsupported_reason: Callable[[Any], Reason],
+    makes_plan: bool,
+    function: _F,
+) -> _F:
+    for name in backends:
+        _kernels.setdefault(op, {})[name] = Kernel(function, unsupported_reason, makes_plan)
+    return function
 
 
 def register_op(
@@ -263,9 +305,8 @@ def preference(op: str, arguments: Any) -> Preference:
 def automatic(op: str, arguments: Any) -> tuple[str, ...]:
     """The order of preference for this call of ``op``, which may be measured now."""
     known = preference(op, arguments)
-    if known.basis == "no race yet" and race.is_possible(arguments[0].device):
-        names = _racing(op, arguments)
-        race.run(op, arguments, {name: prepared(op, name, arguments) for name in names})
+    if known.basis == "no race yet" and _may_measure():
+        race.run(op, arguments, {name: prepared(op, name) for name in _racing(op, arguments)})
         known = preference(op, arguments)
     return known.order
 
@@ -283,9 +324,27 @@ def _racing(op: str, arguments: Any) -> list[str]:
     return [*names, "reference"]
 
 
-def prepared(op: str, name: str, arguments: Any) -> Callable[[Any], Any]:
-    """The function that runs calls like this one on backend ``name``."""
-    return lambda arguments: run(op, *arguments, backend=name)
+def prepared(op: str, name: str) -> Callable[[Any], Any]:
+    """A function that runs ``op`` on backend ``name``, always with arguments of the same shapes.
+
+    It makes its own plan, at its first call.
+    """
+    plan: Plan | None = None
+
+    def call(arguments: Any) -> Any:
+        nonlocal plan
+        plan = plan or _plan_on(name, _kernels[op][name], arguments)
+        if plan.target is None:
+            return plan.call(arguments)
+        with plan.target.guard():
+            return plan.call(plan.target.stream(), arguments)
+
+    return call
+
+
+def _may_measure() -> bool:
+    """False while torch.compile compiles, or a CUDA graph is captured on the current stream."""
+    return not (is_capturing() or torch.compiler.is_compiling())
 
 
 def run(op: str, *values: Any, backend: str = "") -> Any:
@@ -303,19 +362,63 @@ def run(op: str, *values: Any, backend: str = "") -> Any:
     if torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):
             return run(op, *values, backend=backend)
+    key = (op, backend, *_modes(arguments[0]), *map(description, values))
+    plan = _plans.find(key)
+    if plan is None:
+        plan = _make_plan(op, backend, arguments)
+        # A choice that was made now may lack the measurement that a later call will make.
+        if _may_measure():
+            _plans.add(key, plan, arguments[0].device)
+    if _trace is not None:
+        _trace.append((op, plan.backend))
+    _, call, target = plan
+    if target is None:
+        return call(arguments)
+    with target.guard():
+        return call(target.stream(), arguments)
+
+
+def forget_plans() -> None:
+    """Make plans anew, because what the choice of kernels depends on has changed."""
+    _plans.clear()
+
+
+dispatch_table.changed.append(forget_plans)
+
+
+def _modes(input: Tensor) -> tuple[bool, ...]:
+    """The global settings of torch that plans depend on."""
+    is_fp32 = input.dtype == torch.float32
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        is_fp32 and tf32_is_allowed(),
+    )
+
+
+def _make_plan(op: str, backend: str, arguments: Any) -> Plan:
     for name in (backend,) if backend else automatic(op, arguments):
         reason = unsupported_reason(op, name, arguments)
         if reason is None:
-            if _trace is not None:
-                _trace.append((op, name))
-            launch_context, kernel = _backends[name].launch_context, _kernels[op][name]
-            if launch_context is None:
-                return kernel.run(arguments)
-            with launch_context(arguments[0]) as context:
-                return kernel.run(context, arguments)
+            return _plan_on(name, _kernels[op][name], arguments)
         if isinstance(reason, FixableReason):
             _warn_once(name, reason)
     raise RuntimeError(f"backend {name!r} cannot run {op} on this input: {reason}")
+
+
+def _plan_on(name: str, kernel: Kernel, arguments: Any) -> Plan:
+    make_target = _backends[name].target
+    if make_target is None:
+        return Plan(name, kernel.run, None)
+    target = make_target(arguments[0].device)
+    if kernel.makes_plan:
+        with target.guard():
+            return Plan(name, kernel.run(target.context, arguments), target)
+
+    def call(stream: int, arguments: Any) -> Any:
+        return kernel.run(target.context._replace(stream=stream), arguments)
+
+    return Plan(name, call, target)
 
 
 @functools.cache
