@@ -115,11 +115,11 @@ def test_table_of_a_model(gpu):
     model = Model()
     tuned = tuning.tune(lambda: model(SMALL), "cpu", model)
     assert str(tuned).splitlines() == [
-        "layer                op              shapes                      cuDNN ms  ours ms  "
+        "layer                op              shapes                        cuDNN ms  ours ms  "
         "choice",
-        "blocks.0 and 2 more  dilated_conv2d  1x8x6x6 16x8x3x3 float32      1.0000   0.5000  "
+        "blocks.0 and 2 more  dilated_conv2d  1x8x6x6, 16x8x3x3, float32      1.0000   0.5000  "
         "cuda/sm90",
-        "-                    dilated_conv2d  1x8x24x24 16x8x3x3 float32    1.0000   0.9000  "
+        "-                    dilated_conv2d  1x8x24x24, 16x8x3x3, float32    1.0000   0.9000  "
         "triton",
     ]
     assert [result.layers for result in tuned.results] == [[f"blocks.{i}" for i in range(3)], [""]]

@@ -51,7 +51,7 @@ def test_tune_a_model(gpu, weights, capsys):
     layers = {line.split()[0]: line for line in lines[2:-1]}
     assert layers["backbone.0"].endswith("0.8000   0.4000  cuda/sm90")
     assert "  fused_conv2d  " in layers["backbone.0"]
-    assert "2x3x33x49 32x3x3x3 float32" in layers["backbone.0"]
+    assert "2x3x33x49, 32x3x3x3, float32" in layers["backbone.0"]
     assert "  aspp  " in layers["classifier.0"]
     assert len(gpu.rows()) == 2 * len(gpu.timed) == 2 * len(layers)
 

@@ -44,7 +44,7 @@ class PretendGPU:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "PretendGPU 1000")
         monkeypatch.setattr(race, "milliseconds", self._milliseconds)
         for name in KERNELS:
-            available = registry.Backend(lambda kind: None, launch_context=None, load=None)
+            available = registry.Backend(lambda kind: None, target=None, load=None)
             monkeypatch.setitem(registry._backends, name, available)
             for op in registry.shape_buckets:
                 monkeypatch.setitem(registry._kernels[op], name, self._kernel(op, name))
