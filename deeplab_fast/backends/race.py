@@ -61,8 +61,7 @@ def run(
         try:
             scratch = _scratch(op, arguments)
             calls = {name: partial(kernel, scratch) for name, kernel in kernels.items()}
-            with torch.no_grad():
-                times = milliseconds(calls, arguments[0].device, BUDGET_MS, clock)
+            times = milliseconds(calls, arguments[0].device, BUDGET_MS, clock)
         except torch.OutOfMemoryError as error:
             _logger.debug("no race: %s", error)
         if len(_remembered) >= MAX_REMEMBERED:

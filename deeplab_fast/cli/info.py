@@ -82,7 +82,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         )
     device = find_device(arguments.device)
     with out_of_memory("a smaller --size or --batch, or another --device"):
-        model = load_model(arguments.model, option="--model").to(device)
+        model = load_model(arguments.model, "--model").to(device)
         prepared = model.prepare_for_inference(getattr(torch, arguments.dtype))
         print(explain(prepared, torch.zeros(shape, device=device)))
     return 0

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     failures = []
     with out_of_memory("a smaller --size or --batch"):
-        trained = load_model(arguments.weights, option="WEIGHTS").to(device)
+        trained = load_model(arguments.weights, "WEIGHTS").to(device)
         model = trained.prepare_for_inference(getattr(torch, arguments.dtype))
         for batch in arguments.batch:
             images = torch.zeros(batch, 3, *arguments.size, device=device)

@@ -15,8 +15,10 @@ WEIGHTS = """\
   FILE.safetensors                          a file of DeepLabV3.save_pretrained"""
 
 
-def load_model(weights: str, *, option: str = "--weights", **overrides: Any) -> DeepLabV3:
-    """``DeepLabV3.from_pretrained``, with errors in one line that begins with ``option``.
+def load_model(weights: str, argument: str = "--weights", **overrides: Any) -> DeepLabV3:
+    """``DeepLabV3.from_pretrained(weights, **overrides)``, with errors in one line.
+
+    ``argument`` is what the command line calls the weights.
 
     Raises:
         UserError: there is no usable model; the message says why.
@@ -24,8 +26,8 @@ def load_model(weights: str, *, option: str = "--weights", **overrides: Any) -> 
     try:
         return DeepLabV3.from_pretrained(weights, **overrides)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"{option}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{argument}: {' '.join(str(error).split())}") from error
     except (LookupError, TypeError, AttributeError) as error:  # a file can hold anything
         raise UserError(
-            f"{option}: {weights}: damaged: {error!r} (expected a complete file)"
+            f"{argument}: {weights}: damaged: {error!r} (expected a complete file)"
         ) from error

@@ -758,7 +758,6 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("threads race at once", "    with _lock:\n", "    if True:\n"),
         Fault("tf32 is fp32", "return op, tf32_is_allowed(), ", "return op, "),
-        Fault("gradients of what is thrown away", "with torch.no_grad():", "if True:"),
         Fault("samples overlap", "        end.synchronize()\n", ""),
         Fault("every race is kept", "if len(_remembered) >= MAX_REMEMBERED:", "if False:"),
     ],
