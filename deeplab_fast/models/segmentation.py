@@ -114,7 +114,7 @@ class SegmentationModel(nn.Module):
         table in the user's cache folder, from which kernels are chosen from then on, in this
         process and in later ones. If it is interrupted, the next call goes on where it stopped. A
         model prepared for inference has other convolutions than the model it was made from: tune
-        the one that you run. Training is not covered; :func:`deeplab_fast.backends.tuning.tune`
+        the one that you run. Training is not covered; :func:`deeplab_fast.backends.tune`
         measures any function, such as a training step.
 
         Args:

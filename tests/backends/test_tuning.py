@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
+import time
+import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -12,7 +14,8 @@ import torch
 from torch import nn
 
 from deeplab_fast import ASPP, DeepLabV3, dilated_conv2d
-from deeplab_fast.backends import calls, dispatch_table, registry, tuning
+from deeplab_fast.backends import calls, dispatch_table, race, registry, tuning
+from deeplab_fast.backends.race import milliseconds
 
 from ..support.pretend_gpu import PretendGPU
 
@@ -66,6 +69,27 @@ def test_fastest_kernel_of_each_shape_is_chosen(gpu):
     assert row.versions == dispatch_table.versions() and row.commit and row.date
 
 
+def test_measured_times(gpu, monkeypatch):
+    """With the real clock: a kernel that takes 20 ms, and one that takes no time."""
+    monkeypatch.setattr(race, "milliseconds", milliseconds)
+    monkeypatch.setattr(tuning, "BUDGET_MS", 1)
+    outputs = []
+
+    def first_output(output):
+        outputs.append(output)
+        return outputs[0]
+
+    def slow(output):
+        time.sleep(0.02)
+        return output
+
+    gpu.wrong = {"triton": slow, "cuda/sm90": first_output}
+    tuning.tune(convolve(SMALL), "cpu")
+    times = {row.kernel: row.median_ms for row in gpu.rows()}
+    assert times["triton"] > 20 > times["cuda/sm90"] > 0
+    assert len(outputs) >= 4  # the check, a warm-up and two samples
+
+
 def test_slower_kernels_are_not_chosen(gpu):
     gpu.times = lambda name, output: {"cuDNN": 1.0, "cuDNN, benchmark": 2.0}.get(name, 1.1)
     tuned = tuning.tune(convolve(SMALL), "cpu")
@@ -91,11 +115,11 @@ def test_table_of_a_model(gpu):
     model = Model()
     tuned = tuning.tune(lambda: model(SMALL), "cpu", model)
     assert str(tuned).splitlines() == [
-        "layer                op              shapes                      cuDNN ms  ours ms  "
+        "layer                op              shapes                        cuDNN ms  ours ms  "
         "choice",
-        "blocks.0 and 2 more  dilated_conv2d  1x8x6x6 16x8x3x3 float32      1.0000   0.5000  "
+        "blocks.0 and 2 more  dilated_conv2d  1x8x6x6, 16x8x3x3, float32      1.0000   0.5000  "
         "cuda/sm90",
-        "-                    dilated_conv2d  1x8x24x24 16x8x3x3 float32    1.0000   0.9000  "
+        "-                    dilated_conv2d  1x8x24x24, 16x8x3x3, float32    1.0000   0.9000  "
         "triton",
     ]
     assert [result.layers for result in tuned.results] == [[f"blocks.{i}" for i in range(3)], [""]]
@@ -122,10 +146,6 @@ def test_calls_that_only_cudnn_supports_are_not_timed(gpu):
     assert gpu.timed == [(1, 16, 24, 24)]
     assert str(tuned).splitlines()[1].split()[-3:] == ["-", "-", "cuDNN"]
     assert [row.kernel for row in gpu.rows()] == ["triton"]
-
-
-def _not_written(outputs):
-    return torch.empty_like(outputs)
 
 
 def _zeros_at_the_border(outputs):
@@ -160,10 +180,20 @@ def test_wrong_kernel_is_reported_and_not_chosen(gpu, capsys, wrong, message):
 
 
 def test_kernel_that_writes_nothing_is_wrong(gpu):
-    """Even if its output gets memory that held the correct output of another kernel."""
-    gpu.wrong = {"triton": _not_written}
-    large = torch.randn(1, 8, 64, 64)  # large enough that an allocator reuses the memory at once
-    assert len(tuning.tune(convolve(large), "cpu").failures) == 1
+    """Even if an allocator would give it the memory of the correct output of another kernel."""
+    correct = []
+
+    def remembered(output):
+        correct.append((weakref.ref(output), output.clone()))
+        return output
+
+    def not_written(output):
+        is_freed, values = correct[0][0]() is None, correct[0][1]
+        return values if is_freed else torch.zeros_like(output)
+
+    gpu.wrong = {"cuda/sm90": remembered, "triton": not_written}
+    (failure,) = tuning.tune(convolve(SMALL), "cpu").failures
+    assert failure.startswith("triton: ")
 
 
 def test_call_without_a_correct_kernel_is_not_timed(gpu):
@@ -279,6 +309,28 @@ def test_tuning_stops_when_the_gpu_is_unusable(gpu, monkeypatch):
     with pytest.raises(tuning.UnusableGPU, match=expected):
         tuning.tune(convolve(SMALL, LARGE), "cpu")
     assert len(gpu.rows()) == 2
+
+
+def test_cudnn_is_timed_with_and_without_its_own_trial(gpu, monkeypatch):
+    flags = []
+
+    def replay(run, device, benchmark=False):
+        flags.append(benchmark)
+        return run
+
+    monkeypatch.setattr(tuning, "_replay", replay)
+    tuning.tune(convolve(SMALL), "cpu")
+    assert flags == [False, False, False, True]  # two kernels, and cuDNN twice
+
+
+def test_recorded_calls_run_on_the_reference(gpu):
+    """Whatever was measured, and without the race that cudnn.benchmark allows."""
+    gpu.times = small_is_fast
+    tuning.tune(convolve(SMALL), "cpu")
+    assert chosen(SMALL) == ["cuda/sm90"]
+    with registry.trace() as ran:
+        calls.record(convolve(SMALL))
+    assert ran == [("dilated_conv2d", "reference")]
 
 
 def test_recorded_calls_have_the_layout_of_the_tensors():

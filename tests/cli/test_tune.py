@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deeplab_fast import DeepLabV3
-from deeplab_fast.backends import registry
+from deeplab_fast.backends import registry, tuning
 from deeplab_fast.cli import main
 
 from ..support.pretend_gpu import PretendGPU
@@ -51,7 +51,7 @@ def test_tune_a_model(gpu, weights, capsys):
     layers = {line.split()[0]: line for line in lines[2:-1]}
     assert layers["backbone.0"].endswith("0.8000   0.4000  cuda/sm90")
     assert "  fused_conv2d  " in layers["backbone.0"]
-    assert "2x3x33x49 32x3x3x3 float32" in layers["backbone.0"]
+    assert "2x3x33x49, 32x3x3x3, float32" in layers["backbone.0"]
     assert "  aspp  " in layers["classifier.0"]
     assert len(gpu.rows()) == 2 * len(gpu.timed) == 2 * len(layers)
 
@@ -112,6 +112,22 @@ def test_table_that_cannot_be_written(gpu, weights, capsys):
     assert (status, out) == (2, "")
     (line,) = err
     assert line.startswith(f"deeplab-fast: cannot write your dispatch table {gpu.table}: ")
+
+
+def test_kernel_that_leaves_the_gpu_unusable(gpu, weights, monkeypatch, capsys):
+    def illegal(outputs):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nMore of it")
+
+    gpu.wrong = {"triton": illegal}
+    monkeypatch.setattr(tuning, "is_unusable", lambda device: True)
+    status, out, err = tune(capsys, weights)
+    assert (status, out) == (2, "")
+    (line,) = err
+    assert line.startswith("deeplab-fast: triton: fused_conv2d 1x3x33x49 ")
+    assert line.endswith(
+        "RuntimeError: CUDA error: an illegal memory access was encountered (the GPU is unusable "
+        "in this process now)"
+    )
 
 
 def test_nothing_to_tune_on_a_cpu(capsys):

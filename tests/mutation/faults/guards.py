@@ -73,6 +73,7 @@ TRITON_ASPP = Guard("test_triton.py different_images or image_bias")
 TRITON_DENSE = Guard("test_triton_blocks.py not depthwise and not interpolation")
 TRITON_DEPTHWISE = Guard("test_triton_blocks.py depthwise or dilation or strides")
 TRITON_FAR = Guard("test_triton_blocks.py far")
+TUNING = Guard("test_tuning.py test_tune.py")
 WGRAD = Guard("test_races.py test_dilated_conv2d_backward.py tiles or sums or emulated")
 WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py")
 
@@ -148,6 +149,10 @@ GUARDS = {
     "deeplab_fast/backends/dispatch_table.py": CHOICE,
     "deeplab_fast/backends/race.py": CHOICE,
     "deeplab_fast/backends/explanation.py": Guard("test_explanation.py"),
+    "deeplab_fast/backends/tuning.py": TUNING,
+    "deeplab_fast/backends/calls.py": TUNING,
+    "deeplab_fast/cli/tune.py": TUNING,
+    "deeplab_fast/models/segmentation.py": TUNING,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),
     "deeplab_fast/ops/_arguments.py": REGISTRATION,

@@ -772,6 +772,127 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("compiled models are compiled", 'torch.compiler.set_stance("force_eager"),\n', "\n"),
     ],
+    "deeplab_fast/backends/tuning.py": [
+        Fault("a wrong kernel is timed", "if not error <= tolerance:", "if False:"),
+        Fault("NaN is not wrong", "if not error <= tolerance:", "if error > tolerance:"),
+        Fault(
+            "the memory of a correct output is reused",
+            "            outputs.append(",
+            "            outputs.clear()\n            outputs.append(",
+        ),
+        Fault(
+            "an error relative to the smallest output",
+            "scale = right.double().abs().max()",
+            "scale = right.double().abs().min()",
+        ),
+        Fault(
+            "the slower of cuDNN's times",
+            "cudnn = min((times[name] for name",
+            "cudnn = max((times[name] for name",
+        ),
+        Fault("cuDNN's trial of all algorithms left out", "benchmark=True)", "benchmark=False)"),
+        Fault(
+            "the flag of cuDNN stays on",
+            "        torch.backends.cudnn.benchmark = before\n",
+            "        pass\n",
+        ),
+        Fault(
+            "captured in the caller's thread",
+            "return thread.submit(capture).result()",
+            "return capture()",
+        ),
+        Fault(
+            "rows saved at the end only", "if measured[key]:", "if len(measured) == len(distinct):"
+        ),
+        Fault("measured calls are measured again", "if key not in measured:", "if True:"),
+        Fault(
+            "rows of other versions count",
+            "if (row.device, row.versions) == here:",
+            "if row.device == here[0]:",
+        ),
+        Fault(
+            "rows of other GPUs count",
+            "if (row.device, row.versions) == here:",
+            "if row.versions == here[1]:",
+        ),
+        Fault(
+            "calls of one op are alike",
+            "key = call.op, call.shape_bucket, call.shape\n",
+            'key = call.op, call.shape_bucket, ""\n',
+        ),
+        Fault(
+            "the choice is the fastest kernel of the call alone",
+            "return next(faster, CUDNN)",
+            "return min(rows, key=lambda row: row.ratio).kernel if rows else CUDNN",
+        ),
+        Fault(
+            "tuning with deterministic algorithms",
+            "if torch.are_deterministic",
+            "if False and torch.are_deterministic",
+        ),
+        Fault("an unusable GPU is used on", "if is_unusable(arguments[0].device):", "if False:"),
+    ],
+    "deeplab_fast/backends/calls.py": [
+        Fault(
+            "all strides are contiguous",
+            'torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")',
+            'torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")',
+        ),
+        Fault(
+            "the dtype is forgotten",
+            'dtype=tensor.dtype, device="meta"',
+            'dtype=torch.float32, device="meta"',
+        ),
+        Fault("calls on empty tensors are recorded", "if args[0].numel():", "if True:"),
+        Fault(
+            "a recorded call starts the automatic choice",
+            'kwargs = kwargs | {"backend": "reference"}',
+            "pass",
+        ),
+        Fault("hooks stay behind", "            hook.remove()", "            pass"),
+        Fault("a failed module keeps running", ", always_call=True", ""),
+        Fault(
+            "the random state of the user",
+            "generator=generator)",
+            "generator=None)",
+        ),
+        Fault(
+            "memory for the first row only",
+            "1 + sum((size - 1) * stride for size, stride in strides)",
+            "1 + max((size - 1) * stride for size, stride in strides)",
+        ),
+        Fault(
+            "an op in place writes to its argument",
+            "output = arguments[0].clone()",
+            "output = arguments[0]",
+        ),
+    ],
+    "deeplab_fast/cli/tune.py": [
+        Fault("a wrong kernel is a success", "return 1 if failures else 0", "return 0"),
+        Fault(
+            "only the first batch size",
+            "for batch in arguments.batch:",
+            "for batch in arguments.batch[:1]:",
+        ),
+        Fault("the dtype is ignored", "getattr(torch, arguments.dtype)", "torch.float32"),
+        Fault(
+            "an unwritable table is a traceback",
+            "except (OSError, tuning.UnusableGPU) as error:",
+            "except tuning.UnusableGPU as error:",
+        ),
+    ],
+    "deeplab_fast/models/segmentation.py": [
+        Fault(
+            "tuning in training mode",
+            'raise RuntimeError("tune: expected',
+            'RuntimeError("tune: expected',
+        ),
+        Fault(
+            "layers without names",
+            "tuning.tune(lambda: self.predict(images), images.device, self)",
+            "tuning.tune(lambda: self.predict(images), images.device)",
+        ),
+    ],
     "deeplab_fast/models/inference.py": [
         Fault(
             "a broken image looks healthy",
