@@ -60,7 +60,6 @@ def explain(model: nn.Module, images: Tensor) -> Explanation:
     try:
         with (
             torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
             running_layers(model) as stack,
         ):
             explainer = _Explainer(stack)

@@ -770,7 +770,11 @@ FAULTS: dict[str, list[Fault]] = {
             "worst_rows(rows), backend)",
             "worst_rows(rows[:1]), backend)",
         ),
-        Fault("compiled models are compiled", 'torch.compiler.set_stance("force_eager"),\n', "\n"),
+        Fault(
+            "compiled models have layers of another name",
+            'getattr(model, "_orig_mod", model)',
+            "model",
+        ),
     ],
     "deeplab_fast/backends/tuning.py": [
         Fault("a wrong kernel is timed", "if not error <= tolerance:", "if False:"),
