@@ -723,7 +723,9 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("binary files are an error", "(csv.Error, UnicodeDecodeError)", "UnicodeDecodeError"),
         Fault(
-            "a warning at every look-up", "@functools.cache\ndef _report_once", "def _report_once"
+            "a warning at every look-up",
+            "@functools.cache\ndef _report_once",
+            "@functools.lru_cache(maxsize=0)\ndef _report_once",
         ),
         Fault("invalid rows are added", '_row(list(row), f"row {number}")', "row"),
         Fault("rows take effect in the next process", "    fastest_kernels.cache_clear()\n", ""),
