@@ -9,31 +9,24 @@ are kept.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from common import cases, harness
 from common.cases import Shape
 from common.convolutions import layers
-from common.environment import write_atomically
-from common.timing import Run
 from common.variants import with_cudnn
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from deeplab_fast import DeepLabV3, dilated_conv2d
-from deeplab_fast.backends import dispatch_table, registry
+from deeplab_fast.backends import dispatch_table, tuning
+from deeplab_fast.backends.calls import Call, record, runner
+from deeplab_fast.backends.dispatch_table import Row
 
 SHAPES = (cases.VOC_OS16, cases.VOC_OS8, cases.CITYSCAPES_OS16, cases.CITYSCAPES_OS8)
 BACKBONES = ("resnet50", "mobilenet_v2")
-
-# Largest harness.relative_error against fp32; that of a wrong kernel is about 1.
-TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 3e-2}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,15 +46,17 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit("tune_dispatch_table: expected a GPU; the CPU has no dispatch table")
     report = harness.Report("dispatch_table", args)
     work = [
-        (op, call, batch, dtype)
+        (call, batch, dtype)
         for dtype in args.dtype
         for batch in args.batch
         for shape in cases.select(args, selected(args.shape))
-        for op, call in calls(shape, batch, dtype, BACKBONES[args.tiny :])
+        for call in calls(shape, batch, dtype, BACKBONES[args.tiny :])
     ]
-    work.sort(key=lambda item: item[0].startswith("fused_conv2d"))  # the many backbone layers last
+    work.sort(key=lambda item: item[0].op.startswith("fused_conv2d"))  # the backbone's many last
+    args.table.parent.mkdir(parents=True, exist_ok=True)
     for item in work:
-        update_table(args.table, measure(report, *item))
+        old = dispatch_table.read(args.table) if args.table.exists() else []
+        dispatch_table.write(args.table, [*old, *measure(report, *item)])
     print(f"wrote {report.csv} and {args.table}")  # no plot: it would have hundreds of panels
     report.exit_if_failed()
 
@@ -71,42 +66,15 @@ def selected(names: Sequence[str] | None) -> list[Shape]:
     return [shape for shape in SHAPES if names is None or shape.name in names]
 
 
-class _Recorder(TorchDispatchMode):
-    """Records the calls of ops that a vendor library has too.
+def calls(shape: Shape, batch: int, dtype: str, backbones: Sequence[str] = BACKBONES) -> list[Call]:
+    """Each distinct call, on the meta device, that DeepLab-v3 makes.
 
     Their tensors are converted to channels_last, as on a GPU; the meta device chooses other memory
     formats.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        namespace, _, op = function._schema.name.partition("::")
-        if namespace == "deeplab_fast" and op in registry.shape_buckets:
-            args = tree_map_only(Tensor, _channels_last, args)
-            self.calls.append((op, args))
-            if op == "parallel_dilated_conv2d_and_mean":  # and the public op without the mean
-                input, weights, dilations = args
-                self.calls.append(("parallel_dilated_conv2d", (input, weights, [], dilations)))
-        return function(*args, **kwargs or {})
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    if tensor.dim() != 4:
-        return tensor
-    return tensor.detach().contiguous(memory_format=torch.channels_last)
-
-
-def calls(
-    shape: Shape, batch: int, dtype: str, backbones: Sequence[str] = BACKBONES
-) -> list[tuple[str, tuple[Any, ...]]]:
-    """Name and arguments, on the meta device, of each distinct call that DeepLab-v3 makes."""
     nhwc = {"memory_format": torch.channels_last}
-    with _Recorder() as recorder, torch.device("meta"):
+
+    def run() -> None:
         images = torch.empty(batch, 3, *shape.image, dtype=harness.DTYPES[dtype]).to(**nhwc)
         for backbone in backbones:
             model = DeepLabV3(backbone, shape.classes, shape.output_stride, shape.atrous_rates)
@@ -121,95 +89,50 @@ def calls(
             weight = features.new_empty(shape.channels, shape.in_channels, kernel, kernel)
             output = dilated_conv2d(features, weight.to(**nhwc).requires_grad_(), dilation=dilation)
             output.backward(torch.empty_like(output))
-    return list({(op, describe(call)): (op, call) for op, call in recorder.calls}.values())
+
+    with torch.device("meta"):
+        recorded = record(run)
+    for call in list(recorded):  # and the public op without the mean
+        if call.op == "parallel_dilated_conv2d_and_mean":
+            input, weights, dilations = call.arguments
+            recorded.append(Call("parallel_dilated_conv2d", (input, weights, [], dilations)))
+    distinct = {(call.op, call.shape): call for call in recorded}
+    return [
+        call._replace(arguments=tree_map_only(Tensor, _channels_last, call.arguments))
+        for call in distinct.values()
+    ]
 
 
-def describe(call: Any) -> str:
-    """The arguments of a call as text, with the shapes of tensors."""
-    if isinstance(call, Tensor):
-        return "x".join(map(str, call.shape))
-    if isinstance(call, (list, tuple)):
-        return " ".join(filter(None, map(describe, call)))
-    return str(call)
+def _channels_last(tensor: Tensor) -> Tensor:
+    if tensor.dim() != 4:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def measure(
-    report: harness.Report, op: str, call: tuple[Any, ...], batch: int, dtype: str
-) -> Iterator[dispatch_table.Row]:
-    """Time all kernels that support a call, and cuDNN; a row for each kernel."""
-    arguments = tree_map_only(Tensor, lambda t: _filled(t, report.device), call)
-    with harness.tf32(dtype == "tf32"):
-        values = registry.arguments(op, *arguments)
-        shape_bucket = registry.shape_buckets[op](values)
-        kernels = [
-            kernel
-            for kernel in dispatch_table.KERNELS
-            if registry.unsupported_reason(op, kernel, values) is None
-        ]
-    if not kernels:
-        return
-    cudnn = _run(op, arguments, "reference")
+def measure(report: harness.Report, call: Call, batch: int, dtype: str) -> list[Row]:
+    """Time all kernels that support a call, and cuDNN; a row for each correct kernel."""
+    arguments = call.scratch_arguments(report.device)
+    exact = tree_map_only(Tensor, Tensor.float, arguments)
+    cudnn = runner(call.op, arguments, "reference")
     num_before = len(report.rows)
-    report.case(
-        f"{op} {describe(call)}",
-        batch=batch,
-        dtype=dtype,
-        reference=_run(op, tree_map_only(Tensor, Tensor.float, arguments), "reference"),
-        ours={kernel: _run(op, arguments, kernel) for kernel in kernels},
-        baselines={"cuDNN": cudnn, "cuDNN, benchmark": with_cudnn(cudnn, {"benchmark": True})},
-        tolerance=TOLERANCE[dtype],
-    )
-    rows = report.rows[num_before:]
-    cudnn_times = [row["median_ms"] for row in rows if row["kind"] == "baseline"]
-    for row in rows if cudnn_times else ():
-        if row["kind"] == "ours":
-            yield dispatch_table.Row(
-                dispatch_table.device_class(report.device),
-                op,
-                shape_bucket,
-                row["variant"],
-                row["median_ms"],
-                min(cudnn_times),
-                describe(call),
-                report.header["device"],
-                f"{report.header['versions']}, cuDNN {torch.backends.cudnn.version()}",
-                report.header["commit"],
-                report.header["date"],
-            )
-
-
-def _filled(tensor: Tensor, device: torch.device) -> Tensor:
-    """Random numbers, small enough that no sum overflows in fp16."""
-    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    return empty.normal_(0, 0.1)
-
-
-def _run(op: str, arguments: tuple[Any, ...], backend: str) -> Run:
-    function = getattr(torch.ops.deeplab_fast, op)
-
-    def run() -> list[Tensor]:
-        outputs = function(*arguments, backend=backend)
-        return [tensor for tensor in tree_leaves(outputs) if tensor.numel()]
-
-    def run_in_place() -> Tensor:
-        output = arguments[0].clone()
-        function(output, *arguments[1:], backend=backend)
-        return output
-
-    return run_in_place if op.endswith("_") else run
-
-
-def update_table(table: Path, new: Iterator[dispatch_table.Row]) -> None:
-    """Add the rows ``new`` to the file ``table``, replacing rows of the same kernel and call."""
-    old = dispatch_table.read(table) if table.exists() else []
-    rows = {(row.device, row.op, row.shape_bucket, row.shape, row.kernel): row
-            for row in (*old, *new)}  # fmt: skip
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(dispatch_table.Row._fields)
-    for _, row in sorted(rows.items()):
-        writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
-    write_atomically(table, text.getvalue().encode())
+    with harness.tf32(dtype == "tf32"):
+        kernels = tuning.supporting_kernels(call.op, arguments)
+        if not kernels:
+            return []
+        report.case(
+            f"{call.op} {call.shape}",
+            batch=batch,
+            dtype=dtype,
+            reference=runner(call.op, exact, "reference"),
+            ours={kernel: runner(call.op, arguments, kernel) for kernel in kernels},
+            baselines={
+                tuning.CUDNN: cudnn,
+                tuning.CUDNN_BENCHMARK: with_cudnn(cudnn, {"benchmark": True}),
+            },
+            tolerance=tuning.TOLERANCE[dtype],
+        )
+        times = {row["variant"]: row["median_ms"] for row in report.rows[num_before:]}
+        return tuning.rows(call, times, report.device, report.header["commit"])
 
 
 if __name__ == "__main__":

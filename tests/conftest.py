@@ -12,7 +12,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from deeplab_fast.backends import registry  # noqa: E402
+from deeplab_fast.backends import dispatch_table, registry  # noqa: E402
 
 from .support import emulator  # noqa: E402  registers the backend, and builds nothing yet
 from .support.backends import device_of, is_interpreted, set_tf32  # noqa: E402
@@ -90,6 +90,13 @@ def poisoned_memory():
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def no_user_table(monkeypatch, tmp_path_factory):
+    """Keep tests away from the dispatch table of whoever runs them."""
+    path = tmp_path_factory.getbasetemp() / "cache" / "dispatch_table.csv"
+    monkeypatch.setattr(dispatch_table, "user_path", lambda: path)
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from deeplab_fast.backends import tuning
+from deeplab_fast.backends.tuning import is_unusable
 
 from .environment import (
     ROOT,
@@ -56,7 +58,6 @@ from .timing import (
     Run,
     copy_bandwidth,
     interleaved,
-    is_unusable,
     leaves,
     matmul_rate,
     prepare,
@@ -136,24 +137,15 @@ def arguments(
 
 def relative_error(output: Any, expected: Any) -> float:
     """max |output - expected| / max |expected|; the largest over several tensors."""
-    return _worst(_relative, output, expected)
+    return tuning.relative_error(leaves(output), leaves(expected))
 
 
 def wrong_fraction(output: Any, expected: Any) -> float:
     """The fraction of elements that differ, for labels; the largest over several tensors."""
-    return _worst(lambda out, expected: (out != expected).double().mean(), output, expected)
-
-
-def _relative(output: Tensor, expected: Tensor) -> Tensor:
-    scale = expected.double().abs().max().clamp_min(1e-30)
-    return (output.double() - expected.double()).abs().max() / scale
-
-
-def _worst(error: Callable[[Tensor, Tensor], Tensor], output: Any, expected: Any) -> float:
     pairs = list(zip(leaves(output), leaves(expected)))
     if len(leaves(output)) != len(leaves(expected)) or any(a.shape != b.shape for a, b in pairs):
         return float("inf")
-    return torch.stack([error(a, b) for a, b in pairs]).max().item()
+    return max((out != expected).double().mean().item() for out, expected in pairs)
 
 
 @contextlib.contextmanager

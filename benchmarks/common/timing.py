@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from deeplab_fast.backends.tuning import captured
+
 Run = Callable[[], Any]
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
@@ -150,30 +152,18 @@ def prepare(run: Run, device: torch.device, graphs: bool = True) -> tuple[Run, i
         with torch.cuda.device(device), torch.set_grad_enabled(grad):
             run()
             memory = peak_memory(run, device)
-            graph, output = _captured(run)
+            graph, output = captured(run)
             timed, runs = graph, [run]
             graph.replay()  # the first replay uploads the graph
             if _between_events(graph.replay) < SHORT_CALL:
                 runs = [over_copies(run) for _ in range(CALLS_TOGETHER)]
-                timed, _ = _captured(lambda: [run() for run in runs][-1])
+                timed, _ = captured(lambda: [run() for run in runs][-1])
         for tensor in leaves(output):
             tensor.zero_()  # so that a replay that does not write it is detected
         return Replay(graph, output, timed, len(runs), runs), memory
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(capture).result()
-
-
-def _captured(run: Run) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A CUDA graph of ``run``, and the output that a replay writes."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        output = run()
-    return graph, output
 
 
 def over_copies(run: Run) -> Run:
@@ -206,20 +196,6 @@ def _copy(value: Any, copied: Callable[[Any], Any]) -> Any:
     )
     function.__kwdefaults__ = value.__kwdefaults__
     return function
-
-
-def is_unusable(device: torch.device) -> bool:
-    """Whether a CUDA error has left ``device`` unusable for the rest of this process.
-
-    After some errors, such as an illegal memory access, every later CUDA call fails too.
-    """
-    if device.type != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:  # including torch.AcceleratorError
-        return True
-    return False
 
 
 def leaves(outputs: Any) -> list[Tensor]:

@@ -5,6 +5,17 @@ call.
 """
 
 from . import cuda, triton, cpu, reference  # noqa: I001  the order of preference
+from .explanation import explain
 from .registry import available_backends, backend
+from .tuning import tune
 
-__all__ = ["available_backends", "backend", "cpu", "cuda", "reference", "triton"]
+__all__ = [
+    "available_backends",
+    "backend",
+    "cpu",
+    "cuda",
+    "explain",
+    "reference",
+    "triton",
+    "tune",
+]

@@ -8,10 +8,24 @@ in ``deeplab_fast.ops`` document shapes and meanings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+def shapes(arguments: Any) -> str:
+    """The shapes of images and weights, with the dtype of the first, for messages.
+
+    >>> shapes(DilatedConv2d(x, weight, bias, (2, 2), 1))
+    '8x512x65x65, 256x512x3x3, bfloat16'
+    """
+    tensors = [value for value in tree_leaves(arguments) if isinstance(value, Tensor)]
+    texts = ["x".join(map(str, tensor.shape)) for tensor in tensors if tensor.dim() == 4]
+    counted = [f"{texts.count(text)} * {text}" if texts.count(text) > 1 else text
+               for text in dict.fromkeys(texts)]  # fmt: skip
+    return ", ".join([*counted, str(arguments[0].dtype).removeprefix("torch.")])
 
 
 class DilatedConv2d(NamedTuple):

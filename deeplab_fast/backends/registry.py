@@ -9,7 +9,8 @@ The choice, and everything else that depends on the shapes of a call but not on 
 at the first call of these shapes and kept as a :class:`Plan`.
 
 On a GPU the reference of a convolution is a kernel of a vendor library, cuDNN. A kernel of ours is
-preferred only if it was measured to be faster for the shape bucket of the call.
+preferred only if it was measured to be faster: in the dispatch table, for the shape bucket of the
+call, or in a race at the first call of these shapes. PyTorch's deterministic mode prefers ours.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from torch import Tensor
 from .._native import _C
 from .._native.device_cache import DeviceCache, is_capturing
 from .._native.precision import tf32_is_allowed
-from . import dispatch_table
+from . import dispatch_table, race
 
 NAMES = ("cuda", "cuda/sm90", "cuda/sm80", "triton", "cpu", "reference")
 
@@ -281,18 +282,81 @@ def order(device_type: str) -> tuple[str, ...]:
 
 
 def depends_on_measurements(op: str, device_type: str) -> bool:
-    """True if kernels of ours are chosen only where measured to beat a vendor library."""
+    """True if a vendor library has the op too, so that measurements decide which kernel is used."""
     return device_type == "cuda" and op in shape_buckets
 
 
-def automatic(op: str, arguments: Any) -> tuple[str, ...]:
-    """The order of preference for this call of ``op``."""
+class Preference(NamedTuple):
+    """Backends in order of preference, and what the order is based on."""
+
+    order: tuple[str, ...]
+    basis: Literal["device", "deterministic mode", "dispatch table", "race", "no race yet", "none"]
+
+
+def preference(op: str, arguments: Any) -> Preference:
+    """What is known about the fastest kernel for this call of ``op``, without measuring it now."""
     device = arguments[0].device
     if not depends_on_measurements(op, device.type):
-        return order(device.type)
+        return Preference(order(device.type), "device")
+    if torch.are_deterministic_algorithms_enabled():
+        # Our kernels are deterministic, and which kernel runs must not depend on times.
+        return Preference(order(device.type), "deterministic mode")
     buckets = dispatch_table.fastest_kernels(device).get(op)
-    faster = buckets.get(shape_buckets[op](arguments), ()) if buckets else ()
-    return (*faster, "reference")
+    if buckets and (bucket := shape_buckets[op](arguments)) in buckets:
+        return Preference((*buckets[bucket], "reference"), "dispatch table")
+    if not torch.backends.cudnn.benchmark:
+        return Preference(("reference",), "none")
+    times = race.remembered(op, arguments)
+    if times is None:
+        return Preference(("reference",), "no race yet")
+    ranking = sorted(times, key=times.__getitem__)
+    faster = ranking[: ranking.index("reference")] if "reference" in times else ()
+    return Preference((*faster, "reference"), "race")
+
+
+def automatic(op: str, arguments: Any) -> tuple[str, ...]:
+    """The order of preference for this call of ``op``, which may be measured now."""
+    known = preference(op, arguments)
+    if known.basis == "no race yet" and _may_measure():
+        race.run(op, arguments, {name: prepared(op, name) for name in _racing(op, arguments)})
+        known = preference(op, arguments)
+    return known.order
+
+
+def _racing(op: str, arguments: Any) -> list[str]:
+    """The kernels that race: cuDNN and the compiled ones that support the call, else Triton's.
+
+    Triton compiles a kernel at its first call, which takes seconds.
+    """
+    names = [
+        name for name in dispatch_table.KERNELS if unsupported_reason(op, name, arguments) is None
+    ]
+    if len(names) > 1 and "triton" in names:
+        names.remove("triton")
+    return [*names, "reference"]
+
+
+def prepared(op: str, name: str) -> Callable[[Any], Any]:
+    """A function that runs ``op`` on backend ``name``, always with arguments of the same shapes.
+
+    It makes its own plan, at its first call.
+    """
+    plan: Plan | None = None
+
+    def call(arguments: Any) -> Any:
+        nonlocal plan
+        plan = plan or _plan_on(name, _kernels[op][name], arguments)
+        if plan.target is None:
+            return plan.call(arguments)
+        with plan.target.guard() or contextlib.nullcontext():
+            return plan.call(plan.target.stream(), arguments)
+
+    return call
+
+
+def _may_measure() -> bool:
+    """False while torch.compile compiles, or a CUDA graph is captured on the current stream."""
+    return not (is_capturing() or torch.compiler.is_compiling())
 
 
 def run(op: str, *values: Any, backend: str = "") -> Any:
@@ -315,7 +379,7 @@ def run(op: str, *values: Any, backend: str = "") -> Any:
     if plan is None:
         plan = _make_plan(op, backend, arguments)
         # A choice that was made now may lack the measurement that a later call will make.
-        if not (is_capturing() or torch.compiler.is_compiling()):
+        if _may_measure():
             _plans.add(key, plan, device)
     if _trace is not None:
         _trace.append((op, plan.backend))
@@ -339,6 +403,9 @@ def forget_plans() -> None:
 def plans_version() -> int:
     """A number that grows with each :func:`forget_plans`. CUDA graphs contain the old choices."""
     return _plans_version
+
+
+dispatch_table.changed.append(forget_plans)
 
 
 def _modes(input: Tensor) -> tuple[bool, ...]:

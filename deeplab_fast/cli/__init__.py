@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import evaluate, info, segment, train
+from . import evaluate, info, segment, train, tune
 from .errors import UserError
 
-COMMANDS = (segment, train, evaluate, info)
+COMMANDS = (segment, train, evaluate, tune, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; by default those of the process.
 
     Returns:
-        0: success. 1: some inputs, named on stderr, failed. 2: wrong arguments, or the command
-        failed. 130: interrupted.
+        0: success. 1: some inputs or kernels, named on stderr, failed. 2: wrong arguments, or the
+        command failed. 130: interrupted.
 
     >>> main(["segment", "photo.jpg", "--weights", "deeplabv3_resnet50"])
     0

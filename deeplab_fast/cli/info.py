@@ -1,4 +1,4 @@
-"""``deeplab-fast info``: the build, the hardware, and the backend chosen for each op."""
+"""``deeplab-fast info``: the build, the hardware, and the backend chosen for each op or layer."""
 
 from __future__ import annotations
 
@@ -14,24 +14,49 @@ import torch
 
 from .. import __version__
 from .._native import _C
-from ..backends import dispatch_table, registry
+from ..backends import dispatch_table, explain, registry
+from ..backends.dispatch_table import Row
+from .device import add_device, add_dtype, find_device, out_of_memory
 from .errors import UserError
+from .weights import WEIGHTS, load_model
 
 
 def add_parser(subparsers: Any) -> None:
     help = "print the build, the hardware, and the backend chosen for each op"
     parser = subparsers.add_parser(
-        "info", help=help, description=f"{help[0].upper()}{help[1:]}, with the reason."
+        "info",
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}, with the reason. With --model, print the kernel "
+        "that each layer of a model prepared for inference uses, and the evidence for it: the "
+        "model runs once, and nothing is measured.",
+        epilog=f"WEIGHTS is one of\n{WEIGHTS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--dispatch-table",
         action="store_true",
-        help="list the shape buckets measured on these GPUs, and the kernel chosen for each",
+        help="list the shape buckets measured on these GPUs, the kernel chosen for each, and the "
+        "times in the table that ships with the package and in your own",
     )
+    parser.add_argument("--model", metavar="WEIGHTS", help="explain the layers of this model")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="with --model: size of the images that the network gets",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="with --model: batch size (default: 1)"
+    )
+    add_device(parser)
+    add_dtype(parser, "float32", "float32")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.model is not None or arguments.size is not None:
+        return _explain(arguments)
     for title, text in (*_versions(), *_build(), *_machine()):
         print(f"{title:<14}{text}")
     for device_type in ("cpu", "cuda"):
@@ -42,6 +67,24 @@ def run(arguments: argparse.Namespace) -> int:
         device = torch.device("cuda", index)
         print("\n".join(_dispatch_table(device, arguments.dispatch_table)))
     print('\nTo force a backend: with deeplab_fast.backend("triton"): ...')
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    """Print which kernel each layer of a model uses."""
+    if arguments.model is None or arguments.size is None:
+        raise UserError("expected --model WEIGHTS and --size HEIGHT WIDTH together")
+    shape = arguments.batch, 3, *arguments.size
+    if min(shape) < 1:
+        raise UserError(
+            "--batch, --size: expected positive integers, got batch "
+            f"{arguments.batch}, size {arguments.size[0]}x{arguments.size[1]}"
+        )
+    device = find_device(arguments.device)
+    with out_of_memory("a smaller --size or --batch, or another --device"):
+        model = load_model(arguments.model, "--model").to(device)
+        prepared = model.prepare_for_inference(getattr(torch, arguments.dtype))
+        print(explain(prepared, torch.zeros(shape, device=device)))
     return 0
 
 
@@ -107,7 +150,7 @@ def _backends(device_type: str) -> list[str]:
     width = max(map(len, registry.ops())) + 2
     for op in registry.ops():
         if registry.depends_on_measurements(op, device_type):
-            lines.append(f"  {op:<{width}}reference (cuDNN), or the kernel in the dispatch table")
+            lines.append(f"  {op:<{width}}the fastest measured kernel, otherwise reference (cuDNN)")
             continue
         passed = []
         for name in preference:
@@ -124,18 +167,37 @@ def _backends(device_type: str) -> list[str]:
 def _dispatch_table(device: torch.device, in_full: bool) -> list[str]:
     """Number of shape buckets for which each kernel was measured to be the fastest on a GPU."""
     try:
+        shipped = dispatch_table.read(dispatch_table.PATH)
+        measured = dispatch_table.rows_of(device)
         choices = dispatch_table.fastest_kernels(device)
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-    name = dispatch_table.device_class(device)
-    lines = [f"Dispatch table for {device}, {name}, in {dispatch_table.PATH}:"]
+    here = dispatch_table.device_class(device)
+    user_rows = [row for row in dispatch_table.user_rows() if row.device == here]
+    yours = {row for row in user_rows if row.versions == dispatch_table.versions()}
+    num_shipped = sum(row.device == here for row in shipped)
+    outdated = len(user_rows) - len(yours)
+    lines = [
+        f"Dispatch table for {device}, {here}:",
+        f"  shipped with the package: {num_shipped} rows in {dispatch_table.PATH}",
+        f"  your own: {len(yours)} rows in {dispatch_table.user_path()}"
+        + (f", and {outdated} out of date" if outdated else ""),
+    ]
     if not choices:
-        return [*lines, "  no rows; python benchmarks/tune_dispatch_table.py measures them"]
+        return [*lines, "  deeplab-fast tune measures the convolutions of a model"]
     for op, buckets in choices.items():
         chosen = {name: (*faster, "reference")[0] for name, faster in buckets.items()}
         counts = Counter(chosen.values())
         shares = ", ".join(f"{backend} for {count}" for backend, count in counts.most_common())
         lines.append(f"  {op}, {len(chosen)} shape buckets: {shares}")
         if in_full:
-            lines += [f"    {backend:<12}{name}" for name, backend in chosen.items()]
+            for name, backend in chosen.items():
+                lines.append(f"    {backend:<12}{name}")
+                lines += [_measurement(row, row in yours) for row in measured[op][name]]
     return lines
+
+
+def _measurement(row: Row, is_yours: bool) -> str:
+    origin = f"{'yours' if is_yours else 'shipped'}, {row.date}"
+    times = f"{row.median_ms:.4g} ms, cuDNN {row.cudnn_ms:.4g} ms"
+    return f"      {row.kernel:<10}{times} ({origin}): {row.shape}"

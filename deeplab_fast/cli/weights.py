@@ -1,4 +1,4 @@
-"""Loading of the model that ``--weights`` names."""
+"""Loading of the model that an argument of the command line names."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ WEIGHTS = """\
   FILE.safetensors                          a file of DeepLabV3.save_pretrained"""
 
 
-def load_model(weights: str, **overrides: Any) -> DeepLabV3:
-    """``DeepLabV3.from_pretrained``, with errors in one line.
+def load_model(weights: str, argument: str = "--weights", **overrides: Any) -> DeepLabV3:
+    """``DeepLabV3.from_pretrained(weights, **overrides)``, with errors in one line.
+
+    ``argument`` is what the command line calls the weights.
 
     Raises:
         UserError: there is no usable model; the message says why.
@@ -24,8 +26,8 @@ def load_model(weights: str, **overrides: Any) -> DeepLabV3:
     try:
         return DeepLabV3.from_pretrained(weights, **overrides)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"--weights: {' '.join(str(error).split())}") from error
+        raise UserError(f"{argument}: {' '.join(str(error).split())}") from error
     except (LookupError, TypeError, AttributeError) as error:  # a file can hold anything
         raise UserError(
-            f"--weights: {weights}: damaged: {error!r} (expected a complete file)"
+            f"{argument}: {weights}: damaged: {error!r} (expected a complete file)"
         ) from error

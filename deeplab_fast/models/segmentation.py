@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backends import tuning
 from ..ops.upsample_argmax import upsample_argmax
 from .preprocessing import Preprocessing
 
@@ -108,6 +109,33 @@ class SegmentationModel(nn.Module):
         logits = self._classify(self._features(images), images)
         size = (images.size(2), images.size(3)) if size is None else size
         return upsample_argmax(logits, size, align_corners=self.align_corners, dtype=dtype)
+
+    def tune(self, images: Tensor) -> tuning.Tuning:
+        """Measure which kernels are the fastest for :meth:`predict` on images of this shape.
+
+        Each distinct convolution is timed on our kernels and on cuDNN. The times go to the dispatch
+        table in the user's cache folder, from which kernels are chosen from then on, in this
+        process and in later ones. If it is interrupted, the next call goes on where it stopped. A
+        model prepared for inference has other convolutions than the model it was made from: tune
+        the one that you run. Training is not covered; :func:`deeplab_fast.backends.tune`
+        measures any function, such as a training step.
+
+        Args:
+            images: as for :meth:`predict`; only their shape, dtype and device matter.
+
+        Returns:
+            The times; ``str()`` of them is a table. On a CPU there is nothing to measure.
+
+        Raises:
+            RuntimeError: the model is in training mode, or deterministic algorithms are on.
+            ValueError, TypeError: ``images`` has another shape or is not floating-point.
+            OSError: the dispatch table cannot be written.
+
+        >>> print(model.eval().tune(torch.zeros(8, 3, 513, 513, device="cuda")))
+        """
+        if self.training:
+            raise RuntimeError("tune: expected evaluation mode: call model.eval() first")
+        return tuning.tune(lambda: self.predict(images), images.device, self)
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         if images.dim() != 4 or images.size(1) != 3 or 0 in images.shape[2:]:

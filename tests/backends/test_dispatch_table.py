@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 
 from deeplab_fast import DeepLabV3
-from deeplab_fast.backends import dispatch_table, registry
+from deeplab_fast.backends import dispatch_table, race, registry
 from deeplab_fast.ops.shape_bucket import shape_bucket
 
 from ..support.backends import GpuTensor, set_tf32
@@ -25,11 +28,12 @@ class Call(NamedTuple):
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, nondeterministic):
     """A simulated Hopper GPU and an op that has kernels on all backends and in cuDNN."""
     properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(race, "_remembered", {})
     for name in dispatch_table.KERNELS:
         backend = registry.Backend(lambda device_type: None, target=None, load=None)
         monkeypatch.setitem(registry._backends, name, backend)
@@ -46,24 +50,22 @@ def gpu(monkeypatch):
 
 
 @pytest.fixture
-def table(gpu, monkeypatch, tmp_path):
-    """A function that writes a table of rows "kernel median_ms cudnn_ms"."""
+def table(gpu, user_table, monkeypatch, tmp_path):
+    """A function that writes the shipped table, of rows "kernel median_ms cudnn_ms"."""
 
     def write(*rows: str, shape: str = "wide", device: str = HOPPER, op: str = "an_op") -> None:
         lines = [",".join(dispatch_table.Row._fields)]
-        for row in rows:
+        for number, row in enumerate(rows):
             kernel, *times = row.split()
-            lines.append(",".join([device, op, shape, kernel, *times, "", "", "", "", ""]))
+            lines.append(f"{device},{op},{shape},{kernel},{','.join(times)},shape {number},,,,")
         (tmp_path / "dispatch_table.csv").write_text("\n".join(lines))
 
     monkeypatch.setattr(dispatch_table, "PATH", tmp_path / "dispatch_table.csv")
-    fastest_kernels = dispatch_table.fastest_kernels
-    fastest_kernels.cache_clear()
-    yield write
-    fastest_kernels.cache_clear()
+    return write
 
 
 def chosen(shape: str = "wide", requested: str = "") -> str:
+    registry.forget_plans()
     return registry.run("an_op", GPU, shape, backend=requested)
 
 
@@ -151,6 +153,233 @@ def test_invalid_table(table, text, message):
     dispatch_table.PATH.write_text(text.format(head=",".join(dispatch_table.Row._fields)))
     with pytest.raises(ValueError, match=rf"dispatch_table\.csv.*{message}"):
         chosen()
+
+
+# The user's own table.
+
+
+def row(kernel="triton", median_ms=1.0, cudnn_ms=2.0, shape="shape 0", bucket="wide", **others):
+    return dispatch_table.Row(
+        HOPPER, "an_op", bucket, kernel, median_ms, cudnn_ms, shape, "H100",
+        dispatch_table.versions(), "-", "2026-12-01",
+    )._replace(**others)  # fmt: skip
+
+
+def test_rows_of_the_user(table, user_table):
+    table("triton 3 2", "cuda/sm80 1 2")
+    assert chosen() == "cuda/sm80"
+    dispatch_table.add([row()])  # replaces the shipped time of the same shape and kernel
+    assert chosen() == "triton"
+    assert dispatch_table.fastest_kernels(GPU.device)["an_op"]["wide"] == ("triton", "cuda/sm80")
+    dispatch_table.add([row(shape="another", median_ms=2.1)])  # slower on a shape of the bucket
+    assert dispatch_table.fastest_kernels(GPU.device)["an_op"]["wide"] == ("cuda/sm80",)
+    dispatch_table.add([row("cuda/sm90", 0.25, bucket="deep"), row(median_ms=0.125)])
+    assert chosen("deep") == "cuda/sm90"
+    expected = [
+        row("cuda/sm90", 0.25, bucket="deep"),
+        row(shape="another", median_ms=2.1),
+        row(median_ms=0.125),
+    ]
+    assert sorted(dispatch_table.read(user_table)) == sorted(expected)
+    assert {path.name for path in user_table.parent.iterdir()} == {
+        "dispatch_table.csv", "dispatch_table.csv.lock"
+    }  # fmt: skip
+
+
+def test_adding_rows_forgets_choices(table):
+    table()
+    assert registry.run("an_op", GPU, "wide") == "reference"
+    dispatch_table.add([row()])
+    assert registry.run("an_op", GPU, "wide") == "triton"
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["deeplab_fast 0.0.1, cuDNN {cudnn}, Triton {triton}", "", "{old}, cuDNN 8, Triton {triton}"],
+)
+def test_rows_of_other_versions_are_out_of_date(table, package):
+    table("cuda/sm80 1 2")
+    ours = dispatch_table.versions()
+    assert ours.startswith("deeplab_fast ") and ", cuDNN " in ours and ", Triton " in ours
+    cudnn, triton = (part.split()[1] for part in ours.split(", ")[1:])
+    versions = package.format(old=ours.split(",")[0], cudnn=cudnn, triton=triton)
+    dispatch_table.add([row(median_ms=0.1, versions=versions), row("cuda/sm80", 3, versions="-")])
+    assert chosen() == "cuda/sm80"
+    assert len(dispatch_table.user_rows()) == 2
+    dispatch_table.add([row(median_ms=0.1)])
+    assert chosen() == "triton" and len(dispatch_table.user_rows()) == 2
+
+
+HEAD = ",".join(dispatch_table.Row._fields)
+DAMAGED = {
+    "other columns": b"device,op,kernel\na,b,c\n",
+    "empty": b"",
+    "garbage": b"hello",
+    "half a line": f"{HEAD}\nsm_90,an_op,wi".encode(),
+    "a field of a megabyte": f'{HEAD}\n"'.encode() + b"x" * 2**20,
+    "binary": bytes(range(256)),
+    "NUL": f"{HEAD}\n\0".encode(),
+    "another encoding": f"{HEAD}\n\xe4".encode("latin-1"),
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_table_of_the_user_is_ignored(table, user_table, caplog, content):
+    table("cuda/sm80 1 2")
+    user_table.parent.mkdir()
+    if content is None:
+        user_table.mkdir()
+    else:
+        user_table.write_bytes(content)
+    for _ in range(2):
+        dispatch_table.fastest_kernels.cache_clear()
+        assert chosen() == "cuda/sm80"
+    (record,) = caplog.records
+    assert record.name == "deeplab_fast" and record.levelname == "WARNING"
+    assert str(user_table) in record.getMessage() and "\n" not in record.getMessage()
+    if content is None:
+        with pytest.raises(OSError, match=f"cannot write your dispatch table {user_table}: .*dir"):
+            dispatch_table.add([row()])
+    else:
+        dispatch_table.add([row(median_ms=0.5)])
+        assert dispatch_table.read(user_table) == [row(median_ms=0.5)]
+        assert chosen() == "triton"
+
+
+def test_no_folder_to_write_to(table, user_table):
+    table("cuda/sm80 1 2")
+    user_table.parent.write_text("a file where the folder should be")
+    with pytest.raises(OSError, match=r"cannot write .*: .*\(expected a folder to write to\)$"):
+        dispatch_table.add([row()])
+    assert chosen() == "cuda/sm80"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [({"kernel": "cudnn"}, "expected a kernel"), ({"median_ms": 0.0}, "times in ms, got 0.0")],
+)
+def test_invalid_rows_are_not_added(table, user_table, change, message):
+    dispatch_table.add([row()])
+    with pytest.raises(ValueError, match=f"^row 1: .*{message}"):
+        dispatch_table.add([row(median_ms=5), row()._replace(**change)])
+    assert dispatch_table.read(user_table) == [row()]
+
+
+ADD = """
+import sys, time
+from pathlib import Path
+from deeplab_fast.backends import dispatch_table
+me, path = sys.argv[1], Path(sys.argv[2])
+dispatch_table.user_path = lambda: path
+path.parent.joinpath(me).touch()
+while len([*path.parent.glob("process *")]) < 2:
+    time.sleep(0.001)
+for i in range(50):
+    row = dispatch_table.Row("gpu", "op", "bucket", "triton", 1.0, 2.0, f"{me} {i}", *4 * "-")
+    dispatch_table.add([row])
+"""
+
+
+def test_two_processes_add_rows(user_table):
+    user_table.parent.mkdir()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADD, f"process {i}", str(user_table)],
+            cwd=user_table.parent,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for i in range(2)
+    ]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    shapes = {row.shape for row in dispatch_table.read(user_table)}
+    assert shapes == {f"process {i} {j}" for i in range(2) for j in range(50)}
+
+
+def test_path_of_the_users_table(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert dispatch_table.user_path() == tmp_path / "deeplab_fast" / "dispatch_table.csv"
+
+
+# Deterministic mode and races.
+
+
+def test_deterministic_mode_prefers_our_kernels(table, gpu, monkeypatch):
+    table("triton 1 2")
+    for name in ("cuda", "triton"):
+        backend = registry.Backend(lambda device_type: None, target=None, load=None)
+        monkeypatch.setitem(registry._backends, name, backend)
+    gpu["cuda"] = gpu["triton"]._replace(run=lambda arguments: "cuda")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(race, "run", None)
+    torch.use_deterministic_algorithms(True)
+    assert chosen("a shape that nobody measured") == "cuda"
+    gpu["cuda"] = gpu["cuda"]._replace(unsupported_reason=lambda arguments: "odd channels")
+    assert chosen() == "triton"
+    gpu["triton"] = gpu["triton"]._replace(unsupported_reason=lambda arguments: "odd channels")
+    assert chosen() == "reference"
+
+
+class Races:
+    """Replaces race.milliseconds; notes who raced."""
+
+    def __init__(self, **times: float) -> None:
+        self.times, self.raced = times, []
+
+    def __call__(self, calls, device, budget_ms, clock):
+        assert device == GPU.device and budget_ms == race.BUDGET_MS
+        assert [call() for call in calls.values()] == list(calls)
+        self.raced.append(list(calls))
+        return {name: self.times[name] for name in calls if name in self.times}
+
+
+@pytest.mark.parametrize(
+    "times, expected",
+    [
+        ({"cuda/sm90": 1, "cuda/sm80": 2, "reference": 3}, "cuda/sm90"),
+        ({"cuda/sm90": 3, "cuda/sm80": 2, "reference": 3}, "cuda/sm80"),
+        ({"cuda/sm90": 3, "cuda/sm80": 4, "reference": 2}, "reference"),
+        ({"cuda/sm80": 1, "reference": 2}, "cuda/sm80"),  # the other raised an exception
+        ({"cuda/sm90": 1}, "reference"),  # the reference raised one
+        ({}, "reference"),
+    ],
+)
+def test_winner_of_a_race(table, monkeypatch, times, expected):
+    table("triton 1 2")
+    races = Races(**times)
+    monkeypatch.setattr(race, "milliseconds", races)
+    assert chosen("deep") == "reference" and races.raced == []  # cudnn.benchmark is off
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    assert [chosen("deep") for _ in range(2)] == [expected] * 2
+    assert races.raced == [["cuda/sm90", "cuda/sm80", "reference"]]  # Triton compiles for seconds
+    assert chosen() == "triton" and len(races.raced) == 1  # the table decides where it has rows
+    assert registry.preference("an_op", Call(GPU, "deep")).basis == "race"
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    assert chosen("deep") == "reference"
+
+
+def test_triton_races_where_no_compiled_kernel_can(table, gpu, monkeypatch):
+    table()
+    for name in ("cuda/sm90", "cuda/sm80"):
+        gpu[name] = gpu[name]._replace(unsupported_reason=lambda arguments: "odd channels")
+    races = Races(triton=1, reference=2)
+    monkeypatch.setattr(race, "milliseconds", races)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    assert chosen() == "triton" and races.raced == [["triton", "reference"]]
+
+
+def test_no_race_during_capture_and_compilation(table, monkeypatch):
+    table()
+    monkeypatch.setattr(race, "milliseconds", Races(**{"cuda/sm80": 1, "reference": 2}))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    for module, name in ((registry, "is_capturing"), (torch.compiler, "is_compiling")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda: True)
+            assert chosen() == "reference"
+    assert chosen() == "cuda/sm80"  # races at the first call that can
+    monkeypatch.setattr(registry, "is_capturing", lambda: True)
+    assert chosen() == "cuda/sm80"
 
 
 def test_installed_table():

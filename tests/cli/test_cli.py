@@ -662,7 +662,7 @@ def test_info_gives_the_reason(monkeypatch, capsys):
     assert "reference (cpu: it has no aspp kernel)" in lines["aspp"]
 
 
-def test_info_prints_the_dispatch_table(monkeypatch, capsys):
+def test_info_prints_the_dispatch_table(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     gpu = SimpleNamespace(
@@ -670,36 +670,88 @@ def test_info_prints_the_dispatch_table(monkeypatch, capsys):
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     monkeypatch.setattr(dispatch_table, "device_class", lambda device: "sm_90 with 132 SMs")
-    monkeypatch.setattr(dispatch_table, "fastest_kernels", lambda device: {})
+    monkeypatch.setattr(dispatch_table, "PATH", tmp_path / "shipped.csv")
+    monkeypatch.setattr(dispatch_table, "user_path", lambda: tmp_path / "cache" / "yours.csv")
+    dispatch_table.write(dispatch_table.PATH, [])
+    dispatch_table.fastest_kernels.cache_clear()
     for name in ("cuda", "cuda/sm90", "cuda/sm80", "triton"):
         changed = registry._backends[name]._replace(unavailable_reason=lambda device_type: None)
         monkeypatch.setitem(registry._backends, name, changed)
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    on_gpu = {
-        line.split()[0]: line.split()[1] for line in out.split("\nOn ")[2].splitlines() if line
-    }
-    assert on_gpu["aspp"] == "reference" and on_gpu["upsample_argmax"] == "cuda"
-    assert "Dispatch table for cuda:0, sm_90 with 132 SMs, in " in out
-    assert "  no rows; python benchmarks/tune_dispatch_table.py measures them\n" in out
+    on_gpu = {line.split()[0]: line for line in out.split("\nOn ")[2].splitlines() if line}
+    assert on_gpu["aspp"].endswith("the fastest measured kernel, otherwise reference (cuDNN)")
+    assert on_gpu["upsample_argmax"].split()[1] == "cuda"
+    assert "Dispatch table for cuda:0, sm_90 with 132 SMs:\n" in out
+    assert f"  shipped with the package: 0 rows in {tmp_path}/shipped.csv\n" in out
+    assert f"  your own: 0 rows in {tmp_path}/cache/yours.csv\n" in out
+    assert "  deeplab-fast tune measures the convolutions of a model\n" in out
 
-    buckets = {"a bucket": ("cuda/sm90", "triton"), "another": (), "a third": ("cuda/sm90",)}
-    monkeypatch.setattr(dispatch_table, "fastest_kernels", lambda device: {"aspp": buckets})
+    def row(bucket, kernel, ms, device="sm_90 with 132 SMs", versions=None, date="2026-11-30"):
+        versions = dispatch_table.versions() if versions is None else versions
+        return dispatch_table.Row(
+            device, "aspp", bucket, kernel, ms, 0.063, "1x8x5x5", "A GPU", versions, "-", date
+        )
+
+    shipped = [
+        row("a bucket", "cuda/sm90", 0.05), row("another", "triton", 0.07, versions="any"),
+        row("another", "triton", 0.07, device="sm_80 with 108 SMs"),
+    ]  # fmt: skip
+    dispatch_table.write(dispatch_table.PATH, shipped)
+    yours = [
+        row("a bucket", "cuda/sm90", 0.04, date="2026-12-01"), row("a third", "cuda/sm90", 0.06),
+        row("another", "triton", 0.01, versions="old"),
+    ]  # fmt: skip
+    dispatch_table.add(yours)
     assert main(["info"]) == 0
     out = capsys.readouterr().out
+    assert f"  shipped with the package: 2 rows in {tmp_path}/shipped.csv\n" in out
+    assert f"  your own: 2 rows in {tmp_path}/cache/yours.csv, and 1 out of date\n" in out
     assert "  aspp, 3 shape buckets: cuda/sm90 for 2, reference for 1\n" in out
     assert "another" not in out
     assert main(["info", "--dispatch-table"]) == 0
-    out = capsys.readouterr().out
-    assert "    cuda/sm90   a bucket\n    reference   another\n    cuda/sm90   a third\n" in out
+    lines = capsys.readouterr().out.splitlines()
+    begin = lines.index("    cuda/sm90   a bucket")
+    assert lines[begin + 1 : begin + 6] == [
+        "      cuda/sm90 0.04 ms, cuDNN 0.063 ms (yours, 2026-12-01): 1x8x5x5",
+        "    reference   another",
+        "      triton    0.07 ms, cuDNN 0.063 ms (shipped, 2026-11-30): 1x8x5x5",
+        "    cuda/sm90   a third",
+        "      cuda/sm90 0.06 ms, cuDNN 0.063 ms (yours, 2026-11-30): 1x8x5x5",
+    ]
 
-    def damaged(device):
-        raise ValueError("dispatch_table.csv, line 7: expected two times")
-
-    monkeypatch.setattr(dispatch_table, "fastest_kernels", damaged)
+    dispatch_table.PATH.write_text("device\n")
+    dispatch_table.fastest_kernels.cache_clear()
     assert main(["info"]) == 2
-    error = "deeplab-fast: dispatch_table.csv, line 7: expected two times\n"
-    assert capsys.readouterr().err == error
+    assert capsys.readouterr().err.startswith(f"deeplab-fast: {tmp_path}/shipped.csv: expected the")
+    dispatch_table.fastest_kernels.cache_clear()
+
+
+def test_info_explains_a_model(weights, capsys):
+    shape = ["--size", "33", "47", "--batch", "2", "--device", "cpu"]
+    assert main(["info", "--model", str(weights), *shape]) == 0
+    title, first, *_, last = capsys.readouterr().out.splitlines()
+    assert title.split() == ["layer", "op", "shapes", "backend", "evidence"]
+    assert first.split()[:3] == ["backbone.0", "fused_conv2d", "2x3x33x47,"]
+    assert " float32 " in first and first.endswith("first of cpu, reference")
+    assert last.split()[:2] == ["(model)", "upsample_argmax"]
+    assert main(["info", "--model", str(weights), *shape, "--dtype", "bfloat16"]) == 0
+    assert " bfloat16 " in capsys.readouterr().out.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "a.pth"], "expected --model WEIGHTS and --size HEIGHT WIDTH together"),
+        (["--size", "5", "5"], "expected --model WEIGHTS and --size HEIGHT WIDTH together"),
+        (["--model", "a.pth", "--size", "5", "0"], "positive integers, got batch 1, size 5x0"),
+        (["--model", "a.pth", "--size", "5", "5"], "deeplab-fast: --model: "),
+    ],
+)
+def test_info_with_wrong_arguments(arguments, message, capsys):
+    assert main(["info", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ def test_links_lead_to_files_of_the_repository(page):
 
 def test_reference_lists_every_public_name():
     pages = "".join(path.read_text() for path in ROOT.glob("docs/reference/*.md"))
-    entries = set(re.findall(r"[\w]+", "".join(re.findall(r"members:.*?(?=\n\n|\Z)", pages, re.S))))
+    entries = set(
+        re.findall(r"[\w]+", "\n".join(re.findall(r"members:.*?(?=\n\n|\Z)", pages, re.S)))
+    )
     assert set(deeplab_fast.__all__) <= entries
 
 

@@ -16,9 +16,12 @@ TOWER = ("_C", "_io", "_native", "backends", "ops", "nn", "models", "training", 
 # The same within backends. Kernels of one backend do not use another's, except the reference's.
 BACKENDS = (
     {"arguments", "dispatch_table"},
+    {"race"},
     {"registry"},
     {"reference"},
     {"cpu", "cuda", "triton"},
+    {"calls"},
+    {"explanation", "tuning"},
 )
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path

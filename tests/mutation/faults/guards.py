@@ -55,7 +55,7 @@ FAR_DEPTHWISE = Guard(f"{FAR} depthwise")
 FAR_MEANS = Guard(f"{FAR} means or pooled")
 FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
 MEAN = Guard("test_dilated_conv2d_and_mean.py emulated")
-MEASURED = Guard("test_dispatch_table.py")
+CHOICE = Guard("test_dispatch_table.py test_race.py")
 NON_FINITE = Guard("test_non_finite.py sm_80 or sm_90")
 NON_FINITE_CPU = Guard("test_non_finite.py cpu or prepared_model")
 NON_FINITE_TRITON = Guard("test_non_finite.py triton")
@@ -75,6 +75,7 @@ TRITON_ASPP = Guard("test_triton.py different_images or image_bias")
 TRITON_DENSE = Guard("test_triton_blocks.py not depthwise and not interpolation")
 TRITON_DEPTHWISE = Guard("test_triton_blocks.py depthwise or dilation or strides")
 TRITON_FAR = Guard("test_triton_blocks.py far")
+TUNING = Guard("test_tuning.py test_tune.py")
 WGRAD = Guard("test_races.py test_dilated_conv2d_backward.py tiles or sums or emulated")
 WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py")
 
@@ -148,7 +149,13 @@ GUARDS = {
         "test_dilated_conv2d_wgrad_sm90.py "
         "kernel_calls or convolutions or boxes or box_items or fp32 or tile_items or beyond_16_bits"
     ),
-    "deeplab_fast/backends/dispatch_table.py": MEASURED,
+    "deeplab_fast/backends/dispatch_table.py": CHOICE,
+    "deeplab_fast/backends/race.py": CHOICE,
+    "deeplab_fast/backends/explanation.py": Guard("test_explanation.py"),
+    "deeplab_fast/backends/tuning.py": TUNING,
+    "deeplab_fast/backends/calls.py": TUNING,
+    "deeplab_fast/cli/tune.py": TUNING,
+    "deeplab_fast/models/segmentation.py": TUNING,
     "deeplab_fast/models/cuda_graphs.py": CUDA_GRAPHS,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .guards import (
     BACKWARD,
     CALLS,
+    CHOICE,
     CUDA_GRAPHS,
     NON_FINITE,
     PLANS,
@@ -174,7 +175,48 @@ FAULTS: dict[str, list[Fault]] = {
             "isinstance(reason, FixableReason)",
             "reason",
         ),
-        Fault("cuDNN before what beat it", '(*faster, "reference")', '("reference", *faster)'),
+        Fault(
+            "cuDNN before what beat it",
+            '(*buckets[bucket], "reference")',
+            '("reference", *buckets[bucket])',
+        ),
+        Fault(
+            "cuDNN before the winner of a race",
+            '(*faster, "reference")',
+            '("reference", *faster)',
+            guard=CHOICE,
+        ),
+        Fault("losers of a race", 'ranking[: ranking.index("reference")]', "ranking", guard=CHOICE),
+        Fault(
+            "deterministic mode rests on times",
+            "    if torch.are_deterministic_algorithms_enabled():\n        # Our",
+            "    if False:\n        # Our",
+            guard=CHOICE,
+        ),
+        Fault(
+            "races without cudnn.benchmark",
+            "if not torch.backends.cudnn.benchmark:",
+            "if False:",
+            guard=CHOICE,
+        ),
+        Fault(
+            "races while a graph is captured",
+            "return not (is_capturing() or torch.compiler.is_compiling())",
+            "return not torch.compiler.is_compiling()",
+            guard=CHOICE,
+        ),
+        Fault(
+            "Triton always races",
+            'if len(names) > 1 and "triton" in names:',
+            "if False:",
+            guard=CHOICE,
+        ),
+        Fault(
+            "plans outlive what they are based on",
+            "dispatch_table.changed.append(forget_plans)",
+            "",
+            guard=CHOICE,
+        ),
         Fault(
             "measurements decide on the CPU too",
             'device_type == "cuda" and op in shape_buckets',
@@ -763,26 +805,215 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/backends/dispatch_table.py": [
         Fault(
             "the last row of a bucket decides",
-            "max(ratio, ratios.get(row.kernel, 0))",
-            "ratio",
-        ),
-        Fault(
-            "the first row of a bucket decides",
-            "max(ratio, ratios.get(row.kernel, 0))",
-            "ratios.get(row.kernel, ratio)",
+            "for row in sorted(rows, key=lambda row: row.ratio)}",
+            "for row in rows}",
         ),
         Fault(
             "the best row of a bucket decides",
-            "max(ratio, ratios.get(row.kernel, 0))",
-            "min(ratio, ratios.get(row.kernel, ratio))",
+            "for row in sorted(rows, key=lambda row: row.ratio)}",
+            "for row in sorted(rows, key=lambda row: -row.ratio)}",
         ),
-        Fault("a tie with cuDNN wins", "if ratios[k] < 1", "if ratios[k] <= 1"),
-        Fault("absolute times", "row.median_ms / row.cudnn_ms", "row.median_ms"),
+        Fault("a tie with cuDNN wins", "if row.ratio < 1", "if row.ratio <= 1"),
+        Fault("absolute times", "self.median_ms / self.cudnn_ms", "self.median_ms"),
         Fault("rows of other devices", "if row.device == here:", "if row.device:"),
         Fault(
             "the slowest kernel first",
-            "key=ratios.__getitem__)",
-            "key=ratios.__getitem__, reverse=True)",
+            "sorted(worst.values(), key=lambda row: row.ratio)",
+            "sorted(worst.values(), key=lambda row: -row.ratio)",
+        ),
+        Fault("shipped rows before the user's", "(*read(PATH), *valid)", "(*valid, *read(PATH))"),
+        Fault("rows that are out of date", "if row.versions == versions()]", "]"),
+        Fault(
+            "the shape is no part of a measurement",
+            "self.op, self.shape_bucket, self.shape, self.kernel",
+            "self.op, self.shape_bucket, self.kernel",
+        ),
+        Fault(
+            "processes do not wait for each other",
+            "        fcntl.flock(file, fcntl.LOCK_EX)\n",
+            "",
+        ),
+        Fault(
+            "a damaged table is an error",
+            "except (OSError, ValueError) as error:\n        _re",
+            "except OSError as error:\n        _re",
+        ),
+        Fault("binary files are an error", "(csv.Error, UnicodeDecodeError)", "UnicodeDecodeError"),
+        Fault(
+            "a warning at every look-up",
+            "@functools.cache\ndef _report_once",
+            "@functools.lru_cache(maxsize=0)\ndef _report_once",
+        ),
+        Fault("invalid rows are added", '_row(list(row), f"row {number}")', "row"),
+        Fault("rows take effect in the next process", "    fastest_kernels.cache_clear()\n", ""),
+        Fault("plans are kept", "    for forget in changed:\n        forget()\n", ""),
+    ],
+    "deeplab_fast/backends/race.py": [
+        Fault(
+            "the first call is timed",
+            "            call()\n    start = clock()",
+            "            samples[name].append(_sample(call, device, clock))\n    start = clock()",
+        ),
+        Fault("one sample is enough", "MIN_SAMPLES = 2", "MIN_SAMPLES = 1"),
+        Fault("no budget", " or 1e3 * (clock() - start) < budget_ms", ""),
+        Fault("slow calls get as many samples", "if times[0] <= limit]", "]"),
+        Fault(
+            "an exception ends the race",
+            "except Exception as error:",
+            "except ZeroDivisionError as error:",
+        ),
+        Fault(
+            "interrupts are ignored", "except Exception as error:", "except BaseException as error:"
+        ),
+        Fault("the in-place op is not undone", "arguments[0].clone()}", "arguments[0]}"),
+        Fault(
+            "no memory is an error",
+            "except torch.OutOfMemoryError as error:",
+            "except ZeroDivisionError as error:",
+        ),
+        Fault("a race at every call", "        _remembered[key] = times\n", ""),
+        Fault(
+            "each thread races", "        if key in _remembered:  # by", "        if False:  # by"
+        ),
+        Fault("threads race at once", "    with _lock:\n", "    if True:\n"),
+        Fault("tf32 is fp32", "return op, tf32_is_allowed(), ", "return op, "),
+        Fault("samples overlap", "        end.synchronize()\n", ""),
+        Fault("every race is kept", "if len(_remembered) >= MAX_REMEMBERED:", "if False:"),
+    ],
+    "deeplab_fast/backends/explanation.py": [
+        Fault("the model stays in evaluation mode", "module.training = training", "pass"),
+        Fault("dropout is active", "    model.eval()\n", ""),
+        Fault("kernels run as usual", 'kwargs | {"backend": "reference"}', "kwargs"),
+        Fault(
+            "the best time of a bucket",
+            "worst_rows(rows), backend)",
+            "worst_rows(rows[:1]), backend)",
+        ),
+        Fault(
+            "compiled models have layers of another name",
+            'getattr(model, "_orig_mod", model)',
+            "model",
+        ),
+    ],
+    "deeplab_fast/backends/tuning.py": [
+        Fault("a wrong kernel is timed", "if not error <= tolerance:", "if False:"),
+        Fault("NaN is not wrong", "if not error <= tolerance:", "if error > tolerance:"),
+        Fault(
+            "the memory of a correct output is reused",
+            "            outputs.append(",
+            "            outputs.clear()\n            outputs.append(",
+        ),
+        Fault(
+            "an error relative to the smallest output",
+            "scale = right.double().abs().max()",
+            "scale = right.double().abs().min()",
+        ),
+        Fault(
+            "the slower of cuDNN's times",
+            "cudnn = min((times[name] for name",
+            "cudnn = max((times[name] for name",
+        ),
+        Fault("cuDNN's trial of all algorithms left out", "benchmark=True)", "benchmark=False)"),
+        Fault(
+            "the flag of cuDNN stays on",
+            "        torch.backends.cudnn.benchmark = before\n",
+            "        pass\n",
+        ),
+        Fault(
+            "captured in the caller's thread",
+            "return thread.submit(capture).result()",
+            "return capture()",
+        ),
+        Fault(
+            "rows saved at the end only", "if measured[key]:", "if len(measured) == len(distinct):"
+        ),
+        Fault("measured calls are measured again", "if key not in measured:", "if True:"),
+        Fault(
+            "rows of other versions count",
+            "if (row.device, row.versions) == here:",
+            "if row.device == here[0]:",
+        ),
+        Fault(
+            "rows of other GPUs count",
+            "if (row.device, row.versions) == here:",
+            "if row.versions == here[1]:",
+        ),
+        Fault(
+            "calls of one op are alike",
+            "key = call.op, call.shape_bucket, call.shape\n",
+            'key = call.op, call.shape_bucket, ""\n',
+        ),
+        Fault(
+            "the choice is the fastest kernel of the call alone",
+            "return next(faster, CUDNN)",
+            "return min(rows, key=lambda row: row.ratio).kernel if rows else CUDNN",
+        ),
+        Fault(
+            "tuning with deterministic algorithms",
+            "if torch.are_deterministic",
+            "if False and torch.are_deterministic",
+        ),
+        Fault("an unusable GPU is used on", "if is_unusable(arguments[0].device):", "if False:"),
+    ],
+    "deeplab_fast/backends/calls.py": [
+        Fault(
+            "all strides are contiguous",
+            'torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")',
+            'torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")',
+        ),
+        Fault(
+            "the dtype is forgotten",
+            'dtype=tensor.dtype, device="meta"',
+            'dtype=torch.float32, device="meta"',
+        ),
+        Fault("calls on empty tensors are recorded", "if args[0].numel():", "if True:"),
+        Fault(
+            "a recorded call starts the automatic choice",
+            'kwargs = kwargs | {"backend": "reference"}',
+            "pass",
+        ),
+        Fault("hooks stay behind", "            hook.remove()", "            pass"),
+        Fault("a failed module keeps running", ", always_call=True", ""),
+        Fault(
+            "the random state of the user",
+            "generator=generator)",
+            "generator=None)",
+        ),
+        Fault(
+            "memory for the first row only",
+            "1 + sum((size - 1) * stride for size, stride in strides)",
+            "1 + max((size - 1) * stride for size, stride in strides)",
+        ),
+        Fault(
+            "an op in place writes to its argument",
+            "output = arguments[0].clone()",
+            "output = arguments[0]",
+        ),
+    ],
+    "deeplab_fast/cli/tune.py": [
+        Fault("a wrong kernel is a success", "return 1 if failures else 0", "return 0"),
+        Fault(
+            "only the first batch size",
+            "for batch in arguments.batch:",
+            "for batch in arguments.batch[:1]:",
+        ),
+        Fault("the dtype is ignored", "getattr(torch, arguments.dtype)", "torch.float32"),
+        Fault(
+            "an unwritable table is a traceback",
+            "except (OSError, tuning.UnusableGPU) as error:",
+            "except tuning.UnusableGPU as error:",
+        ),
+    ],
+    "deeplab_fast/models/segmentation.py": [
+        Fault(
+            "tuning in training mode",
+            'raise RuntimeError("tune: expected',
+            'RuntimeError("tune: expected',
+        ),
+        Fault(
+            "layers without names",
+            "tuning.tune(lambda: self.predict(images), images.device, self)",
+            "tuning.tune(lambda: self.predict(images), images.device)",
         ),
     ],
     "deeplab_fast/models/cuda_graphs.py": [
