@@ -6,9 +6,9 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.upsample import upsample
 from ..ops.upsample_argmax import upsample_argmax
 from .preprocessing import Preprocessing
 
@@ -70,7 +70,7 @@ class SegmentationModel(nn.Module):
         """
         size = images.shape[-2:]
         return OrderedDict(
-            (name, F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners))
+            (name, upsample(x, size, self.align_corners))
             for name, x in self.logits(images).items()
         )
 
