@@ -93,6 +93,12 @@ def poisoned_memory():
 
 
 @pytest.fixture(autouse=True)
+def new_plans():
+    """Plans of another test, which may have replaced a kernel or changed the emulated device."""
+    registry.forget_plans()
+
+
+@pytest.fixture(autouse=True)
 def full_fp32():
     """Forbid TF32, to which torch lets fp32 convolutions round by default."""
     before = set_tf32(False)

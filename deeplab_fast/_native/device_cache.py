@@ -1,78 +1,115 @@
-"""Device-side tensors that a kernel reads at every launch, cached by launch shape."""
+"""Values that kernels read at every launch, such as work lists on the device, cached by shape."""
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeGuard, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# Entries that a function keeps at least. The work list of a large batch takes about 1 MB.
+# Entries that a cache keeps at least. The work list of a large batch takes about 1 MB.
 MAX_ENTRIES = 1024
+
+
+class DeviceCache(Generic[_T]):
+    """Cache whose entries own tensors that running kernels and CUDA graphs may read.
+
+    An entry that was found while a CUDA graph was being captured is never dropped, because the
+    graph holds its addresses. When the cache is full, the least recently used of the other entries
+    are dropped, after the device has finished all work that may read them.
+    """
+
+    def __init__(self) -> None:
+        # There are two generations. find() moves an entry to `_recent`; only `_older` is dropped.
+        self._recent: dict[Hashable, _T] = {}
+        self._older: dict[Hashable, _T] = {}
+        self._captured: dict[Hashable, _T] = {}
+        self._gpus: set[torch.device] = set()
+        self._lock = threading.RLock()
+
+    def find(self, key: Hashable) -> _T | None:
+        """The entry of ``key``, or None."""
+        capturing = is_capturing()
+        if not capturing:
+            recent = self._recent.get(key)
+            if recent is not None:
+                return recent
+        with self._lock:
+            for generation in (self._recent, self._older, self._captured):
+                if key in generation:
+                    return self._keep(key, generation[key], capturing)
+        return None
+
+    def add(self, key: Hashable, value: _T, *devices: torch.device) -> None:
+        """Keep ``value``, which may own tensors on these devices."""
+        with self._lock:
+            self._gpus.update(device for device in devices if device.type == "cuda")
+            self._keep(key, value, capturing=False)
+
+    def clear(self) -> None:
+        """Drop all entries but those that a CUDA graph may hold."""
+        with self._lock:
+            self._wait()
+            self._recent, self._older = {}, {}
+
+    def _keep(self, key: Hashable, value: _T, capturing: bool) -> _T:
+        if capturing:
+            self._captured[key] = value
+        elif key not in self._recent and len(self._recent) >= MAX_ENTRIES:
+            self._wait()
+            self._recent, self._older = {}, self._recent
+        self._recent[key] = value
+        return value
+
+    def _wait(self) -> None:
+        if torch.cuda.is_initialized():
+            for gpu in self._gpus:
+                torch.cuda.synchronize(gpu)
+
+
+def is_capturing() -> bool:
+    """True while a CUDA graph is being captured on the current stream."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def cached_on_device(make: Callable[_P, _T]) -> Callable[_P, _T]:
     """Decorator like ``functools.lru_cache``, for functions that put tensors on a device.
 
-    An entry that was looked up while a CUDA graph was being captured is never dropped, because the
-    graph holds its addresses. When the cache is full, the least recently used of the other entries
-    are dropped, after the device has finished all work that may read them.
-
-    The entries are made in a separate thread. While ``torch.compile(mode="reduce-overhead")`` warms
-    up, allocations of the calling thread come from the memory pool of a graph, which overwrites
-    everything that is not an output of the graph (``_use_cuda_memory_pool_manager`` of
-    torch/_inductor/cudagraph_trees.py).
+    The entries, of a :class:`DeviceCache`, are made in a separate thread. While
+    ``torch.compile(mode="reduce-overhead")`` warms up, allocations of the calling thread come from
+    the memory pool of a graph, which overwrites everything that is not an output of the graph
+    (``_use_cuda_memory_pool_manager`` of torch/_inductor/cudagraph_trees.py).
 
     Raises:
         RuntimeError: the first call with these arguments, while a CUDA graph is being captured.
     """
-    # There are two generations. A look-up moves an entry to `recent`; only `older` is dropped.
-    recent: dict[tuple[object, ...], _T] = {}
-    older: dict[tuple[object, ...], _T] = {}
-    captured: dict[tuple[object, ...], _T] = {}
-    gpus: set[torch.device] = set()
+    cache: DeviceCache[_T] = DeviceCache()
     lock = threading.Lock()
 
     @functools.wraps(make)
     def look_up(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        nonlocal recent, older
         key = (*args, *kwargs.items())
-        capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-        generation = recent
-        if key in generation and not capturing:
-            return generation[key]
-        with lock:
-            for generation in (recent, older, captured):
-                if key in generation:
-                    found = generation[key]
-                    break
-            else:
-                if capturing:
-                    raise RuntimeError(
-                        "deeplab_fast: a kernel's work list for these shapes is made at its first "
-                        "call, which cannot be captured in a CUDA graph: call it once before "
-                        "capturing"
-                    )
-                gpus.update(filter(_is_gpu, (*args, *kwargs.values())))
+        found = cache.find(key)
+        if found is not None:
+            return found
+        if is_capturing():
+            raise RuntimeError(
+                "deeplab_fast: a kernel's work list for these shapes is made at its first call, "
+                "which cannot be captured in a CUDA graph: call it once before capturing"
+            )
+        with lock:  # so that two threads do not make the same entry
+            found = cache.find(key)
+            if found is None:
                 with ThreadPoolExecutor(1) as thread:
                     found = thread.submit(make, *args, **kwargs).result()
-            if capturing:
-                captured[key] = found
-            elif len(recent) >= MAX_ENTRIES:
-                for gpu in gpus:
-                    torch.cuda.synchronize(gpu)
-                recent, older = {}, recent
-            recent[key] = found
+                devices = (d for d in (*args, *kwargs.values()) if isinstance(d, torch.device))
+                cache.add(key, found, *devices)
         return found
 
     return look_up
-
-
-def _is_gpu(argument: object) -> TypeGuard[torch.device]:
-    return isinstance(argument, torch.device) and argument.type == "cuda"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,12 +48,15 @@ def channels_last(tensor: Tensor) -> Tensor:
 
 def empty_nhwc(input: Tensor, channels: int) -> Tensor:
     """Uninitialised channels_last output [N, channels, H, W] for an ``input`` [N, C, H, W]."""
-    return torch.empty(
-        (input.size(0), channels, *input.shape[2:]),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=torch.channels_last,
-    )
+    return empty_output(input, channels)()
+
+
+def empty_output(input: Tensor, channels: int) -> Callable[[], Tensor]:
+    """Function that returns a new :func:`empty_nhwc` at each call."""
+    N, _, H, W = input.shape
+    shape = N, channels, H, W
+    nhwc = _strides(shape, torch.channels_last)
+    return partial(torch.empty_strided, shape, nhwc, dtype=input.dtype, device=input.device)
 
 
 def aligned(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -70,7 +74,30 @@ def aligned_rows(weight: Tensor) -> Tensor:
 
     The rows of a 1x1 weight [K, C, 1, 1] may be slices of longer rows.
     """
+    is_aligned = weight.data_ptr() % 16 == 0
+    return weight if is_aligned and _is_slice_of_rows(weight) else aligned_nhwc(weight)
+
+
+def _is_slice_of_rows(weight: Tensor) -> bool:
     row_bytes = weight.stride(0) * weight.element_size()
-    is_aligned = weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0
-    is_row = weight.shape[2:] == (1, 1) and weight.stride(1) == 1
-    return weight if is_row and is_aligned else aligned_nhwc(weight)
+    return weight.shape[2:] == (1, 1) and weight.stride(1) == 1 and row_bytes % 16 == 0
+
+
+# Memory formats that kernels read without a copy. Whether the memory is aligned, which changes from
+# call to call, is checked separately.
+
+
+def is_nhwc(tensor: Tensor) -> bool:
+    """True if ``tensor`` is channels_last, and so are outputs that have its format."""
+    nhwc = torch.channels_last
+    return _format(tensor) == nhwc and tensor.is_contiguous(memory_format=nhwc)
+
+
+def has_rows(weight: Tensor) -> bool:
+    """True if :func:`aligned_rows` copies ``weight`` only where its memory is not aligned."""
+    return _is_slice_of_rows(weight) or weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def is_unaligned(*addresses: int) -> bool:
+    """True if 16-byte vectors cannot be read from one of these addresses."""
+    return any(address % 16 for address in addresses)

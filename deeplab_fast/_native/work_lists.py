@@ -58,14 +58,14 @@ WGRAD_SM90 = ConvKernel(
 )
 
 
-def conv_kernel(context: LaunchContext, input: Tensor) -> ConvKernel:
-    """The kernel for convolutions of ``input``, or for gradients of its size.
+def conv_kernel(context: LaunchContext, dtype: torch.dtype, size: tuple[int, int]) -> ConvKernel:
+    """The kernel for convolutions of maps of ``size`` (H, W), or for gradients of that size.
 
     TF32 uses the sm_80 kernel, which rounds its operands; wgmma truncates them. The sm_90 kernel
     packs the two coordinates of a pixel into 16 bits each.
     """
-    is_small = max(input.shape[2:]) < 2**15
-    if context.is_sm90 and input.dtype != torch.float32 and is_small:
+    is_small = max(size) < 2**15
+    if context.is_sm90 and dtype != torch.float32 and is_small:
         return CONV_SM90
     return CONV_SM80
 

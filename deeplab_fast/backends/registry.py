@@ -5,6 +5,9 @@ which picks the backend that the caller forced. If none is forced, it picks the 
 automatic order that has the op, is available on this machine and supports the call. ``reference``
 supports every call.
 
+The choice, and everything else that depends on the shapes of a call but not on its numbers, is made
+at the first call of these shapes and kept as a :class:`Plan`.
+
 On a GPU the reference of a convolution is a kernel of a vendor library, cuDNN. A kernel of ours is
 preferred only if it was measured to be faster for the shape bucket of the call.
 """
@@ -14,13 +17,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from .._native.device_cache import DeviceCache, is_capturing
+from .._native.precision import tf32_is_allowed
 from . import dispatch_table
 
 NAMES = ("cuda", "cuda/sm90", "cuda/sm80", "triton", "cpu", "reference")
@@ -35,11 +40,19 @@ Reason = str | None
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+class Target(NamedTuple):
+    """The device that kernels of a backend are launched on."""
+
+    context: Any  # the first argument of its kernels
+    stream: Callable[[], int]  # the current stream of the device
+    guard: Callable[[], AbstractContextManager[Any]]  # makes the device the current one
+
+
 class Backend(NamedTuple):
-    """Availability, launch context and loader of a backend; see :func:`register_backend`."""
+    """Availability, launch target and loader of a backend; see :func:`register_backend`."""
 
     unavailable_reason: Callable[[str], Reason]  # device type -> why it cannot run there, or None
-    launch_context: Callable[[Tensor], AbstractContextManager[Any]] | None
+    target: Callable[[torch.device], Target] | None
     load: Callable[[], object] | None  # imports the modules that register its kernels
 
 
@@ -48,6 +61,15 @@ class Kernel(NamedTuple):
 
     run: Callable[..., Any]
     unsupported_reason: Callable[[Any], Reason]  # arguments -> why it cannot compute them, or None
+    makes_plan: bool = False  # True if ``run`` is a function of :func:`register_planned_kernel`
+
+
+class Plan(NamedTuple):
+    """A kernel that is ready to run all calls of the same shapes."""
+
+    backend: str
+    call: Callable[..., Any]  # function of the stream, if there is a target, and of the arguments
+    target: Target | None
 
 
 class FixableReason(str):
@@ -60,6 +82,7 @@ class FixableReason(str):
 _backends: dict[str, Backend] = {}
 _kernels: dict[str, dict[str, Kernel]] = {}
 _argument_types: dict[str, Callable[..., Any]] = {}
+_plans: DeviceCache[Plan] = DeviceCache()
 shape_buckets: dict[str, Callable[[Any], str]] = {}
 _forced = ""  # a plain global: torch.compile guards on it, unlike a ContextVar
 _trace: list[tuple[str, str]] | None = None
@@ -68,7 +91,7 @@ _trace: list[tuple[str, str]] | None = None
 def register_backend(
     name: str,
     unavailable_reason: Callable[[str], Reason],
-    launch_context: Callable[[Tensor], AbstractContextManager[Any]] | None = None,
+    target: Callable[[torch.device], Target] | None = None,
     load: Callable[[], object] | None = None,
 ) -> None:
     """Register a backend.
@@ -77,11 +100,11 @@ def register_backend(
         name: what :class:`backend` takes.
         unavailable_reason: called with a device type; returns why the backend cannot run on such
             devices here, or None.
-        launch_context: context manager that makes the first argument of the kernels from the first
-            tensor of a call; None for kernels that take the op's arguments alone.
+        target: called with a device; returns what kernels are launched on. None for kernels that
+            take the op's arguments alone.
         load: imports the modules that register its kernels, before the first of them is used.
     """
-    _backends[name] = Backend(unavailable_reason, launch_context, load)
+    _backends[name] = Backend(unavailable_reason, target, load)
 
 
 def _supports_everything(arguments: Any) -> Reason:
@@ -94,15 +117,33 @@ def register_kernel(
     """Decorator that registers a function as the kernel of ``op`` on these backends.
 
     The function gets the op's arguments as one object of ``backends/arguments.py``, after the
-    launch context if its backend has one. ``unsupported_reason`` gets the same object.
+    launch context if its backend has a target. ``unsupported_reason`` gets the same object.
     """
+    return functools.partial(_register, op, backends, unsupported_reason, False)
 
-    def register(function: _F) -> _F:
-        for name in backends:
-            _kernels.setdefault(op, {})[name] = Kernel(function, unsupported_reason)
-        return function
 
-    return register
+def register_planned_kernel(
+    op: str, *backends: str, unsupported_reason: Callable[[Any], Reason] = _supports_everything
+) -> Callable[[_F], _F]:
+    """Decorator like :func:`register_kernel`, for backends with a target.
+
+    The function gets the launch context and the arguments of a first call. It returns the function
+    of (stream, arguments) that computes this call and all others of the same shapes, strides,
+    dtypes and options. Addresses may differ.
+    """
+    return functools.partial(_register, op, backends, unsupported_reason, True)
+
+
+def _register(
+    op: str,
+    backends: Sequence[str],
+    unsupported_reason: Callable[[Any], Reason],
+    makes_plan: bool,
+    function: _F,
+) -> _F:
+    for name in backends:
+        _kernels.setdefault(op, {})[name] = Kernel(function, unsupported_reason, makes_plan)
+    return function
 
 
 def register_op(
@@ -256,19 +297,67 @@ def run(op: str, *values: Any, backend: str = "") -> Any:
     if torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):
             return run(op, *values, backend=backend)
+    key = (op, backend, *_modes(arguments[0]), *map(_description, values))
+    plan = _plans.find(key)
+    if plan is None:
+        plan = _make_plan(op, backend, arguments)
+        # A choice that was made now may lack the measurement that a later call will make.
+        if not (is_capturing() or torch.compiler.is_compiling()):
+            _plans.add(key, plan, arguments[0].device)
+    if _trace is not None:
+        _trace.append((op, plan.backend))
+    _, call, target = plan
+    if target is None:
+        return call(arguments)
+    with target.guard():
+        return call(target.stream(), arguments)
+
+
+def forget_plans() -> None:
+    """Make plans anew, because what the choice of kernels depends on has changed."""
+    _plans.clear()
+
+
+def _modes(input: Tensor) -> tuple[bool, ...]:
+    """The global settings of torch that plans depend on."""
+    is_fp32 = input.dtype == torch.float32
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        is_fp32 and tf32_is_allowed(),
+    )
+
+
+def _description(value: Any) -> Hashable:
+    """What a plan depends on in an argument. A list may contain tensors."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return tuple(map(_description, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _make_plan(op: str, backend: str, arguments: Any) -> Plan:
     for name in (backend,) if backend else automatic(op, arguments):
         reason = unsupported_reason(op, name, arguments)
         if reason is None:
-            if _trace is not None:
-                _trace.append((op, name))
-            launch_context, kernel = _backends[name].launch_context, _kernels[op][name]
-            if launch_context is None:
-                return kernel.run(arguments)
-            with launch_context(arguments[0]) as context:
-                return kernel.run(context, arguments)
+            return _plan_on(name, _kernels[op][name], arguments)
         if isinstance(reason, FixableReason):
             _warn_once(name, reason)
     raise RuntimeError(f"backend {name!r} cannot run {op} on this input: {reason}")
+
+
+def _plan_on(name: str, kernel: Kernel, arguments: Any) -> Plan:
+    make_target = _backends[name].target
+    if make_target is None:
+        return Plan(name, kernel.run, None)
+    target = make_target(arguments[0].device)
+    if kernel.makes_plan:
+        with target.guard():
+            return Plan(name, kernel.run(target.context, arguments), target)
+
+    def call(stream: int, arguments: Any) -> Any:
+        return kernel.run(target.context._replace(stream=stream), arguments)
+
+    return Plan(name, call, target)
 
 
 @functools.cache

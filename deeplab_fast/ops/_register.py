@@ -59,7 +59,12 @@ def define(
     def call(*values: Any, backend: str) -> Any:
         if _transforms.active():
             return _transforms.call(op, _rules[name], values, backend)
-        return op(*values, backend=backend)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return op(*values, backend=backend)
+        # torch.library's autograd kernel is written in Python and takes as long as the rest of the
+        # dispatch. Without gradients it does what happens here.
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*values, backend=backend)
 
     return call
 

@@ -30,6 +30,7 @@ from deeplab_fast.backends.cuda import device
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
+from ..support.backends import GpuTensor
 from ..support.cases import with_layout
 
 X, W = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
@@ -99,7 +100,7 @@ def test_warning_about_an_old_driver_is_given_once(old_driver, monkeypatch):
     kernel = registry.Kernel(lambda arguments: "ran", registry._supports_everything)
     monkeypatch.setitem(registry._kernels, "an_op", dict.fromkeys(("cuda", "reference"), kernel))
     monkeypatch.setitem(registry._argument_types, "an_op", lambda *values: values)
-    tensor = SimpleNamespace(device=torch.device("cuda"))
+    tensor = GpuTensor()
     with registry.trace() as ran, pytest.warns(UserWarning) as warned:
         for _ in range(3):
             assert registry.run("an_op", tensor) == "ran"
@@ -392,7 +393,7 @@ def test_faster_kernels_precede_the_vendor_library(monkeypatch, faster, chosen):
     monkeypatch.setitem(registry.shape_buckets, "an_op", lambda arguments: "a bucket")
     table = {} if faster is None else {"an_op": faster}
     monkeypatch.setattr(registry.dispatch_table, "fastest_kernels", lambda device: table)
-    tensor = SimpleNamespace(device=torch.device("cuda"))
+    tensor = GpuTensor()
     assert registry.automatic("an_op", (tensor, 3)) == chosen
     assert registry.automatic("upsample_argmax", (tensor,)) == ("cuda", "triton", "reference")
 

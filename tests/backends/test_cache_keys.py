@@ -5,7 +5,6 @@ Each test changes one component of a key after a first call; a stale entry would
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from types import SimpleNamespace
@@ -379,21 +378,25 @@ def test_each_gpu_is_queried_once_for_its_own_capacity(two_gpus, monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda gpu: asked.append(gpu) or properties(gpu)
     )
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
+    streams = lambda index: 7 + index  # noqa: E731
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", streams, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(_C, "cuda", "the kernels", raising=False)
     monkeypatch.setattr(cuda_device, "_HAS_SM90", True)
-    cuda_device._capacity.cache_clear()
+    cuda_device.target.cache_clear()
     try:
         for _ in range(2):
             for gpu, num_ctas, is_sm90 in zip(two_gpus, (2 * 132, 2 * 108), (True, False)):
-                with cuda_device.launch_context(SimpleNamespace(device=gpu)) as kernels:
-                    assert kernels == LaunchContext("the kernels", 7, num_ctas, is_sm90)
-                with cuda_device.launch_context(SimpleNamespace(device=gpu), sm90=False) as kernels:
-                    assert kernels == LaunchContext("the kernels", 7, num_ctas, False)
+                for sm90 in (True, False):
+                    target = cuda_device.target(gpu, sm90=sm90)
+                    context = LaunchContext("the kernels", 0, num_ctas, is_sm90 and sm90)
+                    assert target.context == context
+                    assert target.stream() == 7 + gpu.index
+                    # Only a device that is not the current one is made current.
+                    assert isinstance(target.guard(), torch.cuda.device) == (gpu.index != 1)
     finally:
-        cuda_device._capacity.cache_clear()
-    assert asked == two_gpus
+        cuda_device.target.cache_clear()
+    assert asked == [gpu for gpu in two_gpus for _ in range(2)]
 
 
 def test_each_backend_and_reason_is_warned_about_once():

@@ -12,7 +12,6 @@ from deeplab_fast import _C, dilated_conv2d
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast._native.memory_format import empty_nhwc
-from deeplab_fast.backends.cuda.dilated_conv2d import Convolution, launch
 from deeplab_fast.models.inference import FoldedASPP
 from deeplab_fast.nn import ASPP
 from deeplab_fast.ops.shape_bucket import tf32_is_allowed
@@ -27,7 +26,7 @@ from ..support.cases import (
     to_tf32,
     with_layout,
 )
-from ..support.convolution import convolve
+from ..support.convolution import convolve, convolve_slices
 from ..support.emulator import machine
 from ..support.memory import copy_beside_unreadable_page, in_child
 
@@ -122,17 +121,8 @@ def test_slices_of_larger_buffers(num_ctas, channels, first):
         _C.schedule.forward_tiles, (2, 6, 5), ((3, 3, 2, 2),),
         work_lists.k_iters_per_tap(72, buffer.dtype), (channels,), torch.device("cpu"), num_ctas,
     )  # fmt: skip
-    launch(
-        kernels(num_ctas),
-        output,
-        Convolution(
-            buffer,
-            [_C.ConvOutput(weight.data_ptr(), 0, 0, channels, first, weight.stride(0))],
-            [_C.ConvSource(24, 72, 0)],
-            work_list,
-            (weight,),
-        ),
-    )
+    source = _C.ConvSource(24, 72, 0)
+    convolve_slices(kernels(num_ctas), output, buffer, weight, [source], work_list, first)
     own = slice(first, first + channels)
     expected = F.conv2d(buffer[:, 24:96], weight, padding=2, dilation=2)
     torch.testing.assert_close(output[:, own], expected)
@@ -163,17 +153,7 @@ def test_taps_of_several_sources(dtype, num_ctas):
         (C,), torch.device("cpu"), num_ctas,
     )  # fmt: skip
     grad_input = empty_nhwc(grad, C)
-    launch(
-        kernels(num_ctas),
-        grad_input,
-        Convolution(
-            grad,
-            [_C.ConvOutput(packed.data_ptr(), 0, 0, C, 0, packed.stride(0))],
-            sources,
-            work_list,
-            (packed,),
-        ),
-    )
+    convolve_slices(kernels(num_ctas), grad_input, grad, packed, sources, work_list)
 
     def definition(grad, *weights):
         x = torch.zeros(N, C, H, W, dtype=grad.dtype, requires_grad=True)

@@ -79,6 +79,8 @@ def small_cache(monkeypatch):
     """A cache of two generations of three entries. Returns a log of computations and waits."""
     log = []
     monkeypatch.setattr(device_cache, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "synchronize", log.append)
     return log
 

@@ -20,9 +20,6 @@ from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends.cuda import dilated_conv2d as dilated_conv2d_calls
-from deeplab_fast.backends.cuda.dilated_conv2d import Convolution
-from deeplab_fast.backends.cuda.dilated_conv2d import launch as launch_kernel
-from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import convolve_with_means
 
 from ..ops.test_aspp import convert
 from ..ops.test_aspp import definition as aspp_definition
@@ -37,7 +34,7 @@ from ..ops.test_dilated_conv2d import (
 )
 from ..support import emulator
 from ..support.cases import CONVS, Conv, assert_as_accurate_as, operands
-from ..support.convolution import convolve, convolved
+from ..support.convolution import convolve, convolve_slices, convolve_with_means, convolved
 from ..support.emulator import machine
 from ..support.memory import copy_beside_unreadable_page, in_child
 
@@ -268,9 +265,7 @@ def test_means_of_the_pixels_of_a_1x1_branch(shape, channels, num_ctas):
     for seed in range(3):
         output = empty_nhwc(input, expected.size(1))
         with machine(seed, "sm_90"):
-            means = convolve_with_means(
-                kernels(num_ctas), output, input, weights, [None] * len(weights), rates, "none"
-            )
+            means = convolve_with_means(kernels(num_ctas), output, input, weights, rates)
         results.append((output, means))
     for output, means in results:
         assert torch.equal(means, results[0][1]) and torch.equal(output, results[0][0])
@@ -306,9 +301,7 @@ def launch(
     work_list = work_lists.conv_work_list(
         tiles, plane, branches, k_iters, (K,), torch.device("cpu"), num_ctas, work_lists.CONV_SM90
     )
-    row = _C.ConvOutput(weight.data_ptr(), 0, 0, K, 0, weight.stride(0))
-    convolution = Convolution(input, [row], sources, work_list, (weight,))
-    launch_kernel(kernels(num_ctas), output, convolution)
+    convolve_slices(kernels(num_ctas), output, input, weight, sources, work_list)
 
 
 @ON_SM90
@@ -445,11 +438,11 @@ def test_tile_items_match_work_items_and_tiles(num_ctas):
 
 def test_fp32_uses_the_sm80_kernel():
     input = torch.empty(1, 8, 1, 2**15 - 1)
-    assert work_lists.conv_kernel(kernels(1), input) is work_lists.CONV_SM80
-    assert work_lists.conv_kernel(kernels(1), input.half()) is work_lists.CONV_SM90
+    assert work_lists.conv_kernel(kernels(1), input.dtype, input.shape[2:]) is work_lists.CONV_SM80
+    assert work_lists.conv_kernel(kernels(1), torch.half, input.shape[2:]) is work_lists.CONV_SM90
 
 
 @pytest.mark.parametrize("size", [(2**15, 1), (1, 2**15)])
 def test_maps_beyond_16_bits_of_a_coordinate_use_the_sm80_kernel(size):
     input = torch.empty(1, 8, *size).half()
-    assert work_lists.conv_kernel(kernels(1), input) is work_lists.CONV_SM80
+    assert work_lists.conv_kernel(kernels(1), input.dtype, input.shape[2:]) is work_lists.CONV_SM80

@@ -13,10 +13,10 @@ from deeplab_fast import DeepLabV3
 from deeplab_fast.backends import dispatch_table, registry
 from deeplab_fast.ops.shape_bucket import shape_bucket
 
-from ..support.backends import set_tf32
+from ..support.backends import GpuTensor, set_tf32
 
 HOPPER = "sm_90 with 132 SMs"
-GPU = SimpleNamespace(device=torch.device("cuda", 0))  # the choice reads nothing else of a tensor
+GPU = GpuTensor()
 
 
 class Call(NamedTuple):
@@ -31,7 +31,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.version, "hip", None)
     for name in dispatch_table.KERNELS:
-        backend = registry.Backend(lambda device_type: None, launch_context=None, load=None)
+        backend = registry.Backend(lambda device_type: None, target=None, load=None)
         monkeypatch.setitem(registry._backends, name, backend)
     kernels = {
         name: registry.Kernel(lambda arguments, name=name: name, registry._supports_everything)

@@ -33,17 +33,16 @@ def launches(monkeypatch) -> list[list[str]]:
 
     launchers = "dilated_conv2d_fwd", "depthwise_conv2d_fwd", "upsample_argmax_fwd"
     module = SimpleNamespace(**dict.fromkeys(launchers, launch))
-    backend = registry.Backend(
-        lambda device_type: None,
-        lambda tensor: contextlib.nullcontext(LaunchContext(module, 0, 8)),
-        load=None,
-    )
+    target = registry.Target(LaunchContext(module, 0, 8), lambda: 0, contextlib.nullcontext)
+    backend = registry.Backend(lambda device_type: None, lambda device: target, load=None)
     monkeypatch.setitem(registry._backends, "cuda", backend)
     return stacks
 
 
 def test_at_most_seven_frames_to_the_launch_of_a_convolution(launches):
-    x, dense, depthwise = torch.ones(1, 8, 3, 3), torch.ones(8, 8, 3, 3), torch.ones(8, 1, 3, 3)
+    nhwc = {"memory_format": torch.channels_last}  # other formats are converted in one more frame
+    x, dense = torch.ones(1, 8, 3, 3).to(**nhwc), torch.ones(8, 8, 3, 3).to(**nhwc)
+    depthwise = torch.ones(8, 1, 3, 3)
     with deeplab_fast.backend("cuda"):
         deeplab_fast.dilated_conv2d(x.bfloat16(), dense.bfloat16())
         deeplab_fast.dilated_conv2d(x, depthwise, groups=8)

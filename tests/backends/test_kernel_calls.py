@@ -15,6 +15,7 @@ from torch import Tensor
 from deeplab_fast import _C
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import DTYPES, LaunchContext
+from deeplab_fast.backends import registry
 from deeplab_fast.backends.arguments import Aspp
 from deeplab_fast.backends.cuda import (
     aspp,
@@ -24,7 +25,7 @@ from deeplab_fast.backends.cuda import (
 )
 
 from ..support import emulator
-from ..support.convolution import convolved
+from ..support.convolution import convolved, depthwise, image_bias
 from ..support.emulator import machine
 
 CPU = torch.device("cpu")
@@ -110,9 +111,11 @@ def test_strided_operands(device):
 def test_strided_operands_of_depthwise_convolution():
     input, grad, weight, bias = ints(2, 16, 3, 4), ints(2, 16, 3, 4), ints(16, 1, 3, 3), ints(16)
     residual, where = ints(2, 16, 3, 4), kernels("sm_80")
+    output = spread(residual)
+    operands = output, spread(input), spread(weight), spread(bias)
     with machine(0):
-        output = depthwise_conv2d.forward(
-            where, spread(input), spread(weight), spread(bias), (2, 1), spread(residual), "relu6"
+        registry.run(
+            "fused_conv2d_add_", *operands, [1, 1], [2, 1], [2, 1], 16, "relu6", backend="emulated"
         )
         grads = depthwise_conv2d.backward(
             where, spread(grad), spread(input), spread(weight), (2, 1), [True] * 3
@@ -129,7 +132,7 @@ def test_strided_operands_of_the_pooled_branch(device):
     means, pool, pool_bias = ints(2, 16, dtype=torch.float32), ints(8, 16, 1, 1), ints(8)
     project, bias = ints(5, 8, 1, 1), ints(5)
     with machine(0, device):
-        actual = aspp.image_bias(
+        actual = image_bias(
             kernels(device), means, spread(pool), spread(pool_bias), project, spread(bias)
         )
     hidden = F.relu(means.double() @ pool[..., 0, 0].double().T + pool_bias)
@@ -142,22 +145,22 @@ def test_strided_operands_of_the_pooled_branch(device):
 def test_rates_between_the_sides_of_a_map(device, size, rates):
     """A dilation beyond the map acts like the map's size, along each side separately."""
     input, grad, weight = ints(1, 8, *size), ints(1, 8, *size), ints(8, 8, 3, 3)
-    depthwise = ints(8, 1, 3, 3)
+    weight_rows = ints(8, 1, 3, 3)
     where = kernels(device)
     with machine(0, device):
         results = [
             convolved(where, input, [weight], [None], [rates]),
-            depthwise_conv2d.forward(where, input, depthwise, None, rates),
+            depthwise(where, input, weight_rows, None, rates),
         ]
         dx, (dw,), _ = dilated_conv2d_backward.backward(
             where, grad, input, [weight], [rates], [True, True, False]
         )
         depthwise_grads = depthwise_conv2d.backward(
-            where, grad, input, depthwise, rates, [True, True, False]
+            where, grad, input, weight_rows, rates, [True, True, False]
         )
     for w, groups, output, grads in (
         (weight, 1, results[0], (dx, dw)),
-        (depthwise, 8, results[1], depthwise_grads[:2]),
+        (weight_rows, 8, results[1], depthwise_grads[:2]),
     ):
         leaves = [t.double().requires_grad_() for t in (input, w)]
         expected = F.conv2d(*leaves, padding="same", dilation=rates, groups=groups)
@@ -396,7 +399,7 @@ def strip_rows(monkeypatch, num_ctas: int, shape: tuple[int, ...], kernel: tuple
     where = LaunchContext(recorder, 0, num_ctas)
     x = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
     weight = torch.empty(shape[1], 1, *kernel, dtype=torch.bfloat16)
-    depthwise_conv2d.forward(where, x, weight, None, (1, 1))
+    depthwise(where, x, weight, None, (1, 1))
     forward = recorder.calls["depthwise_conv2d_fwd"][-3]
     depthwise_conv2d.backward(where, x, x, weight, (1, 1), [True, True, False])
     grad_input = recorder.calls["depthwise_conv2d_fwd"][-3]

@@ -15,14 +15,13 @@ from deeplab_fast._native.common import DTYPES, LaunchContext
 from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends.arguments import ParallelDilatedConv2dAndMean
 from deeplab_fast.backends.cuda import (
-    aspp,
     depthwise_conv2d,
     dilated_conv2d_and_mean,
     dilated_conv2d_backward,
 )
 
 from ..support import emulator
-from ..support.convolution import convolve
+from ..support.convolution import convolve, depthwise, image_bias
 from ..support.emulator import machine
 
 KERNELS = pytest.mark.parametrize(
@@ -151,7 +150,7 @@ def test_pooled_branch(dtype, images, channels, pooled, outputs):
     pool, pool_bias = ints(pooled, channels, 1, 1, dtype=dtype), ints(pooled, dtype=dtype)
     project, bias = ints(outputs, pooled, 1, 1, dtype=dtype), ints(outputs, dtype=dtype)
     with machine(1):
-        actual = aspp.image_bias(kernels("sm_80", 1), means, pool, pool_bias, project, bias)
+        actual = image_bias(kernels("sm_80", 1), means, pool, pool_bias, project, bias)
     hidden = F.relu(means.double() @ pool[:, :, 0, 0].double().T + pool_bias)
     expected = hidden @ project[:, :, 0, 0].double().T + bias
     assert torch.equal(actual, exact(expected, torch.float32))
@@ -203,7 +202,7 @@ def test_depthwise(dtype, shape, kernel):
     weight, bias = ints(C, 1, *kernel, dtype=dtype), ints(C, dtype=dtype)
     where = kernels("sm_80", 1)
     with machine(1):
-        output = depthwise_conv2d.forward(where, input, weight, bias, (1, 2))
+        output = depthwise(where, input, weight, bias, (1, 2))
         grads = depthwise_conv2d.backward(where, grad, input, weight, (1, 2), [True] * 3)
     leaves = [t.double().requires_grad_() for t in (input, weight, bias)]
     expected = F.conv2d(*leaves, padding="same", dilation=(1, 2), groups=C)

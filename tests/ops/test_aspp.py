@@ -14,11 +14,10 @@ from deeplab_fast import aspp
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast._native.memory_format import empty_nhwc
 from deeplab_fast.backends import registry
-from deeplab_fast.backends.cuda import aspp as aspp_kernels
-from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import convolve_with_means
 
 from ..support import emulator
 from ..support.cases import DTYPES, LAYOUTS, assert_as_accurate_as, upsampled, with_layout
+from ..support.convolution import convolve_with_means, image_bias
 from ..support.unsupported import skip_if_unsupported, skip_without
 
 OP = "aspp"
@@ -157,10 +156,10 @@ def test_emulated_image_bias(dtype, H, W):
     x, *rest = tensors
     one = x.new_ones(8, C, 1, 1)
     output = empty_nhwc(x, 8)
-    means = convolve_with_means(kernels, output, x, [one], [None], [(1, 1)], "none")
-    image_bias = aspp_kernels.image_bias(kernels, means, *rest)
+    means = convolve_with_means(kernels, output, x, [one], [(1, 1)])
+    bias = image_bias(kernels, means, *rest)
     exact = definition(*(t.double() for t in tensors))
-    assert_as_accurate_as(image_bias, definition(*(t.float() for t in tensors)), exact)
+    assert_as_accurate_as(bias, definition(*(t.float() for t in tensors)), exact)
 
 
 def test_emulated_pooled_branch_is_not_broadcast():

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast.backends import registry
@@ -140,6 +140,7 @@ def machine(seed: int = 0, device: str = "sm_80") -> Iterator[None]:
     """
     global _device
     module = load()
+    registry.forget_plans()
     outer_device, _device = _device, device
     outer_limit = module.set_shared_memory_limit(SHARED_MEMORY[device])
     outer_seed = module.set_seed(seed)
@@ -149,21 +150,20 @@ def machine(seed: int = 0, device: str = "sm_80") -> Iterator[None]:
         module.set_seed(outer_seed)
         module.set_shared_memory_limit(outer_limit)
         _device = outer_device
+        registry.forget_plans()
 
 
 def _unavailable_reason(device_type: str) -> str | None:
     return None if device_type == "cpu" else f"does not run on {device_type} tensors"
 
 
-def _launch_context(tensor: Tensor) -> contextlib.AbstractContextManager[LaunchContext]:
+def _target(device: torch.device) -> registry.Target:
     stream = 0  # launches return when they are done
-    return contextlib.nullcontext(
-        LaunchContext(load().cuda, stream, num_ctas, is_sm90=_device == "sm_90")
-    )
+    context = LaunchContext(load().cuda, stream, num_ctas, is_sm90=_device == "sm_90")
+    return registry.Target(context, lambda: stream, contextlib.nullcontext)
 
 
-registry.register_backend("emulated", _unavailable_reason, _launch_context)
+registry.register_backend("emulated", _unavailable_reason, _target)
 for op, kernel in registry.kernels_of("cuda").items():
-    registry.register_kernel(op, "emulated", unsupported_reason=kernel.unsupported_reason)(
-        kernel.run
-    )
+    register = registry.register_planned_kernel if kernel.makes_plan else registry.register_kernel
+    register(op, "emulated", unsupported_reason=kernel.unsupported_reason)(kernel.run)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,15 @@ from torch import Tensor
 from ..._native import _C
 from ..._native.common import ACTIVATION_RANGES, DTYPES, LaunchContext
 from ..._native.limits import unsupported_operands
-from ..._native.memory_format import aligned, aligned_nhwc, empty_like_format, in_format_of
+from ..._native.memory_format import (
+    aligned,
+    aligned_nhwc,
+    empty_like_format,
+    empty_output,
+    in_format_of,
+    is_nhwc,
+    is_unaligned,
+)
 
 _MAX_PIXELS = 2**28
 # Rows of a strip of the weight gradient, the first with enough elements per row. Taller strips read
@@ -94,39 +103,68 @@ def _fixed_strip_rows(input: Tensor) -> int:
     return -(-H // -(-H // rows))  # equal strips: otherwise the last could have only one row
 
 
-def forward(
+def launcher(
     context: LaunchContext,
     input: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     dilation: Sequence[int],
-    residual: Tensor | None = None,
     activation: str = "none",
     flipped: bool = False,
-) -> Tensor:
-    """``activation(convolution + residual)``, written to ``residual`` if it is aligned.
+) -> Callable[..., None]:
+    """Function that launches convolutions of these shapes, with the parameters of ConvPlan.launch.
 
     With flipped taps this computes the gradient of the input from the gradient of the output.
     """
+    launch = context.module.depthwise_conv2d_fwd
     shape = _shape(input, weight, dilation, _strip_rows(context, input, weight), flipped)
-    nhwc, weight = aligned_nhwc(input), aligned(weight, torch.contiguous_format)
-    bias = None if bias is None else bias.contiguous()
-    if residual is None:
-        output = torch.empty_like(nhwc, memory_format=torch.channels_last)
-    else:
-        output = aligned_nhwc(residual)
-    context.module.depthwise_conv2d_fwd(
-        output.data_ptr(),
-        nhwc.data_ptr(),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        0 if residual is None else output.data_ptr(),
-        ACTIVATION_RANGES[activation],
-        shape,
-        DTYPES[input.dtype],
-        context.stream,
+    range, dtype = ACTIVATION_RANGES[activation], DTYPES[input.dtype]
+
+    def launch_on(
+        stream: int,
+        output: int,
+        input: int,
+        weights: tuple[int],
+        biases: tuple[int],
+        residual: int = 0,
+    ) -> None:
+        launch(output, input, *weights, *biases, residual, range, shape, dtype, stream)
+
+    return launch_on
+
+
+def plan_forward(
+    context: LaunchContext, arguments: Any, dilation: Sequence[int], activation: str
+) -> Callable[[int, Any], Tensor]:
+    """Plan of an op whose first arguments are input, weight and bias."""
+    input, weight, bias = arguments[:3]
+    launch = launcher(context, input, weight, dilation, activation)
+    empty = empty_output(input, input.size(1))
+
+    def convolve(stream: int, arguments: Any) -> Tensor:
+        input, weight, bias = arguments[:3]
+        x, w = input.data_ptr(), weight.data_ptr()
+        if is_unaligned(x, w):
+            return convolve(stream, aligned_operands(arguments))
+        output = empty()
+        b = 0 if bias is None else bias.data_ptr()
+        launch(stream, output.data_ptr(), x, (w,), (b,))
+        return output
+
+    if is_nhwc(input) and weight.is_contiguous() and (bias is None or bias.is_contiguous()):
+        return convolve
+    return lambda stream, arguments: in_format_of(
+        convolve(stream, aligned_operands(arguments)), arguments.input
     )
-    return output if residual is not None else in_format_of(output, input)
+
+
+def aligned_operands(arguments: Any) -> Any:
+    """``arguments`` with an input, weight and bias that the kernel can read."""
+    bias = arguments.bias
+    return arguments._replace(
+        input=aligned_nhwc(arguments.input),
+        weight=aligned(arguments.weight, torch.contiguous_format),
+        bias=None if bias is None else bias.contiguous(),
+    )
 
 
 def backward(
@@ -141,7 +179,16 @@ def backward(
     nhwc_grad = aligned_nhwc(grad_output)
     grad_input = grad_weight = grad_bias = input.new_empty(0)
     if output_mask[0]:
-        grad_input = forward(context, nhwc_grad, weight, None, dilation, flipped=True)
+        weight_rows = aligned(weight, torch.contiguous_format)
+        grad_input = torch.empty_like(nhwc_grad, memory_format=torch.channels_last)
+        launch = launcher(context, nhwc_grad, weight_rows, dilation, flipped=True)
+        launch(
+            context.stream,
+            grad_input.data_ptr(),
+            nhwc_grad.data_ptr(),
+            (weight_rows.data_ptr(),),
+            (0,),
+        )
         grad_input = in_format_of(grad_input, input)
     if output_mask[1]:
         grad_weight = empty_like_format(weight, tuple(weight.shape))

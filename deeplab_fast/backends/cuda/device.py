@@ -1,4 +1,4 @@
-"""GPUs that run the compiled kernels, and the context of a launch.
+"""GPUs that run the compiled kernels, and the target of launches.
 
 Convolutions have kernels for compute capability 8.0, which also run on later GPUs, and for 9.0.
 Backend ``cuda`` uses the newest kernels that the GPU runs; ``cuda/sm80`` and ``cuda/sm90`` use
@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..._native import _C
 from ..._native.common import LaunchContext
 from ..._native.limits import unsupported_capability
-from ..registry import FixableReason, register_backend
+from ..registry import FixableReason, Target, register_backend
+
+Call = Callable[[int, Any], Any]
+"""Function of the stream and the arguments of an op, which a planned kernel returns."""
 
 CONVOLUTIONS = ("cuda", "cuda/sm90", "cuda/sm80")
 """Backends of the ops that have separate kernels for compute capability 8.0 and 9.0."""
@@ -68,27 +70,26 @@ def _version(number: int) -> str:
 
 
 @functools.cache
-def _capacity(device: torch.device) -> tuple[int, bool]:
-    """Resident CTAs of dilated_conv2d, and True if the kernels for 9.0 can run.
-
-    The result is cached, because torch.cuda.get_device_properties takes too long for a small call.
-    """
+def target(device: torch.device, sm90: bool = True) -> Target:
+    """Launches on ``device``, on torch's current stream there."""
+    index = torch.cuda.current_device() if device.index is None else device.index
     properties = torch.cuda.get_device_properties(device)
-    capability = properties.major, properties.minor
-    ctas = 1 if capability in _ONE_CTA_PER_SM else 2
-    return ctas * properties.multi_processor_count, _runs_sm90(properties)
+    ctas = 1 if (properties.major, properties.minor) in _ONE_CTA_PER_SM else 2
+    num_ctas = ctas * properties.multi_processor_count
+    context = LaunchContext(_C.cuda, 0, num_ctas, sm90 and _runs_sm90(properties))
+    # torch.cuda.current_stream() makes a Stream object, which takes longer than a launch plan.
+    stream = functools.partial(torch._C._cuda_getCurrentRawStream, index)
+    return Target(context, stream, functools.partial(_guard, index))
 
 
-@contextlib.contextmanager
-def launch_context(tensor: Tensor, sm90: bool = True) -> Iterator[LaunchContext]:
-    """Context of launches on the device of ``tensor``, on torch's current stream there."""
-    num_ctas, runs_sm90 = _capacity(tensor.device)
-    # A stream can be used only while its device is the current one.
-    with torch.cuda.device(tensor.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        yield LaunchContext(_C.cuda, stream, num_ctas, sm90 and runs_sm90)
+_IS_CURRENT = contextlib.nullcontext()
 
 
-register_backend("cuda", _unavailable_reason, launch_context)
-register_backend("cuda/sm90", _sm90_unavailable_reason, launch_context)
-register_backend("cuda/sm80", _unavailable_reason, functools.partial(launch_context, sm90=False))
+def _guard(index: int) -> contextlib.AbstractContextManager[object]:
+    """Make a GPU the current one: a stream can be used only while its device is."""
+    return _IS_CURRENT if torch.cuda.current_device() == index else torch.cuda.device(index)
+
+
+register_backend("cuda", _unavailable_reason, target)
+register_backend("cuda/sm90", _sm90_unavailable_reason, target)
+register_backend("cuda/sm80", _unavailable_reason, functools.partial(target, sm90=False))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,15 @@ from torch import Tensor
 from ..._native import _C
 from ..._native.common import ACTIVATION_RANGES, DTYPES, LaunchContext
 from ..._native.limits import MAX_TAPS, unsupported_operands
-from ..._native.memory_format import aligned_nhwc, aligned_rows, empty_nhwc, in_format_of
+from ..._native.memory_format import (
+    aligned_nhwc,
+    aligned_rows,
+    empty_output,
+    has_rows,
+    in_format_of,
+    is_nhwc,
+    is_unaligned,
+)
 from ..._native.precision import tf32_is_allowed
 from ..._native.work_lists import (
     CONV_SM90,
@@ -23,12 +33,13 @@ from ..._native.work_lists import (
 )
 from ..arguments import (
     DilatedConv2d,
+    FusedConv2d,
     ParallelDilatedConv2d,
     ParallelDilatedConv2dAndMean,
 )
-from ..registry import register_kernel
+from ..registry import register_planned_kernel
 from . import depthwise_conv2d
-from .device import CONVOLUTIONS
+from .device import CONVOLUTIONS, Call
 
 
 def unsupported_dense(input: Tensor, weights: Sequence[Tensor], groups: int = 1) -> str | None:
@@ -73,114 +84,205 @@ def unsupported_branches(
     return unsupported_dense(arguments.input, arguments.weights)
 
 
-@register_kernel("dilated_conv2d", *CONVOLUTIONS, unsupported_reason=unsupported_reason)
-def dilated_conv2d(context: LaunchContext, arguments: DilatedConv2d) -> Tensor:
-    input, weight, bias, dilation, groups = arguments
-    if depthwise_conv2d.is_depthwise(input, weight, groups):
-        return depthwise_conv2d.forward(context, input, weight, bias, dilation)
-    output = empty_nhwc(input, weight.size(0))
-    launch(context, output, parallel_branches(context, input, [weight], [bias], [dilation]))
-    return in_format_of(output, input)
+@register_planned_kernel("dilated_conv2d", *CONVOLUTIONS, unsupported_reason=unsupported_reason)
+def dilated_conv2d(context: LaunchContext, arguments: DilatedConv2d) -> Call:
+    return plan_convolution(context, arguments, arguments.dilation, arguments.groups)
 
 
-@register_kernel("parallel_dilated_conv2d", *CONVOLUTIONS, unsupported_reason=unsupported_branches)
-def parallel_dilated_conv2d(context: LaunchContext, arguments: ParallelDilatedConv2d) -> Tensor:
-    input, weights, biases, dilations = arguments
-    output = empty_nhwc(input, sum(weight.size(0) for weight in weights))
-    pairs = [(dilation, dilation) for dilation in dilations]
-    optional: Sequence[Tensor | None] = biases or [None] * len(weights)
-    launch(context, output, parallel_branches(context, input, weights, optional, pairs))
-    return in_format_of(output, input)
-
-
-class Convolution(NamedTuple):
-    """A convolution that is ready to be launched."""
-
-    input: Tensor  # aligned and channels_last, as the output has to be
-    outputs: list[_C.ConvOutput]
-    sources: list[_C.ConvSource]
-    work_list: ConvWorkList
-    tensors: tuple[Tensor | None, ...]  # own the memory that ``outputs`` point to
-
-
-def parallel_branches(
+def plan_convolution(
     context: LaunchContext,
-    input: Tensor,
+    arguments: DilatedConv2d | FusedConv2d,
+    dilation: Sequence[int],
+    groups: int,
+    activation: str = "none",
+) -> Call:
+    """Plan of a dense or depthwise convolution of ``arguments.input``."""
+    input, weight, bias = arguments[:3]
+    if depthwise_conv2d.is_depthwise(input, weight, groups):
+        return depthwise_conv2d.plan_forward(context, arguments, dilation, activation)
+    plan = branches_plan(context, input.shape, [aligned_rows(weight)], [dilation], activation)
+    empty = empty_output(input, weight.size(0))
+
+    def convolve(stream: int, arguments: Any) -> Tensor:
+        input, weight, bias = arguments[:3]
+        x, w = input.data_ptr(), weight.data_ptr()
+        if is_unaligned(x, w):
+            return convolve(stream, aligned_operands(arguments))
+        output = empty()
+        b = 0 if bias is None else bias.data_ptr()
+        plan.launch(stream, output.data_ptr(), x, (w,), (b,))
+        return output
+
+    if is_nhwc(input) and has_rows(weight) and (bias is None or bias.is_contiguous()):
+        return convolve
+    return lambda stream, arguments: in_format_of(
+        convolve(stream, aligned_operands(arguments)), arguments.input
+    )
+
+
+def aligned_operands(arguments: Any) -> Any:
+    """``arguments`` with an input, weight and bias that the kernel of dense branches can read."""
+    bias = arguments.bias
+    return arguments._replace(
+        input=aligned_nhwc(arguments.input),
+        weight=aligned_rows(arguments.weight),
+        bias=None if bias is None else bias.contiguous(),
+    )
+
+
+@register_planned_kernel(
+    "parallel_dilated_conv2d", *CONVOLUTIONS, unsupported_reason=unsupported_branches
+)
+def parallel_dilated_conv2d(context: LaunchContext, arguments: ParallelDilatedConv2d) -> Call:
+    input, weights, biases, dilations = arguments
+    pairs = [(dilation, dilation) for dilation in dilations]
+    plan = branches_plan(context, input.shape, list(map(aligned_rows, weights)), pairs)
+    empty = empty_output(input, sum(weight.size(0) for weight in weights))
+    no_biases = (0,) * len(weights)
+
+    def convolve(stream: int, arguments: ParallelDilatedConv2d) -> Tensor:
+        input, weights, biases, _ = arguments
+        x, w = input.data_ptr(), addresses(weights)
+        if is_unaligned(x, *w):
+            return convolve(stream, aligned_branches(arguments))
+        output = empty()
+        plan.launch(stream, output.data_ptr(), x, w, addresses(biases) or no_biases)
+        return output
+
+    if is_nhwc(input) and all(map(has_rows, weights)) and all(b.is_contiguous() for b in biases):
+        return convolve
+    return lambda stream, arguments: in_format_of(
+        convolve(stream, aligned_branches(arguments)), arguments.input
+    )
+
+
+def aligned_branches(arguments: Any) -> Any:
+    """``arguments`` with an input, weights and biases that the kernel can read."""
+    return arguments._replace(
+        input=aligned_nhwc(arguments.input),
+        weights=list(map(aligned_rows, arguments.weights)),
+        biases=[bias.contiguous() for bias in arguments.biases],
+    )
+
+
+def addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple([tensor.data_ptr() for tensor in tensors])
+
+
+class ConvPlan:
+    """A convolution of fixed shapes, ready to be launched on the addresses of its tensors."""
+
+    def __init__(
+        self,
+        context: LaunchContext,
+        work_list: ConvWorkList,
+        dtype: torch.dtype,
+        device: torch.device,
+        outputs: Sequence[tuple[int, int, int]],
+        sources: Sequence[_C.ConvSource],
+        shape: _C.ConvShape,
+        activation: str = "none",
+        summing_branch: int | None = None,
+    ) -> None:
+        """``outputs`` are (K, first_channel, weight_stride) of each struct ConvOutput."""
+        kernel = work_list.kernel
+        self.summing_branch = summing_branch
+        self._launcher = getattr(context.module, kernel.launcher)
+        self._work_list, self._sources, self._outputs = work_list, sources, outputs
+        self._shape, self._dtype = shape, DTYPES[dtype]
+        self._range = ACTIVATION_RANGES[activation]
+        self._epilogue = _C.ConvEpilogue(0, *self._range)
+        self._partial_sums = partial(
+            torch.empty, work_list.num_slots * kernel.tile**2, dtype=torch.float32, device=device
+        )
+        # Addresses of the last launch and their structs: weights seldom move.
+        self._last: tuple[Any, list[_C.ConvOutput]] = (None, [])
+
+    def launch(
+        self,
+        stream: int,
+        output: int,
+        input: int,
+        weights: tuple[int, ...],
+        biases: tuple[int, ...],
+        residual: int = 0,
+        image_bias: int = 0,
+        pixel_sums: int = 0,
+    ) -> None:
+        """Launch on these addresses, which are aligned but for biases; 0 stands for no tensor.
+
+        Args:
+            output, residual: channels_last.
+            image_bias: fp32 [N, K], only if there is a single output.
+            pixel_sums: receives sums over pixels of the input, from ``summing_branch``.
+        """
+        key = weights, biases, image_bias, pixel_sums
+        last, outputs = self._last
+        if last != key:
+            outputs = self._structs(*key)
+            self._last = key, outputs
+        slots = self._work_list.num_slots
+        partial_sums = self._partial_sums() if slots else None
+        self._launcher(
+            output,
+            0 if partial_sums is None else partial_sums.data_ptr(),
+            input,
+            outputs,
+            self._sources,
+            self._work_list.work,
+            _C.ConvEpilogue(residual, *self._range) if residual else self._epilogue,
+            self._shape,
+            self._dtype,
+            stream,
+        )
+
+    def _structs(
+        self, weights: tuple[int, ...], biases: tuple[int, ...], image_bias: int, pixel_sums: int
+    ) -> list[_C.ConvOutput]:
+        return [
+            _C.ConvOutput(w, b, image_bias, *output, pixel_sums if i == self.summing_branch else 0)
+            for i, (w, b, output) in enumerate(zip(weights, biases, self._outputs))
+        ]
+
+
+def branches_plan(
+    context: LaunchContext,
+    shape: Sequence[int],
     weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
     dilations: Sequence[Sequence[int]],
-    image_bias: Tensor | None = None,
-    pixel_sums: Tensor | None = None,
-) -> Convolution:
-    """Prepare dense branches of one input, which write consecutive channels of one output.
+    activation: str = "none",
+) -> ConvPlan:
+    """Plan of dense branches, which write consecutive channels of one output.
 
     Args:
-        image_bias: fp32 [N, K], only if there is a single branch.
-        pixel_sums: receives sums over pixels of ``input``, from the branch that
-            :func:`summing_branch` returns.
+        shape: [N, C, H, W] of the input.
+        weights: as :func:`aligned_rows` returns them.
     """
-    N, C, H, W = input.shape
+    N, C, H, W = shape
+    dtype, device = weights[0].dtype, weights[0].device
     channels = tuple(weight.size(0) for weight in weights)
-    input, *weights = aligned_nhwc(input), *map(aligned_rows, weights)
-    biases = [None if bias is None else bias.contiguous() for bias in biases]
-    summing = None if pixel_sums is None else summing_branch(context, input, weights)
-    outputs = [
-        _C.ConvOutput(
-            weight.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            0 if image_bias is None else image_bias.data_ptr(),
-            weight.size(0),
-            sum(channels[:i]),
-            weight.stride(0),
-            pixel_sums.data_ptr() if pixel_sums is not None and i == summing else 0,
-        )
-        for i, (weight, bias) in enumerate(zip(weights, biases))
-    ]
-    kernel = conv_kernel(context, input)
+    kernel = conv_kernel(context, dtype, (H, W))
     work_list = conv_work_list(
         _C.schedule.forward_tiles,
         (N, H, W),
         conv_branches((H, W), weights, dilations),
-        k_iters_per_tap(C, input.dtype, kernel),
+        k_iters_per_tap(C, dtype, kernel),
         channels,
-        input.device,
+        device,
         context.num_ctas,
         kernel,
     )
-    sources = [_C.ConvSource(0, C, 0)] * len(weights)
-    tensors = *weights, *biases, image_bias, pixel_sums
-    return Convolution(input, outputs, sources, work_list, tensors)
-
-
-def launch(
-    context: LaunchContext,
-    output: Tensor,
-    convolution: Convolution,
-    activation: str = "none",
-    residual: Tensor | None = None,
-) -> None:
-    """Write a convolution to ``output``, which is aligned and channels_last, as is ``residual``."""
-    input, outputs, sources, work_list, _ = convolution
-    kernel = work_list.kernel
-    partial_sums = input.new_empty(work_list.num_slots * kernel.tile**2, dtype=torch.float32)
-    getattr(context.module, kernel.launcher)(
-        output.data_ptr(),
-        partial_sums.data_ptr(),
-        input.data_ptr(),
-        outputs,
-        sources,
-        work_list.work,
-        _C.ConvEpilogue(
-            0 if residual is None else residual.data_ptr(), *ACTIVATION_RANGES[activation]
-        ),
-        _C.ConvShape(input.size(2), input.size(3), input.size(1), output.size(1)),
-        DTYPES[input.dtype],
-        context.stream,
+    first_channels = accumulate(channels, initial=0)
+    pointwise = (i for i, weight in enumerate(weights) if weight.shape[2:] == (1, 1))
+    return ConvPlan(
+        context,
+        work_list,
+        dtype,
+        device,
+        [(K, first, w.stride(0)) for K, first, w in zip(channels, first_channels, weights)],
+        [_C.ConvSource(0, C, 0)] * len(weights),
+        _C.ConvShape(H, W, C, sum(channels)),
+        activation,
+        # Only this kernel can sum the pixels of the input while it reads them, in a 1x1 branch.
+        summing_branch=next(pointwise, None) if kernel is CONV_SM90 else None,
     )
-
-
-def summing_branch(context: LaunchContext, input: Tensor, weights: Sequence[Tensor]) -> int | None:
-    """The branch that can sum the pixels of ``input`` while it reads them: a 1x1 on sm_90."""
-    if conv_kernel(context, input) is not CONV_SM90:
-        return None
-    return next((i for i, w in enumerate(weights) if w.shape[2:] == (1, 1)), None)

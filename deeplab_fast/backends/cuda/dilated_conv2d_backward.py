@@ -27,7 +27,7 @@ from ..arguments import DilatedConv2dBackward, ParallelDilatedConv2dBackward
 from ..registry import register_kernel
 from . import depthwise_conv2d
 from .device import CONVOLUTIONS
-from .dilated_conv2d import Convolution, launch, unsupported_dense
+from .dilated_conv2d import ConvPlan, unsupported_dense
 
 
 def unsupported_dense_backward(
@@ -142,8 +142,7 @@ def input_gradient(
     image_bias = None
     if grad_mean is not None:
         image_bias = grad_of_each_pixel(grad_mean, input).float().contiguous()
-    bias_address = 0 if image_bias is None else image_bias.data_ptr()
-    kernel = conv_kernel(context, input)
+    kernel = conv_kernel(context, input.dtype, (H, W))
     work_list = conv_work_list(
         _C.schedule.input_grad_tiles,
         (N, H, W),
@@ -154,14 +153,28 @@ def input_gradient(
         context.num_ctas,
         kernel,
     )
-    grad_input = empty_nhwc(input, C)
-    output = _C.ConvOutput(transposed.data_ptr(), 0, bias_address, C, 0, transposed.size(1))
     sources = [
         _C.ConvSource(*source)
         for source in zip(accumulate(channels, initial=0), channels, accumulate(sizes, initial=0))
     ]
-    tensors = transposed, image_bias
-    launch(context, grad_input, Convolution(grad_output, [output], sources, work_list, tensors))
+    plan = ConvPlan(
+        context,
+        work_list,
+        input.dtype,
+        input.device,
+        [(C, 0, transposed.size(1))],
+        sources,
+        _C.ConvShape(H, W, sum(channels), C),
+    )
+    grad_input = empty_nhwc(input, C)
+    plan.launch(
+        context.stream,
+        grad_input.data_ptr(),
+        grad_output.data_ptr(),
+        (transposed.data_ptr(),),
+        (0,),
+        image_bias=0 if image_bias is None else image_bias.data_ptr(),
+    )
     return in_format_of(grad_input, input)
 
 

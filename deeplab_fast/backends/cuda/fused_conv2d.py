@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ..._native.common import LaunchContext
 from ..._native.limits import unsupported_geometry
-from ..._native.memory_format import aligned_nhwc, empty_nhwc, in_format_of
+from ..._native.memory_format import aligned_nhwc, aligned_rows, has_rows, is_nhwc, is_unaligned
 from ..arguments import DilatedConv2d, FusedConv2d, FusedConv2dAdd
-from ..registry import register_kernel
+from ..registry import register_planned_kernel
 from . import depthwise_conv2d
-from .device import CONVOLUTIONS
-from .dilated_conv2d import launch, parallel_branches
+from .device import CONVOLUTIONS, Call
+from .dilated_conv2d import aligned_operands, branches_plan, plan_convolution
 from .dilated_conv2d import unsupported_reason as unsupported_convolution
 
 
@@ -39,27 +37,39 @@ def unsupported_add(arguments: FusedConv2dAdd) -> str | None:
     return None
 
 
-@register_kernel("fused_conv2d", *CONVOLUTIONS, unsupported_reason=unsupported_reason)
-def fused_conv2d(context: LaunchContext, arguments: FusedConv2d) -> Tensor:
-    input, weight, bias, _, _, dilation, groups, activation = arguments
-    if depthwise_conv2d.is_depthwise(input, weight, groups):
-        return depthwise_conv2d.forward(context, input, weight, bias, dilation, None, activation)
-    output = empty_nhwc(input, weight.size(0))
-    convolution = parallel_branches(context, input, [weight], [bias], [dilation])
-    launch(context, output, convolution, activation)
-    return in_format_of(output, input)
+@register_planned_kernel("fused_conv2d", *CONVOLUTIONS, unsupported_reason=unsupported_reason)
+def fused_conv2d(context: LaunchContext, arguments: FusedConv2d) -> Call:
+    *_, dilation, groups, activation = arguments
+    return plan_convolution(context, arguments, dilation, groups, activation)
 
 
-@register_kernel("fused_conv2d_add_", *CONVOLUTIONS, unsupported_reason=unsupported_add)
-def fused_conv2d_add_(context: LaunchContext, arguments: FusedConv2dAdd) -> None:
+@register_planned_kernel("fused_conv2d_add_", *CONVOLUTIONS, unsupported_reason=unsupported_add)
+def fused_conv2d_add_(context: LaunchContext, arguments: FusedConv2dAdd) -> Call:
     residual, input, weight, bias, _, _, dilation, groups, activation = arguments
-    output = aligned_nhwc(residual)
-    if input.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
-        input = input.clone()  # the kernel reads it while it writes the output
     if depthwise_conv2d.is_depthwise(input, weight, groups):
-        depthwise_conv2d.forward(context, input, weight, bias, dilation, output, activation)
+        launch = depthwise_conv2d.launcher(context, input, weight, dilation, activation)
+        aligned, is_ready = depthwise_conv2d.aligned_operands, weight.is_contiguous()
     else:
-        convolution = parallel_branches(context, input, [weight], [bias], [dilation])
-        launch(context, output, convolution, activation, residual=output)
-    if output is not residual:
-        residual.copy_(output)
+        plan = branches_plan(context, input.shape, [aligned_rows(weight)], [dilation], activation)
+        launch, aligned, is_ready = plan.launch, aligned_operands, has_rows(weight)
+    input_bytes, output_bytes = (t.numel() * t.element_size() for t in (input, residual))
+
+    def add(stream: int, arguments: FusedConv2dAdd) -> None:
+        residual, input, weight, bias = arguments[:4]
+        output, x, w = residual.data_ptr(), input.data_ptr(), weight.data_ptr()
+        if is_unaligned(output, x, w):
+            add_to_copy(stream, arguments)
+        elif x < output + output_bytes and output < x + input_bytes:
+            # The kernel reads the input while it writes the output.
+            add(stream, arguments._replace(input=input.clone()))
+        else:
+            launch(stream, output, x, (w,), (bias.data_ptr(),), output)
+
+    def add_to_copy(stream: int, arguments: FusedConv2dAdd) -> None:
+        residual = aligned_nhwc(arguments.residual)
+        add(stream, aligned(arguments)._replace(residual=residual))
+        if residual is not arguments.residual:
+            arguments.residual.copy_(residual)
+
+    is_ready = is_ready and is_nhwc(residual) and is_nhwc(input) and bias.is_contiguous()
+    return add if is_ready else add_to_copy

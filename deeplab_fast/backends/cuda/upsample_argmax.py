@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from ..._native.common import DTYPES, LaunchContext
 from ..._native.upsample_shape import upsample_shape
 from ..arguments import UpsampleArgmax
-from ..registry import register_kernel
+from ..registry import register_planned_kernel
+from .device import Call
 
 
-@register_kernel("upsample_argmax", "cuda")
-def upsample_argmax(context: LaunchContext, arguments: UpsampleArgmax) -> Tensor:
+@register_planned_kernel("upsample_argmax", "cuda")
+def upsample_argmax(context: LaunchContext, arguments: UpsampleArgmax) -> Call:
     logits, size, scale_factors, align_corners, dtype = arguments
-    if logits.dtype not in DTYPES:
+    is_supported = logits.dtype in DTYPES
+    if not is_supported:
         logits = logits.float()
-    labels = logits.new_empty((logits.size(0), *size), dtype=dtype)
-    context.module.upsample_argmax_fwd(
-        labels.data_ptr(),
-        logits.data_ptr(),
-        upsample_shape(logits, size, scale_factors, align_corners),
-        DTYPES[dtype],
-        DTYPES[logits.dtype],
-        context.stream,
-    )
-    return labels
+    launch = context.module.upsample_argmax_fwd
+    shape = upsample_shape(logits, size, scale_factors, align_corners)
+    dtypes = DTYPES[dtype], DTYPES[logits.dtype]
+    empty = partial(torch.empty, (logits.size(0), *size), dtype=dtype, device=logits.device)
+
+    def label(stream: int, arguments: UpsampleArgmax) -> Tensor:
+        logits = arguments.logits if is_supported else arguments.logits.float()
+        labels = empty()
+        launch(labels.data_ptr(), logits.data_ptr(), shape, *dtypes, stream)
+        return labels
+
+    return label
