@@ -68,10 +68,9 @@ class SegmentationModel(nn.Module):
 
         Labels and losses do not need full-size logits: see :meth:`predict` and :meth:`logits`.
         """
-        size = images.shape[-2:]
+        size = images.size(2), images.size(3)
         return OrderedDict(
-            (name, upsample(x, size, self.align_corners))
-            for name, x in self.logits(images).items()
+            (name, upsample(x, size, self.align_corners)) for name, x in self.logits(images).items()
         )
 
     @torch.no_grad()
