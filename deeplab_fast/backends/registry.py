@@ -17,13 +17,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from .._native import _C
 from .._native.device_cache import DeviceCache, is_capturing
 from .._native.precision import tf32_is_allowed
 from . import dispatch_table
@@ -45,7 +46,8 @@ class Target(NamedTuple):
 
     context: Any  # the first argument of its kernels
     stream: Callable[[], int]  # the current stream of the device
-    guard: Callable[[], AbstractContextManager[Any]]  # makes the device the current one
+    # A context manager that makes the device the current one, or None if it is.
+    guard: Callable[[], AbstractContextManager[Any] | None]
 
 
 class Backend(NamedTuple):
@@ -82,6 +84,7 @@ class FixableReason(str):
 _backends: dict[str, Backend] = {}
 _kernels: dict[str, dict[str, Kernel]] = {}
 _argument_types: dict[str, Callable[..., Any]] = {}
+_checks: dict[str, Callable[[Any], None]] = {}
 _plans: DeviceCache[Plan] = DeviceCache()
 shape_buckets: dict[str, Callable[[Any], str]] = {}
 _forced = ""  # a plain global: torch.compile guards on it, unlike a ContextVar
@@ -150,6 +153,7 @@ def register_op(
     op: str,
     arguments_type: Callable[..., Any],
     shape_bucket: Callable[[Any], str] | None = None,
+    check: Callable[[Any], None] | None = None,
 ) -> None:
     """Register an op.
 
@@ -158,8 +162,11 @@ def register_op(
         shape_bucket: function of the arguments that returns their shape bucket. The automatic
             choice on a GPU depends on the measurements of that bucket. None for ops that no vendor
             library has.
+        check: function of the arguments that raises an exception if they do not fit.
     """
     _argument_types[op] = arguments_type
+    if check:
+        _checks[op] = check
     if shape_bucket:
         shape_buckets[op] = shape_bucket
 
@@ -293,23 +300,26 @@ def run(op: str, *values: Any, backend: str = "") -> Any:
         RuntimeError: the backend cannot run this call; the message gives the reason.
     """
     arguments = _argument_types[op](*values)
-    device_type = arguments[0].device.type
-    if torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
+    device = arguments[0].device
+    if torch.is_autocast_enabled(device.type):
+        with torch.autocast(device.type, enabled=False):
             return run(op, *values, backend=backend)
-    key = (op, backend, *_modes(arguments[0]), *map(_description, values))
+    key = (op, backend, device, *_modes(arguments[0]), _C.call_signature(values, device))
     plan = _plans.find(key)
     if plan is None:
         plan = _make_plan(op, backend, arguments)
         # A choice that was made now may lack the measurement that a later call will make.
         if not (is_capturing() or torch.compiler.is_compiling()):
-            _plans.add(key, plan, arguments[0].device)
+            _plans.add(key, plan, device)
     if _trace is not None:
         _trace.append((op, plan.backend))
     _, call, target = plan
     if target is None:
         return call(arguments)
-    with target.guard():
+    guard = target.guard()
+    if guard is None:
+        return call(target.stream(), arguments)
+    with guard:
         return call(target.stream(), arguments)
 
 
@@ -323,19 +333,14 @@ def _modes(input: Tensor) -> tuple[bool, ...]:
     is_fp32 = input.dtype == torch.float32
     return (
         torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.benchmark,
+        torch._C._get_cudnn_benchmark(),  # the property of torch.backends.cudnn takes longer
         is_fp32 and tf32_is_allowed(),
     )
 
 
-def _description(value: Any) -> Hashable:
-    """What a plan depends on in an argument. A list may contain tensors."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
-    return tuple(map(_description, value)) if isinstance(value, (list, tuple)) else value
-
-
 def _make_plan(op: str, backend: str, arguments: Any) -> Plan:
+    if check := _checks.get(op):
+        check(arguments)
     for name in (backend,) if backend else automatic(op, arguments):
         reason = unsupported_reason(op, name, arguments)
         if reason is None:
@@ -351,7 +356,7 @@ def _plan_on(name: str, kernel: Kernel, arguments: Any) -> Plan:
         return Plan(name, kernel.run, None)
     target = make_target(arguments[0].device)
     if kernel.makes_plan:
-        with target.guard():
+        with target.guard() or contextlib.nullcontext():
             return Plan(name, kernel.run(target.context, arguments), target)
 
     def call(stream: int, arguments: Any) -> Any:
