@@ -39,6 +39,7 @@ CALLS = Guard(
     "kernel_calls or workspaces or branches or along"
 )
 COMPILED = Guard("test_compile.py copies")
+CUDA_GRAPHS = Guard("test_cuda_graphs.py not compiles")
 CONV = Guard("test_convolution_kernel.py test_dilated_conv2d.py convolution_kernel or emulated_")
 DEPTHWISE = Guard("test_dilated_conv2d.py test_fused_conv2d.py emulated and depthwise")
 ENTROPY = Guard(
@@ -147,6 +148,7 @@ GUARDS = {
         "kernel_calls or convolutions or boxes or box_items or fp32 or tile_items or beyond_16_bits"
     ),
     "deeplab_fast/backends/dispatch_table.py": MEASURED,
+    "deeplab_fast/models/cuda_graphs.py": CUDA_GRAPHS,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
