@@ -1,9 +1,10 @@
 """Benchmark DeepLab-v3 from images to labels against torchvision's model.
 
-On a GPU or with --full, torch.compile is timed too. On a GPU each convolution kernel is also timed
-in every layer that it supports, whether automatic dispatch chooses it or not, and at batch 1 all
-variants are timed a second time without CUDA graphs, which includes the time spent in Python. On a
-CPU, --full adds ONNX Runtime and OpenVINO if they are installed (pip install ".[peers]").
+On a GPU or with --full, torch.compile of both models is timed too. On a GPU each convolution kernel
+is also timed in every layer that it supports, whether automatic dispatch chooses it or not, and at
+batch 1 all variants are timed a second time as called from Python. In that case the prepared model
+captures CUDA graphs by itself, except in the rows with cuda_graphs=False. On a CPU, --full adds
+ONNX Runtime and OpenVINO if they are installed (pip install ".[peers]").
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import copy
 import torch
 from common import cases, harness, peers
 from common.cases import Shape
-from common.variants import preferring
+from common.timing import Run
+from common.variants import compiled, preferring
 from torch import Tensor, nn
 
 from deeplab_fast.backends import dispatch_table, registry
@@ -61,12 +63,14 @@ def inference(
         baselines[f"{peer_name} compiled"] = peers.applied(peer, channels_last, compile=True)
     if report.args.full and not gpu:
         baselines |= peers.engines(peer, images, dtype)
-    prepared = model.prepare_for_inference(nchw.dtype)
+    # Where the timer captures CUDA graphs, the model must not.
+    prepared = model.prepare_for_inference(nchw.dtype, cuda_graphs=False)
     drop_in = copy.deepcopy(model).to(nchw.dtype, memory_format=torch.channels_last)
-    ours = {
-        "deeplab_fast prepared": lambda: prepared.predict(channels_last),
-        "deeplab_fast.DeepLabV3": lambda: drop_in.predict(channels_last),
-    }
+    ours: dict[str, Run] = {"deeplab_fast prepared": lambda: prepared.predict(channels_last)}
+    if gpu or report.args.full:
+        predict = compiled(prepared.predict, report.device)
+        ours["deeplab_fast prepared, compiled"] = lambda: predict(channels_last)
+    ours["deeplab_fast.DeepLabV3"] = lambda: drop_in.predict(channels_last)
     if gpu:
         for kernel in dispatch_table.KERNELS:
             if registry.unavailable_reason(kernel, "cuda") is None:
@@ -78,7 +82,7 @@ def inference(
             batch=batch,
             dtype=dtype,
             reference=lambda: peer_model(images)["out"],
-            ours=ours,
+            ours=ours if graphs else called_from_python(ours, model, channels_last),
             baselines=baselines,
             error=regret,
             tolerance=TOLERANCE[dtype],
@@ -96,6 +100,16 @@ def timings(device: torch.device, batch: int) -> dict[str, bool]:
     if device.type == "cuda" and batch == 1:
         return {"": True, ", called from Python": False}
     return {"": True}
+
+
+def called_from_python(ours: dict[str, Run], model: DeepLabV3, images: Tensor) -> dict[str, Run]:
+    """``ours``, with the prepared model as users get it: it captures CUDA graphs by itself."""
+    prepared = model.prepare_for_inference(images.dtype)
+    return {
+        **ours,
+        "deeplab_fast prepared": lambda: prepared.predict(images),
+        "deeplab_fast prepared, cuda_graphs=False": ours["deeplab_fast prepared"],
+    }
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import deeplab_fast
+from deeplab_fast._native.device_cache import DeviceCache
 from deeplab_fast.backends import registry
 
 from .timing import Run
@@ -43,15 +44,20 @@ def forced(run: Run, backend: str) -> Run:
 
 
 def preferring(run: Run, kernel: str) -> Run:
-    """``run`` on the backend ``kernel`` for every call it supports, else by automatic dispatch."""
+    """``run`` on the backend ``kernel`` for every call it supports, else by automatic dispatch.
+
+    It has its own launch plans, because plans contain the choice of the kernel.
+    """
+    plans: DeviceCache[registry.Plan] = DeviceCache()
 
     def preferred() -> object:
-        automatic = registry.automatic
+        automatic, other_plans = registry.automatic, registry._plans
         registry.automatic = lambda op, arguments: (kernel, *automatic(op, arguments))
+        registry._plans = plans
         try:
             return run()
         finally:
-            registry.automatic = automatic
+            registry.automatic, registry._plans = automatic, other_plans
 
     return preferred
 

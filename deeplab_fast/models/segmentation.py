@@ -6,10 +6,10 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backends import tuning
+from ..ops.upsample import upsample
 from ..ops.upsample_argmax import upsample_argmax
 from .preprocessing import Preprocessing
 
@@ -69,10 +69,9 @@ class SegmentationModel(nn.Module):
 
         Labels and losses do not need full-size logits: see :meth:`predict` and :meth:`logits`.
         """
-        size = images.shape[-2:]
+        size = images.size(2), images.size(3)
         return OrderedDict(
-            (name, F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners))
-            for name, x in self.logits(images).items()
+            (name, upsample(x, size, self.align_corners)) for name, x in self.logits(images).items()
         )
 
     @torch.no_grad()

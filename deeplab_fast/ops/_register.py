@@ -20,6 +20,11 @@ from ..backends import registry
 from . import _transforms
 
 lib = torch.library.Library("deeplab_fast", "DEF")
+
+# torch.compile gives an op inputs of the same strides as eager mode. Without a tag torch 2.6 would
+# convert channels_last inputs to NCHW. It has only the weaker tag, for the order of the strides.
+_STRIDES = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
+
 _rules: dict[str, _transforms.Rules] = {}
 
 
@@ -44,7 +49,7 @@ def define(
             do not fit. It is called once for all calls of the same shapes.
     """
     arguments, returns = schema.removeprefix("(").split(") -> ")
-    lib.define(f"{name}({arguments}, *, str backend='') -> {returns}")
+    lib.define(f"{name}({arguments}, *, str backend='') -> {returns}", tags=_STRIDES)
     registry.register_op(name, arguments_type, shape_bucket, check)
 
     def run_fake(*values: Any, backend: str = "") -> Any:

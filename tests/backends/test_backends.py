@@ -125,6 +125,13 @@ def test_every_op_has_a_reference():
         assert "reference" in registry.backends_of(op)
 
 
+def test_compiled_graphs_keep_the_strides_of_inputs():
+    """Without the tag, torch 2.6 converts every input to NCHW."""
+    tag = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
+    for op in registry.ops():
+        assert tag in getattr(torch.ops.deeplab_fast, op).default.tags
+
+
 def test_imports_without_a_gpu_or_side_effects():
     """Importing must not initialise CUDA, so that a process can fork after it."""
     code = "import torch, deeplab_fast; assert not torch.cuda.is_initialized()"

@@ -100,6 +100,18 @@ def test_models_are_timed_from_python_at_batch_1_on_a_gpu():
         assert timings(torch.device(device), batch) == {"": True}
 
 
+def test_prepared_models_called_from_python_capture_their_own_graphs():
+    bench_model, cases = (importlib.import_module(name) for name in ("bench_model", "common.cases"))
+    model = bench_model.trained_like("mobilenet_v2", cases.TINY)
+    images = torch.randn(1, 3, 17, 17)
+    ours = {"deeplab_fast prepared": model.prepare_for_inference, "deeplab_fast.DeepLabV3": model}
+    runs = bench_model.called_from_python(ours, model, images)
+    assert runs["deeplab_fast prepared, cuda_graphs=False"] is ours["deeplab_fast prepared"]
+    assert runs["deeplab_fast.DeepLabV3"] is model and len(runs) == 3
+    labels = model.prepare_for_inference().predict(images)
+    assert torch.equal(runs["deeplab_fast prepared"](), labels)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (7, 4), (33, 33)])
 @pytest.mark.parametrize(
     "dilation, kernel, stride", [(1, 1, 1), (2, 3, 1), (6, 3, 1), (1, 7, 2), (3, 5, 2)]

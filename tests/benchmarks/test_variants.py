@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import deeplab_fast
+from deeplab_fast.backends import registry
 
 
 @pytest.fixture
@@ -53,6 +54,19 @@ def test_preferred_kernel_runs_the_calls_that_it_supports(variants, ran):
     assert [name for _, name in ran] == ["cpu", "emulated", "cpu"]
 
 
+def test_a_preferred_kernel_keeps_its_plans(variants, monkeypatch):
+    """A plan that is made at each call would count as time of the kernel."""
+    made = []
+    make_plan = registry._make_plan
+    monkeypatch.setattr(registry, "_make_plan", lambda *call: made.append(call) or make_plan(*call))
+    x, weight = torch.randn(1, 8, 5, 5), torch.randn(8, 8, 3, 3)
+    run = variants.preferring(lambda: deeplab_fast.dilated_conv2d(x, weight), "reference")
+    for _ in range(2):
+        run()
+        deeplab_fast.dilated_conv2d(x, weight)
+    assert len(made) == 2
+
+
 @pytest.mark.slow
 def test_compiled_baseline_matches_eager():
     peers = importlib.import_module("common.peers")
@@ -73,6 +87,20 @@ def test_baselines_are_compiled_with_static_sizes(script, report, graphs):
     compiled = [row for row in report.rows if row["variant"].endswith(" compiled")]
     assert len(compiled) == len(graphs) == 3
     assert all(type(size) is int for sizes in graphs for size in sizes), graphs
+
+
+def test_prepared_and_torchvision_models_are_compiled(report, graphs, monkeypatch):
+    bench_model, cases, peers = (
+        importlib.import_module(name) for name in ("bench_model", "common.cases", "common.peers")
+    )
+    monkeypatch.setattr(peers, "engines", lambda *args: {})
+    model = bench_model.trained_like("mobilenet_v2", cases.TINY)
+    for full in (False, True):
+        report.args.full = full
+        bench_model.inference(report, "mobilenet_v2", cases.TINY, "fp32", 1, model)
+        compiled = [row["variant"] for row in report.rows if "compiled" in row["variant"]]
+        assert len(compiled) == len(graphs) == (2 if full else 0)
+    assert compiled == ["deeplab_fast prepared, compiled", "PyTorch compiled"]
 
 
 def test_compiled_function_has_static_sizes_after_other_shapes(variants, graphs):

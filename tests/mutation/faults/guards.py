@@ -38,6 +38,7 @@ CALLS = Guard(
     "test_kernel_calls.py test_workspaces.py test_tile_edges.py "
     "kernel_calls or workspaces or branches or along"
 )
+COMPILED = Guard("test_compile.py copies")
 CUDA_GRAPHS = Guard("test_cuda_graphs.py not compiles")
 CONV = Guard("test_convolution_kernel.py test_dilated_conv2d.py convolution_kernel or emulated_")
 DEPTHWISE = Guard("test_dilated_conv2d.py test_fused_conv2d.py emulated and depthwise")
@@ -169,6 +170,7 @@ GUARDS = {
     "deeplab_fast/ops/dilated_conv2d.py": REGISTRATION,
     "deeplab_fast/ops/dilated_conv2d_and_mean.py": REGISTRATION,
     "deeplab_fast/ops/fused_conv2d.py": REGISTRATION,
+    "deeplab_fast/ops/upsample.py": Guard("test_upsample.py"),
     "deeplab_fast/ops/upsample_argmax.py": REGISTRATION,
     "deeplab_fast/ops/upsample_cross_entropy.py": REGISTRATION,
     "deeplab_fast/training/checkpoint.py": RECIPE,

@@ -6,6 +6,7 @@ from .guards import (
     BACKWARD,
     CALLS,
     CHOICE,
+    COMPILED,
     CUDA_GRAPHS,
     NON_FINITE,
     PLANS,
@@ -236,8 +237,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "plans made during a capture are kept",
-            "if not (is_capturing() or torch.compiler.is_compiling()):",
-            "if not torch.compiler.is_compiling():",
+            "return not (is_capturing() or torch.compiler.is_compiling())",
+            "return not torch.compiler.is_compiling()",
             PLANS,
         ),
         Fault(
@@ -1156,9 +1157,32 @@ FAULTS: dict[str, list[Fault]] = {
             "pass",
         ),
         Fault(
+            "residual not overwritten",
+            "else fused_conv2d_add_(residual, *operands)",
+            "else fused_conv2d(*operands) + residual",
+            COMPILED,
+        ),
+        Fault(
             "a broken last layer breaks all classes",
             "for layer in (prepared.backbone, *layers):",
             "for layer in (prepared.backbone, *layers, last):",
+        ),
+    ],
+    "deeplab_fast/ops/upsample.py": [
+        Fault("opaque in eager mode", "torch.compiler.is_dynamo_compiling()", "True"),
+        Fault("opaque on every device", 'input.device.type == "cpu"', "True"),
+        Fault("opaque to gradients", "torch.is_grad_enabled() and input.requires_grad", "False"),
+        Fault("no gradient, no call", "torch.is_grad_enabled() and ", ""),
+        Fault("never opaque", "return _opaque(", "return _interpolate("),
+        Fault(
+            "another size in compiled graphs",
+            "_opaque(input, *size, align_corners)",
+            "_opaque(input, *size[::-1], align_corners)",
+        ),
+        Fault(
+            "align_corners ignored",
+            'mode="bilinear", align_corners=align_corners',
+            'mode="bilinear", align_corners=False',
         ),
     ],
     "deeplab_fast/nn/loss.py": [
@@ -1252,6 +1276,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/ops/_register.py": [
+        Fault("compiled inputs in any layout", ", tags=_STRIDES)", ")"),
         Fault(
             "autocast halves float64",
             "(torch.float32, torch.float16, torch.bfloat16)",
