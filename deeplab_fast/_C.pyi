@@ -28,6 +28,7 @@ class _WorkList(TypedDict):
     num_slots: int
 
 def build_info() -> _BuildInfo: ...
+def call_signature(arguments: tuple[object, ...], device: object) -> bytes: ...
 
 CONV_TILE: int
 CONV_K_ITER_BYTES: int

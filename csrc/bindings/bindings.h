@@ -16,6 +16,7 @@ using namespace py::literals;
 
 // Each function fills a module or submodule.
 void bind_structs(py::module_& m);
+void bind_call_signature(py::module_& m);
 void bind_cpu(py::module_ m);
 void bind_cuda(py::module_ m);
 void bind_schedule(py::module_ m);

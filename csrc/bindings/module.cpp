@@ -25,6 +25,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info,
         "Version of the package, C++ compiler, CUDA version or None, and GPU architectures.");
   bind_structs(m);
+  bind_call_signature(m);
   bind_cpu(m.def_submodule("cpu"));
   bind_schedule(m.def_submodule("schedule"));
 #ifdef DEEPLAB_FAST_CUDA_VERSION

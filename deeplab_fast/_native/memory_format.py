@@ -100,4 +100,7 @@ def has_rows(weight: Tensor) -> bool:
 
 def is_unaligned(*addresses: int) -> bool:
     """True if 16-byte vectors cannot be read from one of these addresses."""
-    return any(address % 16 for address in addresses)
+    for address in addresses:  # any() takes twice as long
+        if address % 16:
+            return True
+    return False

@@ -25,10 +25,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from .._native import _C
 from .._native.device_cache import DeviceCache, is_capturing
 from .._native.precision import tf32_is_allowed
 from . import dispatch_table, race
-from .arguments import description
 
 NAMES = ("cuda", "cuda/sm90", "cuda/sm80", "triton", "cpu", "reference")
 
@@ -47,7 +47,8 @@ class Target(NamedTuple):
 
     context: Any  # the first argument of its kernels
     stream: Callable[[], int]  # the current stream of the device
-    guard: Callable[[], AbstractContextManager[Any]]  # makes the device the current one
+    # A context manager that makes the device the current one, or None if it is.
+    guard: Callable[[], AbstractContextManager[Any] | None]
 
 
 class Backend(NamedTuple):
@@ -84,6 +85,7 @@ class FixableReason(str):
 _backends: dict[str, Backend] = {}
 _kernels: dict[str, dict[str, Kernel]] = {}
 _argument_types: dict[str, Callable[..., Any]] = {}
+_checks: dict[str, Callable[[Any], None]] = {}
 _plans: DeviceCache[Plan] = DeviceCache()
 shape_buckets: dict[str, Callable[[Any], str]] = {}
 _forced = ""  # a plain global: torch.compile guards on it, unlike a ContextVar
@@ -152,6 +154,7 @@ def register_op(
     op: str,
     arguments_type: Callable[..., Any],
     shape_bucket: Callable[[Any], str] | None = None,
+    check: Callable[[Any], None] | None = None,
 ) -> None:
     """Register an op.
 
@@ -160,8 +163,11 @@ def register_op(
         shape_bucket: function of the arguments that returns their shape bucket. The automatic
             choice on a GPU depends on the measurements of that bucket. None for ops that no vendor
             library has.
+        check: function of the arguments that raises an exception if they do not fit.
     """
     _argument_types[op] = arguments_type
+    if check:
+        _checks[op] = check
     if shape_bucket:
         shape_buckets[op] = shape_bucket
 
@@ -336,7 +342,7 @@ def prepared(op: str, name: str) -> Callable[[Any], Any]:
         plan = plan or _plan_on(name, _kernels[op][name], arguments)
         if plan.target is None:
             return plan.call(arguments)
-        with plan.target.guard():
+        with plan.target.guard() or contextlib.nullcontext():
             return plan.call(plan.target.stream(), arguments)
 
     return call
@@ -358,23 +364,26 @@ def run(op: str, *values: Any, backend: str = "") -> Any:
         RuntimeError: the backend cannot run this call; the message gives the reason.
     """
     arguments = _argument_types[op](*values)
-    device_type = arguments[0].device.type
-    if torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
+    device = arguments[0].device
+    if torch.is_autocast_enabled(device.type):
+        with torch.autocast(device.type, enabled=False):
             return run(op, *values, backend=backend)
-    key = (op, backend, *_modes(arguments[0]), *map(description, values))
+    key = (op, backend, device, *_modes(arguments[0]), _C.call_signature(values, device))
     plan = _plans.find(key)
     if plan is None:
         plan = _make_plan(op, backend, arguments)
         # A choice that was made now may lack the measurement that a later call will make.
         if _may_measure():
-            _plans.add(key, plan, arguments[0].device)
+            _plans.add(key, plan, device)
     if _trace is not None:
         _trace.append((op, plan.backend))
     _, call, target = plan
     if target is None:
         return call(arguments)
-    with target.guard():
+    guard = target.guard()
+    if guard is None:
+        return call(target.stream(), arguments)
+    with guard:
         return call(target.stream(), arguments)
 
 
@@ -391,12 +400,14 @@ def _modes(input: Tensor) -> tuple[bool, ...]:
     is_fp32 = input.dtype == torch.float32
     return (
         torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.benchmark,
+        torch._C._get_cudnn_benchmark(),  # the property of torch.backends.cudnn takes longer
         is_fp32 and tf32_is_allowed(),
     )
 
 
 def _make_plan(op: str, backend: str, arguments: Any) -> Plan:
+    if check := _checks.get(op):
+        check(arguments)
     for name in (backend,) if backend else automatic(op, arguments):
         reason = unsupported_reason(op, name, arguments)
         if reason is None:
@@ -412,7 +423,7 @@ def _plan_on(name: str, kernel: Kernel, arguments: Any) -> Plan:
         return Plan(name, kernel.run, None)
     target = make_target(arguments[0].device)
     if kernel.makes_plan:
-        with target.guard():
+        with target.guard() or contextlib.nullcontext():
             return Plan(name, kernel.run(target.context, arguments), target)
 
     def call(stream: int, arguments: Any) -> Any:

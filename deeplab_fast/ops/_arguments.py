@@ -93,8 +93,8 @@ def positive_pair(
     value: Any, name: str, element: Callable[[Any, str], Any], kind: str = "number"
 ) -> tuple[Any, Any]:
     """Two positive numbers converted by ``element``: ``value`` holds both, or is both."""
-    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
-    values = tuple(element(v, name) for v in (value if is_sequence else (value, value)))
-    if len(values) != 2 or not all(0 < v < INT64_END for v in values):
+    is_sequence = isinstance(value, (tuple, Sequence)) and not isinstance(value, str)
+    values = [element(v, name) for v in (value if is_sequence else (value, value))]
+    if len(values) != 2 or not 0 < values[0] < INT64_END or not 0 < values[1] < INT64_END:
         raise ValueError(f"{name}: expected a positive {kind} or two of them, got {value!r}")
-    return values
+    return values[0], values[1]

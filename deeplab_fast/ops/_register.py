@@ -29,6 +29,7 @@ def define(
     schema: str,
     fake: Callable[[Any], Any],
     shape_bucket: Callable[[Any], str] | None = None,
+    check: Callable[[Any], None] | None = None,
 ) -> Callable[..., Any]:
     """Define ``deeplab_fast::name`` and return the function that calls it.
 
@@ -39,13 +40,18 @@ def define(
             that every backend returns.
         shape_bucket: function of the arguments that returns their shape bucket, see
             :func:`registry.register_op`. None for ops that no vendor library has.
+        check: function of the arguments that raises an exception if their shapes, dtypes or devices
+            do not fit. It is called once for all calls of the same shapes.
     """
     arguments, returns = schema.removeprefix("(").split(") -> ")
     lib.define(f"{name}({arguments}, *, str backend='') -> {returns}")
-    registry.register_op(name, arguments_type, shape_bucket)
+    registry.register_op(name, arguments_type, shape_bucket, check)
 
     def run_fake(*values: Any, backend: str = "") -> Any:
-        return fake(arguments_type(*values))
+        arguments = arguments_type(*values)
+        if check:
+            check(arguments)
+        return fake(arguments)
 
     lib.impl(name, partial(registry.run, name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"deeplab_fast::{name}", run_fake, lib=lib)

@@ -74,6 +74,24 @@ def aspp(
         ("project_bias", project_bias),
     ):
         check_tensor(tensor, name)
+    tensors = autocast(
+        input, *weights, *biases, pool_weight, pool_bias, project_weight, project_bias
+    )
+    end = 1 + len(weights)
+    return aspp_op(
+        tensors[0],
+        list(tensors[1:end]),
+        list(tensors[end:-4]),
+        dilations,
+        *tensors[-4:],
+        backend=registry.current(),
+    )
+
+
+def _check(arguments: Aspp) -> None:
+    input, weights, biases, dilations, pool_weight, pool_bias, project_weight, project_bias = (
+        arguments
+    )
     if not len(weights) == len(biases) == len(dilations) or not weights:
         raise ValueError(
             "weights, biases, dilations: expected one bias and one dilation per weight, at least "
@@ -84,19 +102,8 @@ def aspp(
     channels = sum(weight.size(0) for weight in weights) + pool_weight.size(0)
     _check_pointwise("pool", pool_weight, pool_bias, input.size(1))
     _check_pointwise("project", project_weight, project_bias, channels)
-    tensors = autocast(
-        input, *weights, *biases, pool_weight, pool_bias, project_weight, project_bias
-    )
-    check_dtypes(*tensors)
-    count = len(weights)
-    return aspp_op(
-        tensors[0],
-        list(tensors[1 : 1 + count]),
-        list(tensors[1 + count : 1 + 2 * count]),
-        dilations,
-        *tensors[-4:],
-        backend=registry.current(),
-    )
+    tensors = *weights, *biases, pool_weight, pool_bias, project_weight, project_bias
+    check_dtypes(input, *tensors)
 
 
 def _check_pointwise(name: str, weight: Tensor, bias: Tensor, channels: int) -> None:
@@ -190,5 +197,6 @@ aspp_op = define(
     "Tensor pool_bias, Tensor project_weight, Tensor project_bias) -> Tensor",
     _fake,
     _bucket,
+    _check,
 )
 differentiable("aspp", _backward, _setup, _jvp, lambda *args: (0,))

@@ -62,9 +62,7 @@ def dilated_conv2d(
     check_tensor(weight, "weight")
     if bias is not None:
         check_tensor(bias, "bias")
-    check_convolution(input, weight, bias, groups)
     input, weight, bias = autocast(input, weight, bias)
-    check_dtypes(input, weight, bias)
     return dilated_conv2d_op(input, weight, bias, pair, groups, backend=registry.current())
 
 
@@ -96,20 +94,33 @@ def parallel_dilated_conv2d(
     >>> w1, w3 = torch.randn(32, 64, 1, 1), torch.randn(32, 64, 3, 3)
     >>> y = parallel_dilated_conv2d(x, [w1, w3, w3], None, [1, 12, 24])
     """
-    arguments = checked_branches(input, weights, biases, dilations)
+    arguments = converted_branches(input, weights, biases, dilations)
     return parallel_dilated_conv2d_op(*arguments, backend=registry.current())
 
 
-def checked_branches(
+def converted_branches(
     input: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor] | None,
     dilations: Sequence[int],
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[int]]:
-    """Checked arguments of the op, all tensors in one dtype: that of autocast if it is on."""
+    """Arguments of the op, cast to the dtype of autocast if it is on."""
     check_tensor(input, "input")
     weights, dilations = tensor_list(weights, "weights"), dilation_list(dilations)
     biases = [] if biases is None else tensor_list(biases, "biases")
+    input, *rest = autocast(input, *weights, *biases)
+    return input, rest[: len(weights)], rest[len(weights) :], dilations
+
+
+def _check(arguments: DilatedConv2d) -> None:
+    input, weight, bias, _, groups = arguments
+    check_convolution(input, weight, bias, groups)
+    check_dtypes(input, weight, bias)
+
+
+def check_branches(
+    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dilations: Sequence[int]
+) -> None:
     if not weights:
         raise ValueError("weights: expected at least one branch, got none")
     if len(dilations) != len(weights) or len(biases) not in (0, len(weights)):
@@ -120,14 +131,12 @@ def checked_branches(
     optional: Sequence[Tensor | None] = biases or [None] * len(weights)
     for weight, bias in zip(weights, optional):
         check_convolution(input, weight, bias, 1)
-    input, *rest = autocast(input, *weights, *biases)
-    check_dtypes(input, *rest)
-    return input, rest[: len(weights)], rest[len(weights) :], dilations
+    check_dtypes(input, *weights, *biases)
 
 
 def dilation_list(dilations: Any) -> list[int]:
     checked = int_list(dilations, "dilations")
-    if not all(0 < dilation < INT64_END for dilation in checked):
+    if checked and not (0 < min(checked) and max(checked) < INT64_END):
         raise ValueError(f"dilations: expected positive ints, got {checked}")
     return checked
 
@@ -135,27 +144,29 @@ def dilation_list(dilations: Any) -> list[int]:
 def check_convolution(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
     if input.dim() != 4:
         raise ValueError(f"input: expected [N, C, H, W], got shape {tuple(input.shape)}")
-    if weight.dim() != 4 or weight.size(2) % 2 == 0 or weight.size(3) % 2 == 0:
+    shape = weight.shape
+    if len(shape) != 4 or shape[2] % 2 == 0 or shape[3] % 2 == 0:
         raise ValueError(
             f"weight: expected [K, C / groups, R, S] with odd R and S, got {tuple(weight.shape)}"
         )
-    if groups < 1 or weight.size(0) % groups or weight.size(1) * groups != input.size(1):
+    if groups < 1 or shape[0] % groups or shape[1] * groups != input.size(1):
         raise ValueError(
             f"weight: expected [K, C / groups, R, S] with K divisible by groups for an input of "
             f"{input.size(1)} channels and groups={groups}, got {tuple(weight.shape)}"
         )
-    if bias is not None and tuple(bias.shape) != (weight.size(0),):
+    if bias is not None and bias.shape != shape[:1]:
         raise ValueError(f"bias: expected shape ({weight.size(0)},), got {tuple(bias.shape)}")
 
 
 def check_dtypes(input: Tensor, *others: Tensor | None) -> None:
+    dtype, device = input.dtype, input.device
     for other in others:
         if other is None:
             continue
-        if other.dtype != input.dtype:
-            raise TypeError(f"weights and biases: expected {input.dtype}, got {other.dtype}")
-        if other.device != input.device:
-            raise ValueError(f"weights and biases: expected on {input.device}, got {other.device}")
+        if other.dtype != dtype:
+            raise TypeError(f"weights and biases: expected {dtype}, got {other.dtype}")
+        if other.device != device:
+            raise ValueError(f"weights and biases: expected on {device}, got {other.device}")
 
 
 def fake_output(input: Tensor, channels: int) -> Tensor:
@@ -224,6 +235,7 @@ dilated_conv2d_op = define(
     "(Tensor input, Tensor weight, Tensor? bias, int[] dilation, int groups) -> Tensor",
     _fake,
     _bucket,
+    _check,
 )
 dilated_conv2d_backward_op = define(
     "dilated_conv2d_backward",
@@ -318,6 +330,7 @@ parallel_dilated_conv2d_op = define(
     "(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilations) -> Tensor",
     fake_branches,
     _bucket_parallel,
+    lambda arguments: check_branches(*arguments),
 )
 parallel_dilated_conv2d_backward_op = define(
     "parallel_dilated_conv2d_backward",

@@ -19,7 +19,8 @@ from ..backends.arguments import ParallelDilatedConv2dAndMean
 from ._register import define, differentiable
 from .dilated_conv2d import (
     bucket_of_branches,
-    checked_branches,
+    check_branches,
+    converted_branches,
     fake_branches,
     jvp_branches,
     parallel_dilated_conv2d_backward_op,
@@ -46,7 +47,7 @@ def parallel_dilated_conv2d_and_mean(
     >>> x, w = torch.randn(2, 64, 65, 65), torch.randn(32, 64, 3, 3)
     >>> y, mean = parallel_dilated_conv2d_and_mean(x, [w, w], [12, 24])
     """
-    converted, weights, _, dilations = checked_branches(input, weights, None, dilations)
+    converted, weights, _, dilations = converted_branches(input, weights, None, dilations)
     output, mean = parallel_dilated_conv2d_and_mean_op(
         converted, weights, dilations, backend=registry.current()
     )
@@ -105,5 +106,6 @@ parallel_dilated_conv2d_and_mean_op = define(
     "(Tensor input, Tensor[] weights, int[] dilations) -> (Tensor, Tensor)",
     _fake,
     _bucket,
+    lambda arguments: check_branches(*arguments.branches()),
 )
 differentiable("parallel_dilated_conv2d_and_mean", _backward, _setup, _jvp, lambda *args: (0,))

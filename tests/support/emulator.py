@@ -160,7 +160,7 @@ def _unavailable_reason(device_type: str) -> str | None:
 def _target(device: torch.device) -> registry.Target:
     stream = 0  # launches return when they are done
     context = LaunchContext(load().cuda, stream, num_ctas, is_sm90=_device == "sm_90")
-    return registry.Target(context, lambda: stream, contextlib.nullcontext)
+    return registry.Target(context, lambda: stream, lambda: None)
 
 
 registry.register_backend("emulated", _unavailable_reason, _target)

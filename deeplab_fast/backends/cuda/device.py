@@ -7,7 +7,6 @@ those for 8.0 and 9.0.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -82,12 +81,9 @@ def target(device: torch.device, sm90: bool = True) -> Target:
     return Target(context, stream, functools.partial(_guard, index))
 
 
-_IS_CURRENT = contextlib.nullcontext()
-
-
-def _guard(index: int) -> contextlib.AbstractContextManager[object]:
+def _guard(index: int) -> torch.cuda.device | None:
     """Make a GPU the current one: a stream can be used only while its device is."""
-    return _IS_CURRENT if torch.cuda.current_device() == index else torch.cuda.device(index)
+    return None if torch.cuda.current_device() == index else torch.cuda.device(index)
 
 
 register_backend("cuda", _unavailable_reason, target)

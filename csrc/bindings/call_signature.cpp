@@ -1,0 +1,111 @@
+// The part of the key of a launch plan that describes the arguments of a call.
+
+#include <string>
+
+#include "bindings/bindings.h"
+
+namespace deeplab_fast::bindings {
+namespace {
+
+// Writes arguments one after the other, each preceded by a letter for its type and, if its length
+// can vary, by that length. So two signatures are equal only if all arguments are.
+class SignatureWriter {
+ public:
+  SignatureWriter(PyObject* tensor_type, py::handle device)
+      : tensor_type_(tensor_type), device_(device) {
+    signature_.reserve(1024);  // enough for aspp
+  }
+
+  const std::string& signature() const { return signature_; }
+
+  void write(PyObject* value) {
+    if (value == Py_None) {
+      signature_ += 'n';
+    } else if (PyBool_Check(value)) {
+      signature_ += value == Py_True ? 'T' : 'F';
+    } else if (PyLong_Check(value)) {
+      write_integer(value);
+    } else if (PyFloat_Check(value)) {
+      signature_ += 'f';
+      write_bytes(PyFloat_AS_DOUBLE(value));
+    } else if (PyUnicode_Check(value)) {
+      write_string(value);
+    } else if (PyList_Check(value) || PyTuple_Check(value)) {
+      const Py_ssize_t size = PySequence_Fast_GET_SIZE(value);
+      signature_ += 'l';
+      write_bytes(size);
+      for (Py_ssize_t i = 0; i < size; ++i) write(PySequence_Fast_GET_ITEM(value, i));
+    } else if (PyObject_IsInstance(value, tensor_type_) == 1) {
+      write_tensor(value);
+    } else {
+      signature_ += 'o';  // a dtype: each is a single object that lives as long as torch
+      write_bytes(value);
+    }
+  }
+
+ private:
+  template <typename T>
+  void write_bytes(const T& value) {
+    signature_.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+
+  void write_integer(PyObject* value) {
+    const long long number = PyLong_AsLongLong(value);
+    if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+    signature_ += 'i';
+    write_bytes(number);
+  }
+
+  void write_string(PyObject* value) {
+    Py_ssize_t size;
+    const char* text = PyUnicode_AsUTF8AndSize(value, &size);
+    if (text == nullptr) throw py::error_already_set();
+    signature_ += 's';
+    write_bytes(size);
+    signature_.append(text, static_cast<size_t>(size));
+  }
+
+  // Shape, strides, dtype and, if it is not the device of the call, the device.
+  void write_tensor(PyObject* tensor) {
+    static PyObject* const shape = PyUnicode_InternFromString("shape");
+    static PyObject* const stride = PyUnicode_InternFromString("stride");
+    static PyObject* const dtype = PyUnicode_InternFromString("dtype");
+    static PyObject* const device = PyUnicode_InternFromString("device");
+    signature_ += 't';
+    write(owned(PyObject_GetAttr(tensor, shape)).ptr());
+    write(owned(PyObject_CallMethodNoArgs(tensor, stride)).ptr());
+    write_bytes(owned(PyObject_GetAttr(tensor, dtype)).ptr());
+    const py::object own = owned(PyObject_GetAttr(tensor, device));
+    const int equal = PyObject_RichCompareBool(own.ptr(), device_.ptr(), Py_EQ);
+    if (equal < 0) throw py::error_already_set();
+    if (!equal) write(owned(PyObject_Str(own.ptr())).ptr());
+  }
+
+  static py::object owned(PyObject* reference) {
+    if (reference == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(reference);
+  }
+
+  PyObject* tensor_type_;
+  py::handle device_;
+  std::string signature_;
+};
+
+}  // namespace
+
+void bind_call_signature(py::module_& m) {
+  m.def(
+      "call_signature",
+      [](py::tuple arguments, py::object device) {
+        static PyObject* const tensor_type =
+            py::object(py::module_::import("torch").attr("Tensor")).release().ptr();
+        SignatureWriter writer(tensor_type, device);
+        writer.write(arguments.ptr());
+        return py::bytes(writer.signature());
+      },
+      "arguments"_a, "device"_a,
+      "Shapes, strides, dtypes and devices of all tensors, and the values of all other arguments. "
+      "The device of a tensor is left out if it is `device`.");
+}
+
+}  // namespace deeplab_fast::bindings
