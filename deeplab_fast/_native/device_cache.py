@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, ParamSpec, TypeVar
 
@@ -16,13 +17,30 @@ _T = TypeVar("_T")
 # Entries that a cache keeps at least. The work list of a large batch takes about 1 MB.
 MAX_ENTRIES = 1024
 
+_owner = threading.local()  # `entries` is the list of kept_by_capture
+
+
+@contextlib.contextmanager
+def kept_by_capture() -> Iterator[list[object]]:
+    """Make the caller the owner of what this thread's captures inside the block find in caches.
+
+    The caller has to keep the list as long as the graph, and the graph until the device has run it.
+    Without an owner, these entries are never dropped.
+    """
+    _owner.entries = []
+    try:
+        yield _owner.entries
+    finally:
+        del _owner.entries
+
 
 class DeviceCache(Generic[_T]):
     """Cache whose entries own tensors that running kernels and CUDA graphs may read.
 
     An entry that was found while a CUDA graph was being captured is never dropped, because the
-    graph holds its addresses. When the cache is full, the least recently used of the other entries
-    are dropped, after the device has finished all work that may read them.
+    graph holds its addresses, unless :func:`kept_by_capture` gave it an owner. When the cache is
+    full, the least recently used of the other entries are dropped, after the device has finished
+    all work that may read them.
     """
 
     def __init__(self) -> None:
@@ -30,6 +48,7 @@ class DeviceCache(Generic[_T]):
         self._recent: dict[Hashable, _T] = {}
         self._older: dict[Hashable, _T] = {}
         self._captured: dict[Hashable, _T] = {}
+        self._cleared: list[_T] = []  # cleared entries that a graph may hold
         self._gpus: set[torch.device] = set()
         self._lock = threading.RLock()
 
@@ -53,13 +72,16 @@ class DeviceCache(Generic[_T]):
             self._keep(key, value, capturing=False)
 
     def clear(self) -> None:
-        """Drop all entries but those that a CUDA graph may hold."""
+        """Make :meth:`find` return no entry of before. Those that a CUDA graph may hold stay."""
         with self._lock:
             self._wait()
-            self._recent, self._older = {}, {}
+            self._cleared += self._captured.values()
+            self._recent, self._older, self._captured = {}, {}, {}
 
     def _keep(self, key: Hashable, value: _T, capturing: bool) -> _T:
-        if capturing:
+        if capturing and hasattr(_owner, "entries"):
+            _owner.entries.append(value)
+        elif capturing:
             self._captured[key] = value
         elif key not in self._recent and len(self._recent) >= MAX_ENTRIES:
             self._wait()

@@ -7,19 +7,12 @@ in ``deeplab_fast.ops`` document shapes and meanings.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-
-
-def description(value: Any) -> Hashable:
-    """What the choice of a kernel depends on in an argument. A list may contain tensors."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
-    return tuple(map(description, value)) if isinstance(value, (list, tuple)) else value
 
 
 def shapes(arguments: Any) -> str:

@@ -50,20 +50,16 @@ def explain(model: nn.Module, images: Tensor) -> Explanation:
         images: its input, on the model's device.
 
     >>> print(explain(model.prepare_for_inference(torch.bfloat16), images))
-    layer         op            shapes                               backend  evidence
-    backbone.0    fused_conv2d  1x3x513x513, 64x3x7x7, bfloat16      reference  ...
+    layer       op            shapes                           backend    evidence
+    backbone.0  fused_conv2d  1x3x513x513, 64x3x7x7, bfloat16  reference  not supported by cuda: ...
     """
     model = getattr(model, "_orig_mod", model)  # the one that torch.compile was given
     run = getattr(model, "predict", model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with (
-            torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
-            running_layers(model) as stack,
-        ):
-            explainer = _Explainer(stack)
+        with torch.no_grad(), running_layers(model) as layers:
+            explainer = _Explainer(layers)
             with explainer:
                 run(images)
     finally:
@@ -75,10 +71,10 @@ def explain(model: nn.Module, images: Tensor) -> Explanation:
 class _Explainer(TorchDispatchMode):
     """Explains the calls of ops, and runs them on the reference."""
 
-    def __init__(self, stack: list[str]) -> None:
+    def __init__(self, layers: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lines = Explanation()
-        self._stack = stack
+        self._layers = layers
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -88,7 +84,7 @@ class _Explainer(TorchDispatchMode):
         if namespace == "deeplab_fast":
             arguments = registry.arguments(op, *args)
             backend, evidence = _choice(op, arguments, kwargs.get("backend", ""))
-            self.lines.append(Line(self._stack[-1], op, shapes(arguments), backend, evidence))
+            self.lines.append(Line(self._layers[-1], op, shapes(arguments), backend, evidence))
             kwargs = kwargs | {"backend": "reference"}
         return function(*args, **kwargs)
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from .._native import _C
 from .._native.precision import tf32_is_allowed
-from .arguments import description, shapes
+from .arguments import shapes
 
 BUDGET_MS = 10.0  # for all samples of a race; the calls before the first sample are not counted
 MAX_REMEMBERED = 10_000  # races, as many as cuDNN remembers in PyTorch's benchmark mode
@@ -39,7 +40,8 @@ def remembered(op: str, arguments: Any) -> dict[str, float] | None:
 
 
 def _key(op: str, arguments: Any) -> Hashable:
-    return op, tf32_is_allowed(), description(arguments)
+    device = arguments[0].device
+    return op, tf32_is_allowed(), device, _C.call_signature(tuple(arguments), device)
 
 
 def run(

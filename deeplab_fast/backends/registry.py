@@ -87,6 +87,7 @@ _kernels: dict[str, dict[str, Kernel]] = {}
 _argument_types: dict[str, Callable[..., Any]] = {}
 _checks: dict[str, Callable[[Any], None]] = {}
 _plans: DeviceCache[Plan] = DeviceCache()
+_plans_version = 0
 shape_buckets: dict[str, Callable[[Any], str]] = {}
 _forced = ""  # a plain global: torch.compile guards on it, unlike a ContextVar
 _trace: list[tuple[str, str]] | None = None
@@ -146,8 +147,13 @@ def _register(
     function: _F,
 ) -> _F:
     for name in backends:
-        _kernels.setdefault(op, {})[name] = Kernel(function, unsupported_reason, makes_plan)
+        add_kernel(op, name, Kernel(function, unsupported_reason, makes_plan))
     return function
+
+
+def add_kernel(op: str, name: str, kernel: Kernel) -> None:
+    """Add a kernel to a backend, one that another backend has, say."""
+    _kernels.setdefault(op, {})[name] = kernel
 
 
 def register_op(
@@ -389,7 +395,14 @@ def run(op: str, *values: Any, backend: str = "") -> Any:
 
 def forget_plans() -> None:
     """Make plans anew, because what the choice of kernels depends on has changed."""
+    global _plans_version
+    _plans_version += 1
     _plans.clear()
+
+
+def plans_version() -> int:
+    """A number that grows with each :func:`forget_plans`. CUDA graphs contain the old choices."""
+    return _plans_version
 
 
 dispatch_table.changed.append(forget_plans)
@@ -435,6 +448,11 @@ def _plan_on(name: str, kernel: Kernel, arguments: Any) -> Plan:
 @functools.cache
 def _warn_once(name: str, reason: str) -> None:
     warnings.warn(f"deeplab_fast: backend {name!r} is not used: {reason}", stacklevel=2)
+
+
+def is_tracing() -> bool:
+    """True inside :func:`trace`."""
+    return _trace is not None
 
 
 @contextlib.contextmanager

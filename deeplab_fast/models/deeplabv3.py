@@ -197,7 +197,9 @@ class DeepLabV3(SegmentationModel):
             path, Checkpoint(config, self.state_dict(), self.preprocessing, categories)
         )
 
-    def prepare_for_inference(self, dtype: torch.dtype | None = None) -> InferenceModel:
+    def prepare_for_inference(
+        self, dtype: torch.dtype | None = None, cuda_graphs: bool = True
+    ) -> InferenceModel:
         """A faster model for inference with the same weights. This model is not changed.
 
         Batch norms are folded into the convolutions, ASPP runs as :func:`deeplab_fast.aspp`, the
@@ -207,13 +209,18 @@ class DeepLabV3(SegmentationModel):
         Args:
             dtype: dtype of weights and activations, such as torch.bfloat16; by default that of this
                 model.
+            cuda_graphs: on a GPU, capture a call of ``forward`` or ``predict`` in a CUDA graph when
+                images of its shape come the third time, and replay it from then on. A replay
+                launches all kernels at once. The results are the same tensors, and later calls do
+                not overwrite them. The graphs of at most 8 shapes are kept. Their memory, about
+                that of the largest call, is not available to other tensors. False: never do this.
 
         Raises:
             TypeError: a module was replaced by one that cannot be folded; the message names it.
 
         >>> labels = model.prepare_for_inference().predict(images)
         """
-        return prepare(self, dtype)
+        return prepare(self, dtype, cuda_graphs)
 
 
 def _deeplab_head(

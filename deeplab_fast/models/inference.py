@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,12 @@ from torch import Tensor, nn
 from ..nn import ASPP
 from ..ops import aspp
 from ..ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
+from .cuda_graphs import CudaGraphs
 from .mobilenet_v2 import InvertedResidual, SameConv2d, pad_same
 from .resnet import Bottleneck, ResNet
 from .segmentation import SegmentationModel
 
+_T = TypeVar("_T", Tensor, OrderedDict[str, Tensor])
 _ACTIVATIONS = {type(None): None, nn.ReLU: "relu", nn.ReLU6: "relu6"}
 
 
@@ -140,7 +144,14 @@ class InferenceModel(SegmentationModel):
     Residual blocks overwrite their input, so a hook that keeps an activation has to copy it. The
     logits of an image with NaN or Inf are NaN. This also holds on a CPU, although oneDNN's ReLU
     turns NaN into 0.
+
+    On a GPU, ``forward`` and ``predict`` replay CUDA graphs; see
+    ``DeepLabV3.prepare_for_inference``. Copies and pickles of the model have none yet.
     """
+
+    def __init__(self, *args: Any, cuda_graphs: bool = True) -> None:
+        super().__init__(*args)
+        self._cuda_graphs = CudaGraphs() if cuda_graphs else None
 
     def train(self, mode: bool = True) -> InferenceModel:
         if mode:
@@ -150,6 +161,29 @@ class InferenceModel(SegmentationModel):
         super().train(False)
         return self
 
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        return self._replayed(super().forward, images)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._drop_cuda_graphs()
+        return super().load_state_dict(*args, **kwargs)
+
+    def _predict(self, images: Tensor, size: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
+        return self._replayed(super()._predict, images, size, dtype)
+
+    def _replayed(self, method: Callable[..., _T], images: Tensor, *options: Any) -> _T:
+        if self._cuda_graphs is None:
+            return method(images, *options)
+        return self._cuda_graphs(self, method, images, *options)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> InferenceModel:
+        self._drop_cuda_graphs()
+        return super()._apply(*args, **kwargs)
+
+    def _drop_cuda_graphs(self) -> None:
+        if self._cuda_graphs is not None:
+            self._cuda_graphs.clear()
+
     def _classify(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
         logits = super()._classify(features, images)
         if images.device.type != "cpu":
@@ -158,7 +192,9 @@ class InferenceModel(SegmentationModel):
         return logits + nan_or_zero.to(logits.dtype)
 
 
-def prepare(model: SegmentationModel, dtype: torch.dtype | None) -> InferenceModel:
+def prepare(
+    model: SegmentationModel, dtype: torch.dtype | None, cuda_graphs: bool
+) -> InferenceModel:
     """Fold and fuse a model; see ``DeepLabV3.prepare_for_inference``."""
     prepared: Any = InferenceModel(
         _fused_backbone(model.backbone),
@@ -167,6 +203,7 @@ def prepare(model: SegmentationModel, dtype: torch.dtype | None) -> InferenceMod
         model.align_corners,
         model.preprocessing,
         model.categories,
+        cuda_graphs=cuda_graphs,
     )
     prepared.to(dtype=dtype, memory_format=torch.channels_last)
     *layers, last = prepared.classifier

@@ -103,6 +103,9 @@ class SegmentationModel(nn.Module):
             raise RuntimeError("predict: expected evaluation mode: call model.eval() first")
         if images.dim() == 3:
             return self.predict(images[None], size, dtype)[0]
+        return self._predict(images, size, dtype)
+
+    def _predict(self, images: Tensor, size: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
         logits = self._classify(self._features(images), images)
         size = (images.size(2), images.size(3)) if size is None else size
         return upsample_argmax(logits, size, align_corners=self.align_corners, dtype=dtype)

@@ -38,6 +38,7 @@ CALLS = Guard(
     "test_kernel_calls.py test_workspaces.py test_tile_edges.py "
     "kernel_calls or workspaces or branches or along"
 )
+CUDA_GRAPHS = Guard("test_cuda_graphs.py not compiles")
 CONV = Guard("test_convolution_kernel.py test_dilated_conv2d.py convolution_kernel or emulated_")
 DEPTHWISE = Guard("test_dilated_conv2d.py test_fused_conv2d.py emulated and depthwise")
 ENTROPY = Guard(
@@ -153,6 +154,7 @@ GUARDS = {
     "deeplab_fast/backends/calls.py": TUNING,
     "deeplab_fast/cli/tune.py": TUNING,
     "deeplab_fast/models/segmentation.py": TUNING,
+    "deeplab_fast/models/cuda_graphs.py": CUDA_GRAPHS,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),
     "deeplab_fast/ops/_arguments.py": REGISTRATION,

@@ -6,6 +6,7 @@ from .guards import (
     BACKWARD,
     CALLS,
     CHOICE,
+    CUDA_GRAPHS,
     NON_FINITE,
     SM90,
     TRANSFORMS,
@@ -61,6 +62,18 @@ FAULTS: dict[str, list[Fault]] = {
             "captured entries are not found",
             "for generation in (recent, older, captured):",
             "for generation in (recent, older):",
+        ),
+        Fault(
+            "the owner does not get the entries that a capture looks up",
+            "            _owner.entries.append(value)\n",
+            "            pass\n",
+            CUDA_GRAPHS,
+        ),
+        Fault(
+            "entries with an owner are never dropped",
+            'if capturing and hasattr(_owner, "entries"):',
+            "if False:",
+            CUDA_GRAPHS,
         ),
         Fault(
             "captured entries are dropped",
@@ -723,7 +736,9 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("binary files are an error", "(csv.Error, UnicodeDecodeError)", "UnicodeDecodeError"),
         Fault(
-            "a warning at every look-up", "@functools.cache\ndef _report_once", "def _report_once"
+            "a warning at every look-up",
+            "@functools.cache\ndef _report_once",
+            "@functools.lru_cache(maxsize=0)\ndef _report_once",
         ),
         Fault("invalid rows are added", '_row(list(row), f"row {number}")', "row"),
         Fault("rows take effect in the next process", "    fastest_kernels.cache_clear()\n", ""),
@@ -770,7 +785,11 @@ FAULTS: dict[str, list[Fault]] = {
             "worst_rows(rows), backend)",
             "worst_rows(rows[:1]), backend)",
         ),
-        Fault("compiled models are compiled", 'torch.compiler.set_stance("force_eager"),\n', "\n"),
+        Fault(
+            "compiled models have layers of another name",
+            'getattr(model, "_orig_mod", model)',
+            "model",
+        ),
     ],
     "deeplab_fast/backends/tuning.py": [
         Fault("a wrong kernel is timed", "if not error <= tolerance:", "if False:"),
@@ -893,7 +912,127 @@ FAULTS: dict[str, list[Fault]] = {
             "tuning.tune(lambda: self.predict(images), images.device)",
         ),
     ],
+    "deeplab_fast/models/cuda_graphs.py": [
+        Fault("captured one call late", "if calls < CAPTURED_CALL:", "if calls <= CAPTURED_CALL:"),
+        Fault(
+            "results are the memory of the graph",
+            "return _clone(captured.output)",
+            "return captured.output",
+        ),
+        Fault("old images are replayed", "            captured.images.copy_(images)\n", ""),
+        Fault("the graph reads the caller's images", "torch.empty_like(images)", "images"),
+        Fault(
+            "the most recently used graph is dropped",
+            "self._graphs.popitem(last=False)",
+            "self._graphs.popitem()",
+        ),
+        Fault("a replay is not a use", "        self._graphs.move_to_end(key)\n", ""),
+        Fault(
+            "calls of any number of shapes are counted",
+            "if len(self._calls) > MAX_GRAPHS:",
+            "if len(self._calls) > 10 * MAX_GRAPHS:",
+        ),
+        Fault(
+            "dropped while it is replayed",
+            "            self._gpu.wait()\n            self._graphs.popitem",
+            "            self._graphs.popitem",
+        ),
+        Fault(
+            "cleared while it is replayed",
+            "        self._gpu.wait()\n        self._gpu = self._make_gpu()\n",
+            "        self._gpu = self._make_gpu()\n",
+        ),
+        Fault("hooks are skipped", "            any(self._hooks)\n", "            False\n"),
+        Fault(
+            "replaced memory of a weight is not detected",
+            "            and list(map(Tensor.data_ptr, self._tensors)) == self._addresses\n",
+            "",
+        ),
+        Fault(
+            "replaced weights are not detected",
+            "            and list(map(id, self._current_members())) == self._ids\n",
+            "",
+        ),
+        Fault("added weights are not detected", "            and not any(self._empty)\n", ""),
+        Fault(
+            "graphs of one module replayed for another",
+            "module._modules is self._full[0]",
+            "True",
+        ),
+        Fault(
+            "captured with weights that were replaced during the call",
+            "if weights is self._weights and key not in self._graphs:",
+            "if key not in self._graphs:",
+        ),
+        Fault("a failed capture is tried again", "            self._calls[key] = -math.inf\n", ""),
+        Fault("a capture inside a capture", "            and not self._gpu.is_capturing()\n", ""),
+        Fault("trace sees no ops", "            and not registry.is_tracing()\n", ""),
+        Fault(
+            "strides left out of the key",
+            "images.shape, images.stride(), images.dtype",
+            "images.shape, images.dtype",
+        ),
+        Fault(
+            "convention of the upsampling left out of the key",
+            "            module.align_corners,\n",
+            "",
+        ),
+        Fault("forced backend left out of the key", "        registry.current(),\n", ""),
+        Fault("old choice of kernels is replayed", "        registry.plans_version(),\n", ""),
+        Fault(
+            "threads use the graph at the same time",
+            "                return self._replay(key, images)\n        result",
+            "                pass\n"
+            "        if is_captured and not needs_eager_call:\n"
+            "            return self._replay(key, images)\n"
+            "        result",
+        ),
+        Fault(
+            "streams use the graph at the same time", "        stream.wait_event(replayed)\n", ""
+        ),
+        Fault(
+            "the next stream does not wait for a call that failed",
+            "        try:\n            yield\n        finally:\n"
+            "            replayed.record(stream)",
+            "        yield\n        replayed.record(stream)",
+        ),
+        Fault(
+            "the stream of a failed capture stays current",
+            "                    torch.cuda.stream(stream),\n",
+            "",
+        ),
+        Fault(
+            "each graph has its own memory",
+            "sharing.pool() if sharing else torch.cuda.graph_pool_handle()",
+            "torch.cuda.graph_pool_handle()",
+        ),
+        Fault(
+            "memory of graphs is kept when it is short",
+            "            self.clear()\n            self._enabled = False\n",
+            "            self._enabled = False\n",
+        ),
+    ],
     "deeplab_fast/models/inference.py": [
+        Fault(
+            "graphs although declined",
+            "CudaGraphs() if cuda_graphs else None",
+            "CudaGraphs()",
+            CUDA_GRAPHS,
+        ),
+        Fault(
+            "graphs stay when the model moves",
+            "_apply(self, *args: Any, **kwargs: Any) -> InferenceModel:\n"
+            "        self._drop_cuda_graphs()\n",
+            "_apply(self, *args: Any, **kwargs: Any) -> InferenceModel:\n",
+            CUDA_GRAPHS,
+        ),
+        Fault(
+            "graphs stay when weights are loaded",
+            "load_state_dict(self, *args: Any, **kwargs: Any) -> Any:\n"
+            "        self._drop_cuda_graphs()\n",
+            "load_state_dict(self, *args: Any, **kwargs: Any) -> Any:\n",
+            CUDA_GRAPHS,
+        ),
         Fault(
             "a broken image looks healthy",
             "return logits + nan_or_zero.to(logits.dtype)",
