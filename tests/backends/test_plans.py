@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import gc
+import itertools
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -164,6 +168,50 @@ def test_a_plan_keeps_no_tensor_of_a_call():
         del x, weight, bias
         gc.collect()
         assert all(ref() is None for ref in watched)
+
+
+@dataclasses.dataclass
+class Context:
+    stream: int = 0
+
+    def _replace(self, stream: int) -> Context:
+        return Context(stream)
+
+
+@pytest.mark.parametrize("is_current", [False, True])
+@pytest.mark.parametrize("makes_plan", [False, True])
+def test_calls_are_launched_on_the_stream_of_their_device(monkeypatch, makes_plan, is_current):
+    """The stream is asked for, and the kernel is launched, while the device is the current one."""
+    log: list[str] = []
+
+    @contextlib.contextmanager
+    def guard() -> Iterator[None]:
+        log.append("enter")
+        yield
+        log.append("exit")
+
+    def stream() -> int:
+        log.append("stream")
+        return 7
+
+    def plan(context: Context, arguments: Any) -> Any:
+        log.append("plan")
+        return lambda stream, arguments: log.append(f"launch on {stream}")
+
+    def launch(context: Context, arguments: Any) -> None:
+        log.append(f"launch on {context.stream}")
+
+    target = registry.Target(Context(), stream, (lambda: None) if is_current else guard)
+    backend = registry.Backend(lambda device_type: None, lambda device: target, None)
+    kernel = registry.Kernel(plan if makes_plan else launch, lambda arguments: None, makes_plan)
+    monkeypatch.setitem(registry._backends, "fake", backend)
+    monkeypatch.setitem(registry._kernels["dilated_conv2d"], "fake", kernel)
+    launched = ["stream", "launch on 7"]
+    for steps in ([["plan"], launched] if makes_plan else [launched], [launched]):
+        log.clear()
+        registry.run("dilated_conv2d", X, W, None, [1, 1], 1, backend="fake")
+        guarded = steps if is_current else [["enter", *step, "exit"] for step in steps]
+        assert log == list(itertools.chain.from_iterable(guarded))
 
 
 # Signatures.
