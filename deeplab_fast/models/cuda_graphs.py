@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from .._native.device_cache import kept_by_capture
 from .._native.precision import tf32_is_allowed
@@ -147,7 +147,7 @@ class _Weights:
         """
         return (
             any(self._hooks)
-            or _has_any_global_hook()
+            or bool(_global_forward_hooks or _global_forward_pre_hooks)
             or any(map(operator.attrgetter("requires_grad"), self._tensors))
         )
 

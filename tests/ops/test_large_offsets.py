@@ -141,8 +141,8 @@ def convolve(
         DTYPES[input.dtype],
         summing_branch=0,
     )
-    tensors = output, partial_sums, input, residual, image_bias, pixel_sums
-    run("dilated_conv2d_fwd" + suffix, *map(address, tensors), arguments)
+    operands = output, partial_sums, input, residual, image_bias, pixel_sums
+    run("dilated_conv2d_fwd" + suffix, *map(address, operands), arguments)
 
 
 TAPS = [(dy, dx, 0, 3 * dy + dx + 4) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
