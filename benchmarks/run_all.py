@@ -27,6 +27,8 @@ from common.environment import device_name, write_atomically
 BENCHMARKS = Path(__file__).resolve().parent
 TESTS = BENCHMARKS.parent / "tests"
 DISPATCH_TABLE = "dispatch_table"  # first, because the other benchmarks dispatch by it
+HOST = "host"
+WITHOUT_CASES = DISPATCH_TABLE, HOST  # they have no plot and no --full
 GPU_DTYPES = {
     DISPATCH_TABLE: ("bf16", "fp16", "tf32"),
     "model": ("bf16",),
@@ -99,7 +101,8 @@ def pieces(device: torch.device, batches: list[int], tiny: bool) -> dict[str, li
     """Commands by name, in the order in which they run."""
 
     def script(name: str, *options: str) -> list[str]:
-        size = ["--tiny"] if tiny else [] if name == DISPATCH_TABLE else ["--full"]
+        has_full = name not in WITHOUT_CASES
+        size = ["--tiny"] if tiny else ["--full"] if has_full else []
         file = "tune_dispatch_table.py" if name == DISPATCH_TABLE else f"bench_{name}.py"
         return [sys.executable, str(BENCHMARKS / file), *size, *options]
 
@@ -119,6 +122,7 @@ def pieces(device: torch.device, batches: list[int], tiny: bool) -> dict[str, li
             for batch in batches:
                 options = "--dtype", dtype, "--batch", str(batch)
                 commands[f"{name}-{dtype}-{batch}"] = script(name, *options)
+    commands[HOST] = script(HOST)
     return commands
 
 
@@ -130,7 +134,7 @@ def plot_unfinished(folder: Path) -> None:
     """Plot the CSV files of pieces that did not reach their end."""
     for file in folder.glob("*.csv"):
         image = file.with_suffix(".png")
-        if image.exists() or file.name.startswith(DISPATCH_TABLE):
+        if image.exists() or file.name.startswith(WITHOUT_CASES):
             continue
         with contextlib.suppress(ImportError):  # without matplotlib, as the benchmarks report
             from common.plot import png

@@ -89,18 +89,25 @@ class ConvOutput:
         self,
         weight: int,
         bias: int,
-        image_bias: int,
         K: int,
         first_channel: int,
         weight_stride: int,
-        pixel_sums: int = 0,
     ) -> None: ...
 
 class ConvShape:
     def __init__(self, H: int, W: int, in_channels: int, out_channels: int) -> None: ...
 
-class ConvEpilogue:
-    def __init__(self, residual: int, low: float, high: float) -> None: ...
+class ConvArguments:
+    def __init__(
+        self,
+        outputs: Sequence[ConvOutput],
+        sources: Sequence[ConvSource],
+        work: ConvWork,
+        range: Sequence[float],
+        shape: ConvShape,
+        dtype: DType,
+        summing_branch: int = -1,
+    ) -> None: ...
 
 class ConvWgradWork:
     def __init__(
@@ -246,12 +253,10 @@ class cuda:  # only in a build with CUDA
         output: int,
         partial_sums: int,
         input: int,
-        outputs: Sequence[ConvOutput],
-        sources: Sequence[ConvSource],
-        work: ConvWork,
-        epilogue: ConvEpilogue,
-        shape: ConvShape,
-        dtype: DType,
+        residual: int,
+        image_bias: int,
+        pixel_sums: int,
+        arguments: ConvArguments,
         stream: int,
         /,
     ) -> None: ...
@@ -260,12 +265,10 @@ class cuda:  # only in a build with CUDA
         output: int,
         partial_sums: int,
         input: int,
-        outputs: Sequence[ConvOutput],
-        sources: Sequence[ConvSource],
-        work: ConvWork,
-        epilogue: ConvEpilogue,
-        shape: ConvShape,
-        dtype: DType,
+        residual: int,
+        image_bias: int,
+        pixel_sums: int,
+        arguments: ConvArguments,
         stream: int,
         /,
     ) -> None: ...
@@ -353,3 +356,5 @@ class cuda:  # only in a build with CUDA
         stream: int,
         /,
     ) -> None: ...
+
+class dry_run(cuda): ...  # the same launchers, which do nothing

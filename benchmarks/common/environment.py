@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import datetime
+import io
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+
+import deeplab_fast
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,6 +44,39 @@ def commit() -> str:
             ).stdout.strip()  # fmt: skip
     file = ROOT / "COMMIT"
     return file.read_text().strip() if file.exists() else "-"
+
+
+def run_header(benchmark: str, device: torch.device) -> dict[str, str]:
+    """What describes a run: the first lines of its CSV file."""
+    now = datetime.datetime.now().astimezone()
+    return {
+        "benchmark": benchmark,
+        "device": device_name(device),
+        "threads": str(torch.get_num_threads()),
+        "backends": " ".join(deeplab_fast.available_backends(device)),
+        "versions": f"deeplab_fast {deeplab_fast.__version__}, torch {torch.__version__}, "
+        f"python {platform.python_version()}",
+        "commit": commit(),
+        "date": now.isoformat(timespec="seconds"),
+    }
+
+
+def csv_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}.csv"
+
+
+def csv_text(
+    header: Mapping[str, str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> bytes:
+    """A CSV file that begins with the lines "# key: value" of ``header``."""
+    text = io.StringIO()
+    for key, value in header.items():
+        text.write(f"# {key}: {value}\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    return text.getvalue().encode()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -35,11 +35,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import datetime
 import gc
-import io
-import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,9 +44,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import deeplab_fast
-
-from .environment import ROOT, commit, device_name, first_line, write_atomically
+from .environment import (
+    ROOT,
+    csv_path,
+    csv_text,
+    first_line,
+    run_header,
+    write_atomically,
+)
 from .timing import (
     Run,
     copy_bandwidth,
@@ -177,22 +178,13 @@ class Report:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.args = args
         self.device: torch.device = args.device
-        now = datetime.datetime.now().astimezone()
-        self.csv = Path(args.output) / f"{name}-{now:%Y%m%d-%H%M%S}.csv"
+        self.csv = csv_path(Path(args.output), name)
         self.rows: list[dict[str, Any]] = []
-        self.header: dict[str, str] = {}
+        benchmark = f"bench_{name}{' --full' * args.full}{' --tiny' * args.tiny}"
+        self.header = run_header(benchmark, self.device)
         self._rooflines: dict[str, float] = {}
-        self._note("benchmark", f"bench_{name}{' --full' * args.full}{' --tiny' * args.tiny}")
-        self._note("device", device_name(self.device))
-        self._note("threads", str(torch.get_num_threads()))
-        self._note("backends", " ".join(deeplab_fast.available_backends(self.device)))
-        self._note(
-            "versions",
-            f"deeplab_fast {deeplab_fast.__version__}, torch {torch.__version__}, "
-            f"python {platform.python_version()}",
-        )
-        self._note("commit", commit())
-        self._note("date", now.isoformat(timespec="seconds"))
+        for key, value in self.header.items():
+            print(f"{key}: {value}")
         if self.device.type == "cpu":
             print("Running on the CPU.")
 
@@ -340,10 +332,6 @@ class Report:
                 f"{key}: {text}: the CUDA error left the GPU unusable for this process; stopping"
             )
 
-    def _note(self, key: str, value: str) -> None:
-        self.header[key] = value
-        print(f"{key}: {value}")
-
     def _roofline(self, name: str) -> float:
         """The best rate measured so far in this run, in FLOP/s or bytes/s."""
         gpu, tiny = self.device.type == "cuda", self.args.tiny
@@ -377,14 +365,7 @@ class Report:
             )
 
     def _write_csv(self) -> None:
-        text = io.StringIO()
-        for key, value in self.header.items():
-            text.write(f"# {key}: {value}\n")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in self.rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        write_atomically(self.csv, text.getvalue().encode())
+        write_atomically(self.csv, csv_text(self.header, COLUMNS, self.rows))
 
 
 def _text(value: float | None, spec: str, unit: str = "") -> str:

@@ -1,5 +1,5 @@
-// The extension module `_C`: structs and constants of api.h, and the submodules cpu, schedule and,
-// in a CUDA build, cuda.
+// The extension module `_C`: structs and constants of api.h, and the submodules cpu, schedule,
+// dry_run and, in a CUDA build, cuda.
 
 #include "bindings/bindings.h"
 
@@ -28,8 +28,14 @@ PYBIND11_MODULE(_C, m) {
   bind_call_signature(m);
   bind_cpu(m.def_submodule("cpu"));
   bind_schedule(m.def_submodule("schedule"));
+  bind_launchers(m.def_submodule("dry_run",
+                                 "The launchers of `cuda`, which do nothing here: what "
+                                 "calls cost on the host can be measured with them."),
+                 dry_run_launchers());
 #ifdef DEEPLAB_FAST_CUDA_VERSION
-  bind_cuda(m.def_submodule("cuda"));
+  bind_launchers(
+      m.def_submodule("cuda", "CUDA kernels, launched on a stream of the current device."),
+      cuda_launchers());
 #endif
 }
 

@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <utility>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "schedule/work_list.h"
@@ -52,23 +54,26 @@ void bind_structs(py::module_& m) {
            }),
            "first_channel"_a, "C"_a, "first_weight"_a);
   py::class_<ConvOutput>(m, "ConvOutput")
-      .def(py::init([](uintptr_t weight, uintptr_t bias, uintptr_t image_bias, int32_t K,
-                       int32_t first_channel, int64_t weight_stride, uintptr_t pixel_sums) {
-             return ConvOutput{pointer(weight), pointer(bias), pointer<float>(image_bias), K,
-                               first_channel,   weight_stride, pointer<float>(pixel_sums)};
+      .def(py::init([](uintptr_t weight, uintptr_t bias, int32_t K, int32_t first_channel,
+                       int64_t weight_stride) {
+             return ConvOutput{pointer(weight), pointer(bias), nullptr, K,
+                               first_channel,   weight_stride, nullptr};
            }),
-           "weight"_a, "bias"_a, "image_bias"_a, "K"_a, "first_channel"_a, "weight_stride"_a,
-           "pixel_sums"_a = 0);
+           "weight"_a, "bias"_a, "K"_a, "first_channel"_a, "weight_stride"_a);
   py::class_<ConvShape>(m, "ConvShape")
       .def(py::init([](int32_t H, int32_t W, int32_t in_channels, int32_t out_channels) {
              return ConvShape{H, W, in_channels, out_channels};
            }),
            "H"_a, "W"_a, "in_channels"_a, "out_channels"_a);
-  py::class_<ConvEpilogue>(m, "ConvEpilogue")
-      .def(py::init([](uintptr_t residual, float low, float high) {
-             return ConvEpilogue{pointer(residual), low, high};
+  py::class_<ConvArguments>(m, "ConvArguments")
+      .def(py::init([](std::vector<ConvOutput> outputs, std::vector<ConvSource> sources,
+                       const ConvWork& work, std::array<float, 2> range, const ConvShape& shape,
+                       DType dtype, int summing_branch) {
+             return ConvArguments{std::move(outputs), std::move(sources), work, range, shape, dtype,
+                                  summing_branch};
            }),
-           "residual"_a, "low"_a, "high"_a);
+           "outputs"_a, "sources"_a, "work"_a, "range"_a, "shape"_a, "dtype"_a,
+           "summing_branch"_a = -1, "range: of the activation.");
   py::class_<ConvWgradWork>(m, "ConvWgradWork")
       .def(py::init([](uintptr_t rectangles, uintptr_t items, uintptr_t reductions,
                        int32_t num_items, int32_t num_reductions, uintptr_t first_items,

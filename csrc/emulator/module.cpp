@@ -15,7 +15,7 @@ namespace deeplab_fast::bindings {
 PYBIND11_MODULE(_emulated, m) {
   m.doc() = "CUDA kernels of deeplab_fast, compiled for the CPU.";
   py::module_::import("deeplab_fast._C");  // registers the structs
-  bind_cuda(m.def_submodule("cuda"));
+  bind_launchers(m.def_submodule("cuda"), cuda_launchers());
   m.def(
       "set_seed", [](uint64_t seed) { return std::exchange(emulator::options.seed, seed); },
       "Sets the seed that orders threads and asynchronous copies; returns the previous one.");

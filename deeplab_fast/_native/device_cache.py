@@ -48,6 +48,7 @@ class DeviceCache(Generic[_T]):
         self._recent: dict[Hashable, _T] = {}
         self._older: dict[Hashable, _T] = {}
         self._captured: dict[Hashable, _T] = {}
+        self._cleared: list[_T] = []  # cleared entries that a graph may hold
         self._gpus: set[torch.device] = set()
         self._lock = threading.RLock()
 
@@ -71,10 +72,11 @@ class DeviceCache(Generic[_T]):
             self._keep(key, value, capturing=False)
 
     def clear(self) -> None:
-        """Drop all entries but those that a CUDA graph may hold."""
+        """Make :meth:`find` return no entry of before. Those that a CUDA graph may hold stay."""
         with self._lock:
             self._wait()
-            self._recent, self._older = {}, {}
+            self._cleared += self._captured.values()
+            self._recent, self._older, self._captured = {}, {}, {}
 
     def _keep(self, key: Hashable, value: _T, capturing: bool) -> _T:
         if capturing and hasattr(_owner, "entries"):

@@ -146,8 +146,13 @@ def _register(
     function: _F,
 ) -> _F:
     for name in backends:
-        _kernels.setdefault(op, {})[name] = Kernel(function, unsupported_reason, makes_plan)
+        add_kernel(op, name, Kernel(function, unsupported_reason, makes_plan))
     return function
+
+
+def add_kernel(op: str, name: str, kernel: Kernel) -> None:
+    """Add a kernel to a backend, one that another backend has, say."""
+    _kernels.setdefault(op, {})[name] = kernel
 
 
 def register_op(

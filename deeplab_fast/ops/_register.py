@@ -134,18 +134,24 @@ def without_gradient(name: str, image_arguments: Callable[..., Sequence[int]]) -
     _rules[name] = _transforms.Rules(setup, no_tangent, no_tangent, image_arguments)
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The autocast dtype of the tensor's device, or None if autocast is off there."""
+    device_type = tensor.device.type
+    # torch.is_autocast_enabled("meta") raises an error. torch.compile of torch 2.6 to 2.8 does not
+    # support torch.amp.is_autocast_available.
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def autocast(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """Cast floating tensors to the autocast dtype of the first tensor's device, if it is enabled.
 
     ``torch.library.register_autocast`` would fix one dtype per device and turn fp16 into bf16.
     """
-    first = tensors[0]
-    assert first is not None
-    device_type = first.device.type
-    # torch.is_autocast_enabled("meta") raises an error. torch.compile of torch 2.6 to 2.8 does not
-    # support torch.amp.is_autocast_available.
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+    tensors = first, *others
+    dtype = autocast_dtype(first)
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(device_type)
     castable = (torch.float32, torch.float16, torch.bfloat16)
     return tuple(t.to(dtype) if t is not None and t.dtype in castable else t for t in tensors)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..backends import registry
 from ..backends.arguments import Aspp
 from ._arguments import check_tensor, tensor_list
-from ._register import autocast, define, differentiable
+from ._register import autocast, autocast_dtype, define, differentiable
 from .dilated_conv2d import (
     bucket_of_branches,
     check_convolution,
@@ -74,18 +74,12 @@ def aspp(
         ("project_bias", project_bias),
     ):
         check_tensor(tensor, name)
-    tensors = autocast(
-        input, *weights, *biases, pool_weight, pool_bias, project_weight, project_bias
-    )
-    end = 1 + len(weights)
-    return aspp_op(
-        tensors[0],
-        list(tensors[1:end]),
-        list(tensors[end:-4]),
-        dilations,
-        *tensors[-4:],
-        backend=registry.current(),
-    )
+    others = pool_weight, pool_bias, project_weight, project_bias
+    if autocast_dtype(input):
+        input, *cast = autocast(input, *weights, *biases, *others)
+        count = len(weights)
+        weights, biases, others = cast[:count], cast[count:-4], tuple(cast[-4:])
+    return aspp_op(input, weights, biases, dilations, *others, backend=registry.current())
 
 
 def _check(arguments: Aspp) -> None:

@@ -218,7 +218,7 @@ def multiply(input: Tensor, weights: list[Tensor], tap: int = 0, *, runs: bool =
     for weight in weights:
         first = sum(w.size(0) for w in weights[: len(outputs)])
         address, K, row = weight.data_ptr(), weight.size(0), weight.stride(0)
-        outputs.append(_C.ConvOutput(address, 0, 0, K, first, row))
+        outputs.append(_C.ConvOutput(address, 0, K, first, row))
         sources.append(_C.ConvSource(0, C, 0))
     count = len(weights)
     lists = [
@@ -243,10 +243,10 @@ def multiply(input: Tensor, weights: list[Tensor], tap: int = 0, *, runs: bool =
     outer = emulator.load().set_clusters(clusters)
     try:
         with machine(0, "sm_90"):
+            shape, dtype = _C.ConvShape(P, 1, C, output.size(1)), DTYPES[input.dtype]
             emulator.load().cuda.dilated_conv2d_fwd_sm90(
-                output.data_ptr(), 0, input.data_ptr(), outputs, sources, work,
-                _C.ConvEpilogue(0, -math.inf, math.inf), _C.ConvShape(P, 1, C, output.size(1)),
-                DTYPES[input.dtype], 0,
+                output.data_ptr(), 0, input.data_ptr(), 0, 0, 0,
+                _C.ConvArguments(outputs, sources, work, (-math.inf, math.inf), shape, dtype), 0,
             )  # fmt: skip
     finally:
         emulator.load().set_clusters(outer)

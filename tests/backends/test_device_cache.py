@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -114,3 +116,23 @@ def test_entries_read_by_a_graph_stay(small_cache, monkeypatch):
     for size in range(3, 20):
         make(size)
     assert make(1) is first and make(2) is not second
+
+
+def test_cleared_entries_are_not_found_but_stay_if_a_graph_reads_them(monkeypatch):
+    class Entry:
+        pass
+
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    cache: device_cache.DeviceCache[Entry] = device_cache.DeviceCache()
+    for key in ("read by a graph", "not read"):
+        cache.add(key, Entry())
+    capturing = True
+    entries = {key: weakref.ref(cache.find(key)) for key in ("read by a graph",)}
+    capturing = False
+    entries["not read"] = weakref.ref(cache.find("not read"))
+    cache.clear()
+    assert cache.find("read by a graph") is cache.find("not read") is None
+    gc.collect()
+    assert entries["read by a graph"]() is not None and entries["not read"]() is None

@@ -247,11 +247,17 @@ def test_kernels_reject_unaligned_channels():
 
     def convolve(name, in_channels=16, source=(0, 8, 0), stride=16, outputs=1, sums=0) -> None:
         address = memory.data_ptr()
-        getattr(emulator.load().cuda, name)(
-            address, 0, address, [_C.ConvOutput(address, 0, 0, 8, 0, stride, sums)] * outputs,
-            [_C.ConvSource(*source)] * outputs, work_list.work, _C.ConvEpilogue(0, 0.0, 1.0),
-            _C.ConvShape(1, 1, in_channels, 8), DTYPES[BF16], 0,
-        )  # fmt: skip
+        arguments = _C.ConvArguments(
+            [_C.ConvOutput(address, 0, 8, 0, stride)] * outputs,
+            [_C.ConvSource(*source)] * outputs,
+            work_list.work,
+            (0.0, 1.0),
+            _C.ConvShape(1, 1, in_channels, 8),
+            DTYPES[BF16],
+            summing_branch=0,
+        )
+        launch = getattr(emulator.load().cuda, name)
+        launch(address, 0, address, 0, 0, sums, arguments, 0)
 
     changes = [
         {"in_channels": 20}, {"source": (4, 8, 0)}, {"source": (0, 12, 0)}, {"source": (0, 8, 4)},

@@ -197,3 +197,25 @@ def test_train_camvid_compares_with_torchvision(tmp_path, monkeypatch, capsys):
         match="torchvision-0.json: recipe: expected .*warmup_steps=1.*got .*warmup_steps=7,",
     ):
         script.main([str(tmp_path), *options])
+
+
+def test_the_cost_on_the_host_is_measured_without_a_gpu(tmp_path, capsys):
+    bench_host = importlib.import_module("bench_host")
+    bench_host.main(["--tiny", "--output", str(tmp_path)])
+    comments, rows = read_csv(tmp_path)
+    assert any(line.startswith("# commit: ") for line in comments)
+    assert [row["call"] for row in rows] == [bench_host.CONV2D, *bench_host.calls()]
+    for row in rows[1:]:
+        above = float(row["median_us"]) - float(row["dispatch_us"])
+        assert float(row["above_dispatch_us"]) == pytest.approx(above, abs=0.02)
+    printed = capsys.readouterr().out
+    assert all(row["call"] in printed and row["median_us"] in printed for row in rows)
+
+
+def test_the_cost_on_the_host_is_that_of_our_kernels():
+    bench_host = importlib.import_module("bench_host")
+    bench_host.register()
+    with registry.trace() as ran, deeplab_fast.backend(bench_host.BACKEND), torch.no_grad():
+        for name, call in bench_host.calls().items():
+            call.function()
+            assert ran[-1] == (call.op, bench_host.BACKEND), name

@@ -87,9 +87,10 @@ def step_of(suffix: str, dtype: torch.dtype) -> int:
     return (_C.CONV_K_ITER_BYTES_SM90 if suffix else _C.CONV_K_ITER_BYTES) // dtype.itemsize
 
 
-def run(name: str, *arguments: Any, dtype: torch.dtype) -> None:
+def run(name: str, *arguments: Any, dtype: torch.dtype | None = None) -> None:
+    typed = arguments if dtype is None else (*arguments, DTYPES[dtype])
     with machine(1, "sm_90" if name.endswith("_sm90") else "sm_80"):
-        getattr(emulator.load().cuda, name)(*arguments, DTYPES[dtype], STREAM)
+        getattr(emulator.load().cuda, name)(*typed, STREAM)
 
 
 def convolve(
@@ -131,23 +132,17 @@ def convolve(
         *map(address, tensors), len(items), len(reductions), address(first_items), 1,
         *map(address, more),
     )  # fmt: skip
-    run(
-        "dilated_conv2d_fwd" + suffix,
-        output.data_ptr(),
-        address(partial_sums),
-        input.data_ptr(),
-        [
-            _C.ConvOutput(
-                weight.data_ptr(), address(bias), address(image_bias), K, 0, weight.stride(0),
-                address(pixel_sums),
-            )
-        ],
+    arguments = _C.ConvArguments(
+        [_C.ConvOutput(weight.data_ptr(), address(bias), K, 0, weight.stride(0))],
         [_C.ConvSource(0, C, 0)],
         work,
-        _C.ConvEpilogue(address(residual), *NO_CLAMP),
+        NO_CLAMP,
         _C.ConvShape(*plane, input.size(-1), output.size(-1)),
-        dtype=input.dtype,
-    )  # fmt: skip
+        DTYPES[input.dtype],
+        summing_branch=0,
+    )
+    tensors = output, partial_sums, input, residual, image_bias, pixel_sums
+    run("dilated_conv2d_fwd" + suffix, *map(address, tensors), arguments)
 
 
 TAPS = [(dy, dx, 0, 3 * dy + dx + 4) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]

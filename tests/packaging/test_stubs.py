@@ -13,8 +13,6 @@ import pytest
 import deeplab_fast
 from deeplab_fast import _C
 
-from ..support import emulator
-
 STUB = ast.parse((Path(deeplab_fast.__file__).parent / "_C.pyi").read_text())
 CLASSES = {node.name: node for node in STUB.body if isinstance(node, ast.ClassDef)}
 SUBMODULES = ("cpu", "schedule", "cuda")
@@ -33,8 +31,8 @@ def names(body: list[ast.stmt]) -> set[str]:
 
 
 def compiled(submodule: str) -> ModuleType:
-    """The emulator's launchers have the same bindings. A build without CUDA has no others."""
-    return getattr(_C, submodule) if hasattr(_C, submodule) else emulator.load().cuda
+    """``dry_run`` has the same bindings as ``cuda``, which a build without CUDA lacks."""
+    return getattr(_C, submodule, _C.dry_run)
 
 
 def public(module: ModuleType | type) -> set[str]:
@@ -92,6 +90,10 @@ def test_names_of_the_module():
 @pytest.mark.parametrize("submodule", SUBMODULES)
 def test_names_of_submodules(submodule):
     assert names(CLASSES[submodule].body) == public(compiled(submodule))
+
+
+def test_launchers_of_the_dry_run():
+    assert public(_C.dry_run) == names(CLASSES["cuda"].body)
 
 
 def test_names_of_dtypes():

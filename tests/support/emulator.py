@@ -165,5 +165,4 @@ def _target(device: torch.device) -> registry.Target:
 
 registry.register_backend("emulated", _unavailable_reason, _target)
 for op, kernel in registry.kernels_of("cuda").items():
-    register = registry.register_planned_kernel if kernel.makes_plan else registry.register_kernel
-    register(op, "emulated", unsupported_reason=kernel.unsupported_reason)(kernel.run)
+    registry.add_kernel(op, "emulated", kernel)

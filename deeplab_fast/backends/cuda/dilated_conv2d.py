@@ -188,15 +188,20 @@ class ConvPlan:
         kernel = work_list.kernel
         self.summing_branch = summing_branch
         self._launcher = getattr(context.module, kernel.launcher)
-        self._work_list, self._sources, self._outputs = work_list, sources, outputs
-        self._shape, self._dtype = shape, DTYPES[dtype]
-        self._range = ACTIVATION_RANGES[activation]
-        self._epilogue = _C.ConvEpilogue(0, *self._range)
+        self._work_list, self._outputs = work_list, outputs
+        self._others = (
+            sources,
+            work_list.work,
+            ACTIVATION_RANGES[activation],
+            shape,
+            DTYPES[dtype],
+            -1 if summing_branch is None else summing_branch,
+        )
         self._partial_sums = partial(
             torch.empty, work_list.num_slots * kernel.tile**2, dtype=torch.float32, device=device
         )
-        # Addresses of the last launch and their structs: weights seldom move.
-        self._last: tuple[Any, list[_C.ConvOutput]] = (None, [])
+        # Addresses of the last launch and its struct: weights seldom move.
+        self._last: tuple[Any, Any] = (None, None)
 
     def launch(
         self,
@@ -216,33 +221,22 @@ class ConvPlan:
             image_bias: fp32 [N, K], only if there is a single output.
             pixel_sums: receives sums over pixels of the input, from ``summing_branch``.
         """
-        key = weights, biases, image_bias, pixel_sums
-        last, outputs = self._last
-        if last != key:
-            outputs = self._structs(*key)
-            self._last = key, outputs
-        slots = self._work_list.num_slots
-        partial_sums = self._partial_sums() if slots else None
+        last, arguments = self._last
+        if last != (weights, biases):
+            outputs = [_C.ConvOutput(*o) for o in zip(weights, biases, *zip(*self._outputs))]
+            arguments = _C.ConvArguments(outputs, *self._others)
+            self._last = (weights, biases), arguments
+        partial_sums = self._partial_sums() if self._work_list.num_slots else None
         self._launcher(
             output,
             0 if partial_sums is None else partial_sums.data_ptr(),
             input,
-            outputs,
-            self._sources,
-            self._work_list.work,
-            _C.ConvEpilogue(residual, *self._range) if residual else self._epilogue,
-            self._shape,
-            self._dtype,
+            residual,
+            image_bias,
+            pixel_sums,
+            arguments,
             stream,
         )
-
-    def _structs(
-        self, weights: tuple[int, ...], biases: tuple[int, ...], image_bias: int, pixel_sums: int
-    ) -> list[_C.ConvOutput]:
-        return [
-            _C.ConvOutput(w, b, image_bias, *output, pixel_sums if i == self.summing_branch else 0)
-            for i, (w, b, output) in enumerate(zip(weights, biases, self._outputs))
-        ]
 
 
 def branches_plan(

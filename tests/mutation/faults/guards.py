@@ -60,6 +60,7 @@ MEASURED = Guard("test_dispatch_table.py")
 NON_FINITE = Guard("test_non_finite.py sm_80 or sm_90")
 NON_FINITE_CPU = Guard("test_non_finite.py cpu or prepared_model")
 NON_FINITE_TRITON = Guard("test_non_finite.py triton")
+PLANS = Guard("test_plans.py")
 RECIPE = Guard("test_recipe.py")
 REGISTRATION = Guard("test_backends.py test_arguments.py not (side_effects or symbolic)")
 SM90 = Guard("test_dilated_conv2d_sm90.py means or k_iteration_is")
@@ -82,6 +83,7 @@ WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py")
 GUARDS = {
     "csrc/common/bilinear.h": ARGMAX,
     "csrc/common/half.h": ARGMAX_CPU,
+    "csrc/bindings/call_signature.cpp": Guard("test_plans.py signature or another_call", "_C"),
     "csrc/schedule/split_k.cpp": Guard("test_split_k.py", "_C"),
     "csrc/schedule/tap_tiles.cpp": Guard("test_tap_tiles.py", "_C"),
     "csrc/schedule/work_list.h": CONV,

@@ -8,6 +8,7 @@ from .guards import (
     COMPILED,
     CUDA_GRAPHS,
     NON_FINITE,
+    PLANS,
     SM90,
     TRANSFORMS,
     TRITON_CALLS,
@@ -16,6 +17,33 @@ from .guards import (
 )
 
 FAULTS: dict[str, list[Fault]] = {
+    "csrc/bindings/call_signature.cpp": [
+        Fault("shapes left out", "    write(owned(PyObject_GetAttr(tensor, shape)).ptr());\n", ""),
+        Fault(
+            "strides left out",
+            "    write(owned(PyObject_CallMethodNoArgs(tensor, stride)).ptr());\n",
+            "",
+        ),
+        Fault(
+            "dtypes of tensors left out",
+            "    write_bytes(owned(PyObject_GetAttr(tensor, dtype)).ptr());\n",
+            "",
+        ),
+        Fault("devices left out", "if (!equal) write", "if (false) write"),
+        Fault("numbers left out", "    write_bytes(number);\n", ""),
+        Fault("lengths of lists left out", "      write_bytes(size);\n", ""),
+        Fault(
+            "lengths of strings left out",
+            "    write_bytes(size);\n    signature_.append",
+            "    signature_.append",
+        ),
+        Fault("True is False", "value == Py_True ? 'T' : 'F'", "'T'"),
+        Fault(
+            "numbers cut to 64 bits",
+            "if (number == -1 && PyErr_Occurred()) throw",
+            "PyErr_Clear(); if (false) throw",
+        ),
+    ],
     "deeplab_fast/_native/device_cache.py": [
         Fault(
             "keyword arguments left out of the key",
@@ -44,24 +72,28 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "one more entry than is kept",
-            "elif len(recent) >= MAX_ENTRIES:",
-            "elif len(recent) > MAX_ENTRIES:",
+            "len(self._recent) >= MAX_ENTRIES",
+            "len(self._recent) > MAX_ENTRIES",
         ),
         Fault(
             "dropped before the device has read it",
-            "                for gpu in gpus:\n                    torch.cuda.synchronize(gpu)\n",
-            "",
+            "            self._wait()\n            self._recent, self._older = {}, self._recent\n",
+            "            self._recent, self._older = {}, self._recent\n",
         ),
-        Fault("only one generation", "recent, older = {}, recent", "recent, older = {}, {}"),
+        Fault(
+            "only one generation",
+            "self._recent, self._older = {}, self._recent\n",
+            "self._recent, self._older = {}, {}\n",
+        ),
         Fault(
             "older entries are not found",
-            "for generation in (recent, older, captured):",
-            "for generation in (recent, captured):",
+            "for generation in (self._recent, self._older, self._captured):",
+            "for generation in (self._recent, self._captured):",
         ),
         Fault(
             "captured entries are not found",
-            "for generation in (recent, older, captured):",
-            "for generation in (recent, older):",
+            "for generation in (self._recent, self._older, self._captured):",
+            "for generation in (self._recent, self._older):",
         ),
         Fault(
             "the owner does not get the entries that a capture looks up",
@@ -77,18 +109,18 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "captured entries are dropped",
-            "                captured[key] = found\n",
-            "                pass\n",
+            "            self._captured[key] = value\n",
+            "            pass\n",
         ),
         Fault(
             "a first call is captured",
-            "                if capturing:\n                    raise RuntimeError",
-            "                if False:\n                    raise RuntimeError",
+            "        if is_capturing():\n            raise RuntimeError",
+            "        if False:\n            raise RuntimeError",
         ),
         Fault(
             "captured only when new",
-            "if key in generation and not capturing:",
-            "if key in generation:",
+            "        if not capturing:\n            recent",
+            "        if True:\n            recent",
         ),
         Fault(
             "made in the caller's thread",
@@ -97,24 +129,24 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "made by several threads at once",
-            "        with lock:\n",
-            "        with threading.Lock():\n",
+            "        with lock:  #",
+            "        with threading.Lock():  #",
         ),
         Fault(
             "found in an older generation and not kept",
-            "            recent[key] = found\n",
-            "            if generation is not older:\n                recent[key] = found\n",
+            "        self._recent[key] = value\n",
+            "        if key not in self._older:\n            self._recent[key] = value\n",
         ),
         Fault(
             "GPUs given by name are not waited for",
-            "filter(_is_gpu, (*args, *kwargs.values()))",
-            "filter(_is_gpu, args)",
+            "(d for d in (*args, *kwargs.values()) if",
+            "(d for d in args if",
         ),
     ],
     "deeplab_fast/backends/registry.py": [
         Fault(
             "an op itself is autocast",
-            "    if torch.is_autocast_enabled(device_type):\n        with torch.autocast",
+            "    if torch.is_autocast_enabled(device.type):\n        with torch.autocast",
             "    if False:\n        with torch.autocast",
         ),
         Fault(
@@ -134,7 +166,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "the trace has the forced backend",
-            "_trace.append((op, name))",
+            "_trace.append((op, plan.backend))",
             "_trace.append((op, backend))",
         ),
         Fault("a trace ends the outer one", "        _trace = outer", "        _trace = None"),
@@ -148,6 +180,43 @@ FAULTS: dict[str, list[Fault]] = {
             "measurements decide on the CPU too",
             'device_type == "cuda" and op in shape_buckets',
             "op in shape_buckets",
+        ),
+        Fault(
+            "plans of another backend",
+            "key = (op, backend, device,",
+            "key = (op, device,",
+            PLANS,
+        ),
+        Fault(
+            "plans of other global settings",
+            "device, *_modes(arguments[0]), _C",
+            "device, _C",
+            PLANS,
+        ),
+        Fault(
+            "plans made during a capture are kept",
+            "if not (is_capturing() or torch.compiler.is_compiling()):",
+            "if not torch.compiler.is_compiling():",
+            PLANS,
+        ),
+        Fault(
+            "no plan is kept",
+            "            _plans.add(key, plan, device)\n",
+            "            pass\n",
+            PLANS,
+        ),
+        Fault("plans are never forgotten", "    _plans.clear()\n", "    pass\n", PLANS),
+        Fault(
+            "shapes are not checked",
+            "    if check := _checks.get(op):\n",
+            "    if check := None:\n",
+            PLANS,
+        ),
+        Fault(
+            "launched while another GPU is current",
+            "    with guard:\n        return call(target.stream(), arguments)",
+            "    return call(target.stream(), arguments)",
+            PLANS,
         ),
     ],
     "deeplab_fast/backends/cpu.py": [
@@ -191,15 +260,19 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("one channel fewer than fit", "> _MAX_POOL_CHANNELS:", ">= _MAX_POOL_CHANNELS:"),
         Fault(
             "rows of the projection next to each other",
-            "_C.AsppShape(N, C, P, K, project_weight.stride(0))",
-            "_C.AsppShape(N, C, P, K, P)",
+            "project_weight.stride(0)\n",
+            "P\n",
         ),
         Fault(
             "strided biases",
-            "pool_bias, project_bias = pool_bias.contiguous(), project_bias.contiguous()",
-            "pass",
+            "        pool_bias.contiguous(),\n",
+            "        pool_bias,\n",
         ),
-        Fault("strided pooled weight", "    pool_weight = aligned_nhwc(pool_weight)\n", ""),
+        Fault(
+            "strided pooled weight",
+            "        aligned_nhwc(pool_weight),\n",
+            "        pool_weight,\n",
+        ),
         Fault(
             "channels of the first branch",
             "sum(weight.size(0) for weight in weights)\n    if",
@@ -207,10 +280,20 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "projection without activation",
-            'launch(context, output, projection, "relu")',
-            "launch(context, output, projection)",
+            '[project], [(1, 1)], "relu")',
+            "[project], [(1, 1)])",
         ),
         Fault("branches without activation", 'pairs, "relu")', 'pairs, "none")'),
+        Fault(
+            "means where the sums are",
+            "sums + means_at, sums + pooled_at",
+            "sums, sums + pooled_at",
+        ),
+        Fault(
+            "columns of the branches for the pooled channels",
+            "project + pooled_columns_at",
+            "project",
+        ),
     ],
     "deeplab_fast/_native/memory_format.py": [
         Fault(
@@ -235,14 +318,14 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "rows of any length",
-            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
-            "weight.data_ptr() % 16 == 0",
+            "weight.stride(1) == 1 and row_bytes % 16 == 0",
+            "weight.stride(1) == 1",
             CALLS,
         ),
         Fault(
             "rows at any address",
-            "weight.data_ptr() % 16 == 0 and row_bytes % 16 == 0",
-            "row_bytes % 16 == 0",
+            "is_aligned = weight.data_ptr() % 16 == 0",
+            "is_aligned = True",
             CALLS,
         ),
         Fault(
@@ -290,8 +373,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "taps not flipped for the gradient",
-            "None, dilation, flipped=True)",
-            "None, dilation)",
+            "weight_rows, dilation, flipped=True)",
+            "weight_rows, dilation)",
         ),
         Fault(
             "taps flipped for the output",
@@ -326,8 +409,8 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("strided bias", "None if bias is None else bias.contiguous()", "bias"),
         Fault(
             "strided weight",
-            "nhwc, weight = aligned_nhwc(input), aligned(weight, torch.contiguous_format)",
-            "nhwc = aligned_nhwc(input)",
+            "        weight=aligned(arguments.weight, torch.contiguous_format),\n",
+            "        weight=arguments.weight,\n",
         ),
         Fault(
             "scratch memory without the bias",
@@ -349,11 +432,15 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/backends/cuda/dilated_conv2d.py": [
-        Fault("first channels of branches", "sum(channels[:i]),", "sum(channels[: i + 1]),"),
+        Fault(
+            "first channels of branches",
+            "accumulate(channels, initial=0)",
+            "accumulate((0, *channels), initial=0)",
+        ),
         Fault(
             "strided biases",
-            "None if bias is None else bias.contiguous() for bias in biases",
-            "bias for bias in biases",
+            "        biases=[bias.contiguous() for bias in arguments.biases],\n",
+            "        biases=arguments.biases,\n",
         ),
         Fault(
             "one pixel too many for the work list",
@@ -383,26 +470,44 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "sums of pixels from any branch",
-            "pixel_sums is not None and i == summing",
-            "pixel_sums is not None",
+            "if kernel is CONV_SM90 else None,",
+            "if True else None,",
         ),
         Fault(
             "sums of pixels of a larger kernel",
-            "if w.shape[2:] == (1, 1)), None)",
-            "if w.size(2) == 1), None)",
+            "if weight.shape[2:] == (1, 1))",
+            "if weight.size(2) == 1)",
             SM90,
         ),
         Fault(
             "k-iterations of another kernel",
-            "k_iters_per_tap(C, input.dtype, kernel)",
-            "k_iters_per_tap(C, input.dtype)",
+            "k_iters_per_tap(C, dtype, kernel)",
+            "k_iters_per_tap(C, dtype)",
             SM90,
         ),
         Fault(
             "unaligned input",
-            "input, *weights = aligned_nhwc(input), *map",
-            "input, *weights = input.contiguous(memory_format=torch.channels_last), *map",
+            "        x, w = input.data_ptr(), weight.data_ptr()\n        if is_unaligned(x, w):",
+            "        x, w = input.data_ptr(), weight.data_ptr()\n        if is_unaligned(w):",
             Guard("test_dilated_conv2d.py unaligned"),
+        ),
+        Fault(
+            "addresses of the first call's weights",
+            "if last != (weights, biases):",
+            "if last is None:",
+            PLANS,
+        ),
+        Fault(
+            "addresses of the first call's biases",
+            "if last != (weights, biases):",
+            "if last is None or last[0] != weights:",
+            PLANS,
+        ),
+        Fault(
+            "a weight that is not aligned",
+            "        if is_unaligned(x, w):\n            return convolve(stream, aligned_operands",
+            "        if is_unaligned(x):\n            return convolve(stream, aligned_operands",
+            PLANS,
         ),
     ],
     "deeplab_fast/backends/cuda/dilated_conv2d_and_mean.py": [
@@ -426,7 +531,6 @@ FAULTS: dict[str, list[Fault]] = {
             "run, parts = _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
             "run, parts = 2 * _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
         ),
-        Fault("summed once more", "    if not is_summed:\n", "    if True:\n"),
     ],
     "deeplab_fast/backends/cuda/dilated_conv2d_backward.py": [
         Fault(
@@ -448,8 +552,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "mean's share left out",
-            "bias_address = 0 if image_bias is None else image_bias.data_ptr()",
-            "bias_address = 0",
+            "image_bias=0 if image_bias is None else image_bias.data_ptr()",
+            "image_bias=0",
             Guard("test_dilated_conv2d_and_mean.py outputs_and_gradients and emulated"),
         ),
         Fault("gradients share memory", "[part.clone() for part in", "[part for part in"),
@@ -496,18 +600,18 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "a copy of the residual is not brought back",
-            "    if output is not residual:\n        residual.copy_(output)\n",
-            "",
+            "        if residual is not arguments.residual:\n",
+            "        if False:\n",
         ),
         Fault(
             "an input that is overwritten while it is read",
-            "        input = input.clone()  # the kernel",
-            "        pass  # the kernel",
+            "        elif x < output + output_bytes and output < x + input_bytes:",
+            "        elif False:",
         ),
         Fault(
             "a depthwise convolution in place ignores the residual",
-            "depthwise_conv2d.forward(context, input, weight, bias, dilation, output, activation)",
-            "depthwise_conv2d.forward(context, input, weight, bias, dilation, None, activation)",
+            "(bias.data_ptr(),), output)",
+            "(bias.data_ptr(),), 0)",
         ),
     ],
     "deeplab_fast/backends/cuda/upsample_cross_entropy.py": [
@@ -617,18 +721,18 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "tf32 on the kernel that truncates fp32",
-            "if context.is_sm90 and input.dtype != torch.float32 and is_small:",
+            "if context.is_sm90 and dtype != torch.float32 and is_small:",
             "if context.is_sm90 and is_small:",
         ),
         Fault(
             "coordinates of 16 bits with a sign",
-            "is_small = max(input.shape[2:]) < 2**15",
-            "is_small = max(input.shape[2:]) <= 2**15",
+            "is_small = max(size) < 2**15",
+            "is_small = max(size) < 2**16",
         ),
         Fault(
             "coordinates of large maps",
-            "is_small = max(input.shape[2:]) < 2**15",
-            "is_small = input.size(2) < 2**15",
+            "is_small = max(size) < 2**15",
+            "is_small = True",
         ),
         Fault("rows counted over all images", "pixels // W % H << 16", "pixels // W << 16"),
         Fault(
@@ -865,15 +969,17 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/ops/_arguments.py": [
         Fault("False of NumPy is True", "return bool(value)", "return True"),
         Fault(
-            "a list is no pair", "isinstance(value, Sequence) and", "isinstance(value, tuple) and"
+            "a list is no pair",
+            "isinstance(value, (tuple, Sequence)) and",
+            "isinstance(value, tuple) and",
         ),
         Fault(
             "a string is a pair",
-            "is_sequence = isinstance(value, Sequence) and not isinstance(value, str)",
-            "is_sequence = isinstance(value, Sequence)",
+            "is_sequence = isinstance(value, (tuple, Sequence)) and not isinstance(value, str)",
+            "is_sequence = isinstance(value, (tuple, Sequence))",
         ),
         Fault("any number of values is a pair", "len(values) != 2 or not", "not"),
-        Fault("numbers past 64 bits", "0 < v < INT64_END", "0 < v"),
+        Fault("numbers past 64 bits", "not 0 < values[1] < INT64_END", "not 0 < values[1]"),
         Fault(
             "a tensor is a list of tensors",
             "isinstance(values, (Tensor, str))",
@@ -927,7 +1033,11 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/backends/cuda/device.py": [
-        Fault("the sm_80 kernels are Hopper's", "sm90 and runs_sm90)", "runs_sm90)"),
+        Fault(
+            "the sm_80 kernels are Hopper's",
+            "sm90 and _runs_sm90(properties))",
+            "_runs_sm90(properties))",
+        ),
         Fault(
             "the properties of one GPU for all",
             "device_properties(device)",
@@ -958,6 +1068,12 @@ FAULTS: dict[str, list[Fault]] = {
             "_transforms.call(op, _rules[name], values, backend)",
             '_transforms.call(op, _rules[name], values, "")',
             TRANSFORMS,
+        ),
+        Fault(
+            "gradients are lost",
+            "if torch.is_grad_enabled() or torch.compiler.is_compiling():",
+            "if torch.compiler.is_compiling():",
+            Guard("test_dilated_conv2d.py gradcheck"),
         ),
     ],
     "deeplab_fast/ops/_transforms.py": [
@@ -1004,8 +1120,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "dtypes differ",
-            "    check_dtypes(*tensors)\n",
-            "",
+            "    check_dtypes(input, *tensors)\n",
+            "    pass\n",
         ),
         Fault(
             "pooling of more pixels",
@@ -1052,8 +1168,8 @@ FAULTS: dict[str, list[Fault]] = {
             "weight.size(0) if mask[2] else 0",
             "weight.size(0)",
         ),
-        Fault("groups that do not divide", "or weight.size(0) % groups or", "or"),
-        Fault("even kernels across", " or weight.size(3) % 2 == 0", ""),
+        Fault("groups that do not divide", "or shape[0] % groups or", "or"),
+        Fault("even kernels across", " or shape[3] % 2 == 0", ""),
         Fault("bias not autocast", "input, weight, bias = autocast", "input, weight, _ = autocast"),
         Fault(
             "vmap sums over samples",
