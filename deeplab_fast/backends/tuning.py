@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ class Result(NamedTuple):
 
     call: Call
     layers: list[str]  # the layers that make such calls
-    rows: list[Row]  # a row for each correct kernel
+    rows: list[Row]  # a row for each kernel that supports the call
 
 
 class Tuning(NamedTuple):
@@ -104,8 +105,8 @@ def tune(
     Every distinct call of an op that cuDNN has too is timed on each kernel that supports it and on
     cuDNN, after a check of the kernel's output. The times are added to the user's dispatch table
     after each call, and calls that it has already are skipped: a tuning that was interrupted goes
-    on where it stopped. A kernel that is wrong or raises an error is reported on stderr and left
-    out. Nothing is measured on devices other than GPUs.
+    on where it stopped. A kernel that is wrong or raises an error is reported on stderr and not
+    chosen for any call of this shape bucket. Nothing is measured on devices other than GPUs.
 
     Args:
         run: runs the model once, for example a training step with its backward pass.
@@ -192,26 +193,27 @@ def supporting_kernels(op: str, arguments: tuple[Any, ...]) -> list[str]:
 
 
 def measure(call: Call, device: torch.device) -> tuple[dict[str, float], list[str]]:
-    """Median times in ms of the kernels that compute a call correctly, and of cuDNN.
+    """Median times in ms of the kernels that support a call, and of cuDNN.
 
     Returns:
-        The times, none if there is no such kernel, and a line for each kernel that is wrong or
-        raises an error.
+        The times, none if there is no such kernel; the time of a kernel that is wrong or raises an
+        error is inf. And a line for each such kernel.
     """
     arguments = call.scratch_arguments(device)
     kernels = supporting_kernels(call.op, arguments)
-    failures = _failures(call, arguments, kernels) if kernels else {}
-    runs = {
-        kernel: runner(call.op, arguments, kernel) for kernel in kernels if kernel not in failures
+    if not kernels:
+        return {}, []
+    device = arguments[0].device  # has an index
+    failures = _failures(call, arguments, kernels)
+    replays = {
+        kernel: _replay(runner(call.op, arguments, kernel), device)
+        for kernel in kernels
+        if kernel not in failures
     }
-    times = {}
-    if runs:
-        device = arguments[0].device  # has an index
-        cudnn = runner(call.op, arguments, "reference")
-        replays = {kernel: _replay(run, device) for kernel, run in runs.items()}
-        replays[CUDNN] = _replay(cudnn, device)
-        replays[CUDNN_BENCHMARK] = _replay(cudnn, device, benchmark=True)
-        times = race.milliseconds(replays, device, BUDGET_MS)
+    cudnn = runner(call.op, arguments, "reference")
+    replays[CUDNN] = _replay(cudnn, device)
+    replays[CUDNN_BENCHMARK] = _replay(cudnn, device, benchmark=True)
+    times = race.milliseconds(replays, device, BUDGET_MS) | dict.fromkeys(failures, math.inf)
     return times, [_failure(call, kernel, why) for kernel, why in failures.items()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -175,8 +176,21 @@ def test_wrong_kernel_is_reported_and_not_chosen(gpu, capsys, wrong, message):
     start, _, why = line.partition(" 1x8x6x6 16x8x3x3 None 2 2 1: ")
     assert start == "cuda/sm90: dilated_conv2d"
     assert re.fullmatch(message + ".*", why)
-    assert [row.kernel for row in gpu.rows()] == ["triton"]
+    assert {row.kernel: row.median_ms for row in gpu.rows()} == {
+        "cuda/sm90": math.inf, "triton": 0.9
+    }  # fmt: skip
     assert chosen(SMALL) == ["triton"]
+
+
+def test_wrong_kernel_is_not_chosen_for_similar_shapes(gpu):
+    """It was correct, and the fastest, for another shape of the same bucket."""
+    first, second = torch.randn(1, 8, 30, 30), torch.randn(1, 8, 31, 30)
+    gpu.times = lambda name, output: {"cuda/sm90": 0.5, "triton": 0.9}.get(name, 1.0)
+    gpu.wrong = {"cuda/sm90": lambda outputs: outputs + (outputs.size(2) == 31)}
+    tuned = tuning.tune(convolve(first), "cpu")
+    assert chosen(first) == chosen(second) == ["cuda/sm90"] and not tuned.failures
+    tuned = tuning.tune(convolve(second), "cpu")
+    assert chosen(first) == chosen(second) == ["triton"] and len(tuned.failures) == 1
 
 
 def test_kernel_that_writes_nothing_is_wrong(gpu):
@@ -196,11 +210,12 @@ def test_kernel_that_writes_nothing_is_wrong(gpu):
     assert failure.startswith("triton: ")
 
 
-def test_call_without_a_correct_kernel_is_not_timed(gpu):
+def test_call_without_a_correct_kernel(gpu):
     gpu.wrong = dict.fromkeys(("cuda/sm90", "triton"), lambda outputs: outputs + 1)
     tuned = tuning.tune(convolve(SMALL), "cpu")
-    assert (gpu.timed, gpu.rows(), len(tuned.failures)) == ([], [], 2)
-    assert str(tuned).endswith("  cuDNN")
+    assert [row.median_ms for row in gpu.rows()] == [math.inf, math.inf]
+    assert len(tuned.failures) == 2 and str(tuned).endswith("1.0000      inf  cuDNN")
+    assert tuning.tune(convolve(SMALL), "cpu").failures == []  # it was measured already
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])

@@ -898,6 +898,11 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/backends/tuning.py": [
         Fault("a wrong kernel is timed", "if not error <= tolerance:", "if False:"),
+        Fault(
+            "a wrong kernel is chosen for similar shapes",
+            " | dict.fromkeys(failures, math.inf)",
+            "",
+        ),
         Fault("NaN is not wrong", "if not error <= tolerance:", "if error > tolerance:"),
         Fault(
             "the memory of a correct output is reused",
