@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _transforms
+
 
 def upsample(input: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """``F.interpolate(input, size, mode="bilinear")`` that torch.compile does not slow down.
 
     On a CPU, Inductor generates a loop that took two to three times as long as PyTorch's own kernel
     (21 classes, from 33x33 to 513x513). So the call is an opaque op in a compiled graph, except
-    where it needs a gradient.
+    where it needs a gradient or a torch.func transform is active.
 
     Args:
         input: [N, C, h, w].
@@ -25,6 +27,7 @@ def upsample(input: Tensor, size: tuple[int, int], align_corners: bool) -> Tenso
         torch.compiler.is_dynamo_compiling()
         and input.device.type == "cpu"
         and not (torch.is_grad_enabled() and input.requires_grad)
+        and not _transforms.active()
     ):
         return _opaque(input, *size, align_corners)
     return _interpolate(input, *size, align_corners)

@@ -1190,6 +1190,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("opaque on every device", 'input.device.type == "cpu"', "True"),
         Fault("opaque to gradients", "torch.is_grad_enabled() and input.requires_grad", "False"),
         Fault("no gradient, no call", "torch.is_grad_enabled() and ", ""),
+        Fault("opaque to tangents", "        and not _transforms.active()\n", ""),
         Fault("never opaque", "return _opaque(", "return _interpolate("),
         Fault(
             "another size in compiled graphs",
