@@ -161,6 +161,16 @@ def test_a_plan_reads_the_tensors_of_each_call(device, moved):
             assert output.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dilation", [0, -1])
+@pytest.mark.parametrize("groups", [1, 8])
+def test_the_kernels_refuse_dilations_that_are_not_positive(groups, dilation):
+    """The public functions refuse them too, but the ops themselves can be called."""
+    x, weight, bias = operands()
+    arguments = x, weight[:, : 8 // groups], bias, [dilation, dilation], groups
+    with machine(), pytest.raises(ValueError, match="^dilation: expected at least 1"):
+        torch.ops.deeplab_fast.dilated_conv2d(*arguments, backend="emulated")
+
+
 def rows(first: int, distance: int) -> Tensor:
     """Weight [8, 16, 1, 1] whose rows begin ``distance`` elements after each other in memory."""
     memory = torch.randint(-2, 3, (8 * 48,)).bfloat16()

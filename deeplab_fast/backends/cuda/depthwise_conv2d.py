@@ -59,6 +59,8 @@ def unsupported_reason(input: Tensor, weight: Tensor) -> str | None:
 def _shape(
     input: Tensor, weight: Tensor, dilation: Sequence[int], strip_rows: int, flipped: bool = False
 ) -> _C.DepthwiseShape:
+    if min(dilation) < 1:
+        raise ValueError(f"dilation: expected at least 1, got {dilation[0]} and {dilation[1]}")
     N, C, H, W = input.shape
     # A dilation beyond the map leaves out the same taps as one of the map's size.
     clipped = min(dilation[0], H), min(dilation[1], W)

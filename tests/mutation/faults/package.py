@@ -415,6 +415,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("ReLU bounded above", '"relu": (0.0, math.inf)', '"relu": (0.0, 3.4e38)', NON_FINITE),
     ],
     "deeplab_fast/backends/cuda/depthwise_conv2d.py": [
+        Fault("a dilation of zero", "if min(dilation) < 1:", "if min(dilation) < 0:", PLANS),
         Fault(
             "dilations limited by the other side",
             "min(dilation[0], H), min(dilation[1], W)",
