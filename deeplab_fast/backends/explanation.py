@@ -121,6 +121,8 @@ def _evidence(op: str, arguments: Any, basis: str, backend: str) -> str:
         return f"first of {', '.join(kernels)}" if kernels[1:] else "the only kernel of this op"
     if basis == "dispatch table":
         rows = dispatch_table.rows_of(device)[op][registry.shape_buckets[op](arguments)]
+        if not rows:
+            return "dispatch table, which has changed since it was read"
         return f"dispatch table: {_table_times(dispatch_table.worst_rows(rows), backend)}"
     if basis == "race":
         times = race.remembered(op, arguments) or {}

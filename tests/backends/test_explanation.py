@@ -149,6 +149,13 @@ def test_evidence_of_measurements(pretend_gpu, monkeypatch):
     assert first_line() == ("emulated", "deterministic mode")
 
 
+def test_table_that_is_gone_but_was_read(pretend_gpu):
+    dispatch_table.add([row()])
+    assert first_line()[0] == "emulated"
+    dispatch_table.user_path().unlink()
+    assert first_line() == ("emulated", "dispatch table, which has changed since it was read")
+
+
 def test_evidence_of_races(pretend_gpu, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(

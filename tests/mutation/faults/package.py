@@ -895,6 +895,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("every race is kept", "if len(_remembered) >= MAX_REMEMBERED:", "if False:"),
     ],
     "deeplab_fast/backends/explanation.py": [
+        Fault("a table that is gone", "        if not rows:\n", "        if False:\n"),
         Fault("the model stays in evaluation mode", "module.training = training", "pass"),
         Fault("dropout is active", "    model.eval()\n", ""),
         Fault("kernels run as usual", 'kwargs | {"backend": "reference"}', "kwargs"),
