@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from deeplab_fast import DeepLabV3, dilated_conv2d
-from deeplab_fast.backends import dispatch_table, tuning
+from deeplab_fast.backends import dispatch_table, registry, tuning
 from deeplab_fast.backends.calls import Call, record, runner
 from deeplab_fast.backends.dispatch_table import Row
 
@@ -116,7 +116,7 @@ def measure(report: harness.Report, call: Call, batch: int, dtype: str) -> list[
     cudnn = runner(call.op, arguments, "reference")
     num_before = len(report.rows)
     with harness.tf32(dtype == "tf32"):
-        kernels = tuning.supporting_kernels(call.op, arguments)
+        kernels = registry.supporting_kernels(call.op, registry.arguments(call.op, *arguments))
         if not kernels:
             return []
         report.case(

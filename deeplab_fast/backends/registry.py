@@ -323,14 +323,19 @@ def automatic(op: str, arguments: Any) -> tuple[str, ...]:
     return known.order
 
 
+def supporting_kernels(op: str, arguments: Any) -> list[str]:
+    """The kernels of the dispatch table that support a call."""
+    return [
+        name for name in dispatch_table.KERNELS if unsupported_reason(op, name, arguments) is None
+    ]
+
+
 def _racing(op: str, arguments: Any) -> list[str]:
     """The kernels that race: cuDNN and the compiled ones that support the call, else Triton's.
 
     Triton compiles a kernel at its first call, which takes seconds.
     """
-    names = [
-        name for name in dispatch_table.KERNELS if unsupported_reason(op, name, arguments) is None
-    ]
+    names = supporting_kernels(op, arguments)
     if len(names) > 1 and "triton" in names:
         names.remove("triton")
     return [*names, "reference"]

@@ -182,16 +182,6 @@ def rows(
     ]
 
 
-def supporting_kernels(op: str, arguments: tuple[Any, ...]) -> list[str]:
-    """The kernels of the dispatch table that support a call."""
-    values = registry.arguments(op, *arguments)
-    return [
-        kernel
-        for kernel in dispatch_table.KERNELS
-        if registry.unsupported_reason(op, kernel, values) is None
-    ]
-
-
 def measure(call: Call, device: torch.device) -> tuple[dict[str, float], list[str]]:
     """Median times in ms of the kernels that support a call, and of cuDNN.
 
@@ -200,7 +190,7 @@ def measure(call: Call, device: torch.device) -> tuple[dict[str, float], list[st
         error is inf. And a line for each such kernel.
     """
     arguments = call.scratch_arguments(device)
-    kernels = supporting_kernels(call.op, arguments)
+    kernels = registry.supporting_kernels(call.op, registry.arguments(call.op, *arguments))
     if not kernels:
         return {}, []
     device = arguments[0].device  # has an index
