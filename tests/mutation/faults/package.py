@@ -1179,6 +1179,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("opaque to gradients", "torch.is_grad_enabled() and input.requires_grad", "False"),
         Fault("no gradient, no call", "torch.is_grad_enabled() and ", ""),
         Fault("never opaque", "return _opaque(", "return _interpolate("),
+        Fault("opaque in exported programs", "        and not _is_exporting()\n", ""),
         Fault(
             "another size in compiled graphs",
             "_opaque(input, *size, align_corners)",
