@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common.environment import ROOT, csv_path, csv_text, run_header, write_atomically
+from common.environment import ROOT, csv_path, csv_text, folder, run_header, write_atomically
 from common.timing import Run, interleaved
 from torch import Tensor
 
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="two rounds, as a smoke test")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=folder,
         default=ROOT / "benchmarks" / "results" / "local",
         help="folder for the CSV (default: benchmarks/results/local)",
     )
@@ -174,13 +173,15 @@ _keep: list[torch.library.Library] = []  # a library that is freed takes its ops
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"\n{'':26}       us    IQR   dispatch   above   goal   x {CONV2D}")
+    lines = [("", "us", "IQR", "dispatch", "above", "goal", f"x {CONV2D}")]
     for row in rows:
-        print(
-            f"{row['call']:26}{row['median_us']:>9}{row['iqr_percent']:>6}%"
-            f"{row['dispatch_us'] or '-':>11}{row['above_dispatch_us'] or '-':>8}"
-            f"{row['goal_us'] or '-':>7}{row['times_conv2d']:>9}"
-        )
+        lines.append((
+            row["call"], row["median_us"], f"{row['iqr_percent']}%", row["dispatch_us"] or "-",
+            row["above_dispatch_us"] or "-", row["goal_us"] or "-", row["times_conv2d"],
+        ))  # fmt: skip
+    print()
+    for line in lines:
+        print("{:23}{:>9}{:>7}{:>11}{:>8}{:>7}{:>13}".format(*line))
 
 
 if __name__ == "__main__":
