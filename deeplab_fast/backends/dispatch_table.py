@@ -38,7 +38,7 @@ class Row(NamedTuple):
     op: str
     shape_bucket: str  # see ops/shape_bucket.py
     kernel: str
-    median_ms: float  # inf if the kernel is wrong or raises an error: it loses its whole bucket
+    median_ms: float  # inf if the kernel failed, so that it is not chosen for its bucket
     cudnn_ms: float  # the fastest of cuDNN's medians
     shape: str  # the arguments that were measured
     gpu: str
@@ -50,6 +50,11 @@ class Row(NamedTuple):
     def ratio(self) -> float:
         """The kernel's time relative to cuDNN's; less than 1 if it is faster."""
         return self.median_ms / self.cudnn_ms
+
+    @property
+    def failed(self) -> bool:
+        """True if the kernel was wrong or raised an error."""
+        return math.isinf(self.median_ms)
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -57,20 +57,20 @@ class Tuning(NamedTuple):
     def __str__(self) -> str:
         if not can_tune(self.device):
             return (
-                f"nothing to tune on {self.device}: no vendor library competes with the kernels "
-                "there (expected a GPU)"
+                f"nothing to tune on {self.device}: kernels are chosen by their speed on GPUs only"
             )
         if not self.results:
             return "nothing to tune: the model called none of the ops that cuDNN has too"
         lines = [("layer", "op", "shapes", "cuDNN ms", "ours ms", "choice")]
         for call, layers, rows in self.results:
             best = min(rows, key=lambda row: row.ratio, default=None)
+            ours = "-" if best is None else "failed" if best.failed else f"{best.median_ms:.4f}"
             lines.append((
                 _several(layers),
                 call.op,
                 shapes(call.arguments),
                 f"{best.cudnn_ms:.4f}" if best else "-",
-                f"{best.median_ms:.4f}" if best else "-",
+                ours,
                 _choice(call, rows, self.device),
             ))  # fmt: skip
         *widths, _ = (max(map(len, column)) for column in zip(*lines))
@@ -113,6 +113,7 @@ def tune(
         model: the module whose submodules name the layers in the table.
 
     Raises:
+        TypeError: ``run`` is not a function.
         RuntimeError: deterministic algorithms are on, with which the dispatch does not depend on
             measurements.
         UnusableGPU: a kernel left the GPU unusable for this process.
@@ -120,6 +121,8 @@ def tune(
 
     >>> print(tune(lambda: criterion(model(images)["out"], target).backward(), images.device))
     """
+    if not callable(run):
+        raise TypeError(f"run: expected a function, got {type(run).__name__}")
     device = torch.device(device)
     if not can_tune(device):
         return Tuning(device, [], [])
@@ -237,7 +240,7 @@ def _failures(call: Call, arguments: tuple[Any, ...], kernels: list[str]) -> dic
             outputs.append(runner(call.op, arguments, kernel)())
             error = relative_error(outputs[-1], expected)
             if not error <= tolerance:  # also if it is NaN
-                failures[kernel] = f"wrong by {error:.3g} (expected at most {tolerance:g})"
+                failures[kernel] = f"relative error {error:.3g} (expected at most {tolerance:g})"
         except Exception as problem:
             why = f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"
             failures[kernel] = why
