@@ -1,7 +1,7 @@
 """Measure what a call of an op costs on the host: the time until its kernels are launched.
 
 Ops run with the launchers of ``deeplab_fast._C.dry_run``, which do nothing, on small tensors of the
-CPU. So this needs no GPU, and no kernel hides the cost. For each op the table shows the time of a
+CPU. So no GPU is needed, and no kernel hides the cost. For each op the table shows the time of a
 call, PyTorch's own share (an op of the same schema, registered in the same way, that returns at
 once), the difference and its goal, and the ratio to the time of a tiny F.conv2d.
 """
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def register() -> None:
-    """Register a backend with the kernels of ``cuda``, on an H100 that runs nothing."""
+    """Register a backend with the kernels of ``cuda`` for an H100, which are never run."""
     context = LaunchContext(_C.dry_run, stream=0, num_ctas=264, is_sm90=True)
     target = registry.Target(context, lambda: 0, lambda: None)
     registry.register_backend(BACKEND, lambda device_type: None, lambda device: target)

@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What was measured: a later row with the same key replaces an earlier one."""
+        """Identity of the measurement: a later row with the same key replaces an earlier one."""
         return self.device, self.op, self.shape_bucket, self.shape, self.kernel
 
 
@@ -136,7 +136,7 @@ def _row(line: list[Any], place: str) -> Row:
 
 
 def user_rows() -> list[Row]:
-    """The rows of the user's table, also those that are out of date; none if it is damaged.
+    """The rows of the user's table, including those out of date; none if it is damaged.
 
     A damaged table is reported once, on the logger ``deeplab_fast``; it is only a cache.
     """
@@ -169,7 +169,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, which is made if need be and stays behind."""
+    """Hold an exclusive lock on a file, which is created if necessary and not removed."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Which kernel each layer of a model uses, and on what evidence."""
+"""Explanation of the choice of kernels: which kernel each layer uses, and on what evidence."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Explanation(list[Line]):
 
 
 def explain(model: nn.Module, images: Tensor) -> Explanation:
-    """Which kernel each layer of a model uses for ``images``, and on what evidence.
+    """Explain which kernel each layer of a model uses for ``images``, and on what evidence.
 
     The model runs once, in evaluation mode and without gradients: ``model.predict(images)`` if it
     has that method, otherwise ``model(images)``. Every op runs on PyTorch's kernels meanwhile, so
@@ -120,7 +120,7 @@ def _listed(reasons: dict[str, str]) -> list[str]:
 
 
 def _evidence(op: str, arguments: Any, basis: str, backend: str) -> str:
-    """What the order of preference is based on."""
+    """The basis of the order of preference, in words."""
     device = arguments[0].device
     order = registry.order(device.type)
     if basis == "device":

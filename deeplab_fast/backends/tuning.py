@@ -48,7 +48,7 @@ class Result(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """What :func:`tune` measured. ``str()`` of it is a table."""
+    """Result of :func:`tune`. ``str()`` of it is a table."""
 
     device: torch.device
     results: list[Result]
@@ -199,8 +199,8 @@ def measure(call: Call, device: torch.device) -> tuple[dict[str, float], list[st
     """Median times in ms of the kernels that support a call, and of cuDNN.
 
     Returns:
-        The times, none if there is no such kernel; the time of a kernel that is wrong or raises an
-        error is inf. And a line for each such kernel.
+        The times by kernel, and a line of text for each kernel that is wrong or raises an error.
+        The time of such a kernel is inf. If no kernel supports the call, both are empty.
     """
     arguments = call.scratch_arguments(device)
     kernels = supporting_kernels(call.op, arguments)
@@ -225,7 +225,7 @@ def _failure(call: Call, kernel: str, why: str) -> str:
 
 
 def _failures(call: Call, arguments: tuple[Any, ...], kernels: list[str]) -> dict[str, str]:
-    """Why kernels cannot be used: their error, or by how much they are wrong.
+    """The kernels that cannot be used, and why: their exception, or how wrong they are.
 
     Raises:
         UnusableGPU: a kernel left the GPU unusable.
@@ -234,7 +234,9 @@ def _failures(call: Call, arguments: tuple[Any, ...], kernels: list[str]) -> dic
     expected = runner(call.op, in_fp32, "reference")()
     tolerance = TOLERANCE[call.shape_bucket.split()[0]]
     failures = {}
-    outputs = []  # kept: in the memory of a correct output a kernel that writes nothing looks right
+    # Outputs are kept, because a kernel that writes nothing would look right in the memory of a
+    # correct output.
+    outputs = []
     for kernel in kernels:
         try:
             outputs.append(runner(call.op, arguments, kernel)())

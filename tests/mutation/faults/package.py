@@ -874,7 +874,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("a race at every call", "        _remembered[key] = times\n", ""),
         Fault(
-            "each thread races", "        if key in _remembered:  # by", "        if False:  # by"
+            "each thread races", "        if key in _remembered:  # an", "        if False:  # an"
         ),
         Fault("threads race at once", "    with _lock:\n", "    if True:\n"),
         Fault("tf32 is fp32", "return op, tf32_is_allowed(), ", "return op, "),
