@@ -26,6 +26,7 @@ lib = torch.library.Library("deeplab_fast", "DEF")
 _STRIDES = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
 
 _rules: dict[str, _transforms.Rules] = {}
+_with_autograd: set[str] = set()
 
 
 def define(
@@ -65,7 +66,7 @@ def define(
     def call(*values: Any, backend: str) -> Any:
         if _transforms.active():
             return _transforms.call(op, _rules[name], values, backend)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if name not in _with_autograd or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return op(*values, backend=backend)
         # torch.library's autograd kernel is written in Python and takes as long as the rest of the
         # dispatch. Without gradients it would only do the same as these lines.
@@ -103,6 +104,7 @@ def differentiable(
         f"deeplab_fast::{name}", backward, setup_context=setup_context, lib=lib
     )
     _rules[name] = _transforms.Rules(setup, backward, jvp, image_arguments)
+    _with_autograd.add(name)
 
 
 def not_differentiable(

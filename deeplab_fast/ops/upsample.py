@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
+
 
 def upsample(input: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """``F.interpolate(input, size, mode="bilinear")`` that torch.compile does not slow down.
 
     On a CPU, Inductor generates a loop that took two to three times as long as PyTorch's own kernel
     (21 classes, from 33x33 to 513x513). So the call is an opaque op in a compiled graph, except
-    where it needs a gradient.
+    where it needs a gradient. An exported graph has PyTorch's op, which runs without this package.
 
     Args:
         input: [N, C, h, w].
@@ -23,6 +25,7 @@ def upsample(input: Tensor, size: tuple[int, int], align_corners: bool) -> Tenso
     """
     if (
         torch.compiler.is_dynamo_compiling()
+        and not _is_exporting()
         and input.device.type == "cpu"
         and not (torch.is_grad_enabled() and input.requires_grad)
     ):

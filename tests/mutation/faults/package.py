@@ -1194,6 +1194,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("opaque to gradients", "torch.is_grad_enabled() and input.requires_grad", "False"),
         Fault("no gradient, no call", "torch.is_grad_enabled() and ", ""),
         Fault("never opaque", "return _opaque(", "return _interpolate("),
+        Fault("opaque in exported programs", "        and not _is_exporting()\n", ""),
         Fault(
             "another size in compiled graphs",
             "_opaque(input, *size, align_corners)",
@@ -1322,8 +1323,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "gradients are lost",
-            "if torch.is_grad_enabled() or torch.compiler.is_compiling():",
-            "if torch.compiler.is_compiling():",
+            "or torch.is_grad_enabled() or torch.compiler",
+            "or torch.compiler",
             Guard("test_dilated_conv2d.py gradcheck"),
         ),
     ],
