@@ -1,7 +1,7 @@
 """Measure what a call of an op costs on the host: the time until its kernels are launched.
 
 Ops run with the launchers of ``deeplab_fast._C.dry_run``, which do nothing, on small tensors of the
-CPU. So this needs no GPU, and no kernel hides the cost. For each op the table shows the time of a
+CPU. So no GPU is needed, and no kernel hides the cost. For each op the table shows the time of a
 call, PyTorch's own share (an op of the same schema, registered in the same way, that returns at
 once), the difference and its goal, and the ratio to the time of a tiny F.conv2d. The last row is a
 whole network; its three convolutions of stride 2 and its max pooling really run, on PyTorch.
@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common.environment import ROOT, csv_path, csv_text, run_header, write_atomically
+from common.environment import ROOT, csv_path, csv_text, folder, run_header, write_atomically
 from common.timing import Run, interleaved
 from common.variants import preferring
 from torch import Tensor
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="two rounds, as a smoke test")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=folder,
         default=ROOT / "benchmarks" / "results" / "local",
         help="folder for the CSV (default: benchmarks/results/local)",
     )
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def register() -> None:
-    """Register a backend with the kernels of ``cuda``, on an H100 that runs nothing."""
+    """Register a backend with the kernels of ``cuda`` for an H100, which are never run."""
     context = LaunchContext(_C.dry_run, stream=0, num_ctas=264, is_sm90=True)
     target = registry.Target(context, lambda: 0, lambda: None)
     registry.register_backend(BACKEND, lambda device_type: None, lambda device: target)
@@ -182,13 +181,15 @@ _keep: list[torch.library.Library] = []  # a library that is freed takes its ops
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"\n{'':26}       us    IQR   dispatch   above   goal   x {CONV2D}")
+    lines = [("", "us", "IQR", "dispatch", "above", "goal", f"x {CONV2D}")]
     for row in rows:
-        print(
-            f"{row['call']:26}{row['median_us']:>9}{row['iqr_percent']:>6}%"
-            f"{row['dispatch_us'] or '-':>11}{row['above_dispatch_us'] or '-':>8}"
-            f"{row['goal_us'] or '-':>7}{row['times_conv2d']:>9}"
-        )
+        lines.append((
+            row["call"], row["median_us"], f"{row['iqr_percent']}%", row["dispatch_us"] or "-",
+            row["above_dispatch_us"] or "-", row["goal_us"] or "-", row["times_conv2d"],
+        ))  # fmt: skip
+    print()
+    for line in lines:
+        print("{:23}{:>9}{:>7}{:>11}{:>8}{:>7}{:>13}".format(*line))
 
 
 if __name__ == "__main__":

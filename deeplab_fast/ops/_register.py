@@ -22,7 +22,7 @@ from . import _transforms
 lib = torch.library.Library("deeplab_fast", "DEF")
 
 # torch.compile gives an op inputs of the same strides as eager mode. Without a tag torch 2.6 would
-# convert channels_last inputs to NCHW. It has only the weaker tag, for the order of the strides.
+# convert channels_last inputs to NCHW; it has only the weaker tag, for the order of the strides.
 _STRIDES = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
 
 _rules: dict[str, _transforms.Rules] = {}
@@ -69,7 +69,7 @@ def define(
         if name not in _with_autograd or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return op(*values, backend=backend)
         # torch.library's autograd kernel is written in Python and takes as long as the rest of the
-        # dispatch. Without gradients it does what happens here.
+        # dispatch. Without gradients it would only do the same as these lines.
         with torch._C._AutoDispatchBelowAutograd():
             return op(*values, backend=backend)
 

@@ -874,7 +874,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("a race at every call", "        _remembered[key] = times\n", ""),
         Fault(
-            "each thread races", "        if key in _remembered:  # by", "        if False:  # by"
+            "each thread races", "        if key in _remembered:  # an", "        if False:  # an"
         ),
         Fault("threads race at once", "    with _lock:\n", "    if True:\n"),
         Fault("tf32 is fp32", "return op, tf32_is_allowed(), ", "return op, "),
@@ -883,6 +883,8 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/backends/explanation.py": [
         Fault("the model stays in evaluation mode", "module.training = training", "pass"),
+        Fault("a method as a model", "if not isinstance(model, nn.Module):", "if False:"),
+        Fault("inf as a time", 'time = "failed" if row.failed else', "time ="),
         Fault("dropout is active", "    model.eval()\n", ""),
         Fault("kernels run as usual", 'kwargs | {"backend": "reference"}', "kwargs"),
         Fault(
@@ -959,6 +961,7 @@ FAULTS: dict[str, list[Fault]] = {
             "if torch.are_deterministic",
             "if False and torch.are_deterministic",
         ),
+        Fault("a result instead of a function", "if not callable(run):", "if False:"),
         Fault("an unusable GPU is used on", "if is_unusable(arguments[0].device):", "if False:"),
     ],
     "deeplab_fast/backends/calls.py": [
@@ -1123,6 +1126,18 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/models/inference.py": [
+        Fault(
+            "images on another device",
+            "if images.device != weight.device:",
+            "if False:",
+            Guard("test_models.py", "predict_rejects or prepare_rejects"),
+        ),
+        Fault(
+            "a dtype by its name",
+            "if dtype is not None and not (",
+            "if False and not (",
+            Guard("test_models.py", "predict_rejects or prepare_rejects"),
+        ),
         Fault(
             "graphs although declined",
             "CudaGraphs() if cuda_graphs else None",
