@@ -72,15 +72,27 @@ def aligned_nhwc(tensor: Tensor) -> Tensor:
 def aligned_rows(weight: Tensor) -> Tensor:
     """:func:`aligned_nhwc` of ``weight``, or ``weight`` itself if its rows are aligned already.
 
-    The rows of a 1x1 weight [K, C, 1, 1] may be slices of longer rows.
+    The rows of a 1x1 weight [K, C, 1, 1] may be slices of longer rows. The distance of the rows of
+    the result depends on the strides of ``weight`` alone, so that it is part of a launch plan.
     """
-    is_aligned = weight.data_ptr() % 16 == 0
-    return weight if is_aligned and _is_slice_of_rows(weight) else aligned_nhwc(weight)
+    if not _is_slice_of_rows(weight):
+        return aligned_nhwc(weight)
+    if weight.data_ptr() % 16 == 0:
+        return weight
+    return torch.empty_strided(
+        weight.shape, weight.stride(), dtype=weight.dtype, device=weight.device
+    ).copy_(weight)
 
 
 def _is_slice_of_rows(weight: Tensor) -> bool:
-    row_bytes = weight.stride(0) * weight.element_size()
-    return weight.shape[2:] == (1, 1) and weight.stride(1) == 1 and row_bytes % 16 == 0
+    """True if ``weight`` has rows that do not overlap, at distances that keep them aligned."""
+    distance = weight.stride(0)
+    return (
+        weight.shape[2:] == (1, 1)
+        and weight.stride(1) == 1
+        and distance >= weight.size(1)
+        and distance * weight.element_size() % 16 == 0
+    )
 
 
 # Memory formats that kernels read without a copy. Whether the memory is aligned, which changes from

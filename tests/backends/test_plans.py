@@ -16,8 +16,9 @@ from torch import Tensor
 
 import deeplab_fast
 from deeplab_fast import _C
+from deeplab_fast._native.memory_format import aligned_rows
 from deeplab_fast.backends import registry
-from deeplab_fast.ops.fused_conv2d import fused_conv2d
+from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
 from ..support.backends import set_tf32
 from ..support.emulator import machine
@@ -158,6 +159,51 @@ def test_a_plan_reads_the_tensors_of_each_call(device, moved):
             expected = torch.nn.functional.conv2d(x, weight, bias, padding=1).relu()
             assert torch.equal(output, expected.bfloat16())
             assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+def rows(first: int, distance: int) -> Tensor:
+    """Weight [8, 16, 1, 1] whose rows begin ``distance`` elements after each other in memory."""
+    memory = torch.randint(-2, 3, (8 * 48,)).bfloat16()
+    return memory.as_strided((8, 16, 1, 1), (distance, 1, 1, 1), first)
+
+
+POINTWISE = (1, 1), (0, 0), (1, 1), 1
+ZEROS, NO_POOL = torch.zeros(8).bfloat16(), torch.zeros(8, 16, 1, 1).bfloat16()
+FIRST_8 = torch.eye(8, 16).bfloat16()[:, :, None, None]  # without the pooled channels
+
+
+@pytest.mark.parametrize("device", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("offsets", [(16, 17), (17, 16)])
+@pytest.mark.parametrize(
+    "convolve",
+    [
+        lambda x, w: deeplab_fast.dilated_conv2d(x, w),
+        lambda x, w: deeplab_fast.parallel_dilated_conv2d(x, [w], None, [1]),
+        lambda x, w: fused_conv2d(x, w, ZEROS, *POINTWISE, "none"),
+        lambda x, w: fused_conv2d_add_(
+            nhwc(torch.zeros_like(x[:, :8])), x, w, ZEROS, *POINTWISE, "none"
+        ),
+        lambda x, w: deeplab_fast.aspp(x, [w], [ZEROS], [1], NO_POOL, ZEROS, FIRST_8, ZEROS),
+        lambda x, w: deeplab_fast.aspp(x, [FIRST_8], [ZEROS], [1], NO_POOL, ZEROS, w, ZEROS),
+    ],
+)
+def test_the_distance_of_rows_does_not_depend_on_their_alignment(convolve, device, offsets):
+    """The rows of both weights are parts of longer ones. Offset 16 is aligned, 17 is not."""
+    x = nhwc(torch.randint(-2, 3, (1, 16, 4, 5)).bfloat16())
+    with machine(0, device):
+        for weight in (rows(offset, 48) for offset in offsets):
+            with deeplab_fast.backend("reference"):
+                expected = convolve(x, weight)
+            with deeplab_fast.backend("emulated"):
+                assert torch.equal(convolve(x, weight), expected)
+
+
+@pytest.mark.parametrize("distance", [0, 8])
+def test_rows_that_overlap_are_copied(distance):
+    weight = rows(0, distance)
+    copy = aligned_rows(weight)
+    assert torch.equal(copy, weight)
+    assert copy.stride(0) == 16
 
 
 def test_a_plan_keeps_no_tensor_of_a_call():

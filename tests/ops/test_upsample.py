@@ -23,6 +23,7 @@ def compiled(graphs):
     """``upsample`` compiled to one graph, which runs eagerly."""
 
     def record(graph, inputs):
+        graph.graph.eliminate_dead_code()
         graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
         return graph
 
@@ -54,6 +55,17 @@ def test_gradients_of_a_compiled_graph(compiled, graphs):
     with torch.no_grad():
         compiled(x, (9, 10), True)
     assert graphs == [[F.interpolate], [torch.ops.deeplab_fast.upsample.default]]
+
+
+def test_a_tangent_inside_of_a_compiled_function():
+    x, tangent = torch.randn(2, 2, 5, 4, 3)
+
+    def derivative(x, tangent):
+        return torch.func.jvp(lambda x: upsample(x, (9, 10), False), (x,), (tangent,))[1]
+
+    torch._dynamo.reset()
+    actual = torch.compile(derivative, backend="eager")(x, tangent)
+    assert_close(actual, interpolated(tangent, (9, 10), False))
 
 
 NEEDS_IS_EXPORTING = pytest.mark.skipif(
