@@ -585,6 +585,11 @@ FAULTS: dict[str, list[Fault]] = {
             "run, parts = _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
             "run, parts = 2 * _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
         ),
+        Fault(
+            "summed once more",
+            "        if self._branches.summing_branch is None:\n            self._sum_pixels",
+            "        if True:\n            self._sum_pixels",
+        ),
     ],
     "deeplab_fast/backends/cuda/dilated_conv2d_backward.py": [
         Fault(
