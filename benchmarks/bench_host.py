@@ -1,9 +1,10 @@
 """Measure what a call of an op costs on the host: the time until its kernels are launched.
 
 Ops run with the launchers of ``deeplab_fast._C.dry_run``, which do nothing, on small tensors of the
-CPU. So this needs no GPU, and no kernel hides the cost. For each op the table shows the time of a
+CPU. So no GPU is needed, and no kernel hides the cost. For each op the table shows the time of a
 call, PyTorch's own share (an op of the same schema, registered in the same way, that returns at
-once), the difference and its goal, and the ratio to the time of a tiny F.conv2d.
+once), the difference and its goal, and the ratio to the time of a tiny F.conv2d. The last row is a
+whole network; its three convolutions of stride 2 and its max pooling really run, on PyTorch.
 """
 
 from __future__ import annotations
@@ -11,23 +12,24 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common.environment import ROOT, csv_path, csv_text, run_header, write_atomically
+from common.environment import ROOT, csv_path, csv_text, folder, run_header, write_atomically
 from common.timing import Run, interleaved
+from common.variants import preferring
 from torch import Tensor
 
 import deeplab_fast
-from deeplab_fast import _C
+from deeplab_fast import _C, DeepLabV3
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast.backends import registry
 from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
 BACKEND = "dry_run"
 CONV2D = "F.conv2d"
+MODEL = "prepared ResNet-50"
 COLUMNS = (
     "call", "median_us", "iqr_percent", "rounds", "dispatch_us", "above_dispatch_us", "goal_us",
     "times_conv2d",
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="two rounds, as a smoke test")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=folder,
         default=ROOT / "benchmarks" / "results" / "local",
         help="folder for the CSV (default: benchmarks/results/local)",
     )
@@ -71,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def register() -> None:
-    """Register a backend with the kernels of ``cuda``, on an H100 that runs nothing."""
+    """Register a backend with the kernels of ``cuda`` for an H100, which are never run."""
     context = LaunchContext(_C.dry_run, stream=0, num_ctas=264, is_sm90=True)
     target = registry.Target(context, lambda: 0, lambda: None)
     registry.register_backend(BACKEND, lambda device_type: None, lambda device: target)
@@ -88,11 +90,16 @@ def measure(budget: float) -> list[dict[str, Any]]:
     for name, call in calls().items():
         runs[name] = call.function
         runs[f"dispatch of {name}"] = dispatched[name]
+    images = torch.randn(1, 3, 33, 33).bfloat16()
+    model = DeepLabV3("resnet50").eval().prepare_for_inference(torch.bfloat16)
+    cpu = torch.device("cpu")
     with deeplab_fast.backend(BACKEND):
-        samples = interleaved(runs, torch.device("cpu"), budget)
+        samples = interleaved(runs, cpu, budget)
+    model_run = preferring(lambda: model.predict(images), BACKEND)
+    samples |= interleaved({MODEL: model_run}, cpu, budget / 10)
     medians = {name: 1e6 * statistics.median(times) for name, times in samples.items()}
     rows = []
-    for name in (CONV2D, *calls()):
+    for name in (CONV2D, *calls(), MODEL):
         lower, _, upper = statistics.quantiles(samples[name], n=4, method="inclusive")
         dispatch = medians.get(f"dispatch of {name}")
         rows.append({
@@ -102,7 +109,7 @@ def measure(budget: float) -> list[dict[str, Any]]:
             "rounds": len(samples[name]),
             "dispatch_us": None if dispatch is None else f"{dispatch:.2f}",
             "above_dispatch_us": None if dispatch is None else f"{medians[name] - dispatch:.2f}",
-            "goal_us": None if name == CONV2D else calls()[name].goal_us,
+            "goal_us": calls()[name].goal_us if name in calls() else None,
             "times_conv2d": f"{medians[name] / medians[CONV2D]:.2f}",
         })  # fmt: skip
     return rows
@@ -174,13 +181,15 @@ _keep: list[torch.library.Library] = []  # a library that is freed takes its ops
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"\n{'':26}       us    IQR   dispatch   above   goal   x {CONV2D}")
+    lines = [("", "us", "IQR", "dispatch", "above", "goal", f"x {CONV2D}")]
     for row in rows:
-        print(
-            f"{row['call']:26}{row['median_us']:>9}{row['iqr_percent']:>6}%"
-            f"{row['dispatch_us'] or '-':>11}{row['above_dispatch_us'] or '-':>8}"
-            f"{row['goal_us'] or '-':>7}{row['times_conv2d']:>9}"
-        )
+        lines.append((
+            row["call"], row["median_us"], f"{row['iqr_percent']}%", row["dispatch_us"] or "-",
+            row["above_dispatch_us"] or "-", row["goal_us"] or "-", row["times_conv2d"],
+        ))  # fmt: skip
+    print()
+    for line in lines:
+        print("{:23}{:>9}{:>7}{:>11}{:>8}{:>7}{:>13}".format(*line))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import datetime
@@ -59,6 +60,14 @@ def run_header(benchmark: str, device: torch.device) -> dict[str, str]:
         "commit": commit(),
         "date": now.isoformat(timespec="seconds"),
     }
+
+
+def folder(text: str) -> Path:
+    """The folder that a command-line option names. It need not exist."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a folder, got {text}")
+    return path
 
 
 def csv_path(folder: Path, name: str) -> Path:

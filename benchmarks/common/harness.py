@@ -51,6 +51,7 @@ from .environment import (
     csv_path,
     csv_text,
     first_line,
+    folder,
     run_header,
     write_atomically,
 )
@@ -107,7 +108,7 @@ def arguments(
     size.add_argument("--tiny", action="store_true", help="one toy shape, as a smoke test")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=folder,
         default=ROOT / "benchmarks" / "results" / "local",
         help="folder for the CSV and the plot (default: benchmarks/results/local)",
     )

@@ -16,8 +16,9 @@ namespace deeplab_fast::bindings {
 namespace py = pybind11;
 using namespace py::literals;
 
-// The arguments of a convolution that are the same at every launch. An output lacks image_bias and
-// pixel_sums; the latter go to outputs[summing_branch], if that is not negative.
+// The arguments of a convolution that are the same at every launch. The pointers image_bias and
+// pixel_sums of an output are null here: each launch sets those of outputs[0] and, if it is not
+// negative, outputs[summing_branch].
 struct ConvArguments {
   std::vector<ConvOutput> outputs;
   std::vector<ConvSource> sources;

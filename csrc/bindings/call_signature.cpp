@@ -1,4 +1,4 @@
-// The part of the key of a launch plan that describes the arguments of a call.
+// `call_signature`: the arguments of a call as bytes, which are part of the key of its launch plan.
 
 #include <string>
 

@@ -1,4 +1,4 @@
-// The launchers that launch kernels; compiled only where the kernels are.
+// Launchers of the CUDA kernels. Only builds that contain the kernels compile this file.
 
 #include "bindings/bindings.h"
 

@@ -21,7 +21,8 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled kernels of deeplab_fast: submodules cpu, schedule, and cuda if built.";
+  m.doc() =
+      "Compiled kernels of deeplab_fast: submodules cpu, schedule, dry_run, and cuda if built.";
   m.def("build_info", &build_info,
         "Version of the package, C++ compiler, CUDA version or None, and GPU architectures.");
   bind_structs(m);

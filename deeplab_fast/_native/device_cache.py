@@ -14,7 +14,8 @@ import torch
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# Entries that a cache keeps at least. The work list of a large batch takes about 1 MB.
+# A cache keeps at least this number of the last entries that were used, and at most twice as many.
+# The work list of a large batch takes about 1 MB.
 MAX_ENTRIES = 1024
 
 _owner = threading.local()  # `entries` is the list of kept_by_capture
@@ -22,10 +23,11 @@ _owner = threading.local()  # `entries` is the list of kept_by_capture
 
 @contextlib.contextmanager
 def kept_by_capture() -> Iterator[list[object]]:
-    """Make the caller the owner of what this thread's captures inside the block find in caches.
+    """Collect the entries of caches that this thread's captures inside the block find.
 
-    The caller has to keep the list as long as the graph, and the graph until the device has run it.
-    Without an owner, these entries are never dropped.
+    The caller owns the list. It has to keep the list as long as the graph, which contains addresses
+    of the entries, and the graph until the device has run it. Entries without an owner are never
+    dropped.
     """
     _owner.entries = []
     try:
@@ -72,7 +74,7 @@ class DeviceCache(Generic[_T]):
             self._keep(key, value, capturing=False)
 
     def clear(self) -> None:
-        """Make :meth:`find` return no entry of before. Those that a CUDA graph may hold stay."""
+        """Forget all entries. Those that a CUDA graph may hold stay in memory."""
         with self._lock:
             self._wait()
             self._cleared += self._captured.values()

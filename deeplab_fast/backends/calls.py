@@ -101,8 +101,8 @@ def _without_data(tensor: Tensor) -> Tensor:
 def running_layers(model: nn.Module | None) -> Iterator[list[str]]:
     """The names of the modules of ``model`` whose forward is running, the innermost one last.
 
-    The first name is "". The hooks are those for all modules, because ASPP runs otherwise if its
-    own modules are hooked.
+    The first name is "". The hooks are global, because ASPP computes its branches one by one if
+    there are hooks on its own modules.
     """
     names = {} if model is None else {module: name for name, module in model.named_modules()}
     stack = [""]

@@ -38,7 +38,7 @@ class Row(NamedTuple):
     op: str
     shape_bucket: str  # see ops/shape_bucket.py
     kernel: str
-    median_ms: float  # inf if the kernel is wrong or raises an error: it loses its whole bucket
+    median_ms: float  # inf if the kernel failed, so that it is not chosen for its bucket
     cudnn_ms: float  # the fastest of cuDNN's medians
     shape: str  # the arguments that were measured
     gpu: str
@@ -52,8 +52,13 @@ class Row(NamedTuple):
         return self.median_ms / self.cudnn_ms
 
     @property
+    def failed(self) -> bool:
+        """True if the kernel was wrong or raised an error."""
+        return math.isinf(self.median_ms)
+
+    @property
     def key(self) -> tuple[str, ...]:
-        """What was measured: a later row with the same key replaces an earlier one."""
+        """Identity of the measurement: a later row with the same key replaces an earlier one."""
         return self.device, self.op, self.shape_bucket, self.shape, self.kernel
 
 
@@ -131,7 +136,7 @@ def _row(line: list[Any], place: str) -> Row:
 
 
 def user_rows() -> list[Row]:
-    """The rows of the user's table, also those that are out of date; none if it is damaged.
+    """The rows of the user's table, including those out of date; none if it is damaged.
 
     A damaged table is reported once, on the logger ``deeplab_fast``; it is only a cache.
     """
@@ -164,7 +169,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, which is made if need be and stays behind."""
+    """Hold an exclusive lock on a file, which is created if necessary and not removed."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

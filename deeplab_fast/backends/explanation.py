@@ -1,4 +1,4 @@
-"""Which kernel each layer of a model uses, and on what evidence."""
+"""Explanation of the choice of kernels: which kernel each layer uses, and on what evidence."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Explanation(list[Line]):
 
 
 def explain(model: nn.Module, images: Tensor) -> Explanation:
-    """Which kernel each layer of a model uses for ``images``, and on what evidence.
+    """Explain which kernel each layer of a model uses for ``images``, and on what evidence.
 
     The model runs once, in evaluation mode and without gradients: ``model.predict(images)`` if it
     has that method, otherwise ``model(images)``. Every op runs on PyTorch's kernels meanwhile, so
@@ -49,10 +49,17 @@ def explain(model: nn.Module, images: Tensor) -> Explanation:
         model: any module, such as a :class:`deeplab_fast.DeepLabV3`.
         images: its input, on the model's device.
 
+    Raises:
+        TypeError: ``model`` is not a module, or ``images`` is not a tensor.
+
     >>> print(explain(model.prepare_for_inference(torch.bfloat16), images))
     layer       op            shapes                           backend    evidence
     backbone.0  fused_conv2d  1x3x513x513, 64x3x7x7, bfloat16  reference  not supported by cuda: ...
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: expected a tensor, got {type(images).__name__}")
     model = getattr(model, "_orig_mod", model)  # the one that torch.compile was given
     run = getattr(model, "predict", model)
     modes = {module: module.training for module in model.modules()}
@@ -98,7 +105,7 @@ def _choice(op: str, arguments: Any, forced: str) -> tuple[str, str]:
     reasons = _unsupported_reasons(op, order, arguments)
     backend = next(name for name in order if name not in reasons)
     evidence = _evidence(op, arguments, basis, backend)
-    return backend, ", ".join([evidence, *_listed(reasons)])
+    return backend, "; ".join([evidence, *_listed(reasons)])
 
 
 def _unsupported_reasons(op: str, names: tuple[str, ...], arguments: Any) -> dict[str, str]:
@@ -113,12 +120,12 @@ def _listed(reasons: dict[str, str]) -> list[str]:
 
 
 def _evidence(op: str, arguments: Any, basis: str, backend: str) -> str:
-    """What the order of preference is based on."""
+    """The basis of the order of preference, in words."""
     device = arguments[0].device
     order = registry.order(device.type)
     if basis == "device":
         kernels = [name for name in order if name in registry.backends_of(op)]
-        return f"first of {', '.join(kernels)}" if kernels[1:] else "the only kernel of this op"
+        return f"fixed order: {', '.join(kernels)}" if kernels[1:] else "the only kernel of this op"
     if basis == "dispatch table":
         rows = dispatch_table.rows_of(device)[op][registry.shape_buckets[op](arguments)]
         if not rows:
@@ -126,23 +133,27 @@ def _evidence(op: str, arguments: Any, basis: str, backend: str) -> str:
         return f"dispatch table: {_table_times(dispatch_table.worst_rows(rows), backend)}"
     if basis == "race":
         times = race.remembered(op, arguments) or {}
-        ranking = sorted(times, key=times.__getitem__)
-        return "race: " + (
-            ", ".join(f"{name} {times[name]:.3g} ms" for name in ranking) or "none finished"
-        )
+        ranking = sorted(times.items(), key=lambda item: item[1])
+        results = (f"{_title(name)} {ms:.3g} ms" for name, ms in ranking)
+        return f"race: {', '.join(results) or 'none finished'}"
     if basis in ("no race yet", "none"):
         reasons = _unsupported_reasons(op, order, arguments)
         if set(order) - set(reasons) == {"reference"}:
             return _listed(reasons)[0]
     return {
-        "none": "no measurement: cuDNN",
-        "no race yet": "no measurement: cuDNN, until the first call is a race",
+        "none": "not measured, so cuDNN",
+        "no race yet": "not measured yet: the first call will be a race",
     }.get(basis, basis)
+
+
+def _title(kernel: str) -> str:
+    return "cuDNN" if kernel == "reference" else kernel
 
 
 def _table_times(rows: list[Row], backend: str) -> str:
     """The times of the kernel that was chosen, or of the best one that was not."""
     row = next((row for row in rows if row.kernel == backend), rows[0])
     if backend == "reference":
-        return f"cuDNN {row.cudnn_ms:.3g} ms, {row.kernel} {row.median_ms:.3g} ms"
+        time = "failed" if row.failed else f"{row.median_ms:.3g} ms"
+        return f"cuDNN {row.cudnn_ms:.3g} ms, {row.kernel} {time}"
     return f"{row.median_ms:.3g} ms, cuDNN {row.cudnn_ms:.3g} ms"

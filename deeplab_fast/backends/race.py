@@ -24,9 +24,9 @@ from .arguments import shapes
 BUDGET_MS = 10.0  # for all samples of a race; the calls before the first sample are not counted
 MAX_REMEMBERED = 10_000  # races, as many as cuDNN remembers in PyTorch's benchmark mode
 MIN_SAMPLES = 2
-FAR_SLOWER = 2  # a call whose first sample takes this many times the fastest one's gets no more
-# The GPU waits so many clock cycles, about 0.2 ms, before each sample. Meanwhile the CPU enqueues
-# the call, so that its time on the GPU is measured without launch latency.
+FAR_SLOWER = 2  # a call whose first sample takes so many times the shortest one gets no more
+# Clock cycles that the GPU waits before each sample, about 0.2 ms. Meanwhile the CPU enqueues the
+# call, so that its time on the GPU is measured without launch latency.
 HEAD_START = 400_000
 
 _logger = logging.getLogger("deeplab_fast")
@@ -53,11 +53,11 @@ def run(
     """Time these kernels at a call, and remember the times.
 
     The results are thrown away; an op that works in place works on a copy. Kernels that raise an
-    exception are left out. If there is no memory for the copy, none can finish.
+    exception are left out. If there is no memory for the copy, there are no times.
     """
     key = _key(op, arguments)
     with _lock:
-        if key in _remembered:  # by another thread that was first
+        if key in _remembered:  # another thread was first
             return
         times: dict[str, float] = {}
         try:

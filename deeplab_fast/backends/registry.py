@@ -32,7 +32,8 @@ from . import dispatch_table, race
 
 NAMES = ("cuda", "cuda/sm90", "cuda/sm80", "triton", "cpu", "reference")
 
-# For ops that no vendor library has. Other devices (mps, xpu, ...) have the reference only.
+# Order of preference by device type, for ops that no vendor library has. Other devices (mps, xpu,
+# ...) have the reference only.
 _AUTOMATIC = {
     "cuda": ("cuda", "triton", "reference"),
     "cpu": ("cpu", "reference"),
@@ -102,7 +103,7 @@ def register_backend(
     """Register a backend.
 
     Args:
-        name: what :class:`backend` takes.
+        name: the name that :class:`backend` takes.
         unavailable_reason: called with a device type; returns why the backend cannot run on such
             devices here, or None.
         target: called with a device; returns what kernels are launched on. None for kernels that
@@ -152,7 +153,7 @@ def _register(
 
 
 def add_kernel(op: str, name: str, kernel: Kernel) -> None:
-    """Add a kernel to a backend, one that another backend has, say."""
+    """Add a kernel to a backend, such as one that another backend has already."""
     _kernels.setdefault(op, {})[name] = kernel
 
 
@@ -294,7 +295,7 @@ class Preference(NamedTuple):
 
 
 def preference(op: str, arguments: Any) -> Preference:
-    """What is known about the fastest kernel for this call of ``op``, without measuring it now."""
+    """The order of preference for this call of ``op``, from what is known without a race."""
     device = arguments[0].device
     if not depends_on_measurements(op, device.type):
         return Preference(order(device.type), "device")
@@ -315,7 +316,7 @@ def preference(op: str, arguments: Any) -> Preference:
 
 
 def automatic(op: str, arguments: Any) -> tuple[str, ...]:
-    """The order of preference for this call of ``op``, which may be measured now."""
+    """The order of preference for this call of ``op``. If a race is due, it takes place now."""
     known = preference(op, arguments)
     if known.basis == "no race yet" and _may_measure():
         race.run(op, arguments, {name: prepared(op, name) for name in _racing(op, arguments)})
@@ -331,9 +332,9 @@ def supporting_kernels(op: str, arguments: Any) -> list[str]:
 
 
 def _racing(op: str, arguments: Any) -> list[str]:
-    """The kernels that race: cuDNN and the compiled ones that support the call, else Triton's.
+    """The kernels that race: cuDNN, and the compiled kernels that support the call.
 
-    Triton compiles a kernel at its first call, which takes seconds.
+    Triton's races only if there is no compiled one, because its own compilation takes seconds.
     """
     names = supporting_kernels(op, arguments)
     if len(names) > 1 and "triton" in names:
@@ -383,7 +384,7 @@ def run(op: str, *values: Any, backend: str = "") -> Any:
     plan = _plans.find(key)
     if plan is None:
         plan = _make_plan(op, backend, arguments)
-        # A choice that was made now may lack the measurement that a later call will make.
+        # Where no race is possible, a later call may still race and choose another kernel.
         if _may_measure():
             _plans.add(key, plan, device)
     if _trace is not None:

@@ -48,7 +48,7 @@ class Result(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """What :func:`tune` measured. ``str()`` of it is a table."""
+    """Result of :func:`tune`. ``str()`` of it is a table."""
 
     device: torch.device
     results: list[Result]
@@ -57,20 +57,20 @@ class Tuning(NamedTuple):
     def __str__(self) -> str:
         if not can_tune(self.device):
             return (
-                f"nothing to tune on {self.device}: no vendor library competes with the kernels "
-                "there (expected a GPU)"
+                f"nothing to tune on {self.device}: kernels are chosen by their speed on GPUs only"
             )
         if not self.results:
             return "nothing to tune: the model called none of the ops that cuDNN has too"
         lines = [("layer", "op", "shapes", "cuDNN ms", "ours ms", "choice")]
         for call, layers, rows in self.results:
             best = min(rows, key=lambda row: row.ratio, default=None)
+            ours = "-" if best is None else "failed" if best.failed else f"{best.median_ms:.4f}"
             lines.append((
                 _several(layers),
                 call.op,
                 shapes(call.arguments),
                 f"{best.cudnn_ms:.4f}" if best else "-",
-                f"{best.median_ms:.4f}" if best else "-",
+                ours,
                 _choice(call, rows, self.device),
             ))  # fmt: skip
         *widths, _ = (max(map(len, column)) for column in zip(*lines))
@@ -113,6 +113,7 @@ def tune(
         model: the module whose submodules name the layers in the table.
 
     Raises:
+        TypeError: ``run`` is not a function.
         RuntimeError: deterministic algorithms are on, with which the dispatch does not depend on
             measurements.
         UnusableGPU: a kernel left the GPU unusable for this process.
@@ -120,6 +121,8 @@ def tune(
 
     >>> print(tune(lambda: criterion(model(images)["out"], target).backward(), images.device))
     """
+    if not callable(run):
+        raise TypeError(f"run: expected a function, got {type(run).__name__}")
     device = torch.device(device)
     if not can_tune(device):
         return Tuning(device, [], [])
@@ -186,8 +189,8 @@ def measure(call: Call, device: torch.device) -> tuple[dict[str, float], list[st
     """Median times in ms of the kernels that support a call, and of cuDNN.
 
     Returns:
-        The times, none if there is no such kernel; the time of a kernel that is wrong or raises an
-        error is inf. And a line for each such kernel.
+        The times by kernel, and a line of text for each kernel that is wrong or raises an error.
+        The time of such a kernel is inf. If no kernel supports the call, both are empty.
     """
     arguments = call.scratch_arguments(device)
     kernels = registry.supporting_kernels(call.op, registry.arguments(call.op, *arguments))
@@ -212,7 +215,7 @@ def _failure(call: Call, kernel: str, why: str) -> str:
 
 
 def _failures(call: Call, arguments: tuple[Any, ...], kernels: list[str]) -> dict[str, str]:
-    """Why kernels cannot be used: their error, or by how much they are wrong.
+    """The kernels that cannot be used, and why: their exception, or how wrong they are.
 
     Raises:
         UnusableGPU: a kernel left the GPU unusable.
@@ -221,13 +224,15 @@ def _failures(call: Call, arguments: tuple[Any, ...], kernels: list[str]) -> dic
     expected = runner(call.op, in_fp32, "reference")()
     tolerance = TOLERANCE[call.shape_bucket.split()[0]]
     failures = {}
-    outputs = []  # kept: in the memory of a correct output a kernel that writes nothing looks right
+    # Outputs are kept, because a kernel that writes nothing would look right in the memory of a
+    # correct output.
+    outputs = []
     for kernel in kernels:
         try:
             outputs.append(runner(call.op, arguments, kernel)())
             error = relative_error(outputs[-1], expected)
             if not error <= tolerance:  # also if it is NaN
-                failures[kernel] = f"wrong by {error:.3g} (expected at most {tolerance:g})"
+                failures[kernel] = f"relative error {error:.3g} (expected at most {tolerance:g})"
         except Exception as problem:
             why = f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"
             failures[kernel] = why

@@ -34,13 +34,18 @@ def find_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError as error:  # whose message lists all kinds of devices
+        raise _no_device(name, "no such device") from error
+    try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        expected = ", ".join(["cpu", *gpus])
-        why = reason(error).split(". ")[0]
-        raise UserError(f"--device {name}: {why} (expected one of {expected})") from error
+        raise _no_device(name, reason(error).split(". ")[0]) from error
     return device
+
+
+def _no_device(name: str, why: str) -> UserError:
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return UserError(f"--device {name}: {why} (expected one of {', '.join(['cpu', *gpus])})")
 
 
 @contextlib.contextmanager

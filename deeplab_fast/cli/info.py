@@ -26,31 +26,33 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info",
         help=help,
-        description=f"{help[0].upper()}{help[1:]}, with the reason. With --model, print the kernel "
-        "that each layer of a model prepared for inference uses, and the evidence for it: the "
-        "model runs once, and nothing is measured.",
+        description=f"{help[0].upper()}{help[1:]}, with the reason.\n\n"
+        "With --model, print the kernel that each layer of a model prepared for inference uses,\n"
+        "and the evidence for it. The model runs once, and nothing is measured.",
         epilog=f"WEIGHTS is one of\n{WEIGHTS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    subject = parser.add_mutually_exclusive_group()
+    subject.add_argument(
         "--dispatch-table",
         action="store_true",
         help="list the shape buckets measured on these GPUs, the kernel chosen for each, and the "
         "times in the table that ships with the package and in your own",
     )
-    parser.add_argument("--model", metavar="WEIGHTS", help="explain the layers of this model")
-    parser.add_argument(
+    subject.add_argument("--model", metavar="WEIGHTS", help="explain the layers of this model")
+    options = parser.add_argument_group("with --model")
+    options.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="with --model: size of the images that the network gets",
+        help="size of the images that the network gets",
     )
-    parser.add_argument(
-        "--batch", type=int, default=1, metavar="N", help="with --model: batch size (default: 1)"
+    options.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="batch size (default: 1)"
     )
-    add_device(parser)
-    add_dtype(parser, "float32", "float32")
+    add_device(options)
+    add_dtype(options, "float32", "float32")
     parser.set_defaults(run=run)
 
 
@@ -66,6 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
         print()
         device = torch.device("cuda", index)
         print("\n".join(_dispatch_table(device, arguments.dispatch_table)))
+    if not torch.cuda.device_count():
+        print("\nDispatch tables, which apply to GPUs only:")
+        print(f"  shipped with the package: {dispatch_table.PATH}")
+        print(f"  your own: {dispatch_table.user_path()}")
     print('\nTo force a backend: with deeplab_fast.backend("triton"): ...')
     return 0
 
@@ -75,11 +81,11 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.model is None or arguments.size is None:
         raise UserError("expected --model WEIGHTS and --size HEIGHT WIDTH together")
     shape = arguments.batch, 3, *arguments.size
-    if min(shape) < 1:
-        raise UserError(
-            "--batch, --size: expected positive integers, got batch "
-            f"{arguments.batch}, size {arguments.size[0]}x{arguments.size[1]}"
-        )
+    for option, values in (("--size", arguments.size), ("--batch", [arguments.batch])):
+        if min(values) < 1:
+            raise UserError(
+                f"{option}: got {' '.join(map(str, values))} (expected positive integers)"
+            )
     device = find_device(arguments.device)
     with out_of_memory("a smaller --size or --batch, or another --device"):
         model = load_model(arguments.model, "--model").to(device)
@@ -147,6 +153,7 @@ def _backends(device_type: str) -> list[str]:
         lines.append(f"  {name:<12}{registry.unavailable_reason(name, device_type) or 'available'}")
     if device_type == "cuda" and not torch.cuda.is_available():
         return [*lines, "  no op can run: PyTorch finds no usable GPU"]
+    lines.append("")
     width = max(map(len, registry.ops())) + 2
     for op in registry.ops():
         if registry.depends_on_measurements(op, device_type):
@@ -189,7 +196,8 @@ def _dispatch_table(device: torch.device, in_full: bool) -> list[str]:
         chosen = {name: (*faster, "reference")[0] for name, faster in buckets.items()}
         counts = Counter(chosen.values())
         shares = ", ".join(f"{backend} for {count}" for backend, count in counts.most_common())
-        lines.append(f"  {op}, {len(chosen)} shape buckets: {shares}")
+        plural = "s" if len(chosen) > 1 else ""
+        lines.append(f"  {op}, {len(chosen)} shape bucket{plural}: {shares}")
         if in_full:
             for name, backend in chosen.items():
                 lines.append(f"    {backend:<12}{name}")
@@ -198,6 +206,6 @@ def _dispatch_table(device: torch.device, in_full: bool) -> list[str]:
 
 
 def _measurement(row: Row, is_yours: bool) -> str:
-    origin = f"{'yours' if is_yours else 'shipped'}, {row.date}"
-    times = f"{row.median_ms:.4g} ms, cuDNN {row.cudnn_ms:.4g} ms"
-    return f"      {row.kernel:<10}{times} ({origin}): {row.shape}"
+    time = "failed" if row.failed else f"{row.median_ms:.4f} ms"
+    origin = f"{'yours' if is_yours else 'shipped':<7} {row.date.partition('T')[0]}"
+    return f"      {row.kernel:<9}{time:>13}, cuDNN{row.cudnn_ms:>10.4f} ms, {origin}: {row.shape}"

@@ -24,10 +24,11 @@ from .segmentation import SegmentationModel
 
 _T = TypeVar("_T", Tensor, OrderedDict[str, Tensor])
 
-# The first calls are the warm-up: they make work lists, and cuDNN searches for its algorithms.
+# Number of the call that is captured. The calls before it are the warm-up, which makes work lists
+# and lets cuDNN search for its algorithms.
 CAPTURED_CALL = 3
-# Also the number of keys whose calls are counted. Inputs that alternate between more shapes are
-# therefore never captured: each capture would take longer than a call and be dropped unused.
+# Largest number of graphs, and of keys whose calls are counted. Inputs that alternate between more
+# shapes are therefore never captured: each graph would be dropped before it is replayed.
 MAX_GRAPHS = 8
 
 _log = logging.getLogger("deeplab_fast")
@@ -84,7 +85,7 @@ class Gpu:
 
     @contextlib.contextmanager
     def turn(self, device: torch.device) -> Iterator[None]:
-        """Let the current stream run the block after all earlier blocks, on whatever stream."""
+        """Run the block's work on the current stream after that of earlier blocks on any stream."""
         stream = torch.cuda.current_stream(device)
         replayed = self._replayed = self._replayed or torch.cuda.Event()
         stream.wait_event(replayed)

@@ -216,7 +216,8 @@ class DeepLabV3(SegmentationModel):
                 that of the largest call, is not available to other tensors. False: never do this.
 
         Raises:
-            TypeError: a module was replaced by one that cannot be folded; the message names it.
+            TypeError: ``dtype`` is no floating-point dtype, or a module was replaced by one that
+                cannot be folded; the message names it.
 
         >>> labels = model.prepare_for_inference().predict(images)
         """

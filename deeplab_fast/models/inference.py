@@ -133,8 +133,12 @@ class FusedBackbone(nn.Sequential):
     """Sequence of fused layers, for images of any floating dtype and memory format."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        dtype = next(self.parameters()).dtype
-        features = super().forward(images.to(dtype, memory_format=torch.channels_last))
+        weight = next(self.parameters())
+        if images.device != weight.device:
+            raise ValueError(
+                f"images: expected on {weight.device}, like the weights, got {images.device}"
+            )
+        features = super().forward(images.to(weight.dtype, memory_format=torch.channels_last))
         return {"out": features}
 
 
@@ -196,6 +200,8 @@ def prepare(
     model: SegmentationModel, dtype: torch.dtype | None, cuda_graphs: bool
 ) -> InferenceModel:
     """Fold and fuse a model; see ``DeepLabV3.prepare_for_inference``."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype: expected a floating-point torch.dtype or None, got {dtype!r}")
     prepared: Any = InferenceModel(
         _fused_backbone(model.backbone),
         _fused_head(model.classifier),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import tuning
+from ..ops._arguments import check_tensor
 from ..ops.upsample import upsample
 from ..ops.upsample_argmax import upsample_argmax
 from .preprocessing import Preprocessing
@@ -100,6 +101,7 @@ class SegmentationModel(nn.Module):
         """
         if self.training:
             raise RuntimeError("predict: expected evaluation mode: call model.eval() first")
+        check_tensor(images, "images")
         if images.dim() == 3:
             return self.predict(images[None], size, dtype)[0]
         return self._predict(images, size, dtype)
@@ -134,6 +136,7 @@ class SegmentationModel(nn.Module):
         """
         if self.training:
             raise RuntimeError("tune: expected evaluation mode: call model.eval() first")
+        check_tensor(images, "images")
         return tuning.tune(lambda: self.predict(images), images.device, self)
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:

@@ -22,10 +22,11 @@ from . import _transforms
 lib = torch.library.Library("deeplab_fast", "DEF")
 
 # torch.compile gives an op inputs of the same strides as eager mode. Without a tag torch 2.6 would
-# convert channels_last inputs to NCHW. It has only the weaker tag, for the order of the strides.
+# convert channels_last inputs to NCHW; it has only the weaker tag, for the order of the strides.
 _STRIDES = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
 
 _rules: dict[str, _transforms.Rules] = {}
+_with_autograd: set[str] = set()
 
 
 def define(
@@ -65,10 +66,10 @@ def define(
     def call(*values: Any, backend: str) -> Any:
         if _transforms.active():
             return _transforms.call(op, _rules[name], values, backend)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if name not in _with_autograd or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return op(*values, backend=backend)
         # torch.library's autograd kernel is written in Python and takes as long as the rest of the
-        # dispatch. Without gradients it does what happens here.
+        # dispatch. Without gradients it would only do the same as these lines.
         with torch._C._AutoDispatchBelowAutograd():
             return op(*values, backend=backend)
 
@@ -103,6 +104,7 @@ def differentiable(
         f"deeplab_fast::{name}", backward, setup_context=setup_context, lib=lib
     )
     _rules[name] = _transforms.Rules(setup, backward, jvp, image_arguments)
+    _with_autograd.add(name)
 
 
 def not_differentiable(

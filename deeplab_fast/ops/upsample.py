@@ -8,13 +8,16 @@ from torch import Tensor
 
 from . import _transforms
 
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
+
 
 def upsample(input: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """``F.interpolate(input, size, mode="bilinear")`` that torch.compile does not slow down.
 
     On a CPU, Inductor generates a loop that took two to three times as long as PyTorch's own kernel
     (21 classes, from 33x33 to 513x513). So the call is an opaque op in a compiled graph, except
-    where it needs a gradient or a torch.func transform is active.
+    where it needs a gradient or a torch.func transform is active. An exported graph has PyTorch's
+    op, which runs without this package.
 
     Args:
         input: [N, C, h, w].
@@ -25,6 +28,7 @@ def upsample(input: Tensor, size: tuple[int, int], align_corners: bool) -> Tenso
     """
     if (
         torch.compiler.is_dynamo_compiling()
+        and not _is_exporting()
         and input.device.type == "cpu"
         and not (torch.is_grad_enabled() and input.requires_grad)
         and not _transforms.active()

@@ -49,12 +49,12 @@ def test_layers_of_a_network():
         ("rest.1", "dilated_conv2d", "1x8x6x5, 8x8x3x3, float32", "cpu"),
         ("", "upsample_argmax", "1x8x6x5, float32", "cpu"),
     ]
-    assert {line.evidence for line in explanation} == {"first of cpu, reference"}
+    assert {line.evidence for line in explanation} == {"fixed order: cpu, reference"}
     assert str(explanation).splitlines() == [
         "layer    op               shapes                     backend  evidence",
-        "first    dilated_conv2d   1x8x6x5, 8x8x3x3, float32  cpu      first of cpu, reference",
-        "rest.1   dilated_conv2d   1x8x6x5, 8x8x3x3, float32  cpu      first of cpu, reference",
-        "(model)  upsample_argmax  1x8x6x5, float32           cpu      first of cpu, reference",
+        "first    dilated_conv2d   1x8x6x5, 8x8x3x3, float32  cpu      fixed order: cpu, reference",
+        "rest.1   dilated_conv2d   1x8x6x5, 8x8x3x3, float32  cpu      fixed order: cpu, reference",
+        "(model)  upsample_argmax  1x8x6x5, float32           cpu      fixed order: cpu, reference",
     ]
     assert model.training and model.rest.training and not model.dropout.training
     assert str(explain(nn.ReLU(), images())) == "the model calls no op of deeplab_fast"
@@ -72,6 +72,19 @@ def test_model_that_raises_an_error():
         explain(model, images(channels=3))
     assert model.training
     assert len(explain(model, images())) == 3
+
+
+@pytest.mark.parametrize(
+    "model, x, message",
+    [
+        (Network().forward, images(), "model: expected an nn.Module, got method"),
+        ("photo.jpg", images(), "model: expected an nn.Module, got str"),
+        (Network(), "photo.jpg", "images: expected a tensor, got str"),
+    ],
+)
+def test_wrong_types(model, x, message):
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        explain(model, x)
 
 
 def test_prepared_and_compiled_models():
@@ -110,7 +123,8 @@ def test_kernels_that_the_reference_replaces(monkeypatch):
     monkeypatch.setitem(registry._kernels["dilated_conv2d"], "cpu", unsupported)
     monkeypatch.delitem(registry._kernels["upsample_argmax"], "cpu")
     first, _, last = explain(Network(), images())
-    assert first[3:] == ("reference", "first of cpu, reference, not supported by cpu: odd channels")
+    evidence = "fixed order: cpu, reference; not supported by cpu: odd channels"
+    assert first[3:] == ("reference", evidence)
     assert last[3] == "reference" and last[4].startswith("the only kernel of this op")
 
 
@@ -135,7 +149,7 @@ def row(**values) -> dispatch_table.Row:
 
 
 def test_evidence_of_measurements(pretend_gpu, monkeypatch):
-    assert first_line() == ("reference", "no measurement: cuDNN")
+    assert first_line() == ("reference", "not measured, so cuDNN")
     dispatch_table.add([row()])
     assert first_line() == ("emulated", "dispatch table: 0.0414 ms, cuDNN 0.063 ms")
     dispatch_table.add([row(shape="another", median_ms=0.05)])  # the worst ratio of the bucket
@@ -145,6 +159,8 @@ def test_evidence_of_measurements(pretend_gpu, monkeypatch):
     assert first_line() == ("reference", slower)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     assert first_line() == ("reference", slower)
+    dispatch_table.add([row(shape="another", median_ms=float("inf"))])
+    assert first_line() == ("reference", "dispatch table: cuDNN 0.063 ms, emulated failed")
     torch.use_deterministic_algorithms(True)
     assert first_line() == ("emulated", "deterministic mode")
 
@@ -162,10 +178,10 @@ def test_evidence_of_races(pretend_gpu, monkeypatch):
         race, "milliseconds", lambda *args: {"emulated": 0.041, "reference": 0.0632}
     )
     model, x = Network().bfloat16(), images(dtype=torch.bfloat16)
-    no_race_yet = ("reference", "no measurement: cuDNN, until the first call is a race")
+    no_race_yet = ("reference", "not measured yet: the first call will be a race")
     assert [first_line(model, x) for _ in range(2)] == [no_race_yet] * 2
     model.first(x)
-    assert first_line(model, x) == ("emulated", "race: emulated 0.041 ms, reference 0.0632 ms")
+    assert first_line(model, x) == ("emulated", "race: emulated 0.041 ms, cuDNN 0.0632 ms")
 
 
 def test_unsupported_calls(pretend_gpu, monkeypatch):
@@ -175,4 +191,4 @@ def test_unsupported_calls(pretend_gpu, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     assert first_line(model, x) == ("reference", reason)
     torch.use_deterministic_algorithms(True)
-    assert first_line(model, x) == ("reference", f"deterministic mode, {reason}")
+    assert first_line(model, x) == ("reference", f"deterministic mode; {reason}")

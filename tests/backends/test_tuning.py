@@ -160,10 +160,10 @@ def _raises(outputs):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (lambda outputs: outputs * 1.01, r"wrong by 0\.01 \(expected at most 1e-05\)"),
-        (lambda outputs: outputs * float("nan"), r"wrong by nan \(expected"),
-        (lambda outputs: outputs[:, :, 1:], r"wrong by inf \(expected"),
-        (_zeros_at_the_border, r"wrong by 0\.\d+ \(expected"),
+        (lambda outputs: outputs * 1.01, r"relative error 0\.01 \(expected at most 1e-05\)"),
+        (lambda outputs: outputs * float("nan"), r"relative error nan \(expected"),
+        (lambda outputs: outputs[:, :, 1:], r"relative error inf \(expected"),
+        (_zeros_at_the_border, r"relative error 0\.\d+ \(expected"),
         (_raises, "RuntimeError: no kernel image is available"),
     ],
 )
@@ -214,7 +214,7 @@ def test_call_without_a_correct_kernel(gpu):
     gpu.wrong = dict.fromkeys(("cuda/sm90", "triton"), lambda outputs: outputs + 1)
     tuned = tuning.tune(convolve(SMALL), "cpu")
     assert [row.median_ms for row in gpu.rows()] == [math.inf, math.inf]
-    assert len(tuned.failures) == 2 and str(tuned).endswith("1.0000      inf  cuDNN")
+    assert len(tuned.failures) == 2 and str(tuned).endswith("1.0000   failed  cuDNN")
     assert tuning.tune(convolve(SMALL), "cpu").failures == []  # it was measured already
 
 
@@ -256,10 +256,13 @@ def test_table_that_cannot_be_written(gpu, tmp_path):
 
 def test_nothing_to_tune_on_a_cpu():
     tuned = tuning.tune(pytest.fail, "cpu")
-    assert str(tuned) == (
-        "nothing to tune on cpu: no vendor library competes with the kernels there (expected a GPU)"
-    )
+    assert str(tuned) == "nothing to tune on cpu: kernels are chosen by their speed on GPUs only"
     assert not tuning.can_tune(CPU) and tuning.can_tune(torch.device("cuda"))
+
+
+def test_function_is_expected(gpu):
+    with pytest.raises(TypeError, match="^run: expected a function, got Tensor$"):
+        tuning.tune(SMALL, "cpu")
 
 
 def test_nothing_to_tune_in_a_model_without_our_ops(gpu):

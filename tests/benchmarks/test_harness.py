@@ -121,6 +121,7 @@ def test_missing_matplotlib_is_reported(report, monkeypatch, tmp_path, capsys):
             "--dtype: expected fp32, bf16 or fp16 on a CPU, got tf32",
         ),
         (["--batch", "0"], "expected positive integers, got 0"),
+        (["--output", __file__], "argument --output: expected a folder, got "),
         (["--tiny", "--full"], "not allowed with argument"),
     ],
 )

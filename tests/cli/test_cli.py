@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import math
 import os
 import re
 import subprocess
@@ -577,7 +578,7 @@ def test_missing_devices_are_errors(device, stand_in, capsys):
     status, _, err = segment(capsys, "x.png", "--weights", "any", "--device", device)
     assert status == 2
     assert len(err) == 1 and err[0].startswith(f"deeplab-fast: --device {device}: ")
-    assert "(expected one of cpu" in err[0]
+    assert "(expected one of cpu" in err[0] and len(err[0]) < 100
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -648,6 +649,14 @@ def test_info(capsys):
         assert ran[op] == can_run[0]
 
 
+def test_info_says_where_the_dispatch_tables_are_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert f"  shipped with the package: {dispatch_table.PATH}\n" in out
+    assert f"  your own: {dispatch_table.user_path()}\n" in out
+
+
 def test_info_gives_the_reason(monkeypatch, capsys):
     changed = registry._backends["cpu"]._replace(
         unavailable_reason=lambda device: "the moon is full"
@@ -694,7 +703,7 @@ def test_info_prints_the_dispatch_table(monkeypatch, capsys, tmp_path):
         )
 
     shipped = [
-        row("a bucket", "cuda/sm90", 0.05), row("another", "triton", 0.07, versions="any"),
+        row("a bucket", "cuda/sm90", 0.05), row("another", "triton", math.inf, versions="any"),
         row("another", "triton", 0.07, device="sm_80 with 108 SMs"),
     ]  # fmt: skip
     dispatch_table.write(dispatch_table.PATH, shipped)
@@ -713,11 +722,11 @@ def test_info_prints_the_dispatch_table(monkeypatch, capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     begin = lines.index("    cuda/sm90   a bucket")
     assert lines[begin + 1 : begin + 6] == [
-        "      cuda/sm90 0.04 ms, cuDNN 0.063 ms (yours, 2026-12-01): 1x8x5x5",
+        "      cuda/sm90    0.0400 ms, cuDNN    0.0630 ms, yours   2026-12-01: 1x8x5x5",
         "    reference   another",
-        "      triton    0.07 ms, cuDNN 0.063 ms (shipped, 2026-11-30): 1x8x5x5",
+        "      triton          failed, cuDNN    0.0630 ms, shipped 2026-11-30: 1x8x5x5",
         "    cuda/sm90   a third",
-        "      cuda/sm90 0.06 ms, cuDNN 0.063 ms (yours, 2026-11-30): 1x8x5x5",
+        "      cuda/sm90    0.0600 ms, cuDNN    0.0630 ms, yours   2026-11-30: 1x8x5x5",
     ]
 
     dispatch_table.PATH.write_text("device\n")
@@ -733,7 +742,7 @@ def test_info_explains_a_model(weights, capsys):
     title, first, *_, last = capsys.readouterr().out.splitlines()
     assert title.split() == ["layer", "op", "shapes", "backend", "evidence"]
     assert first.split()[:3] == ["backbone.0", "fused_conv2d", "2x3x33x47,"]
-    assert " float32 " in first and first.endswith("first of cpu, reference")
+    assert " float32 " in first and first.endswith("fixed order: cpu, reference")
     assert last.split()[:2] == ["(model)", "upsample_argmax"]
     assert main(["info", "--model", str(weights), *shape, "--dtype", "bfloat16"]) == 0
     assert " bfloat16 " in capsys.readouterr().out.splitlines()[1]
@@ -744,7 +753,8 @@ def test_info_explains_a_model(weights, capsys):
     [
         (["--model", "a.pth"], "expected --model WEIGHTS and --size HEIGHT WIDTH together"),
         (["--size", "5", "5"], "expected --model WEIGHTS and --size HEIGHT WIDTH together"),
-        (["--model", "a.pth", "--size", "5", "0"], "positive integers, got batch 1, size 5x0"),
+        (["--model", "a.pth", "--size", "5", "0"], "--size: got 5 0 (expected positive integers)"),
+        (["--model", "a.pth", "--size", "5", "5", "--batch", "0"], "--batch: got 0 (expected pos"),
         (["--model", "a.pth", "--size", "5", "5"], "deeplab-fast: --model: "),
     ],
 )
@@ -752,6 +762,12 @@ def test_info_with_wrong_arguments(arguments, message, capsys):
     assert main(["info", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_info_of_one_subject_at_a_time(capsys):
+    with pytest.raises(SystemExit):
+        main(["info", "--model", "a.pth", "--size", "5", "5", "--dispatch-table"])
+    assert "--dispatch-table: not allowed with argument --model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,17 @@ def test_predict_rejects_wrong_inputs(pair, mobilenet):
                 model.predict(torch.randn(shape))
         with pytest.raises(TypeError, match="images: expected normalised floats.*uint8"):
             model.predict(torch.zeros(1, 3, 33, 33, dtype=torch.uint8))
+        with pytest.raises(TypeError, match="^images: expected a tensor, got 'photo.jpg'$"):
+            model.predict("photo.jpg")
+    prepared, images = mobilenet.prepare_for_inference(), torch.randn(1, 3, 33, 33, device="meta")
+    with pytest.raises(ValueError, match="^images: expected on cpu, like the weights, got meta$"):
+        prepared.predict(images)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8, False])
+def test_prepare_rejects_wrong_dtypes(mobilenet, dtype):
+    with pytest.raises(TypeError, match="^dtype: expected a floating-point torch.dtype or None"):
+        mobilenet.prepare_for_inference(dtype)
 
 
 # --- prepare_for_inference

@@ -37,6 +37,7 @@ from ..models.test_models import with_statistics
 from ..ops.test_aspp import definition as aspp_of_pytorch
 from ..ops.test_upsample_argmax import assert_only_ties_differ, pytorch
 from ..ops.test_upsample_cross_entropy import interpolate_and_cross_entropy
+from ..support.backends import with_outputs
 from ..support.cases import DTYPES, Conv, assert_as_accurate_as, operands, to_tf32
 
 torchvision = pytest.importorskip("torchvision")
@@ -597,8 +598,7 @@ COMPARISONS = {
 def test_wrong_element_is_detected(monkeypatch, op):
     right = registry._kernels[op]["cpu"]
 
-    def wrong(*arguments):
-        outputs = right.run(*arguments)
+    def wrong(outputs):
         output = next(t for t in tree_leaves(outputs) if t.numel())
         first = output[(0,) * output.ndim]
         if output.is_floating_point():
@@ -608,7 +608,8 @@ def test_wrong_element_is_detected(monkeypatch, op):
         return outputs
 
     COMPARISONS[op]()
-    monkeypatch.setitem(registry._kernels[op], "cpu", right._replace(run=wrong))
+    monkeypatch.setitem(registry._kernels[op], "cpu", with_outputs(right, wrong))
+    registry.forget_plans()
     with pytest.raises(AssertionError):
         COMPARISONS[op]()
 
@@ -617,10 +618,10 @@ def test_wrong_module_gradient_is_detected(monkeypatch):
     op, case = "parallel_dilated_conv2d_backward", SMALL_PYRAMIDS[0]
     right = registry._kernels[op]["cpu"]
 
-    def wrong(*arguments):
-        return tree_map_only(Tensor, lambda t: t * 1.01, right.run(*arguments))
+    def wrong(outputs):
+        return tree_map_only(Tensor, lambda t: t * 1.01, outputs)
 
-    monkeypatch.setitem(registry._kernels[op], "cpu", right._replace(run=wrong))
+    monkeypatch.setitem(registry._kernels[op], "cpu", with_outputs(right, wrong))
     with pytest.raises(AssertionError, match="error"):
         test_aspp_module(HERE, case, torch.float32, backward, True)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,6 +18,18 @@ class GpuTensor:
 
     device = torch.device("cuda", 0)
     dtype = torch.float16
+
+
+def with_outputs(kernel: registry.Kernel, function: Callable[[Any], Any]) -> registry.Kernel:
+    """The kernel with its outputs passed through ``function``."""
+    if not kernel.makes_plan:
+        return kernel._replace(run=lambda *arguments: function(kernel.run(*arguments)))
+
+    def run(context: Any, arguments: Any) -> Callable[..., Any]:
+        call = kernel.run(context, arguments)
+        return lambda stream, arguments: function(call(stream, arguments))
+
+    return kernel._replace(run=run)
 
 
 def device_of(backend: str) -> str:

@@ -70,7 +70,7 @@ def _version(number: int) -> str:
 
 @functools.cache
 def target(device: torch.device, sm90: bool = True) -> Target:
-    """Launches on ``device``, on torch's current stream there."""
+    """Target of launches: ``device``, and torch's current stream there."""
     index = torch.cuda.current_device() if device.index is None else device.index
     properties = torch.cuda.get_device_properties(device)
     ctas = 1 if (properties.major, properties.minor) in _ONE_CTA_PER_SM else 2
@@ -82,7 +82,7 @@ def target(device: torch.device, sm90: bool = True) -> Target:
 
 
 def _guard(index: int) -> torch.cuda.device | None:
-    """Make a GPU the current one: a stream can be used only while its device is."""
+    """Make a GPU the current one, because launches on a stream need its device to be current."""
     return None if torch.cuda.current_device() == index else torch.cuda.device(index)
 
 

@@ -214,7 +214,7 @@ class ConvPlan:
         image_bias: int = 0,
         pixel_sums: int = 0,
     ) -> None:
-        """Launch on these addresses, which are aligned but for biases; 0 stands for no tensor.
+        """Launch on these addresses. All but those of biases are aligned; 0 stands for no tensor.
 
         Args:
             output, residual: channels_last.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import torch
 from torch import Tensor
 
 from ..._native.common import DTYPES, LaunchContext
@@ -23,11 +20,11 @@ def upsample_argmax(context: LaunchContext, arguments: UpsampleArgmax) -> Call:
     launch = context.module.upsample_argmax_fwd
     shape = upsample_shape(logits, size, scale_factors, align_corners)
     dtypes = DTYPES[dtype], DTYPES[logits.dtype]
-    empty = partial(torch.empty, (logits.size(0), *size), dtype=dtype, device=logits.device)
+    labels_shape = (logits.size(0), *size)
 
     def label(stream: int, arguments: UpsampleArgmax) -> Tensor:
         logits = arguments.logits if is_supported else arguments.logits.float()
-        labels = empty()
+        labels = logits.new_empty(labels_shape, dtype=dtype)
         launch(labels.data_ptr(), logits.data_ptr(), shape, *dtypes, stream)
         return labels
 

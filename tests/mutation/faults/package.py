@@ -586,6 +586,11 @@ FAULTS: dict[str, list[Fault]] = {
             "run, parts = _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
             "run, parts = 2 * _C.CONV_SUM_RUN, _C.CONV_SUM_PARTS",
         ),
+        Fault(
+            "summed once more",
+            "        if self._branches.summing_branch is None:\n            self._sum_pixels",
+            "        if True:\n            self._sum_pixels",
+        ),
     ],
     "deeplab_fast/backends/cuda/dilated_conv2d_backward.py": [
         Fault(
@@ -887,7 +892,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("a race at every call", "        _remembered[key] = times\n", ""),
         Fault(
-            "each thread races", "        if key in _remembered:  # by", "        if False:  # by"
+            "each thread races", "        if key in _remembered:  # an", "        if False:  # an"
         ),
         Fault("threads race at once", "    with _lock:\n", "    if True:\n"),
         Fault("tf32 is fp32", "return op, tf32_is_allowed(), ", "return op, "),
@@ -897,6 +902,8 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/backends/explanation.py": [
         Fault("a table that is gone", "        if not rows:\n", "        if False:\n"),
         Fault("the model stays in evaluation mode", "module.training = training", "pass"),
+        Fault("a method as a model", "if not isinstance(model, nn.Module):", "if False:"),
+        Fault("inf as a time", 'time = "failed" if row.failed else', "time ="),
         Fault("dropout is active", "    model.eval()\n", ""),
         Fault("kernels run as usual", 'kwargs | {"backend": "reference"}', "kwargs"),
         Fault(
@@ -973,6 +980,7 @@ FAULTS: dict[str, list[Fault]] = {
             "if torch.are_deterministic",
             "if False and torch.are_deterministic",
         ),
+        Fault("a result instead of a function", "if not callable(run):", "if False:"),
         Fault("an unusable GPU is used on", "if is_unusable(arguments[0].device):", "if False:"),
     ],
     "deeplab_fast/backends/calls.py": [
@@ -1138,6 +1146,18 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/models/inference.py": [
         Fault(
+            "images on another device",
+            "if images.device != weight.device:",
+            "if False:",
+            Guard("test_models.py", "predict_rejects or prepare_rejects"),
+        ),
+        Fault(
+            "a dtype by its name",
+            "if dtype is not None and not (",
+            "if False and not (",
+            Guard("test_models.py", "predict_rejects or prepare_rejects"),
+        ),
+        Fault(
             "graphs although declined",
             "CudaGraphs() if cuda_graphs else None",
             "CudaGraphs()",
@@ -1194,6 +1214,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("no gradient, no call", "torch.is_grad_enabled() and ", ""),
         Fault("opaque to tangents", "        and not _transforms.active()\n", ""),
         Fault("never opaque", "return _opaque(", "return _interpolate("),
+        Fault("opaque in exported programs", "        and not _is_exporting()\n", ""),
         Fault(
             "another size in compiled graphs",
             "_opaque(input, *size, align_corners)",
@@ -1322,8 +1343,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "gradients are lost",
-            "if torch.is_grad_enabled() or torch.compiler.is_compiling():",
-            "if torch.compiler.is_compiling():",
+            "or torch.is_grad_enabled() or torch.compiler",
+            "or torch.compiler",
             Guard("test_dilated_conv2d.py gradcheck"),
         ),
     ],
