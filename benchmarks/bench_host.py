@@ -158,7 +158,8 @@ def calls() -> dict[str, Call]:
 
 def dispatch_only(calls: dict[str, Call]) -> dict[str, Run]:
     """Calls of ops with the schemas of ours, which return at once."""
-    library = torch.library.Library("deeplab_fast_dispatch", "DEF")
+    namespace = f"deeplab_fast_dispatch_{len(_keep)}"  # a name can be defined once in a process
+    library = torch.library.Library(namespace, "DEF")
     defined: dict[str, Callable[..., Any]] = {}
     for op in dict.fromkeys(call.op for call in calls.values()):
         ours = getattr(torch.ops.deeplab_fast, op).default
@@ -166,9 +167,9 @@ def dispatch_only(calls: dict[str, Call]) -> dict[str, Run]:
         result = None if not ours._schema.returns else torch.empty(0)
         library.impl(op, lambda *a, result=result, **k: result, "CompositeExplicitAutograd")
         if ours.has_kernel_for_dispatch_key(torch._C.DispatchKey.Autograd):
-            name = f"deeplab_fast_dispatch::{op}"
+            name = f"{namespace}::{op}"
             torch.library.register_autograd(name, lambda ctx, *grads: None, lib=library)
-        defined[op] = getattr(torch.ops.deeplab_fast_dispatch, op)
+        defined[op] = getattr(getattr(torch.ops, namespace), op)
     _keep.append(library)
 
     def run(call: Call) -> Run:

@@ -1,5 +1,7 @@
 // `call_signature`: the arguments of a call as bytes, which are part of the key of its launch plan.
 
+#include <pybind11/gil_safe_call_once.h>
+
 #include <string>
 
 #include "bindings/bindings.h"
@@ -35,7 +37,7 @@ class SignatureWriter {
       signature_ += 'l';
       write_bytes(size);
       for (Py_ssize_t i = 0; i < size; ++i) write(PySequence_Fast_GET_ITEM(value, i));
-    } else if (PyObject_IsInstance(value, tensor_type_) == 1) {
+    } else if (is_tensor(value)) {
       write_tensor(value);
     } else {
       signature_ += 'o';  // a dtype: each is a single object that lives as long as torch
@@ -47,6 +49,12 @@ class SignatureWriter {
   template <typename T>
   void write_bytes(const T& value) {
     signature_.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+
+  bool is_tensor(PyObject* value) {
+    const int result = PyObject_IsInstance(value, tensor_type_);
+    if (result < 0) throw py::error_already_set();
+    return result == 1;
   }
 
   void write_integer(PyObject* value) {
@@ -78,7 +86,10 @@ class SignatureWriter {
     const py::object own = owned(PyObject_GetAttr(tensor, device));
     const int equal = PyObject_RichCompareBool(own.ptr(), device_.ptr(), Py_EQ);
     if (equal < 0) throw py::error_already_set();
-    if (!equal) write(owned(PyObject_Str(own.ptr())).ptr());
+    if (!equal) {
+      signature_ += 'd';  // so that the device is not taken for a string that follows the tensor
+      write(owned(PyObject_Str(own.ptr())).ptr());
+    }
   }
 
   static py::object owned(PyObject* reference) {
@@ -97,9 +108,12 @@ void bind_call_signature(py::module_& m) {
   m.def(
       "call_signature",
       [](py::tuple arguments, py::object device) {
-        static PyObject* const tensor_type =
-            py::object(py::module_::import("torch").attr("Tensor")).release().ptr();
-        SignatureWriter writer(tensor_type, device);
+        // Not an ordinary static: its lock would deadlock with the GIL, which an import can
+        // release.
+        PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> tensor_type;
+        tensor_type.call_once_and_store_result(
+            [] { return py::object(py::module_::import("torch").attr("Tensor")); });
+        SignatureWriter writer(tensor_type.get_stored().ptr(), device);
         writer.write(arguments.ptr());
         return py::bytes(writer.signature());
       },

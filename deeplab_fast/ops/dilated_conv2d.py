@@ -118,6 +118,30 @@ def _check(arguments: DilatedConv2d) -> None:
     check_dtypes(input, weight, bias)
 
 
+def _check_backward(arguments: DilatedConv2dBackward) -> None:
+    grad_output, input, weight, _, groups, _ = arguments
+    check_convolution(input, weight, None, groups)
+    _check_grad_output(grad_output, input, weight.size(0))
+    check_dtypes(input, grad_output, weight)
+
+
+def _check_backward_of_branches(arguments: ParallelDilatedConv2dBackward) -> None:
+    grad_output, input, weights, dilations, _, grad_mean = arguments
+    check_branches(input, weights, [], dilations)
+    _check_grad_output(grad_output, input, sum(weight.size(0) for weight in weights))
+    check_dtypes(input, grad_output)
+    if grad_mean is not None and grad_mean.shape != input.shape[:2]:
+        raise ValueError(
+            f"grad_mean: expected {tuple(input.shape[:2])}, got {tuple(grad_mean.shape)}"
+        )
+
+
+def _check_grad_output(grad_output: Tensor, input: Tensor, channels: int) -> None:
+    expected = input.size(0), channels, *input.shape[2:]
+    if grad_output.shape != expected:
+        raise ValueError(f"grad_output: expected {expected}, got {tuple(grad_output.shape)}")
+
+
 def check_branches(
     input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dilations: Sequence[int]
 ) -> None:
@@ -244,6 +268,7 @@ dilated_conv2d_backward_op = define(
     "bool[] output_mask) -> (Tensor, Tensor, Tensor)",
     _fake_backward,
     _bucket_backward,
+    _check_backward,
 )
 differentiable("dilated_conv2d", _backward, _setup, _jvp, lambda *args: (0,))
 not_differentiable("dilated_conv2d_backward", _NO_DOUBLE_BACKWARD, _image_arguments_backward)
@@ -339,6 +364,7 @@ parallel_dilated_conv2d_backward_op = define(
     "Tensor? grad_mean=None) -> (Tensor, Tensor[], Tensor[])",
     _fake_parallel_backward,
     _bucket_parallel_backward,
+    _check_backward_of_branches,
 )
 differentiable(
     "parallel_dilated_conv2d",

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import itertools
+import re
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -126,6 +127,24 @@ def test_wrong_shapes_are_an_error_at_every_call(plans):
         with pytest.raises(ValueError, match="^weight: expected"):  # without the public function
             torch.ops.deeplab_fast.dilated_conv2d(X, torch.rand(4, 3, 3, 3), None, [1, 1], 1)
     assert len(plans) == 4
+
+
+BAD_GRADIENTS = {
+    "grad_output": lambda ops: ops.dilated_conv2d_backward(X[..., 1:], X, W, [1, 1], 1, [True] * 3),
+    "weight": lambda ops: ops.dilated_conv2d_backward(X, X, W[:, 1:], [1, 1], 1, [True] * 3),
+    "grad_output: expected (1, 8, 5, 6)": lambda ops: ops.parallel_dilated_conv2d_backward(
+        X, X, [W, W], [1, 2], [True] * 3
+    ),
+    "grad_mean": lambda ops: ops.parallel_dilated_conv2d_backward(
+        X, X, [W], [1], [True] * 3, torch.zeros(1, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD_GRADIENTS)
+def test_gradients_that_do_not_fit_are_an_error(message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        BAD_GRADIENTS[message](torch.ops.deeplab_fast)
 
 
 def operands(dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:

@@ -30,7 +30,7 @@ FAULTS: dict[str, list[Fault]] = {
             "    write_bytes(owned(PyObject_GetAttr(tensor, dtype)).ptr());\n",
             "",
         ),
-        Fault("devices left out", "if (!equal) write", "if (false) write"),
+        Fault("devices left out", "if (!equal) {", "if (false) {"),
         Fault("numbers left out", "    write_bytes(number);\n", ""),
         Fault("lengths of lists left out", "      write_bytes(size);\n", ""),
         Fault(
@@ -1454,6 +1454,18 @@ FAULTS: dict[str, list[Fault]] = {
             "for t in (*t_weights, *t_biases)):",
             "for t in t_weights):",
             TRANSFORMS,
+        ),
+        Fault(
+            "gradients of any shape",
+            "    if grad_output.shape != expected:",
+            "    if False:",
+            PLANS,
+        ),
+        Fault(
+            "means of any shape",
+            "if grad_mean is not None and grad_mean.shape != input.shape[:2]:",
+            "if False:",
+            PLANS,
         ),
     ],
     "deeplab_fast/ops/dilated_conv2d_and_mean.py": [
