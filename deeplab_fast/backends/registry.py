@@ -377,7 +377,8 @@ def run(op: str, *values: Any, backend: str = "") -> Any:
     """
     arguments = _argument_types[op](*values)
     device = arguments[0].device
-    if torch.is_autocast_enabled(device.type):
+    # The first check is three times as fast as the second one.
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type):
         with torch.autocast(device.type, enabled=False):
             return run(op, *values, backend=backend)
     key = (op, backend, device, *_modes(arguments[0]), _C.call_signature(values, device))

@@ -37,8 +37,10 @@ def fused_conv2d(
     Returns:
         [N, K, H', W'] in the dtype and memory format of ``input``. Not differentiable.
     """
-    geometry = stride, padding, dilation, groups
-    return fused_conv2d_op(input, weight, bias, *geometry, activation, backend=registry.current())
+    backend = registry.current()
+    return fused_conv2d_op(
+        input, weight, bias, stride, padding, dilation, groups, activation, backend=backend
+    )
 
 
 def fused_conv2d_add_(

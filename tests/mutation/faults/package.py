@@ -147,8 +147,8 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/backends/registry.py": [
         Fault(
             "an op itself is autocast",
-            "    if torch.is_autocast_enabled(device.type):\n        with torch.autocast",
-            "    if False:\n        with torch.autocast",
+            "and torch.is_autocast_enabled(device.type):\n        with torch.autocast",
+            "and False:\n        with torch.autocast",
         ),
         Fault(
             "forced for ever after an exception",
