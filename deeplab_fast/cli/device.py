@@ -15,12 +15,17 @@ def add_device(parser: Any) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
 
 
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
 def add_dtype(parser: Any, default: str | None, default_help: str) -> None:
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        type=lambda name: _DTYPES.get(name, name),
+        choices=tuple(_DTYPES.values()),
         default=default,
-        help=f"dtype that the network computes in (default: {default_help})",
+        help="dtype that the network computes in, or its short name fp32, bf16 or fp16 (default: "
+        f"{default_help})",
     )
 
 

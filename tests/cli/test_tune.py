@@ -71,7 +71,7 @@ def test_tuned_kernels_run_the_model(gpu, model, weights, capsys):
 
 
 def test_several_batch_sizes_and_another_dtype(gpu, weights, capsys):
-    status, out, _ = tune(capsys, weights, "--batch", 1, 3, "--dtype", "bfloat16")
+    status, out, _ = tune(capsys, weights, "--batch", 1, 3, "--dtype", "bf16")
     assert status == 0
     assert "batch 1:\n" in out and "batch 3:\n" in out
     assert {row.shape_bucket.split()[0] for row in gpu.rows()} == {"bf16"}
