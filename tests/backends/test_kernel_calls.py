@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from deeplab_fast import _C
 from deeplab_fast._native import work_lists
@@ -138,6 +139,21 @@ def test_strided_operands_of_the_pooled_branch(device):
     hidden = F.relu(means.double() @ pool[..., 0, 0].double().T + pool_bias)
     expected = hidden @ project[..., 0, 0].double().T + bias
     assert torch.equal(actual, expected.float())
+
+
+@DEVICES
+def test_strided_operands_of_branches_and_the_pooled_branch(device):
+    """All tensors of a call of the ops, biases and weights of the pooled branch among them."""
+    branches = ints(2, 16, 3, 4), [ints(8, 16, 1, 1), ints(8, 16, 3, 3)], [ints(8), ints(8)], [1, 2]
+    pooled = ints(8, 16, 1, 1), ints(8), ints(8, 24, 1, 1), ints(8)
+    for op, operands in (
+        ("parallel_dilated_conv2d", branches),
+        ("aspp", (*branches, *pooled)),
+    ):
+        with machine(0, device):
+            expected = registry.run(op, *operands, backend="emulated")
+            strided = tree_map_only(Tensor, spread, operands)
+            assert torch.equal(registry.run(op, *strided, backend="emulated"), expected)
 
 
 @DEVICES
