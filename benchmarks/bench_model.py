@@ -63,7 +63,7 @@ def inference(
         baselines[f"{peer_name} compiled"] = peers.applied(peer, channels_last, compile=True)
     if report.args.full and not gpu:
         baselines |= peers.engines(peer, images, dtype)
-    # Where the timer captures CUDA graphs, the model must not.
+    # The model must capture no graph while the timer captures one.
     prepared = model.prepare_for_inference(nchw.dtype, cuda_graphs=False)
     drop_in = copy.deepcopy(model).to(nchw.dtype, memory_format=torch.channels_last)
     ours: dict[str, Run] = {"deeplab_fast prepared": lambda: prepared.predict(channels_last)}

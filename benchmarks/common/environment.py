@@ -48,7 +48,7 @@ def commit() -> str:
 
 
 def run_header(benchmark: str, device: torch.device) -> dict[str, str]:
-    """What describes a run: the first lines of its CSV file."""
+    """Description of a run: the first lines of its CSV file."""
     now = datetime.datetime.now().astimezone()
     return {
         "benchmark": benchmark,

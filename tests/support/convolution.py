@@ -17,9 +17,12 @@ from deeplab_fast._native.memory_format import (
 )
 from deeplab_fast._native.work_lists import ConvWorkList
 from deeplab_fast.backends.arguments import DilatedConv2d
-from deeplab_fast.backends.cuda import depthwise_conv2d
 from deeplab_fast.backends.cuda.aspp import ImageBiasPlan
-from deeplab_fast.backends.cuda.dilated_conv2d import ConvPlan, branches_plan
+from deeplab_fast.backends.cuda.dilated_conv2d import (
+    ConvPlan,
+    branches_plan,
+    plan_convolution,
+)
 from deeplab_fast.backends.cuda.dilated_conv2d_and_mean import BranchesAndMeansPlan
 
 
@@ -132,5 +135,5 @@ def depthwise(
 ) -> Tensor:
     """A depthwise convolution, in a new tensor of the memory format of ``input``."""
     arguments = DilatedConv2d(input, weight, bias, dilation, input.size(1))
-    plan = depthwise_conv2d.plan_forward(context, arguments, dilation, "none")
+    plan = plan_convolution(context, arguments, dilation, input.size(1))
     return plan(context.stream, arguments)

@@ -16,10 +16,7 @@ from ..._native.memory_format import (
     aligned,
     aligned_nhwc,
     empty_like_format,
-    empty_output,
     in_format_of,
-    is_nhwc,
-    is_unaligned,
 )
 
 _MAX_PIXELS = 2**28
@@ -132,31 +129,6 @@ def launcher(
         launch(output, input, *weights, *biases, residual, range, shape, dtype, stream)
 
     return launch_on
-
-
-def plan_forward(
-    context: LaunchContext, arguments: Any, dilation: Sequence[int], activation: str
-) -> Callable[[int, Any], Tensor]:
-    """Plan of an op whose first arguments are input, weight and bias."""
-    input, weight, bias = arguments[:3]
-    launch = launcher(context, input, weight, dilation, activation)
-    empty = empty_output(input, input.size(1))
-
-    def convolve(stream: int, arguments: Any) -> Tensor:
-        input, weight, bias = arguments[:3]
-        x, w = input.data_ptr(), weight.data_ptr()
-        if is_unaligned(x, w):
-            return convolve(stream, aligned_operands(arguments))
-        output = empty()
-        b = 0 if bias is None else bias.data_ptr()
-        launch(stream, output.data_ptr(), x, (w,), (b,))
-        return output
-
-    if is_nhwc(input) and weight.is_contiguous() and (bias is None or bias.is_contiguous()):
-        return convolve
-    return lambda stream, arguments: in_format_of(
-        convolve(stream, aligned_operands(arguments)), arguments.input
-    )
 
 
 def aligned_operands(arguments: Any) -> Any:

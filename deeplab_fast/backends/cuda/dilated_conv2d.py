@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -97,27 +97,49 @@ def plan_convolution(
     activation: str = "none",
 ) -> Call:
     """Plan of a dense or depthwise convolution of ``arguments.input``."""
-    input, weight, bias = arguments[:3]
-    if depthwise_conv2d.is_depthwise(input, weight, groups):
-        return depthwise_conv2d.plan_forward(context, arguments, dilation, activation)
-    plan = branches_plan(context, input.shape, [aligned_rows(weight)], [dilation], activation)
-    empty = empty_output(input, weight.size(0))
+    launch, aligned, is_ready = convolution_launcher(
+        context, arguments, dilation, groups, activation
+    )
+    empty = empty_output(arguments.input, arguments.weight.size(0))
 
     def convolve(stream: int, arguments: Any) -> Tensor:
         input, weight, bias = arguments[:3]
         x, w = input.data_ptr(), weight.data_ptr()
         if is_unaligned(x, w):
-            return convolve(stream, aligned_operands(arguments))
+            return convolve(stream, aligned(arguments))
         output = empty()
         b = 0 if bias is None else bias.data_ptr()
-        plan.launch(stream, output.data_ptr(), x, (w,), (b,))
+        launch(stream, output.data_ptr(), x, (w,), (b,))
         return output
 
-    if is_nhwc(input) and has_rows(weight) and (bias is None or bias.is_contiguous()):
+    if is_ready:
         return convolve
     return lambda stream, arguments: in_format_of(
-        convolve(stream, aligned_operands(arguments)), arguments.input
+        convolve(stream, aligned(arguments)), arguments.input
     )
+
+
+def convolution_launcher(
+    context: LaunchContext,
+    arguments: Any,
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> tuple[Callable[..., None], Callable[[Any], Any], bool]:
+    """What launches a dense or depthwise convolution, and what its operands have to be.
+
+    Returns:
+        A function with the parameters of :meth:`ConvPlan.launch`; a function that returns the
+        arguments with operands that the kernel can read; True if it copies nothing but tensors
+        whose memory is not aligned.
+    """
+    input, weight, bias = arguments.input, arguments.weight, arguments.bias
+    is_ready = is_nhwc(input) and (bias is None or bias.is_contiguous())
+    if depthwise_conv2d.is_depthwise(input, weight, groups):
+        launch = depthwise_conv2d.launcher(context, input, weight, dilation, activation)
+        return launch, depthwise_conv2d.aligned_operands, is_ready and weight.is_contiguous()
+    plan = branches_plan(context, input.shape, [aligned_rows(weight)], [dilation], activation)
+    return plan.launch, aligned_operands, is_ready and has_rows(weight)
 
 
 def aligned_operands(arguments: Any) -> Any:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from ..._native.common import LaunchContext
 from ..._native.limits import unsupported_geometry
-from ..._native.memory_format import aligned_nhwc, aligned_rows, has_rows, is_nhwc, is_unaligned
+from ..._native.memory_format import aligned_nhwc, is_nhwc, is_unaligned
 from ..arguments import DilatedConv2d, FusedConv2d, FusedConv2dAdd
 from ..registry import register_planned_kernel
-from . import depthwise_conv2d
 from .device import CONVOLUTIONS, Call
-from .dilated_conv2d import aligned_operands, branches_plan, plan_convolution
+from .dilated_conv2d import convolution_launcher, plan_convolution
 from .dilated_conv2d import unsupported_reason as unsupported_convolution
 
 
@@ -45,13 +44,10 @@ def fused_conv2d(context: LaunchContext, arguments: FusedConv2d) -> Call:
 
 @register_planned_kernel("fused_conv2d_add_", *CONVOLUTIONS, unsupported_reason=unsupported_add)
 def fused_conv2d_add_(context: LaunchContext, arguments: FusedConv2dAdd) -> Call:
-    residual, input, weight, bias, _, _, dilation, groups, activation = arguments
-    if depthwise_conv2d.is_depthwise(input, weight, groups):
-        launch = depthwise_conv2d.launcher(context, input, weight, dilation, activation)
-        aligned, is_ready = depthwise_conv2d.aligned_operands, weight.is_contiguous()
-    else:
-        plan = branches_plan(context, input.shape, [aligned_rows(weight)], [dilation], activation)
-        launch, aligned, is_ready = plan.launch, aligned_operands, has_rows(weight)
+    residual, input, *_, dilation, groups, activation = arguments
+    launch, aligned, is_ready = convolution_launcher(
+        context, arguments, dilation, groups, activation
+    )
     input_bytes, output_bytes = (t.numel() * t.element_size() for t in (input, residual))
 
     def add(stream: int, arguments: FusedConv2dAdd) -> None:
@@ -71,5 +67,4 @@ def fused_conv2d_add_(context: LaunchContext, arguments: FusedConv2dAdd) -> Call
         if residual is not arguments.residual:
             arguments.residual.copy_(residual)
 
-    is_ready = is_ready and is_nhwc(residual) and is_nhwc(input) and bias.is_contiguous()
-    return add if is_ready else add_to_copy
+    return add if is_ready and is_nhwc(residual) else add_to_copy

@@ -560,8 +560,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "a weight that is not aligned",
-            "        if is_unaligned(x, w):\n            return convolve(stream, aligned_operands",
-            "        if is_unaligned(x):\n            return convolve(stream, aligned_operands",
+            "        if is_unaligned(x, w):\n            return convolve(stream, aligned(arguments",
+            "        if is_unaligned(x):\n            return convolve(stream, aligned(arguments",
             PLANS,
         ),
     ],
