@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from .backends import available_backends, backend
-from .models import DeepLabV3
+from .models import DeepLabV3, DeepLabV3Plus
 from .nn import ASPP, UpsampleCrossEntropyLoss
 from .ops import (
     aspp,
@@ -18,6 +18,7 @@ __version__ = version("deeplab-fast")
 __all__ = [
     "ASPP",
     "DeepLabV3",
+    "DeepLabV3Plus",
     "UpsampleCrossEntropyLoss",
     "aspp",
     "available_backends",

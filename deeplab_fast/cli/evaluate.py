@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..models import DeepLabV3
+from ..models import DeepLab
 from ..training import Scores, checkpoint, distributed, evaluate
 from .datasets import LAYOUTS, add_arguments, add_workers, open_split
 from .device import add_device, add_dtype, out_of_memory
@@ -83,7 +83,7 @@ def _write(arguments: argparse.Namespace, images: int, scores: Scores) -> None:
     checkpoint.write(arguments.json, text.encode() + b"\n")
 
 
-def _model(weights: str, num_classes: int) -> DeepLabV3:
+def _model(weights: str, num_classes: int) -> DeepLab:
     model = load_model(weights)
     if model.config["num_classes"] != num_classes:
         raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models import DeepLabV3
+from ..models import DeepLab, DeepLabV3
 from ..training import Interrupted, Recipe, distributed, train
 from .datasets import LAYOUTS, add_arguments, add_workers, open_split
 from .device import add_device, add_dtype, out_of_memory
@@ -176,9 +176,9 @@ def _recipe(arguments: argparse.Namespace, device: torch.device) -> Recipe:
     return Recipe(**values)
 
 
-def _model(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> DeepLabV3:
+def _model(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> DeepLab:
     if arguments.weights is None:
-        model = DeepLabV3(
+        model: DeepLab = DeepLabV3(
             arguments.backbone or "resnet50",
             num_classes,
             arguments.output_stride or 8,
@@ -191,7 +191,7 @@ def _model(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> D
     return model
 
 
-def _pretrained(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> DeepLabV3:
+def _pretrained(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> DeepLab:
     stride = {} if arguments.output_stride is None else {"output_stride": arguments.output_stride}
     model = load_model(arguments.weights, **stride)
     if arguments.backbone not in (None, model.config["backbone"]):
@@ -209,7 +209,7 @@ def _pretrained(arguments: argparse.Namespace, num_classes: int, aux_loss: bool)
     return model
 
 
-def _load_backbone(model: DeepLabV3, path: Path) -> None:
+def _load_backbone(model: DeepLab, path: Path) -> None:
     """Load the backbone of a classifier, without its last layers."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

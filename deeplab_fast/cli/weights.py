@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..models import DeepLabV3
+from ..models import DeepLab
 from .errors import UserError
 
 WEIGHTS = """\
@@ -15,8 +15,8 @@ WEIGHTS = """\
   FILE.safetensors                          a file of DeepLabV3.save_pretrained"""
 
 
-def load_model(weights: str, argument: str = "--weights", **overrides: Any) -> DeepLabV3:
-    """``DeepLabV3.from_pretrained(weights, **overrides)``, with errors in one line.
+def load_model(weights: str, argument: str = "--weights", **overrides: Any) -> DeepLab:
+    """``DeepLab.from_pretrained(weights, **overrides)``, with errors in one line.
 
     ``argument`` is what the command line calls the weights.
 
@@ -24,7 +24,7 @@ def load_model(weights: str, argument: str = "--weights", **overrides: Any) -> D
         UserError: there is no usable model; the message says why.
     """
     try:
-        return DeepLabV3.from_pretrained(weights, **overrides)
+        return DeepLab.from_pretrained(weights, **overrides)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"{argument}: {' '.join(str(error).split())}") from error
     except (LookupError, TypeError, AttributeError) as error:  # a file can hold anything

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..nn import ASPP
 from ..ops import aspp
 from ..ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
+from .backbones.mobilenet_v2 import InvertedResidual, SameConv2d, pad_same
+from .backbones.resnet import Bottleneck, ResNet
 from .cuda_graphs import CudaGraphs
-from .mobilenet_v2 import InvertedResidual, SameConv2d, pad_same
-from .resnet import Bottleneck, ResNet
 from .segmentation import SegmentationModel
 
 _T = TypeVar("_T", Tensor, OrderedDict[str, Tensor])

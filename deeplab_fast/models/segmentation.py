@@ -43,6 +43,7 @@ class SegmentationModel(nn.Module):
         self.align_corners = align_corners
         self.preprocessing = preprocessing
         self.categories = categories
+        self.in_channels = 3
 
     def logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Logits at the resolution of the features, for ops that upsample them.
@@ -140,10 +141,10 @@ class SegmentationModel(nn.Module):
         return tuning.tune(lambda: self.predict(images), images.device, self)
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
-        if images.dim() != 4 or images.size(1) != 3 or 0 in images.shape[2:]:
+        if images.dim() != 4 or images.size(1) != self.in_channels or 0 in images.shape[2:]:
             raise ValueError(
-                "images: expected [N, 3, H, W] with H and W of at least 1, got shape "
-                f"{tuple(images.shape)}"
+                f"images: expected [N, {self.in_channels}, H, W] with H and W of at least 1, got "
+                f"shape {tuple(images.shape)}"
             )
         if not images.is_floating_point():
             raise TypeError(

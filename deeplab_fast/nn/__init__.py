@@ -1,7 +1,7 @@
 """Modules built on the ops."""
 
 from .aspp import ASPP
-from .conv import Conv2d
+from .conv import Conv2d, SeparableConv2d, conv_norm_relu
 from .loss import UpsampleCrossEntropyLoss
 
-__all__ = ["ASPP", "Conv2d", "UpsampleCrossEntropyLoss"]
+__all__ = ["ASPP", "Conv2d", "SeparableConv2d", "UpsampleCrossEntropyLoss", "conv_norm_relu"]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
-from .conv import Conv2d, has_same_padding
+from .conv import Conv2d, conv_norm_relu, has_same_padding
 
 
 class ASPP(nn.Module):
@@ -33,6 +33,11 @@ class ASPP(nn.Module):
         in_channels: channels of the input.
         atrous_rates: one rate per 3x3 branch; () for the 1x1 branch and image pooling only.
         out_channels: channels of each branch and of the output.
+        separable: depthwise atrous convolutions followed by 1x1 ones, instead of dense 3x3 ones
+            (Chen et al. 2018, section 3.1).
+        depthwise_norm: see :class:`SeparableConv2d`.
+        project_size: 1, or 3 for a 3x3 projection as in mmsegmentation.
+        dropout: probability of dropout after the projection.
 
     Input [N, in_channels, H, W] of any size; output [N, out_channels, H, W].
 
@@ -46,17 +51,27 @@ class ASPP(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, atrous_rates: Sequence[int], out_channels: int = 256
+        self,
+        in_channels: int,
+        atrous_rates: Sequence[int],
+        out_channels: int = 256,
+        *,
+        separable: bool = False,
+        depthwise_norm: bool = False,
+        project_size: int = 1,
+        dropout: float = 0.5,
     ) -> None:
         super().__init__()
         self.convs: Any
         self.project: Any
-        branches = [_conv_norm_relu(in_channels, out_channels)]
-        branches += [_conv_norm_relu(in_channels, out_channels, 3, rate) for rate in atrous_rates]
-        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_norm_relu(in_channels, out_channels))
+        shape = in_channels, out_channels
+        branches = [conv_norm_relu(*shape)]
+        for rate in atrous_rates:
+            branches.append(conv_norm_relu(*shape, 3, rate, separable, depthwise_norm))
+        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), *conv_norm_relu(*shape))
         self.convs = nn.ModuleList([*branches, pool])
-        self.project = _conv_norm_relu(len(self.convs) * out_channels, out_channels)
-        self.project.append(nn.Dropout(0.5))
+        self.project = conv_norm_relu(len(self.convs) * out_channels, out_channels, project_size)
+        self.project.append(nn.Dropout(dropout))
 
     def forward(self, input: Tensor) -> Tensor:
         *branches, pool = self.convs
@@ -69,7 +84,7 @@ class ASPP(nn.Module):
                 "train() (in DeepLabV3: model.classifier[0].convs[-1].eval())"
             )
         if not self._is_unmodified():
-            pooled = pool(input).expand(-1, -1, *input.shape[2:])
+            pooled = pool(input).expand(-1, -1, input.size(2), input.size(3))
             return self.project(torch.cat([*(branch(input) for branch in branches), pooled], dim=1))
 
         convs, norms, _ = zip(*branches)
@@ -97,22 +112,10 @@ class ASPP(nn.Module):
             and type(pool[0]) is nn.AdaptiveAvgPool2d
             and pool[0].output_size == 1
             and all(_is_plain(branch[0]) for branch in (*branches, self.project))
+            and self.project[0].kernel_size == (1, 1)
             and all(type(branch[2]) is nn.ReLU for branch in branches)
             and not any(map(_is_hooked, (*self.convs.modules(), *self.project.modules())))
         )
-
-
-def _conv_norm_relu(
-    in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1
-) -> nn.Sequential:
-    padding = dilation * (kernel_size // 2)
-    return nn.Sequential(
-        Conv2d(
-            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False
-        ),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-    )
 
 
 def _conv1x1(input: Tensor, weight: Tensor, image_bias: Tensor) -> Tensor:

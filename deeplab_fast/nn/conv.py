@@ -1,4 +1,4 @@
-"""Convolution with correct half-precision weight gradients on a CPU."""
+"""Convolutions: with correct half-precision weight gradients on a CPU, and separable ones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,77 @@ from ..ops.dilated_conv2d import dilated_conv2d
 
 
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d``, except for the weight gradient of dilated half-precision layers on a CPU.
+    """``nn.Conv2d``, except for two kinds of dilated layers with "same" padding.
 
-    PyTorch computes that gradient wrongly on many x86 CPUs (docs/onednn_bf16_weight_gradient.md).
-    Such layers run :func:`deeplab_fast.dilated_conv2d` instead, which has no second derivatives.
+    They run :func:`deeplab_fast.dilated_conv2d`, which has no second derivatives:
+
+    * half-precision layers in training on a CPU, whose weight gradient PyTorch computes wrongly on
+      many x86 CPUs (docs/onednn_bf16_weight_gradient.md);
+    * depthwise layers on a GPU, where our kernel runs if it was measured to be faster than cuDNN.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         is_dilated = max(self.dilation) > 1 and has_same_padding(self)
-        if is_dilated and _trains_in_half_on_cpu(input, weight):
+        if is_dilated and (
+            _trains_in_half_on_cpu(input, weight) or self._is_depthwise_on_gpu(input)
+        ):
             vertical, horizontal = self.dilation
             return dilated_conv2d(input, weight, bias, (vertical, horizontal), self.groups)
         return super()._conv_forward(input, weight, bias)
+
+    def _is_depthwise_on_gpu(self, input: Tensor) -> bool:
+        is_depthwise = 1 < self.groups == self.in_channels
+        return is_depthwise and isinstance(input, Tensor) and input.device.type == "cuda"
+
+
+class SeparableConv2d(nn.Sequential):
+    """3x3 depthwise atrous convolution followed by a 1x1 convolution, both without bias.
+
+    Args:
+        in_channels, out_channels: channels of input and output.
+        dilation: dilation of the depthwise convolution, whose padding keeps the size.
+        depthwise_norm: batch norm and ReLU between the two, as in TensorFlow's DeepLab, detectron2
+            and mmsegmentation. segmentation_models_pytorch has none.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, dilation: int = 1, depthwise_norm: bool = False
+    ) -> None:
+        depthwise = Conv2d(
+            in_channels,
+            in_channels,
+            3,
+            padding=dilation,
+            dilation=dilation,
+            groups=in_channels,
+            bias=False,
+        )
+        norm = [nn.BatchNorm2d(in_channels), nn.ReLU()] if depthwise_norm else []
+        super().__init__(depthwise, *norm, Conv2d(in_channels, out_channels, 1, bias=False))
+
+
+def conv_norm_relu(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 1,
+    dilation: int = 1,
+    separable: bool = False,
+    depthwise_norm: bool = False,
+) -> nn.Sequential:
+    """Convolution of stride 1 that keeps the size, batch norm and ReLU.
+
+    Args:
+        separable: a :class:`SeparableConv2d` instead of a dense 3x3 convolution.
+    """
+    conv: nn.Module
+    if separable and kernel_size == 3:
+        conv = SeparableConv2d(in_channels, out_channels, dilation, depthwise_norm)
+    else:
+        padding = dilation * (kernel_size // 2)
+        conv = Conv2d(
+            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False
+        )
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 def has_same_padding(conv: nn.Conv2d) -> bool:

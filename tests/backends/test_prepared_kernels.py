@@ -11,9 +11,10 @@ from torch import Tensor, nn
 import deeplab_fast
 from deeplab_fast.backends import registry
 from deeplab_fast.models import DeepLabV3
-from deeplab_fast.models.deeplabv3 import _deeplab_head
+from deeplab_fast.models.backbones.resnet import Bottleneck
+from deeplab_fast.models.deeplabv3 import _classifier
 from deeplab_fast.models.inference import FusedBottleneck, _fused_head
-from deeplab_fast.models.resnet import Bottleneck
+from deeplab_fast.nn import ASPP
 
 from ..support.cases import assert_as_accurate_as
 
@@ -52,7 +53,7 @@ def test_dilated_bottleneck(ran, in_channels):
 
 def test_head(ran):
     """ASPP, the 3x3 convolution, and the last convolution with 5 output channels."""
-    head = with_statistics(_deeplab_head(16, (2, 7), 5, True))
+    head = with_statistics(_classifier(ASPP(16, (2, 7)), 5, True))
     check(head, _fused_head(head), torch.randn(1, 16, 5, 4))
     assert [op for op, backend in ran if backend == "emulated"] == [
         "aspp", "fused_conv2d", "fused_conv2d"

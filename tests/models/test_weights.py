@@ -156,7 +156,7 @@ def test_failed_save_keeps_the_previous_file(saved, monkeypatch):
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("deeplab_fast.models.checkpoint.save_file", fail)
+        patch.setattr("deeplab_fast.models.checkpoints.safetensors_file.save_file", fail)
         with pytest.raises(OSError, match="No space"):
             model.save_pretrained(path)
     assert path.read_bytes() == before

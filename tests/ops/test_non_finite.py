@@ -29,10 +29,10 @@ from deeplab_fast._native.common import LaunchContext
 from deeplab_fast.backends import registry
 from deeplab_fast.backends.cuda import depthwise_conv2d
 from deeplab_fast.models import DeepLabV3
-from deeplab_fast.models.deeplabv3 import _deeplab_head
+from deeplab_fast.models.backbones.mobilenet_v2 import InvertedResidual
+from deeplab_fast.models.backbones.resnet import Bottleneck
+from deeplab_fast.models.deeplabv3 import _classifier
 from deeplab_fast.models.inference import FusedBottleneck, FusedInvertedResidual, _fused_head
-from deeplab_fast.models.mobilenet_v2 import InvertedResidual
-from deeplab_fast.models.resnet import Bottleneck
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
@@ -666,7 +666,7 @@ BLOCKS = {
     "inverted residual": (
         lambda: InvertedResidual(16, 16, 2, 1, 2, False), FusedInvertedResidual, 16
     ),
-    "head": (lambda: _deeplab_head(16, (1,), 5, True), _fused_head, 16),
+    "head": (lambda: _classifier(ASPP(16, (1,)), 5, True), _fused_head, 16),
 }  # fmt: skip
 
 

@@ -1,32 +1,22 @@
-"""Checkpoints of models, and the .safetensors format that save_pretrained writes."""
+"""The .safetensors format that save_pretrained writes."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._io.files import replacing
-from .preprocessing import Preprocessing
+from ..._io.files import replacing
+from ..preprocessing import Preprocessing
+from .checkpoint import Checkpoint, well_formed
 
 _KEY = "deeplab_fast"  # metadata entry with the JSON description
-
-
-class Checkpoint(NamedTuple):
-    """Configuration (the constructor's arguments), weights and description of a model."""
-
-    config: dict[str, Any]
-    state: dict[str, Tensor]
-    preprocessing: Preprocessing
-    categories: tuple[str, ...] | None
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -35,6 +25,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: expected a name that ends in .safetensors")
     description = {
+        "architecture": checkpoint.architecture,
         "config": checkpoint.config,
         "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
         "categories": checkpoint.categories,
@@ -66,20 +57,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if "rates" in config:  # written by version 0.1.0
             config["atrous_rates"] = config.pop("rates")
         return Checkpoint(
+            description.get("architecture", "DeepLabV3"),  # not in files of version 0.2.0
             config,
             state,
             Preprocessing(**preprocessing),
             None if categories is None else tuple(map(str, categories)),
         )
-
-
-@contextlib.contextmanager
-def well_formed(source: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn errors that JSON of unexpected types causes into a ValueError that names the source."""
-    try:
-        yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: malformed: {type(error).__name__}: {error}") from error
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import Conv2d
+from ...nn import Conv2d
+from .interface import Backbone
 from .resnet import initialize
 
 # (expansion, channels, blocks, stride of the first block), table 2 of the paper
@@ -18,6 +19,7 @@ _STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+_LOW, _AUX = (sum(blocks for _, _, blocks, _ in _STAGES[:stages]) for stages in (2, 5))
 
 
 def pad_same(input: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ class InvertedResidual(nn.Module):
         return input + self.conv(input) if self.residual else self.conv(input)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Backbone):
     """MobileNetV2 of width 1 without its last 1x1 convolution and classifier (Sandler et al. 2018).
 
     Strides beyond ``output_stride`` become dilations of the depthwise convolutions in the blocks
@@ -75,11 +77,9 @@ class MobileNetV2(nn.Module):
         output_stride: 8 or 16, the size of the input divided by the size of the features.
         tf_padding: pad as TensorFlow's "SAME" does, for weights trained there (:func:`pad_same`).
 
-    Input [N, 3, H, W]; output {"out": [N, 320, H/s, W/s], "aux": [N, 96, H/s, W/s]}, sizes rounded
-    up.
     """
 
-    out_channels, aux_channels = 320, 96
+    low_channels, aux_channels, out_channels = 24, 96, 320
 
     def __init__(self, output_stride: int, tf_padding: bool) -> None:
         super().__init__()
@@ -97,16 +97,12 @@ class MobileNetV2(nn.Module):
                     InvertedResidual(channels, out_channels, expansion, stride, current, tf_padding)
                 )
                 channels = out_channels
-        self.aux_layer = sum(blocks for _, _, blocks, _ in _STAGES[:5])
         initialize(self)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = aux = images
-        for index, layer in enumerate(self.features):
-            features = layer(features)
-            if index == self.aux_layer:
-                aux = features
-        return {"aux": aux, "out": features}
+        low = self.features[: _LOW + 1](images)
+        aux = self.features[_LOW + 1 : _AUX + 1](low)
+        return {"low": low, "aux": aux, "out": self.features[_AUX + 1 :](aux)}
 
 
 def _conv_norm_relu6(

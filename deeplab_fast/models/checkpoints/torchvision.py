@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from ..preprocessing import Preprocessing
 from .checkpoint import Checkpoint, well_formed
-from .preprocessing import Preprocessing
 
 NAMES = ("deeplabv3_resnet50", "deeplabv3_resnet101")
 
@@ -77,7 +77,7 @@ def _checkpoint(state: Any, source: str, categories: tuple[str, ...] | None) -> 
         "output_stride": 8,
         "aux_loss": any(key.startswith("aux_classifier.") for key in keys),
     }
-    return Checkpoint(config, state, _PREPROCESSING, categories)
+    return Checkpoint("DeepLabV3", config, state, _PREPROCESSING, categories)
 
 
 def _summary(state: Any) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, read_safetensors, well_formed
-from .preprocessing import Preprocessing
+from ..preprocessing import Preprocessing
+from .checkpoint import Checkpoint, well_formed
+from .safetensors_file import read_safetensors
 
 _ARCHITECTURE = "MobileNetV2ForSemanticSegmentation"
 
@@ -44,6 +45,7 @@ def read_folder(folder: Path) -> Checkpoint:
     with well_formed(folder / "config.json"):
         categories = tuple(labels[str(i)] for i in range(num_classes)) if labels else None
     return Checkpoint(
+        "DeepLabV3",
         {
             "backbone": "mobilenet_v2",
             "num_classes": num_classes,

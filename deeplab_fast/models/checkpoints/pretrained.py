@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .checkpoint import Checkpoint, read_checkpoint
+from .checkpoint import Checkpoint
 from .huggingface import read_folder
-from .torchvision_weights import NAMES, download, read_file
+from .safetensors_file import read_checkpoint
+from .torchvision import NAMES, download, read_file
 
 _EXPECTED = (
     "a torchvision checkpoint of deeplabv3_resnet50 or 101 (.pth), a file of save_pretrained "

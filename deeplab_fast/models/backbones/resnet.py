@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..nn import Conv2d
+from ...nn import Conv2d
+from .interface import Backbone
 
-_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+RESNETS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
 class Bottleneck(nn.Module):
@@ -39,7 +40,7 @@ class Bottleneck(nn.Module):
         return self.relu(output)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """ResNet-50 or -101 without its classifier (He et al. 2015; torchvision's ``resnet50``).
 
     Strides beyond ``output_stride`` become dilations. The first block of a dilated stage keeps the
@@ -51,15 +52,14 @@ class ResNet(nn.Module):
         multi_grid: factors of layer4's dilation for its three blocks (Chen et al. 2017, section
             3.2.1: (1, 2, 4) gives dilations 2, 4, 8 at output stride 16), or None.
 
-    Input [N, 3, H, W]; output {"out": [N, 2048, H/s, W/s], "aux": [N, 1024, H/s, W/s]}, the
-    features of layer4 and layer3, sizes rounded up.
+    The features "low", "aux" and "out" are those of layer1, layer3 and layer4.
     """
 
-    out_channels, aux_channels = 2048, 1024
+    low_channels, aux_channels, out_channels = 256, 1024, 2048
 
     def __init__(self, name: str, output_stride: int, multi_grid: Sequence[int] | None) -> None:
         super().__init__()
-        blocks = _BLOCKS[name]
+        blocks = RESNETS[name]
         stride3, stride4 = (1, 1) if output_stride == 8 else (2, 1)
         dilation3, dilation4 = (2, 4) if output_stride == 8 else (1, 2)
         dilations3 = [1] + [dilation3] * (blocks[2] - 1)
@@ -81,8 +81,9 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        aux = self.layer3(self.layer2(self.layer1(features)))
-        return {"aux": aux, "out": self.layer4(aux)}
+        low = self.layer1(features)
+        aux = self.layer3(self.layer2(low))
+        return {"low": low, "aux": aux, "out": self.layer4(aux)}
 
 
 def _stage(in_channels: int, width: int, stride: int, dilations: Sequence[int]) -> nn.Sequential:
