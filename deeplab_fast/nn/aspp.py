@@ -42,6 +42,7 @@ class ASPP(nn.Module):
     Input [N, in_channels, H, W] of any size; output [N, out_channels, H, W].
 
     Raises:
+        ValueError: ``project_size`` is neither 1 nor 3.
         ValueError: the batch size is 1 while the batch norm of the pooled branch is in training
             mode: one value per channel cannot be normalised. ``aspp.convs[-1].eval()``, repeated
             after each ``train()``, makes that branch use its running statistics.
@@ -62,6 +63,8 @@ class ASPP(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        if project_size not in (1, 3):
+            raise ValueError(f"project_size: expected 1 or 3, got {project_size}")
         self.convs: Any
         self.project: Any
         shape = in_channels, out_channels
@@ -80,8 +83,10 @@ class ASPP(nn.Module):
             raise ValueError(
                 "ASPP: expected at least 2 images in training mode, got a batch of 1: batch norm "
                 "cannot normalise the one value per channel of image pooling. Use larger batches, "
-                "or the running statistics of that branch: aspp.convs[-1].eval() after each "
-                "train() (in DeepLabV3: model.classifier[0].convs[-1].eval())"
+                "or the running statistics of that branch, by aspp.convs[-1].eval() after each "
+                "train() (DeepLabV3: model.classifier[0].convs[-1].eval(); DeepLabV3Plus: "
+                "model.classifier[0].aspp.convs[-1].eval(), with aspp_conv "
+                "model.classifier[0].aspp[0].convs[-1].eval())"
             )
         if not self._is_unmodified():
             pooled = pool(input).expand(-1, -1, input.size(2), input.size(3))
