@@ -15,7 +15,7 @@ from deeplab_fast import DeepLabV3, DeepLabV3Plus
 from deeplab_fast.models import DeepLab, Preprocessing
 from deeplab_fast.nn import SeparableConv2d
 
-from ..support.plain_deeplab import PlainDecoder, PlainDeepLabV3Plus
+from ..support.plain_deeplab import PlainDecoder, PlainDeepLabV3Plus, plain_resnet50
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -153,19 +153,13 @@ def test_bad_options(kind, name, value, expected):
 # --- the whole network
 
 
-def plain_pair(output_stride: int) -> tuple[DeepLabV3Plus, nn.Module]:
-    torch.manual_seed(0)
-    ours = with_statistics(DeepLabV3Plus("resnet50", 5, output_stride, aux_loss=True))
-    theirs = PlainDeepLabV3Plus(5, output_stride)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    return ours, theirs
-
-
-@pytest.mark.parametrize("output_stride", [8, 16])
-def test_outputs_match_plain_pytorch(output_stride):
+def test_outputs_match_plain_pytorch():
     """Errors against float64 at most twice PyTorch's own."""
-    pytest.importorskip("torchvision")
-    ours, theirs = (model.eval() for model in plain_pair(output_stride))
+    pytest.importorskip("torchvision", reason="the plain network has torchvision's backbone")
+    torch.manual_seed(0)
+    ours = with_statistics(DeepLabV3Plus("resnet50", 5, aux_loss=True)).eval()
+    theirs = PlainDeepLabV3Plus(plain_resnet50(16), (256, 1024, 2048), 5, 16).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
     images = torch.randn(1, 3, 65, 49)
     with torch.no_grad():
         actual, plain = ours(images), theirs(images)
@@ -274,22 +268,23 @@ def test_half_precision(shared, dtype):
         assert (actual.float() - expected).norm() <= 0.05 * expected.norm()
 
 
-def test_training_step_in_bfloat16(shared):
-    """Autocast on a CPU, where PyTorch's gradients of dilated layers are wrong on many CPUs."""
-    model = copy.deepcopy(shared).train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    images, target = torch.randn(2, 3, 33, 33), torch.randint(5, (2, 33, 33))
+def test_gradients_under_autocast():
+    """bfloat16 gradients of the separable dilated layers, which PyTorch's own get wrong on many
+    CPUs (docs/onednn_bf16_weight_gradient.md)."""
+    torch.manual_seed(0)
+    model = DeepLabV3Plus("mobilenet_v2", atrous_rates=(1, 2), separable=True, **SMALL)
+    head = with_statistics(model.classifier).eval()
+    features = {"out": torch.randn(2, 320, 9, 9), "low": torch.randn(2, 24, 33, 33)}
+    weight = torch.randn(2, 5, 33, 33)
     gradients = []
     for enabled in (False, True):
-        model.zero_grad()
+        head.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = F.cross_entropy(model(images)["out"].float(), target)
-        loss.backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.classifier.parameters()]))
-    exact, actual = gradients
-    assert (actual - exact).norm() <= 0.1 * exact.norm()
+            output = head(features)
+        (output.float() * weight).sum().backward()
+        gradients.append([parameter.grad for parameter in head.parameters()])
+    for exact, actual in zip(*gradients):  # a wrong gradient differs by about its own norm
+        assert (actual - exact).norm() <= 0.25 * exact.norm() + 1e-4
 
 
 # --- files
@@ -342,32 +337,59 @@ def test_derived_classes(tmp_path):
 # --- compile, export, and the choice of kernels
 
 
-def test_predict_and_training_step_compile_to_one_graph(shared):
-    images, target = torch.randn(2, 3, 33, 33), torch.randint(5, (2, 33, 33))
-    compiled = torch.compile(shared.predict, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(images), shared.predict(images))
+class TwoConvolutions(nn.Module):
+    """A backbone with MobileNetV2's numbers of channels, which compiles quickly."""
 
-    losses = []
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = nn.Conv2d(3, 24, 3, 4, 1)
+        self.aux = nn.Conv2d(24, 96, 3, 4, 1)
+        self.out = nn.Conv2d(96, 320, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        low = self.low(images)
+        aux = self.aux(low)
+        return {"low": low, "aux": aux, "out": self.out(aux)}
+
+
+@pytest.fixture
+def tiny(shared) -> DeepLabV3Plus:
+    """Two convolutions and the head, without dropout, for which compiled graphs draw others."""
+    torch.manual_seed(0)
+    model = copy.deepcopy(shared)
+    model.backbone = TwoConvolutions()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def test_predict_and_training_step_compile_to_one_graph(tiny):
+    images, target = torch.randn(2, 3, 33, 33), torch.randint(5, (2, 33, 33))
+    compiled = torch.compile(tiny.predict, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(images), tiny.predict(images))
+
+    results = []
     for compile in (False, True):
-        model = copy.deepcopy(shared)  # in evaluation mode: compiled graphs draw other numbers
+        model = copy.deepcopy(tiny).train()
 
         def step(images: Tensor, target: Tensor, model=model) -> Tensor:
             outputs = model(images)
             return sum(F.cross_entropy(x, target) for x in outputs.values())
 
         if compile:
-            step = torch.compile(step, fullgraph=True, backend="aot_eager")
+            step = torch.compile(step, fullgraph=True, backend="eager")
         loss = step(images, target)
         loss.backward()
         gradients = [parameter.grad for parameter in model.parameters()]
-        losses.append((loss.detach(), gradients))
-    assert_close(*losses, rtol=1e-3, atol=1e-5)
+        results.append((loss.detach(), gradients, dict(model.named_buffers())))
+    assert_close(*results, rtol=1e-3, atol=1e-5)
 
 
-def test_exports_with_dynamic_sizes(shared):
+def test_exports_with_dynamic_sizes(tiny):
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.export.export(
-        shared, (torch.randn(2, 3, 33, 41),), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
+        tiny, (torch.randn(2, 3, 33, 41),), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
     )
     images = torch.randn(3, 3, 50, 34)
-    assert_close(program.module()(images)["out"], shared(images)["out"], rtol=1e-4, atol=1e-5)
+    assert_close(program.module()(images)["out"], tiny(images)["out"], rtol=1e-4, atol=1e-5)

@@ -89,26 +89,28 @@ class PlainDecoder(nn.Module):
 
 
 class PlainDeepLabV3Plus(nn.Module):
-    """DeepLab-v3+ with auxiliary classifier on torchvision's ResNet-50."""
+    """DeepLab-v3+ with auxiliary classifier.
 
-    def __init__(self, num_classes: int, output_stride: int) -> None:
+    ``backbone`` maps images to features "low", "aux" and "out" with these numbers of channels.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, channels: tuple[int, int, int], num_classes, output_stride,
+        aspp_channels=256,
+    ) -> None:  # fmt: skip
         super().__init__()
-        from torchvision.models import resnet50
-        from torchvision.models._utils import IntermediateLayerGetter
-
-        layers = resnet50(replace_stride_with_dilation=[False, output_stride == 8, True])
-        names = {"layer1": "low", "layer3": "aux", "layer4": "out"}
-        self.backbone = IntermediateLayerGetter(layers, names)
+        low, aux, out = channels
         rates = {8: (12, 24, 36), 16: (6, 12, 18)}[output_stride]
+        self.backbone = backbone
         self.classifier = nn.Sequential(
-            PlainDecoder(2048, 256, rates), nn.Conv2d(256, num_classes, 1)
+            PlainDecoder(out, low, rates, aspp_channels), nn.Conv2d(aspp_channels, num_classes, 1)
         )
         self.aux_classifier = nn.Sequential(
-            nn.Conv2d(1024, 256, 3, padding=1, bias=False),
-            nn.BatchNorm2d(256),
+            nn.Conv2d(aux, aux // 4, 3, padding=1, bias=False),
+            nn.BatchNorm2d(aux // 4),
             nn.ReLU(),
             nn.Dropout(0.1),
-            nn.Conv2d(256, num_classes, 1),
+            nn.Conv2d(aux // 4, num_classes, 1),
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -120,3 +122,12 @@ class PlainDeepLabV3Plus(nn.Module):
         return {
             name: F.interpolate(x, images.shape[2:], mode="bilinear") for name, x in logits.items()
         }
+
+
+def plain_resnet50(output_stride: int) -> nn.Module:
+    """torchvision's ResNet-50 as a backbone; its channels are 256, 1024 and 2048."""
+    from torchvision.models import resnet50
+    from torchvision.models._utils import IntermediateLayerGetter
+
+    layers = resnet50(replace_stride_with_dilation=[False, output_stride == 8, True])
+    return IntermediateLayerGetter(layers, {"layer1": "low", "layer3": "aux", "layer4": "out"})

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from deeplab_fast import ASPP
-from deeplab_fast.models import DeepLabV3, Preprocessing
+from deeplab_fast.models import DeepLabV3, DeepLabV3Plus, Preprocessing
 from deeplab_fast.models.segmentation import SegmentationModel
 from deeplab_fast.training import (
     Objective,
@@ -29,6 +29,7 @@ from deeplab_fast.training import (
 )
 
 from ..support import two_processes
+from ..support.plain_deeplab import PlainDeepLabV3Plus
 from ..support.runs import small_network
 from ..support.shapes import write_shapes
 
@@ -95,6 +96,32 @@ def test_first_steps_match_torchvision():
     exact = Track(theirs().double(), recipe, torchvisions_loss)
     double = Track(copy.deepcopy(ours).double(), recipe, our_loss(recipe))
     peer = Track(theirs(), recipe, torchvisions_loss)
+    actual = Track(ours, recipe, our_loss(recipe))
+    for step in range(2):
+        assert_close(double.losses[step], exact.losses[step], rtol=1e-6, atol=0)
+        assert error(double, exact, step) <= 100 * 2**-24
+        assert abs(actual.losses[step] - exact.losses[step]) <= 1e-6 + 2 * abs(
+            peer.losses[step] - exact.losses[step]
+        )
+        assert error(actual, exact, step) <= 2 * error(peer, exact, step)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_first_steps_of_deeplabv3plus_match_plain_pytorch(output_stride):
+    """The same rules for DeepLab-v3+, whose logits "out" and "aux" have different sizes."""
+    recipe = Recipe(learning_rate=1e-4)
+    torch.manual_seed(0)
+    ours = DeepLabV3Plus("mobilenet_v2", 5, output_stride, aux_loss=True, aspp_channels=32).train()
+
+    def theirs() -> nn.Module:
+        backbone = copy.deepcopy(ours.backbone)  # compared with torchvision's in tests/models
+        model = PlainDeepLabV3Plus(backbone, (24, 96, 320), 5, output_stride, 32).train()
+        model.load_state_dict(ours.state_dict(), strict=True)
+        return model
+
+    exact = Track(theirs().double(), recipe, torchvisions_loss)
+    peer = Track(theirs(), recipe, torchvisions_loss)
+    double = Track(copy.deepcopy(ours).double(), recipe, our_loss(recipe))
     actual = Track(ours, recipe, our_loss(recipe))
     for step in range(2):
         assert_close(double.losses[step], exact.losses[step], rtol=1e-6, atol=0)
