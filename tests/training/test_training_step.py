@@ -108,7 +108,10 @@ def test_first_steps_match_torchvision():
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_first_steps_of_deeplabv3plus_match_plain_pytorch(output_stride):
-    """The same rules for DeepLab-v3+, whose logits "out" and "aux" have different sizes."""
+    """DeepLab-v3+, whose logits "out" and "aux" have different sizes, in float64 as above.
+
+    In fp32 the rounding of either network can flip a ReLU, which changes the gradient by 1 %.
+    """
     recipe = Recipe(learning_rate=1e-4)
     torch.manual_seed(0)
     ours = DeepLabV3Plus("mobilenet_v2", 5, output_stride, aux_loss=True, aspp_channels=32).train()
@@ -120,16 +123,10 @@ def test_first_steps_of_deeplabv3plus_match_plain_pytorch(output_stride):
         return model
 
     exact = Track(theirs().double(), recipe, torchvisions_loss)
-    peer = Track(theirs(), recipe, torchvisions_loss)
-    double = Track(copy.deepcopy(ours).double(), recipe, our_loss(recipe))
-    actual = Track(ours, recipe, our_loss(recipe))
+    actual = Track(ours.double(), recipe, our_loss(recipe))
     for step in range(2):
-        assert_close(double.losses[step], exact.losses[step], rtol=1e-6, atol=0)
-        assert error(double, exact, step) <= 100 * 2**-24
-        assert abs(actual.losses[step] - exact.losses[step]) <= 1e-6 + 2 * abs(
-            peer.losses[step] - exact.losses[step]
-        )
-        assert error(actual, exact, step) <= 2 * error(peer, exact, step)
+        assert_close(actual.losses[step], exact.losses[step], rtol=1e-6, atol=0)
+        assert error(actual, exact, step) <= 100 * 2**-24
 
 
 def error(track: Track, exact: Track, step: int) -> float:
@@ -166,9 +163,10 @@ def one_and_two(tmp_path_factory) -> tuple[Path, Path]:
     return root / "1", root / "2"
 
 
-def test_sync_batch_norm_in_two_processes_is_batch_norm_in_one(one_and_two):
+@pytest.mark.parametrize("name", ["step.pt", "step_plus.pt"])
+def test_sync_batch_norm_in_two_processes_is_batch_norm_in_one(name, one_and_two):
     """DistributedDataParallel and SyncBatchNorm through ASPP: gradients and statistics."""
-    one, two = (torch.load(folder / "step.pt") for folder in one_and_two)
+    one, two = (torch.load(folder / name) for folder in one_and_two)
     for expected, actual in zip(one, two):
         assert list(expected) == list(actual)
         for name, value in expected.items():
