@@ -19,7 +19,10 @@ from .errors import UserError, reason
 from .processes import process_group
 from .weights import load_model
 
-_MODELS: dict[str, type[DeepLab]] = {"deeplabv3": DeepLabV3, "deeplabv3plus": DeepLabV3Plus}
+_MODELS: dict[str, type[DeepLabV3] | type[DeepLabV3Plus]] = {
+    "deeplabv3": DeepLabV3,
+    "deeplabv3plus": DeepLabV3Plus,
+}
 
 # Field of Recipe -> its type and its help. The defaults are those of Recipe.
 _RECIPE: dict[str, tuple[Any, str]] = {
@@ -199,6 +202,7 @@ def _recipe(arguments: argparse.Namespace, device: torch.device) -> Recipe:
 
 
 def _model(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> DeepLab:
+    model: DeepLab
     if arguments.weights is None:
         kind = _MODELS[arguments.model or "deeplabv3"]
         backbone = arguments.backbone or "resnet50"

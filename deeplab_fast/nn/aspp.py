@@ -25,9 +25,10 @@ class ASPP(nn.Module):
     The branches run as one :func:`deeplab_fast.parallel_dilated_conv2d` and one batch norm. The
     pooled branch is constant over an image, so its contribution to the projection is added as a
     bias per image. It is neither broadcast nor concatenated, and the kernel that writes the
-    gradient of the input also adds the gradient of this branch. If a submodule was replaced or
-    hooked, the submodules are called one by one instead. If only batch norms were replaced, by a
-    normalisation other than SyncBatchNorm, only the normalisation runs branch by branch.
+    gradient of the input also adds the gradient of this branch. With ``separable`` or
+    ``project_size=3``, or if a submodule was replaced or hooked, the submodules are called one by
+    one instead. If only batch norms were replaced, by a normalisation other than SyncBatchNorm,
+    only the normalisation runs branch by branch.
 
     Args:
         in_channels: channels of the input.
