@@ -70,8 +70,8 @@ def train(
     one process.
 
     Args:
-        model: a :class:`deeplab_fast.DeepLabV3` or :class:`deeplab_fast.DeepLabV3Plus` on the device to
-            train on.
+        model: a :class:`deeplab_fast.DeepLabV3` or :class:`deeplab_fast.DeepLabV3Plus` on the
+            device to train on.
         train_data: images and labels to train on.
         val_data: images and labels to evaluate on, or None for no evaluation.
         recipe: hyperparameters; ``Recipe()`` by default.
