@@ -109,7 +109,7 @@ def resume_settings(model: Any, data: SegmentationData, recipe: Recipe) -> dict[
         values["epochs"] = None
     return {
         "architecture": {
-            "model": model.architecture,
+            "model": type(model).__name__,
             **model.config,
             "num_classes": model.classifier[-1].out_channels,
             "aux_loss": model.aux_classifier is not None,

@@ -665,6 +665,21 @@ def test_command(shapes, weights, tmp_path, capsys):
     assert main(["evaluate", str(shapes), *options, *more]) == 0
 
 
+def test_command_evaluates_deeplabv3plus(shapes, tmp_path):
+    """Prepared for inference, on several scales, mirrored and in windows."""
+    torch.manual_seed(0)
+    model = DeepLabV3Plus("mobilenet_v2", 3, atrous_rates=(1,), aspp_channels=8).eval()
+    weights, results = tmp_path / "plus.safetensors", tmp_path / "results.json"
+    model.save_pretrained(weights)
+    options = ["--weights", str(weights), "--workers", "0", "--device", "cpu"]
+    options += ["--scales", "0.5", "1", "--flip", "--window", "32", "48", "--json", str(results)]
+    assert main(["evaluate", str(shapes), *options]) == 0
+    data = read_shapes(shapes)[1]
+    scores = evaluate(model, data, (0.5, 1.0), True, (32, 48), workers=0, quiet=True)
+    stored = json.loads(results.read_text())
+    assert stored["iou"] == pytest.approx(scores.as_dict()["iou"], abs=1e-3)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

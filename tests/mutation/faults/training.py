@@ -276,7 +276,7 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/training/run_folder.py": [
         Fault(
             "class of the model not compared",
-            '            "model": model.architecture,\n',
+            '            "model": type(model).__name__,\n',
             "",
             Guard("test_training.py deeplabv3plus or another_network"),
         ),
