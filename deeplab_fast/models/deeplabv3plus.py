@@ -77,6 +77,8 @@ class DeepLabV3Plus(DeepLab):
     >>> logits = model(torch.randn(2, 3, 360, 480))["out"]
     """
 
+    head_inputs = ("low", "out")
+
     def __init__(
         self,
         backbone: str = "resnet50",
@@ -117,6 +119,3 @@ class DeepLabV3Plus(DeepLab):
     @align_corners.setter
     def align_corners(self, value: bool) -> None:
         self.classifier[0].align_corners = value
-
-    def _classify(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
-        return self.classifier(features)
