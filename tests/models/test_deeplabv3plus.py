@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 from deeplab_fast import DeepLabV3, DeepLabV3Plus
 from deeplab_fast.models import DeepLab, Preprocessing
-from deeplab_fast.nn import SeparableConv2d
+from deeplab_fast.models.fuse import FusedConv2d
+from deeplab_fast.nn import Conv2d, SeparableConv2d
 
 from ..support.plain_deeplab import PlainDecoder, PlainDeepLabV3Plus, plain_resnet50
 
@@ -285,6 +286,36 @@ def test_gradients_under_autocast():
         gradients.append([parameter.grad for parameter in head.parameters()])
     for exact, actual in zip(*gradients):  # a wrong gradient differs by about its own norm
         assert (actual - exact).norm() <= 0.25 * exact.norm() + 1e-4
+
+
+# --- prepared for inference
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_prepared_model_has_the_same_outputs(options):
+    torch.manual_seed(0)
+    model = DeepLabV3Plus("mobilenet_v2", atrous_rates=(1, 2), **SMALL | options)
+    prepared = with_statistics(model).eval().prepare_for_inference()
+    kinds = {type(module) for module in prepared.modules()}
+    assert FusedConv2d in kinds and not kinds & {nn.BatchNorm2d, nn.Conv2d, Conv2d}
+    for size in [(33, 47), (1, 1)]:
+        images = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            expected, actual = model(images)["out"], prepared(images)
+        assert list(actual) == ["out"]
+        bound = 1e-4 * expected.abs().max()
+        assert_close(actual["out"], expected, rtol=0, atol=bound.item())
+        chosen = expected.gather(1, prepared.predict(images)[:, None])[:, 0]
+        assert (expected.amax(1) - chosen).max() <= bound
+
+
+def test_prepared_model_in_bfloat16(shared):
+    prepared = copy.deepcopy(shared).prepare_for_inference(torch.bfloat16)
+    images = torch.randn(1, 3, 33, 49)
+    with torch.no_grad():
+        actual, expected = prepared(images)["out"], shared(images)["out"]
+    assert actual.dtype == torch.bfloat16
+    assert (actual.float() - expected).norm() <= 0.05 * expected.norm()
 
 
 # --- files
