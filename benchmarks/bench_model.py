@@ -1,4 +1,4 @@
-"""Benchmark DeepLab-v3 from images to labels against torchvision's model.
+"""Benchmark DeepLab-v3 and v3+ from images to labels against torchvision's or plain PyTorch's.
 
 On a GPU or with --full, torch.compile of both models is timed too. On a GPU each convolution kernel
 is also timed in every layer that it supports, whether automatic dispatch chooses it or not, and at
@@ -19,35 +19,40 @@ from common.variants import compiled, preferring
 from torch import Tensor, nn
 
 from deeplab_fast.backends import dispatch_table, registry
-from deeplab_fast.models import DeepLabV3
+from deeplab_fast.models import DeepLab, DeepLabV3, DeepLabV3Plus
+from deeplab_fast.nn import ASPP
 
 # Largest regret() against fp32.
 TOLERANCE = {"fp32": 1e-6, "tf32": 1e-2, "fp16": 1e-2, "bf16": 1e-1}
 
 DEFAULT = [
-    ("resnet50", cases.VOC_OS8),
-    ("resnet50", cases.VOC_OS16),
-    ("mobilenet_v2", cases.VOC_OS16),
+    (DeepLabV3, "resnet50", cases.VOC_OS8),
+    (DeepLabV3, "resnet50", cases.VOC_OS16),
+    (DeepLabV3, "mobilenet_v2", cases.VOC_OS16),
+    (DeepLabV3Plus, "resnet50", cases.VOC_OS16),
+    (DeepLabV3Plus, "mobilenet_v2", cases.VOC_OS16),
 ]
-FULL = [*DEFAULT, ("resnet101", cases.VOC_OS8), ("resnet50", cases.CITYSCAPES_OS8)]
-TINY = [("resnet50", cases.TINY)]
+FULL = [
+    *DEFAULT,
+    (DeepLabV3, "resnet101", cases.VOC_OS8),
+    (DeepLabV3, "resnet50", cases.CITYSCAPES_OS8),
+]
+TINY = [(DeepLabV3, "resnet50", cases.TINY), (DeepLabV3Plus, "mobilenet_v2", cases.TINY)]
 
 
 def main(argv: list[str] | None = None) -> None:
     args = harness.arguments(__doc__, argv)
     report = harness.Report("model", args)
-    for backbone, shape in TINY if args.tiny else FULL if args.full else DEFAULT:
-        model = trained_like(backbone, shape).to(report.device)
+    for kind, backbone, shape in TINY if args.tiny else FULL if args.full else DEFAULT:
+        model = trained_like(backbone, shape, kind).to(report.device)
         for dtype in args.dtype:
             for batch in args.batch:
-                inference(report, backbone, shape, dtype, batch, model)
+                inference(report, shape, dtype, batch, model)
     report.finish()
 
 
 @torch.no_grad()
-def inference(
-    report: harness.Report, backbone: str, shape: Shape, dtype: str, batch: int, model: DeepLabV3
-) -> None:
+def inference(report: harness.Report, shape: Shape, dtype: str, batch: int, model: DeepLab) -> None:
     """Cases from normalised images, in ``dtype``, to int64 labels of the same size."""
     images = torch.randn(batch, 3, *shape.image, device=report.device)
     nchw = images.to(harness.DTYPES[dtype])
@@ -70,15 +75,18 @@ def inference(
     if gpu or report.args.full:
         predict = compiled(prepared.predict, report.device)
         ours["deeplab_fast prepared, compiled"] = lambda: predict(channels_last)
-    ours["deeplab_fast.DeepLabV3"] = lambda: drop_in.predict(channels_last)
+    ours[f"deeplab_fast.{type(model).__name__}"] = lambda: drop_in.predict(channels_last)
     if gpu:
         for kernel in dispatch_table.KERNELS:
             if registry.unavailable_reason(kernel, "cuda") is None:
                 name = f"deeplab_fast prepared, prefer {kernel}"
                 ours[name] = preferring(ours["deeplab_fast prepared"], kernel)
+    name = f"{model.config['backbone']} {shape.name}"
+    if not isinstance(model, DeepLabV3):
+        name = f"{type(model).__name__} {name}"
     for suffix, graphs in timings(report.device, batch).items():
         report.case(
-            f"{backbone} {shape.name}{suffix}",
+            f"{name}{suffix}",
             batch=batch,
             dtype=dtype,
             reference=lambda: peer_model(images)["out"],
@@ -102,7 +110,7 @@ def timings(device: torch.device, batch: int) -> dict[str, bool]:
     return {"": True}
 
 
-def called_from_python(ours: dict[str, Run], model: DeepLabV3, images: Tensor) -> dict[str, Run]:
+def called_from_python(ours: dict[str, Run], model: DeepLab, images: Tensor) -> dict[str, Run]:
     """``ours``, with the prepared model as users get it: it captures CUDA graphs by itself."""
     prepared = model.prepare_for_inference(images.dtype)
     return {
@@ -113,10 +121,10 @@ def called_from_python(ours: dict[str, Run], model: DeepLabV3, images: Tensor) -
 
 
 @torch.no_grad()
-def trained_like(backbone: str, shape: Shape) -> DeepLabV3:
+def trained_like(backbone: str, shape: Shape, kind: type[DeepLab] = DeepLabV3) -> DeepLab:
     """A network with random weights, but batch norm statistics from data as after training."""
     torch.manual_seed(0)
-    model = DeepLabV3(backbone, shape.classes, shape.output_stride, shape.atrous_rates)
+    model = kind(backbone, shape.classes, shape.output_stride, shape.atrous_rates)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -137,9 +145,11 @@ def regret(labels: Tensor, logits: Tensor) -> float:
     return ((logits.amax(1, keepdim=True) - label_logits).mean() / logits.std()).item()
 
 
-def flops(model: DeepLabV3, shape: Shape, batch: int) -> int:
+def flops(model: DeepLab, shape: Shape, batch: int) -> int:
     """Operations of all convolutions, without products with padding."""
-    conv = model.classifier[0].convs[0][0]
+    counted = copy.deepcopy(model).to("meta")
+    (pyramid,) = (module for module in counted.modules() if isinstance(module, ASPP))
+    conv = pyramid.convs[0][0]
     total = cases.aspp_flops(
         shape._replace(in_channels=conv.in_channels, channels=conv.out_channels), batch
     )
@@ -156,11 +166,10 @@ def flops(model: DeepLabV3, shape: Shape, batch: int) -> int:
             conv.stride[0],
         )
 
-    counted = copy.deepcopy(model).to("meta")
-    for part in (counted.backbone, *counted.classifier[1:]):
-        for module in part.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(count)
+    in_pyramid = set(pyramid.modules())
+    for module in counted.modules():
+        if isinstance(module, nn.Conv2d) and module not in in_pyramid:
+            module.register_forward_hook(count)
     counted(torch.empty(batch, 3, *shape.image, device="meta"))
     return total
 

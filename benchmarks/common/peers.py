@@ -1,4 +1,4 @@
-"""Baselines for whole modules: the same networks in torchvision, and other inference engines."""
+"""Baselines for whole modules: the same networks in PyTorch, and other inference engines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeplab_fast.models import DeepLabV3
-from deeplab_fast.nn import ASPP
+from deeplab_fast.models import DeepLab, DeepLabV3Plus
+from deeplab_fast.nn import ASPP, Conv2d
 
 from . import variants
 from .timing import Run
@@ -41,6 +41,26 @@ class PlainASPP(nn.Module):
         return self.project(torch.cat([*branches, pooled], dim=1))
 
 
+class PlainDecoder(nn.Module):
+    """The layers of the decoder ``module`` of a :class:`DeepLabV3Plus` in plain PyTorch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.align_corners = module.align_corners
+        self.aspp = PlainASPP(module.aspp)
+        self.low_level, self.convs = module.low_level, module.convs
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        low = self.low_level(features["low"])
+        upsampled = F.interpolate(
+            self.aspp(features["out"]),
+            low.shape[2:],
+            mode="bilinear",
+            align_corners=self.align_corners,
+        )
+        return self.convs(torch.cat([upsampled, low], dim=1))
+
+
 class Labels(nn.Module):
     """The argmax over classes of a model's full-resolution logits."""
 
@@ -63,12 +83,17 @@ def aspp(module: ASPP) -> tuple[str, nn.Module]:
     return "torchvision", baseline.eval()
 
 
-def model(module: DeepLabV3) -> tuple[str, nn.Module]:
-    """Name and module of the baseline: torchvision's model if it has the backbone, else PyTorch."""
+def model(module: DeepLab) -> tuple[str, nn.Module]:
+    """Name and module of the baseline: torchvision's model if it has this one, else PyTorch's."""
     backbone, stride = module.config["backbone"], module.config["output_stride"]
-    if deeplabv3 is None or not backbone.startswith("resnet"):
+    is_plus = isinstance(module, DeepLabV3Plus)
+    if deeplabv3 is None or is_plus or not backbone.startswith("resnet"):
         baseline = copy.deepcopy(module)
-        baseline.classifier[0] = PlainASPP(baseline.classifier[0])
+        head = baseline.classifier[0]
+        baseline.classifier[0] = PlainDecoder(head) if is_plus else PlainASPP(head)
+        for layer in baseline.modules():
+            if type(layer) is Conv2d:
+                layer.__class__ = nn.Conv2d  # without our kernels
         return "PyTorch", baseline
     dilate = [False, stride == 8, True]
     layers = getattr(resnet, backbone)(replace_stride_with_dilation=dilate)

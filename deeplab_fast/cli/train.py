@@ -11,13 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models import DeepLab, DeepLabV3
+from ..models import DeepLab, DeepLabV3, DeepLabV3Plus
 from ..training import Interrupted, Recipe, distributed, train
 from .datasets import LAYOUTS, add_arguments, add_workers, open_split
 from .device import add_device, add_dtype, out_of_memory
 from .errors import UserError, reason
 from .processes import process_group
 from .weights import load_model
+
+_MODELS: dict[str, type[DeepLabV3] | type[DeepLabV3Plus]] = {
+    "deeplabv3": DeepLabV3,
+    "deeplabv3plus": DeepLabV3Plus,
+}
 
 # Field of Recipe -> its type and its help. The defaults are those of Recipe.
 _RECIPE: dict[str, tuple[Any, str]] = {
@@ -67,12 +72,31 @@ def add_parser(subparsers: Any) -> None:
     )
     network = parser.add_argument_group("network")
     network.add_argument(
+        "--model", choices=_MODELS, help="model (default: deeplabv3, or that of --weights)"
+    )
+    network.add_argument(
         "--backbone",
         choices=("resnet50", "resnet101", "mobilenet_v2"),
         help="backbone (default: resnet50, or that of --weights)",
     )
     network.add_argument(
-        "--output-stride", type=int, choices=(8, 16), help="output stride (default: 8)"
+        "--output-stride",
+        type=int,
+        choices=(8, 16),
+        help="output stride (default: 8, for deeplabv3plus 16, or that of --weights)",
+    )
+    network.add_argument(
+        "--atrous-rates",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="rates of ASPP's 3x3 convolutions (default: 12 24 36 at output stride 8, 6 12 18 at "
+        "16, or those of --weights)",
+    )
+    network.add_argument(
+        "--separable",
+        action="store_true",
+        help="depthwise separable convolutions in ASPP and in the decoder of deeplabv3plus",
     )
     network.add_argument(
         "--weights",
@@ -151,7 +175,8 @@ def _train(arguments: argparse.Namespace, device: torch.device) -> None:
     model = _model(arguments, len(train_data.classes), recipe.aux_weight > 0).to(device)
     if distributed.rank() == 0:
         print(
-            f"{model.config['backbone']} at output stride {model.config['output_stride']}, "
+            f"{model.architecture} with {model.config['backbone']} at output stride "
+            f"{model.config['output_stride']}, "
             f"{len(train_data)} images of {len(train_data.classes)} classes, "
             f"{distributed.world_size()} x {device.type}, {recipe.dtype}"
         )
@@ -177,13 +202,15 @@ def _recipe(arguments: argparse.Namespace, device: torch.device) -> Recipe:
 
 
 def _model(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> DeepLab:
+    model: DeepLab
     if arguments.weights is None:
-        model: DeepLab = DeepLabV3(
-            arguments.backbone or "resnet50",
-            num_classes,
-            arguments.output_stride or 8,
-            aux_loss=aux_loss,
-        )
+        kind = _MODELS[arguments.model or "deeplabv3"]
+        backbone = arguments.backbone or "resnet50"
+        options = {**_geometry(arguments), "aux_loss": aux_loss, "separable": arguments.separable}
+        try:
+            model = kind(backbone, num_classes, **options)
+        except ValueError as error:  # it begins with the name of the option
+            raise UserError(str(error)) from error
     else:
         model = _pretrained(arguments, num_classes, aux_loss)
     if arguments.backbone_weights is not None:
@@ -191,13 +218,28 @@ def _model(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> D
     return model
 
 
+def _geometry(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that change no weights and were given."""
+    options = {name: getattr(arguments, name) for name in ("output_stride", "atrous_rates")}
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _pretrained(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> DeepLab:
-    stride = {} if arguments.output_stride is None else {"output_stride": arguments.output_stride}
-    model = load_model(arguments.weights, **stride)
+    model = load_model(arguments.weights, **_geometry(arguments))
+    if arguments.model is not None and not isinstance(model, _MODELS[arguments.model]):
+        raise UserError(
+            f"--weights: {arguments.weights} is a {model.architecture} (expected "
+            f"{arguments.model}, as --model says)"
+        )
     if arguments.backbone not in (None, model.config["backbone"]):
         raise UserError(
             f"--weights: {arguments.weights} has the backbone {model.config['backbone']} "
             f"(expected {arguments.backbone}, as --backbone says)"
+        )
+    if arguments.separable and not model.config["separable"]:
+        raise UserError(
+            f"--weights: {arguments.weights} has dense convolutions (expected depthwise separable "
+            "ones, as --separable says)"
         )
     if not aux_loss:
         model.aux_classifier = None

@@ -12,7 +12,7 @@ WEIGHTS = """\
   FILE.pth                                  a torchvision checkpoint of one of these two
   FOLDER                                    a Hugging Face MobileNetV2ForSemanticSegmentation:
                                             config.json, model.safetensors
-  FILE.safetensors                          a file of DeepLabV3.save_pretrained"""
+  FILE.safetensors                          a file of save_pretrained"""
 
 
 def load_model(weights: str, argument: str = "--weights", **overrides: Any) -> DeepLab:

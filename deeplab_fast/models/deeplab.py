@@ -21,6 +21,7 @@ _ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 _BACKBONE_OPTIONS = (
     "output_stride", "in_channels", "multi_grid", "dilate_first_block", "tf_padding", "norm_eps"
 )  # fmt: skip
+_POSITIVE = ("num_classes", "in_channels", "aspp_channels", "low_level_channels", "decoder_convs")
 _ASPP_OPTIONS = ("separable", "depthwise_norm", "project_size", "dropout")
 
 
@@ -46,6 +47,11 @@ class DeepLab(SegmentationModel):
             name: list(value) if isinstance(value, tuple) else value
             for name, value in config.items()
         }
+
+    @property
+    def architecture(self) -> str:
+        """ "DeepLabV3" or "DeepLabV3Plus", in classes derived from them too."""
+        return next(kind.__name__ for kind in type(self).__mro__ if DeepLab in kind.__bases__)
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | os.PathLike[str], **overrides: Any) -> DeepLab:
@@ -96,7 +102,7 @@ class DeepLab(SegmentationModel):
 
     @classmethod
     def _class_of(cls, checkpoint: Checkpoint, source: Any) -> type[DeepLab]:
-        """The class of a checkpoint, which is ``cls`` unless that is the base of both."""
+        """The class to load a checkpoint with: ``cls`` unless that is the base of both."""
         classes = {kind.__name__: kind for kind in DeepLab.__subclasses__()}
         found = classes.get(checkpoint.architecture)
         if found is None:
@@ -104,6 +110,8 @@ class DeepLab(SegmentationModel):
                 f"{source}: expected a model of {' or '.join(classes)}, got one of "
                 f"{checkpoint.architecture!r}"
             )
+        if issubclass(cls, found):
+            return cls
         if not issubclass(found, cls):
             raise ValueError(
                 f"{source}: expected a {cls.__name__}, got a {found.__name__}: load it with "
@@ -132,7 +140,7 @@ class DeepLab(SegmentationModel):
         write_checkpoint(
             path,
             Checkpoint(
-                type(self).__name__, config, self.state_dict(), self.preprocessing, categories
+                self.architecture, config, self.state_dict(), self.preprocessing, categories
             ),
         )
 
@@ -170,10 +178,13 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a number is out of range; the message names it.
     """
     config = {name: config[name] for name in config if name not in ("self", "__class__")}
-    if config["num_classes"] < 1:
-        raise ValueError(f"num_classes: expected at least 1, got {config['num_classes']}")
+    for name in _POSITIVE:
+        if not isinstance(config.get(name, 1), int) or config.get(name, 1) < 1:
+            raise ValueError(f"{name}: expected a positive int, got {config[name]!r}")
     if config["output_stride"] not in _ATROUS_RATES:
         raise ValueError(f"output_stride: expected 8 or 16, got {config['output_stride']}")
+    if not 0 <= config["dropout"] <= 1:
+        raise ValueError(f"dropout: expected 0 to 1, got {config['dropout']}")
     rates = config["atrous_rates"]
     if rates is not None and any(rate < 1 for rate in rates):
         raise ValueError(f"atrous_rates: expected positive ints, got {rates}")

@@ -16,12 +16,15 @@ from .deeplab import DeepLab, aspp_of, aux_head_of, backbone_of, checked
 class Decoder(nn.Module):
     """Decoder of DeepLab-v3+ without its last convolution (Chen et al. 2018, figure 2).
 
+    The features of ASPP are upsampled to the size of the low-level ones, whose channels a 1x1
+    convolution reduces, and 3x3 convolutions refine the concatenation of both.
+
     Args:
         config: arguments of :class:`DeepLabV3Plus`.
         out_channels, low_channels: channels of the backbone's features "out" and "low".
 
     Input {"out": [N, out_channels, h, w], "low": [N, low_channels, H, W]}; output
-    [N, decoder_channels, H, W].
+    [N, aspp_channels, H, W].
     """
 
     def __init__(self, config: Mapping[str, Any], out_channels: int, low_channels: int) -> None:
@@ -107,3 +110,12 @@ class DeepLabV3Plus(DeepLab):
         decoder = Decoder(config, features.out_channels, features.low_channels)
         classifier = nn.Sequential(decoder, nn.Conv2d(aspp_channels, num_classes, 1))
         super().__init__(config, features, classifier, aux_classifier)
+
+    @property
+    def align_corners(self) -> bool:
+        """Convention of both upsamplings, in the decoder and of the logits."""
+        return self.classifier[0].align_corners
+
+    @align_corners.setter
+    def align_corners(self, value: bool) -> None:
+        self.classifier[0].align_corners = value

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..ops import upsample_argmax
 
 _STRIP = 64  # rows of labels that are computed at a time
-_STEP = 16  # windows start at multiples of this number, which both output strides divide
+_STEP = 16  # windows start at multiples of this number, which the stride of all logits divides
 
 
 class _LogitMap(NamedTuple):
@@ -41,7 +41,8 @@ def predict_labels(
     """The class of every pixel of one image.
 
     Args:
-        model: a :class:`deeplab_fast.DeepLabV3` in evaluation mode, or one prepared for inference.
+        model: a :class:`deeplab_fast.DeepLabV3` or :class:`deeplab_fast.DeepLabV3Plus` in
+            evaluation mode, or one prepared for inference.
         image: [1, 3, H, W], normalised.
         size: (height, width) of the labels; that of ``image`` by default.
         scales: factors by which the image is resized; the probabilities of all scales are averaged
@@ -115,8 +116,9 @@ def _whole(model: Any, image: Tensor) -> _LogitMap:
 def _windows(model: Any, image: Tensor, window: tuple[int, int]) -> _LogitMap:
     """Logits of overlapping windows, averaged at low resolution.
 
-    Windows start at multiples of the output stride, so that their logits lie on one grid. Averaging
-    before the upsampling gives the same result as after it, because upsampling is linear.
+    Windows start at multiples of the stride of the logits (the output stride in DeepLabV3, 4 in
+    DeepLabV3Plus), so that their logits lie on one grid. Averaging before the upsampling gives the
+    same result as after it, because upsampling is linear.
     """
     extra = int(model.align_corners)
     size = image.size(2), image.size(3)

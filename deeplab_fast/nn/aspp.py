@@ -25,9 +25,10 @@ class ASPP(nn.Module):
     The branches run as one :func:`deeplab_fast.parallel_dilated_conv2d` and one batch norm. The
     pooled branch is constant over an image, so its contribution to the projection is added as a
     bias per image. It is neither broadcast nor concatenated, and the kernel that writes the
-    gradient of the input also adds the gradient of this branch. If a submodule was replaced or
-    hooked, the submodules are called one by one instead. If only batch norms were replaced, by a
-    normalisation other than SyncBatchNorm, only the normalisation runs branch by branch.
+    gradient of the input also adds the gradient of this branch. With ``separable`` or
+    ``project_size=3``, or if a submodule was replaced or hooked, the submodules are called one by
+    one instead. If only batch norms were replaced, by a normalisation other than SyncBatchNorm,
+    only the normalisation runs branch by branch.
 
     Args:
         in_channels: channels of the input.
@@ -42,6 +43,7 @@ class ASPP(nn.Module):
     Input [N, in_channels, H, W] of any size; output [N, out_channels, H, W].
 
     Raises:
+        ValueError: ``project_size`` is neither 1 nor 3.
         ValueError: the batch size is 1 while the batch norm of the pooled branch is in training
             mode: one value per channel cannot be normalised. ``aspp.convs[-1].eval()``, repeated
             after each ``train()``, makes that branch use its running statistics.
@@ -62,6 +64,8 @@ class ASPP(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        if project_size not in (1, 3):
+            raise ValueError(f"project_size: expected 1 or 3, got {project_size}")
         self.convs: Any
         self.project: Any
         shape = in_channels, out_channels
@@ -80,8 +84,10 @@ class ASPP(nn.Module):
             raise ValueError(
                 "ASPP: expected at least 2 images in training mode, got a batch of 1: batch norm "
                 "cannot normalise the one value per channel of image pooling. Use larger batches, "
-                "or the running statistics of that branch: aspp.convs[-1].eval() after each "
-                "train() (in DeepLabV3: model.classifier[0].convs[-1].eval())"
+                "or the running statistics of that branch, by aspp.convs[-1].eval() after each "
+                "train() (DeepLabV3: model.classifier[0].convs[-1].eval(); DeepLabV3Plus: "
+                "model.classifier[0].aspp.convs[-1].eval(), with aspp_conv "
+                "model.classifier[0].aspp[0].convs[-1].eval())"
             )
         if not self._is_unmodified():
             pooled = pool(input).expand(-1, -1, input.size(2), input.size(3))

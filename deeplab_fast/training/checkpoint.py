@@ -78,13 +78,12 @@ def load(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
 def _difference(name: str, saved: Any, expected: Any) -> str:
     """Describe the first setting that differs."""
     if isinstance(saved, Mapping) and isinstance(expected, Mapping):
-        for key in saved:
+        for key in {**expected, **saved}:
             if key not in expected:
                 return (
                     f"saved with the setting {key!r}, which this version does not have (expected a "
                     "checkpoint of this version, or a new run in another folder)"
                 )
-        for key in {**expected, **saved}:
             if saved.get(key) != expected.get(key):
                 return _difference(key, saved.get(key), expected.get(key))
     return (

@@ -35,8 +35,9 @@ def evaluate(
     (torch.distributed) each evaluates a part of the images.
 
     Args:
-        model: a :class:`deeplab_fast.DeepLabV3`, or one prepared for inference. It is put into
-            evaluation mode, and afterwards back into its previous mode.
+        model: a :class:`deeplab_fast.DeepLabV3` or :class:`deeplab_fast.DeepLabV3Plus`, or one
+            prepared for inference. It is put into evaluation mode, and afterwards back into its
+            previous mode.
         data: images and their labels.
         scales, flip, window: views of each image; see :func:`predict_labels`.
         dtype: dtype of autocast; float32 for none.

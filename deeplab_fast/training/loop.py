@@ -57,7 +57,7 @@ def train(
 
     ``output`` receives ``last.pt``, the checkpoint of the run; ``best.safetensors``, the model with
     the highest mean IoU on ``val_data``, and at the end ``last.safetensors``, both for
-    ``DeepLabV3.from_pretrained``; ``config.json``, ``log.jsonl`` and, if TensorBoard is installed,
+    ``from_pretrained``; ``config.json``, ``log.jsonl`` and, if TensorBoard is installed,
     its event files. Checkpoint and models are written completely or not at all.
 
     A run that was stopped resumes bit for bit with ``resume``: image order, augmentation, dropout,
@@ -70,7 +70,8 @@ def train(
     one process.
 
     Args:
-        model: a :class:`deeplab_fast.DeepLabV3` on the device to train on.
+        model: a :class:`deeplab_fast.DeepLabV3` or :class:`deeplab_fast.DeepLabV3Plus` on the
+            device to train on.
         train_data: images and labels to train on.
         val_data: images and labels to evaluate on, or None for no evaluation.
         recipe: hyperparameters; ``Recipe()`` by default.

@@ -85,7 +85,7 @@ class RunFolder:
         distributed.on_rank_zero(lambda: checkpoint.save(self.checkpoint, content))
 
     def save_model(self, state: TrainingState, name: str) -> None:
-        """Write the model, or its moving average, for ``DeepLabV3.from_pretrained``."""
+        """Write the model, or its moving average, for ``from_pretrained``."""
         path = self.path / name
 
         def write() -> None:
@@ -109,6 +109,7 @@ def resume_settings(model: Any, data: SegmentationData, recipe: Recipe) -> dict[
         values["epochs"] = None
     return {
         "architecture": {
+            "model": type(model).__name__,
             **model.config,
             "num_classes": model.classifier[-1].out_channels,
             "aux_loss": model.aux_classifier is not None,

@@ -19,7 +19,8 @@ class TrainingState:
     """Model, optimizer, loss scale and moving average of a run, and its progress.
 
     Args:
-        model: a :class:`deeplab_fast.DeepLabV3` on the device to train on; it is changed in place.
+        model: a :class:`deeplab_fast.DeepLabV3` or :class:`deeplab_fast.DeepLabV3Plus` on the
+            device to train on; it is changed in place.
         recipe: optimizer, precision, moving average and frozen layers.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import sys
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import deeplab_fast
+from deeplab_fast import DeepLabV3Plus
 from deeplab_fast.backends import registry
+from deeplab_fast.nn import Conv2d
 
 from ..support.backends import device_of
 from .conftest import SCRIPTS, read_csv
@@ -121,6 +124,49 @@ def test_flops_count_taps_inside_the_image(size, dilation, kernel, stride):
     x, weight = torch.ones(1, 1, *size), torch.ones(1, 1, kernel, kernel)
     products = F.conv2d(x, weight, None, stride, dilation * (kernel // 2), dilation).sum()
     assert cases.conv_flops(2, 3, 5, size, dilation, kernel, stride) == 2 * 2 * 3 * 5 * products
+
+
+def test_flops_of_deeplabv3plus(harness):
+    """All convolutions, decoder and depthwise ones included, and the pooled branch per image."""
+    bench_model, cases = (importlib.import_module(name) for name in ("bench_model", "common.cases"))
+    model = DeepLabV3Plus(
+        "mobilenet_v2", 5, 8, (2, 6), aspp_channels=8, low_level_channels=4, separable_decoder=True
+    ).eval()
+    products = 0.0
+
+    def count(conv, inputs, output):
+        nonlocal products
+        ones = torch.ones_like(conv.weight), torch.ones_like(inputs[0])
+        taps = F.conv2d(
+            ones[1], ones[0], None, conv.stride, conv.padding, conv.dilation, conv.groups
+        )
+        products += taps.double().sum().item()
+
+    shape = cases.TINY._replace(in_channels=320)
+    counted = copy.deepcopy(model)
+    for module in counted.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        counted(torch.randn(2, 3, *shape.image))
+    height, width = shape.feature
+    per_pixel = 2 * 8 * 8 * height * width  # the pooled branch in the projection, as hooked
+    products += 2 * 8 * 8 - per_pixel
+    assert bench_model.flops(model, shape, 2) == 2 * products
+
+
+def test_baseline_of_deeplabv3plus_is_plain_pytorch(harness, ran):
+    peers = importlib.import_module("common.peers")
+    torch.manual_seed(0)
+    model = DeepLabV3Plus("mobilenet_v2", 5, atrous_rates=(2,), aspp_channels=8).eval()
+    name, baseline = peers.model(model)
+    images = torch.randn(2, 3, 33, 33)
+    with torch.no_grad():
+        actual = baseline(images)["out"]
+        assert name == "PyTorch" and ran == []
+        torch.testing.assert_close(actual, model(images)["out"], rtol=1e-4, atol=1e-5)
+    kinds = {type(module) for module in baseline.modules()}
+    assert Conv2d not in kinds and Conv2d in {type(module) for module in model.modules()}
 
 
 def test_feature_sizes_of_the_shapes():

@@ -29,7 +29,7 @@ from deeplab_fast.cli import images as cli_images
 from deeplab_fast.cli import main
 from deeplab_fast.cli.errors import UserError
 from deeplab_fast.cli.processes import process_group
-from deeplab_fast.models import DeepLabV3, Preprocessing
+from deeplab_fast.models import DeepLabV3, DeepLabV3Plus, Preprocessing
 from deeplab_fast.models.preprocessing import network_size
 from deeplab_fast.training import TrainingError, distributed
 
@@ -746,6 +746,28 @@ def test_info_explains_a_model(weights, capsys):
     assert last.split()[:2] == ["(model)", "upsample_argmax"]
     assert main(["info", "--model", str(weights), *shape, "--dtype", "bfloat16"]) == 0
     assert " bfloat16 " in capsys.readouterr().out.splitlines()[1]
+
+
+def test_deeplabv3plus_is_segmented_and_explained(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = DeepLabV3Plus("mobilenet_v2", 3, atrous_rates=(2,), separable=True, aspp_channels=8)
+    model.preprocessing = Preprocessing(resize=64)
+    path = tmp_path / "plus.safetensors"
+    model.eval().save_pretrained(path)
+    photo().save(tmp_path / "photo.png")
+    status, out, err = segment(
+        capsys, tmp_path / "photo.png", "--weights", path, "--output", tmp_path / "segmented"
+    )
+    assert (status, err) == (0, [])
+    labels = np.asarray(Image.open(tmp_path / "segmented" / "photo_labels.png"))
+    expected = model.predict(model.preprocessing(photo()), size=labels.shape)
+    assert (labels == expected.numpy()).mean() > 0.99  # prepared for inference, it rounds elsewhere
+    shape = ["--size", "33", "47", "--device", "cpu"]
+    assert main(["info", "--model", str(path), *shape]) == 0
+    layers = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert layers[-1] == "(model)" and any("classifier.0" in layer for layer in layers)
+    assert main(["tune", str(path), *shape]) == 0
+    assert "nothing to tune on cpu" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deeplab_fast import DeepLabV3
-from deeplab_fast.models import Preprocessing
+from deeplab_fast import DeepLabV3, DeepLabV3Plus
+from deeplab_fast.models import DeepLab, Preprocessing
 from deeplab_fast.training import (
     Objective,
     Recipe,
@@ -88,21 +88,33 @@ KERNELS = {
 def network(atrous_rates=()) -> DeepLabV3:
     """A small network without dropout, which each process would draw for itself."""
     torch.manual_seed(0)
-    model = DeepLabV3("mobilenet_v2", 3, 16, atrous_rates, aux_loss=True, head_conv=False)
+    return without_dropout(
+        DeepLabV3("mobilenet_v2", 3, 16, atrous_rates, aux_loss=True, head_conv=False)
+    )
+
+
+def network_plus() -> DeepLabV3Plus:
+    """A small DeepLab-v3+ without dropout."""
+    torch.manual_seed(0)
+    small = {"aspp_channels": 8, "low_level_channels": 4}
+    return without_dropout(DeepLabV3Plus("mobilenet_v2", 3, 16, (1, 2), aux_loss=True, **small))
+
+
+def without_dropout(model):
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
 
 
-def step(path: Path) -> None:
+def step(path: Path, model: DeepLab) -> None:
     """Write gradients and running statistics of one step on four images, with all ASPP branches."""
     rank, processes = distributed.rank(), distributed.world_size()
     torch.manual_seed(1)
     images = torch.randn(4, 3, 33, 49, dtype=torch.float64)
     target = torch.randint(3, (4, 33, 49))
     target[0, :30] = 255  # the processes have different numbers of labelled pixels
-    model = network(atrous_rates=(1, 2)).double()
+    model.double()
     if processes > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     objective = Objective(model, Recipe())
@@ -182,7 +194,8 @@ def main() -> None:
     sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # slow to import
     torch.set_num_threads(1)
     distributed.start(torch.device("cpu"))
-    step(output / "step.pt")
+    step(output / "step.pt", network(atrous_rates=(1, 2)))
+    step(output / "step_plus.pt", network_plus())
     count(output / "scores.pt", data)
     recipe = Recipe(
         epochs=2, batch_size=4, crop_size=(32, 32), freeze_batch_norm=True, grad_accum_steps=2,

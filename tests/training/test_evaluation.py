@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deeplab_fast.cli import main
-from deeplab_fast.models import DeepLabV3, Preprocessing
+from deeplab_fast.models import DeepLabV3, DeepLabV3Plus, Preprocessing
 from deeplab_fast.models.preprocessing import network_input
 from deeplab_fast.models.sliding_window import _starts
 from deeplab_fast.training import (
@@ -168,7 +169,7 @@ def test_windows_cover_sizes_that_are_not_multiples():
     assert_best(labels, expected[0, :, :75, :101])
 
 
-def reference(model: Local, image: Tensor, size, scales, flip: bool) -> Tensor:
+def reference(model: Any, image: Tensor, size, scales, flip: bool) -> Tensor:
     """Mean of the probabilities at full size, in plain PyTorch."""
     total = torch.zeros(())
     for scale in scales:
@@ -304,6 +305,77 @@ def test_windows_at_another_size_of_labels(size, align_corners):
         padding_mode="border",
     )  # fmt: skip
     assert_best(labels, expected[0].float())
+
+
+class Patches(nn.Module):
+    """A backbone whose features depend on their own 4x4 or 16x16 pixels only."""
+
+    def __init__(self, align_corners: bool) -> None:
+        super().__init__()
+        # With aligned corners 16 k + 1 pixels have features at pixels, the first and last included.
+        self.low, self.out = (
+            nn.Conv2d(3, channels, 1 if align_corners else stride, stride)
+            for channels, stride in ((24, 4), (320, 16))
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"low": self.low(images), "out": self.out(images)}
+
+
+@torch.no_grad()
+def local_deeplabv3plus(align_corners: bool) -> DeepLabV3Plus:
+    """A DeepLab-v3+ in which only the upsampling to stride 4 mixes pixels."""
+    torch.manual_seed(0)
+    model = DeepLabV3Plus(
+        "mobilenet_v2", 5, atrous_rates=(), align_corners=align_corners, aspp_channels=8
+    ).eval()
+    model.backbone = Patches(align_corners)
+    decoder = model.classifier[0]
+    decoder.aspp.project[0].weight[:, 8:] = 0  # of the pooled branch
+    for conv, _, _ in decoder.convs:
+        centre = conv.weight[:, :, 1, 1].clone()
+        conv.weight.zero_()
+        conv.weight[:, :, 1, 1] = centre
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.fill_(0.05)
+    average = model.logits(torch.randn(1, 3, 65, 65))["out"].mean((0, 2, 3))
+    model.classifier[1].bias -= average  # so that no class is everywhere
+    return model
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_windows_of_deeplabv3plus_predict_the_labels_of_the_whole_image(align_corners):
+    """Its logits have stride 4. Without aligned corners, pixels near a window's edge differ."""
+    model = local_deeplabv3plus(align_corners)
+    extra = int(align_corners)
+    image = torch.randn(1, 3, 160 + extra, 192 + extra)
+    whole = predict_labels(model, image)
+    assert len(whole.unique()) == 5
+    labels = predict_labels(model, image, window=(96 + extra, 128 + extra))
+    assert labels.shape == whole.shape
+    equal = labels == whole
+    if align_corners:
+        assert equal.float().mean() > 0.999  # averages are rounded
+        return
+    assert 0.8 < equal.float().mean() < 1
+    far = [torch.ones(side, dtype=torch.bool) for side in equal.shape]
+    for axis, window in ((0, 96), (1, 128)):
+        side = equal.size(axis)
+        for edge in {e for start in _starts(side, window) for e in (start, start + window)}:
+            if 0 < edge < side:
+                far[axis][edge - 16 : edge + 16] = False
+    inside = far[0][:, None] & far[1]
+    assert inside.float().mean() > 0.2
+    assert equal[inside].float().mean() > 0.999
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_scales_and_mirroring_of_deeplabv3plus(align_corners):
+    model = local_deeplabv3plus(align_corners)
+    image = torch.randn(1, 3, 64 + align_corners, 96 + align_corners)
+    labels = predict_labels(model, image, (50, 70), (0.5, 1.0), True)
+    assert_best(labels, reference(model, image, (50, 70), (0.5, 1.0), True))
 
 
 @pytest.mark.parametrize("side", range(16, 400, 16))
@@ -591,6 +663,21 @@ def test_command(shapes, weights, tmp_path, capsys):
     assert "mean IoU" in out and out.splitlines()[2].startswith("red ")
     more = ["--scales", "0.5", "1", "--flip", "--window", "32", "48", "--split", "train"]
     assert main(["evaluate", str(shapes), *options, *more]) == 0
+
+
+def test_command_evaluates_deeplabv3plus(shapes, tmp_path):
+    """Prepared for inference, on several scales, mirrored and in windows."""
+    torch.manual_seed(0)
+    model = DeepLabV3Plus("mobilenet_v2", 3, atrous_rates=(1,), aspp_channels=8).eval()
+    weights, results = tmp_path / "plus.safetensors", tmp_path / "results.json"
+    model.save_pretrained(weights)
+    options = ["--weights", str(weights), "--workers", "0", "--device", "cpu"]
+    options += ["--scales", "0.5", "1", "--flip", "--window", "32", "48", "--json", str(results)]
+    assert main(["evaluate", str(shapes), *options]) == 0
+    data = read_shapes(shapes)[1]
+    scores = evaluate(model, data, (0.5, 1.0), True, (32, 48), workers=0, quiet=True)
+    stored = json.loads(results.read_text())
+    assert stored["iou"] == pytest.approx(scores.as_dict()["iou"], abs=1e-3)
 
 
 @pytest.mark.parametrize(

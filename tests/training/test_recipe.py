@@ -544,7 +544,12 @@ def test_scores_are_logged_and_settings_written(shapes, tmp_path):
     assert by_class == {"step": 6, **ious}
     config = json.loads((tmp_path / "config.json").read_text())
     assert config == {
-        "architecture": {"backbone": "tiny", "num_classes": 3, "aux_loss": True},
+        "architecture": {
+            "model": "Tiny",
+            "backbone": "tiny",
+            "num_classes": 3,
+            "aux_loss": True,
+        },
         "classes": ["nothing", "red", "blue"],
         "images": 6,
         "recipe": json.loads(json.dumps(asdict(BASE))),

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from deeplab_fast.cli import main
-from deeplab_fast.models import DeepLabV3
+from deeplab_fast.models import DeepLab, DeepLabV3, DeepLabV3Plus
 from deeplab_fast.training import (
     Objective,
     Recipe,
@@ -480,6 +480,130 @@ def test_fine_tuning_from_weights_with_other_classes(shapes, tmp_path, capsys):
         f"deeplab-fast: --weights: {weights} has the backbone mobilenet_v2 (expected resnet50, as "
         "--backbone says)"
     )
+
+
+# DeepLab-v3+
+
+PLUS = ["--model", "deeplabv3plus", "--backbone", "mobilenet_v2", "--separable"]
+PLUS += ["--atrous-rates", "2", "--device", "cpu", "--workers", "0", "--epochs", "1"]
+PLUS += ["--batch-size", "4", "--crop-size", "32", "32", "--evaluate-every", "1"]
+
+
+@pytest.fixture(scope="module")
+def plus_run(shapes, tmp_path_factory) -> Path:
+    """A run of two updates, each of two micro-batches, with frozen batch norm and average."""
+    output = tmp_path_factory.mktemp("plus") / "run"
+    more = ["--ema-decay", "0.5", "--freeze-batch-norm", "--grad-accum-steps", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        assert main(["train", str(shapes), *PLUS, *more, "--output", str(output)]) == 0
+    return output
+
+
+def test_deeplabv3plus_is_trained_with_its_options(plus_run):
+    for name in ("best", "last"):
+        model = DeepLab.from_pretrained(plus_run / f"{name}.safetensors")
+        assert type(model) is DeepLabV3Plus
+        assert model.config["separable"] and model.config["atrous_rates"] == [2]
+        assert model.config["output_stride"] == 16 and model.config["num_classes"] == 3
+        assert model.aux_classifier is not None
+    config = json.loads((plus_run / "config.json").read_text())
+    assert config["architecture"]["model"] == "DeepLabV3Plus"
+    assert set(curve(plus_run, "val_miou")) == {2}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--model", "deeplabv3"], "saved with model 'DeepLabV3Plus', not 'DeepLabV3' "),
+        (["--atrous-rates", "3"], "saved with atrous_rates [2], not [3] "),
+        (["--output-stride", "8"], "saved with output_stride 16, not 8 "),
+    ],
+)
+def test_resume_of_another_network_is_an_error(options, message, plus_run, shapes, capsys):
+    before = (plus_run / "last.pt").read_bytes()
+    arguments = [*PLUS, *options, "--resume", "--output", str(plus_run)]
+    assert main(["train", str(shapes), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"deeplab-fast: {plus_run}/last.pt: {message}")
+    assert (plus_run / "last.pt").read_bytes() == before
+
+
+def test_fine_tuning_of_deeplabv3plus_with_other_classes(plus_run, shapes, tmp_path, capsys):
+    """The weights determine the model, and only the last layers are new."""
+    weights = tmp_path / "five.safetensors"
+    model = DeepLabV3Plus("mobilenet_v2", 5, atrous_rates=(), aspp_channels=8, aux_loss=True)
+    model.save_pretrained(weights)
+    arguments = ["--weights", str(weights), "--device", "cpu", "--epochs", "1", "--workers", "0"]
+    arguments += ["--batch-size", "6", "--crop-size", "32", "32", "--learning-rate", "1e-9"]
+    output = tmp_path / "run"
+    assert main(["train", str(shapes), *arguments, "--output", str(output)]) == 0
+    tuned = DeepLabV3Plus.from_pretrained(output / "last.safetensors")
+    assert tuned.config["num_classes"] == 3 and tuned.config["aspp_channels"] == 8
+    before, after = model.state_dict(), tuned.state_dict()
+    changed = {name for name in before if before[name].shape != after[name].shape}
+    heads = ("classifier.1", "aux_classifier.4")
+    assert changed == {f"{head}.{name}" for head in heads for name in ("weight", "bias")}
+    for name, _ in model.named_parameters():
+        if name not in changed:
+            torch.testing.assert_close(after[name], before[name])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            ["--model", "deeplabv3"],
+            "--weights: {weights} is a DeepLabV3Plus (expected deeplabv3, as --model says)",
+        ),
+        (
+            ["--separable"],
+            "--weights: {weights} has dense convolutions (expected depthwise separable ones, as "
+            "--separable says)",
+        ),
+        (["--atrous-rates", "0"], "--weights: {weights}: atrous_rates: expected positive ints, "
+         "got [0]"),
+    ],
+)  # fmt: skip
+def test_options_that_contradict_the_weights(options, message, shapes, tmp_path, capsys):
+    weights = tmp_path / "plus.safetensors"
+    model = DeepLabV3Plus("mobilenet_v2", 3, atrous_rates=(), aspp_channels=8)
+    model.save_pretrained(weights)
+    arguments = ["--weights", str(weights), "--device", "cpu", *options]
+    assert main(["train", str(shapes), *arguments, "--output", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == f"deeplab-fast: {message.format(weights=weights)}\n"
+
+
+def test_wrong_atrous_rates(shapes, tmp_path, capsys):
+    arguments = [*SMALL, "--atrous-rates", "0", "--output", str(tmp_path / "run")]
+    assert main(["train", str(shapes), *arguments]) == 2
+    line = "deeplab-fast: atrous_rates: expected positive ints, got [0]"
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_default_networks_of_train(shapes, monkeypatch):
+    """--model, --backbone and --output-stride without --weights."""
+    made = []
+    monkeypatch.setattr("deeplab_fast.cli.train.train", lambda model, *a, **k: made.append(model))
+    small = ["--backbone", "mobilenet_v2", "--device", "cpu"]
+    for options in ([], ["--model", "deeplabv3"], ["--model", "deeplabv3plus"],
+                    ["--model", "deeplabv3plus", "--output-stride", "8"]):  # fmt: skip
+        assert main(["train", str(shapes), *small, *options]) == 0
+    assert [(type(model), model.config["output_stride"]) for model in made] == [
+        (DeepLabV3, 8), (DeepLabV3, 8), (DeepLabV3Plus, 16), (DeepLabV3Plus, 8),
+    ]  # fmt: skip
+    assert not any(model.config["separable"] for model in made)
+
+
+def test_head_learning_rate_of_deeplabv3plus():
+    """The decoder, its low-level convolution included, belongs to the head."""
+    model = DeepLabV3Plus("mobilenet_v2", 3, aux_loss=True)
+    recipe = Recipe(learning_rate=0.1, head_learning_rate=0.5)
+    groups = {group["lr"]: set(map(id, group["params"])) for group in
+              recipe.optimizer(model).param_groups}  # fmt: skip
+    assert groups[0.1] == set(map(id, model.backbone.parameters()))
+    assert groups[0.5] == {id(p) for p in model.parameters()} - groups[0.1]
+    assert id(model.classifier[0].low_level[0].weight) in groups[0.5]
 
 
 def test_backbone_weights(shapes, tmp_path, capsys):

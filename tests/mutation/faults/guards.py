@@ -61,6 +61,7 @@ NON_FINITE = Guard("test_non_finite.py sm_80 or sm_90")
 NON_FINITE_CPU = Guard("test_non_finite.py cpu or prepared_model")
 NON_FINITE_TRITON = Guard("test_non_finite.py triton")
 PLANS = Guard("test_plans.py")
+PLUS = Guard("test_deeplabv3plus.py test_conv.py not compile and not export")
 RECIPE = Guard("test_recipe.py")
 REGISTRATION = Guard("test_backends.py test_arguments.py not (side_effects or symbolic)")
 SM90 = Guard("test_dilated_conv2d_sm90.py means or k_iteration_is")
@@ -155,10 +156,17 @@ GUARDS = {
     "deeplab_fast/backends/explanation.py": Guard("test_explanation.py"),
     "deeplab_fast/backends/tuning.py": TUNING,
     "deeplab_fast/backends/calls.py": TUNING,
+    "deeplab_fast/cli/train.py": Guard(
+        "test_training.py deeplabv3plus or another_network or contradict or wrong_atrous or default"
+    ),
     "deeplab_fast/cli/tune.py": TUNING,
     "deeplab_fast/models/segmentation.py": TUNING,
     "deeplab_fast/models/cuda_graphs.py": CUDA_GRAPHS,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
+    "deeplab_fast/models/deeplab.py": PLUS,
+    "deeplab_fast/models/deeplabv3plus.py": PLUS,
+    "deeplab_fast/nn/aspp.py": PLUS,
+    "deeplab_fast/nn/conv.py": PLUS,
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
     "deeplab_fast/ops/shape_bucket.py": Guard(

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
-from .guards import Fault
+from .guards import Fault, Guard
 
 FAULTS: dict[str, list[Fault]] = {
+    "deeplab_fast/cli/train.py": [
+        Fault("--model ignored", '_MODELS[arguments.model or "deeplabv3"]', '_MODELS["deeplabv3"]'),
+        Fault("--separable ignored", '"separable": arguments.separable', '"separable": False'),
+        Fault(
+            "--atrous-rates ignored",
+            'for name in ("output_stride", "atrous_rates")',
+            'for name in ("output_stride",)',
+        ),
+        Fault(
+            "--model may contradict --weights",
+            "if arguments.model is not None and not isinstance(model, _MODELS[arguments.model]):",
+            "if False:",
+        ),
+        Fault(
+            "--separable may contradict --weights",
+            'if arguments.separable and not model.config["separable"]:',
+            "if False:",
+        ),
+        Fault(
+            "--weights as they are",
+            "load_model(arguments.weights, **_geometry(arguments))",
+            "load_model(arguments.weights)",
+        ),
+    ],
     "deeplab_fast/training/checkpoint.py": [
         Fault("a file named before it is on the disk", "os.fsync(file.fileno())", "pass"),
         Fault("a checkpoint without its average", '"average", ', ""),
@@ -250,6 +274,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/training/run_folder.py": [
+        Fault(
+            "class of the model not compared",
+            '            "model": type(model).__name__,\n',
+            "",
+            Guard("test_training.py deeplabv3plus or another_network"),
+        ),
         Fault(
             "the model is saved instead of its average",
             "state.result.save_pretrained(path)",
