@@ -22,14 +22,16 @@ class DeepLabV3(DeepLab):
     ``model.backbone.load_state_dict(torchvision_resnet.state_dict(), strict=False)``.
 
     Args:
-        backbone: "resnet50", "resnet101" or "mobilenet_v2".
+        backbone: "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50c",
+            "resnet101c" or "mobilenet_v2". A "c" is for mmsegmentation's stem of three 3x3
+            convolutions.
         num_classes: channels of the logits.
         output_stride: 8 or 16, the size of the input divided by the size of the features.
             torchvision's models have 8; 16 is cheaper and coarser.
         atrous_rates: rates of the 3x3 branches of ASPP; () for no such branch. By default
             (12, 24, 36) at output stride 8 and (6, 12, 18) at 16, with equal fields of view.
-        multi_grid: factors of the dilations of a resnet's last three blocks, (1, 2, 4) in the paper
-            (section 3.2.1). None keeps torchvision's dilations.
+        multi_grid: factors of the dilations of the blocks of a resnet's last stage, (1, 2, 4) in
+            the paper (section 3.2.1). None keeps torchvision's dilations.
         aux_loss: add an FCN classifier on earlier features, returned as "aux".
         in_channels: channels of the images.
         separable: depthwise separable atrous convolutions in ASPP, as in DeepLab-v3+.
@@ -40,9 +42,13 @@ class DeepLabV3(DeepLab):
         dropout: probability of dropout after ASPP.
         aspp_channels, project_size, depthwise_norm: ``out_channels``, ``project_size`` and
             ``depthwise_norm`` of :class:`ASPP`.
-        dilate_first_block: in a dilated stage, dilate the first block like the others.
-            torchvision's keeps the dilation of the stage before.
+        dilate_first_block: in a dilated stage, dilate the first block like the others, as in
+            segmentation_models_pytorch. torchvision's keeps the dilation of the stage before.
+        dilate_next_stage: mobilenet_v2 as in jfzhang95/pytorch-deeplab-xception: all blocks of the
+            stage whose stride was removed keep the dilation of the stage before.
         tf_padding: pad mobilenet_v2 as TensorFlow's "SAME" does, for weights trained there.
+        pad_before_expansion: pad the input of mobilenet_v2's blocks instead of that of their
+            depthwise convolutions, as in VainF/DeepLabV3Plus-Pytorch and jfzhang95's.
         norm_eps: epsilon of the backbone's batch norms; 1e-3 in TensorFlow's MobileNetV2.
 
     Attributes:
@@ -75,7 +81,9 @@ class DeepLabV3(DeepLab):
         project_size: int = 1,
         depthwise_norm: bool = False,
         dilate_first_block: bool = False,
+        dilate_next_stage: bool = False,
         tf_padding: bool = False,
+        pad_before_expansion: bool = False,
         norm_eps: float = 1e-5,
     ) -> None:
         config = checked(locals())

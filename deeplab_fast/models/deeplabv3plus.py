@@ -56,8 +56,8 @@ class DeepLabV3Plus(DeepLab):
 
     Args:
         backbone, num_classes, output_stride, atrous_rates, multi_grid, aux_loss, in_channels,
-            dropout, aspp_channels, project_size, depthwise_norm, dilate_first_block, tf_padding,
-            norm_eps: see :class:`DeepLabV3`.
+            dropout, aspp_channels, project_size, depthwise_norm, dilate_first_block,
+            dilate_next_stage, tf_padding, pad_before_expansion, norm_eps: see :class:`DeepLabV3`.
         low_level_channels: channels to which the features of stride 4 are reduced.
         separable: depthwise separable convolutions in ASPP and in the decoder.
         align_corners: convention of both upsamplings, as in F.interpolate.
@@ -95,7 +95,9 @@ class DeepLabV3Plus(DeepLab):
         project_size: int = 1,
         depthwise_norm: bool = False,
         dilate_first_block: bool = False,
+        dilate_next_stage: bool = False,
         tf_padding: bool = False,
+        pad_before_expansion: bool = False,
         norm_eps: float = 1e-5,
     ) -> None:
         separable_decoder = separable if separable_decoder is None else separable_decoder

@@ -20,7 +20,9 @@ def make_backbone(
     in_channels: int = 3,
     multi_grid: Sequence[int] | None = None,
     dilate_first_block: bool = False,
+    dilate_next_stage: bool = False,
     tf_padding: bool = False,
+    pad_before_expansion: bool = False,
     norm_eps: float = 1e-5,
 ) -> Backbone:
     """A backbone with random weights; the arguments are those of :class:`DeepLabV3`.
@@ -31,20 +33,27 @@ def make_backbone(
     if name not in _NAMES:
         expected = ", ".join(map(repr, _NAMES[:-1]))
         raise ValueError(f"backbone: expected {expected} or {_NAMES[-1]!r}, got {name!r}")
-    if multi_grid is not None:
-        if name not in RESNETS:
-            raise ValueError(f"multi_grid: only resnets have one, not {name}")
-        if len(multi_grid) != 3 or any(unit < 1 for unit in multi_grid):
-            raise ValueError(f"multi_grid: expected 3 positive ints, got {multi_grid}")
+    if in_channels < 1:
+        raise ValueError(f"in_channels: expected at least 1, got {in_channels}")
     if not 0 < norm_eps < math.inf:
         raise ValueError(f"norm_eps: expected a positive number, got {norm_eps!r}")
-    if tf_padding and name != "mobilenet_v2":
-        raise ValueError(f"tf_padding: only mobilenet_v2 has it, not {name}")
+    for option in ("dilate_next_stage", "tf_padding", "pad_before_expansion"):
+        if locals()[option] and name != "mobilenet_v2":
+            raise ValueError(f"{option}: only mobilenet_v2 has it, not {name}")
     backbone: Backbone
     if name == "mobilenet_v2":
-        backbone = MobileNetV2(output_stride, tf_padding)
+        if multi_grid is not None:
+            raise ValueError(f"multi_grid: only resnets have one, not {name}")
+        backbone = MobileNetV2(
+            output_stride,
+            in_channels,
+            dilate_first_block,
+            dilate_next_stage,
+            tf_padding,
+            pad_before_expansion,
+        )
     else:
-        backbone = ResNet(name, output_stride, multi_grid)
+        backbone = ResNet(name, output_stride, in_channels, multi_grid, dilate_first_block)
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = norm_eps
