@@ -97,6 +97,7 @@ def test_shapes_of_features(name, output_stride):
         ({"name": "timm/resnet18", "dilate_first_block": True}, "dilate_first_block: only resnets"),
         ({"name": "mobilenet_v3_large", "dilate_first_block": True}, "dilate_first_block: only"),
         ({"name": "resnet18", "pad_before_expansion": True}, "pad_before_expansion: only mob"),
+        ({"name": "resnet18", "unpadded_stem": True}, "unpadded_stem: only mobilenet_v2 has it"),
         ({"name": "resnet18", "dilate_next_stage": True}, "dilate_next_stage: only mobilenet_v2"),
         ({"name": "resnet18", "in_channels": 0}, "in_channels: expected at least 1, got 0"),
         ({"name": "resnet18", "norm_eps": 0}, "norm_eps: expected a positive number or None"),
@@ -106,7 +107,7 @@ def test_shapes_of_features(name, output_stride):
         ),
         (
             {"name": "mobilenet_v2", "tf_padding": True, "pad_before_expansion": True},
-            "pad_before_expansion: expected False with tf_padding",
+            "tf_padding: expected False with pad_before_expansion",
         ),
     ],
 )
@@ -238,12 +239,15 @@ def padded_first(features: nn.Sequential, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_padding_before_the_expansion(torchvision, training):
+@pytest.mark.parametrize("unpadded_stem", [False, True], ids=["padded", "unpadded"])
+def test_padding_before_the_expansion(torchvision, unpadded_stem, training):
     theirs = with_statistics(torchvision.models.mobilenet_v2()).double().train(training)
+    if unpadded_stem:
+        theirs.features[0][0].padding = (0, 0)
     for block in theirs.features[14:18]:
         depthwise = block.conv[-3][0]
         depthwise.stride, depthwise.dilation, depthwise.padding = (1, 1), (2, 2), (2, 2)
-    options = {"dilate_first_block": True}
+    options = {"dilate_first_block": True, "unpadded_stem": unpadded_stem}
     ours = make_backbone("mobilenet_v2", 16, pad_before_expansion=True, **options)
     other = make_backbone("mobilenet_v2", 16, **options)
     images = torch.randn(2, 3, 33, 47, dtype=torch.float64)

@@ -91,6 +91,8 @@ class MobileNetV2(Backbone):
             the blocks of the next stage have it, as in jfzhang95/pytorch-deeplab-xception.
         tf_padding: pad as TensorFlow's "SAME" does, for weights trained there (:func:`pad_same`).
         pad_before_expansion: see :class:`InvertedResidual`.
+        unpadded_stem: no padding of the first convolution, as in VainF/DeepLabV3Plus-Pytorch. The
+            sizes of all features are then those of an image with two rows and columns less.
 
     Raises:
         ValueError: two options exclude each other.
@@ -106,15 +108,25 @@ class MobileNetV2(Backbone):
         dilate_next_stage: bool = False,
         tf_padding: bool = False,
         pad_before_expansion: bool = False,
+        unpadded_stem: bool = False,
     ) -> None:
         super().__init__()
         if dilate_first_block and dilate_next_stage:
             raise ValueError("dilate_next_stage: expected False with dilate_first_block")
-        if tf_padding and pad_before_expansion:
-            raise ValueError("pad_before_expansion: expected False with tf_padding")
+        if tf_padding and (pad_before_expansion or unpadded_stem):
+            raise ValueError(
+                "tf_padding: expected False with pad_before_expansion or unpadded_stem"
+            )
         channels, reached, dilation = 32, 2, 1
         self.features = nn.Sequential(
-            _conv_norm_relu6(in_channels, channels, 3, stride=2, padding=1, tf_padding=tf_padding)
+            _conv_norm_relu6(
+                in_channels,
+                channels,
+                3,
+                stride=2,
+                padding=0 if unpadded_stem else 1,
+                tf_padding=tf_padding,
+            )
         )
         for expansion, out_channels, blocks, stride in _STAGES:
             before = dilation
