@@ -20,7 +20,7 @@ from .segmentation import SegmentationModel
 _ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 _BACKBONE_OPTIONS = (
     "output_stride", "in_channels", "multi_grid", "dilate_first_block", "dilate_next_stage",
-    "tf_padding", "pad_before_expansion", "unpadded_stem", "norm_eps",
+    "tf_padding", "pad_before_expansion", "pad_stem", "last_conv", "norm_eps",
 )  # fmt: skip
 _ASPP_OPTIONS = ("separable", "depthwise_norm", "project_size", "dropout")
 

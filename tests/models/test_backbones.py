@@ -97,7 +97,8 @@ def test_shapes_of_features(name, output_stride):
         ({"name": "timm/resnet18", "dilate_first_block": True}, "dilate_first_block: only resnets"),
         ({"name": "mobilenet_v3_large", "dilate_first_block": True}, "dilate_first_block: only"),
         ({"name": "resnet18", "pad_before_expansion": True}, "pad_before_expansion: only mob"),
-        ({"name": "resnet18", "unpadded_stem": True}, "unpadded_stem: only mobilenet_v2 has it"),
+        ({"name": "resnet18", "pad_stem": False}, "pad_stem: only mobilenet_v2 has it"),
+        ({"name": "resnet18", "last_conv": True}, "last_conv: only mobilenet_v2 has it"),
         ({"name": "resnet18", "dilate_next_stage": True}, "dilate_next_stage: only mobilenet_v2"),
         ({"name": "resnet18", "in_channels": 0}, "in_channels: expected at least 1, got 0"),
         ({"name": "resnet18", "norm_eps": 0}, "norm_eps: expected a positive number or None"),
@@ -106,8 +107,12 @@ def test_shapes_of_features(name, output_stride):
             "dilate_next_stage: expected False with dilate_first_block",
         ),
         (
+            {"name": "mobilenet_v2", "tf_padding": True, "pad_stem": False},
+            "pad_stem: expected True with tf_padding",
+        ),
+        (
             {"name": "mobilenet_v2", "tf_padding": True, "pad_before_expansion": True},
-            "tf_padding: expected False with pad_before_expansion",
+            "pad_before_expansion: expected False with tf_padding",
         ),
     ],
 )
@@ -178,16 +183,14 @@ def test_dilated_first_block_is_that_of_segmentation_models_pytorch(name):
     smp = pytest.importorskip("segmentation_models_pytorch", reason="it dilates this way")
     theirs = smp.encoders.get_encoder(name, weights=None, output_stride=8)
     theirs = with_statistics(theirs).double().eval()
-    ours = make_backbone(name, 8, dilate_first_block=True).double().eval()
-    other = make_backbone(name, 8).double().eval()
+    options = {"last_conv": True} if name == "mobilenet_v2" else {}
+    ours = make_backbone(name, 8, dilate_first_block=True, **options).double().eval()
+    other = make_backbone(name, 8, **options).double().eval()
     images = torch.randn(1, 3, 33, 47, dtype=torch.float64)
     for backbone in (ours, other):
         assert not backbone.load_state_dict(theirs.state_dict(), strict=False).missing_keys
     with torch.no_grad():
-        if name == "mobilenet_v2":  # their last features are those of a 1x1 convolution after ours
-            expected = theirs.features[:18](images)
-        else:
-            expected = theirs(images)[-1]
+        expected = theirs(images)[-1]
         assert_same_features(ours(images)["out"], expected)
         assert (other(images)["out"] - expected).norm() > 1e-5 * expected.norm()
 
@@ -239,15 +242,15 @@ def padded_first(features: nn.Sequential, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("unpadded_stem", [False, True], ids=["padded", "unpadded"])
-def test_padding_before_the_expansion(torchvision, unpadded_stem, training):
+@pytest.mark.parametrize("pad_stem", [True, False], ids=["padded", "unpadded"])
+def test_padding_before_the_expansion(torchvision, pad_stem, training):
     theirs = with_statistics(torchvision.models.mobilenet_v2()).double().train(training)
-    if unpadded_stem:
+    if not pad_stem:
         theirs.features[0][0].padding = (0, 0)
     for block in theirs.features[14:18]:
         depthwise = block.conv[-3][0]
         depthwise.stride, depthwise.dilation, depthwise.padding = (1, 1), (2, 2), (2, 2)
-    options = {"dilate_first_block": True, "unpadded_stem": unpadded_stem}
+    options = {"dilate_first_block": True, "pad_stem": pad_stem}
     ours = make_backbone("mobilenet_v2", 16, pad_before_expansion=True, **options)
     other = make_backbone("mobilenet_v2", 16, **options)
     images = torch.randn(2, 3, 33, 47, dtype=torch.float64)

@@ -21,7 +21,8 @@ _HAVE = {
     "dilate_next_stage": ("mobilenet_v2 has", ("mobilenet_v2",)),
     "tf_padding": ("mobilenet_v2 has", ("mobilenet_v2",)),
     "pad_before_expansion": ("mobilenet_v2 has", ("mobilenet_v2",)),
-    "unpadded_stem": ("mobilenet_v2 has", ("mobilenet_v2",)),
+    "pad_stem": ("mobilenet_v2 has", ("mobilenet_v2",)),
+    "last_conv": ("mobilenet_v2 has", ("mobilenet_v2",)),
 }
 
 
@@ -34,7 +35,8 @@ def make_backbone(
     dilate_next_stage: bool = False,
     tf_padding: bool = False,
     pad_before_expansion: bool = False,
-    unpadded_stem: bool = False,
+    pad_stem: bool = True,
+    last_conv: bool = False,
     norm_eps: float | None = None,
 ) -> Backbone:
     """A backbone with random weights; the arguments are those of :class:`DeepLabV3`.
@@ -59,7 +61,8 @@ def make_backbone(
         "dilate_next_stage": dilate_next_stage,
         "tf_padding": tf_padding,
         "pad_before_expansion": pad_before_expansion,
-        "unpadded_stem": unpadded_stem,
+        "pad_stem": not pad_stem,
+        "last_conv": last_conv,
     }
     for option, (owners, names) in _HAVE.items():
         if options[option] and name not in names:
@@ -75,7 +78,8 @@ def make_backbone(
             dilate_next_stage,
             tf_padding,
             pad_before_expansion,
-            unpadded_stem,
+            pad_stem,
+            last_conv,
         )
     elif name == "mobilenet_v3_large":
         backbone = MobileNetV3Large(output_stride, in_channels)
