@@ -20,12 +20,15 @@ class SegmentationModel(nn.Module):
 
     Args:
         backbone: maps images to {"out": features, "aux": earlier features}.
-        classifier: maps the features "out" to logits.
+        classifier: maps the features "out" to logits, or what :attr:`head_inputs` names.
         aux_classifier: maps the features "aux" to logits, or None.
         align_corners: convention of the bilinear upsampling of the logits, as in F.interpolate.
         preprocessing: conversion of an image into the network's input.
         categories: names of the classes, or None.
     """
+
+    # Names of the features that the classifier takes. Several are passed as a dict.
+    head_inputs: tuple[str, ...] = ("out",)
 
     def __init__(
         self,
@@ -141,6 +144,11 @@ class SegmentationModel(nn.Module):
         return tuning.tune(lambda: self.predict(images), images.device, self)
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
+        self._check(images)
+        features: dict[str, Tensor] = self.backbone(images)
+        return features
+
+    def _check(self, images: Tensor) -> None:
         if images.dim() != 4 or images.size(1) != self.in_channels or 0 in images.shape[2:]:
             raise ValueError(
                 f"images: expected [N, {self.in_channels}, H, W] with H and W of at least 1, got "
@@ -150,8 +158,10 @@ class SegmentationModel(nn.Module):
             raise TypeError(
                 f"images: expected normalised floats (see model.preprocessing), got {images.dtype}"
             )
-        return self.backbone(images)
 
     def _classify(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits "out" of the features of some images."""
-        return self.classifier(features["out"])
+        logits: Tensor = self.classifier(
+            features if len(self.head_inputs) > 1 else features[self.head_inputs[0]]
+        )
+        return logits
