@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..nn import ASPP
-from .backbones import make_backbone
+from .backbones import adapt_input_channels, load_imagenet, make_backbone
 from .checkpoints import Checkpoint, read_pretrained, write_checkpoint
 from .inference import InferenceModel, prepare
 from .preprocessing import Preprocessing
@@ -19,7 +19,8 @@ from .segmentation import SegmentationModel
 
 _ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 _BACKBONE_OPTIONS = (
-    "output_stride", "in_channels", "multi_grid", "dilate_first_block", "tf_padding", "norm_eps"
+    "output_stride", "in_channels", "multi_grid", "dilate_first_block", "dilate_next_stage",
+    "tf_padding", "pad_before_expansion", "pad_stem", "last_conv", "norm_eps",
 )  # fmt: skip
 _POSITIVE = ("num_classes", "in_channels", "aspp_channels", "low_level_channels", "decoder_convs")
 _ASPP_OPTIONS = ("separable", "depthwise_norm", "project_size", "dropout")
@@ -38,15 +39,20 @@ class DeepLab(SegmentationModel):
         backbone: nn.Module,
         classifier: nn.Module,
         aux_classifier: nn.Module | None,
+        pretrained_backbone: bool,
     ) -> None:
+        in_channels = config["in_channels"]
+        preprocessing = Preprocessing().for_channels(in_channels)
         super().__init__(
-            backbone, classifier, aux_classifier, config["align_corners"], Preprocessing(), None
+            backbone, classifier, aux_classifier, config["align_corners"], preprocessing, None
         )
-        self.in_channels = config["in_channels"]
+        self.in_channels = in_channels
         self.config: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in config.items()
         }
+        if pretrained_backbone:
+            load_imagenet(self)
 
     @property
     def architecture(self) -> str:
@@ -71,7 +77,8 @@ class DeepLab(SegmentationModel):
                 - "deeplabv3_resnet50" or "deeplabv3_resnet101": torchvision's published weights
                   (COCO, the 21 classes of PASCAL VOC), downloaded and cached by torch.hub.
             overrides: constructor arguments that replace those of the checkpoint, such as
-                ``output_stride=16``.
+                ``output_stride=16``. With other ``in_channels`` the weights for RGB images are
+                adapted as timm does: added up for one channel, else repeated and scaled.
 
         Raises:
             FileNotFoundError: the path does not exist, or a folder lacks a file.
@@ -90,13 +97,14 @@ class DeepLab(SegmentationModel):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path_or_name}: {error}") from error
         try:
-            model.load_state_dict(checkpoint.state, assign=True)
+            state = adapt_input_channels(checkpoint.state, model.state_dict())
+            model.load_state_dict(state, assign=True)
         except RuntimeError as error:
             message = textwrap.shorten(str(error), 400, placeholder=" ...")
             raise ValueError(
                 f"{path_or_name}: the weights do not fit {model.config}: {message}"
             ) from error
-        model.preprocessing = checkpoint.preprocessing
+        model.preprocessing = checkpoint.preprocessing.for_channels(model.in_channels)
         model.categories = checkpoint.categories
         return model.float().eval()
 
@@ -177,7 +185,8 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a number is out of range; the message names it.
     """
-    config = {name: config[name] for name in config if name not in ("self", "__class__")}
+    no_config = "self", "__class__", "pretrained_backbone"
+    config = {name: config[name] for name in config if name not in no_config}
     for name in _POSITIVE:
         if not isinstance(config.get(name, 1), int) or config.get(name, 1) < 1:
             raise ValueError(f"{name}: expected a positive int, got {config[name]!r}")

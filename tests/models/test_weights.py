@@ -234,7 +234,7 @@ def test_weights_of_other_networks_are_errors(tmp_path, torchvision_state):
         ({"preprocessing": None}, "malformed: AttributeError"),
         ({"preprocessing": {"resize": "big"}}, "resize: expected a positive int or None"),
         ({"preprocessing": {"crop": [1]}}, "crop: expected two positive ints or None"),
-        ({"preprocessing": {"mean": [0, 0]}}, "mean: expected three finite numbers"),
+        ({"preprocessing": {"mean": [0, 0]}}, "std: expected as many numbers as mean, 2"),
         ({"config": 3}, "malformed: TypeError"),
         ({"categories": 3}, "malformed: TypeError"),
         ({"categories": ["sky"]}, "expected as many categories as classes, got 1 for 3"),

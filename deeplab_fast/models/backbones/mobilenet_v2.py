@@ -41,7 +41,12 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise convolution and linear 1x1 projection (Sandler et al. 2018)."""
+    """1x1 expansion, 3x3 depthwise convolution and linear 1x1 projection (Sandler et al. 2018).
+
+    Args:
+        pad_before_expansion: pad the input of the block instead of that of the depthwise
+            convolution, which then sees relu6(bias of the batch norm) beyond the border, not 0.
+    """
 
     def __init__(
         self,
@@ -50,53 +55,98 @@ class InvertedResidual(nn.Module):
         expansion: int,
         stride: int,
         dilation: int,
-        tf_padding: bool,
+        tf_padding: bool = False,
+        pad_before_expansion: bool = False,
     ) -> None:
         super().__init__()
         width = in_channels * expansion
         self.residual = stride == 1 and in_channels == out_channels
+        self.input_padding = dilation if pad_before_expansion else 0
         expand = [_conv_norm_relu6(in_channels, width, kernel_size=1)] if expansion != 1 else []
+        padding = 0 if pad_before_expansion else dilation
         self.conv = nn.Sequential(
             *expand,
-            _conv_norm_relu6(width, width, 3, stride, dilation, width, tf_padding),
+            _conv_norm_relu6(width, width, 3, stride, padding, dilation, width, tf_padding),
             nn.Conv2d(width, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        return input + self.conv(input) if self.residual else self.conv(input)
+        output = self.conv(F.pad(input, [self.input_padding] * 4) if self.input_padding else input)
+        return input + output if self.residual else output
 
 
 class MobileNetV2(Backbone):
-    """MobileNetV2 of width 1 without its last 1x1 convolution and classifier (Sandler et al. 2018).
+    """MobileNetV2 of width 1 without its classifier (Sandler et al. 2018).
 
     Strides beyond ``output_stride`` become dilations of the depthwise convolutions in the blocks
     that follow.
 
     Args:
         output_stride: 8 or 16, the size of the input divided by the size of the features.
+        in_channels: channels of the images.
+        dilate_first_block: the block whose stride became a dilation has that dilation too, as in
+            segmentation_models_pytorch. False: the blocks after it have it.
+        dilate_next_stage: no block of the stage whose stride became a dilation has that dilation;
+            the blocks of the next stage have it, as in jfzhang95/pytorch-deeplab-xception.
         tf_padding: pad as TensorFlow's "SAME" does, for weights trained there (:func:`pad_same`).
+        pad_before_expansion: see :class:`InvertedResidual`.
+        pad_stem: pad the first convolution. VainF/DeepLabV3Plus-Pytorch does not.
+        last_conv: keep the last 1x1 convolution, to 1280 channels, as segmentation_models_pytorch
+            does.
 
+    Raises:
+        ValueError: two options exclude each other.
     """
 
     low_channels, aux_channels, out_channels = 24, 96, 320
 
-    def __init__(self, output_stride: int, tf_padding: bool) -> None:
+    def __init__(
+        self,
+        output_stride: int,
+        in_channels: int = 3,
+        dilate_first_block: bool = False,
+        dilate_next_stage: bool = False,
+        tf_padding: bool = False,
+        pad_before_expansion: bool = False,
+        pad_stem: bool = True,
+        last_conv: bool = False,
+    ) -> None:
         super().__init__()
+        if dilate_first_block and dilate_next_stage:
+            raise ValueError("dilate_next_stage: expected False with dilate_first_block")
+        if tf_padding and pad_before_expansion:
+            raise ValueError("pad_before_expansion: expected False with tf_padding")
+        if tf_padding and not pad_stem:
+            raise ValueError("pad_stem: expected True with tf_padding")
         channels, reached, dilation = 32, 2, 1
         self.features = nn.Sequential(
-            _conv_norm_relu6(3, channels, 3, stride=2, tf_padding=tf_padding)
+            _conv_norm_relu6(in_channels, channels, 3, 2, int(pad_stem), tf_padding=tf_padding)
         )
-        for expansion, out_channels, blocks, first_stride in _STAGES:
-            for stride in (first_stride, *[1] * (blocks - 1)):
-                current = dilation
-                if reached == output_stride:
-                    dilation, stride = dilation * stride, 1
-                reached *= stride
+        for expansion, out_channels, blocks, stride in _STAGES:
+            before = dilation
+            if reached == output_stride:
+                dilation, stride = dilation * stride, 1
+            reached *= stride
+            dilations = [before if dilate_next_stage else dilation] * blocks
+            if not dilate_first_block:
+                dilations[0] = before
+            for i in range(blocks):
                 self.features.append(
-                    InvertedResidual(channels, out_channels, expansion, stride, current, tf_padding)
+                    InvertedResidual(
+                        channels,
+                        out_channels,
+                        expansion,
+                        stride if i == 0 else 1,
+                        dilations[i],
+                        tf_padding,
+                        pad_before_expansion,
+                    )
                 )
                 channels = out_channels
+        if last_conv:
+            self.features.append(_conv_norm_relu6(channels, 1280, kernel_size=1))
+            self.out_channels = 1280
         initialize(self)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -110,6 +160,7 @@ def _conv_norm_relu6(
     out_channels: int,
     kernel_size: int,
     stride: int = 1,
+    padding: int = 0,
     dilation: int = 1,
     groups: int = 1,
     tf_padding: bool = False,
@@ -119,6 +170,5 @@ def _conv_norm_relu6(
     if tf_padding and stride == 2:
         conv = SameConv2d(*shape, groups=groups, bias=False)
     else:
-        padding = dilation * (kernel_size // 2)
         conv = Conv2d(*shape, padding, dilation, groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))

@@ -30,6 +30,7 @@ ARGMAX_TRITON = Guard(
     "(triton or interpreter or interpreted) and not (compile or export or opcheck or real_logits)"
 )
 ASPP = Guard("test_aspp.py test_prepared_kernels.py prepared_kernels or emulated")
+BACKBONES = Guard("test_backbones.py")
 BACKWARD = Guard(
     "test_dilated_conv2d_backward.py test_dilated_conv2d.py seeds or backward and emulated"
 )
@@ -160,6 +161,11 @@ GUARDS = {
         "test_training.py deeplabv3plus or another_network or contradict or wrong_atrous or default"
     ),
     "deeplab_fast/cli/tune.py": TUNING,
+    "deeplab_fast/models/backbones/imagenet.py": BACKBONES,
+    "deeplab_fast/models/backbones/mobilenet_v2.py": BACKBONES,
+    "deeplab_fast/models/backbones/mobilenet_v3.py": BACKBONES,
+    "deeplab_fast/models/backbones/resnet.py": BACKBONES,
+    "deeplab_fast/models/backbones/timm_features.py": BACKBONES,
     "deeplab_fast/models/segmentation.py": TUNING,
     "deeplab_fast/models/cuda_graphs.py": CUDA_GRAPHS,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
