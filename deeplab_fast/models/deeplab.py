@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 
 from ..nn import ASPP
 from .backbones import make_backbone
-from .checkpoints import Checkpoint, read_pretrained, write_checkpoint
+from .checkpoints import Checkpoint, read_pretrained, state_for, write_checkpoint
 from .inference import InferenceModel, prepare
 from .preprocessing import Preprocessing
 from .segmentation import SegmentationModel
@@ -20,7 +19,7 @@ from .segmentation import SegmentationModel
 _ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 _BACKBONE_OPTIONS = (
     "output_stride", "in_channels", "multi_grid", "dilate_first_block", "dilate_next_stage",
-    "tf_padding", "pad_before_expansion", "norm_eps",
+    "tf_padding", "pad_before_expansion", "pad_stem", "last_conv", "norm_eps",
 )  # fmt: skip
 _ASPP_OPTIONS = ("separable", "depthwise_norm", "project_size", "dropout")
 
@@ -54,9 +53,15 @@ class DeepLab(SegmentationModel):
 
         Args:
             path_or_name: one of
-                - a torchvision checkpoint of deeplabv3_resnet50 or 101 (.pth or .pt), with or
-                  without auxiliary classifier, alone or under the key "model";
                 - a file written by :meth:`save_pretrained` (.safetensors);
+                - a file with the state dict of a DeepLab of torchvision,
+                  segmentation_models_pytorch, VainF/DeepLabV3Plus-Pytorch,
+                  jfzhang95/pytorch-deeplab-xception or mmsegmentation (.pth, .pt, .tar, .bin, .ckpt
+                  or .safetensors), alone or inside the checkpoint of a training script. Keys and
+                  shapes determine the network. Output stride, atrous rates and the convention of
+                  the upsampling are not in them: the project's defaults are taken. The guide "Swap
+                  it in" lists them;
+                - a folder of segmentation_models_pytorch's save_pretrained;
                 - a Hugging Face folder of a MobileNetV2ForSemanticSegmentation: config.json,
                   model.safetensors and, for the preprocessing, preprocessor_config.json. Its logits
                   are upsampled with ``align_corners=True``, as in TensorFlow, where these weights
@@ -85,12 +90,10 @@ class DeepLab(SegmentationModel):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path_or_name}: {error}") from error
         try:
-            model.load_state_dict(checkpoint.state, assign=True)
-        except RuntimeError as error:
-            message = textwrap.shorten(str(error), 400, placeholder=" ...")
-            raise ValueError(
-                f"{path_or_name}: the weights do not fit {model.config}: {message}"
-            ) from error
+            state = state_for(checkpoint, model.state_dict())
+        except ValueError as error:
+            raise ValueError(f"{path_or_name}: {error}") from error
+        model.load_state_dict(state, assign=True)
         model.preprocessing = checkpoint.preprocessing
         model.categories = checkpoint.categories
         return model.float().eval()

@@ -49,6 +49,9 @@ class DeepLabV3(DeepLab):
         tf_padding: pad mobilenet_v2 as TensorFlow's "SAME" does, for weights trained there.
         pad_before_expansion: pad the input of mobilenet_v2's blocks instead of that of their
             depthwise convolutions, as in VainF/DeepLabV3Plus-Pytorch and jfzhang95's.
+        pad_stem: pad the first convolution of mobilenet_v2; VainF's does not.
+        last_conv: keep the last 1x1 convolution of mobilenet_v2, to 1280 channels, as
+            segmentation_models_pytorch does.
         norm_eps: epsilon of the backbone's batch norms; 1e-3 in TensorFlow's MobileNetV2.
 
     Attributes:
@@ -84,6 +87,8 @@ class DeepLabV3(DeepLab):
         dilate_next_stage: bool = False,
         tf_padding: bool = False,
         pad_before_expansion: bool = False,
+        pad_stem: bool = True,
+        last_conv: bool = False,
         norm_eps: float = 1e-5,
     ) -> None:
         config = checked(locals())

@@ -23,6 +23,8 @@ def make_backbone(
     dilate_next_stage: bool = False,
     tf_padding: bool = False,
     pad_before_expansion: bool = False,
+    pad_stem: bool = True,
+    last_conv: bool = False,
     norm_eps: float = 1e-5,
 ) -> Backbone:
     """A backbone with random weights; the arguments are those of :class:`DeepLabV3`.
@@ -37,7 +39,9 @@ def make_backbone(
         raise ValueError(f"in_channels: expected at least 1, got {in_channels}")
     if not 0 < norm_eps < math.inf:
         raise ValueError(f"norm_eps: expected a positive number, got {norm_eps!r}")
-    for option in ("dilate_next_stage", "tf_padding", "pad_before_expansion"):
+    if not pad_stem and name != "mobilenet_v2":
+        raise ValueError(f"pad_stem: only mobilenet_v2 can leave the padding out, not {name}")
+    for option in ("dilate_next_stage", "tf_padding", "pad_before_expansion", "last_conv"):
         if locals()[option] and name != "mobilenet_v2":
             raise ValueError(f"{option}: only mobilenet_v2 has it, not {name}")
     backbone: Backbone
@@ -51,6 +55,8 @@ def make_backbone(
             dilate_next_stage,
             tf_padding,
             pad_before_expansion,
+            pad_stem,
+            last_conv,
         )
     else:
         backbone = ResNet(name, output_stride, in_channels, multi_grid, dilate_first_block)

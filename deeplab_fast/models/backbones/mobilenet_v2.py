@@ -77,7 +77,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Backbone):
-    """MobileNetV2 of width 1 without its last 1x1 convolution and classifier (Sandler et al. 2018).
+    """MobileNetV2 of width 1 without its classifier (Sandler et al. 2018).
 
     Strides beyond ``output_stride`` become dilations of the depthwise convolutions in the blocks
     that follow.
@@ -91,6 +91,9 @@ class MobileNetV2(Backbone):
             the blocks of the next stage have it, as in jfzhang95/pytorch-deeplab-xception.
         tf_padding: pad as TensorFlow's "SAME" does, for weights trained there (:func:`pad_same`).
         pad_before_expansion: see :class:`InvertedResidual`.
+        pad_stem: pad the first convolution. VainF/DeepLabV3Plus-Pytorch does not.
+        last_conv: keep the last 1x1 convolution, to 1280 channels, as segmentation_models_pytorch
+            does.
 
     Raises:
         ValueError: two options exclude each other.
@@ -106,15 +109,19 @@ class MobileNetV2(Backbone):
         dilate_next_stage: bool = False,
         tf_padding: bool = False,
         pad_before_expansion: bool = False,
+        pad_stem: bool = True,
+        last_conv: bool = False,
     ) -> None:
         super().__init__()
         if dilate_first_block and dilate_next_stage:
             raise ValueError("dilate_next_stage: expected False with dilate_first_block")
         if tf_padding and pad_before_expansion:
             raise ValueError("pad_before_expansion: expected False with tf_padding")
+        if tf_padding and not pad_stem:
+            raise ValueError("pad_stem: expected True with tf_padding")
         channels, reached, dilation = 32, 2, 1
         self.features = nn.Sequential(
-            _conv_norm_relu6(in_channels, channels, 3, stride=2, padding=1, tf_padding=tf_padding)
+            _conv_norm_relu6(in_channels, channels, 3, 2, int(pad_stem), tf_padding=tf_padding)
         )
         for expansion, out_channels, blocks, stride in _STAGES:
             before = dilation
@@ -137,6 +144,9 @@ class MobileNetV2(Backbone):
                     )
                 )
                 channels = out_channels
+        if last_conv:
+            self.features.append(_conv_norm_relu6(channels, 1280, kernel_size=1))
+            self.out_channels = 1280
         initialize(self)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
