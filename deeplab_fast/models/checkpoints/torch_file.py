@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import pickletools
 import re
 import textwrap
@@ -55,16 +56,19 @@ def read_torch_file(path: Path) -> Any:
         raise
     except Exception as error:  # a damaged file raises nearly anything
         raise ValueError(
-            f"{path}: expected a complete file of torch.save: {one_line(error)}"
+            f"{path}: expected a complete file of torch.save: {_cause(error)}"
         ) from error
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error without torch.load's advice to read the file unsafely."""
-    message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    message = message.partition("WeightsUnpickler error:")[2].strip() or message
-    message = message.partition("\n")[0] or type(error).__name__
-    return textwrap.shorten(message, 200, placeholder=" ...")
+def _cause(error: Exception) -> str:
+    """The first line of an error, without torch.load's advice to read the file unsafely.
+
+    torch.load puts the advice around the message of the error that it handles.
+    """
+    original = error.__context__
+    error = original if isinstance(original, pickle.UnpicklingError) else error
+    message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
+    return textwrap.shorten(message or type(error).__name__, 200, placeholder=" ...")
 
 
 def _stand_ins(path: Path, is_zip: bool) -> list[Any]:

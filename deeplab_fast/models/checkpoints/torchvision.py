@@ -27,6 +27,7 @@ def recognize(state: State) -> Checkpoint | None:
         "num_classes": state["classifier.4.weight"].size(0),
         "in_channels": state[f"backbone.{stem_key(backbone)}"].size(1),
         "output_stride": 8,
+        "aspp_channels": state["classifier.0.project.0.weight"].size(0),
         "aux_loss": "aux_classifier.4.weight" in state,
     }
     return Checkpoint("DeepLabV3", config, state, _PREPROCESSING, None, PROJECT)
