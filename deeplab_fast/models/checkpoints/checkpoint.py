@@ -40,31 +40,43 @@ def well_formed(source: str | os.PathLike[str]) -> Iterator[None]:
 def state_for(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The checkpoint's tensors for a model whose state dict is ``expected``.
 
-    The auxiliary classifier is left out if the model has none. Counters of batch norm, which files
-    of PyTorch 0.4.0 and earlier lack, are added.
+    The auxiliary classifier is left out if the model has none.
 
     Raises:
         ValueError: tensors are missing, unexpected or of another shape; the message is one line.
     """
-    state = dict(checkpoint.state)
+    state = checkpoint.state
     if not any(key.startswith("aux_classifier.") for key in expected):
         state = {key: state[key] for key in state if not key.startswith("aux_classifier.")}
-    for key in expected.keys() - state.keys():
+    try:
+        return fitted(state, expected)
+    except ValueError as error:
+        raise ValueError(f"recognised a {checkpoint}, but {error}") from error
+
+
+def fitted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` with the counters of batch norm, which files of PyTorch 0.4.0 and earlier lack.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape than in ``expected``.
+    """
+    result = dict(state)
+    for key in expected.keys() - result.keys():
         if key.endswith(".num_batches_tracked"):
-            state[key] = torch.tensor(0)
+            result[key] = torch.tensor(0)
     problems = {
-        "missing": [key for key in expected if key not in state],
-        "unexpected": [key for key in state if key not in expected],
+        "missing": [key for key in expected if key not in result],
+        "unexpected": [key for key in result if key not in expected],
         "of another shape": [
-            f"{key} {list(state[key].shape)} instead of {list(expected[key].shape)}"
+            f"{key} {list(result[key].shape)} instead of {list(expected[key].shape)}"
             for key in expected
-            if key in state and state[key].shape != expected[key].shape
+            if key in result and result[key].shape != expected[key].shape
         ],
     }
     found = [f"{len(keys)} {kind} ({first(keys)})" for kind, keys in problems.items() if keys]
     if found:
-        raise ValueError(f"recognised a {checkpoint}, but tensors do not fit: {'; '.join(found)}")
-    return state
+        raise ValueError(f"tensors do not fit: {', '.join(found)}")
+    return result
 
 
 def first(names: list[str]) -> str:

@@ -30,16 +30,21 @@ def recognize(state: State, description: Mapping[str, Any]) -> Checkpoint:
     Raises:
         ValueError: it is no DeepLab, or one with an unsupported backbone; the message is one line.
     """
-    checkpoint = (
-        torchvision.recognize(state)
-        or segmentation_models_pytorch.recognize(state)
-        or vainf.recognize(state)
-        or jfzhang95.recognize(state)
-        or mmsegmentation.recognize(state, description)
-    )
+    checkpoint = recognized(state, description)
     if checkpoint is None:
         raise ValueError(
             f"expected the state dict of a DeepLab of {', '.join(PROJECTS)} or Hugging Face's "
             f"MobileNetV2, got {len(state)} tensors ({first(list(state))})"
         )
     return checkpoint
+
+
+def recognized(state: State, description: Mapping[str, Any]) -> Checkpoint | None:
+    """As :func:`recognize`, but None if it is no DeepLab."""
+    return (
+        torchvision.recognize(state)
+        or segmentation_models_pytorch.recognize(state)
+        or vainf.recognize(state)
+        or jfzhang95.recognize(state)
+        or mmsegmentation.recognize(state, description)
+    )

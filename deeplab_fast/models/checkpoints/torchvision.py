@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 
+from ..._io.files import replacing
 from ..preprocessing import Preprocessing
 from .checkpoint import Checkpoint
 from .resnets import resnet_name, stem_key
@@ -11,6 +16,9 @@ from .state_dict import State
 
 NAMES = ("deeplabv3_resnet50", "deeplabv3_resnet101")
 PROJECT = "torchvision"
+
+# What the state dict tells, and what has no influence on the outputs
+_FREE = ("num_classes", "aux_loss", "dropout", "atrous_rates")
 
 _PREPROCESSING = Preprocessing(resize=520)  # the size at which references/segmentation evaluates
 
@@ -52,3 +60,31 @@ def download(name: str) -> tuple[State, tuple[str, ...]]:
             f"and give its path, or put it into {torch.hub.get_dir()}/checkpoints"
         ) from error
     return dict(state), tuple(weights.meta["categories"])
+
+
+def write_torchvision(path: Path, checkpoint: Checkpoint, usual: Mapping[str, Any]) -> None:
+    """Write the state dict of torchvision's model, completely or not at all.
+
+    Args:
+        path: a name that ends in .pth or .pt.
+        usual: configuration of the same backbone with the default arguments.
+
+    Raises:
+        ValueError: torchvision has no such model; the message says why.
+    """
+    if path.suffix not in (".pth", ".pt"):
+        raise ValueError(f"{path}: expected a name that ends in .pth or .pt")
+    backbone = checkpoint.config["backbone"]
+    if checkpoint.architecture != "DeepLabV3":
+        raise ValueError(f"torchvision has no {checkpoint.architecture}")
+    if f"deeplabv3_{backbone}" not in NAMES:
+        raise ValueError(f"torchvision has no DeepLabV3 with {backbone} (expected {', '.join(NAMES)})")
+    different = [
+        f"{name} {value!r} instead of {usual[name]!r}"
+        for name, value in checkpoint.config.items()
+        if name not in _FREE and value != usual[name]
+    ]
+    if different:
+        raise ValueError(f"torchvision's deeplabv3_{backbone} cannot have {', '.join(different)}")
+    with replacing(path) as partial:
+        torch.save(checkpoint.state, partial)
