@@ -80,7 +80,6 @@ def _explain(arguments: argparse.Namespace) -> int:
     """Print which kernel each layer of a model uses."""
     if arguments.model is None or arguments.size is None:
         raise UserError("expected --model WEIGHTS and --size HEIGHT WIDTH together")
-    shape = arguments.batch, 3, *arguments.size
     for option, values in (("--size", arguments.size), ("--batch", [arguments.batch])):
         if min(values) < 1:
             raise UserError(
@@ -90,6 +89,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     with out_of_memory("a smaller --size or --batch, or another --device"):
         model = load_model(arguments.model, "--model").to(device)
         prepared = model.prepare_for_inference(getattr(torch, arguments.dtype))
+        shape = arguments.batch, model.in_channels, *arguments.size
         print(explain(prepared, torch.zeros(shape, device=device)))
     return 0
 

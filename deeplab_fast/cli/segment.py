@@ -82,6 +82,10 @@ class Segmenter:
 
     def __init__(self, weights: str, device: torch.device, dtype: torch.dtype) -> None:
         model = load_model(weights).to(device)
+        try:
+            model.preprocessing.check_takes_photos()
+        except ValueError as error:
+            raise UserError(f"--weights: {weights}: {error}") from error
         self.model: InferenceModel = model.prepare_for_inference(dtype)
         self.num_classes = model.config["num_classes"]
         if self.num_classes > 2**16:

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         trained = load_model(arguments.weights, "WEIGHTS").to(device)
         model = trained.prepare_for_inference(getattr(torch, arguments.dtype))
         for batch in arguments.batch:
-            images = torch.zeros(batch, 3, *arguments.size, device=device)
+            images = torch.zeros(batch, trained.in_channels, *arguments.size, device=device)
             try:
                 tuned = model.tune(images)
             except (OSError, tuning.UnusableGPU) as error:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..nn import ASPP
-from .backbones import make_backbone
+from .backbones import adapt_input_channels, load_imagenet, make_backbone
 from .checkpoints import Checkpoint, read_pretrained, state_for, write_checkpoint
 from .inference import InferenceModel, prepare
 from .preprocessing import Preprocessing
@@ -37,15 +37,20 @@ class DeepLab(SegmentationModel):
         backbone: nn.Module,
         classifier: nn.Module,
         aux_classifier: nn.Module | None,
+        pretrained_backbone: bool,
     ) -> None:
+        in_channels = config["in_channels"]
+        preprocessing = Preprocessing().for_channels(in_channels)
         super().__init__(
-            backbone, classifier, aux_classifier, config["align_corners"], Preprocessing(), None
+            backbone, classifier, aux_classifier, config["align_corners"], preprocessing, None
         )
-        self.in_channels = config["in_channels"]
+        self.in_channels = in_channels
         self.config: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in config.items()
         }
+        if pretrained_backbone:
+            load_imagenet(self)
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | os.PathLike[str], **overrides: Any) -> DeepLab:
@@ -71,7 +76,8 @@ class DeepLab(SegmentationModel):
                 - "deeplabv3_resnet50" or "deeplabv3_resnet101": torchvision's published weights
                   (COCO, the 21 classes of PASCAL VOC), downloaded and cached by torch.hub.
             overrides: constructor arguments that replace those of the checkpoint, such as
-                ``output_stride=16``.
+                ``output_stride=16``. With other ``in_channels`` the weights for RGB images are
+                adapted as timm does: added up for one channel, else repeated and scaled.
 
         Raises:
             FileNotFoundError: the path does not exist, or a folder lacks a file.
@@ -90,11 +96,13 @@ class DeepLab(SegmentationModel):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path_or_name}: {error}") from error
         try:
-            state = state_for(checkpoint, model.state_dict())
+            expected = model.state_dict()
+            state = adapt_input_channels(checkpoint.state, expected)
+            state = state_for(checkpoint._replace(state=state), expected)
+            model.load_state_dict(state, assign=True)
         except ValueError as error:
             raise ValueError(f"{path_or_name}: {error}") from error
-        model.load_state_dict(state, assign=True)
-        model.preprocessing = checkpoint.preprocessing
+        model.preprocessing = checkpoint.preprocessing.for_channels(model.in_channels)
         model.categories = checkpoint.categories
         return model.float().eval()
 
@@ -173,7 +181,8 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a number is out of range; the message names it.
     """
-    config = {name: config[name] for name in config if name not in ("self", "__class__")}
+    no_config = "self", "__class__", "pretrained_backbone"
+    config = {name: config[name] for name in config if name not in no_config}
     if config["num_classes"] < 1:
         raise ValueError(f"num_classes: expected at least 1, got {config['num_classes']}")
     if config["output_stride"] not in _ATROUS_RATES:
@@ -194,10 +203,14 @@ def backbone_of(config: Mapping[str, Any]) -> Any:
 
 def aspp_of(config: Mapping[str, Any], in_channels: int) -> ASPP:
     """The ASPP module that the arguments of a constructor describe."""
-    rates = config["atrous_rates"]
-    rates = _ATROUS_RATES[config["output_stride"]] if rates is None else rates
     options = {name: config[name] for name in _ASPP_OPTIONS}
-    return ASPP(in_channels, rates, config["aspp_channels"], **options)
+    return ASPP(in_channels, atrous_rates_of(config), config["aspp_channels"], **options)
+
+
+def atrous_rates_of(config: Mapping[str, Any]) -> Sequence[int]:
+    """The rates of a configuration, by default those of its output stride."""
+    rates = config["atrous_rates"]
+    return _ATROUS_RATES[config["output_stride"]] if rates is None else rates
 
 
 def aux_head_of(config: Mapping[str, Any], in_channels: int) -> nn.Sequential | None:

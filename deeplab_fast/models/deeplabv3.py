@@ -23,8 +23,8 @@ class DeepLabV3(DeepLab):
 
     Args:
         backbone: "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50c",
-            "resnet101c" or "mobilenet_v2". A "c" is for mmsegmentation's stem of three 3x3
-            convolutions.
+            "resnet101c", "mobilenet_v2", "mobilenet_v3_large", or "timm/" and the name of a model
+            of timm. A "c" is for mmsegmentation's stem of three 3x3 convolutions.
         num_classes: channels of the logits.
         output_stride: 8 or 16, the size of the input divided by the size of the features.
             torchvision's models have 8; 16 is cheaper and coarser.
@@ -33,7 +33,7 @@ class DeepLabV3(DeepLab):
         multi_grid: factors of the dilations of the blocks of a resnet's last stage, (1, 2, 4) in
             the paper (section 3.2.1). None keeps torchvision's dilations.
         aux_loss: add an FCN classifier on earlier features, returned as "aux".
-        in_channels: channels of the images.
+        in_channels: channels of the images: 3 for RGB, 1 for grey, or any other number.
         separable: depthwise separable atrous convolutions in ASPP, as in DeepLab-v3+.
         align_corners: convention of the final upsampling, as in F.interpolate; TensorFlow's models
             need True.
@@ -52,7 +52,10 @@ class DeepLabV3(DeepLab):
         pad_stem: pad the first convolution of mobilenet_v2; VainF's does not.
         last_conv: keep the last 1x1 convolution of mobilenet_v2, to 1280 channels, as
             segmentation_models_pytorch does.
-        norm_eps: epsilon of the backbone's batch norms; 1e-3 in TensorFlow's MobileNetV2.
+        norm_eps: epsilon of the backbone's batch norms, 1e-3 in TensorFlow's MobileNetV2; by
+            default that of torchvision or timm.
+        pretrained_backbone: download ImageNet weights for the backbone, published by torchvision
+            or timm, which must be installed.
 
     Attributes:
         preprocessing: the :class:`Preprocessing` that the model was trained with.
@@ -61,6 +64,8 @@ class DeepLabV3(DeepLab):
 
     Raises:
         ValueError: an argument has an unsupported value; the message names it.
+        ImportError: ``backbone`` or ``pretrained_backbone`` needs a package that is not installed.
+        ConnectionError: the ImageNet weights cannot be downloaded; the message says what to do.
 
     >>> model = DeepLabV3("resnet50", num_classes=11, aux_loss=True)
     >>> logits = model(torch.randn(2, 3, 360, 480))["out"]
@@ -89,14 +94,15 @@ class DeepLabV3(DeepLab):
         pad_before_expansion: bool = False,
         pad_stem: bool = True,
         last_conv: bool = False,
-        norm_eps: float = 1e-5,
+        norm_eps: float | None = None,
+        pretrained_backbone: bool = False,
     ) -> None:
         config = checked(locals())
         # The modules are made in torchvision's order, so that a seed gives the same weights.
         features = backbone_of(config)
         aux_classifier = aux_head_of(config, features.aux_channels)
         classifier = _classifier(aspp_of(config, features.out_channels), num_classes, head_conv)
-        super().__init__(config, features, classifier, aux_classifier)
+        super().__init__(config, features, classifier, aux_classifier, pretrained_backbone)
 
 
 def _classifier(aspp: ASPP, num_classes: int, head_conv: bool) -> nn.Sequential:

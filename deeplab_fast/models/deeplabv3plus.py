@@ -57,8 +57,8 @@ class DeepLabV3Plus(DeepLab):
     Args:
         backbone, num_classes, output_stride, atrous_rates, multi_grid, aux_loss, in_channels,
             dropout, aspp_channels, project_size, depthwise_norm, dilate_first_block,
-            dilate_next_stage, tf_padding, pad_before_expansion, pad_stem, last_conv, norm_eps: see
-            :class:`DeepLabV3`.
+            dilate_next_stage, tf_padding, pad_before_expansion, pad_stem, last_conv, norm_eps,
+            pretrained_backbone: see :class:`DeepLabV3`.
         low_level_channels: channels to which the features of stride 4 are reduced.
         separable: depthwise separable convolutions in ASPP and in the decoder.
         align_corners: convention of both upsamplings, as in F.interpolate.
@@ -70,6 +70,8 @@ class DeepLabV3Plus(DeepLab):
 
     Raises:
         ValueError: an argument has an unsupported value; the message names it.
+        ImportError: ``backbone`` or ``pretrained_backbone`` needs a package that is not installed.
+        ConnectionError: the ImageNet weights cannot be downloaded; the message says what to do.
 
     >>> model = DeepLabV3Plus("resnet50", num_classes=11)
     >>> logits = model(torch.randn(2, 3, 360, 480))["out"]
@@ -101,7 +103,8 @@ class DeepLabV3Plus(DeepLab):
         pad_before_expansion: bool = False,
         pad_stem: bool = True,
         last_conv: bool = False,
-        norm_eps: float = 1e-5,
+        norm_eps: float | None = None,
+        pretrained_backbone: bool = False,
     ) -> None:
         separable_decoder = separable if separable_decoder is None else separable_decoder
         config = checked(locals())
@@ -109,7 +112,7 @@ class DeepLabV3Plus(DeepLab):
         aux_classifier = aux_head_of(config, features.aux_channels)
         decoder = Decoder(config, features.out_channels, features.low_channels)
         classifier = nn.Sequential(decoder, nn.Conv2d(aspp_channels, num_classes, 1))
-        super().__init__(config, features, classifier, aux_classifier)
+        super().__init__(config, features, classifier, aux_classifier, pretrained_backbone)
 
     def _classify(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
         return self.classifier(features)

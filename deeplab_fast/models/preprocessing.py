@@ -25,7 +25,8 @@ class Preprocessing:
     ``dataclasses.replace(model.preprocessing, crop=None)``.
 
     Attributes:
-        mean, std: statistics of RGB values in [0, 1]; std is positive.
+        mean, std: statistics of the channels, of values in [0, 1]; std is positive. Three channels
+            are RGB, one is grey. With other numbers the network takes tensors only.
         resize: pixels of the shorter side after resizing, or None. Bilinear with antialiasing, the
             longer side rounded down, as in torchvision's ``resize``.
         crop: (height, width) of the centre crop of the resized image, or None. A smaller image is
@@ -44,8 +45,12 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise ValueError(f"{name}: expected three finite numbers, got {values!r}")
+            if not values or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name}: expected finite numbers, got {values!r}")
+        if len(self.std) != len(self.mean):
+            raise ValueError(
+                f"std: expected as many numbers as mean, {len(self.mean)}, got {self.std!r}"
+            )
         if any(value <= 0 for value in self.std):
             raise ValueError(f"std: expected positive numbers, got {self.std!r}")
         if self.resize is not None and not _is_positive_int(self.resize):
@@ -56,12 +61,18 @@ class Preprocessing:
             raise ValueError(f"crop: expected two positive ints or None, got {self.crop!r}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """``image`` as float32 [3, H, W]. Other modes are converted to RGB as by :func:`to_rgb`.
+        """``image`` as float32 [3, H, W], or [1, H, W] with statistics of one channel.
+
+        Other modes are converted to RGB as by :func:`to_rgb`, and to grey as Pillow does.
 
         Raises:
-            ValueError: the image has 32 bits per channel.
+            ValueError: the image has 32 bits per channel, or there are statistics of another number
+                of channels.
         """
+        self.check_takes_photos()
         image = to_rgb(image)
+        if len(self.mean) == 1:
+            image = image.convert("L")
         if self.resize is not None:
             short = min(image.size)
             width, height = (side * self.resize // short for side in image.size)
@@ -71,8 +82,35 @@ class Preprocessing:
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
         pixels = np.asarray(image, dtype=np.float32) / 255
+        pixels = np.atleast_3d(pixels)
         pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+    def check_takes_photos(self) -> None:
+        """Raise ValueError unless there are one or three channels, as in an image file."""
+        if len(self.mean) not in (1, 3):
+            raise ValueError(
+                f"image: expected a network of 1 or 3 channels, got one of {len(self.mean)}, which "
+                "takes tensors only"
+            )
+
+    def for_channels(self, channels: int) -> Preprocessing:
+        """Preprocessing of another number of channels, made from that of RGB images.
+
+        One channel gets the averages of the statistics; n channels get them in turn.
+
+        Raises:
+            ValueError: this preprocessing is neither for RGB images nor for ``channels``.
+        """
+        if len(self.mean) == channels:
+            return self
+        if len(self.mean) != 3:
+            raise ValueError(f"mean: expected {channels} numbers, got {self.mean!r}")
+        mean, std = (
+            (sum(values) / 3,) if channels == 1 else (values * channels)[:channels]
+            for values in (self.mean, self.std)
+        )
+        return replace(self, mean=mean, std=std)
 
 
 def network_size(size: tuple[int, int], resize: int | None, align_corners: bool) -> tuple[int, int]:
@@ -92,7 +130,7 @@ def network_size(size: tuple[int, int], resize: int | None, align_corners: bool)
 
 
 def network_input(image: Image.Image, preprocessing: Preprocessing, align_corners: bool) -> Tensor:
-    """The network's input for a whole RGB image: float32 [1, 3, H, W], channels_last."""
+    """The network's input for a whole RGB image: float32 [1, C, H, W], channels_last."""
     size = network_size(image.size, preprocessing.resize, align_corners)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)

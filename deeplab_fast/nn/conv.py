@@ -9,13 +9,14 @@ from ..ops.dilated_conv2d import dilated_conv2d
 
 
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d``, except for two kinds of dilated layers with "same" padding.
+    """``nn.Conv2d``, except for two kinds of dilated layers.
 
     They run :func:`deeplab_fast.dilated_conv2d`, which has no second derivatives:
 
-    * half-precision layers in training on a CPU, whose weight gradient PyTorch computes wrongly on
-      many x86 CPUs (docs/onednn_bf16_weight_gradient.md);
-    * depthwise layers on a GPU, where our kernel runs if it was measured to be faster than cuDNN.
+    * half-precision layers with "same" or no padding in training on a CPU, whose weight gradient
+      PyTorch computes wrongly on many x86 CPUs (docs/onednn_bf16_weight_gradient.md);
+    * depthwise layers with "same" padding on a GPU, where our kernel runs if it was measured to be
+      faster than cuDNN.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -25,6 +26,12 @@ class Conv2d(nn.Conv2d):
         ):
             vertical, horizontal = self.dilation
             return dilated_conv2d(input, weight, bias, (vertical, horizontal), self.groups)
+        is_valid = (self.stride, self.padding, self.padding_mode) == ((1, 1), (0, 0), "zeros")
+        if max(self.dilation) > 1 and is_valid and _trains_in_half_on_cpu(input, weight):
+            vertical, horizontal = self.dilation
+            output = dilated_conv2d(input, weight, bias, (vertical, horizontal), self.groups)
+            top, left = (d * (k // 2) for d, k in zip(self.dilation, self.kernel_size))
+            return output[:, :, top : output.size(2) - top, left : output.size(3) - left]
         return super()._conv_forward(input, weight, bias)
 
     def _is_depthwise_on_gpu(self, input: Tensor) -> bool:

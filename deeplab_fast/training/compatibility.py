@@ -22,6 +22,10 @@ def check_compatible(
     for name, data in (("train_data", train_data), ("val_data", val_data)):
         if data is not None and not len(data):
             raise TrainingError(f"{name}: expected images, got none")
+    try:
+        model.preprocessing.check_takes_photos()
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
     _check_batch_size(recipe, next(model.parameters()).device)
     classes, outputs = len(train_data.classes), model.classifier[-1].out_channels
     if outputs != classes:

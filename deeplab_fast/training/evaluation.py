@@ -51,6 +51,7 @@ def evaluate(
     """
     try:
         check_views(model, scales, window)
+        model.preprocessing.check_takes_photos()
     except ValueError as error:
         raise TrainingError(str(error)) from error
     device = next(model.parameters()).device

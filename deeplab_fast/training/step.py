@@ -33,8 +33,8 @@ class TrainingStep:
             ids = [state.device.index] if state.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.objective, device_ids=ids)
         mean, std = state.model.preprocessing.mean, state.model.preprocessing.std
-        self.mean = torch.tensor(mean, device=state.device).view(3, 1, 1)
-        self.std = torch.tensor(std, device=state.device).view(3, 1, 1)
+        self.mean = torch.tensor(mean, device=state.device).view(-1, 1, 1)
+        self.std = torch.tensor(std, device=state.device).view(-1, 1, 1)
 
     def update(self, micro_batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Update the state with the micro-batches of this process.
@@ -69,7 +69,16 @@ class TrainingStep:
         return total / processes
 
     def _to_device(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images [N, 3, H, W] in channels_last and int64 labels, on the device."""
-        images = images.to(self.state.device, non_blocking=True).permute(0, 3, 1, 2)
+        """Normalised images [N, C, H, W] in channels_last and int64 labels, on the device."""
+        images = images.to(self.state.device, non_blocking=True)
+        if self.mean.size(0) == 1:
+            images = to_grey(images)
+        images = images.permute(0, 3, 1, 2)
         images = (images / 255 - self.mean) / self.std
         return images, target.to(self.state.device, non_blocking=True).long()
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """RGB images uint8 [..., 3] as grey ones [..., 1], rounded as Pillow's ``convert("L")``."""
+    luma = torch.tensor([19595, 38470, 7471], dtype=torch.int32, device=images.device)
+    return ((images * luma).sum(-1, keepdim=True) + 32768) >> 16

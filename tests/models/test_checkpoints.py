@@ -42,6 +42,11 @@ PEERS: dict[tuple[str, str, str], tuple[Callable[[], nn.Module], tuple[int, int]
         (33, 41),
         {"output_stride": 8, "aux_loss": True},
     ),
+    ("DeepLabV3", "mobilenet_v3_large", TORCHVISION): (
+        lambda: torchvision_model("mobilenet_v3_large"),
+        (49, 65),
+        {"output_stride": 16, "atrous_rates": [12, 24, 36], "aux_loss": True},
+    ),
     ("DeepLabV3", "resnet18", SMP): (
         lambda: smp_model("DeepLabV3", "resnet18"),
         (64, 48),

@@ -4,6 +4,7 @@ from .backbone_weights import read_backbone
 from .checkpoint import Checkpoint, state_for
 from .pretrained import read_pretrained
 from .safetensors_file import write_checkpoint
+from .torchvision import options as torchvision_options
 from .torchvision import write_torchvision
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "read_backbone",
     "read_pretrained",
     "state_for",
+    "torchvision_options",
     "write_checkpoint",
     "write_torchvision",
 ]

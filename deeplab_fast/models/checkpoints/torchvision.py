@@ -14,27 +14,37 @@ from .checkpoint import Checkpoint
 from .resnets import resnet_name, stem_key
 from .state_dict import State
 
-NAMES = ("deeplabv3_resnet50", "deeplabv3_resnet101")
+NAMES = ("deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large")
 PROJECT = "torchvision"
 
 # What the state dict tells, and what has no influence on the outputs
-_FREE = ("num_classes", "aux_loss", "dropout", "atrous_rates")
+_FREE = ("num_classes", "aux_loss", "dropout")
 
 _PREPROCESSING = Preprocessing(resize=520)  # the size at which references/segmentation evaluates
+
+
+def options(backbone: str) -> dict[str, Any]:
+    """Arguments of our ``DeepLabV3`` for torchvision's model with a backbone."""
+    if backbone == "mobilenet_v3_large":  # the rates of output stride 8, although it has 16
+        return {"backbone": backbone, "output_stride": 16, "atrous_rates": (12, 24, 36)}
+    return {"backbone": backbone, "output_stride": 8}
 
 
 def recognize(state: State) -> Checkpoint | None:
     """The checkpoint of a state dict of torchvision's keys, or None."""
     if not {"classifier.0.project.0.weight", "classifier.4.weight"} <= state.keys():
         return None
-    backbone = resnet_name(state)
+    is_mobilenet = "backbone.16.0.weight" in state
+    backbone = "mobilenet_v3_large" if is_mobilenet else resnet_name(state)
     if backbone is None:
-        raise ValueError("a torchvision DeepLabV3 with an unsupported backbone (expected a resnet)")
-    config = {
-        "backbone": backbone,
+        raise ValueError(
+            f"a {PROJECT} DeepLabV3 with an unsupported backbone (expected a resnet or "
+            "mobilenet_v3_large)"
+        )
+    first_conv = "backbone.0.0.weight" if is_mobilenet else f"backbone.{stem_key(backbone)}"
+    config = options(backbone) | {
         "num_classes": state["classifier.4.weight"].size(0),
-        "in_channels": state[f"backbone.{stem_key(backbone)}"].size(1),
-        "output_stride": 8,
+        "in_channels": state[first_conv].size(1),
         "aspp_channels": state["classifier.0.project.0.weight"].size(0),
         "aux_loss": "aux_classifier.4.weight" in state,
     }
@@ -67,24 +77,25 @@ def write_torchvision(path: Path, checkpoint: Checkpoint, usual: Mapping[str, An
 
     Args:
         path: a name that ends in .pth or .pt.
-        usual: configuration of the same backbone with the default arguments.
+        usual: configuration of the model of :func:`options` with the same backbone.
 
     Raises:
         ValueError: torchvision has no such model; the message says why.
     """
     if path.suffix not in (".pth", ".pt"):
         raise ValueError(f"{path}: expected a name that ends in .pth or .pt")
-    backbone = checkpoint.config["backbone"]
-    if checkpoint.architecture != "DeepLabV3":
-        raise ValueError(f"torchvision has no {checkpoint.architecture}")
-    if f"deeplabv3_{backbone}" not in NAMES:
-        raise ValueError(f"torchvision has no DeepLabV3 with {backbone} (expected {', '.join(NAMES)})")
+    name = f"deeplabv3_{checkpoint.config['backbone']}"
+    if checkpoint.architecture != "DeepLabV3" or name not in NAMES:
+        raise ValueError(
+            f"torchvision has no {checkpoint.architecture} with {checkpoint.config['backbone']}, "
+            f"only {', '.join(NAMES)}"
+        )
     different = [
-        f"{name} {value!r} instead of {usual[name]!r}"
-        for name, value in checkpoint.config.items()
-        if name not in _FREE and value != usual[name]
+        f"{option}={value!r} (it has {usual[option]!r})"
+        for option, value in checkpoint.config.items()
+        if option not in _FREE and value != usual[option]
     ]
     if different:
-        raise ValueError(f"torchvision's deeplabv3_{backbone} cannot have {', '.join(different)}")
+        raise ValueError(f"torchvision's {name} cannot have {', '.join(different)}")
     with replacing(path) as partial:
         torch.save(checkpoint.state, partial)
