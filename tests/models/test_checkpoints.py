@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from deeplab_fast.models import DeepLab
+from deeplab_fast.models import DeepLab, DeepLabV3
 from deeplab_fast.models.checkpoints.recognition import recognize
+from deeplab_fast.models.checkpoints.state_dict import renamed
 
 from ..support.cases import assert_as_accurate_as
 from ..support.peers import Jfzhang, Mmseg, Vainf
@@ -49,37 +50,37 @@ PEERS: dict[tuple[str, str, str], tuple[Callable[[], nn.Module], tuple[int, int]
     ),
     ("DeepLabV3", "resnet18", SMP): (
         lambda: smp_model("DeepLabV3", "resnet18"),
-        (64, 48),
+        (32, 48),
         {"output_stride": 8, "atrous_rates": [12, 24, 36], "separable": False},
     ),
     ("DeepLabV3Plus", "resnet18", SMP): (
         lambda: smp_model("DeepLabV3Plus", "resnet18"),
-        (64, 48),
+        (32, 48),
         {"output_stride": 16, "atrous_rates": [12, 24, 36], "separable": True},
     ),
     ("DeepLabV3Plus", "resnet34", SMP): (
         lambda: smp_model("DeepLabV3Plus", "resnet34", decoder_channels=64, in_channels=4),
-        (64, 48),
+        (32, 48),
         {"aspp_channels": 64, "in_channels": 4},
     ),
     ("DeepLabV3", "resnet50", SMP): (
         lambda: smp_model("DeepLabV3", "resnet50", decoder_aspp_separable=True),
-        (64, 48),
+        (32, 48),
         {"separable": True},
     ),
     ("DeepLabV3Plus", "resnet50", SMP): (
         lambda: smp_model("DeepLabV3Plus", "resnet50", decoder_aspp_separable=False),
-        (64, 48),
+        (32, 48),
         {"separable": False, "separable_decoder": True},
     ),
     ("DeepLabV3", "mobilenet_v2", SMP): (
         lambda: smp_model("DeepLabV3", "mobilenet_v2"),
-        (64, 48),
+        (32, 48),
         {"last_conv": True, "dilate_first_block": True},
     ),
     ("DeepLabV3Plus", "mobilenet_v2", SMP): (
         lambda: smp_model("DeepLabV3Plus", "mobilenet_v2"),
-        (64, 48),
+        (32, 48),
         {"last_conv": True, "output_stride": 16},
     ),
     ("DeepLabV3", "resnet50", VAINF): (
@@ -222,3 +223,81 @@ def test_checkpoints_give_the_outputs_and_gradients_of_their_project(
         scale = theirs[name].double().abs().max().item()
         atol = 1e-6 * scale + 1e-12 * largest
         assert_close(got[name], theirs[name], rtol=1e-6, atol=atol, msg=name)
+
+
+@pytest.mark.parametrize(
+    "architecture, encoder, options",
+    [
+        ("DeepLabV3", "resnet18", {"encoder_output_stride": 16, "decoder_atrous_rates": (2, 4, 6)}),
+        ("DeepLabV3Plus", "tu-resnet18", {"encoder_output_stride": 8, "in_channels": 4}),
+        ("DeepLabV3Plus", "tu-mobilenetv3_small_050", {"decoder_channels": 32}),
+    ],
+)
+def test_folders_of_segmentation_models_pytorch(tmp_path, architecture, encoder, options):
+    """Their config.json names an encoder of timm, the output stride and the rates."""
+    torch.manual_seed(0)
+    peer = smp_model(architecture, encoder, **options).eval()
+    peer.save_pretrained(tmp_path)
+    ours = DeepLab.from_pretrained(tmp_path)
+    assert type(ours).__name__ == architecture
+    images = torch.randn(1, ours.config["in_channels"], 32, 48)
+    with torch.no_grad():
+        got, theirs = ours(images)["out"], peer(images)
+        exact = peer.double()(images.double())
+    assert_as_accurate_as(got, theirs, exact)
+
+
+def test_old_names_of_segmentation_models_pytorch(tmp_path):
+    """Up to version 0.3 the decoder of DeepLabV3 was a sequence. Auxiliary heads are left out."""
+    torch.manual_seed(0)
+    peer = smp_model("DeepLabV3", "resnet18", decoder_channels=16, aux_params={"classes": 2})
+    expected = recognize(peer.state_dict(), {})
+    names = {
+        "decoder.aspp.": "decoder.0.",
+        "decoder.conv.": "decoder.1.",
+        "decoder.bn.": "decoder.2.",
+    }
+    old = renamed(peer.state_dict(), names)
+    assert old.keys() != peer.state_dict().keys()
+    actual = recognize(old, {})
+    assert actual.config == expected.config
+    assert_close(actual.state, expected.state, rtol=0, atol=0)
+    assert not any(key.startswith("classification_head") for key in actual.state)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"meta": {"CLASSES": ("sky", "road", "tree"), "PALETTE": [[0, 0, 0]]}},
+        {"meta": {"dataset_meta": {"classes": ("sky", "road", "tree")}}},
+        {"dataset_meta": {"classes": ("sky", "road", "tree")}},
+    ],
+)
+def test_mmsegmentation_names_the_classes(tmp_path, description):
+    with torch.device("meta"):
+        state = Mmseg(False, deep_stem=True, channels=8).state_dict()
+    assert recognize(state, description | {"state_dict": state}).categories == (
+        "sky",
+        "road",
+        "tree",
+    )
+    assert recognize(state, {"meta": None}).categories is None
+
+
+@pytest.mark.parametrize(
+    "change, project",
+    [
+        (lambda key: key.replace("downsample.0", "downsample.1"), "torchvision"),  # ResNet-D
+        (lambda key: key.replace("layer4.2", "layer4.3.0"), "torchvision"),
+        (lambda key: key.replace("backbone.layer1", "backbone.stages"), "torchvision"),
+    ],
+)
+def test_relatives_of_resnets_are_not_mistaken_for_them(change, project):
+    with torch.device("meta"):
+        state = DeepLabV3("resnet50").state_dict()
+    assert recognize(state, {}).config["backbone"] == "resnet50"
+    with pytest.raises(ValueError, match=f"{project} .*unsupported backbone"):
+        recognize({change(key): value for key, value in state.items()}, {})
+    state["backbone.layer1.0.conv2.weight"] = torch.empty(128, 4, 3, 3)  # ResNeXt
+    with pytest.raises(ValueError, match=f"{project} .*unsupported backbone"):
+        recognize(state, {})

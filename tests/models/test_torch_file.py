@@ -289,4 +289,6 @@ def test_other_networks(tmp_path):
     timm = {"decoder.aspp.0.project.0.weight", "decoder.block1.0.weight", "encoder.model.x"}
     timm.add("segmentation_head.0.weight")
     torch.save(dict.fromkeys(timm, torch.ones(2, 1, 1, 1)), path)
-    assert "got a timm encoder (tu-...), whose name is not in the file" in message_of(path)
+    assert "an encoder of timm, whose name is not in the file: expected the folder" in message_of(
+        path
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,12 +41,10 @@ def read_backbone(path: Path, name: str, expected: Mapping[str, Tensor]) -> Stat
                 state = _with_prefix(state, prefix)
                 break
         else:
-            state = _classifier_without_head(state, name)
+            is_timm = name.startswith("timm/")
+            state = _of_timm(state, expected) if is_timm else _without_head(state, name)
     if "features.18.0.weight" not in expected:  # the last 1x1 convolution of mobilenet_v2
         state = {key: state[key] for key in state if not key.startswith("features.18.")}
-    if name.startswith("timm/"):
-        state = {f"model.{key.removeprefix('model.')}": tensor for key, tensor in state.items()}
-        state = {key: state[key] for key in expected if key in state}  # heads have many names
     try:
         return fitted(state, expected)
     except ValueError as error:
@@ -68,7 +67,21 @@ def _with_prefix(state: State, prefix: str) -> State:
     return {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
 
 
-def _classifier_without_head(state: State, name: str) -> State:
+def _of_timm(state: State, expected: Mapping[str, Tensor]) -> State:
+    """The tensors of a classifier of timm for the same network as features.
+
+    timm flattens a sequence "stages.0" there to "stages_0". Heads have many names.
+    """
+    result = {}
+    for key in expected:
+        theirs = key.removeprefix("model.")
+        for name in (theirs, re.sub(r"_(\d+)\.", r".\1.", theirs, count=1)):
+            if name in state:
+                result[key] = state[name]
+    return result
+
+
+def _without_head(state: State, name: str) -> State:
     """The tensors of a classifier with the keys of torchvision or timm, in ours."""
     if name == "mobilenet_v2" and "conv_stem.weight" in state:
         state = renamed(state, _timm_mobilenet_v2())

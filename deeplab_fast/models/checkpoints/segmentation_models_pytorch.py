@@ -41,8 +41,12 @@ _V3_PLUS = _ENCODER | {
 }
 
 
-def recognize(state: State) -> Checkpoint | None:
-    """The checkpoint of a state dict of the project's keys, or None."""
+def recognize(state: State, timm_encoder: str | None = None) -> Checkpoint | None:
+    """The checkpoint of a state dict of the project's keys, or None.
+
+    Args:
+        timm_encoder: timm's name of the encoder, which the keys of those do not tell.
+    """
     is_plus = {"decoder.aspp.0.project.0.weight", "decoder.block1.0.weight"} <= state.keys()
     v3_keys = {"decoder.aspp.project.0.weight", "decoder.0.project.0.weight"}
     is_v3 = not v3_keys.isdisjoint(state)
@@ -51,12 +55,11 @@ def recognize(state: State) -> Checkpoint | None:
     num_classes = state["segmentation_head.0.weight"].size(0)
     state = renamed(state, _V3_PLUS if is_plus else _V3)
     aspp = "classifier.0.aspp.0." if is_plus else "classifier.0."
-    config: dict[str, Any] = _encoder(state) | {
+    config = _encoder(state, timm_encoder) | {
         "num_classes": num_classes,
         "output_stride": 16 if is_plus else 8,
         "atrous_rates": (12, 24, 36),  # at both output strides
         "align_corners": True,
-        "dilate_first_block": True,
         "separable": f"{aspp}convs.1.0.1.weight" in state,
         "aspp_channels": state[f"{aspp}project.0.weight"].size(0),
     }
@@ -66,20 +69,26 @@ def recognize(state: State) -> Checkpoint | None:
     return Checkpoint(architecture, config, state, Preprocessing(), None, PROJECT)
 
 
-def _encoder(state: State) -> dict[str, Any]:
+def _encoder(state: State, timm_encoder: str | None) -> dict[str, Any]:
     """The configuration of the backbone."""
+    if any(key.startswith("backbone.model.") for key in state):
+        if timm_encoder is None:
+            raise ValueError(
+                f"a {PROJECT} DeepLab with an encoder of timm, whose name is not in the file: "
+                "expected the folder of its save_pretrained"
+            )
+        return {"backbone": f"timm/{timm_encoder}"}
     if "backbone.features.18.0.weight" in state:
-        in_channels = state["backbone.features.0.0.weight"].size(1)
-        return {"backbone": "mobilenet_v2", "last_conv": True, "in_channels": in_channels}
-    backbone = resnet_name(state)
-    if backbone is None:
-        timm = any(key.startswith("backbone.model.") for key in state)
-        kind = "a timm encoder (tu-...), whose name is not in the file" if timm else "another one"
+        first_conv = "backbone.features.0.0.weight"
+        config: dict[str, Any] = {"backbone": "mobilenet_v2", "last_conv": True}
+    else:
+        config, first_conv = {"backbone": resnet_name(state)}, "backbone.conv1.weight"
+    if config["backbone"] is None:
         raise ValueError(
-            f"a {PROJECT} DeepLab with an unsupported encoder: expected resnet18, 34, 50, 101 or "
-            f"152 or mobilenet_v2 with encoder_depth 5, got {kind}"
+            f"a {PROJECT} DeepLab with an unsupported encoder (expected resnet18, 34, 50, 101 or "
+            "152, mobilenet_v2 or one of timm (tu-...), with encoder_depth 5)"
         )
-    return {"backbone": backbone, "in_channels": state["backbone.conv1.weight"].size(1)}
+    return config | {"in_channels": state[first_conv].size(1), "dilate_first_block": True}
 
 
 def read_folder(folder: Path) -> Checkpoint | None:
@@ -94,10 +103,11 @@ def read_folder(folder: Path) -> Checkpoint | None:
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise FileNotFoundError(f"{weights}: not found. Expected it beside config.json")
+    encoder = str(config["encoder_name"])
     try:
-        checkpoint = recognize(read_safetensors(weights)[0])
+        checkpoint = recognize(read_safetensors(weights)[0], encoder.removeprefix("tu-"))
     except ValueError as error:
-        raise ValueError(f"{folder}: {error} ({config['encoder_name']})") from error
+        raise ValueError(f"{folder}: {error} ({encoder})") from error
     if checkpoint is None:
         raise ValueError(
             f"{folder}: expected a DeepLabV3 or DeepLabV3Plus of {PROJECT}, got "
@@ -106,6 +116,9 @@ def read_folder(folder: Path) -> Checkpoint | None:
     with well_formed(path):
         stride, rates = config["encoder_output_stride"], tuple(config["decoder_atrous_rates"])
         checkpoint.config.update(
-            output_stride=stride, atrous_rates=rates, dropout=config["decoder_aspp_dropout"]
+            output_stride=stride,
+            atrous_rates=rates,
+            dropout=config["decoder_aspp_dropout"],
+            in_channels=config.get("in_channels", 3),
         )
     return checkpoint
