@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from deeplab_fast.models import DeepLab, DeepLabV3
+from deeplab_fast.models.checkpoints.huggingface import read_model
 from deeplab_fast.models.checkpoints.recognition import recognize
 from deeplab_fast.models.checkpoints.state_dict import renamed
 
@@ -301,3 +302,50 @@ def test_relatives_of_resnets_are_not_mistaken_for_them(change, project):
     state["backbone.layer1.0.conv2.weight"] = torch.empty(128, 4, 3, 3)  # ResNeXt
     with pytest.raises(ValueError, match=f"{project} .*unsupported backbone"):
         recognize(state, {})
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "model, backbone, weights", [("DeepLabV3", "mobilenet_v2", "Hugging Face")]
+)
+def test_hugging_face_gives_the_same_logits_and_gradients(tmp_path, model, backbone, weights):
+    transformers = pytest.importorskip("transformers", reason="the peer")
+    torch.manual_seed(0)
+    config = transformers.MobileNetV2Config(
+        num_labels=3, output_stride=16, classifier_dropout_prob=0.0
+    )
+    peer = transformers.MobileNetV2ForSemanticSegmentation(config)
+    for module in peer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            nn.init.uniform_(module.weight, 0.5, 1)
+            nn.init.normal_(module.bias, 0, 0.1)
+    peer.eval().save_pretrained(tmp_path)
+    weights_file = tmp_path / "model.safetensors"
+    ours = DeepLab.from_pretrained(weights_file)  # config.json is beside it
+    assert type(ours).__name__ == model and ours.config["backbone"] == backbone
+    assert_close(ours.state_dict(), DeepLab.from_pretrained(tmp_path).state_dict())
+
+    images = torch.randn(2, 3, 49, 66)
+    with torch.no_grad():
+        got, theirs = ours.logits(images)["out"], peer(images).logits
+        exact = peer.double()(images.double()).logits
+    assert_as_accurate_as(got, theirs, exact)
+
+    ours.double().train()
+    peer.train()
+    ours.classifier[0].project[-1].p = 0.0
+    for logits in (ours.logits(images.double())["out"], peer(images.double()).logits):
+        generator = torch.Generator().manual_seed(1)
+        (
+            logits * torch.randn(logits.shape, generator=generator, dtype=logits.dtype)
+        ).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in peer.named_parameters()}
+    unused = {name for name, gradient in gradients.items() if gradient is None}
+    assert all("conv_1x1" in name for name in unused)  # of the classifier
+    state = {k: gradients.get(k, v) for k, v in peer.state_dict().items() if k not in unused}
+    theirs = read_model(tmp_path, weights_file, state).state
+    largest = max(parameter.grad.abs().max().item() for parameter in ours.parameters())
+    for name, parameter in ours.named_parameters():
+        atol = 1e-6 * theirs[name].abs().max().item() + 1e-12 * largest
+        assert_close(parameter.grad, theirs[name], rtol=1e-6, atol=atol, msg=name)
