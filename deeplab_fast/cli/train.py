@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+<<<<<<< HEAD
 from ..models import DeepLab, DeepLabV3, DeepLabV3Plus
+=======
+from ..models import DeepLab, DeepLabV3
+from ..models.backbones import load_imagenet
+from ..models.checkpoints import read_backbone
+>>>>>>> h-ckpt
 from ..training import Interrupted, Recipe, distributed, train
 from .datasets import LAYOUTS, add_arguments, add_workers, open_split
 from .device import add_device, add_dtype, out_of_memory
@@ -105,9 +111,9 @@ def add_parser(subparsers: Any) -> None:
     )
     network.add_argument(
         "--backbone-weights",
-        type=Path,
-        metavar="FILE.pth",
-        help="start from the backbone of this torchvision classifier (a state dict)",
+        metavar="FILE",
+        help="start from the backbone in this file, a classifier with the keys of torchvision or "
+        "timm or a DeepLab of any project; imagenet: download ImageNet weights",
     )
     recipe = parser.add_argument_group("recipe")
     for name, (kind, text) in _RECIPE.items():
@@ -251,18 +257,16 @@ def _pretrained(arguments: argparse.Namespace, num_classes: int, aux_loss: bool)
     return model
 
 
-def _load_backbone(model: DeepLab, path: Path) -> None:
-    """Load the backbone of a classifier, without its last layers."""
+def _load_backbone(model: DeepLab, weights: str) -> None:
+    """Load a backbone's weights from a file, or those of ImageNet."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        missing, _ = model.backbone.load_state_dict(state, strict=False)
+        if weights == "imagenet":
+            load_imagenet(model)
+        else:
+            expected = model.backbone.state_dict()
+            state = read_backbone(Path(weights), model.config["backbone"], expected)
+            model.backbone.load_state_dict(state)
     except OSError as error:
-        raise UserError(f"--backbone-weights: {path}: {reason(error)}") from error
-    except Exception as error:  # a file can hold anything, and shapes can differ
-        first = reason(error)[:200]
-        raise UserError(f"--backbone-weights: {path}: does not fit: {first}") from error
-    if missing:
-        raise UserError(
-            f"--backbone-weights: {path}: {missing[0]} is missing (expected a state dict of "
-            f"torchvision's {model.config['backbone']})"
-        )
+        raise UserError(f"--backbone-weights: {weights}: {reason(error)}") from error
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--backbone-weights: {reason(error)}") from error

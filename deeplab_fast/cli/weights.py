@@ -8,11 +8,24 @@ from ..models import DeepLab
 from .errors import UserError
 
 WEIGHTS = """\
+<<<<<<< HEAD
   deeplabv3_resnet50, deeplabv3_resnet101   torchvision's, downloaded once through torch.hub
   FILE.pth                                  a torchvision checkpoint of one of these two
   FOLDER                                    a Hugging Face MobileNetV2ForSemanticSegmentation:
                                             config.json, model.safetensors
   FILE.safetensors                          a file of save_pretrained"""
+=======
+  deeplabv3_resnet50, deeplabv3_resnet101,  torchvision's, downloaded once through torch.hub
+  deeplabv3_mobilenet_v3_large
+  FILE                                      a checkpoint (.pth, .pt, .tar, .bin, .ckpt or
+                                            .safetensors) of a DeepLab of torchvision,
+                                            segmentation_models_pytorch, VainF, jfzhang95 or
+                                            mmsegmentation
+  FOLDER                                    a Hugging Face MobileNetV2ForSemanticSegmentation or a
+                                            folder of segmentation_models_pytorch: config.json,
+                                            model.safetensors
+  FILE.safetensors                          a file of DeepLabV3.save_pretrained"""
+>>>>>>> h-ckpt
 
 
 def load_model(weights: str, argument: str = "--weights", **overrides: Any) -> DeepLab:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from ..nn import ASPP
 from .backbones import adapt_input_channels, load_imagenet, make_backbone
-from .checkpoints import Checkpoint, read_pretrained, write_checkpoint
+from .checkpoints import Checkpoint, read_pretrained, state_for, write_checkpoint
 from .inference import InferenceModel, prepare
 from .preprocessing import Preprocessing
 from .segmentation import SegmentationModel
@@ -65,9 +64,15 @@ class DeepLab(SegmentationModel):
 
         Args:
             path_or_name: one of
-                - a torchvision checkpoint of deeplabv3_resnet50 or 101 (.pth or .pt), with or
-                  without auxiliary classifier, alone or under the key "model";
                 - a file written by :meth:`save_pretrained` (.safetensors);
+                - a file with the state dict of a DeepLab of torchvision,
+                  segmentation_models_pytorch, VainF/DeepLabV3Plus-Pytorch,
+                  jfzhang95/pytorch-deeplab-xception or mmsegmentation (.pth, .pt, .tar, .bin, .ckpt
+                  or .safetensors), alone or inside the checkpoint of a training script. Keys and
+                  shapes determine the network. Output stride, atrous rates and the convention of
+                  the upsampling are not in them: the project's defaults are taken. The guide "Swap
+                  it in" lists them;
+                - a folder of segmentation_models_pytorch's save_pretrained;
                 - a Hugging Face folder of a MobileNetV2ForSemanticSegmentation: config.json,
                   model.safetensors and, for the preprocessing, preprocessor_config.json. Its logits
                   are upsampled with ``align_corners=True``, as in TensorFlow, where these weights
@@ -97,13 +102,12 @@ class DeepLab(SegmentationModel):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path_or_name}: {error}") from error
         try:
-            state = adapt_input_channels(checkpoint.state, model.state_dict())
+            expected = model.state_dict()
+            state = adapt_input_channels(checkpoint.state, expected)
+            state = state_for(checkpoint._replace(state=state), expected)
             model.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            message = textwrap.shorten(str(error), 400, placeholder=" ...")
-            raise ValueError(
-                f"{path_or_name}: the weights do not fit {model.config}: {message}"
-            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path_or_name}: {error}") from error
         model.preprocessing = checkpoint.preprocessing.for_channels(model.in_channels)
         model.categories = checkpoint.categories
         return model.float().eval()
@@ -210,10 +214,14 @@ def backbone_of(config: Mapping[str, Any]) -> Any:
 
 def aspp_of(config: Mapping[str, Any], in_channels: int) -> ASPP:
     """The ASPP module that the arguments of a constructor describe."""
-    rates = config["atrous_rates"]
-    rates = _ATROUS_RATES[config["output_stride"]] if rates is None else rates
     options = {name: config[name] for name in _ASPP_OPTIONS}
-    return ASPP(in_channels, rates, config["aspp_channels"], **options)
+    return ASPP(in_channels, atrous_rates_of(config), config["aspp_channels"], **options)
+
+
+def atrous_rates_of(config: Mapping[str, Any]) -> Sequence[int]:
+    """The rates of a configuration, by default those of its output stride."""
+    rates = config["atrous_rates"]
+    return _ATROUS_RATES[config["output_stride"]] if rates is None else rates
 
 
 def aux_head_of(config: Mapping[str, Any], in_channels: int) -> nn.Sequential | None:

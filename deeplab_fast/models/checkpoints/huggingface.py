@@ -1,4 +1,4 @@
-"""Reader of Hugging Face folders of MobileNetV2ForSemanticSegmentation."""
+"""Reader of Hugging Face's MobileNetV2ForSemanticSegmentation."""
 
 from __future__ import annotations
 
@@ -30,15 +30,29 @@ _REQUIRED = {
 
 def read_folder(folder: Path) -> Checkpoint:
     """Read a folder; see ``DeepLabV3.from_pretrained``."""
-    config = _read_json(folder / "config.json")
+    _existing(folder / "config.json")
+    weights = _existing(folder / "model.safetensors")
+    return read_model(folder, weights, read_safetensors(weights)[0])
+
+
+def has_keys(state: dict[str, Tensor]) -> bool:
+    """True if a state dict has the keys of these models."""
+    return "segmentation_head.conv_aspp.convolution.weight" in state
+
+
+def read_model(folder: Path, weights: Path, tensors: dict[str, Tensor]) -> Checkpoint:
+    """The checkpoint of the tensors in a file ``weights``.
+
+    Args:
+        folder: where config.json and, for the preprocessing, preprocessor_config.json are.
+    """
+    config = read_json(folder / "config.json")
     if _ARCHITECTURE not in (config.get("architectures") or ()):
         raise ValueError(
             f"{folder / 'config.json'}: expected the architecture {_ARCHITECTURE}, got "
             f"{config.get('architectures')}"
         )
     _require(config, _REQUIRED, folder / "config.json")
-    weights = _existing(folder / "model.safetensors")
-    tensors, _ = read_safetensors(weights)
     state = _renamed(tensors, weights)
     num_classes = state["classifier.1.weight"].size(0)
     labels = config.get("id2label") or {}
@@ -61,6 +75,7 @@ def read_folder(folder: Path) -> Checkpoint:
         state,
         _preprocessing(folder / "preprocessor_config.json"),
         categories,
+        "Hugging Face",
     )
 
 
@@ -110,7 +125,7 @@ def _preprocessing(path: Path) -> Preprocessing:
     """Preprocessing of preprocessor_config.json; without that file, only scaling to [-1, 1]."""
     if not path.exists():
         return Preprocessing((0.5,) * 3, (0.5,) * 3)
-    config = _read_json(path)
+    config = read_json(path)
     _require(config, {"do_rescale": True, "do_normalize": True}, path)
     if config.get("do_resize", True):
         _require(config, {"resample": 2}, path)  # Pillow's bilinear
@@ -141,7 +156,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(_existing(path).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from . import huggingface, segmentation_models_pytorch
 from .checkpoint import Checkpoint
-from .huggingface import read_folder
-from .safetensors_file import read_checkpoint
-from .torchvision import NAMES, download, read_file
+from .recognition import recognize
+from .safetensors_file import is_own, read_checkpoint, read_safetensors
+from .state_dict import State, state_dict_of
+from .torch_file import read_torch_file
+from .torchvision import NAMES, download
 
 _EXPECTED = (
-    "a torchvision checkpoint of deeplabv3_resnet50 or 101 (.pth), a file of save_pretrained "
-    "(.safetensors), a Hugging Face folder of a MobileNetV2ForSemanticSegmentation, or one of the "
-    f"names {', '.join(NAMES)}"
+    "a checkpoint of a DeepLab (.pth, .pt, .tar, .bin, .ckpt or .safetensors), a file of "
+    "save_pretrained (.safetensors), a folder of Hugging Face's MobileNetV2ForSemanticSegmentation "
+    f"or of segmentation_models_pytorch, or one of the names {', '.join(NAMES)}"
 )
 
 
@@ -32,13 +37,45 @@ def read_pretrained(path_or_name: str | os.PathLike[str]) -> Checkpoint:
 def _read(path_or_name: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path_or_name)
     if path.is_dir():
-        return read_folder(path)
+        return segmentation_models_pytorch.read_folder(path) or huggingface.read_folder(path)
     if str(path_or_name) in NAMES and not path.exists():
-        return download(str(path_or_name))
+        state, categories = download(str(path_or_name))
+        return _recognized(state, {}, path)._replace(categories=categories)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder. Expected {_EXPECTED}")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and is_own(path):
         return read_checkpoint(path)
-    if path.suffix in (".pth", ".pt"):
-        return read_file(path)
-    raise ValueError(f"{path}: expected {_EXPECTED}")
+    state, description = read_state_dict(path)
+    if huggingface.has_keys(state):
+        return huggingface.read_model(path.parent, path, state)
+    return _recognized(state, description, path)
+
+
+def read_state_dict(path: Path) -> tuple[State, Mapping[str, Any]]:
+    """The tensors in a file of torch.save or safetensors, and the dict around them.
+
+    Raises:
+        ValueError: the file is damaged or has no state dict; the message is one line.
+    """
+    if path.suffix == ".safetensors":
+        content: Any = read_safetensors(path)[0]
+    else:
+        content = read_torch_file(path)
+    if isinstance(content, Mapping) and "architecture" in content:
+        raise ValueError(
+            f"{path}: the state of a training run, expected one of its models, best.safetensors or "
+            "last.safetensors beside it"
+        )
+    try:
+        return state_dict_of(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _recognized(state: State, description: Mapping[str, Any], path: Path) -> Checkpoint:
+    try:
+        return recognize(state, description)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (KeyError, IndexError) as error:  # a tensor that a project's models have is missing
+        raise ValueError(f"{path}: malformed: {type(error).__name__}: {error}") from error

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,6 +16,8 @@ from torch import Tensor
 from ..._io.files import replacing
 from ..preprocessing import Preprocessing
 from .checkpoint import Checkpoint, well_formed
+
+Result = TypeVar("Result")
 
 _KEY = "deeplab_fast"  # metadata entry with the JSON description
 
@@ -38,14 +41,14 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         partial.chmod(mode)
 
 
+def is_own(path: Path) -> bool:
+    """True if :func:`write_checkpoint` wrote the file."""
+    return _KEY in _read(path, lambda file: file.metadata() or {})
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a file of :func:`write_checkpoint`."""
     state, metadata = read_safetensors(path)
-    if _KEY not in metadata:
-        raise ValueError(
-            f"{path}: expected a file written by save_pretrained, got one without {_KEY!r} in its "
-            "metadata. To load a Hugging Face model, give its folder"
-        )
     with well_formed(path):
         description = json.loads(metadata[_KEY])
         preprocessing: dict[str, Any] = {
@@ -67,9 +70,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file. The tensors are copies: safetensors maps them to the file."""
+    return _read(
+        path,
+        lambda file: (
+            {key: file.get_tensor(key).clone() for key in file.keys()},
+            file.metadata() or {},
+        ),
+    )
+
+
+def _read(path: Path, read: Callable[[Any], Result]) -> Result:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
-            return tensors, file.metadata() or {}
+            return read(file)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file: {error}") from error

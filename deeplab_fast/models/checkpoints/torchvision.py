@@ -1,45 +1,58 @@
-"""torchvision's DeepLab-v3 weights, from checkpoint files or published by torchvision."""
+"""torchvision's DeepLab-v3: weights in its keys, or published by it."""
 
 from __future__ import annotations
 
-import re
-import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..._io.files import replacing
 from ..preprocessing import Preprocessing
-from .checkpoint import Checkpoint, well_formed
+from .checkpoint import Checkpoint
+from .resnets import resnet_name, stem_key
+from .state_dict import State
 
-NAMES = ("deeplabv3_resnet50", "deeplabv3_resnet101")
+NAMES = ("deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large")
+PROJECT = "torchvision"
+
+# What the state dict tells, and what has no influence on the outputs
+_FREE = ("num_classes", "aux_loss", "dropout")
 
 _PREPROCESSING = Preprocessing(resize=520)  # the size at which references/segmentation evaluates
 
 
-def read_file(path: Path) -> Checkpoint:
-    """Read a checkpoint that torch.save wrote. Its keys and shapes determine the network."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle raises nearly anything
-        message = textwrap.shorten(str(error), 200, placeholder=" ...")
+def options(backbone: str) -> dict[str, Any]:
+    """Arguments of our ``DeepLabV3`` for torchvision's model with a backbone."""
+    if backbone == "mobilenet_v3_large":  # the rates of output stride 8, although it has 16
+        return {"backbone": backbone, "output_stride": 16, "atrous_rates": (12, 24, 36)}
+    return {"backbone": backbone, "output_stride": 8}
+
+
+def recognize(state: State) -> Checkpoint | None:
+    """The checkpoint of a state dict of torchvision's keys, or None."""
+    if not {"classifier.0.project.0.weight", "classifier.4.weight"} <= state.keys():
+        return None
+    is_mobilenet = "backbone.16.0.weight" in state
+    backbone = "mobilenet_v3_large" if is_mobilenet else resnet_name(state)
+    if backbone is None:
         raise ValueError(
-            f"{path}: expected a checkpoint that torch.load reads with weights_only=True: {message}"
-        ) from error
-    if isinstance(state, dict) and "architecture" in state:
-        raise ValueError(
-            f"{path}: the state of a training run, expected one of its models, best.safetensors or "
-            "last.safetensors beside it"
+            f"a {PROJECT} DeepLabV3 with an unsupported backbone (expected a resnet or "
+            "mobilenet_v3_large)"
         )
-    if isinstance(state, dict) and "model" in state:  # saved by its references/segmentation
-        state = state["model"]
-    return _checkpoint(state, str(path), None)
+    first_conv = "backbone.0.0.weight" if is_mobilenet else f"backbone.{stem_key(backbone)}"
+    config = options(backbone) | {
+        "num_classes": state["classifier.4.weight"].size(0),
+        "in_channels": state[first_conv].size(1),
+        "aspp_channels": state["classifier.0.project.0.weight"].size(0),
+        "aux_loss": "aux_classifier.4.weight" in state,
+    }
+    return Checkpoint("DeepLabV3", config, state, _PREPROCESSING, None, PROJECT)
 
 
-def download(name: str) -> Checkpoint:
-    """The weights that torchvision publishes under a name, cached by torch.hub."""
+def download(name: str) -> tuple[State, tuple[str, ...]]:
+    """State dict and categories that torchvision publishes under a name, cached by torch.hub."""
     try:
         from torchvision.models import get_model_weights
     except ImportError as error:
@@ -56,32 +69,33 @@ def download(name: str) -> Checkpoint:
             f"{name}: cannot download {weights.url}: {error}. Offline, fetch that file elsewhere "
             f"and give its path, or put it into {torch.hub.get_dir()}/checkpoints"
         ) from error
-    return _checkpoint(state, name, tuple(weights.meta["categories"]))
+    return dict(state), tuple(weights.meta["categories"])
 
 
-def _checkpoint(state: Any, source: str, categories: tuple[str, ...] | None) -> Checkpoint:
-    """The checkpoint of a state dict. Keys and shapes determine the configuration."""
-    keys = {str(key) for key in state} if isinstance(state, dict) else set()
-    blocks = [key for key in keys if re.fullmatch(r"backbone\.layer3\.\d+\.conv1\.weight", key)]
-    backbone = {6: "resnet50", 23: "resnet101"}.get(len(blocks))
-    if backbone is None or not {"classifier.0.project.0.weight", "classifier.4.weight"} <= keys:
+def write_torchvision(path: Path, checkpoint: Checkpoint, usual: Mapping[str, Any]) -> None:
+    """Write the state dict of torchvision's model, completely or not at all.
+
+    Args:
+        path: a name that ends in .pth or .pt.
+        usual: configuration of the model of :func:`options` with the same backbone.
+
+    Raises:
+        ValueError: torchvision has no such model; the message says why.
+    """
+    if path.suffix not in (".pth", ".pt"):
+        raise ValueError(f"{path}: expected a name that ends in .pth or .pt")
+    name = f"deeplabv3_{checkpoint.config['backbone']}"
+    if checkpoint.architecture != "DeepLabV3" or name not in NAMES:
         raise ValueError(
-            f"{source}: expected the state dict of torchvision's deeplabv3_resnet50 or "
-            f"deeplabv3_resnet101, got {_summary(state)}"
+            f"torchvision has no {checkpoint.architecture} with {checkpoint.config['backbone']}, "
+            f"only {', '.join(NAMES)}"
         )
-    with well_formed(source):
-        num_classes = state["classifier.4.weight"].size(0)
-    config = {
-        "backbone": backbone,
-        "num_classes": num_classes,
-        "output_stride": 8,
-        "aux_loss": any(key.startswith("aux_classifier.") for key in keys),
-    }
-    return Checkpoint("DeepLabV3", config, state, _PREPROCESSING, categories)
-
-
-def _summary(state: Any) -> str:
-    if not isinstance(state, dict):
-        return f"a {type(state).__name__}"
-    first = ", ".join(str(key) for key in list(state)[:3])
-    return f"a dict of {len(state)} entries ({first}, ...)"
+    different = [
+        f"{option}={value!r} (it has {usual[option]!r})"
+        for option, value in checkpoint.config.items()
+        if option not in _FREE and value != usual[option]
+    ]
+    if different:
+        raise ValueError(f"torchvision's {name} cannot have {', '.join(different)}")
+    with replacing(path) as partial:
+        torch.save(checkpoint.state, partial)

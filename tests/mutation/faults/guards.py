@@ -39,6 +39,7 @@ CALLS = Guard(
     "test_kernel_calls.py test_workspaces.py test_tile_edges.py "
     "kernel_calls or workspaces or branches or along"
 )
+CHECKPOINTS = Guard("test_torch_file.py test_checkpoints.py torch_file or VainF and mobilenet")
 COMPILED = Guard("test_compile.py copies")
 CUDA_GRAPHS = Guard("test_cuda_graphs.py not compiles")
 CONV = Guard("test_convolution_kernel.py test_dilated_conv2d.py convolution_kernel or emulated_")
@@ -167,6 +168,23 @@ GUARDS = {
     "deeplab_fast/models/backbones/resnet.py": BACKBONES,
     "deeplab_fast/models/backbones/timm_features.py": BACKBONES,
     "deeplab_fast/models/segmentation.py": TUNING,
+    "deeplab_fast/models/checkpoints/torch_file.py": CHECKPOINTS,
+    "deeplab_fast/models/checkpoints/state_dict.py": CHECKPOINTS,
+    "deeplab_fast/models/checkpoints/checkpoint.py": CHECKPOINTS,
+    "deeplab_fast/models/checkpoints/resnets.py": Guard("test_checkpoints.py relatives"),
+    "deeplab_fast/models/checkpoints/segmentation_models_pytorch.py": Guard(
+        "test_checkpoints.py segmentation_models_pytorch and not resnet50"
+    ),
+    "deeplab_fast/models/checkpoints/vainf.py": Guard("test_checkpoints.py VainF and mobilenet"),
+    "deeplab_fast/models/checkpoints/jfzhang95.py": Guard(
+        "test_checkpoints.py jfzhang95 and mobilenet"
+    ),
+    "deeplab_fast/models/checkpoints/mmsegmentation.py": Guard(
+        "test_checkpoints.py mmsegmentation"
+    ),
+    "deeplab_fast/models/checkpoints/backbone_weights.py": Guard("test_backbone_weights.py"),
+    "deeplab_fast/models/checkpoints/torchvision.py": Guard("test_convert.py"),
+    "deeplab_fast/cli/convert.py": Guard("test_convert.py"),
     "deeplab_fast/models/cuda_graphs.py": CUDA_GRAPHS,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/models/deeplab.py": PLUS,
