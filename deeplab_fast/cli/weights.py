@@ -12,7 +12,8 @@ WEIGHTS = """\
   FILE.pth                                  a torchvision checkpoint of one of these two
   FOLDER                                    a Hugging Face MobileNetV2ForSemanticSegmentation:
                                             config.json, model.safetensors
-  FILE.safetensors                          a file of DeepLabV3.save_pretrained"""
+  FILE.safetensors, FOLDER                  a file or folder of DeepLabV3.save_pretrained
+  OWNER/NAME                                such a folder on the Hugging Face Hub"""
 
 
 def load_model(weights: str, argument: str = "--weights", **overrides: Any) -> DeepLab:

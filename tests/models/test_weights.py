@@ -171,11 +171,6 @@ def test_saved_files_have_the_default_permissions(saved):
     assert path.stat().st_mode == other.stat().st_mode
 
 
-def test_save_needs_the_suffix_safetensors(saved):
-    with pytest.raises(ValueError, match="model.pth: expected a name that ends in .safetensors"):
-        saved[0].save_pretrained("model.pth")
-
-
 # --- other files
 
 

@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 
 from .checkpoint import Checkpoint
+from .folder import read_own_folder
 from .huggingface import read_folder
 from .safetensors_file import read_checkpoint
 from .torchvision import NAMES, download, read_file
 
 _EXPECTED = (
-    "a torchvision checkpoint of deeplabv3_resnet50 or 101 (.pth), a file of save_pretrained "
-    "(.safetensors), a Hugging Face folder of a MobileNetV2ForSemanticSegmentation, or one of the "
-    f"names {', '.join(NAMES)}"
+    "a torchvision checkpoint of deeplabv3_resnet50 or 101 (.pth), a file (.safetensors) or folder "
+    "of save_pretrained, a Hugging Face folder of a MobileNetV2ForSemanticSegmentation, one of the "
+    f"names {', '.join(NAMES)}, or a repository owner/name of the Hugging Face Hub"
 )
 
 
@@ -32,7 +33,7 @@ def read_pretrained(path_or_name: str | os.PathLike[str]) -> Checkpoint:
 def _read(path_or_name: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path_or_name)
     if path.is_dir():
-        return read_folder(path)
+        return read_own_folder(path) or read_folder(path)
     if str(path_or_name) in NAMES and not path.exists():
         return download(str(path_or_name))
     if not path.exists():
