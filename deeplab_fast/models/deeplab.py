@@ -173,8 +173,8 @@ class DeepLab(SegmentationModel):
         path = Path(path)
         if path.suffix in (".pth", ".pt"):
             raise ValueError(
-                f"{path}: expected a folder or a name that ends in .safetensors, got {path.suffix}, "
-                "the suffix of torch.save"
+                f"{path}: expected a folder or a name that ends in .safetensors, got "
+                f"{path.suffix}, the suffix of torch.save"
             )
         if path.suffix != ".safetensors":
             checkpoint = self._checkpoint()
