@@ -52,6 +52,11 @@ class DeepLab(SegmentationModel):
             for name, value in config.items()
         }
 
+    @property
+    def architecture(self) -> str:
+        """ "DeepLabV3" or "DeepLabV3Plus", in classes derived from them too."""
+        return next(kind.__name__ for kind in type(self).__mro__ if DeepLab in kind.__bases__)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -128,7 +133,7 @@ class DeepLab(SegmentationModel):
 
     @classmethod
     def _class_of(cls, checkpoint: Checkpoint, source: Any) -> type[Self]:
-        """The class of a checkpoint, which is ``cls`` unless that is the base of both."""
+        """The class to load a checkpoint with: ``cls`` unless that is the base of both."""
         classes: dict[str, type[Any]] = {kind.__name__: kind for kind in DeepLab.__subclasses__()}
         found = classes.get(checkpoint.architecture)
         if found is None:
@@ -163,7 +168,8 @@ class DeepLab(SegmentationModel):
             license: identifier of the license for the model card, such as "apache-2.0".
 
         Raises:
-            ValueError: ``path`` ends in .pth or .pt, or a single file was given a license.
+            ValueError: ``path`` ends in a suffix of torch.save, such as .pth, or a single file was
+                given a license.
             FileExistsError: the folder holds a config.json of another kind of model, which is not
                 overwritten, or ``path`` is another file.
 
@@ -171,10 +177,10 @@ class DeepLab(SegmentationModel):
         >>> model.save_pretrained("model")
         """
         path = Path(path)
-        if path.suffix in (".pth", ".pt"):
+        if path.suffix in hub.PICKLE_SUFFIXES:
             raise ValueError(
                 f"{path}: expected a folder or a name that ends in .safetensors, got "
-                f"{path.suffix}, the suffix of torch.save"
+                f"{path.suffix}, a suffix of torch.save"
             )
         if path.suffix != ".safetensors":
             checkpoint = self._checkpoint()
@@ -240,10 +246,8 @@ class DeepLab(SegmentationModel):
         }
         fit = self.categories is not None and len(self.categories) == config["num_classes"]
         categories = self.categories if fit else None
-        # A class of the user's own that extends one of ours is not part of the format.
-        kinds = [kind for kind in type(self).__mro__ if kind in DeepLab.__subclasses__()]
         return Checkpoint(
-            kinds[0].__name__, config, self.state_dict(), self.preprocessing, categories
+            self.architecture, config, self.state_dict(), self.preprocessing, categories
         )
 
     def prepare_for_inference(

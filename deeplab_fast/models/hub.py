@@ -19,8 +19,9 @@ from typing import Any
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.folder import CARD, CONFIG, LIBRARY, WEIGHTS, write_folder
 
+PICKLE_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")  # of files that torch.save writes
+
 _REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
 _DOWNLOADED = (CONFIG, WEIGHTS, "preprocessor_config.json")  # the last one is transformers'
 
 _NAMES = {"DeepLabV3": "DeepLab-v3", "DeepLabV3Plus": "DeepLab-v3+"}
@@ -34,7 +35,7 @@ def is_repo_id(path_or_name: str | os.PathLike[str]) -> bool:
     return (
         isinstance(path_or_name, str)
         and _REPO_ID.fullmatch(path_or_name) is not None
-        and not path_or_name.endswith(_FILE_SUFFIXES)
+        and not path_or_name.endswith((".safetensors", *PICKLE_SUFFIXES))
         and not os.path.exists(path_or_name)
     )
 

@@ -138,7 +138,7 @@ def test_paths_that_are_no_folder(model, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="file: expected a folder or a name that ends in"):
         model.save_pretrained(tmp_path / "file")
-    for name in ("model.pth", "model.pt"):
+    for name in ("model.pth", "model.bin"):
         with pytest.raises(ValueError, match=f"{name}: expected a folder or a name that ends in"):
             model.save_pretrained(tmp_path / name)
     with pytest.raises(ValueError, match="license: .*model.safetensors has no model card"):
@@ -316,7 +316,7 @@ def test_local_paths_come_first(huggingface_hub, model, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     model.save_pretrained("owner/name")
     assert_same_model(DeepLabV3.from_pretrained("owner/name"), model)
-    for absent in [Path("owner/other"), "owner/other.pth", "owner/other.safetensors", "a/b/c"]:
+    for absent in [Path("owner/other"), "owner/other.ckpt", "owner/other.safetensors", "a/b/c"]:
         with pytest.raises(FileNotFoundError, match="no such file or folder. Expected a torch"):
             DeepLabV3.from_pretrained(absent)
 

@@ -353,6 +353,7 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.parity(model="DeepLabV3", backbone="mobilenet_v2", weights="Hugging Face")
 @pytest.mark.parametrize("output_stride, tf_padding", [(8, True), (16, True), (8, False)])
 def test_transformers_network(folder, output_stride, tf_padding):
     edit(folder / "config.json", output_stride=output_stride, tf_padding=tf_padding)
@@ -452,6 +453,9 @@ def test_incomplete_folders(folder):
         DeepLabV3.from_pretrained(folder)
 
 
+@pytest.mark.parity(
+    "outputs", "labels", model="DeepLabV3", backbone="mobilenet_v2", weights="Hugging Face"
+)
 def test_real_weights_give_their_reference_logits_and_labels(shared_data):
     folder = shared_data / "deeplabv3_mobilenet_v2_voc"
     reference = np.load(folder / "reference.npz")
