@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import convolutions, package, training, triton, upsampling
+from . import convolutions, hub, package, training, triton, upsampling
 from .guards import GUARDS, Fault, Guard
 
 __all__ = ["FAULTS", "GUARDS", "Fault", "Guard", "check_texts"]
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 FAULTS: dict[str, list[Fault]] = {
     path: faults
-    for area in (upsampling, convolutions, triton, package, training)
+    for area in (upsampling, convolutions, triton, package, hub, training)
     for path, faults in area.FAULTS.items()
 }
 

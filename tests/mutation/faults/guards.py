@@ -55,6 +55,7 @@ FAR_CPU = Guard(f"{FAR} cpu", "_C")
 FAR_DEPTHWISE = Guard(f"{FAR} depthwise")
 FAR_MEANS = Guard(f"{FAR} means or pooled")
 FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
+HUB = Guard("test_hub.py not imports_huggingface_hub")
 MEAN = Guard("test_dilated_conv2d_and_mean.py emulated")
 CHOICE = Guard("test_dispatch_table.py test_race.py")
 NON_FINITE = Guard("test_non_finite.py sm_80 or sm_90")
@@ -157,7 +158,9 @@ GUARDS = {
     "deeplab_fast/backends/calls.py": TUNING,
     "deeplab_fast/cli/tune.py": TUNING,
     "deeplab_fast/models/segmentation.py": TUNING,
+    "deeplab_fast/models/checkpoints/folder.py": HUB,
     "deeplab_fast/models/cuda_graphs.py": CUDA_GRAPHS,
+    "deeplab_fast/models/hub.py": HUB,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
