@@ -236,7 +236,7 @@ def _clear_errors(repo_id: str) -> Iterator[None]:
         if denied:
             raise PermissionError(f"{repo_id}: {_first_line(error)}: {log_in}") from error
         raise ConnectionError(
-            f"{repo_id}: no answer of the Hugging Face Hub: {_first_line(error)}"
+            f"{repo_id}: request to the Hugging Face Hub failed: {_first_line(error)}"
         ) from error
     except errors.HFValidationError as error:
         raise ValueError(f"{repo_id}: {_first_line(error)}") from error
