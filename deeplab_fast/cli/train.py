@@ -11,13 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-<<<<<<< HEAD
 from ..models import DeepLab, DeepLabV3, DeepLabV3Plus
-=======
-from ..models import DeepLab, DeepLabV3
 from ..models.backbones import load_imagenet
 from ..models.checkpoints import read_backbone
->>>>>>> h-ckpt
 from ..training import Interrupted, Recipe, distributed, train
 from .datasets import LAYOUTS, add_arguments, add_workers, open_split
 from .device import add_device, add_dtype, out_of_memory

@@ -8,24 +8,17 @@ from ..models import DeepLab
 from .errors import UserError
 
 WEIGHTS = """\
-<<<<<<< HEAD
-  deeplabv3_resnet50, deeplabv3_resnet101   torchvision's, downloaded once through torch.hub
-  FILE.pth                                  a torchvision checkpoint of one of these two
-  FOLDER                                    a Hugging Face MobileNetV2ForSemanticSegmentation:
-                                            config.json, model.safetensors
-  FILE.safetensors                          a file of save_pretrained"""
-=======
   deeplabv3_resnet50, deeplabv3_resnet101,  torchvision's, downloaded once through torch.hub
   deeplabv3_mobilenet_v3_large
   FILE                                      a checkpoint (.pth, .pt, .tar, .bin, .ckpt or
                                             .safetensors) of a DeepLab of torchvision,
                                             segmentation_models_pytorch, VainF, jfzhang95 or
                                             mmsegmentation
+  FILE.safetensors, FOLDER                  a file or folder of save_pretrained
   FOLDER                                    a Hugging Face MobileNetV2ForSemanticSegmentation or a
                                             folder of segmentation_models_pytorch: config.json,
                                             model.safetensors
-  FILE.safetensors                          a file of DeepLabV3.save_pretrained"""
->>>>>>> h-ckpt
+  OWNER/NAME                                such a folder on the Hugging Face Hub"""
 
 
 def load_model(weights: str, argument: str = "--weights", **overrides: Any) -> DeepLab:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..nn import ASPP
+from . import hub
 from .backbones import adapt_input_channels, load_imagenet, make_backbone
-from .checkpoints import Checkpoint, read_pretrained, state_for, write_checkpoint
+from .checkpoints import (
+    Checkpoint,
+    read_pretrained,
+    state_for,
+    write_checkpoint,
+    write_folder,
+)
 from .inference import InferenceModel, prepare
 from .preprocessing import Preprocessing
 from .segmentation import SegmentationModel
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11
 
 _ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 _BACKBONE_OPTIONS = (
@@ -59,12 +70,21 @@ class DeepLab(SegmentationModel):
         return next(kind.__name__ for kind in type(self).__mro__ if DeepLab in kind.__bases__)
 
     @classmethod
-    def from_pretrained(cls, path_or_name: str | os.PathLike[str], **overrides: Any) -> DeepLab:
+    def from_pretrained(
+        cls,
+        path_or_name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Self:
         """A model with trained weights, in float32 and evaluation mode.
 
         Args:
-            path_or_name: one of
-                - a file written by :meth:`save_pretrained` (.safetensors);
+            path_or_name: the first of these that it is:
+                - a file or folder written by :meth:`save_pretrained`;
                 - a file with the state dict of a DeepLab of torchvision,
                   segmentation_models_pytorch, VainF/DeepLabV3Plus-Pytorch,
                   jfzhang95/pytorch-deeplab-xception or mmsegmentation (.pth, .pt, .tar, .bin, .ckpt
@@ -80,21 +100,38 @@ class DeepLab(SegmentationModel):
                   post_process_semantic_segmentation, and is right for weights that were fine-tuned
                   with transformers' own loss;
                 - "deeplabv3_resnet50" or "deeplabv3_resnet101": torchvision's published weights
-                  (COCO, the 21 classes of PASCAL VOC), downloaded and cached by torch.hub.
+                  (COCO, the 21 classes of PASCAL VOC), downloaded and cached by torch.hub;
+                - "owner/name": a repository of the Hugging Face Hub that holds the files of one of
+                  the folders above, downloaded and cached by huggingface_hub. Only these files are
+                  downloaded.
+            revision, token, cache_dir, local_files_only: branch, tag or commit of a repository,
+                access token, folder of the cache, and whether to use only the cache; as in
+                huggingface_hub.
             overrides: constructor arguments that replace those of the checkpoint, such as
                 ``output_stride=16``. With other ``in_channels`` the weights for RGB images are
                 adapted as timm does: added up for one channel, else repeated and scaled.
 
         Raises:
-            FileNotFoundError: the path does not exist, or a folder lacks a file.
+            FileNotFoundError: the path or repository does not exist, or lacks a file.
             ValueError: the file is damaged or has another format; the message names the path and
                 what was expected.
             ConnectionError: the download failed.
-            ImportError: a name was given and torchvision is not installed.
+            PermissionError: the repository is gated.
+            ImportError: the name of torchvision's weights or of a repository was given, and
+                torchvision or huggingface_hub is not installed.
 
         >>> model = DeepLabV3.from_pretrained("deeplabv3_resnet50")
         """
-        checkpoint = read_pretrained(path_or_name)
+        path = path_or_name
+        if hub.is_repo_id(path_or_name):
+            path = hub.download(
+                str(path_or_name),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        checkpoint = read_pretrained(path)
         cls = cls._class_of(checkpoint, path_or_name)
         try:
             with torch.device("meta"):
@@ -113,9 +150,9 @@ class DeepLab(SegmentationModel):
         return model.float().eval()
 
     @classmethod
-    def _class_of(cls, checkpoint: Checkpoint, source: Any) -> type[DeepLab]:
+    def _class_of(cls, checkpoint: Checkpoint, source: Any) -> type[Self]:
         """The class to load a checkpoint with: ``cls`` unless that is the base of both."""
-        classes = {kind.__name__: kind for kind in DeepLab.__subclasses__()}
+        classes: dict[str, type[Any]] = {kind.__name__: kind for kind in DeepLab.__subclasses__()}
         found = classes.get(checkpoint.architecture)
         if found is None:
             raise ValueError(
@@ -131,17 +168,95 @@ class DeepLab(SegmentationModel):
             )
         return found
 
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, configuration, preprocessing and categories to one .safetensors file.
+    def save_pretrained(self, path: str | os.PathLike[str], *, license: str | None = None) -> None:
+        """Write weights, configuration, preprocessing and categories, for :meth:`from_pretrained`.
 
-        The file is written completely or not at all. Categories are left out if the classifier was
+        A path that ends in .safetensors is a single file. Any other is a folder, in the format of
+        the Hugging Face Hub:
+
+        - config.json: the class, the arguments of the constructor, preprocessing and categories;
+        - model.safetensors: the same as the single file, so that it also works alone;
+        - README.md, the model card, which is kept if there is one already.
+
+        Each file is written completely or not at all. Categories are left out if the classifier was
         replaced by one with another number of classes.
 
+        Args:
+            path: file or folder, which is created.
+            license: identifier of the license for the model card, such as "apache-2.0".
+
         Raises:
-            ValueError: ``path`` does not end in .safetensors.
+            ValueError: ``path`` ends in a suffix of torch.save, such as .pth, or a single file was
+                given a license.
+            FileExistsError: the folder holds a config.json of another kind of model, which is not
+                overwritten, or ``path`` is another file.
 
         >>> model.save_pretrained("model.safetensors")
+        >>> model.save_pretrained("model")
         """
+        path = Path(path)
+        if path.suffix in hub.PICKLE_SUFFIXES:
+            raise ValueError(
+                f"{path}: expected a folder or a name that ends in .safetensors, got "
+                f"{path.suffix}, a suffix of torch.save"
+            )
+        if path.suffix != ".safetensors":
+            checkpoint = self._checkpoint()
+            write_folder(path, checkpoint, hub.model_card(checkpoint, path.name, license))
+        elif license is not None:
+            raise ValueError(f"license: {path} has no model card: save to a folder")
+        else:
+            write_checkpoint(path, self._checkpoint())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a model of deeplab-fast",
+        branch: str | None = None,
+        create_pr: bool | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Upload the files of :meth:`save_pretrained` to a repository of the Hugging Face Hub.
+
+        The repository is created if need be. A README.md that it has already is kept. This needs
+        huggingface_hub, ``pip install "deeplab-fast[hub]"``, whose PyTorchModelHubMixin has the
+        same arguments.
+
+        Args:
+            repo_id: "owner/name", or "name" for a repository of your own.
+            private: whether a new repository is private; by default as the Hub decides.
+            token: access token; by default that of ``hf auth login``.
+            commit_message: first line of the commit message.
+            branch: an existing branch; by default "main".
+            create_pr: open a pull request instead of a commit to the branch.
+            license: as for :meth:`save_pretrained`.
+
+        Returns:
+            The URL of the commit or pull request.
+
+        Raises:
+            PermissionError: you are not logged in, or may not write to the repository.
+            FileNotFoundError: there is no such branch.
+            ConnectionError: the Hub cannot be reached.
+            ImportError: huggingface_hub is not installed.
+
+        >>> model.push_to_hub("owner/name")
+        """
+        return hub.push(
+            self._checkpoint(),
+            repo_id,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            branch=branch,
+            create_pr=create_pr,
+            license=license,
+        )
+
+    def _checkpoint(self) -> Checkpoint:
         config = self.config | {  # attributes that may have been replaced
             "num_classes": self.classifier[-1].out_channels,
             "aux_loss": self.aux_classifier is not None,
@@ -149,11 +264,8 @@ class DeepLab(SegmentationModel):
         }
         fit = self.categories is not None and len(self.categories) == config["num_classes"]
         categories = self.categories if fit else None
-        write_checkpoint(
-            path,
-            Checkpoint(
-                self.architecture, config, self.state_dict(), self.preprocessing, categories
-            ),
+        return Checkpoint(
+            self.architecture, config, self.state_dict(), self.preprocessing, categories
         )
 
     def prepare_for_inference(

@@ -13,17 +13,14 @@ from torch.testing import assert_close
 from deeplab_fast.models import DeepLabV3
 from deeplab_fast.models.fuse import FusedConv2d
 
-models = pytest.importorskip("torchvision.models")
-BUILDERS = {
-    "resnet50": models.segmentation.deeplabv3_resnet50,
-    "resnet101": models.segmentation.deeplabv3_resnet101,
-}
+
+def torchvision_models():
+    return pytest.importorskip("torchvision.models", reason="needs torchvision")
 
 
 def torchvision_model(backbone="resnet50", num_classes=21, aux_loss=None) -> nn.Module:
-    return BUILDERS[backbone](
-        weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_loss
-    )
+    build = getattr(torchvision_models().segmentation, f"deeplabv3_{backbone}")
+    return build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_loss)
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
@@ -73,7 +70,8 @@ def test_same_seed_gives_torchvisions_state_dict(backbone, aux_loss):
     assert_close(ours, theirs, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("backbone", BUILDERS)
+@pytest.mark.parity(model="DeepLabV3", weights="torchvision")
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
 def test_expected_output_recipe_of_torchvision(backbone):
     """torchvision's test_segmentation_model: seed 0, 10 classes, a random 32x32 image."""
 
@@ -89,6 +87,7 @@ def test_expected_output_recipe_of_torchvision(backbone):
     assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.parity(model="DeepLabV3", backbone="resnet50", weights="torchvision")
 @pytest.mark.parametrize("size", [(65, 65), (33, 47), (32, 64), (1, 1), (2, 9)], ids=str)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_outputs_match_torchvision_in_evaluation_mode(pair, size, seed):
@@ -103,6 +102,7 @@ def test_outputs_match_torchvision_in_evaluation_mode(pair, size, seed):
         assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.parity(model="DeepLabV3", backbone="resnet50", weights="torchvision")
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_outputs_gradients_and_statistics_match_torchvision(pair, train):
     """The models run in float64, because fifty batch norms amplify rounding errors."""
@@ -127,7 +127,7 @@ def test_state_dict_goes_both_ways_without_auxiliary_classifier():
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "mobilenet_v2"])
 def test_backbones_load_torchvision_weights(name):
-    classifier = getattr(models, name)(weights=None).state_dict()
+    classifier = getattr(torchvision_models(), name)(weights=None).state_dict()
     backbone = DeepLabV3(name).backbone
     missing, unexpected = backbone.load_state_dict(classifier, strict=False)
     assert missing == []
@@ -135,7 +135,7 @@ def test_backbones_load_torchvision_weights(name):
 
 
 def test_mobilenet_v2_features_match_torchvision():
-    theirs = with_statistics(models.mobilenet_v2(weights=None)).eval()
+    theirs = with_statistics(torchvision_models().mobilenet_v2(weights=None)).eval()
     ours = DeepLabV3("mobilenet_v2", output_stride=16).eval().backbone
     ours.load_state_dict(theirs.state_dict(), strict=False)
     images = torch.randn(1, 3, 40, 57)

@@ -171,11 +171,6 @@ def test_saved_files_have_the_default_permissions(saved):
     assert path.stat().st_mode == other.stat().st_mode
 
 
-def test_save_needs_the_suffix_safetensors(saved):
-    with pytest.raises(ValueError, match="model.pth: expected a name that ends in .safetensors"):
-        saved[0].save_pretrained("model.pth")
-
-
 # --- other files
 
 
@@ -370,6 +365,7 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.parity(model="DeepLabV3", backbone="mobilenet_v2", weights="Hugging Face")
 @pytest.mark.parametrize("output_stride, tf_padding", [(8, True), (16, True), (8, False)])
 def test_transformers_network(folder, output_stride, tf_padding):
     edit(folder / "config.json", output_stride=output_stride, tf_padding=tf_padding)
@@ -469,6 +465,9 @@ def test_incomplete_folders(folder):
         DeepLabV3.from_pretrained(folder)
 
 
+@pytest.mark.parity(
+    "outputs", "labels", model="DeepLabV3", backbone="mobilenet_v2", weights="Hugging Face"
+)
 def test_real_weights_give_their_reference_logits_and_labels(shared_data):
     folder = shared_data / "deeplabv3_mobilenet_v2_voc"
     reference = np.load(folder / "reference.npz")

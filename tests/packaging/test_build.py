@@ -46,6 +46,7 @@ def test_sdist_contains_all_files_of_a_build(tmp_path):
     assert {
         "tests/packaging/test_build.py",
         "benchmarks/bench_aspp.py",
+        "hubconf.py",
         "deeplab_fast/py.typed",
     } <= names
     assert "deeplab_fast/backends/dispatch_table.csv" in names

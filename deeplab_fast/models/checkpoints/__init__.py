@@ -2,6 +2,7 @@
 
 from .backbone_weights import read_backbone
 from .checkpoint import Checkpoint, state_for
+from .folder import write_folder
 from .pretrained import read_pretrained
 from .safetensors_file import write_checkpoint
 from .torchvision import options as torchvision_options
@@ -14,5 +15,6 @@ __all__ = [
     "state_for",
     "torchvision_options",
     "write_checkpoint",
+    "write_folder",
     "write_torchvision",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import huggingface, segmentation_models_pytorch
 from .checkpoint import Checkpoint
+from .folder import read_own_folder
 from .recognition import recognize
 from .safetensors_file import is_own, read_checkpoint, read_safetensors
 from .state_dict import State, state_dict_of
@@ -16,9 +17,10 @@ from .torch_file import read_torch_file
 from .torchvision import NAMES, download
 
 _EXPECTED = (
-    "a checkpoint of a DeepLab (.pth, .pt, .tar, .bin, .ckpt or .safetensors), a file of "
-    "save_pretrained (.safetensors), a folder of Hugging Face's MobileNetV2ForSemanticSegmentation "
-    f"or of segmentation_models_pytorch, or one of the names {', '.join(NAMES)}"
+    "a checkpoint of a DeepLab (.pth, .pt, .tar, .bin, .ckpt or .safetensors), a file "
+    "(.safetensors) or folder of save_pretrained, a folder of Hugging Face's "
+    "MobileNetV2ForSemanticSegmentation or of segmentation_models_pytorch, one of the names "
+    f"{', '.join(NAMES)}, or a repository owner/name of the Hugging Face Hub"
 )
 
 
@@ -37,7 +39,11 @@ def read_pretrained(path_or_name: str | os.PathLike[str]) -> Checkpoint:
 def _read(path_or_name: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path_or_name)
     if path.is_dir():
-        return segmentation_models_pytorch.read_folder(path) or huggingface.read_folder(path)
+        return (
+            read_own_folder(path)
+            or segmentation_models_pytorch.read_folder(path)
+            or huggingface.read_folder(path)
+        )
     if str(path_or_name) in NAMES and not path.exists():
         state, categories = download(str(path_or_name))
         return _recognized(state, {}, path)._replace(categories=categories)

@@ -51,11 +51,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     state, metadata = read_safetensors(path)
     with well_formed(path):
         description = json.loads(metadata[_KEY])
-        preprocessing: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in description["preprocessing"].items()
-        }
-        categories = description["categories"]
         config = dict(description["config"])
         if "rates" in config:  # written by version 0.1.0
             config["atrous_rates"] = config.pop("rates")
@@ -63,9 +58,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
             description.get("architecture", "DeepLabV3"),  # not in files of version 0.2.0
             config,
             state,
-            Preprocessing(**preprocessing),
-            None if categories is None else tuple(map(str, categories)),
+            preprocessing_of(description),
+            categories_of(description),
         )
+
+
+def preprocessing_of(description: dict[str, Any]) -> Preprocessing:
+    """The preprocessing of a description in JSON types."""
+    preprocessing: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in description["preprocessing"].items()
+    }
+    return Preprocessing(**preprocessing)
+
+
+def categories_of(description: dict[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes in a description in JSON types, or None."""
+    categories = description["categories"]
+    return None if categories is None else tuple(map(str, categories))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import backbones, checkpoints, convolutions, decoder, package, training, triton, upsampling
+from . import (
+    backbones,
+    checkpoints,
+    convolutions,
+    decoder,
+    hub,
+    package,
+    training,
+    triton,
+    upsampling,
+)
 from .guards import GUARDS, Fault, Guard
 
 __all__ = ["FAULTS", "GUARDS", "Fault", "Guard", "check_texts"]
@@ -13,7 +23,17 @@ ROOT = Path(__file__).resolve().parents[3]
 
 FAULTS: dict[str, list[Fault]] = {
     path: faults
-    for area in (upsampling, convolutions, decoder, triton, package, backbones, checkpoints, training)
+    for area in (
+        upsampling,
+        convolutions,
+        decoder,
+        triton,
+        package,
+        backbones,
+        checkpoints,
+        hub,
+        training,
+    )
     for path, faults in area.FAULTS.items()
 }
 

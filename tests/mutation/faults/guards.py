@@ -57,6 +57,7 @@ FAR_CPU = Guard(f"{FAR} cpu", "_C")
 FAR_DEPTHWISE = Guard(f"{FAR} depthwise")
 FAR_MEANS = Guard(f"{FAR} means or pooled")
 FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
+HUB = Guard("test_hub.py not imports_huggingface_hub")
 MEAN = Guard("test_dilated_conv2d_and_mean.py emulated")
 CHOICE = Guard("test_dispatch_table.py test_race.py")
 NON_FINITE = Guard("test_non_finite.py sm_80 or sm_90")
@@ -185,7 +186,9 @@ GUARDS = {
     "deeplab_fast/models/checkpoints/backbone_weights.py": Guard("test_backbone_weights.py"),
     "deeplab_fast/models/checkpoints/torchvision.py": Guard("test_convert.py"),
     "deeplab_fast/cli/convert.py": Guard("test_convert.py"),
+    "deeplab_fast/models/checkpoints/folder.py": HUB,
     "deeplab_fast/models/cuda_graphs.py": CUDA_GRAPHS,
+    "deeplab_fast/models/hub.py": HUB,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/models/deeplab.py": PLUS,
     "deeplab_fast/models/deeplabv3plus.py": PLUS,
