@@ -75,13 +75,16 @@ FROM_SCRATCH = Experiment(
     log_every=10,
     evaluate_every=None,
 )  # fmt: skip
-# Folded weights diverge at the learning rates for batch norm: at 0.01, and 0.1 for the head.
+# Folded weights diverge at the learning rates for batch norm: at 0.01, and 0.1 for the head. The
+# class weights are the square roots of those of median frequency balancing (Eigen and Fergus 2015,
+# section 6.3.2), rounded; without them thin classes such as poles are not predicted for epochs.
 FINE_TUNING = Experiment(
     "fine-tuning",
     ("deeplab_fast", "reference"),
     Recipe(
-        epochs=12, batch_size=8, crop_size=(241, 321), scale=(0.5, 1.5), learning_rate=0.004,
+        epochs=6, batch_size=8, crop_size=(241, 321), scale=(0.5, 1.5), learning_rate=0.004,
         head_learning_rate=0.04, warmup_steps=20, freeze_batch_norm=True,
+        class_weights=(0.5, 0.4, 2.1, 0.4, 1.0, 0.7, 2.0, 2.0, 0.9, 2.6, 3.9),
     ),
     output_stride=16,
     log_every=1,
@@ -103,7 +106,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="VARIANT", help="default: both",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="default: 100, or 12 with --weights")
+    parser.add_argument("--epochs", type=int, help="default: 100, or 6 with --weights")
     parser.add_argument(
         "--workers", type=int, default=min(8, len(os.sched_getaffinity(0))),
         help="processes that read images",
