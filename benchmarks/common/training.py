@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import deeplab_fast
 from deeplab_fast.models import DeepLabV3, Preprocessing
+from deeplab_fast.nn import UpsampleCrossEntropyLoss
 from deeplab_fast.training import Recipe, SegmentationData, evaluate, folder, train
 from deeplab_fast.training.loader import batches, steps_per_epoch
 from deeplab_fast.training.state import TrainingState
@@ -35,8 +36,9 @@ class Run(NamedTuple):
     """What one process trains.
 
     Args:
-        variant: "deeplab_fast"; "reference", the same model with every op in plain PyTorch; or
-            "torchvision", torchvision's model in a plain training loop.
+        variant: "deeplab_fast"; "reference", the same model with every op's reference in plain
+            PyTorch; "pytorch", the same with F.interpolate and F.cross_entropy as its loss, which
+            :func:`interleaved` takes only; or "torchvision", torchvision's model in a plain loop.
         weights: the model to fine-tune, or None to train a ResNet-50 from scratch.
         log_every: updates between two points of the loss curve.
         evaluate_every: epochs between two evaluations on "val", or None for none.
@@ -57,7 +59,7 @@ class Run(NamedTuple):
 
     def backend(self) -> AbstractContextManager[Any]:
         """Context in which this variant computes."""
-        if self.variant == "reference":
+        if self.variant in ("reference", "pytorch"):
             return deeplab_fast.backend("reference")
         return contextlib.nullcontext()
 
@@ -191,6 +193,19 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
+class InterpolateCrossEntropyLoss(UpsampleCrossEntropyLoss):
+    """The same loss as one writes it in PyTorch, with a gradient from autograd."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits = F.interpolate(
+            logits, target.shape[1:], mode="bilinear", align_corners=self.align_corners
+        )
+        return F.cross_entropy(
+            logits, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+
+
 class Timed(NamedTuple):
     """Times of one variant."""
 
@@ -246,6 +261,11 @@ def _train_blocks(connection: Any, run: Run) -> None:
     data = run.data("train")
     step = TrainingStep(state, run.recipe, steps_per_epoch(len(data), run.recipe) * 1000)
     state.train_mode()
+    if run.variant == "pytorch":
+        loss = step.objective.cross_entropy
+        step.objective.cross_entropy = InterpolateCrossEntropyLoss(
+            loss.weight, loss.ignore_index, loss.reduction, loss.label_smoothing, loss.align_corners
+        )
     loader: Any = batches(data, run.recipe, 0, run.workers)
     with run.backend(), contextlib.closing(loader):
         while updates := connection.recv():

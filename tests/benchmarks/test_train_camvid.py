@@ -7,6 +7,7 @@ import json
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from deeplab_fast.backends import registry
@@ -91,12 +92,25 @@ def test_fine_tuning_is_compared_with_the_reference(script, options, weights, tm
     assert list(output.glob("*.png"))
 
 
+def test_the_loss_written_in_pytorch_is_that_of_our_op(script):
+    training = importlib.import_module("common.training")
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 5, 7), torch.randint(3, (2, 33, 49))
+    target[0, 0] = 255
+    weight = torch.tensor([0.5, 1.0, 2.0])
+    ours, plain = (
+        torch.func.grad_and_value(kind(weight, 255, "sum", 0.1, align_corners=True))(logits, target)
+        for kind in (training.UpsampleCrossEntropyLoss, training.InterpolateCrossEntropyLoss)
+    )
+    torch.testing.assert_close(plain, ours, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_variants_are_timed_in_processes_of_their_own(script, options, weights, tmp_path):
     script.main([*options, *weights, "--timing"])
     comments, rows = read_csv(tmp_path / "results")
     assert any(line.startswith("# other_load_percent: ") for line in comments)
-    assert [row["variant"] for row in rows] == ["deeplab_fast", "reference"]
+    assert [row["variant"] for row in rows] == ["deeplab_fast", "reference", "pytorch"]
     for row in rows:
         assert 0 < float(row["min_seconds"]) <= float(row["seconds_per_update"])
         assert float(row["seconds_per_epoch"]) == pytest.approx(float(row["seconds_per_update"]))
