@@ -52,7 +52,7 @@ from common.training import Run, in_process, interleaved, measured
 from deeplab_fast.training import Recipe
 from deeplab_fast.training.loader import steps_per_epoch
 
-BLOCK, BLOCKS = 6, 15  # updates that are timed together, and how often
+BLOCK, BLOCKS = 10, 15  # updates that are timed together, and how often
 
 
 class Experiment(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import tempfile
@@ -257,16 +258,18 @@ def _trainer(run: Run) -> Iterator[Any]:
 
 def _train_blocks(connection: Any, run: Run) -> None:
     """Answer each number of updates with the seconds per update, and 0 with the peak memory."""
-    state = TrainingState(run.model(), run.recipe)
+    recipe = dataclasses.replace(run.recipe, epochs=1000)  # more than will be timed
     data = run.data("train")
-    step = TrainingStep(state, run.recipe, steps_per_epoch(len(data), run.recipe) * 1000)
+    state = TrainingState(run.model(), recipe)
+    step = TrainingStep(state, recipe, steps_per_epoch(len(data), recipe) * recipe.epochs)
     state.train_mode()
     if run.variant == "pytorch":
-        loss = step.objective.cross_entropy
+        fused = step.objective.cross_entropy
         step.objective.cross_entropy = InterpolateCrossEntropyLoss(
-            loss.weight, loss.ignore_index, loss.reduction, loss.label_smoothing, loss.align_corners
-        )
-    loader: Any = batches(data, run.recipe, 0, run.workers)
+            fused.weight, fused.ignore_index, fused.reduction, fused.label_smoothing,
+            fused.align_corners,
+        )  # fmt: skip
+    loader: Any = batches(data, recipe, 0, run.workers)
     with run.backend(), contextlib.closing(loader):
         while updates := connection.recv():
             start = time.perf_counter()
