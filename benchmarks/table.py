@@ -7,6 +7,7 @@ the tables: further dtypes and batch sizes, and the convolutions of a single dil
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ def training_tables(folder: Path) -> str:
         scores = [*miou, statistics.mean(miou), statistics.mean(accuracy)]
         lines.append(f"| {variant} | {' | '.join(f'{score:.2f} %' for score in scores)} |")
     lines += ["", training_source(header | rows[-1], folder, "train_camvid.csv")]
+    lines += [loss_differences(folder, seeds), ""]
     if (folder / "timing.csv").exists():
         header, rows = result_files.read(folder / "timing.csv")
         lines += [
@@ -128,6 +130,20 @@ def training_tables(folder: Path) -> str:
             )
         lines += ["", training_source(header, folder, "timing.csv")]
     return "\n".join(lines)
+
+
+def loss_differences(folder: Path, seeds: list[str]) -> str:
+    """How far the losses of two variants are apart in the first updates."""
+    updates = (1, 2, 5, 10)
+    differences: dict[int, list[float]] = {update: [] for update in updates}
+    for seed in seeds:
+        runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*-{seed}.json"))]
+        ours, theirs = (run["losses"] for run in runs)
+        for update in updates:
+            loss = ours[update - 1]
+            differences[update].append(abs(theirs[update - 1] - loss) / loss)
+    largest = ", ".join(f"{max(values):.0e} in update {n}" for n, values in differences.items())
+    return f"Largest relative difference of the losses of two runs with the same seed: {largest}."
 
 
 def by_variant(rows: Rows) -> dict[str, Rows]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 
 from .conftest import BENCHMARKS
 
@@ -73,7 +74,17 @@ def test_tables_of_a_training_experiment(harness, tmp_path):
         "reference,2,0.51,0.8,abc,2026-02-01T12:00:00\n"
         "reference,10,0.502,0.7,abc,2026-02-01T13:00:00\n"
     )
+    for variant, seed, losses in (
+        ("deeplab_fast", 2, [2.0] * 10),
+        ("deeplab_fast", 10, [2.0] * 10),
+        ("reference", 2, [2.0] * 10),
+        ("reference", 10, [2.0, 2.002, 2.0, 2.0, 2.04, *[2.0] * 4, 1.0]),
+    ):
+        (folder / f"{variant}-{seed}.json").write_text(json.dumps({"losses": losses}))
     text = table.training_tables(folder)
+    assert (
+        "seed: 0e+00 in update 1, 1e-03 in update 2, 2e-02 in update 5, 5e-01 in update 10." in text
+    )
     assert "| test mIoU | seed 2 | seed 10 | mean | pixel accuracy |\n|---|---|---|---|---|" in text
     assert "| deeplab_fast | 50.00 % | 51.20 % | 50.60 % | 85.00 % |" in text
     assert "| reference | 51.00 % | 50.20 % | 50.60 % | 75.00 % |" in text
