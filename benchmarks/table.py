@@ -1,4 +1,4 @@
-"""Tables of the results in benchmarks/results/, written into docs/performance.md and README.md.
+"""Tables of the results in benchmarks/results/, written into README.md and pages of docs/.
 
 A case that was measured more than once is shown as measured last. The CSV files hold more rows than
 the tables: further dtypes and batch sizes, and the convolutions of a single dilation.
@@ -7,6 +7,8 @@ the tables: further dtypes and batch sizes, and the convolutions of a single dil
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,9 @@ README_ROWS = {
     ),
 }
 
+# The runs of train_camvid.py that docs/guides/train.md shows.
+TRAINING_FOLDER = "epyc-2core-2026-11-27/fine-tuning"
+
 Rows = list[dict[str, str]]
 
 
@@ -57,6 +62,10 @@ def main(argv: list[str] | None = None) -> None:
     for path, text in (
         (environment.ROOT / "docs" / "performance.md", tables(RESULTS)),
         (environment.ROOT / "README.md", readme_table(RESULTS / README_FOLDER)),
+        (
+            environment.ROOT / "docs" / "guides" / "train.md",
+            training_tables(RESULTS / TRAINING_FOLDER),
+        ),
     ):
         old = path.read_text()
         new = with_text(old, text, path)
@@ -87,6 +96,70 @@ def readme_table(folder: Path) -> str:
             f"**{digits(time(peer) / time(best))}x** | {link} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def training_tables(folder: Path) -> str:
+    """The scores of the runs of train_camvid.py and, if they were measured, time and memory."""
+    header, rows = result_files.read(folder / "train_camvid.csv")
+    seeds = sorted({row["seed"] for row in rows}, key=int)
+    lines = [
+        f"| test mIoU | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | pixel accuracy |",
+        "|---" * (len(seeds) + 3) + "|",
+    ]
+    for variant, runs in by_variant(rows).items():
+        miou, accuracy = (
+            [100 * float(run[f"test_{name}"]) for run in runs]
+            for name in ("miou", "pixel_accuracy")
+        )
+        scores = [*miou, statistics.mean(miou), statistics.mean(accuracy)]
+        lines.append(f"| {variant} | {' | '.join(f'{score:.2f} %' for score in scores)} |")
+    lines += ["", training_source(header | rows[-1], folder, "train_camvid.csv")]
+    lines += [loss_differences(folder, seeds), ""]
+    if (folder / "timing.csv").exists():
+        header, rows = result_files.read(folder / "timing.csv")
+        lines += [
+            "| | seconds per epoch | IQR | relative to deeplab_fast | peak memory |",
+            "|---|---|---|---|---|",
+        ]
+        first = float(rows[0]["seconds_per_epoch"])
+        for row in rows:
+            seconds = float(row["seconds_per_epoch"])
+            lines.append(
+                f"| {row['variant']} | {digits(seconds)} | {digits(float(row['iqr_percent']))} % | "
+                f"{digits(seconds / first)} | {digits(float(row['peak_mib']))} MiB |"
+            )
+        lines += ["", training_source(header, folder, "timing.csv")]
+    return "\n".join(lines)
+
+
+def loss_differences(folder: Path, seeds: list[str]) -> str:
+    """How far the losses of two variants are apart in the first updates."""
+    updates = (1, 2, 5, 10)
+    differences: dict[int, list[float]] = {update: [] for update in updates}
+    for seed in seeds:
+        runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*-{seed}.json"))]
+        ours, theirs = (run["losses"] for run in runs)
+        for update in updates:
+            loss = ours[update - 1]
+            differences[update].append(abs(theirs[update - 1] - loss) / loss)
+    largest = ", ".join(f"{max(values):.0e} in update {n}" for n, values in differences.items())
+    return f"Largest relative difference of the losses of two runs with the same seed: {largest}."
+
+
+def by_variant(rows: Rows) -> dict[str, Rows]:
+    variants: dict[str, Rows] = {}
+    for row in rows:
+        variants.setdefault(row["variant"], []).append(row)
+    return variants
+
+
+def training_source(values: dict[str, str], folder: Path, file: str) -> str:
+    """The machine and the date of a file of train_camvid.py, and a link to it."""
+    return (
+        f"{values['device']}, {values['threads']} threads; {values['versions']}; commit "
+        f"{values['commit']}; {values['date'][:10]}. Raw file: "
+        f"[{file}](../../benchmarks/results/{folder.parent.name}/{folder.name}/{file}).\n"
+    )
 
 
 def tables(results: Path) -> str:

@@ -1,18 +1,32 @@
-"""Train DeepLabV3-ResNet50 on CamVid with deeplab_fast, and torchvision's model in plain PyTorch.
+"""Train on CamVid with deeplab_fast and, with the same recipe and batches, in plain PyTorch.
 
-Both train from scratch (no ImageNet weights) with the same recipe: equal batches, augmentation,
-learning rates and, for each seed, initial weights. Neither is evaluated during training. The time
-is that of all updates, including reading the images.
+Without --weights, DeepLabV3-ResNet50 is trained from scratch, for a GPU: our model, and
+torchvision's in a plain PyTorch loop. They start from equal weights for each seed, and are not
+evaluated during training.
 
-    python benchmarks/train_camvid.py CAMVID          # three seeds of each, one after the other
-    python benchmarks/train_camvid.py CAMVID --tiny   # smoke test
+With --weights, a model for PASCAL VOC is fine-tuned, which a CPU can do: once with our ops
+("deeplab_fast") and once with each op's reference in plain PyTorch ("reference"). FOLDER is a
+Hugging Face folder of DeepLabV3-MobileNetV2 whose batch norms are folded; they are frozen. The
+model is evaluated on "val" during training. The model after the last update is tested.
 
-Each run writes its scores and losses to --output as VARIANT-SEED.json. Runs whose file exists are
-skipped, so an interrupted command can be repeated, and the work can be split; the table (CSV) and
-the plot show all runs in the folder:
+    python benchmarks/train_camvid.py CAMVID                             # three seeds of each
+    python benchmarks/train_camvid.py CAMVID --weights FOLDER            # the same, fine-tuning
+    python benchmarks/train_camvid.py CAMVID --weights FOLDER --timing   # only time and memory
+    python benchmarks/train_camvid.py CAMVID --tiny                      # smoke test
+
+Each run is a process of its own and writes its scores and losses to --output as VARIANT-SEED.json.
+Runs whose file exists are skipped, so an interrupted command can be repeated, and the work can be
+split; the table (CSV) and the plot show all runs in the folder:
 
     python benchmarks/train_camvid.py CAMVID --output results --variants torchvision --seeds 0
     python benchmarks/train_camvid.py CAMVID --output results --variants deeplab_fast --seeds 0 1
+
+The time of a run is that of all updates, with reading the images, without evaluation. It means
+little on a busy machine, and variants that ran one after the other differ for other reasons, too.
+--timing trains the variants for a few minutes, in blocks of updates that take turns, and writes
+timing.csv. It has a third variant, "pytorch": the reference with F.interpolate and F.cross_entropy
+as its loss, which is faster than our reference of it. On a CPU the peak memory is the peak resident
+memory of the process.
 
 CAMVID holds images/{train,val,test} and labels/{train,val,test}, with classes 0 to 10 and 11 for
 pixels to ignore.
@@ -21,111 +35,63 @@ pixels to ignore.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import datetime
-import io
 import json
 import os
 import statistics
-import tempfile
-import time
-from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-import torchvision
-from common.environment import commit, device_name, write_atomically
-from matplotlib.figure import Figure
-from torch import Tensor, nn
-from torchvision.models import segmentation
-from tqdm import tqdm
+from common import training_plot
+from common.environment import commit, csv_text, run_header, write_atomically
+from common.resources import OtherLoad
+from common.training import Run, in_process, interleaved, measured
 
-from deeplab_fast.models import DeepLabV3, Preprocessing
-from deeplab_fast.training import Recipe, SegmentationData, evaluate, folder, train
-from deeplab_fast.training.loader import batches, steps_per_epoch
+from deeplab_fast.training import Recipe
+from deeplab_fast.training.loader import steps_per_epoch
 
-LOG_EVERY = 10  # updates between two points of a loss curve
-CLASSES = "Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist".split()
+BLOCK, BLOCKS = 10, 15  # updates that are timed together, and how often
 
 
-class Torchvision(nn.Module):
-    """torchvision's model with the attributes that evaluate() needs; its logits have full size."""
+class Experiment(NamedTuple):
+    """What is compared, and the settings of :class:`Run` that all of its runs share."""
 
-    align_corners = False
-    preprocessing = Preprocessing()
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        return self.model(images)
+    name: str
+    variants: tuple[str, str]
+    recipe: Recipe
+    output_stride: int
+    log_every: int
+    evaluate_every: int | None
 
 
-def ours(
-    data: SegmentationData, recipe: Recipe, device: torch.device, workers: int
-) -> tuple[nn.Module, list[float], float]:
-    """Train our model: returns it, the loss of every tenth update and the total seconds."""
-    torch.manual_seed(recipe.seed)
-    model = DeepLabV3("resnet50", len(CLASSES), aux_loss=True).to(device)
-    with tempfile.TemporaryDirectory() as folder:
-        train(
-            model, data, None, recipe, folder, workers=workers, evaluate_every=recipe.epochs,
-            log_every=LOG_EVERY,
-        )  # fmt: skip
-        rows = list(map(json.loads, Path(folder, "log.jsonl").read_text().splitlines()))
-    steps = [0, *(row["step"] for row in rows)]
-    seconds = sum(
-        (step - before) * recipe.batch_size / row["images_per_second"]
-        for before, step, row in zip(steps, steps[1:], rows)
-    )
-    return model, [row["loss"] for row in rows], seconds
-
-
-def theirs(
-    data: SegmentationData, recipe: Recipe, device: torch.device, workers: int
-) -> tuple[nn.Module, list[float], float]:
-    """Train torchvision's model on our batches, in the loop of its references/segmentation."""
-    torch.manual_seed(recipe.seed)  # gives the same initial weights as DeepLabV3
-    model = segmentation.deeplabv3_resnet50(
-        weights=None, weights_backbone=None, num_classes=len(CLASSES), aux_loss=True
-    )
-    model.to(device, memory_format=torch.channels_last).train()
-    optimizer = recipe.optimizer(model)
-    dtype = getattr(torch, recipe.dtype)
-    mean, std = (
-        torch.tensor(x, device=device).view(3, 1, 1)
-        for x in (Preprocessing().mean, Preprocessing().std)
-    )
-    steps = steps_per_epoch(len(data), recipe) * recipe.epochs
-    torch.manual_seed(recipe.seed)
-    losses = []
-    loader = batches(data, recipe, 0, workers)
-    start = time.perf_counter()
-    for step, (pixels, target) in enumerate(tqdm(loader, "torchvision", steps, disable=None)):
-        recipe.set_learning_rates(optimizer, step, steps)
-        images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
-        images = (images / 255 - mean) / std
-        target = target.to(device, non_blocking=True).long()
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            out, aux = (
-                F.cross_entropy(logits, target, ignore_index=255)
-                for logits in model(images).values()
-            )
-            loss = out + recipe.aux_weight * aux
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-            losses.append(loss.item())  # waits for the update
-    return Torchvision(model), losses, time.perf_counter() - start
-
-
-VARIANTS = {"deeplab_fast": ours, "torchvision": theirs}
+# A learning rate of 0.01 for 8 images is torchvision's; the others are defaults of Recipe.
+FROM_SCRATCH = Experiment(
+    "from scratch (no ImageNet weights)",
+    ("deeplab_fast", "torchvision"),
+    Recipe(
+        epochs=100, batch_size=8, crop_size=(360, 480), learning_rate=0.01, warmup_steps=100
+    ),
+    output_stride=8,
+    log_every=10,
+    evaluate_every=None,
+)  # fmt: skip
+# Folded weights diverge at the learning rates for batch norm: at 0.01, and 0.1 for the head. The
+# class weights are the square roots of those of median frequency balancing (Eigen and Fergus 2015,
+# section 6.3.2), rounded; without them thin classes such as poles are not predicted for epochs.
+FINE_TUNING = Experiment(
+    "fine-tuning",
+    ("deeplab_fast", "reference"),
+    Recipe(
+        epochs=6, batch_size=8, crop_size=(193, 257), scale=(0.5, 1.25), learning_rate=0.004,
+        head_learning_rate=0.04, warmup_steps=20, freeze_batch_norm=True,
+        class_weights=(0.5, 0.4, 2.1, 0.4, 1.0, 0.7, 2.0, 2.0, 0.9, 2.6, 3.9),
+    ),
+    output_stride=16,
+    log_every=1,
+    evaluate_every=2,
+)  # fmt: skip
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -133,53 +99,76 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, metavar="CAMVID")
+    parser.add_argument(
+        "--weights", metavar="FOLDER", help="fine-tune this model instead of training from scratch"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--variants", nargs="+", choices=sorted({*FROM_SCRATCH.variants, *FINE_TUNING.variants}),
+        metavar="VARIANT", help="default: both",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--workers", type=int, default=min(8, len(os.sched_getaffinity(0))))
+    parser.add_argument("--epochs", type=int, help="default: 100, or 6 with --weights")
+    parser.add_argument(
+        "--workers", type=int, default=min(8, len(os.sched_getaffinity(0))),
+        help="processes that read images",
+    )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results/local/train_camvid"
     )
+    parser.add_argument("--timing", action="store_true", help="only measure time and memory")
     parser.add_argument(
         "--tiny", action="store_true", help="one epoch of tiny crops, as a smoke test"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    experiment = FINE_TUNING if args.weights else FROM_SCRATCH
+    args.variants = args.variants or list(experiment.variants)
+    unknown = set(args.variants) - set(experiment.variants)
+    if unknown:
+        parser.error(f"--variants: expected {' or '.join(experiment.variants)}, got {unknown}")
+    if args.timing and not args.weights:
+        parser.error("--timing: expected --weights")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     device = torch.device(args.device)
-    # A learning rate of 0.01 for 8 images is torchvision's; the others are defaults of Recipe.
-    recipe = Recipe(
-        epochs=args.epochs, batch_size=8, crop_size=(360, 480), learning_rate=0.01,
-        warmup_steps=100,
+    experiment = FINE_TUNING if args.weights else FROM_SCRATCH
+    recipe = dataclasses.replace(
+        experiment.recipe,
+        epochs=args.epochs or experiment.recipe.epochs,
         dtype="bfloat16" if device.type == "cuda" else "float32",
-    )  # fmt: skip
+    )
     if args.tiny:
         recipe = dataclasses.replace(recipe, epochs=1, batch_size=2, crop_size=(33, 33))
-    header = {
-        "benchmark": "train_camvid, from scratch (no ImageNet weights)",
-        "device": device_name(device),
-        "versions": f"torch {torch.__version__}, torchvision {torchvision.__version__}",
-        "recipe": str(recipe),
-    }
-    train_data, test_data = (
-        folder(args.data, split, CLASSES, ignore=[11]) for split in ("train", "test")
-    )
+    header = run_header(f"train_camvid, {experiment.name}", device)
+    of_run = {name: header.pop(name) for name in ("commit", "date")}
+    header["output_stride"] = str(experiment.output_stride)
+    header["recipe"] = str(recipe)
+
+    def run(variant: str, seed: int) -> Run:
+        return Run(
+            variant, args.data, args.weights, experiment.output_stride,
+            dataclasses.replace(recipe, seed=seed), device, args.workers, experiment.log_every,
+            experiment.evaluate_every,
+        )  # fmt: skip
+
+    if args.timing:
+        runs = [run(variant, args.seeds[0]) for variant in (*experiment.variants, "pytorch")]
+        time_updates(runs, {**header, **of_run}, args.output, 2 if args.tiny else BLOCKS)
+        return
     results(args.output, header)
     for seed in args.seeds:
         for variant in args.variants if seed % 2 == 0 else reversed(args.variants):
             path = args.output / f"{variant}-{seed}.json"
             if not path.exists():
-                row, losses = measured(
-                    VARIANTS[variant], train_data, test_data,
-                    dataclasses.replace(recipe, seed=seed), device, args.workers,
-                )  # fmt: skip
-                run = {"variant": variant, "seed": seed, **row, "commit": commit(), "date": now()}
-                content = {"header": header, "run": run, "losses": losses}
-                write_atomically(path, json.dumps(content).encode())
-    summarize(args.output, header)
+                content = in_process(measured, run(variant, seed))
+                row = {"variant": variant, "seed": seed, **content["run"]}
+                content["run"] = row | {"commit": commit(), "date": now()}
+                text = json.dumps({"header": header, **content})
+                write_atomically(path, text.encode() + b"\n")
+    summarize(args.output, header, experiment.variants)
 
 
 def results(output: Path, header: dict[str, str]) -> list[dict[str, Any]]:
@@ -196,21 +185,17 @@ def results(output: Path, header: dict[str, str]) -> list[dict[str, Any]]:
     return contents
 
 
-def summarize(output: Path, header: dict[str, str]) -> None:
+def summarize(output: Path, header: dict[str, str], variants: tuple[str, str]) -> None:
     """Write the table and the plot of all runs in ``output``, and print their means."""
     contents = results(output, header)
     runs = [content["run"] for content in contents]
     for run in runs:
         print(", ".join(f"{key} {value}" for key, value in run.items()))
-    text = io.StringIO()
-    for key, value in header.items():
-        print(f"# {key}: {value}", file=text)
-    writer = csv.DictWriter(text, runs[0])
-    writer.writeheader()
-    writer.writerows(runs)
-    write_atomically(output / "train_camvid.csv", text.getvalue().encode())
-    write_atomically(output / "train_camvid.png", plot(header, contents))
-    for variant in VARIANTS:
+    write_atomically(output / "train_camvid.csv", csv_text(header, list(runs[0]), runs))
+    write_atomically(
+        output / "train_camvid.png", training_plot.png(header, contents, list(variants))
+    )
+    for variant in variants:
         scores = [run["test_miou"] for run in runs if run["variant"] == variant]
         if scores:
             deviation = f", standard deviation {statistics.stdev(scores):.4f}" if scores[1:] else ""
@@ -221,57 +206,33 @@ def summarize(output: Path, header: dict[str, str]) -> None:
     print(f"written to {output}/train_camvid.csv and .png")
 
 
+def time_updates(runs: list[Run], header: dict[str, str], output: Path, blocks: int) -> None:
+    """Write timing.csv: the time and the memory of each variant, trained in turns."""
+    load = OtherLoad()
+    times = interleaved(runs, blocks, BLOCK)
+    header["other_load_percent"] = f"{load.percent():.1f}"
+    rows = []
+    for run in runs:
+        seconds, peak = times[run.variant]
+        steps = steps_per_epoch(len(run.data("train")), run.recipe)
+        low, _, high = statistics.quantiles(seconds, n=4)
+        median = statistics.median(seconds)
+        rows.append({
+            "variant": run.variant,
+            "seconds_per_update": median,
+            "min_seconds": min(seconds),
+            "iqr_percent": 100 * (high - low) / median,
+            "blocks": len(seconds),
+            "seconds_per_epoch": median * steps,
+            "peak_mib": peak,
+        })  # fmt: skip
+        print(", ".join(f"{key} {value}" for key, value in rows[-1].items()))
+    write_atomically(output / "timing.csv", csv_text(header, list(rows[0]), rows))
+    print(f"written to {output}/timing.csv")
+
+
 def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def measured(
-    run: Any,
-    train_data: SegmentationData,
-    test_data: SegmentationData,
-    recipe: Recipe,
-    device: torch.device,
-    workers: int,
-) -> tuple[dict[str, float], list[float]]:
-    """Train and test one variant: returns the measurements and the losses."""
-    gpu = device.type == "cuda"
-    if gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    model, losses, seconds = run(train_data, recipe, device, workers)
-    peak = torch.cuda.max_memory_allocated(device) / 2**20 if gpu else float("nan")
-    dtype = getattr(torch, recipe.dtype)
-    scores = evaluate(model.eval(), test_data, dtype=dtype, workers=workers)
-    return {
-        "test_miou": round(scores.miou, 5),
-        "test_pixel_accuracy": round(scores.pixel_accuracy, 5),
-        "seconds_per_epoch": round(seconds / recipe.epochs, 3),
-        "peak_mib": round(peak, 1),
-    }, losses
-
-
-def plot(header: dict[str, str], contents: list[dict[str, Any]]) -> bytes:
-    """A PNG of the smoothed training loss of every run and its test mIoU."""
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
-    for content in contents:
-        losses, variant = content["losses"], content["run"]["variant"]
-        label = f"{variant}, seed {content['run']['seed']}"
-        color = f"C{list(VARIANTS).index(variant)}"
-        window = max(1, len(losses) // 50)  # points averaged
-        smooth = np.convolve(losses, np.full(window, 1 / window), "valid")
-        updates = LOG_EVERY * (np.arange(len(smooth)) + window)
-        left.plot(updates, smooth, color=color, linewidth=1, label=label)
-        right.plot(variant, content["run"]["test_miou"], "o", color=color, alpha=0.7)
-    left.set_xlabel("update")
-    left.set_ylabel("training loss")
-    left.legend(fontsize=8)
-    right.set_ylabel("test mIoU")
-    right.margins(x=0.5)
-    figure.suptitle(f"{header['benchmark']}\n{header['device']}", fontsize=9)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
 
 
 if __name__ == "__main__":

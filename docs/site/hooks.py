@@ -23,6 +23,8 @@ PUBLISHED = (
     "benchmarks/README.md",
     "benchmarks/results/README.md",
     "benchmarks/results/*/*.csv",
+    "benchmarks/results/*/*/*.csv",
+    "benchmarks/results/*/*/*.png",
 )
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 

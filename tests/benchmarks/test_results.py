@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 
 from .conftest import BENCHMARKS
 
@@ -58,6 +59,50 @@ def test_table_of_a_results_folder(harness, tmp_path):
     assert "raised:\n\n* ours, batch 1, bf16, PyTorch: WRONG: error 1\n\n" in first
     assert "| aspp: ours" not in first and "raised" not in second
     assert "model: x" in second and "2026-01-01" in second
+
+
+def test_tables_of_a_training_experiment(harness, tmp_path):
+    table = importlib.import_module("table")
+    header = "# device: A CPU\n# threads: 2\n# versions: torch 3\n"
+    folder = tmp_path / "cpu-2026-02-01" / "fine-tuning"
+    folder.mkdir(parents=True)
+    scores = folder / "train_camvid.csv"
+    scores.write_text(
+        f"{header}variant,seed,test_miou,test_pixel_accuracy,commit,date\n"
+        "deeplab_fast,2,0.5,0.8,abc,2026-02-01T10:00:00\n"
+        "deeplab_fast,10,0.512,0.9,abc,2026-02-01T11:00:00\n"
+        "reference,2,0.51,0.8,abc,2026-02-01T12:00:00\n"
+        "reference,10,0.502,0.7,abc,2026-02-01T13:00:00\n"
+    )
+    for variant, seed, losses in (
+        ("deeplab_fast", 2, [2.0] * 10),
+        ("deeplab_fast", 10, [2.0] * 10),
+        ("reference", 2, [2.0] * 10),
+        ("reference", 10, [2.0, 2.002, 2.0, 2.0, 2.04, *[2.0] * 4, 1.0]),
+    ):
+        (folder / f"{variant}-{seed}.json").write_text(json.dumps({"losses": losses}))
+    text = table.training_tables(folder)
+    assert (
+        "seed: 0e+00 in update 1, 1e-03 in update 2, 2e-02 in update 5, 5e-01 in update 10." in text
+    )
+    assert "| test mIoU | seed 2 | seed 10 | mean | pixel accuracy |\n|---|---|---|---|---|" in text
+    assert "| deeplab_fast | 50.00 % | 51.20 % | 50.60 % | 85.00 % |" in text
+    assert "| reference | 51.00 % | 50.20 % | 50.60 % | 75.00 % |" in text
+    link = "(../../benchmarks/results/cpu-2026-02-01/fine-tuning/train_camvid.csv)"
+    assert (
+        f"A CPU, 2 threads; torch 3; commit abc; 2026-02-01. Raw file: [{scores.name}]{link}"
+        in text
+    )
+    assert "seconds per epoch" not in text
+    (folder / "timing.csv").write_text(
+        f"{header}# commit: def\n# date: 2026-02-02T10:00:00\n"
+        "variant,iqr_percent,seconds_per_epoch,peak_mib\n"
+        "deeplab_fast,3.21,20,1234.5\npytorch,2,25,2000\n"
+    )
+    text = table.training_tables(folder)
+    assert "| deeplab_fast | 20.0 | 3.21 % | 1.00 | 1234 MiB |" in text
+    assert "| pytorch | 25.0 | 2.00 % | 1.25 | 2000 MiB |" in text
+    assert "commit def; 2026-02-02. Raw file: [timing.csv]" in text
 
 
 def test_files_of_0_1_0_are_read_under_todays_names(harness):
