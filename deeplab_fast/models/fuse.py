@@ -7,6 +7,7 @@ memory. Only about these the pass knows that they neither change nor keep a tens
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -427,8 +428,9 @@ def _traced(module: nn.Module) -> fx.Graph | None:
     None if the code of the module itself cannot be traced.
     """
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
-    # A graph would always take the branch for an argument that is given.
-    if not _is_plain(module) or any(
+    # A graph would always take the branch for an argument that is given, and code may read what a
+    # hook has stored.
+    if any(map(_is_hooked, module.modules())) or any(
         parameter.default is not parameter.empty
         or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD
         for parameter in parameters
@@ -441,14 +443,27 @@ def _traced(module: nn.Module) -> fx.Graph | None:
         or not _is_plain(submodule)
         or can_fold(submodule)
     }
+    states = [(vars(submodule), dict(vars(submodule))) for submodule in module.modules()]
     while True:
-        tracer = _Tracer(dict(module.named_modules()), leaves)
-        try:
-            return tracer.trace(module)
-        except Exception:
-            if tracer.failed is None:
-                return None
-            leaves.add(tracer.failed)
+        tracer, graph = _Tracer(dict(module.named_modules()), leaves), None
+        with contextlib.suppress(Exception):
+            graph = tracer.trace(module)
+        if _restore(states):
+            return None
+        if graph is not None or tracer.failed is None:
+            return graph
+        leaves.add(tracer.failed)
+
+
+def _restore(states: list[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
+    """Undo changes of attributes. True if there were any."""
+    has_changes = False
+    for members, before in states:
+        if list(map(id, members.values())) != list(map(id, before.values())):
+            has_changes = True
+            members.clear()
+            members.update(before)
+    return has_changes
 
 
 def _is_torchs(module: nn.Module) -> bool:
@@ -465,13 +480,16 @@ def _is_kept(module: nn.Module) -> bool:
 
 def _is_plain(module: nn.Module) -> bool:
     """True if a call of ``module`` runs the ``forward`` of its class and nothing else."""
-    return not (
+    return not (_is_hooked(module) or parametrize.is_parametrized(module))
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in vars(module)
-        or parametrize.is_parametrized(module)
     )
 
 

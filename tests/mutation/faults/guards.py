@@ -159,6 +159,7 @@ GUARDS = {
     "deeplab_fast/models/segmentation.py": TUNING,
     "deeplab_fast/models/cuda_graphs.py": CUDA_GRAPHS,
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
+    "deeplab_fast/models/fuse.py": Guard("test_fuse.py not networks"),
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
     "deeplab_fast/ops/shape_bucket.py": Guard(
