@@ -304,7 +304,7 @@ def _fused_module(module: nn.Module, outputs: Collection[str] | None = None) -> 
 def _fuse_children(module: nn.Module) -> None:
     """Fuse within the modules that a module which stays as it is calls.
 
-    Its convolutions stay, because its code may read their attributes.
+    Its own convolutions and the items of its containers stay, because its code may read them.
     """
     for name, child in list(module.named_children()):
         if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):

@@ -311,14 +311,11 @@ class Untraceable(nn.Module):
 def test_blocks_of_a_module_that_cannot_be_traced():
     net = with_statistics(nn.Sequential(nn.Conv2d(4, 4, 1), Untraceable(), nn.Conv2d(4, 4, 1)))
     for sign in (1, -1):
-        fused = check(net, sign * torch.rand(1, 4, 5, 6))
+        check(net, sign * torch.rand(1, 4, 5, 6))
     _, report = fuse_with_report(net)
-    assert {"0", "2", "1.blocks.0.a"} <= set(report.fused)
-    assert report.kept == {
-        "1.conv": "a module that torch.fx cannot trace",
-        **{name: reason for name, reason in report.kept.items() if name != "1.conv"},
-    }
-    assert fused(torch.ones(1, 4, 5, 6).double()).shape == (1, 4, 5, 6)
+    assert set(report.fused) == {"0", "2", "1.blocks.0.a"}
+    # The code might read the items of a Sequential, or attributes of a convolution.
+    assert set(report.kept) == {"1.conv", "1.block.0"}
 
 
 class DependsOnType(nn.Module):
@@ -335,7 +332,7 @@ class Stores(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.block, self.seen = conv_norm_relu(4, 4), None
+        self.block, self.seen = Net(lambda net, x: net.norm(net.a(x))), None
 
     def forward(self, x):
         self.seen = self.block(x)
