@@ -484,6 +484,24 @@ def test_aspp():
     check(nn.Sequential(plain), image)
 
 
+@pytest.mark.parametrize("sizes", [(3, 5), (5, 3), (8,), (2, 2, 4)], ids=str)
+@pytest.mark.parametrize("norm", [False, True])
+def test_separable_convolution_of_a_concatenation(sizes, norm):
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Conv2d(4, size, 1) for size in sizes])
+            self.conv = conv_norm_relu(8, 6, 3, 2, separable=True, depthwise_norm=norm)
+
+        def forward(self, x):
+            parts = [part(x) for part in self.parts]
+            parts[0] = upsample(F.interpolate(parts[0], (9, 9)), (5, 6), False)
+            return self.conv(torch.cat(parts, dim=1))
+
+    fused = check(with_statistics(Joined()), x())
+    assert (torch.cat in fused._steps.names.values()) == (len(sizes) != 2)
+
+
 def test_names_and_attributes_of_a_fused_backbone():
     with torch.device("meta"):
         backbone = DeepLabV3("mobilenet_v2").backbone
