@@ -225,10 +225,12 @@ STAY = {
     "output of the convolution returned": lambda net, x: [y := net.a(x), net.norm(y)],
     "output of the norm read": lambda net, x: net.relu(y := net.norm(net.a(x))) * y,
     "relu in place of a read output": lambda net, x: net.relu_(y := net.norm(net.a(x))) * y,
-    "input changed in between": lambda net, x: [y := net.pool(x), z := net.a(y), y.mul_(2), z + y],
+    "input changed in between": lambda net, x: [
+        y := net.pool(x), z := net.a(y), y.mul_(2), z + y
+    ][3],
     "input changed before the norm": lambda net, x: [
         y := net.pool(x), z := net.a(y), y.mul_(2), net.relu(net.norm(z))
-    ],
+    ][3],
     "result not used": lambda net, x: [y := net.pool(x), y.add_(1), net.a(y)][2],
     "functional dropout": lambda net, x: net.a(F.dropout(x, 0.5, net.training)),
     "weights read": lambda net, x: net.a(x) * net.a.weight.mean() + net.norm.bias.mean(),
