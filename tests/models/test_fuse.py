@@ -18,6 +18,7 @@ from deeplab_fast.models import DeepLabV3, DeepLabV3Plus
 from deeplab_fast.models.backbones.mobilenet_v2 import SameConv2d
 from deeplab_fast.models.fuse import FoldedASPP, FusedConv2d, FusedModule, fuse, fuse_with_report
 from deeplab_fast.nn import ASPP, conv_norm_relu
+from deeplab_fast.ops.upsample import upsample
 
 from ..support.cases import assert_as_accurate_as
 from .test_models import with_statistics
@@ -224,10 +225,12 @@ STAY = {
     "output of the convolution returned": lambda net, x: [y := net.a(x), net.norm(y)],
     "output of the norm read": lambda net, x: net.relu(y := net.norm(net.a(x))) * y,
     "relu in place of a read output": lambda net, x: net.relu_(y := net.norm(net.a(x))) * y,
-    "input changed in between": lambda net, x: [y := net.pool(x), z := net.a(y), y.mul_(2), z + y],
+    "input changed in between": lambda net, x: [
+        y := net.pool(x), z := net.a(y), y.mul_(2), z + y
+    ][3],
     "input changed before the norm": lambda net, x: [
         y := net.pool(x), z := net.a(y), y.mul_(2), net.relu(net.norm(z))
-    ],
+    ][3],
     "result not used": lambda net, x: [y := net.pool(x), y.add_(1), net.a(y)][2],
     "functional dropout": lambda net, x: net.a(F.dropout(x, 0.5, net.training)),
     "weights read": lambda net, x: net.a(x) * net.a.weight.mean() + net.norm.bias.mean(),
@@ -310,14 +313,11 @@ class Untraceable(nn.Module):
 def test_blocks_of_a_module_that_cannot_be_traced():
     net = with_statistics(nn.Sequential(nn.Conv2d(4, 4, 1), Untraceable(), nn.Conv2d(4, 4, 1)))
     for sign in (1, -1):
-        fused = check(net, sign * torch.rand(1, 4, 5, 6))
+        check(net, sign * torch.rand(1, 4, 5, 6))
     _, report = fuse_with_report(net)
-    assert {"0", "2", "1.blocks.0.a"} <= set(report.fused)
-    assert report.kept == {
-        "1.conv": "a module that torch.fx cannot trace",
-        **{name: reason for name, reason in report.kept.items() if name != "1.conv"},
-    }
-    assert fused(torch.ones(1, 4, 5, 6).double()).shape == (1, 4, 5, 6)
+    assert set(report.fused) == {"0", "2", "1.blocks.0.a"}
+    # The code might read the items of a Sequential, or attributes of a convolution.
+    assert set(report.kept) == {"1.conv", "1.block.0"}
 
 
 class DependsOnType(nn.Module):
@@ -327,6 +327,64 @@ class DependsOnType(nn.Module):
 
 def test_code_that_depends_on_the_type_of_a_value_is_not_traced():
     check(nn.Sequential(nn.Conv2d(4, 4, 1), DependsOnType(), nn.Conv2d(4, 4, 1)), x())
+
+
+class Stores(nn.Module):
+    """A module that keeps a value for later code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.seen = Net(lambda net, x: net.norm(net.a(x))), None
+
+    def forward(self, x):
+        self.seen = self.block(x)
+        return self.seen
+
+
+class ReadsStored(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stores = Stores()
+
+    def forward(self, x):
+        y = self.stores(x)
+        return y + self.stores.seen
+
+
+def test_values_that_code_keeps():
+    fused = check(with_statistics(ReadsStored()), x())
+    assert isinstance(fused.stores.seen, Tensor) and len(layers(fused)) == 1
+
+
+class CollectsByHooks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.found = conv_norm_relu(4, 4), []
+        self.block.register_forward_hook(Collect(self.found))
+
+    def forward(self, x):
+        self.found.clear()
+        self.block(x)
+        return [2 * y for y in self.found]
+
+
+class Collect:
+    def __init__(self, found) -> None:
+        self.found = found
+
+    def __call__(self, module, args, output) -> None:
+        self.found.append(output)
+
+
+def test_values_that_hooks_collect():
+    net = with_statistics(CollectsByHooks())
+    assert len(check(net, x())(x().double())) == 1
+
+
+def test_fusing_twice():
+    fused = fuse(Net(residual_block).double())
+    check(fused, x())
+    assert len(layers(fuse(fused))) == 2
 
 
 class Random(nn.Module):
@@ -347,9 +405,14 @@ def conv(net, rng, values):
     return rng.choice([net.a, net.b, net.c])(rng.choice(values))
 
 
-def in_place(function):
-    """A change of a value that is no input of the graph (autograd would allow it, too)."""
-    return function
+def residual(net, rng, values):
+    y = net.norm(conv(net, rng, values))
+    return rng.choice([net.relu, net.relu_, net.identity])(y + rng.choice(values))
+
+
+def halves(value):
+    first, second = value.chunk(2, 1)
+    return first, second
 
 
 OPERATIONS = [
@@ -369,7 +432,8 @@ OPERATIONS = [
     lambda net, rng, values: rng.choice(values).view(2, 4, 5, 6),
     lambda net, rng, values: rng.choice(values)[:, :, :, :],
     lambda net, rng, values: net.d(torch.cat([values[-1], rng.choice(values)], 1)),
-    lambda net, rng, values: torch.cat(rng.choice(values).chunk(2, 1), 1),
+    lambda net, rng, values: torch.cat([*map(net.identity, halves(rng.choice(values)))], 1),
+    residual, residual, residual, residual,
     lambda net, rng, values: torch.split(rng.choice(values), 4, 1)[0],
     lambda net, rng, values: rng.choice(values) * values[-1].mean((2, 3), keepdim=True),
     lambda net, rng, values: net.pool(rng.choice(values)),
@@ -422,6 +486,24 @@ def test_aspp():
     check(nn.Sequential(plain), image)
 
 
+@pytest.mark.parametrize("sizes", [(3, 5), (5, 3), (8,), (2, 2, 4)], ids=str)
+@pytest.mark.parametrize("norm", [False, True])
+def test_separable_convolution_of_a_concatenation(sizes, norm):
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Conv2d(4, size, 1) for size in sizes])
+            self.conv = conv_norm_relu(8, 6, 3, 2, separable=True, depthwise_norm=norm)
+
+        def forward(self, x):
+            parts = [part(x) for part in self.parts]
+            parts[0] = upsample(F.interpolate(parts[0], (9, 9)), (5, 6), False)
+            return self.conv(torch.cat(parts, dim=1))
+
+    fused = check(with_statistics(Joined()), x())
+    assert (torch.cat in fused._steps.names.values()) == (len(sizes) != 2)
+
+
 def test_names_and_attributes_of_a_fused_backbone():
     with torch.device("meta"):
         backbone = DeepLabV3("mobilenet_v2").backbone
@@ -469,6 +551,7 @@ def test_prepared_decoder(options):
     exact = copy.deepcopy(model).double()(images.double())["out"]
     assert_as_accurate_as(prepared(images)["out"], model(images)["out"], exact)
     assert not {nn.BatchNorm2d, nn.Conv2d} & {type(module) for module in prepared.modules()}
+    assert upsample in prepared.classifier._steps.names.values()  # torch.compile needs its branches
 
 
 def test_a_backbone_of_the_user():
