@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 _ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 _BACKBONE_OPTIONS = (
-    "output_stride", "in_channels", "multi_grid", "dilate_first_block", "dilate_next_stage",
-    "tf_padding", "pad_before_expansion", "pad_stem", "last_conv", "norm_eps",
+    "output_stride", "in_channels", "multi_grid", "backbone_variant", "norm_eps",
 )  # fmt: skip
 _POSITIVE = ("num_classes", "in_channels", "aspp_channels", "low_level_channels", "decoder_convs")
 _ASPP_OPTIONS = ("separable", "depthwise_norm", "project_size", "dropout")

@@ -42,16 +42,10 @@ class DeepLabV3(DeepLab):
         dropout: probability of dropout after ASPP.
         aspp_channels, project_size, depthwise_norm: ``out_channels``, ``project_size`` and
             ``depthwise_norm`` of :class:`ASPP`.
-        dilate_first_block: in a dilated stage, dilate the first block like the others, as in
-            segmentation_models_pytorch. torchvision's keeps the dilation of the stage before.
-        dilate_next_stage: mobilenet_v2 as in jfzhang95/pytorch-deeplab-xception: all blocks of the
-            stage whose stride was removed keep the dilation of the stage before.
-        tf_padding: pad mobilenet_v2 as TensorFlow's "SAME" does, for weights trained there.
-        pad_before_expansion: pad the input of mobilenet_v2's blocks instead of that of their
-            depthwise convolutions, as in VainF/DeepLabV3Plus-Pytorch and jfzhang95's.
-        pad_stem: pad the first convolution of mobilenet_v2; VainF's does not.
-        last_conv: keep the last 1x1 convolution of mobilenet_v2, to 1280 channels, as
-            segmentation_models_pytorch does.
+        backbone_variant: the project whose rules of dilation and padding the backbone follows, for
+            weights from there: "torchvision"; "segmentation_models_pytorch", "VainF" or "jfzhang95"
+            for a resnet or mobilenet_v2; "tensorflow" for mobilenet_v2. The guide "Choose a
+            backbone" lists the rules.
         norm_eps: epsilon of the backbone's batch norms, 1e-3 in TensorFlow's MobileNetV2; by
             default that of torchvision or timm.
         pretrained_backbone: download ImageNet weights for the backbone, published by torchvision
@@ -88,12 +82,7 @@ class DeepLabV3(DeepLab):
         aspp_channels: int = 256,
         project_size: int = 1,
         depthwise_norm: bool = False,
-        dilate_first_block: bool = False,
-        dilate_next_stage: bool = False,
-        tf_padding: bool = False,
-        pad_before_expansion: bool = False,
-        pad_stem: bool = True,
-        last_conv: bool = False,
+        backbone_variant: str = "torchvision",
         norm_eps: float | None = None,
         pretrained_backbone: bool = False,
     ) -> None:

@@ -59,8 +59,7 @@ class DeepLabV3Plus(DeepLab):
 
     Args:
         backbone, num_classes, output_stride, atrous_rates, multi_grid, aux_loss, in_channels,
-            dropout, aspp_channels, project_size, depthwise_norm, dilate_first_block,
-            dilate_next_stage, tf_padding, pad_before_expansion, pad_stem, last_conv, norm_eps,
+            dropout, aspp_channels, project_size, depthwise_norm, backbone_variant, norm_eps,
             pretrained_backbone: see :class:`DeepLabV3`.
         low_level_channels: channels to which the features of stride 4 are reduced.
         separable: depthwise separable convolutions in ASPP and in the decoder.
@@ -102,12 +101,7 @@ class DeepLabV3Plus(DeepLab):
         aspp_channels: int = 256,
         project_size: int = 1,
         depthwise_norm: bool = False,
-        dilate_first_block: bool = False,
-        dilate_next_stage: bool = False,
-        tf_padding: bool = False,
-        pad_before_expansion: bool = False,
-        pad_stem: bool = True,
-        last_conv: bool = False,
+        backbone_variant: str = "torchvision",
         norm_eps: float | None = None,
         pretrained_backbone: bool = False,
     ) -> None:

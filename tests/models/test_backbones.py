@@ -94,27 +94,26 @@ def test_shapes_of_features(name, output_stride):
         ({"name": "resnet19"}, "backbone: expected .*'mobilenet_v3_large' or 'timm/'.*'resnet19'"),
         ({"name": "resnet18", "multi_grid": (1, 2, 4)}, "multi_grid: expected 2 positive ints"),
         ({"name": "timm/resnet18", "multi_grid": (1, 2)}, "multi_grid: only resnets have it"),
-        ({"name": "timm/resnet18", "tf_padding": True}, "tf_padding: only mobilenet_v2 has it"),
-        ({"name": "timm/resnet18", "dilate_first_block": True}, "dilate_first_block: only resnets"),
-        ({"name": "mobilenet_v3_large", "dilate_first_block": True}, "dilate_first_block: only"),
-        ({"name": "resnet18", "pad_before_expansion": True}, "pad_before_expansion: only mob"),
-        ({"name": "resnet18", "pad_stem": False}, "pad_stem: only mobilenet_v2 has it"),
-        ({"name": "resnet18", "last_conv": True}, "last_conv: only mobilenet_v2 has it"),
-        ({"name": "resnet18", "dilate_next_stage": True}, "dilate_next_stage: only mobilenet_v2"),
+        (
+            {"name": "timm/resnet18", "backbone_variant": "VainF"},
+            "backbone_variant: expected 'torchvision' for timm/resnet18, got 'VainF'",
+        ),
+        (
+            {"name": "mobilenet_v3_large", "backbone_variant": "tensorflow"},
+            "backbone_variant: expected 'torchvision' for mobilenet_v3_large, got 'tensorflow'",
+        ),
+        (
+            {"name": "resnet18", "backbone_variant": "tensorflow"},
+            "backbone_variant: expected 'torchvision', 'segmentation_models_pytorch', 'VainF', "
+            "'jfzhang95' for resnet18, got 'tensorflow'",
+        ),
+        (
+            {"name": "mobilenet_v2", "backbone_variant": "smp"},
+            "backbone_variant: expected 'torchvision', 'tensorflow', "
+            "'segmentation_models_pytorch', 'VainF', 'jfzhang95' for mobilenet_v2, got 'smp'",
+        ),
         ({"name": "resnet18", "in_channels": 0}, "in_channels: expected at least 1, got 0"),
         ({"name": "resnet18", "norm_eps": 0}, "norm_eps: expected a positive number or None"),
-        (
-            {"name": "mobilenet_v2", "dilate_first_block": True, "dilate_next_stage": True},
-            "dilate_next_stage: expected False with dilate_first_block",
-        ),
-        (
-            {"name": "mobilenet_v2", "tf_padding": True, "pad_stem": False},
-            "pad_stem: expected True with tf_padding",
-        ),
-        (
-            {"name": "mobilenet_v2", "tf_padding": True, "pad_before_expansion": True},
-            "pad_before_expansion: expected False with tf_padding",
-        ),
     ],
 )
 def test_bad_options(options, message):
@@ -159,19 +158,28 @@ def test_dilations():
     with torch.device("meta"):
         assert dilations(make_backbone("resnet18", 8))[-8:] == [1, 1, 2, 2, 2, 2, 4, 4]
         assert dilations(make_backbone("resnet34", 16))[-6:] == [1, 1, 2, 2, 2, 2]
-        backbone = make_backbone("resnet18", 8, dilate_first_block=True)
+        assert dilations(make_backbone("resnet18", 8, backbone_variant="VainF"))[-4:] == [
+            2,
+            2,
+            4,
+            4,
+        ]
+        backbone = make_backbone("resnet18", 8, backbone_variant="segmentation_models_pytorch")
         assert dilations(backbone)[-8:] == [2, 2, 2, 2, 4, 4, 4, 4]
-        backbone = make_backbone("resnet50", 8, multi_grid=(1, 2, 4), dilate_first_block=True)
+        backbone = make_backbone("resnet50", 8, multi_grid=(1, 2, 4), backbone_variant="jfzhang95")
         assert dilations(backbone)[-9:] == [2] * 6 + [4, 8, 16]
         backbone = make_backbone("resnet18", 16, multi_grid=(1, 2))
         assert dilations(backbone)[-4:] == [2, 2, 4, 4]
-        for options, last in (
-            ({}, [1, 1, 1] + [1, 2, 2] + [2]),
-            ({"dilate_first_block": True}, [1, 1, 1] + [2, 2, 2] + [2]),
-            ({"dilate_next_stage": True}, [1, 1, 1] + [1, 1, 1] + [2]),
+        for variant, last in (
+            ("torchvision", [1, 1, 1] + [1, 2, 2] + [2]),
+            ("tensorflow", [1, 1, 1] + [1, 2, 2] + [2]),
+            ("segmentation_models_pytorch", [1, 1, 1] + [2, 2, 2] + [2]),
+            ("VainF", [1, 1, 1] + [1, 2, 2] + [2]),
+            ("jfzhang95", [1, 1, 1] + [1, 1, 1] + [2]),
         ):
-            assert dilations(make_backbone("mobilenet_v2", 16, **options))[-7:] == last
-        backbone = make_backbone("mobilenet_v2", 8, dilate_next_stage=True)
+            backbone = make_backbone("mobilenet_v2", 16, backbone_variant=variant)
+            assert dilations(backbone)[-7:] == last
+        backbone = make_backbone("mobilenet_v2", 8, backbone_variant="jfzhang95")
         assert dilations(backbone)[-11:] == [1] * 4 + [2] * 3 + [2] * 3 + [4]
         assert dilations(make_backbone("mobilenet_v3_large", 16), 5) == [1] * 3 + [2] * 3
         backbone = make_backbone("mobilenet_v3_large", 8)
@@ -180,20 +188,15 @@ def test_dilations():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_dilated_first_block_is_that_of_segmentation_models_pytorch(name):
+def test_variant_of_segmentation_models_pytorch(name):
     smp = pytest.importorskip("segmentation_models_pytorch", reason="it dilates this way")
     theirs = smp.encoders.get_encoder(name, weights=None, output_stride=8)
     theirs = with_statistics(theirs).double().eval()
-    options = {"last_conv": True} if name == "mobilenet_v2" else {}
-    ours = make_backbone(name, 8, dilate_first_block=True, **options).double().eval()
-    other = make_backbone(name, 8, **options).double().eval()
+    ours = make_backbone(name, 8, backbone_variant="segmentation_models_pytorch").double().eval()
     images = torch.randn(1, 3, 33, 47, dtype=torch.float64)
-    for backbone in (ours, other):
-        assert not backbone.load_state_dict(theirs.state_dict(), strict=False).missing_keys
+    assert not ours.load_state_dict(theirs.state_dict(), strict=False).missing_keys
     with torch.no_grad():
-        expected = theirs(images)[-1]
-        assert_same_features(ours(images)["out"], expected)
-        assert (other(images)["out"] - expected).norm() > 1e-5 * expected.norm()
+        assert_same_features(ours(images)["out"], theirs(images)[-1])
 
 
 def test_deep_stem_is_that_of_timm(timm):
@@ -243,25 +246,22 @@ def padded_first(features: nn.Sequential, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("pad_stem", [True, False], ids=["padded", "unpadded"])
-def test_padding_before_the_expansion(torchvision, pad_stem, training):
+@pytest.mark.parametrize("variant, dilated", [("VainF", (15, 16, 17)), ("jfzhang95", (17,))])
+def test_padding_before_the_expansion(torchvision, variant, dilated, training):
     theirs = with_statistics(torchvision.models.mobilenet_v2()).double().train(training)
-    if not pad_stem:
+    if variant == "VainF":
         theirs.features[0][0].padding = (0, 0)
-    for block in theirs.features[14:18]:
-        depthwise = block.conv[-3][0]
-        depthwise.stride, depthwise.dilation, depthwise.padding = (1, 1), (2, 2), (2, 2)
-    options = {"dilate_first_block": True, "pad_stem": pad_stem}
-    ours = make_backbone("mobilenet_v2", 16, pad_before_expansion=True, **options)
-    other = make_backbone("mobilenet_v2", 16, **options)
+    theirs.features[14].conv[-3][0].stride = (1, 1)
+    for block in dilated:
+        depthwise = theirs.features[block].conv[-3][0]
+        depthwise.dilation, depthwise.padding = (2, 2), (2, 2)
+    ours = make_backbone("mobilenet_v2", 16, backbone_variant=variant).double().train(training)
+    ours.load_state_dict(theirs.state_dict(), strict=False)
     images = torch.randn(2, 3, 33, 47, dtype=torch.float64)
-    for backbone in (ours, other):
-        backbone.double().train(training).load_state_dict(theirs.state_dict(), strict=False)
     with torch.no_grad():
-        actual, plain = ours(images)["out"], other(images)["out"]
+        actual = ours(images)["out"]
         expected = padded_first(theirs.features, images)
     assert_same_features(actual, expected)
-    assert (plain - expected).norm() > 1e-2 * expected.norm()
     statistics = dict(theirs.named_buffers())
     for name, buffer in ours.named_buffers():
         assert_close(buffer, statistics[name])
@@ -270,7 +270,7 @@ def test_padding_before_the_expansion(torchvision, pad_stem, training):
 def test_bfloat16_gradient_with_padding_before_the_expansion(ran):
     """In channels_last, oneDNN computes wrong weight gradients for this convolution."""
     with torch.device("meta"):
-        block = make_backbone("mobilenet_v2", 16, pad_before_expansion=True).features[17]
+        block = make_backbone("mobilenet_v2", 16, backbone_variant="VainF").features[17]
     conv = block.conv[1][0].to_empty(device="cpu")
     assert conv.padding == (0, 0) and conv.dilation == (2, 2)
     torch.manual_seed(0)
@@ -714,7 +714,7 @@ def test_failed_downloads_say_what_to_do(torchvision, timm, monkeypatch):
     [
         ("resnet18", {"in_channels": 1}),
         ("resnet50c", {"multi_grid": (1, 2, 4)}),
-        ("mobilenet_v2", {"pad_before_expansion": True, "pad_stem": False}),
+        ("mobilenet_v2", {"backbone_variant": "VainF"}),
         ("mobilenet_v3_large", {}),
         ("timm/test_resnet", {"in_channels": 4}),
         *((f"timm/{name}", {}) for name in SMALL if name != "test_resnet"),

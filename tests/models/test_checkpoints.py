@@ -77,12 +77,12 @@ PEERS: dict[tuple[str, str, str], tuple[Callable[[], nn.Module], tuple[int, int]
     ("DeepLabV3", "mobilenet_v2", SMP): (
         lambda: smp_model("DeepLabV3", "mobilenet_v2"),
         (32, 48),
-        {"last_conv": True, "dilate_first_block": True},
+        {"backbone_variant": SMP, "output_stride": 8},
     ),
     ("DeepLabV3Plus", "mobilenet_v2", SMP): (
         lambda: smp_model("DeepLabV3Plus", "mobilenet_v2"),
         (32, 48),
-        {"last_conv": True, "output_stride": 16},
+        {"backbone_variant": SMP, "output_stride": 16},
     ),
     ("DeepLabV3", "resnet50", VAINF): (
         lambda: Vainf(False, "resnet50"),
@@ -97,7 +97,7 @@ PEERS: dict[tuple[str, str, str], tuple[Callable[[], nn.Module], tuple[int, int]
     ("DeepLabV3", "mobilenet_v2", VAINF): (
         lambda: Vainf(False, "mobilenet"),
         (49, 66),
-        {"pad_before_expansion": True, "pad_stem": False},
+        {"backbone_variant": "VainF"},
     ),
     ("DeepLabV3Plus", "mobilenet_v2", VAINF): (
         lambda: Vainf(True, "mobilenet", separable=True),
@@ -107,12 +107,12 @@ PEERS: dict[tuple[str, str, str], tuple[Callable[[], nn.Module], tuple[int, int]
     ("DeepLabV3Plus", "mobilenet_v2", JFZHANG): (
         lambda: Jfzhang("mobilenet"),
         (49, 66),
-        {"dilate_next_stage": True, "align_corners": True},
+        {"backbone_variant": "jfzhang95", "align_corners": True},
     ),
     ("DeepLabV3Plus", "resnet101", JFZHANG): (
         lambda: Jfzhang("resnet"),
         (33, 49),
-        {"multi_grid": [1, 2, 4], "dilate_first_block": True},
+        {"multi_grid": [1, 2, 4], "backbone_variant": "jfzhang95"},
     ),
     ("DeepLabV3", "resnet50c", MMSEG): (
         lambda: Mmseg(False, deep_stem=True, channels=512),

@@ -283,7 +283,8 @@ def test_repository_of_transformers(huggingface_hub, cache):
         '{"do_resize": false, "do_center_crop": false}'
     )
     loaded = DeepLabV3.from_pretrained("owner/name", cache_dir=cache, local_files_only=True)
-    assert loaded.config["tf_padding"] and loaded.config["num_classes"] == 3
+    assert loaded.config["backbone_variant"] == "tensorflow"
+    assert loaded.config["num_classes"] == 3
 
 
 def test_what_is_downloaded(huggingface_hub, folder, monkeypatch):

@@ -197,7 +197,7 @@ def test_multi_grid_changes_dilations_only(pair):
         ({"atrous_rates": (6, 0)}, "atrous_rates: expected positive ints"),
         ({"multi_grid": (1, 2)}, "multi_grid: expected 3 positive ints"),
         ({"multi_grid": (1, 2, 4), "backbone": "mobilenet_v2"}, "multi_grid: only resnets"),
-        ({"tf_padding": True}, "tf_padding: only mobilenet_v2"),
+        ({"backbone_variant": "tensorflow"}, "backbone_variant: expected .*for resnet50, got"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -304,9 +304,17 @@ def test_prepare_rejects_wrong_dtypes(mobilenet, dtype):
         ("mobilenet_v2", {}),
         (
             "mobilenet_v2",
-            {"tf_padding": True, "atrous_rates": (), "head_conv": False, "norm_eps": 1e-3},
+            {
+                "backbone_variant": "tensorflow",
+                "atrous_rates": (),
+                "head_conv": False,
+                "norm_eps": 1e-3,
+            },
         ),
-        ("mobilenet_v2", {"tf_padding": True, "align_corners": True, "output_stride": 16}),
+        (
+            "mobilenet_v2",
+            {"backbone_variant": "tensorflow", "align_corners": True, "output_stride": 16},
+        ),
     ],
     ids=str,
 )

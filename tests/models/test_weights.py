@@ -138,6 +138,23 @@ def test_files_of_version_0_1_0_are_read(saved):
     assert_same_model(loaded, model)
 
 
+@pytest.mark.parametrize("tf_padding, variant", [(True, "tensorflow"), (False, "torchvision")])
+def test_files_of_version_0_2_0_are_read(tmp_path, tf_padding, variant):
+    """Their metadata has "tf_padding" instead of "backbone_variant", and always "norm_eps"."""
+    model = DeepLabV3("mobilenet_v2", 3, atrous_rates=(), backbone_variant=variant, norm_eps=1e-5)
+    path = tmp_path / "model.safetensors"
+    model.save_pretrained(path)
+    with safe_open(path, framework="pt") as file:
+        description = json.loads(file.metadata()["deeplab_fast"])
+    del description["architecture"], description["config"]["backbone_variant"]
+    description["config"]["tf_padding"] = tf_padding
+    save_file(load_file(path), path, metadata={"deeplab_fast": json.dumps(description)})
+    loaded = DeepLabV3.from_pretrained(path)
+    assert loaded.config == model.config
+    padding = loaded.backbone.features[0][0].padding
+    assert padding == ((0, 0) if tf_padding else (1, 1))
+
+
 def test_saving_after_a_new_classifier(saved):
     model, path = saved
     model.classifier[-1], model.aux_classifier = torch.nn.Conv2d(256, 7, 1), None

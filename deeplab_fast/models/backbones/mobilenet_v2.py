@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +22,26 @@ _STAGES = (
     (6, 320, 1, 1),
 )
 _LOW, _AUX = (sum(blocks for _, _, blocks, _ in _STAGES[:stages]) for stages in (2, 5))
+
+
+class Rules(NamedTuple):
+    """What distinguishes one project's MobileNetV2 from another's."""
+
+    # Blocks at the start of a stage whose stride became a dilation that keep the dilation before
+    undilated_blocks: int = 1
+    same_padding: bool = False  # TensorFlow's, see pad_same
+    pad_before_expansion: bool = False  # see InvertedResidual
+    pad_stem: bool = True
+    last_conv: bool = False  # keep the last 1x1 convolution, to 1280 channels
+
+
+RULES = {
+    "torchvision": Rules(),
+    "tensorflow": Rules(same_padding=True),
+    "segmentation_models_pytorch": Rules(undilated_blocks=0, last_conv=True),
+    "VainF": Rules(pad_before_expansion=True, pad_stem=False),
+    "jfzhang95": Rules(undilated_blocks=4, pad_before_expansion=True),  # all blocks of a stage
+}
 
 
 def pad_same(input: Tensor) -> Tensor:
@@ -55,7 +77,7 @@ class InvertedResidual(nn.Module):
         expansion: int,
         stride: int,
         dilation: int,
-        tf_padding: bool = False,
+        same_padding: bool = False,
         pad_before_expansion: bool = False,
     ) -> None:
         super().__init__()
@@ -66,7 +88,7 @@ class InvertedResidual(nn.Module):
         padding = 0 if pad_before_expansion else dilation
         self.conv = nn.Sequential(
             *expand,
-            _conv_norm_relu6(width, width, 3, stride, padding, dilation, width, tf_padding),
+            _conv_norm_relu6(width, width, 3, stride, padding, dilation, width, same_padding),
             nn.Conv2d(width, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
@@ -85,52 +107,24 @@ class MobileNetV2(Backbone):
     Args:
         output_stride: 8 or 16, the size of the input divided by the size of the features.
         in_channels: channels of the images.
-        dilate_first_block: the block whose stride became a dilation has that dilation too, as in
-            segmentation_models_pytorch. False: the blocks after it have it.
-        dilate_next_stage: no block of the stage whose stride became a dilation has that dilation;
-            the blocks of the next stage have it, as in jfzhang95/pytorch-deeplab-xception.
-        tf_padding: pad as TensorFlow's "SAME" does, for weights trained there (:func:`pad_same`).
-        pad_before_expansion: see :class:`InvertedResidual`.
-        pad_stem: pad the first convolution. VainF/DeepLabV3Plus-Pytorch does not.
-        last_conv: keep the last 1x1 convolution, to 1280 channels, as segmentation_models_pytorch
-            does.
-
-    Raises:
-        ValueError: two options exclude each other.
+        variant: a key of ``RULES``.
     """
 
     low_channels, aux_channels, out_channels = 24, 96, 320
 
     def __init__(
-        self,
-        output_stride: int,
-        in_channels: int = 3,
-        dilate_first_block: bool = False,
-        dilate_next_stage: bool = False,
-        tf_padding: bool = False,
-        pad_before_expansion: bool = False,
-        pad_stem: bool = True,
-        last_conv: bool = False,
+        self, output_stride: int, in_channels: int = 3, variant: str = "torchvision"
     ) -> None:
         super().__init__()
-        if dilate_first_block and dilate_next_stage:
-            raise ValueError("dilate_next_stage: expected False with dilate_first_block")
-        if tf_padding and pad_before_expansion:
-            raise ValueError("pad_before_expansion: expected False with tf_padding")
-        if tf_padding and not pad_stem:
-            raise ValueError("pad_stem: expected True with tf_padding")
+        rules = RULES[variant]
         channels, reached, dilation = 32, 2, 1
-        self.features = nn.Sequential(
-            _conv_norm_relu6(in_channels, channels, 3, 2, int(pad_stem), tf_padding=tf_padding)
-        )
+        stem = in_channels, channels, 3, 2, int(rules.pad_stem)
+        self.features = nn.Sequential(_conv_norm_relu6(*stem, same_padding=rules.same_padding))
         for expansion, out_channels, blocks, stride in _STAGES:
             before = dilation
             if reached == output_stride:
                 dilation, stride = dilation * stride, 1
             reached *= stride
-            dilations = [before if dilate_next_stage else dilation] * blocks
-            if not dilate_first_block:
-                dilations[0] = before
             for i in range(blocks):
                 self.features.append(
                     InvertedResidual(
@@ -138,13 +132,13 @@ class MobileNetV2(Backbone):
                         out_channels,
                         expansion,
                         stride if i == 0 else 1,
-                        dilations[i],
-                        tf_padding,
-                        pad_before_expansion,
+                        before if i < rules.undilated_blocks else dilation,
+                        rules.same_padding,
+                        rules.pad_before_expansion,
                     )
                 )
                 channels = out_channels
-        if last_conv:
+        if rules.last_conv:
             self.features.append(_conv_norm_relu6(channels, 1280, kernel_size=1))
             self.out_channels = 1280
         initialize(self)
@@ -163,11 +157,11 @@ def _conv_norm_relu6(
     padding: int = 0,
     dilation: int = 1,
     groups: int = 1,
-    tf_padding: bool = False,
+    same_padding: bool = False,
 ) -> nn.Sequential:
     shape = (in_channels, out_channels, kernel_size, stride)
     conv: nn.Conv2d
-    if tf_padding and stride == 2:
+    if same_padding and stride == 2:
         conv = SameConv2d(*shape, groups=groups, bias=False)
     else:
         conv = Conv2d(*shape, padding, dilation, groups, bias=False)

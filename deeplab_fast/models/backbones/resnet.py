@@ -76,6 +76,16 @@ RESNETS = {
 }
 
 
+# Values of backbone_variant; True if the first block of a dilated stage has the stage's dilation.
+# False: it keeps that of the stage before, as with torchvision's replace_stride_with_dilation.
+VARIANTS = {
+    "torchvision": False,
+    "segmentation_models_pytorch": True,
+    "VainF": False,
+    "jfzhang95": True,
+}
+
+
 class ResNet(Backbone):
     """ResNet without its classifier (He et al. 2015; torchvision's ``resnet50`` and others).
 
@@ -89,9 +99,7 @@ class ResNet(Backbone):
         in_channels: channels of the images.
         multi_grid: factors of layer4's dilation for each of its blocks (Chen et al. 2017, section
             3.2.1: (1, 2, 4) gives dilations 2, 4, 8 at output stride 16), or None.
-        dilate_first_block: the first block of a dilated stage has the stage's dilation, as in
-            segmentation_models_pytorch. False: it keeps the dilation of the stage before, as with
-            torchvision's ``replace_stride_with_dilation``.
+        variant: a key of ``VARIANTS``.
 
     Raises:
         ValueError: ``multi_grid`` does not fit the blocks of layer4.
@@ -105,7 +113,7 @@ class ResNet(Backbone):
         output_stride: int,
         in_channels: int = 3,
         multi_grid: Sequence[int] | None = None,
-        dilate_first_block: bool = False,
+        variant: str = "torchvision",
     ) -> None:
         super().__init__()
         block, blocks, deep_stem = RESNETS[name]
@@ -132,7 +140,7 @@ class ResNet(Backbone):
         channels, stages = 64, []
         for i, (stride, dilation) in enumerate(zip(strides, stage_dilations)):
             dilations = [dilation] * blocks[i]
-            if not dilate_first_block:
+            if not VARIANTS[variant]:
                 dilations[0] = stage_dilations[max(0, i - 1)]
             if i == 3 and multi_grid is not None:
                 dilations = [dilation * unit for unit in multi_grid]

@@ -69,7 +69,7 @@ def read_model(folder: Path, weights: Path, tensors: dict[str, Tensor]) -> Check
             # not say so, and transformers' loss and post-processing do not align them.
             "align_corners": True,
             "head_conv": False,
-            "tf_padding": config.get("tf_padding", True),
+            "backbone_variant": "tensorflow" if config.get("tf_padding", True) else "torchvision",
             "norm_eps": config.get("layer_norm_eps", 1e-3),
         },
         state,

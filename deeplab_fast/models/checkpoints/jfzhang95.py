@@ -46,21 +46,14 @@ def recognize(state: State) -> Checkpoint | None:
         "num_classes": state["decoder.last_conv.8.weight"].size(0),
         "output_stride": 16,
         "align_corners": True,
+        "backbone_variant": "jfzhang95",
     }
     state = renamed(state, _TABLE)
     if "backbone.features.0.0.weight" in state:
-        config |= {
-            "backbone": "mobilenet_v2",
-            "pad_before_expansion": True,
-            "dilate_next_stage": True,
-        }
+        config["backbone"] = "mobilenet_v2"
         state = _with_nested_blocks(state)
     else:
-        config |= {
-            "backbone": resnet_name(state),
-            "multi_grid": (1, 2, 4),
-            "dilate_first_block": True,
-        }
+        config |= {"backbone": resnet_name(state), "multi_grid": (1, 2, 4)}
     if config["backbone"] is None:
         raise ValueError(
             f"a {PROJECT} model with an unsupported backbone (expected resnet or mobilenet; its "

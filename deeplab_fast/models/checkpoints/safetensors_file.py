@@ -54,6 +54,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         config = dict(description["config"])
         if "rates" in config:  # written by version 0.1.0
             config["atrous_rates"] = config.pop("rates")
+        if "tf_padding" in config:  # written by version 0.2.0
+            same = config.pop("tf_padding")
+            config["backbone_variant"] = "tensorflow" if same else "torchvision"
         return Checkpoint(
             description.get("architecture", "DeepLabV3"),  # not in files of version 0.2.0
             config,

@@ -80,7 +80,7 @@ def _encoder(state: State, timm_encoder: str | None) -> dict[str, Any]:
         return {"backbone": f"timm/{timm_encoder}"}
     if "backbone.features.18.0.weight" in state:
         first_conv = "backbone.features.0.0.weight"
-        config: dict[str, Any] = {"backbone": "mobilenet_v2", "last_conv": True}
+        config: dict[str, Any] = {"backbone": "mobilenet_v2"}
     else:
         config, first_conv = {"backbone": resnet_name(state)}, "backbone.conv1.weight"
     if config["backbone"] is None:
@@ -88,7 +88,7 @@ def _encoder(state: State, timm_encoder: str | None) -> dict[str, Any]:
             f"a {PROJECT} DeepLab with an unsupported encoder (expected resnet18, 34, 50, 101 or "
             "152, mobilenet_v2 or one of timm (tu-...), with encoder_depth 5)"
         )
-    return config | {"in_channels": state[first_conv].size(1), "dilate_first_block": True}
+    return config | {"in_channels": state[first_conv].size(1), "backbone_variant": PROJECT}
 
 
 def read_folder(folder: Path) -> Checkpoint | None:

@@ -38,7 +38,7 @@ def recognize(state: State) -> Checkpoint | None:
         return None
     config: dict[str, Any] = {"output_stride": 16, "dropout": 0.1}
     if "backbone.low_level_features.0.0.weight" in state:
-        config |= {"backbone": "mobilenet_v2", "pad_before_expansion": True, "pad_stem": False}
+        config |= {"backbone": "mobilenet_v2", "backbone_variant": "VainF"}
     else:
         config["backbone"] = resnet_name(state)
     if config["backbone"] is None:

@@ -8,8 +8,8 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/models/backbones/resnet.py": [
         Fault(
             "first block of a dilated stage",
-            "if not dilate_first_block:",
-            "if dilate_first_block:",
+            "if not VARIANTS[variant]:",
+            "if VARIANTS[variant]:",
         ),
         Fault(
             "second convolution of a basic block is not dilated",
@@ -24,6 +24,7 @@ FAULTS: dict[str, list[Fault]] = {
             "                *_conv_norm_relu(32, 32, stride=2),",
         ),
         Fault("no random numbers for the classifier", "nn.Linear(channels, 1000)", "pass"),
+        Fault("jfzhang95's first block is not dilated", '"jfzhang95": True', '"jfzhang95": False'),
         Fault("multi_grid of another stage", "if i == 3 and", "if i == 2 and"),
     ],
     "deeplab_fast/models/backbones/mobilenet_v2.py": [
@@ -34,8 +35,19 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "dilation begins in the same stage",
-            "before if dilate_next_stage else dilation",
-            "dilation",
+            "undilated_blocks=4",
+            "undilated_blocks=1",
+        ),
+        Fault(
+            "VainF's stem is padded",
+            "Rules(pad_before_expansion=True, pad_stem=False)",
+            "Rules(pad_before_expansion=True)",
+        ),
+        Fault("TensorFlow pads as PyTorch", "Rules(same_padding=True)", "Rules()"),
+        Fault(
+            "segmentation_models_pytorch keeps the first dilation",
+            "Rules(undilated_blocks=0, last_conv=True)",
+            "Rules(last_conv=True)",
         ),
     ],
     "deeplab_fast/models/backbones/mobilenet_v3.py": [

@@ -67,7 +67,11 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("config.json is ignored", "output_stride=stride,", ""),
     ],
     f"{FOLDER}/vainf.py": [
-        Fault("the stem is padded", '"pad_stem": False', '"pad_stem": True'),
+        Fault(
+            "torchvision's padding",
+            '"backbone_variant": "VainF"',
+            '"backbone_variant": "torchvision"',
+        ),
         Fault(
             "low-level features stay first",
             'rotate_channels(state, "classifier.0.convs.0.0.0.weight", _LOW_CHANNELS, dim=0)',
@@ -75,9 +79,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     f"{FOLDER}/jfzhang95.py": [
-        Fault(
-            "the stage itself is dilated", '"dilate_next_stage": True', '"dilate_next_stage": False'
-        ),
+        Fault("VainF's variant", '"backbone_variant": "jfzhang95"', '"backbone_variant": "VainF"'),
     ],
     f"{FOLDER}/mmsegmentation.py": [
         Fault(
