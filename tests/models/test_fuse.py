@@ -326,7 +326,10 @@ class DependsOnType(nn.Module):
 
 
 def test_code_that_depends_on_the_type_of_a_value_is_not_traced():
-    check(nn.Sequential(nn.Conv2d(4, 4, 1), DependsOnType(), nn.Conv2d(4, 4, 1)), x())
+    for place in range(2):
+        items = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)]
+        items.insert(place, DependsOnType())
+        assert len(layers(check(nn.Sequential(*items), x()))) == 2
 
 
 class Stores(nn.Module):
