@@ -395,6 +395,19 @@ class Random(nn.Module):
         return x * torch.rand(())
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.tensor(2.0)  # no buffer
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def test_tensors_that_are_no_buffers():
+    assert len(layers(check(nn.Sequential(nn.Conv2d(4, 4, 1), Scaled()), x()))) == 1
+
+
 def test_tensors_made_in_forward_are_made_at_each_call():
     fused = fuse(nn.Sequential(nn.Conv2d(4, 4, 1), Random()))
     image = torch.ones(1, 4, 2, 2)
