@@ -233,7 +233,7 @@ STAY = {
     ][3],
     "result not used": lambda net, x: [y := net.pool(x), y.add_(1), net.a(y)][2],
     "functional dropout": lambda net, x: net.a(F.dropout(x, 0.5, net.training)),
-    "weights read": lambda net, x: net.a(x) * net.a.weight.mean() + net.norm.bias.mean(),
+    "weights read": lambda net, x: net.norm(net.a(x)) * net.a.weight.mean(),
     "names of methods": lambda net, x: {"add": net.a(x), "relu": (x, [net.b(x)])},
     "ordered": lambda net, x: OrderedDict(out=net.a(x), aux=net.b(x)),
     "keywords": lambda net, x: net.norm(input=net.a(input=x)),
