@@ -150,7 +150,8 @@ class DeepLab(SegmentationModel):
         """A faster model for inference with the same weights. This model is not changed.
 
         Batch norms are folded into the convolutions, ASPP runs as :func:`deeplab_fast.aspp`, the
-        weights are channels_last, and there is no auxiliary classifier. The model has ``forward``,
+        weights are channels_last, and there is no auxiliary classifier. Modules that were replaced
+        by ones that cannot be fused run as they are. The model has ``forward``,
         ``predict`` and ``logits``, and takes images of any floating dtype and memory format.
 
         Args:
@@ -163,8 +164,7 @@ class DeepLab(SegmentationModel):
                 that of the largest call, is not available to other tensors. False: never do this.
 
         Raises:
-            TypeError: ``dtype`` is no floating-point dtype, or a module was replaced by one that
-                cannot be folded; the message names it.
+            TypeError: ``dtype`` is no floating-point dtype.
 
         >>> labels = model.prepare_for_inference().predict(images)
         """

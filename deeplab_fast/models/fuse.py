@@ -7,6 +7,7 @@ memory. Only about these the pass knows that they neither change nor keep a tens
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -65,8 +66,7 @@ class FusedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self.weight, self.bias = _frozen(weight), _frozen(bias)
-        self.stride, self.padding, self.dilation = stride, padding, dilation
-        self.groups = groups
+        self.geometry = stride, padding, dilation, groups  # one attribute is faster than four
         self.activation = activation
         spans = (d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, weight.shape[2:], padding))
         self._extents = weight.size(0), *spans
@@ -75,28 +75,24 @@ class FusedConv2d(nn.Module):
         self, input: Tensor, residual: Tensor | None = None, overwrite: bool = False
     ) -> Tensor:
         """Input [N, C, H, W] or [C, H, W]; ``overwrite`` allows to write to ``residual``."""
-        weight, bias = self._operands()
-        geometry = self.stride, self.padding, self.dilation, self.groups
-        if input.dim() != 4:
-            output = fused_conv2d(input[None], weight, bias, *geometry, "none")[0]
+        parameters: Any = self._parameters  # attributes of a module take longer
+        operands = input, parameters["weight"], parameters["bias"], *self.geometry
+        if input.dim() == 3:
+            output = fused_conv2d(input[None], *operands[1:], "none")[0]
             return self._activated(output if residual is None else output + residual)
         if residual is None:
-            return fused_conv2d(input, weight, bias, *geometry, self.activation)
+            return fused_conv2d(*operands, self.activation)
         if not self._is_output_like(residual, input):  # the sum broadcasts or changes the dtype
-            return self._activated(fused_conv2d(input, weight, bias, *geometry, "none") + residual)
+            return self._activated(fused_conv2d(*operands, "none") + residual)
         if not overwrite:
             residual = residual.clone()
-        return fused_conv2d_add_(residual, input, weight, bias, *geometry, self.activation)
-
-    def _operands(self) -> tuple[Any, Any]:
-        parameters = self._parameters  # attributes of a module take longer
-        return parameters["weight"], parameters["bias"]
+        return fused_conv2d_add_(residual, *operands, self.activation)
 
     def _is_output_like(self, residual: Tensor, input: Tensor) -> bool:
         """True if ``residual`` has the shape, dtype and device of the convolution's output."""
         batch, _, height, width = input.shape
         channels, vertical_span, horizontal_span = self._extents
-        vertical, horizontal = self.stride
+        (vertical, horizontal), *_ = self.geometry
         return (
             isinstance(residual, Tensor)
             and residual.shape
@@ -117,10 +113,11 @@ class FusedConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         channels, per_group, *kernel = self.weight.shape
+        stride, padding, dilation, groups = self.geometry
         return (
-            f"{per_group * self.groups}, {channels}, kernel_size={tuple(kernel)}, "
-            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"groups={self.groups}, activation={self.activation}"
+            f"{per_group * groups}, {channels}, kernel_size={tuple(kernel)}, stride={stride}, "
+            f"padding={padding}, dilation={dilation}, groups={groups}, "
+            f"activation={self.activation}"
         )
 
 
@@ -224,7 +221,7 @@ def _fused_copy(original: nn.Module, steps: _Steps) -> FusedModule:
 
 
 def _restored(original: type[nn.Module], members: dict[str, Any]) -> FusedModule:
-    fused_class = _fused_class(original)
+    fused_class = _fused_class(original)  # type: ignore[arg-type]
     fused: FusedModule = fused_class.__new__(fused_class)
     vars(fused).update(members)
     vars(fused)["_run"] = _compiled(members["_steps"])
@@ -431,8 +428,9 @@ def _traced(module: nn.Module) -> fx.Graph | None:
     None if the code of the module itself cannot be traced.
     """
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
-    # A graph would always take the branch for an argument that is given.
-    if not _is_plain(module) or any(
+    # A graph would always take the branch for an argument that is given, and code may read what a
+    # hook has stored.
+    if any(map(_is_hooked, module.modules())) or any(
         parameter.default is not parameter.empty
         or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD
         for parameter in parameters
@@ -445,14 +443,27 @@ def _traced(module: nn.Module) -> fx.Graph | None:
         or not _is_plain(submodule)
         or can_fold(submodule)
     }
+    states = [(vars(submodule), dict(vars(submodule))) for submodule in module.modules()]
     while True:
-        tracer = _Tracer(dict(module.named_modules()), leaves)
-        try:
-            return tracer.trace(module)
-        except Exception:
-            if tracer.failed is None:
-                return None
-            leaves.add(tracer.failed)
+        tracer, graph = _Tracer(dict(module.named_modules()), leaves), None
+        with contextlib.suppress(Exception):
+            graph = tracer.trace(module)
+        if _restore(states):
+            return None
+        if graph is not None or tracer.failed is None:
+            return graph
+        leaves.add(tracer.failed)
+
+
+def _restore(states: list[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
+    """Undo changes of attributes. True if there were any."""
+    has_changes = False
+    for members, before in states:
+        if list(map(id, members.values())) != list(map(id, before.values())):
+            has_changes = True
+            members.clear()
+            members.update(before)
+    return has_changes
 
 
 def _is_torchs(module: nn.Module) -> bool:
@@ -469,13 +480,16 @@ def _is_kept(module: nn.Module) -> bool:
 
 def _is_plain(module: nn.Module) -> bool:
     """True if a call of ``module`` runs the ``forward`` of its class and nothing else."""
-    return not (
+    return not (_is_hooked(module) or parametrize.is_parametrized(module))
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in vars(module)
-        or parametrize.is_parametrized(module)
     )
 
 
@@ -738,7 +752,7 @@ class _Pass:
         if not candidates:
             return
         # Kernels on a GPU add a residual to convolutions of stride 1 only.
-        layer, conv, residual = min(candidates, key=lambda found: max(found[0].stride))
+        layer, conv, residual = min(candidates, key=lambda found: max(found[0].geometry[0]))
         with self.graph.inserting_before(node):
             fused = self.call(conv.target, layer, *conv.args, residual, False)  # type: ignore
         self.replace(node, fused)

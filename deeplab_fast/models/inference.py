@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -110,7 +111,6 @@ def prepare(
 
 def _are_finite(model: nn.Module) -> bool:
     """True if all weights are finite but those of the last layer, which shows its own."""
-    *layers, _ = [layer for layer in model.modules() if any(True for _ in layer.parameters(False))]
-    return all(
-        bool(torch.isfinite(tensor).all()) for layer in layers for tensor in layer.parameters(False)
-    )
+    layers = [[*layer.parameters(False), *layer.buffers(False)] for layer in model.modules()]
+    *earlier, _ = filter(None, layers)
+    return all(bool(torch.isfinite(tensor).all()) for tensor in itertools.chain(*earlier))

@@ -18,6 +18,7 @@ from deeplab_fast.models import DeepLabV3, DeepLabV3Plus
 from deeplab_fast.models.backbones.mobilenet_v2 import SameConv2d
 from deeplab_fast.models.fuse import FoldedASPP, FusedConv2d, FusedModule, fuse, fuse_with_report
 from deeplab_fast.nn import ASPP, conv_norm_relu
+from deeplab_fast.ops.upsample import upsample
 
 from ..support.cases import assert_as_accurate_as
 from .test_models import with_statistics
@@ -329,6 +330,64 @@ def test_code_that_depends_on_the_type_of_a_value_is_not_traced():
     check(nn.Sequential(nn.Conv2d(4, 4, 1), DependsOnType(), nn.Conv2d(4, 4, 1)), x())
 
 
+class Stores(nn.Module):
+    """A module that keeps a value for later code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.seen = conv_norm_relu(4, 4), None
+
+    def forward(self, x):
+        self.seen = self.block(x)
+        return self.seen
+
+
+class ReadsStored(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stores = Stores()
+
+    def forward(self, x):
+        y = self.stores(x)
+        return y + self.stores.seen
+
+
+def test_values_that_code_keeps():
+    fused = check(with_statistics(ReadsStored()), x())
+    assert isinstance(fused.stores.seen, Tensor) and len(layers(fused)) == 1
+
+
+class CollectsByHooks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.found = conv_norm_relu(4, 4), []
+        self.block.register_forward_hook(Collect(self.found))
+
+    def forward(self, x):
+        self.found.clear()
+        self.block(x)
+        return [2 * y for y in self.found]
+
+
+class Collect:
+    def __init__(self, found) -> None:
+        self.found = found
+
+    def __call__(self, module, args, output) -> None:
+        self.found.append(output)
+
+
+def test_values_that_hooks_collect():
+    net = with_statistics(CollectsByHooks())
+    assert len(check(net, x())(x().double())) == 1
+
+
+def test_fusing_twice():
+    fused = fuse(Net(residual_block).double())
+    check(fused, x())
+    assert len(layers(fuse(fused))) == 2
+
+
 class Random(nn.Module):
     def forward(self, x):
         return x * torch.rand(())
@@ -347,9 +406,14 @@ def conv(net, rng, values):
     return rng.choice([net.a, net.b, net.c])(rng.choice(values))
 
 
-def in_place(function):
-    """A change of a value that is no input of the graph (autograd would allow it, too)."""
-    return function
+def residual(net, rng, values):
+    y = net.norm(conv(net, rng, values))
+    return rng.choice([net.relu, net.relu_, net.identity])(y + rng.choice(values))
+
+
+def halves(value):
+    first, second = value.chunk(2, 1)
+    return first, second
 
 
 OPERATIONS = [
@@ -369,7 +433,8 @@ OPERATIONS = [
     lambda net, rng, values: rng.choice(values).view(2, 4, 5, 6),
     lambda net, rng, values: rng.choice(values)[:, :, :, :],
     lambda net, rng, values: net.d(torch.cat([values[-1], rng.choice(values)], 1)),
-    lambda net, rng, values: torch.cat(rng.choice(values).chunk(2, 1), 1),
+    lambda net, rng, values: torch.cat([*map(net.identity, halves(rng.choice(values)))], 1),
+    residual, residual, residual, residual,
     lambda net, rng, values: torch.split(rng.choice(values), 4, 1)[0],
     lambda net, rng, values: rng.choice(values) * values[-1].mean((2, 3), keepdim=True),
     lambda net, rng, values: net.pool(rng.choice(values)),
@@ -469,6 +534,7 @@ def test_prepared_decoder(options):
     exact = copy.deepcopy(model).double()(images.double())["out"]
     assert_as_accurate_as(prepared(images)["out"], model(images)["out"], exact)
     assert not {nn.BatchNorm2d, nn.Conv2d} & {type(module) for module in prepared.modules()}
+    assert upsample in prepared.classifier._steps.names.values()  # torch.compile needs its branches
 
 
 def test_a_backbone_of_the_user():

@@ -167,6 +167,7 @@ GUARDS = {
     "deeplab_fast/models/deeplabv3plus.py": PLUS,
     "deeplab_fast/nn/aspp.py": PLUS,
     "deeplab_fast/nn/conv.py": PLUS,
+    "deeplab_fast/models/fuse.py": Guard("test_fuse.py not networks"),
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
     "deeplab_fast/ops/shape_bucket.py": Guard(

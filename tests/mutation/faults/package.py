@@ -1183,29 +1183,86 @@ FAULTS: dict[str, list[Fault]] = {
             "return logits",
         ),
         Fault(
-            "NaN of an image left out", "0 * images.sum((1, 2, 3)", "0 * images.nansum((1, 2, 3)"
+            "NaN of an image left out",
+            "zero * images.sum((1, 2, 3)",
+            "zero * images.nansum((1, 2, 3)",
         ),
         Fault(
             "all images are broken by one",
-            "0 * images.sum((1, 2, 3)",
-            "0 * images.sum((0, 1, 2, 3)",
+            "zero * images.sum((1, 2, 3)",
+            "zero * images.sum((0, 1, 2, 3)",
+        ),
+        Fault("broken weights look healthy", "0.0 if self.finite_weights else math.nan", "0.0"),
+        Fault("a broken last layer breaks all classes", "*earlier, _ = filter", "earlier = filter"),
+    ],
+    "deeplab_fast/models/fuse.py": [
+        Fault("residual copied", "if not overwrite:", "if True:", COMPILED),
+        Fault(
+            "a residual that is read later is overwritten",
+            "(user in earlier and self.is_pure(user))",
+            "self.is_pure(user)",
         ),
         Fault(
-            "broken weights look healthy",
-            "last.bias += 0 * parameter.sum(dtype=torch.float64)",
-            "pass",
+            "a residual that has a view is overwritten",
+            "(user in earlier and self.is_pure(user))",
+            "user in earlier",
         ),
         Fault(
-            "residual not overwritten",
-            "else fused_conv2d_add_(residual, *operands)",
-            "else fused_conv2d(*operands) + residual",
-            COMPILED,
+            "an input or a view is overwritten",
+            "return self.is_pure(value) and all(",
+            "return all(",
         ),
         Fault(
-            "a broken last layer breaks all classes",
-            "for layer in (prepared.backbone, *layers):",
-            "for layer in (prepared.backbone, *layers, last):",
+            "the input of the convolution is overwritten",
+            "if input is not residual and self.is_free(",
+            "if self.is_free(",
         ),
+        Fault(
+            "sums do not broadcast", "if not self._is_output_like(residual, input):", "if False:"
+        ),
+        Fault(
+            "a change between convolution and sum is not seen",
+            "self.is_pure(other) or _is_view(other) for other in _between",
+            "True for other in _between",
+        ),
+        Fault("x += y is x + y", 'for _name in ("iadd", ', "for _name in ("),
+        Fault(
+            "a sum in place changes no other value",
+            "not (changes_residual and not self.is_free(residual, node))",
+            "True",
+        ),
+        Fault(
+            "results with two readers are fused", "if len(node.users) != 1:", "if not node.users:"
+        ),
+        Fault(
+            "calls without a result are dropped",
+            "if not node.users and (self.is_pure(node) or _is_view(node)):",
+            'if not node.users and node.op not in ("placeholder", "output"):',
+        ),
+        Fault(
+            "values are no tensors",
+            'raise TraceError("the code depends on the type of a value")',
+            "return type(value)",
+        ),
+        Fault(
+            "random numbers are constants",
+            "if isinstance(value, Tensor) and not any(",
+            "if False and not any(",
+        ),
+        Fault(
+            "what hooks do is lost",
+            "if any(map(_is_hooked, module.modules())) or any(",
+            "if any(",
+        ),
+        Fault("stored values are lost", "if _restore(states):", "if _restore(states) and False:"),
+        Fault("weights that are read are folded", " and str(node.target) not in self.read", ""),
+        Fault(
+            "statistics are rounded before",
+            "(norm.running_var.double() + norm.eps).sqrt()",
+            "(norm.running_var + norm.eps).sqrt()",
+        ),
+        Fault("padding is ignored", 'if conv.padding_mode != "zeros" or ', "if "),
+        Fault("unused outputs are computed", "if outputs is not None:", "if False:"),
     ],
     "deeplab_fast/ops/upsample.py": [
         Fault("opaque in eager mode", "torch.compiler.is_dynamo_compiling()", "True"),
