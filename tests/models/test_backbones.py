@@ -102,7 +102,7 @@ def test_shapes_of_features(name, output_stride):
         ({"name": "resnet18", "last_conv": True}, "last_conv: only mobilenet_v2 has it"),
         ({"name": "resnet18", "dilate_next_stage": True}, "dilate_next_stage: only mobilenet_v2"),
         ({"name": "resnet18", "in_channels": 0}, "in_channels: expected at least 1, got 0"),
-        ({"name": "resnet18", "norm_eps": 0}, "norm_eps: expected a positive number or None"),
+        ({"name": "resnet18", "norm_eps": 0}, "norm_eps: expected a positive number, got 0"),
         (
             {"name": "mobilenet_v2", "dilate_first_block": True, "dilate_next_stage": True},
             "dilate_next_stage: expected False with dilate_first_block",
