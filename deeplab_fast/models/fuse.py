@@ -8,11 +8,13 @@ memory. Only about these the pass knows that they neither change nor keep a tens
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -63,49 +65,41 @@ class FusedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self.weight, self.bias = _frozen(weight), _frozen(bias)
-        self.stride, self.padding, self.dilation = stride, padding, dilation
-        self.groups = groups
+        self.geometry = stride, padding, dilation, groups  # one attribute is faster than four
         self.activation = activation
+        spans = (d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, weight.shape[2:], padding))
+        self._extents = weight.size(0), *spans
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, overwrite: bool = False
     ) -> Tensor:
         """Input [N, C, H, W] or [C, H, W]; ``overwrite`` allows to write to ``residual``."""
-        weight, bias = self._operands()
-        geometry = self.stride, self.padding, self.dilation, self.groups
-        if input.dim() != 4:
-            output = fused_conv2d(input[None], weight, bias, *geometry, "none")[0]
+        parameters: Any = self._parameters  # attributes of a module take longer
+        operands = input, parameters["weight"], parameters["bias"], *self.geometry
+        if input.dim() == 3:
+            output = fused_conv2d(input[None], *operands[1:], "none")[0]
             return self._activated(output if residual is None else output + residual)
         if residual is None:
-            return fused_conv2d(input, weight, bias, *geometry, self.activation)
+            return fused_conv2d(*operands, self.activation)
         if not self._is_output_like(residual, input):  # the sum broadcasts or changes the dtype
-            return self._activated(fused_conv2d(input, weight, bias, *geometry, "none") + residual)
+            return self._activated(fused_conv2d(*operands, "none") + residual)
         if not overwrite:
             residual = residual.clone()
-        return fused_conv2d_add_(residual, input, weight, bias, *geometry, self.activation)
-
-    def _operands(self) -> tuple[Any, Any]:
-        parameters = self._parameters  # attributes of a module take longer
-        return parameters["weight"], parameters["bias"]
+        return fused_conv2d_add_(residual, *operands, self.activation)
 
     def _is_output_like(self, residual: Tensor, input: Tensor) -> bool:
         """True if ``residual`` has the shape, dtype and device of the convolution's output."""
-        if not isinstance(residual, Tensor) or residual.dim() != 4:
-            return False
-        weight, _ = self._operands()
-        batch, channels, *sizes = residual.shape
+        batch, _, height, width = input.shape
+        channels, vertical_span, horizontal_span = self._extents
+        (vertical, horizontal), *_ = self.geometry
         return (
-            (batch, channels) == (input.size(0), weight.size(0))
-            and all(
-                size == (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-                for size, side, kernel, stride, padding, dilation in zip(
-                    sizes,
-                    input.shape[2:],
-                    weight.shape[2:],
-                    self.stride,
-                    self.padding,
-                    self.dilation,
-                )
+            isinstance(residual, Tensor)
+            and residual.shape
+            == (
+                batch,
+                channels,
+                (height - vertical_span) // vertical + 1,
+                (width - horizontal_span) // horizontal + 1,
             )
             and residual.dtype == input.dtype
             and residual.device == input.device
@@ -118,10 +112,11 @@ class FusedConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         channels, per_group, *kernel = self.weight.shape
+        stride, padding, dilation, groups = self.geometry
         return (
-            f"{per_group * self.groups}, {channels}, kernel_size={tuple(kernel)}, "
-            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"groups={self.groups}, activation={self.activation}"
+            f"{per_group * groups}, {channels}, kernel_size={tuple(kernel)}, stride={stride}, "
+            f"padding={padding}, dilation={dilation}, groups={groups}, "
+            f"activation={self.activation}"
         )
 
 
@@ -190,35 +185,46 @@ class _Steps(NamedTuple):
 class FusedModule(nn.Module):
     """A module whose ``forward`` is a fused graph.
 
-    Submodules have the names that their convolutions have in the original module. Other public
-    attributes of the original module are kept.
+    :func:`_fused_copy` makes objects of a subclass of this and of the original class, so that other
+    methods and attributes stay. Submodules have the names that their convolutions have in the
+    original module.
     """
 
-    def __init__(self, original: nn.Module, steps: _Steps) -> None:
-        super().__init__()
-        for name, value in vars(original).items():
-            if not name.startswith("_") and name != "training":
-                setattr(self, name, value)
-        self._steps = steps
-        self._name = type(original).__name__
-        self._run = _compiled(steps)
+    _steps: _Steps
+    _run: Callable[..., Any]
 
     def forward(self, *inputs: Any, **named_inputs: Any) -> Any:
         return self._run(self, *inputs, **named_inputs)
 
-    def __getitem__(self, index: int) -> nn.Module:
-        """A child by its position in the order of the calls."""
-        return list(self.children())[index]
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _restored, (type(self).__bases__[1], vars(self) | {"_run": None})
 
-    def _get_name(self) -> str:
-        return f"Fused{self._name}"
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedModule:
+        other: FusedModule = type(self).__new__(type(self))
+        memo[id(self)] = other
+        vars(other).update(copy.deepcopy(vars(self) | {"_run": None}, memo))
+        vars(other)["_run"] = self._run
+        return other
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_run"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._run = _compiled(self._steps)
+@functools.cache
+def _fused_class(original: type[nn.Module]) -> type[FusedModule]:
+    return type(f"Fused{original.__name__}", (FusedModule, original), {})
+
+
+def _fused_copy(original: nn.Module, steps: _Steps) -> FusedModule:
+    """``original`` without parameters and submodules, and with another ``forward``."""
+    members = vars(nn.Module())
+    kept = {name: value for name, value in vars(original).items() if name not in members}
+    return _restored(type(original), members | kept | {"_steps": steps, "training": False})
+
+
+def _restored(original: type[nn.Module], members: dict[str, Any]) -> FusedModule:
+    fused_class = _fused_class(original)  # type: ignore[arg-type]
+    fused: FusedModule = fused_class.__new__(fused_class)
+    vars(fused).update(members)
+    vars(fused)["_run"] = _compiled(members["_steps"])
+    return fused
 
 
 def _compiled(steps: _Steps) -> Callable[..., Any]:
@@ -310,27 +316,45 @@ def _fuse_children(module: nn.Module) -> None:
 
 
 class _Value(fx.Proxy):
-    """Value of a graph that raises an error if the traced code asks for its type."""
+    """Value of a graph.
+
+    fx.Proxy takes ``x += y`` for ``x + y``, and is no tensor in ``isinstance``.
+    """
 
     def __getattr__(self, name: str) -> Attribute:
         return _AttributeOfValue(self, name)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        return _own_class(self)
+        return _class_for(self, sys._getframe(1))
 
 
 class _AttributeOfValue(Attribute):
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        return _own_class(self)
+        return _class_for(self, sys._getframe(1))
 
 
-def _own_class(value: fx.Proxy) -> type:
-    """The class of a value, for torch only. Others would take the branch for non-tensors."""
-    if not sys._getframe(2).f_globals.get("__name__", "").startswith("torch."):
-        raise TraceError("the code depends on the type of a value")
-    return type(value)
+def _class_for(value: fx.Proxy, asker: FrameType) -> type:
+    """The class of a value, when a function other than torch's asks whether it is a tensor."""
+    if asker.f_globals.get("__name__", "").startswith("torch."):
+        return type(value)
+    if isinstance(value.tracer, _Tracer) and value.tracer.is_tensor(value.node):
+        return Tensor
+    raise TraceError("the code depends on the type of a value")
+
+
+def _in_place_operator(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    function = getattr(operator, name)
+
+    def operate(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return operate
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor"):
+    setattr(_Value, f"__{_name}__", _in_place_operator(_name))
 
 
 class _Tracer(fx.Tracer):
@@ -338,9 +362,9 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: Collection[nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], leaves: Collection[nn.Module]) -> None:
         super().__init__(autowrap_functions=_OWN_FUNCTIONS)
-        self.leaves = leaves
+        self.modules, self.leaves = modules, leaves
         self.failed: nn.Module | None = None  # the innermost module whose code cannot be traced
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -348,6 +372,19 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return module in self.leaves or _is_torchs(module)
+
+    def is_tensor(self, node: Any) -> bool:
+        """True if the value of ``node`` is certainly a tensor."""
+        if not isinstance(node, fx.Node):
+            return False
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            if type(module) in _NO_OPS:
+                return self.is_tensor(node.args[0])
+            return type(module) in _PURE_MODULES or isinstance(module, (nn.Conv2d, nn.BatchNorm2d))
+        if _is_call_of(node, _TENSOR_FUNCTIONS):
+            return True
+        return _is_call_of(node, _OPERATORS) and any(map(self.is_tensor, node.args))
 
     def call_module(
         self,
@@ -405,7 +442,7 @@ def _traced(module: nn.Module) -> fx.Graph | None:
         or can_fold(submodule)
     }
     while True:
-        tracer = _Tracer(leaves)
+        tracer = _Tracer(dict(module.named_modules()), leaves)
         try:
             return tracer.trace(module)
         except Exception:
@@ -512,13 +549,16 @@ _PURE_MODULES = (
     nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.GELU, nn.Sigmoid, nn.LeakyReLU, nn.ELU,
     nn.LayerNorm, nn.GroupNorm,
 )  # fmt: skip
-_PURE_FUNCTIONS = {
-    operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, torch.add,
-    torch.mul, torch.cat, torch.relu, torch.sigmoid, torch.mean, F.relu, F.relu6, F.silu,
-    F.hardswish, F.hardsigmoid, F.gelu, F.interpolate, F.max_pool2d, F.avg_pool2d,
-    F.adaptive_avg_pool2d, F.batch_norm, F.conv2d, F.linear, upsample, pad_same,
-    "add", "mul", "sub", "relu", "sigmoid", "mean", "size", "dim", "clone",
+_TENSOR_FUNCTIONS = {
+    torch.cat, torch.relu, torch.sigmoid, torch.mean, F.relu, F.relu6, F.silu, F.hardswish,
+    F.hardsigmoid, F.gelu, F.interpolate, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
+    F.batch_norm, F.conv2d, F.linear, upsample, pad_same, "relu", "sigmoid", "mean", "clone",
 }  # fmt: skip
+_OPERATORS = {
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, torch.add,
+    torch.mul, "add", "mul", "sub",
+}  # fmt: skip
+_PURE_FUNCTIONS = _TENSOR_FUNCTIONS | _OPERATORS | {"size", "dim"}
 # Names of the operands after the first of functions that may work in place.
 _OPTIONS: dict[Any, tuple[str, ...]] = {
     F.batch_norm: ("running_mean", "running_var", "weight", "bias", "training"),
@@ -617,7 +657,7 @@ class _Pass:
         if not _is_call_of(node, _PURE_FUNCTIONS):
             return node.target is getattr and node.args[1] in ("shape", "dtype", "device", "ndim")
         options = dict(zip(_OPTIONS.get(node.target, ()), node.args[1:])) | node.kwargs
-        joins_lists = node.target in _ADDS and any(isinstance(arg, list) for arg in node.args)
+        joins_lists = node.target in _OPERATORS and any(isinstance(arg, list) for arg in node.args)
         works_in_place = options.get("inplace") or options.get("training") or "out" in options
         return not works_in_place and not joins_lists
 
@@ -694,7 +734,7 @@ class _Pass:
         if not candidates:
             return
         # Kernels on a GPU add a residual to convolutions of stride 1 only.
-        layer, conv, residual = min(candidates, key=lambda found: max(found[0].stride))
+        layer, conv, residual = min(candidates, key=lambda found: max(found[0].geometry[0]))
         with self.graph.inserting_before(node):
             fused = self.call(conv.target, layer, *conv.args, residual, False)  # type: ignore
         self.replace(node, fused)
@@ -703,7 +743,7 @@ class _Pass:
 
     def can_add(self, conv: Any, residual: Any, node: fx.Node) -> bool:
         """True if the call ``conv`` may run where its sum with ``residual`` is computed."""
-        if not isinstance(conv, fx.Node) or not isinstance(residual, fx.Node):
+        if not (isinstance(conv, fx.Node) and isinstance(residual, fx.Node)) or conv is residual:
             return False
         layer = self.module_of(conv)
         if type(layer) is not FusedConv2d or layer.activation != "none" or len(conv.args) != 1:
@@ -742,7 +782,7 @@ class _Pass:
                 module = named[str(node.target)] = self.modules[str(node.target)]
                 if not _is_kept(module):
                     _fuse_children(module)
-        fused = FusedModule(self.root, _steps(self.graph))
+        fused = _fused_copy(self.root, _steps(self.graph))
         for name, module in named.items():
             *path, last = name.split(".")
             _container(fused, path).add_module(last, module)
@@ -754,7 +794,7 @@ class _Pass:
                 for kind in ("_parameters", "_buffers"):
                     if name in members[kind]:
                         vars(owner)[kind][name] = members[kind][name]
-        return fused.eval()
+        return fused
 
 
 def _free_name(name: str, layer: nn.Module, kept: set[str], named: dict[str, nn.Module]) -> str:
