@@ -77,6 +77,8 @@ class DeepLabV3Plus(DeepLab):
     >>> logits = model(torch.randn(2, 3, 360, 480))["out"]
     """
 
+    head_inputs = ("low", "out")
+
     def __init__(
         self,
         backbone: str = "resnet50",
@@ -113,6 +115,3 @@ class DeepLabV3Plus(DeepLab):
         decoder = Decoder(config, features.out_channels, features.low_channels)
         classifier = nn.Sequential(decoder, nn.Conv2d(aspp_channels, num_classes, 1))
         super().__init__(config, features, classifier, aux_classifier, pretrained_backbone)
-
-    def _classify(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
-        return self.classifier(features)

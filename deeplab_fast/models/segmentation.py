@@ -20,12 +20,15 @@ class SegmentationModel(nn.Module):
 
     Args:
         backbone: maps images to {"out": features, "aux": earlier features}.
-        classifier: maps the features "out" to logits.
+        classifier: maps the features "out" to logits, or what :attr:`head_inputs` names.
         aux_classifier: maps the features "aux" to logits, or None.
         align_corners: convention of the bilinear upsampling of the logits, as in F.interpolate.
         preprocessing: conversion of an image into the network's input.
         categories: names of the classes, or None.
     """
+
+    # Names of the features that the classifier takes. Several are passed as a dict.
+    head_inputs: tuple[str, ...] = ("out",)
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class SegmentationModel(nn.Module):
         """Logits at the resolution of the features, for ops that upsample them.
 
         Args:
-            images: [N, 3, H, W], normalised.
+            images: [N, in_channels, H, W], normalised.
 
         Returns:
             "out" and, with an auxiliary classifier, "aux": [N, num_classes, h, w].
@@ -86,7 +89,8 @@ class SegmentationModel(nn.Module):
         """The class of every pixel, computed without full-resolution logits and without gradients.
 
         Args:
-            images: [N, 3, H, W] or [3, H, W], normalised as by :attr:`preprocessing`.
+            images: [N, in_channels, H, W] or [in_channels, H, W], normalised as by
+                :attr:`preprocessing`.
             size: (height, width) of the labels; that of ``images`` by default.
             dtype: torch.int64, torch.int32 or torch.uint8.
 
@@ -141,6 +145,11 @@ class SegmentationModel(nn.Module):
         return tuning.tune(lambda: self.predict(images), images.device, self)
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
+        self._check(images)
+        features: dict[str, Tensor] = self.backbone(images)
+        return features
+
+    def _check(self, images: Tensor) -> None:
         if images.dim() != 4 or images.size(1) != self.in_channels or 0 in images.shape[2:]:
             raise ValueError(
                 f"images: expected [N, {self.in_channels}, H, W] with H and W of at least 1, got "
@@ -150,8 +159,10 @@ class SegmentationModel(nn.Module):
             raise TypeError(
                 f"images: expected normalised floats (see model.preprocessing), got {images.dtype}"
             )
-        return self.backbone(images)
 
     def _classify(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits "out" of the features of some images."""
-        return self.classifier(features["out"])
+        logits: Tensor = self.classifier(
+            features if len(self.head_inputs) > 1 else features[self.head_inputs[0]]
+        )
+        return logits

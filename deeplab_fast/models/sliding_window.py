@@ -42,7 +42,7 @@ def predict_labels(
 
     Args:
         model: a :class:`deeplab_fast.DeepLabV3` in evaluation mode, or one prepared for inference.
-        image: [1, 3, H, W], normalised.
+        image: [1, in_channels, H, W], normalised.
         size: (height, width) of the labels; that of ``image`` by default.
         scales: factors by which the image is resized; the probabilities of all scales are averaged
             (Chen et al. 2017, section 4.1).

@@ -12,7 +12,7 @@ from deeplab_fast import _C, dilated_conv2d
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast._native.memory_format import empty_nhwc
-from deeplab_fast.models.inference import FoldedASPP
+from deeplab_fast.models.fuse import FoldedASPP
 from deeplab_fast.nn import ASPP
 from deeplab_fast.ops.shape_bucket import tf32_is_allowed
 
@@ -204,7 +204,7 @@ def test_tf32_follows_either_of_torchs_switches(tf32):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_graph_of_aspp():
-    folded = FoldedASPP(ASPP(64, (2, 5), 32)).to("cuda", torch.bfloat16)
+    folded = FoldedASPP(ASPP(64, (2, 5), 32).eval()).to("cuda", torch.bfloat16)
     x = torch.randn(2, 64, 17, 19, device="cuda").bfloat16()
     x = x.contiguous(memory_format=torch.channels_last)
     with deeplab_fast.backend("cuda"), torch.no_grad():

@@ -13,7 +13,7 @@ from deeplab_fast.backends import registry
 from deeplab_fast.models import DeepLabV3
 from deeplab_fast.models.backbones.resnet import Bottleneck
 from deeplab_fast.models.deeplabv3 import _classifier
-from deeplab_fast.models.inference import FusedBottleneck, _fused_head
+from deeplab_fast.models.fuse import fuse
 from deeplab_fast.nn import ASPP
 
 from ..support.cases import assert_as_accurate_as
@@ -46,7 +46,7 @@ def check(model: nn.Module, prepared: nn.Module, x: Tensor) -> None:
 @torch.no_grad()
 def test_dilated_bottleneck(ran, in_channels):
     block = with_statistics(Bottleneck(in_channels, 8, 1, 2))
-    check(block, FusedBottleneck(block), torch.randn(2, in_channels, 5, 6))
+    check(block, fuse(block), torch.randn(2, in_channels, 5, 6))
     on_kernel = Counter(op for op, backend in ran if backend == "emulated")
     assert on_kernel == {"fused_conv2d": 3 if in_channels == 24 else 2, "fused_conv2d_add_": 1}
 
@@ -54,7 +54,7 @@ def test_dilated_bottleneck(ran, in_channels):
 def test_head(ran):
     """ASPP, the 3x3 convolution, and the last convolution with 5 output channels."""
     head = with_statistics(_classifier(ASPP(16, (2, 7)), 5, True))
-    check(head, _fused_head(head), torch.randn(1, 16, 5, 4))
+    check(head, fuse(head), torch.randn(1, 16, 5, 4))
     assert [op for op, backend in ran if backend == "emulated"] == [
         "aspp", "fused_conv2d", "fused_conv2d"
     ]  # fmt: skip

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from deeplab_fast.models import DeepLabV3, DeepLabV3Plus, Preprocessing
 from deeplab_fast.models.backbones import imagenet, make_backbone
+from deeplab_fast.models.fuse import FusedConv2d
 from deeplab_fast.training import Recipe, SegmentationData, TrainingError, evaluate, train
 from deeplab_fast.training.step import to_grey
 
@@ -101,7 +102,7 @@ def test_shapes_of_features(name, output_stride):
         ({"name": "resnet18", "last_conv": True}, "last_conv: only mobilenet_v2 has it"),
         ({"name": "resnet18", "dilate_next_stage": True}, "dilate_next_stage: only mobilenet_v2"),
         ({"name": "resnet18", "in_channels": 0}, "in_channels: expected at least 1, got 0"),
-        ({"name": "resnet18", "norm_eps": 0}, "norm_eps: expected a positive number or None"),
+        ({"name": "resnet18", "norm_eps": 0}, "norm_eps: expected a positive number, got 0"),
         (
             {"name": "mobilenet_v2", "dilate_first_block": True, "dilate_next_stage": True},
             "dilate_next_stage: expected False with dilate_first_block",
@@ -703,3 +704,39 @@ def test_failed_downloads_say_what_to_do(torchvision, timm, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     with pytest.raises(ImportError, match="resnet18: torchvision knows .*pip install torchvision"):
         DeepLabV3("resnet18", pretrained_backbone=True)
+
+
+# --- prepare_for_inference
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("resnet18", {"in_channels": 1}),
+        ("resnet50c", {"multi_grid": (1, 2, 4)}),
+        ("mobilenet_v2", {"pad_before_expansion": True, "pad_stem": False}),
+        ("mobilenet_v3_large", {}),
+        ("timm/test_resnet", {"in_channels": 4}),
+        *((f"timm/{name}", {}) for name in SMALL if name != "test_resnet"),
+        *(pytest.param(f"timm/{name}", {}, marks=pytest.mark.slow) for name in LARGE),
+    ],
+    ids=str,
+)
+def test_prepared_models(name, options):
+    """The error against float64 is at most twice that of the model itself."""
+    if name.startswith("timm/"):
+        pytest.importorskip("timm", reason="it has the backbone")
+    torch.manual_seed(0)
+    model = with_statistics(DeepLabV3Plus(name, 3, atrous_rates=(6,), **options)).eval()
+    prepared = model.prepare_for_inference()
+    images = torch.randn(1, model.in_channels, 64, 80)
+    with torch.no_grad():
+        actual, own = prepared(images)["out"].double(), model(images)["out"].double()
+        labels = prepared.predict(images)
+        expected = model.double()(images.double())["out"]
+    bound = 2 * (own - expected).norm() + 1e-5 * expected.norm()
+    assert (actual - expected).norm() <= bound
+    chosen = actual.gather(1, labels[:, None])[:, 0]
+    assert (actual.amax(1) - chosen).max() <= 1e-5 * actual.abs().max()
+    fused = [module for module in prepared.modules() if isinstance(module, FusedConv2d)]
+    assert len(fused) > 5

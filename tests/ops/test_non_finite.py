@@ -32,7 +32,7 @@ from deeplab_fast.models import DeepLabV3
 from deeplab_fast.models.backbones.mobilenet_v2 import InvertedResidual
 from deeplab_fast.models.backbones.resnet import Bottleneck
 from deeplab_fast.models.deeplabv3 import _classifier
-from deeplab_fast.models.inference import FusedBottleneck, FusedInvertedResidual, _fused_head
+from deeplab_fast.models.fuse import fuse
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 
@@ -661,13 +661,11 @@ def test_module(training, value):
 
 
 BLOCKS = {
-    "bottleneck": (lambda: Bottleneck(32, 8, 1, 2), FusedBottleneck, 32),
-    "downsampled": (lambda: Bottleneck(8, 8, 1, 2), FusedBottleneck, 8),
-    "inverted residual": (
-        lambda: InvertedResidual(16, 16, 2, 1, 2, False), FusedInvertedResidual, 16
-    ),
-    "head": (lambda: _classifier(ASPP(16, (1,)), 5, True), _fused_head, 16),
-}  # fmt: skip
+    "bottleneck": (lambda: Bottleneck(32, 8, 1, 2), 32),
+    "downsampled": (lambda: Bottleneck(8, 8, 1, 2), 8),
+    "inverted residual": (lambda: InvertedResidual(16, 16, 2, 1, 2, False), 16),
+    "head": (lambda: _classifier(ASPP(16, (1,)), 5, True), 16),
+}
 
 
 # On the CPU NaN may not survive a block.
@@ -676,13 +674,13 @@ BLOCKS = {
 @torch.no_grad()
 def test_prepared_blocks(runner, name):
     """NaN where the block that was prepared has it, and 6 where Inf meets ReLU6."""
-    build, prepare, channels = BLOCKS[name]
+    build, channels = BLOCKS[name]
     block = with_statistics(build())
     x = torch.randn(3, channels, 4, 5)
     x[1, 3, 2, 2], x[2, 5, 3, 0] = NAN, INF
     expected = block(x)
     assert expected.isnan().any() and not expected.isnan().all()
-    prepared = prepare(block).to(runner.dtype, memory_format=torch.channels_last)
+    prepared = fuse(block).to(runner.dtype, memory_format=torch.channels_last)
     actual = prepared(x.to(runner.dtype, memory_format=torch.channels_last))
     torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.05, equal_nan=True)
 

@@ -50,7 +50,8 @@ class TimmBackbone(Backbone):
                 f"backbone: expected features of stride 4, timm's {name} has {strides}"
             )
         for module in model.modules():
-            if type(module) is nn.Conv2d and max(module.dilation) > 1:
+            is_dilated = type(module) is nn.Conv2d and max(module.dilation) > 1
+            if is_dilated and all(size % 2 for size in module.kernel_size):
                 module.__class__ = Conv2d  # the same parameters and our dilated convolution
         self.model = model
         self.low_index = max(i for i, stride in enumerate(strides) if stride == 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import checkpoints, convolutions, package, training, triton, upsampling
+from . import backbones, checkpoints, convolutions, package, training, triton, upsampling
 from .guards import GUARDS, Fault, Guard
 
 __all__ = ["FAULTS", "GUARDS", "Fault", "Guard", "check_texts"]
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 FAULTS: dict[str, list[Fault]] = {
     path: faults
-    for area in (upsampling, convolutions, triton, package, training, checkpoints)
+    for area in (upsampling, convolutions, triton, package, backbones, checkpoints, training)
     for path, faults in area.FAULTS.items()
 }
 

@@ -30,6 +30,7 @@ ARGMAX_TRITON = Guard(
     "(triton or interpreter or interpreted) and not (compile or export or opcheck or real_logits)"
 )
 ASPP = Guard("test_aspp.py test_prepared_kernels.py prepared_kernels or emulated")
+BACKBONES = Guard("test_backbones.py")
 BACKWARD = Guard(
     "test_dilated_conv2d_backward.py test_dilated_conv2d.py seeds or backward and emulated"
 )
@@ -157,6 +158,11 @@ GUARDS = {
     "deeplab_fast/backends/tuning.py": TUNING,
     "deeplab_fast/backends/calls.py": TUNING,
     "deeplab_fast/cli/tune.py": TUNING,
+    "deeplab_fast/models/backbones/imagenet.py": BACKBONES,
+    "deeplab_fast/models/backbones/mobilenet_v2.py": BACKBONES,
+    "deeplab_fast/models/backbones/mobilenet_v3.py": BACKBONES,
+    "deeplab_fast/models/backbones/resnet.py": BACKBONES,
+    "deeplab_fast/models/backbones/timm_features.py": BACKBONES,
     "deeplab_fast/models/segmentation.py": TUNING,
     "deeplab_fast/models/checkpoints/torch_file.py": CHECKPOINTS,
     "deeplab_fast/models/checkpoints/state_dict.py": CHECKPOINTS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .guards import Fault
+from .guards import BACKBONES, Fault
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/training/checkpoint.py": [
@@ -99,6 +99,13 @@ FAULTS: dict[str, list[Fault]] = {
             "replace(preprocessing, resize=None, crop=None)",
             "replace(preprocessing, resize=None)",
         ),
+        Fault(
+            "channels of other checkpoints are not averaged",
+            "(sum(values) / 3,) if channels == 1",
+            "values[:1] if channels == 1",
+            BACKBONES,
+        ),
+        Fault("photos for any network", "not in (1, 3)", "not in (1, 3, 4)", BACKBONES),
     ],
     "deeplab_fast/models/sliding_window.py": [
         Fault(

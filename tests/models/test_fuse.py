@@ -1,0 +1,512 @@
+"""The fusion pass: values as in evaluation mode, what is fused, and memory that must not change."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import pickle
+import random
+from collections import OrderedDict
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from deeplab_fast.models import DeepLabV3, DeepLabV3Plus
+from deeplab_fast.models.backbones.mobilenet_v2 import SameConv2d
+from deeplab_fast.models.fuse import FoldedASPP, FusedConv2d, FusedModule, fuse, fuse_with_report
+from deeplab_fast.nn import ASPP, conv_norm_relu
+
+from ..support.cases import assert_as_accurate_as
+from .test_models import with_statistics
+
+
+def tensors_of(value) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value
+    return [tensor for item in values if item is not None for tensor in tensors_of(item)]
+
+
+@torch.no_grad()
+def check(module: nn.Module, *inputs: Tensor) -> nn.Module:
+    """Compare with evaluation mode, in float64, where no other error can hide one of the pass.
+
+    The reference overwrites residuals too.
+    """
+    module = module.double()
+    state = copy.deepcopy(module.state_dict())
+    fused = fuse(module)
+    module = copy.deepcopy(module).eval()
+    inputs = tuple(x.double() for x in inputs)
+    ours, theirs = ([x.clone() for x in inputs] for _ in range(2))
+    expected = module(*theirs)
+    for _ in range(2):
+        ours = [x.clone() for x in inputs]
+        actual = fused(*ours)
+        assert type(actual) is type(expected)
+        for a, e in zip(tensors_of(actual), tensors_of(expected), strict=True):
+            assert a.dtype == e.dtype
+            assert_close(a, e, rtol=1e-9, atol=1e-9 * max(1, e.abs().max().item()))
+        assert_close(ours, theirs)  # a module may write to its input
+    assert_close(module.state_dict(), state, rtol=0, atol=0)
+    return fused
+
+
+def layers(module: nn.Module) -> list[FusedConv2d]:
+    return [layer for layer in module.modules() if isinstance(layer, FusedConv2d)]
+
+
+def overwriting(module: FusedModule) -> int:
+    """The number of calls that may overwrite their residual."""
+    return module._steps.source.count(", True)")
+
+
+class Net(nn.Module):
+    """A module whose ``forward`` is given. The layers are ``a`` to ``d`` and ``norm``."""
+
+    def __init__(self, forward) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.d = nn.Conv2d(8, 4, 1)
+        self.norm, self.other_norm = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.relu, self.relu_ = nn.ReLU(), nn.ReLU(inplace=True)
+        self.drop, self.identity = nn.Dropout(0.5), nn.Identity()
+        self.pool = nn.MaxPool2d(3, 1, 1)
+        self.run = forward
+        with_statistics(self)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def x() -> Tensor:
+    return torch.randn(2, 4, 5, 6)
+
+
+# --- what is fused
+
+ACTIVATIONS = {
+    "relu": nn.ReLU(), "relu in place": nn.ReLU(inplace=True), "relu6": nn.ReLU6(),
+    "hardtanh": nn.Hardtanh(0, 6), "hardtanh of another range": nn.Hardtanh(-1, 6),
+    "silu": nn.SiLU(), "elu": nn.ELU(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(4, 8, 3, padding=(2, 4), dilation=(2, 4), groups=2),
+        SameConv2d(4, 4, 3, 2, groups=4),
+    ],
+    ids=["strided", "dilated groups", "same"],
+)
+def test_convolution_norm_and_activation(name, conv):
+    sequence = nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), ACTIVATIONS[name])
+    fused = check(with_statistics(sequence), 3 * x())
+    is_fused = name in ("relu", "relu in place", "relu6", "hardtanh")
+    assert [type(m) for m in fused.children()][1:] == ([] if is_fused else [type(sequence[2])])
+    (layer,) = layers(fused)
+    assert layer.activation == (
+        "none" if not is_fused else "relu" if "relu " in f"{name} " else "relu6"
+    )
+
+
+@pytest.mark.parametrize(
+    "activate, activation",
+    [
+        (F.relu, "relu"),
+        (torch.relu_, "relu"),
+        (lambda y: F.relu(y, inplace=True), "relu"),
+        (lambda y: F.relu(y, True), "relu"),
+        (lambda y: y.relu_(), "relu"),
+        (F.relu6, "relu6"),
+        (lambda y: F.hardtanh(y, 0, 6), None),
+        (F.silu, None),
+    ],
+)
+def test_functional_activations(activate, activation):
+    fused = check(Net(lambda net, x: activate(net.norm(net.a(x)))), 3 * x())
+    assert [layer.activation for layer in layers(fused)] == [activation or "none"]
+
+
+def test_norms_without_affine_parameters_and_synchronised_ones():
+    for norm in (nn.BatchNorm2d(4, affine=False), nn.SyncBatchNorm(4)):
+        net = with_statistics_of_all(nn.Sequential(nn.Conv2d(4, 4, 1), norm, nn.ReLU()))
+        assert len(list(check(net, x()).children())) == 1
+
+
+def with_statistics_of_all(module):
+    for norm in module.modules():
+        if getattr(norm, "running_mean", None) is not None:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    return module
+
+
+def test_weights_are_rounded_once():
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 4, 3), with_statistics(nn.BatchNorm2d(4))
+    fused = fuse(nn.Sequential(conv, norm))[0]
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    expected = conv.weight.double() * scale[:, None, None, None]
+    assert torch.equal(fused.weight, expected.float())
+
+
+SUMS = {
+    "a + b": lambda net, y, x: y + x, "b + a": lambda net, y, x: x + y,
+    "torch.add": lambda net, y, x: torch.add(y, x), "add_": lambda net, y, x: y.add_(x),
+    "+=": lambda net, y, x: operator.iadd(y, x), "x +=": lambda net, y, x: operator.iadd(x, y),
+    "alpha": lambda net, y, x: torch.add(y, x, alpha=2), "scalar": lambda net, y, x: y + 2,
+    "itself": lambda net, y, x: y + y, "relu": lambda net, y, x: net.relu_(y + x),
+    "size": lambda net, y, x: y + x.size(2),
+    "mean": lambda net, y, x: net.relu(y + x.mean((2, 3), keepdim=True)),
+    "larger": lambda net, y, x: net.relu(y.mean((2, 3), keepdim=True) + x),
+    "row": lambda net, y, x: y + x[0], "channel": lambda net, y, x: net.relu(y + x[:, :1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("residual", ["input", "value", "read later", "returned", "view"])
+def test_sums(name, residual):
+    def forward(net, x):
+        x = x if residual == "input" else net.pool(x)
+        given = x.view(2, 4, 5, 6) if residual == "view" else x
+        y = SUMS[name](net, net.norm(net.b(net.a(x))), given)
+        if residual == "read later":
+            return y, net.c(x)
+        return (y, x) if residual == "returned" else y
+
+    check(Net(forward), x())
+
+
+@pytest.mark.parametrize(
+    "forward, count",
+    [
+        (lambda net, y: y + net.b(net.a(y)), 1),
+        (lambda net, y: y + net.a(y), 0),  # the convolution reads what it would write
+        (lambda net, y: net.identity(y) + net.b(net.a(net.drop(y))), 1),
+        (lambda net, y: (y + net.b(net.a(y)), y), 0),
+        (lambda net, y: (y + net.b(net.a(y))) * y.mean(), 0),
+        (lambda net, y: net.c(y) + net.b(net.a(y)), 1),
+        (lambda net, y: y.view(-1, 4, 5, 6) + net.b(net.a(y)), 0),
+        (lambda net, y: torch.cat([y.expand(2, -1, -1, -1) + net.b(net.a(y)), y]), 0),
+        (lambda net, y: [z := net.relu_(y), y + net.b(net.a(z))], 0),
+        (lambda net, y: net.relu(net.norm(y) + net.b(net.a(y))), 1),
+    ],
+)
+def test_residuals_that_may_be_overwritten(forward, count):
+    fused = check(Net(lambda net, x: forward(net, net.pool(x))), x())
+    assert overwriting(fused) == count
+
+
+def test_input_is_never_overwritten():
+    fused = check(Net(lambda net, x: net.relu(x + net.b(net.a(x)))), x())
+    assert len(layers(fused)) == 2 and overwriting(fused) == 0
+
+
+# --- what stays
+
+
+def shared_norm(net, x):
+    return net.norm(net.a(x)) + net.norm(net.b(x))
+
+
+STAY = {
+    "convolution called twice": lambda net, x: net.relu(net.norm(net.a(net.a(x)))),
+    "convolution with two norms": lambda net, x: net.norm(net.a(x)) * net.other_norm(net.a(x + 1)),
+    "shared norm": shared_norm,
+    "output of the convolution read": lambda net, x: (y := net.a(x)) * net.norm(y),
+    "output of the convolution returned": lambda net, x: [y := net.a(x), net.norm(y)],
+    "output of the norm read": lambda net, x: net.relu(y := net.norm(net.a(x))) * y,
+    "relu in place of a read output": lambda net, x: net.relu_(y := net.norm(net.a(x))) * y,
+    "input changed in between": lambda net, x: [y := net.pool(x), z := net.a(y), y.mul_(2), z + y],
+    "input changed before the norm": lambda net, x: [
+        y := net.pool(x), z := net.a(y), y.mul_(2), net.relu(net.norm(z))
+    ],
+    "result not used": lambda net, x: [y := net.pool(x), y.add_(1), net.a(y)][2],
+    "functional dropout": lambda net, x: net.a(F.dropout(x, 0.5, net.training)),
+    "weights read": lambda net, x: net.a(x) * net.a.weight.mean() + net.norm.bias.mean(),
+    "names of methods": lambda net, x: {"add": net.a(x), "relu": (x, [net.b(x)])},
+    "ordered": lambda net, x: OrderedDict(out=net.a(x), aux=net.b(x)),
+    "keywords": lambda net, x: net.norm(input=net.a(input=x)),
+    "chunks": lambda net, x: net.d(torch.cat([*net.a(x).chunk(2, 1), net.b(x)], 1)),
+    "sizes": lambda net, x: F.interpolate(net.a(x), (x.size(2) * 2, x.shape[3] + 1)),
+    "three images": lambda net, x: net.relu(net.a(x[0]) + x[1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_values_stay(name):
+    check(Net(STAY[name]), x())
+
+
+KEPT = {
+    "reflection": nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    "same": nn.Conv2d(4, 4, 3, padding="same"),
+    "transposed": nn.ConvTranspose2d(4, 4, 3, padding=1),
+    "spectral norm": nn.utils.spectral_norm(nn.Conv2d(4, 4, 1)),
+    "weight norm": nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)),
+    "subclass": type("Scaled", (nn.Conv2d,), {
+        "forward": lambda self, x: 2 * nn.Conv2d.forward(self, x)
+    })(4, 4, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_convolutions(name):
+    fused = check(with_statistics(nn.Sequential(KEPT[name], nn.BatchNorm2d(4), nn.ReLU())), x())
+    assert not layers(fused)
+    assert {nn.BatchNorm2d, nn.ReLU} <= {type(module) for module in fused.children()}
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.BatchNorm2d(4, track_running_stats=False), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_kept_norms(norm):
+    fused = check(nn.Sequential(nn.Conv2d(4, 4, 1), norm, nn.ReLU()), x())
+    assert type(norm) in {type(module) for module in fused.children()} and len(layers(fused)) == 1
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_hooks_still_run(position):
+    sequence = with_statistics(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()))
+    sequence[position].register_forward_hook(lambda module, args, output: output + 1)
+    check(nn.Sequential(sequence), x())
+    sequence.register_forward_pre_hook(lambda module, args: 2 * args[0])
+    check(nn.Sequential(sequence), x())
+    check(sequence, x())
+
+
+def test_forward_of_an_object_stays():
+    sequence = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
+    sequence[0].forward = lambda x: x + 1
+    assert not layers(check(sequence, x()))
+
+
+class Untraceable(nn.Module):
+    """A module whose code depends on values, with a block that can be fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = conv_norm_relu(4, 4, 3)
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.blocks = nn.ModuleList([Net(lambda net, x: net.norm(net.a(x)))])
+
+    def forward(self, x, scale=None):
+        if x.sum() > 0 or self.conv.stride != (1, 1):
+            x = self.block(x)
+        for block in self.blocks:
+            x = block(x)
+        return x if scale is None else x * scale
+
+
+def test_blocks_of_a_module_that_cannot_be_traced():
+    net = with_statistics(nn.Sequential(nn.Conv2d(4, 4, 1), Untraceable(), nn.Conv2d(4, 4, 1)))
+    for sign in (1, -1):
+        fused = check(net, sign * torch.rand(1, 4, 5, 6))
+    _, report = fuse_with_report(net)
+    assert {"0", "2", "1.blocks.0.a"} <= set(report.fused)
+    assert report.kept == {
+        "1.conv": "a module that torch.fx cannot trace",
+        **{name: reason for name, reason in report.kept.items() if name != "1.conv"},
+    }
+    assert fused(torch.ones(1, 4, 5, 6).double()).shape == (1, 4, 5, 6)
+
+
+class DependsOnType(nn.Module):
+    def forward(self, x):
+        return x * 2 if isinstance(x, Tensor) else x
+
+
+def test_code_that_depends_on_the_type_of_a_value_is_not_traced():
+    check(nn.Sequential(nn.Conv2d(4, 4, 1), DependsOnType(), nn.Conv2d(4, 4, 1)), x())
+
+
+class Random(nn.Module):
+    def forward(self, x):
+        return x * torch.rand(())
+
+
+def test_tensors_made_in_forward_are_made_at_each_call():
+    fused = fuse(nn.Sequential(nn.Conv2d(4, 4, 1), Random()))
+    image = torch.ones(1, 4, 2, 2)
+    assert not torch.equal(fused(image), fused(image))
+
+
+# --- random graphs
+
+
+def conv(net, rng, values):
+    return rng.choice([net.a, net.b, net.c])(rng.choice(values))
+
+
+def in_place(function):
+    """A change of a value that is no input of the graph (autograd would allow it, too)."""
+    return function
+
+
+OPERATIONS = [
+    conv, conv, conv, conv,
+    lambda net, rng, values: rng.choice([net.norm, net.other_norm])(values[-1]),
+    lambda net, rng, values: rng.choice([net.norm, net.other_norm])(values[-1]),
+    lambda net, rng, values: rng.choice([net.relu, net.relu_, F.relu, F.relu6])(values[-1]),
+    lambda net, rng, values: net.relu_(rng.choice(values)),
+    lambda net, rng, values: values[-1] + rng.choice(values),
+    lambda net, rng, values: values[-1] + rng.choice(values),
+    lambda net, rng, values: rng.choice(values) + values[-1],
+    lambda net, rng, values: operator.iadd(values[-1], rng.choice(values)),
+    lambda net, rng, values: operator.iadd(rng.choice(values), values[-1]),
+    lambda net, rng, values: rng.choice(values).add_(rng.choice(values)),
+    lambda net, rng, values: rng.choice(values).mul_(0.5),
+    lambda net, rng, values: rng.choice([net.identity, net.drop])(rng.choice(values)),
+    lambda net, rng, values: rng.choice(values).view(2, 4, 5, 6),
+    lambda net, rng, values: rng.choice(values)[:, :, :, :],
+    lambda net, rng, values: net.d(torch.cat([values[-1], rng.choice(values)], 1)),
+    lambda net, rng, values: torch.cat(rng.choice(values).chunk(2, 1), 1),
+    lambda net, rng, values: torch.split(rng.choice(values), 4, 1)[0],
+    lambda net, rng, values: rng.choice(values) * values[-1].mean((2, 3), keepdim=True),
+    lambda net, rng, values: net.pool(rng.choice(values)),
+    lambda net, rng, values: values[-1] + rng.choice(values).mean((2, 3), keepdim=True),
+]  # fmt: skip
+
+
+def random_forward(seed: int):
+    def forward(net, x):
+        rng = random.Random(seed)
+        values = [net.pool(x) if rng.random() < 0.8 else x]
+        for _ in range(rng.randint(3, 14)):
+            values.append(rng.choice(OPERATIONS)(net, rng, values))
+        outputs = rng.sample(values, rng.randint(0, min(2, len(values))))
+        return [values[-1], *outputs]
+
+    return forward
+
+
+@pytest.mark.parametrize("first", range(0, 300, 50))
+def test_random_graphs(first):
+    torch.manual_seed(first)
+    for seed in range(first, first + 50):
+        net = Net(random_forward(seed))
+        try:
+            check(net, x())
+        except AssertionError as error:
+            raise AssertionError(f"random_forward({seed})\n{fuse(net)._steps.source}") from error
+
+
+def residual_block(net, x):
+    return net.relu(x + net.b(net.a(x)))
+
+
+# --- modules of this package
+
+
+def test_aspp():
+    plain = with_statistics(ASPP(8, (1, 2), 4))
+    assert type(fuse(plain.eval())) is FoldedASPP
+    image = torch.randn(2, 8, 7, 6)
+    for aspp in (
+        plain,
+        ASPP(8, (1, 2), 4, separable=True, depthwise_norm=True),
+        ASPP(8, (1, 2), 4, project_size=3),
+    ):
+        fused = check(nn.Sequential(with_statistics(aspp), nn.Conv2d(4, 3, 1)), image)
+        assert nn.BatchNorm2d not in {type(module) for module in fused.modules()}
+    plain.convs[1][1] = nn.GroupNorm(2, 4).double()
+    check(nn.Sequential(plain), image)
+
+
+def test_names_and_attributes_of_a_fused_backbone():
+    with torch.device("meta"):
+        backbone = DeepLabV3("mobilenet_v2").backbone
+    backbone.note = "kept"
+    fused, report = fuse_with_report(backbone, ("out",))
+    assert fused.note == "kept"
+    assert list(report.fused)[:3] == ["features.0.0", "features.1.conv.0.0", "features.1.conv.1"]
+    assert not report.kept and len(report.fused) == 51
+    assert list(fused(torch.zeros(1, 3, 33, 33, device="meta"))) == ["out"]
+
+
+def test_unused_outputs_are_not_computed():
+    net = Net(lambda net, x: {"out": net.a(x), "aux": net.b(net.c(x)), "low": x})
+    fused = fuse(net, ("out", "low"))
+    assert [name for name, _ in fused.named_children()] == ["a"]
+    image = x()
+    assert list(fused(image)) == ["out", "low"] and fused(image)["low"] is image
+
+
+def test_copies_and_pickles():
+    image = x()
+    fused = fuse(Net(residual_block))
+    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert torch.equal(other(image), fused(image))
+        other.a.weight.zero_()
+    assert fused.a.weight.abs().sum() > 0
+    assert torch.equal(
+        fused.to(torch.float64)(image.double()).float(), fused(image.double()).float()
+    )
+
+
+def test_a_replaced_layer_is_called():
+    fused = fuse(Net(lambda net, x: net.b(net.a(x))))
+    fused.a = nn.Identity()
+    image = x()
+    assert torch.equal(fused(image), fused.b(image))
+
+
+@pytest.mark.parametrize("options", [{}, {"separable": True, "depthwise_norm": True}], ids=str)
+@torch.no_grad()
+def test_prepared_decoder(options):
+    torch.manual_seed(0)
+    model = with_statistics(DeepLabV3Plus("mobilenet_v2", 5, **options)).eval()
+    prepared, images = model.prepare_for_inference(), torch.randn(1, 3, 49, 33)
+    exact = copy.deepcopy(model).double()(images.double())["out"]
+    assert_as_accurate_as(prepared(images)["out"], model(images)["out"], exact)
+    assert not {nn.BatchNorm2d, nn.Conv2d} & {type(module) for module in prepared.modules()}
+
+
+def test_a_backbone_of_the_user():
+    model = DeepLabV3("mobilenet_v2", 5).eval()
+    model.backbone = Net(
+        lambda net, x: OrderedDict(out=net.norm(net.a(torch.cat([x, x[:, :1]], 1))))
+    )
+    model.classifier = nn.Sequential(nn.Conv2d(4, 5, 1), nn.Softmax(1))
+    model.in_channels, images = 3, torch.randn(1, 3, 9, 9)
+    with torch.no_grad():
+        assert_close(model.prepare_for_inference()(images)["out"], model.eval()(images)["out"])
+
+
+# --- other projects
+
+NETWORKS = {
+    "torchvision": ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"],
+    "timm": ["test_efficientnet", "resnet10t", "mobilenetv3_small_050"],
+}
+
+
+@pytest.mark.parametrize("project, name", [(p, n) for p, names in NETWORKS.items() for n in names])
+def test_networks_of_other_projects(project, name):
+    torch.manual_seed(0)
+    if project == "timm":
+        timm = pytest.importorskip("timm", reason="fuses a network of timm")
+        net = timm.create_model(name, pretrained=False, features_only=True)
+    else:
+        models = pytest.importorskip("torchvision.models", reason="fuses a network of torchvision")
+        net = getattr(models, name)(weights=None)
+    fused = check(with_statistics(net), torch.randn(1, 3, 64, 64))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+
+
+def test_a_network_of_transformers():
+    transformers = pytest.importorskip("transformers", reason="fuses a network of transformers")
+    config = transformers.MobileNetV2Config(
+        num_labels=3, depth_multiplier=0.35, output_stride=16, tf_padding=False
+    )
+    net = transformers.MobileNetV2ForSemanticSegmentation(config)
+    assert layers(check(with_statistics(net), torch.randn(1, 3, 33, 33)))
