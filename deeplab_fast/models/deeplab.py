@@ -99,20 +99,15 @@ class DeepLab(SegmentationModel):
                   were trained. ``align_corners=False`` gives the labels of transformers'
                   post_process_semantic_segmentation, and is right for weights that were fine-tuned
                   with transformers' own loss;
-<<<<<<< HEAD
-                - "deeplabv3_resnet50" or "deeplabv3_resnet101": torchvision's published weights
-                  (COCO, the 21 classes of PASCAL VOC), downloaded and cached by torch.hub;
+                - "deeplabv3_resnet50", "deeplabv3_resnet101" or "deeplabv3_mobilenet_v3_large":
+                  torchvision's published weights (COCO, the 21 classes of PASCAL VOC), downloaded
+                  and cached by torch.hub;
                 - "owner/name": a repository of the Hugging Face Hub that holds the files of one of
                   the folders above, downloaded and cached by huggingface_hub. Only these files are
                   downloaded.
             revision, token, cache_dir, local_files_only: branch, tag or commit of a repository,
                 access token, folder of the cache, and whether to use only the cache; as in
                 huggingface_hub.
-=======
-                - "deeplabv3_resnet50", "deeplabv3_resnet101" or "deeplabv3_mobilenet_v3_large":
-                  torchvision's published weights (COCO, the 21 classes of PASCAL VOC), downloaded
-                  and cached by torch.hub.
->>>>>>> h-ckpt
             overrides: constructor arguments that replace those of the checkpoint, such as
                 ``output_stride=16``. With other ``in_channels`` the weights for RGB images are
                 adapted as timm does: added up for one channel, else repeated and scaled.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-<<<<<<< HEAD
 from . import (
     backbones,
     checkpoints,
@@ -16,9 +15,6 @@ from . import (
     triton,
     upsampling,
 )
-=======
-from . import backbones, checkpoints, convolutions, package, training, triton, upsampling
->>>>>>> h-ckpt
 from .guards import GUARDS, Fault, Guard
 
 __all__ = ["FAULTS", "GUARDS", "Fault", "Guard", "check_texts"]
@@ -27,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[3]
 
 FAULTS: dict[str, list[Fault]] = {
     path: faults
-<<<<<<< HEAD
     for area in (
         upsampling,
         convolutions,
@@ -39,9 +34,6 @@ FAULTS: dict[str, list[Fault]] = {
         hub,
         training,
     )
-=======
-    for area in (upsampling, convolutions, triton, package, backbones, checkpoints, training)
->>>>>>> h-ckpt
     for path, faults in area.FAULTS.items()
 }
 
