@@ -359,7 +359,7 @@ def test_mobilenet_v3_round_trip(tmp_path, mobilenets):
             model,
             f"timm/{name}",
             "timm",
-            marks=[pytest.mark.parity, *([pytest.mark.slow] if name in LARGE else [])],
+            marks=[pytest.mark.parity("features"), *([pytest.mark.slow] if name in LARGE else [])],
         )
         for name in (*SMALL, *LARGE)
         for model in MODELS

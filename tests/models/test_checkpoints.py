@@ -194,7 +194,7 @@ def training_step(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return model.state_dict() | {name: parameter.grad for name, parameter in parameters}
 
 
-@pytest.mark.parity
+@pytest.mark.parity("outputs", "one training step")
 @pytest.mark.parametrize("model, backbone, weights", COMBINATIONS)
 def test_checkpoints_give_the_outputs_and_gradients_of_their_project(
     tmp_path, model, backbone, weights
@@ -307,7 +307,7 @@ def test_relatives_of_resnets_are_not_mistaken_for_them(change, project):
         recognize(state, {})
 
 
-@pytest.mark.parity
+@pytest.mark.parity("outputs", "one training step")
 @pytest.mark.parametrize(
     "model, backbone, weights", [("DeepLabV3", "mobilenet_v2", "Hugging Face")]
 )
