@@ -53,8 +53,8 @@ def explain(model: nn.Module, images: Tensor) -> Explanation:
         TypeError: ``model`` is not a module, or ``images`` is not a tensor.
 
     >>> print(explain(model.prepare_for_inference(torch.bfloat16), images))
-    layer       op            shapes                           backend    evidence
-    backbone.0  fused_conv2d  1x3x513x513, 64x3x7x7, bfloat16  reference  not supported by cuda: ...
+    layer           op            shapes                           backend    evidence
+    backbone.conv1  fused_conv2d  1x3x513x513, 64x3x7x7, bfloat16  reference  not supported ..
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")

@@ -98,8 +98,9 @@ class DeepLab(SegmentationModel):
                   were trained. ``align_corners=False`` gives the labels of transformers'
                   post_process_semantic_segmentation, and is right for weights that were fine-tuned
                   with transformers' own loss;
-                - "deeplabv3_resnet50" or "deeplabv3_resnet101": torchvision's published weights
-                  (COCO, the 21 classes of PASCAL VOC), downloaded and cached by torch.hub;
+                - "deeplabv3_resnet50", "deeplabv3_resnet101" or "deeplabv3_mobilenet_v3_large":
+                  torchvision's published weights (COCO, the 21 classes of PASCAL VOC), downloaded
+                  and cached by torch.hub;
                 - "owner/name": a repository of the Hugging Face Hub that holds the files of one of
                   the folders above, downloaded and cached by huggingface_hub. Only these files are
                   downloaded.

@@ -52,7 +52,7 @@ class SegmentationModel(nn.Module):
         """Logits at the resolution of the features, for ops that upsample them.
 
         Args:
-            images: [N, 3, H, W], normalised.
+            images: [N, in_channels, H, W], normalised.
 
         Returns:
             "out" and, with an auxiliary classifier, "aux": [N, num_classes, h, w].
@@ -89,7 +89,8 @@ class SegmentationModel(nn.Module):
         """The class of every pixel, computed without full-resolution logits and without gradients.
 
         Args:
-            images: [N, 3, H, W] or [3, H, W], normalised as by :attr:`preprocessing`.
+            images: [N, in_channels, H, W] or [in_channels, H, W], normalised as by
+                :attr:`preprocessing`.
             size: (height, width) of the labels; that of ``images`` by default.
             dtype: torch.int64, torch.int32 or torch.uint8.
 

@@ -79,13 +79,14 @@ def _difference(name: str, saved: Any, expected: Any) -> str:
     """Describe the first setting that differs."""
     if isinstance(saved, Mapping) and isinstance(expected, Mapping):
         for key in {**expected, **saved}:
-            if key not in expected:
+            if key not in expected or key not in saved:
+                how, has = ("without", "has") if key in expected else ("with", "does not have")
                 return (
-                    f"saved with the setting {key!r}, which this version does not have (expected a "
+                    f"saved {how} the setting {key!r}, which this version {has} (expected a "
                     "checkpoint of this version, or a new run in another folder)"
                 )
-            if saved.get(key) != expected.get(key):
-                return _difference(key, saved.get(key), expected.get(key))
+            if saved[key] != expected[key]:
+                return _difference(key, saved[key], expected[key])
     return (
         f"saved with {name} {saved!r}, not {expected!r} (expected the same, or a new run in "
         "another folder)"

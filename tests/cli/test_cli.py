@@ -741,7 +741,7 @@ def test_info_explains_a_model(weights, capsys):
     assert main(["info", "--model", str(weights), *shape]) == 0
     title, first, *_, last = capsys.readouterr().out.splitlines()
     assert title.split() == ["layer", "op", "shapes", "backend", "evidence"]
-    assert first.split()[:3] == ["backbone.0", "fused_conv2d", "2x3x33x47,"]
+    assert first.split()[:3] == ["backbone.features.0.0", "fused_conv2d", "2x3x33x47,"]
     assert " float32 " in first and first.endswith("fixed order: cpu, reference")
     assert last.split()[:2] == ["(model)", "upsample_argmax"]
     assert main(["info", "--model", str(weights), *shape, "--dtype", "bfloat16"]) == 0

@@ -49,9 +49,9 @@ def test_tune_a_model(gpu, weights, capsys):
     assert lines[0] == "batch 2:" and lines[1].startswith("layer  ")
     assert lines[-1] == f"The measurements are in {gpu.table}"
     layers = {line.split()[0]: line for line in lines[2:-1]}
-    assert layers["backbone.0"].endswith("0.8000   0.4000  cuda/sm90")
-    assert "  fused_conv2d  " in layers["backbone.0"]
-    assert "2x3x33x49, 32x3x3x3, float32" in layers["backbone.0"]
+    assert layers["backbone.features.0.0"].endswith("0.8000   0.4000  cuda/sm90")
+    assert "  fused_conv2d  " in layers["backbone.features.0.0"]
+    assert "2x3x33x49, 32x3x3x3, float32" in layers["backbone.features.0.0"]
     assert "  aspp  " in layers["classifier.0"]
     assert len(gpu.rows()) == 2 * len(gpu.timed) == 2 * len(layers)
 

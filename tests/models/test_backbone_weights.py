@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from deeplab_fast.cli import train
+from deeplab_fast.cli.errors import UserError
 from deeplab_fast.models import DeepLab, DeepLabV3, DeepLabV3Plus
 from deeplab_fast.models.backbones import make_backbone
 from deeplab_fast.models.checkpoints import read_backbone
@@ -114,3 +116,20 @@ def test_weights_that_do_not_fit(tmp_path):
     )
     path.write_text("<html>")
     assert "got one that starts with b'<html>'" in message_of(path, "resnet18")
+
+
+def test_imagenet_is_downloaded(monkeypatch):
+    """``--backbone-weights imagenet`` loads what torchvision publishes."""
+    pytest.importorskip("torchvision", reason="knows the address")
+    model = DeepLabV3("resnet18", 3)
+    published = {k: torch.full_like(v, 2) for k, v in model.backbone.state_dict().items()}
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: published)
+    train._load_backbone(model, "imagenet")
+    assert_close(model.backbone.conv1.weight, torch.full_like(model.backbone.conv1.weight, 2))
+
+    def fail(url, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
+    with pytest.raises(UserError, match="--backbone-weights: imagenet: .*cannot download"):
+        train._load_backbone(model, "imagenet")

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from deeplab_fast.cli import main
 from deeplab_fast.models import DeepLabV3, DeepLabV3Plus, Preprocessing
 from deeplab_fast.models.backbones import imagenet, make_backbone
 from deeplab_fast.models.fuse import FusedConv2d
@@ -113,7 +114,7 @@ def test_shapes_of_features(name, output_stride):
             "'segmentation_models_pytorch', 'VainF', 'jfzhang95' for mobilenet_v2, got 'smp'",
         ),
         ({"name": "resnet18", "in_channels": 0}, "in_channels: expected at least 1, got 0"),
-        ({"name": "resnet18", "norm_eps": 0}, "norm_eps: expected a positive number or None"),
+        ({"name": "resnet18", "norm_eps": 0}, "norm_eps: expected a positive number, got 0"),
     ],
 )
 def test_bad_options(options, message):
@@ -358,7 +359,7 @@ def test_mobilenet_v3_round_trip(tmp_path, mobilenets):
             model,
             f"timm/{name}",
             "timm",
-            marks=[pytest.mark.parity, *([pytest.mark.slow] if name in LARGE else [])],
+            marks=[pytest.mark.parity("features"), *([pytest.mark.slow] if name in LARGE else [])],
         )
         for name in (*SMALL, *LARGE)
         for model in MODELS
@@ -605,6 +606,21 @@ def test_models_of_other_channels_take_no_photos(tmp_path, data):
         evaluate(model, data, workers=0)
     with pytest.raises(TrainingError, match=message):
         train(model, data, data, Recipe(), tmp_path / "run")
+
+
+def test_command_line_with_other_channels(tmp_path, data, rgb_file, capsys):
+    path, output, photo = rgb_file[0], tmp_path / "out", str(data.pairs[0][0])
+    for channels in (1, 4):
+        model = DeepLabV3.from_pretrained(path, in_channels=channels)
+        model.save_pretrained(tmp_path / f"{channels}.safetensors")
+    segment = ["segment", photo, "--output", str(output), "--device", "cpu", "--weights"]
+    assert main([*segment, str(tmp_path / "1.safetensors")]) == 0
+    assert (output / "0_labels.png").exists()
+    size = ["--size", "33", "33", "--device", "cpu"]
+    assert main(["info", "--model", str(tmp_path / "1.safetensors"), *size]) == 0
+    assert "1x1x33x33" in capsys.readouterr().out
+    assert main([*segment, str(tmp_path / "4.safetensors")]) != 0
+    assert "4.safetensors: image: expected a network of 1 or 3 channels" in capsys.readouterr().err
 
 
 # --- ImageNet weights

@@ -55,14 +55,14 @@ PEERS: dict[tuple[str, str, str], tuple[Callable[[], nn.Module], tuple[int, int]
         {"output_stride": 8, "atrous_rates": [12, 24, 36], "separable": False},
     ),
     ("DeepLabV3Plus", "resnet18", SMP): (
-        lambda: smp_model("DeepLabV3Plus", "resnet18"),
+        lambda: smp_model("DeepLabV3Plus", "resnet18", decoder_channels=64, in_channels=4),
         (32, 48),
-        {"output_stride": 16, "atrous_rates": [12, 24, 36], "separable": True},
+        {"output_stride": 16, "separable": True, "aspp_channels": 64, "in_channels": 4},
     ),
     ("DeepLabV3Plus", "resnet34", SMP): (
-        lambda: smp_model("DeepLabV3Plus", "resnet34", decoder_channels=64, in_channels=4),
+        lambda: smp_model("DeepLabV3Plus", "resnet34"),
         (32, 48),
-        {"aspp_channels": 64, "in_channels": 4},
+        {"output_stride": 16, "atrous_rates": [12, 24, 36], "separable": True},
     ),
     ("DeepLabV3", "resnet50", SMP): (
         lambda: smp_model("DeepLabV3", "resnet50", decoder_aspp_separable=True),
@@ -132,7 +132,10 @@ PEERS: dict[tuple[str, str, str], tuple[Callable[[], nn.Module], tuple[int, int]
 }
 
 
-SLOW = {  # resnets of more than 18 layers, of which one for each project is enough every day
+SLOW = {  # large networks whose keys and options are also those of smaller ones
+    ("DeepLabV3Plus", "resnet34", SMP),
+    ("DeepLabV3", "mobilenet_v2", SMP),
+    ("DeepLabV3Plus", "resnet50", VAINF),
     ("DeepLabV3", "resnet50", SMP),
     ("DeepLabV3Plus", "resnet50", SMP),
     ("DeepLabV3", "resnet50", VAINF),
@@ -191,7 +194,7 @@ def training_step(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return model.state_dict() | {name: parameter.grad for name, parameter in parameters}
 
 
-@pytest.mark.parity
+@pytest.mark.parity("outputs", "one training step")
 @pytest.mark.parametrize("model, backbone, weights", COMBINATIONS)
 def test_checkpoints_give_the_outputs_and_gradients_of_their_project(
     tmp_path, model, backbone, weights
@@ -304,7 +307,7 @@ def test_relatives_of_resnets_are_not_mistaken_for_them(change, project):
         recognize(state, {})
 
 
-@pytest.mark.parity
+@pytest.mark.parity("outputs", "one training step")
 @pytest.mark.parametrize(
     "model, backbone, weights", [("DeepLabV3", "mobilenet_v2", "Hugging Face")]
 )
@@ -349,3 +352,23 @@ def test_hugging_face_gives_the_same_logits_and_gradients(tmp_path, model, backb
     for name, parameter in ours.named_parameters():
         atol = 1e-6 * theirs[name].abs().max().item() + 1e-12 * largest
         assert_close(parameter.grad, theirs[name], rtol=1e-6, atol=atol, msg=name)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Vainf(True, "mobilenet", output_stride=8),
+        lambda: Jfzhang("mobilenet", output_stride=8),
+        lambda: smp_model("DeepLabV3Plus", "resnet18", encoder_output_stride=8),
+    ],
+    ids=[VAINF, JFZHANG, SMP],
+)
+def test_other_output_strides_are_overrides(tmp_path, make):
+    torch.manual_seed(0)
+    peer = randomized(make)
+    torch.save(peer.state_dict(), tmp_path / "checkpoint.pth")
+    ours = DeepLab.from_pretrained(tmp_path / "checkpoint.pth", output_stride=8)
+    images = torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        got, theirs = ours(images)["out"], peer(images)
+        assert_as_accurate_as(got, theirs, peer.double()(images.double()))

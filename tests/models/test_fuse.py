@@ -233,7 +233,7 @@ STAY = {
     ][3],
     "result not used": lambda net, x: [y := net.pool(x), y.add_(1), net.a(y)][2],
     "functional dropout": lambda net, x: net.a(F.dropout(x, 0.5, net.training)),
-    "weights read": lambda net, x: net.a(x) * net.a.weight.mean() + net.norm.bias.mean(),
+    "weights read": lambda net, x: net.norm(net.a(x)) * net.a.weight.mean(),
     "names of methods": lambda net, x: {"add": net.a(x), "relu": (x, [net.b(x)])},
     "ordered": lambda net, x: OrderedDict(out=net.a(x), aux=net.b(x)),
     "keywords": lambda net, x: net.norm(input=net.a(input=x)),
@@ -326,7 +326,10 @@ class DependsOnType(nn.Module):
 
 
 def test_code_that_depends_on_the_type_of_a_value_is_not_traced():
-    check(nn.Sequential(nn.Conv2d(4, 4, 1), DependsOnType(), nn.Conv2d(4, 4, 1)), x())
+    for place in range(2):
+        items = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)]
+        items.insert(place, DependsOnType())
+        assert len(layers(check(nn.Sequential(*items), x()))) == 2
 
 
 class Stores(nn.Module):
@@ -390,6 +393,19 @@ def test_fusing_twice():
 class Random(nn.Module):
     def forward(self, x):
         return x * torch.rand(())
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.tensor(2.0)  # no buffer
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def test_tensors_that_are_no_buffers():
+    assert len(layers(check(nn.Sequential(nn.Conv2d(4, 4, 1), Scaled()), x()))) == 1
 
 
 def test_tensors_made_in_forward_are_made_at_each_call():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -44,7 +45,9 @@ def folder(model, tmp_path) -> Path:
 
 @pytest.fixture
 def huggingface_hub():
-    return pytest.importorskip("huggingface_hub", reason="needs the extra hub")
+    package = pytest.importorskip("huggingface_hub", reason="needs the extra hub")
+    importlib.import_module("huggingface_hub.errors")  # the package itself does so when needed
+    return package
 
 
 def names(folder: Path) -> list[str]:

@@ -451,7 +451,7 @@ def test_labels_with_and_without_aligned_corners(folder, align_corners):
         ("preprocessor_config", {"image_std": [1, 0, 1]}, "std: expected positive numbers"),
         ("config", {"id2label": {"1": "a", "2": "b", "3": "c"}}, "config.json: malformed: KeyErr"),
         ("config", {"layer_norm_eps": "small"}, "'<' not supported"),
-        ("config", {"layer_norm_eps": -1}, "norm_eps: expected a positive number or None, got -1"),
+        ("config", {"layer_norm_eps": -1}, "norm_eps: expected a positive number, got -1"),
     ],
 )
 def test_other_transformers_configurations(folder, name, changes, message):

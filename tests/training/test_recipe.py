@@ -843,6 +843,11 @@ def test_resume_rejects_a_run_of_another_version(group, old, shapes, tmp_path):
         f"{tmp_path}/last.pt: saved with the setting {old!r}, which this version does not have "
         "(expected a checkpoint of this version, or a new run in another folder)"
     )
+    del state["architecture"]["model"]
+    torch.save(state, tmp_path / "last.pt")
+    message = "saved without the setting 'model', which this version has "
+    with pytest.raises(TrainingError, match=f"last.pt: {message}"):
+        run((shapes[0], None), tmp_path, replace(BASE, epochs=1), resume=True)
 
 
 def test_resume_needs_the_same_data(shapes, tmp_path):

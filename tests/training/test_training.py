@@ -569,7 +569,7 @@ def test_options_that_contradict_the_weights(options, message, shapes, tmp_path,
     weights = tmp_path / "plus.safetensors"
     model = DeepLabV3Plus("mobilenet_v2", 3, atrous_rates=(), aspp_channels=8)
     model.save_pretrained(weights)
-    arguments = ["--weights", str(weights), "--device", "cpu", *options]
+    arguments = ["--weights", str(weights), *SMALL[4:], "--workers", "0", *options]
     assert main(["train", str(shapes), *arguments, "--output", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == f"deeplab-fast: {message.format(weights=weights)}\n"
 

@@ -40,7 +40,7 @@ def make_backbone(
     if in_channels < 1:
         raise ValueError(f"in_channels: expected at least 1, got {in_channels}")
     if norm_eps is not None and not 0 < norm_eps < math.inf:
-        raise ValueError(f"norm_eps: expected a positive number or None, got {norm_eps!r}")
+        raise ValueError(f"norm_eps: expected a positive number, got {norm_eps!r}")
     if multi_grid is not None and name not in RESNETS:
         raise ValueError(f"multi_grid: only resnets have it, not {name}")
     variants = _variants(name)

@@ -1245,7 +1245,7 @@ FAULTS: dict[str, list[Fault]] = {
             "return type(value)",
         ),
         Fault(
-            "random numbers are constants",
+            "tensors that are no buffers are lost",
             "if isinstance(value, Tensor) and not any(",
             "if False and not any(",
         ),
@@ -1263,6 +1263,11 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("padding is ignored", 'if conv.padding_mode != "zeros" or ', "if "),
         Fault("unused outputs are computed", "if outputs is not None:", "if False:"),
+        Fault(
+            "parts of a concatenation in another order",
+            "start = sum(sizes[:i])",
+            "start = sum(sizes[i + 1 :])",
+        ),
     ],
     "deeplab_fast/ops/upsample.py": [
         Fault("opaque in eager mode", "torch.compiler.is_dynamo_compiling()", "True"),
