@@ -14,7 +14,7 @@ from common.convolutions import branches, convolutions, ours_by_name
 from common.variants import forced
 from torch import nn
 
-from deeplab_fast.models.fuse import FoldedASPP
+from deeplab_fast.models.fusion import FoldedASPP
 from deeplab_fast.nn import ASPP
 
 # Largest harness.relative_error against fp32; that of a wrong kernel is about 1.

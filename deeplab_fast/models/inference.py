@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..ops import _transforms
 from .cuda_graphs import CudaGraphs
-from .fuse import fuse
+from .fusion import fuse
 from .segmentation import SegmentationModel
 
 _T = TypeVar("_T", Tensor, OrderedDict[str, Tensor])

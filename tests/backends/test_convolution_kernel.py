@@ -12,7 +12,7 @@ from deeplab_fast import _C, dilated_conv2d
 from deeplab_fast._native import work_lists
 from deeplab_fast._native.common import LaunchContext
 from deeplab_fast._native.memory_format import empty_nhwc
-from deeplab_fast.models.fuse import FoldedASPP
+from deeplab_fast.models.fusion import FoldedASPP
 from deeplab_fast.nn import ASPP
 from deeplab_fast.ops.shape_bucket import tf32_is_allowed
 

@@ -13,7 +13,7 @@ from deeplab_fast.backends import registry
 from deeplab_fast.models import DeepLabV3
 from deeplab_fast.models.backbones.resnet import Bottleneck
 from deeplab_fast.models.deeplabv3 import _classifier
-from deeplab_fast.models.fuse import fuse
+from deeplab_fast.models.fusion import fuse
 from deeplab_fast.nn import ASPP
 
 from ..support.cases import assert_as_accurate_as

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from deeplab_fast.cli import main
 from deeplab_fast.models import DeepLabV3, DeepLabV3Plus, Preprocessing
 from deeplab_fast.models.backbones import imagenet, make_backbone
-from deeplab_fast.models.fuse import FusedConv2d
+from deeplab_fast.models.fusion import FusedConv2d
 from deeplab_fast.training import Recipe, SegmentationData, TrainingError, evaluate, train
 from deeplab_fast.training.step import to_grey
 

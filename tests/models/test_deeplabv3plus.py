@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from deeplab_fast import DeepLabV3, DeepLabV3Plus
 from deeplab_fast.models import DeepLab, Preprocessing
-from deeplab_fast.models.fuse import FusedConv2d
+from deeplab_fast.models.fusion import FusedConv2d
 from deeplab_fast.nn import Conv2d, SeparableConv2d
 
 from ..support.plain_deeplab import PlainDecoder, PlainDeepLabV3Plus, plain_resnet50

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from deeplab_fast.models import DeepLabV3
-from deeplab_fast.models.fuse import FusedConv2d
+from deeplab_fast.models.fusion import FusedConv2d
 
 
 def torchvision_models():

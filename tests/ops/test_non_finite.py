@@ -32,7 +32,7 @@ from deeplab_fast.models import DeepLabV3
 from deeplab_fast.models.backbones.mobilenet_v2 import InvertedResidual
 from deeplab_fast.models.backbones.resnet import Bottleneck
 from deeplab_fast.models.deeplabv3 import _classifier
-from deeplab_fast.models.fuse import fuse
+from deeplab_fast.models.fusion import fuse
 from deeplab_fast.ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 from deeplab_fast.ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
 

@@ -57,6 +57,7 @@ FAR_CPU = Guard(f"{FAR} cpu", "_C")
 FAR_DEPTHWISE = Guard(f"{FAR} depthwise")
 FAR_MEANS = Guard(f"{FAR} means or pooled")
 FAR_UPSAMPLING = Guard(f"{FAR} argmax or far_labels or cross_entropy")
+FUSION = Guard("test_fusion.py not networks")
 HUB = Guard("test_hub.py not imports_huggingface_hub")
 MEAN = Guard("test_dilated_conv2d_and_mean.py emulated")
 CHOICE = Guard("test_dispatch_table.py test_race.py")
@@ -194,7 +195,10 @@ GUARDS = {
     "deeplab_fast/models/deeplabv3plus.py": PLUS,
     "deeplab_fast/nn/aspp.py": PLUS,
     "deeplab_fast/nn/conv.py": PLUS,
-    "deeplab_fast/models/fuse.py": Guard("test_fuse.py not networks"),
+    "deeplab_fast/models/fusion/calls.py": FUSION,
+    "deeplab_fast/models/fusion/layers.py": FUSION,
+    "deeplab_fast/models/fusion/rewriting.py": FUSION,
+    "deeplab_fast/models/fusion/tracing.py": FUSION,
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),
     "deeplab_fast/ops/_arguments.py": REGISTRATION,
     "deeplab_fast/ops/shape_bucket.py": Guard(

@@ -6,7 +6,6 @@ from .guards import (
     BACKWARD,
     CALLS,
     CHOICE,
-    COMPILED,
     CUDA_GRAPHS,
     NON_FINITE,
     PLANS,
@@ -1194,80 +1193,6 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("broken weights look healthy", "0.0 if self.finite_weights else math.nan", "0.0"),
         Fault("a broken last layer breaks all classes", "*earlier, _ = filter", "earlier = filter"),
-    ],
-    "deeplab_fast/models/fuse.py": [
-        Fault("residual copied", "if not overwrite:", "if True:", COMPILED),
-        Fault(
-            "a residual that is read later is overwritten",
-            "(user in earlier and self.is_pure(user))",
-            "self.is_pure(user)",
-        ),
-        Fault(
-            "a residual that has a view is overwritten",
-            "(user in earlier and self.is_pure(user))",
-            "user in earlier",
-        ),
-        Fault(
-            "an input or a view is overwritten",
-            "return self.is_pure(value) and all(",
-            "return all(",
-        ),
-        Fault(
-            "the input of the convolution is overwritten",
-            "if input is not residual and self.is_free(",
-            "if self.is_free(",
-        ),
-        Fault(
-            "sums do not broadcast", "if not self._is_output_like(residual, input):", "if False:"
-        ),
-        Fault(
-            "a change between convolution and sum is not seen",
-            "self.is_pure(other) or _is_view(other) for other in _between",
-            "True for other in _between",
-        ),
-        Fault("x += y is x + y", 'for _name in ("iadd", ', "for _name in ("),
-        Fault(
-            "a sum in place changes no other value",
-            "not (changes_residual and not self.is_free(residual, node))",
-            "True",
-        ),
-        Fault(
-            "results with two readers are fused", "if len(node.users) != 1:", "if not node.users:"
-        ),
-        Fault(
-            "calls without a result are dropped",
-            "if not node.users and (self.is_pure(node) or _is_view(node)):",
-            'if not node.users and node.op not in ("placeholder", "output"):',
-        ),
-        Fault(
-            "values are no tensors",
-            'raise TraceError("the code depends on the type of a value")',
-            "return type(value)",
-        ),
-        Fault(
-            "tensors that are no buffers are lost",
-            "if isinstance(value, Tensor) and not any(",
-            "if False and not any(",
-        ),
-        Fault(
-            "what hooks do is lost",
-            "if any(map(_is_hooked, module.modules())) or any(",
-            "if any(",
-        ),
-        Fault("stored values are lost", "if _restore(states):", "if _restore(states) and False:"),
-        Fault("weights that are read are folded", " and str(node.target) not in self.read", ""),
-        Fault(
-            "statistics are rounded before",
-            "(norm.running_var.double() + norm.eps).sqrt()",
-            "(norm.running_var + norm.eps).sqrt()",
-        ),
-        Fault("padding is ignored", 'if conv.padding_mode != "zeros" or ', "if "),
-        Fault("unused outputs are computed", "if outputs is not None:", "if False:"),
-        Fault(
-            "parts of a concatenation in another order",
-            "start = sum(sizes[:i])",
-            "start = sum(sizes[i + 1 :])",
-        ),
     ],
     "deeplab_fast/ops/upsample.py": [
         Fault("opaque in eager mode", "torch.compiler.is_dynamo_compiling()", "True"),

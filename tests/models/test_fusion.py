@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from deeplab_fast.models import DeepLabV3, DeepLabV3Plus
 from deeplab_fast.models.backbones.mobilenet_v2 import SameConv2d
-from deeplab_fast.models.fuse import FoldedASPP, FusedConv2d, FusedModule, fuse, fuse_with_report
+from deeplab_fast.models.fusion import FoldedASPP, FusedConv2d, FusedModule, fuse, fuse_with_report
 from deeplab_fast.nn import ASPP, conv_norm_relu
 from deeplab_fast.ops.upsample import upsample
 
@@ -330,6 +330,27 @@ def test_code_that_depends_on_the_type_of_a_value_is_not_traced():
         items = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)]
         items.insert(place, DependsOnType())
         assert len(layers(check(nn.Sequential(*items), x()))) == 2
+
+
+class InBFloat16(nn.Module):
+    """A module whose code changes the dtype of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.block = nn.Conv2d(4, 4, 1), Net(lambda net, x: net.norm(net.a(x)))
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            x = self.conv(x)
+        return self.block(x.float())
+
+
+@torch.no_grad()
+def test_autocast_within_the_code_is_kept():
+    model = InBFloat16().eval()
+    fused, image = fuse(model), torch.randn(1, 4, 5, 5)
+    assert len(layers(fused)) == 1
+    assert_close(fused(image), model(image))
 
 
 class Stores(nn.Module):

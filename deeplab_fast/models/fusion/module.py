@@ -1,0 +1,144 @@
+"""Modules that run a graph."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import fx, nn
+
+
+class Steps(NamedTuple):
+    """Source of a function ``run(modules, *inputs)`` and the objects that it names."""
+
+    source: str
+    names: dict[str, Any]
+
+
+class FusedModule(nn.Module):
+    """A module whose ``forward`` is a fused graph.
+
+    :func:`fused_copy` makes objects of a subclass of this and of the original class, so that other
+    methods and attributes stay. Submodules have the names that their convolutions have in the
+    original module.
+    """
+
+    _steps: Steps
+    _run: Callable[..., Any]
+
+    def forward(self, *inputs: Any, **named_inputs: Any) -> Any:
+        return self._run(self, *inputs, **named_inputs)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _restored, (type(self).__bases__[1], vars(self) | {"_run": None})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedModule:
+        other: FusedModule = type(self).__new__(type(self))
+        memo[id(self)] = other
+        vars(other).update(copy.deepcopy(vars(self) | {"_run": None}, memo))
+        vars(other)["_run"] = self._run
+        return other
+
+
+@functools.cache
+def _fused_class(original: type[nn.Module]) -> type[FusedModule]:
+    return type(f"Fused{original.__name__}", (FusedModule, original), {})
+
+
+def fused_copy(original: nn.Module, steps: Steps) -> FusedModule:
+    """``original`` without parameters and submodules, and with another ``forward``."""
+    members = vars(nn.Module())
+    kept = {name: value for name, value in vars(original).items() if name not in members}
+    return _restored(type(original), members | kept | {"_steps": steps, "training": False})
+
+
+def _restored(original: type[nn.Module], members: dict[str, Any]) -> FusedModule:
+    fused_class = _fused_class(original)  # type: ignore[arg-type]
+    fused: FusedModule = fused_class.__new__(fused_class)
+    vars(fused).update(members)
+    vars(fused)["_run"] = _compiled(members["_steps"])
+    return fused
+
+
+def _compiled(steps: Steps) -> Callable[..., Any]:
+    names = dict(steps.names)
+    exec(steps.source, names)
+    run: Callable[..., Any] = names["run"]
+    return run
+
+
+def steps_of(graph: fx.Graph) -> Steps:
+    """Python code of a graph.
+
+    Modules are looked up in dicts, because their attributes take longer. A value is forgotten after
+    its last use.
+    """
+    names: dict[str, Any] = {}
+
+    def text(value: Any) -> str:
+        if isinstance(value, fx.Node):
+            return value.name
+        if isinstance(value, (tuple, list)):
+            inner = "".join(f"{text(item)}, " for item in value)
+            return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+        if type(value) is slice:
+            return f"slice({text(value.start)}, {text(value.stop)}, {text(value.step)})"
+        if isinstance(value, dict):
+            return "{" + "".join(f"{text(k)}: {text(v)}, " for k, v in value.items()) + "}"
+        if type(value) in (int, str, bool, type(None)):
+            return repr(value)
+        for name, other in names.items():
+            if other is value:
+                return name
+        name = f"constant_{len(names)}_"
+        names[name] = value
+        return name
+
+    last_uses: dict[fx.Node, list[str]] = {}
+    seen: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        dead = [operand.name for operand in node.all_input_nodes if operand not in seen]
+        last_uses[node] = dead + ([] if node.users or node.op == "output" else [node.name])
+        seen.update(node.all_input_nodes)
+
+    inputs, lines = ["self"], []
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            inputs.append(node.target)
+            if node.name != node.target:
+                lines.append(f"{node.name} = {node.target}")
+            continue
+        if node.op == "output":
+            lines.append(f"return {text(node.args[0])}")
+            continue
+        operands = [text(value) for value in node.args]
+        operands += [f"{name}={text(value)}" for name, value in node.kwargs.items()]
+        if node.op == "call_module":
+            call = f"{_member(node.target, is_module=True)}({', '.join(operands)})"
+        elif node.op == "get_attr":
+            call = _member(node.target, is_module=False)
+        elif node.op == "call_method":
+            call = f"{operands[0]}.{node.target}({', '.join(operands[1:])})"
+        else:
+            call = f"{text(node.target)}({', '.join(operands)})"
+        lines.append(f"{node.name} = {call}")
+        if last_uses[node]:
+            lines.append(" = ".join([*last_uses[node], "None"]))
+    body = "\n".join(f"    {line}" for line in lines)
+    return Steps(f"def run({', '.join(inputs)}):\n{body}\n", names)
+
+
+def _member(target: Any, is_module: bool) -> str:
+    *path, last = target.split(".")
+    owner = "self" + "".join(f'._modules["{name}"]' for name in path)
+    return f'{owner}._modules["{last}"]' if is_module else f"{owner}.{last}"
+
+
+def container(root: nn.Module, path: list[str]) -> nn.Module:
+    for name in path:
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root._modules[name]  # type: ignore[assignment]
+    return root

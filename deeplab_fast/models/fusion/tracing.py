@@ -1,0 +1,195 @@
+"""Tracing of modules by torch.fx, where the graph computes what the code does."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import operator
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute, TraceError
+
+from ...nn import ASPP
+from .calls import OPERATORS, OWN_FUNCTIONS, PURE_MODULES, TENSOR_FUNCTIONS, is_call_of
+from .layers import NO_OPS, can_fold, is_hooked, is_plain
+
+
+class _Value(fx.Proxy):
+    """Value of a graph.
+
+    fx.Proxy takes ``x += y`` for ``x + y``, and is no tensor in ``isinstance``.
+    """
+
+    def __getattr__(self, name: str) -> Attribute:
+        return _AttributeOfValue(self, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return _class_for(self, sys._getframe(1))
+
+
+class _AttributeOfValue(Attribute):
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return _class_for(self, sys._getframe(1))
+
+
+def _class_for(value: fx.Proxy, asker: FrameType) -> type:
+    """The class of a value, when a function other than torch's asks whether it is a tensor."""
+    if asker.f_globals.get("__name__", "").startswith("torch."):
+        return type(value)
+    if isinstance(value.tracer, _Tracer) and value.tracer.is_tensor(value.node):
+        return Tensor
+    raise TraceError("the code depends on the type of a value")
+
+
+def _in_place_operator(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    function = getattr(operator, name)
+
+    def operate(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return operate
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor"):
+    setattr(_Value, f"__{_name}__", _in_place_operator(_name))
+
+
+class _Tracer(fx.Tracer):
+    """Tracer of the modules that are not leaves."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, modules: Mapping[str, nn.Module], leaves: Collection[nn.Module]) -> None:
+        super().__init__(autowrap_functions=OWN_FUNCTIONS)
+        self.modules, self.leaves = modules, leaves
+        self.failed: nn.Module | None = None  # the innermost module whose code cannot be traced
+        self.autocast = _autocast()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _autocast() != self.autocast:
+            raise TraceError("a graph does not contain changes of autocast")
+        return super().create_node(*args, **kwargs)
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return module in self.leaves or _is_torchs(module)
+
+    def is_tensor(self, node: Any) -> bool:
+        """True if the value of ``node`` is certainly a tensor."""
+        if not isinstance(node, fx.Node):
+            return False
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            if type(module) in NO_OPS:
+                return self.is_tensor(node.args[0])
+            return type(module) in PURE_MODULES or isinstance(module, (nn.Conv2d, nn.BatchNorm2d))
+        if is_call_of(node, TENSOR_FUNCTIONS):
+            return True
+        return is_call_of(node, OPERATORS) and any(map(self.is_tensor, node.args))
+
+    def call_module(
+        self,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        is_leaf = self.is_leaf_module(module, "")
+        is_registered = module in self.submodule_paths  # type: ignore[operator]
+        if not (is_leaf or is_registered):  # such as a slice of a Sequential
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:
+            if self.failed is None and not is_leaf:
+                self.failed = module
+            raise
+
+    def create_arg(self, value: Any) -> Any:
+        if issubclass(type(value), fx.Proxy):
+            return value.node
+        if type(value) is OrderedDict:
+            pairs = [(name, item) for name, item in value.items()]
+            return self.create_proxy("call_function", OrderedDict, (pairs,), {}).node
+        if isinstance(value, dict) and type(value) is not dict:
+            raise TraceError(f"a graph cannot contain a {type(value).__name__}")
+        if isinstance(value, nn.Module):
+            raise TraceError("a graph cannot contain a module")
+        if isinstance(value, Tensor) and not any(
+            value is member for member in (*self.root.parameters(), *self.root.buffers())
+        ):
+            raise TraceError("a tensor that forward makes may be another one in the next call")
+        return super().create_arg(value)
+
+
+def traced(module: nn.Module) -> fx.Graph | None:
+    """The graph of a module, in which submodules that cannot be traced are single calls.
+
+    None if the code of the module itself cannot be traced.
+    """
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    # A graph would always take the branch for an argument that is given, and code may read what a
+    # hook has stored.
+    if any(map(is_hooked, module.modules())) or any(
+        parameter.default is not parameter.empty
+        or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD
+        for parameter in parameters
+    ):
+        return None
+    leaves = {
+        submodule
+        for submodule in module.modules()
+        if isinstance(submodule, (nn.Conv2d, nn.BatchNorm2d))
+        or not is_plain(submodule)
+        or can_fold(submodule)
+    }
+    states = [(vars(submodule), dict(vars(submodule))) for submodule in module.modules()]
+    while True:
+        tracer, graph = _Tracer(dict(module.named_modules()), leaves), None
+        with contextlib.suppress(Exception):
+            graph = tracer.trace(module)
+        if _restore(states):
+            return None
+        if graph is not None or tracer.failed is None:
+            return graph
+        leaves.add(tracer.failed)
+
+
+def _autocast() -> list[tuple[bool, torch.dtype]]:
+    return [
+        (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        for device in ("cpu", "cuda")
+    ]
+
+
+def _restore(states: list[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
+    """Undo changes of attributes. True if there were any."""
+    has_changes = False
+    for members, before in states:
+        if list(map(id, members.values())) != list(map(id, before.values())):
+            has_changes = True
+            members.clear()
+            members.update(before)
+    return has_changes
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    is_script = isinstance(module, torch.jit.ScriptModule)
+    return is_script or (
+        type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
+    )
+
+
+def is_kept(module: nn.Module) -> bool:
+    """True if nothing within ``module`` is fused, because its code reads its submodules."""
+    return _is_torchs(module) or isinstance(module, (nn.Conv2d, nn.BatchNorm2d, ASPP))
