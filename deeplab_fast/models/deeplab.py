@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..nn import ASPP
+from ..ops._arguments import boolean, int_list, integer, real
 from . import hub
 from .backbones import adapt_input_channels, load_imagenet, make_backbone
 from .checkpoints import (
@@ -32,6 +33,17 @@ _BACKBONE_OPTIONS = (
     "output_stride", "in_channels", "multi_grid", "backbone_variant", "norm_eps",
 )  # fmt: skip
 _POSITIVE = ("num_classes", "in_channels", "aspp_channels", "low_level_channels", "decoder_convs")
+_BOOLEANS = (
+    "aux_loss", "separable", "align_corners", "head_conv", "depthwise_norm", "separable_decoder",
+    "aspp_conv",
+)  # fmt: skip
+_CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
+    **dict.fromkeys((*_POSITIVE, "output_stride", "project_size"), integer),
+    **dict.fromkeys(("atrous_rates", "multi_grid"), int_list),
+    **dict.fromkeys(("dropout", "norm_eps"), real),
+    **dict.fromkeys(_BOOLEANS, boolean),
+}
+_MAY_BE_NONE = ("atrous_rates", "multi_grid", "norm_eps")
 _ASPP_OPTIONS = ("separable", "depthwise_norm", "project_size", "dropout")
 
 
@@ -56,10 +68,7 @@ class DeepLab(SegmentationModel):
             backbone, classifier, aux_classifier, config["align_corners"], preprocessing, None
         )
         self.in_channels = in_channels
-        self.config: dict[str, Any] = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in config.items()
-        }
+        self.config: dict[str, Any] = dict(config)
         if pretrained_backbone:
             load_imagenet(self)
 
@@ -296,26 +305,26 @@ class DeepLab(SegmentationModel):
 
 
 def checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor, from its ``locals()``.
+    """The arguments of a constructor, from its ``locals()``, in JSON types.
 
     Raises:
-        ValueError: a number is out of range; the message names it.
+        TypeError, ValueError: an argument has a wrong type or value; the message names it.
     """
     no_config = "self", "__class__", "pretrained_backbone"
     config = {name: config[name] for name in config if name not in no_config}
+    config["aux_loss"] = bool(config["aux_loss"])
+    for name, convert in _CONVERSIONS.items():
+        if name in config and not (config[name] is None and name in _MAY_BE_NONE):
+            config[name] = convert(config[name], name)
     for name in _POSITIVE:
-        if not isinstance(config.get(name, 1), int) or config.get(name, 1) < 1:
-            raise ValueError(f"{name}: expected a positive int, got {config[name]!r}")
+        if config.get(name, 1) < 1:
+            raise ValueError(f"{name}: expected a positive int, got {config[name]}")
     if config["output_stride"] not in _ATROUS_RATES:
         raise ValueError(f"output_stride: expected 8 or 16, got {config['output_stride']}")
     if not 0 <= config["dropout"] <= 1:
         raise ValueError(f"dropout: expected 0 to 1, got {config['dropout']}")
-    rates = config["atrous_rates"]
-    if rates is not None and any(rate < 1 for rate in rates):
-        raise ValueError(f"atrous_rates: expected positive ints, got {rates}")
-    for name in ("atrous_rates", "multi_grid"):
-        config[name] = None if config[name] is None else tuple(config[name])
-    config["aux_loss"] = bool(config["aux_loss"])
+    if any(rate < 1 for rate in config["atrous_rates"] or ()):
+        raise ValueError(f"atrous_rates: expected positive ints, got {config['atrous_rates']}")
     return config
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -57,7 +58,7 @@ class DeepLabV3(DeepLab):
         config: the arguments of the constructor, in JSON types.
 
     Raises:
-        ValueError: an argument has an unsupported value; the message names it.
+        ValueError, TypeError: an argument has an unsupported value or type; the message names it.
         ImportError: ``backbone`` or ``pretrained_backbone`` needs a package that is not installed.
         ConnectionError: the ImageNet weights cannot be downloaded; the message says what to do.
 
@@ -90,13 +91,13 @@ class DeepLabV3(DeepLab):
         # The modules are made in torchvision's order, so that a seed gives the same weights.
         features = backbone_of(config)
         aux_classifier = aux_head_of(config, features.aux_channels)
-        classifier = _classifier(aspp_of(config, features.out_channels), num_classes, head_conv)
+        classifier = _classifier(config, aspp_of(config, features.out_channels))
         super().__init__(config, features, classifier, aux_classifier, pretrained_backbone)
 
 
-def _classifier(aspp: ASPP, num_classes: int, head_conv: bool) -> nn.Sequential:
-    channels = aspp.project[0].out_channels
+def _classifier(config: Mapping[str, Any], aspp: ASPP) -> nn.Sequential:
+    channels = config["aspp_channels"]
     classifier = nn.Sequential(aspp)
-    if head_conv:
+    if config["head_conv"]:
         classifier.extend(conv_norm_relu(channels, channels, 3))
-    return classifier.append(nn.Conv2d(channels, num_classes, 1))
+    return classifier.append(nn.Conv2d(channels, config["num_classes"], 1))

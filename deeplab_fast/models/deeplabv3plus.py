@@ -71,7 +71,7 @@ class DeepLabV3Plus(DeepLab):
             segmentation_models_pytorch.
 
     Raises:
-        ValueError: an argument has an unsupported value; the message names it.
+        ValueError, TypeError: an argument has an unsupported value or type; the message names it.
         ImportError: ``backbone`` or ``pretrained_backbone`` needs a package that is not installed.
         ConnectionError: the ImageNet weights cannot be downloaded; the message says what to do.
 
@@ -110,7 +110,9 @@ class DeepLabV3Plus(DeepLab):
         features = backbone_of(config)
         aux_classifier = aux_head_of(config, features.aux_channels)
         decoder = Decoder(config, features.out_channels, features.low_channels)
-        classifier = nn.Sequential(decoder, nn.Conv2d(aspp_channels, num_classes, 1))
+        classifier = nn.Sequential(
+            decoder, nn.Conv2d(config["aspp_channels"], config["num_classes"], 1)
+        )
         super().__init__(config, features, classifier, aux_classifier, pretrained_backbone)
 
     @property

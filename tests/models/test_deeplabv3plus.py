@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -136,19 +138,60 @@ def test_separable_convolutions_of_deeplabv3(separable):
                 ("aspp_channels", 0, "a positive int, got 0"),
                 ("in_channels", 0, "a positive int, got 0"),
                 ("num_classes", 0, "a positive int, got 0"),
-                ("num_classes", 2.5, "a positive int, got 2.5"),
                 ("output_stride", 4, "8 or 16, got 4"),
-                ("atrous_rates", (6, 0), r"positive ints, got \(6, 0\)"),
+                ("atrous_rates", (6, 0), r"positive ints, got \[6, 0\]"),
             )
         ),
         (DeepLabV3Plus, "decoder_convs", 0, "a positive int, got 0"),
-        (DeepLabV3Plus, "decoder_convs", 1.5, "a positive int, got 1.5"),
         (DeepLabV3Plus, "low_level_channels", 0, "a positive int, got 0"),
     ],
 )
 def test_bad_options(kind, name, value, expected):
     with torch.device("meta"), pytest.raises(ValueError, match=f"^{name}: expected {expected}$"):
         kind("mobilenet_v2", **{name: value})
+
+
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("num_classes", 2.5, "an int, got 2.5"),
+        ("num_classes", None, "an int, got None"),
+        ("decoder_convs", 1.5, "an int, got 1.5"),
+        ("output_stride", "16", "an int, got '16'"),
+        ("multi_grid", 2, "a list of ints, got 2"),
+        ("dropout", "0.5", "a number, got '0.5'"),
+        ("norm_eps", "tiny", "a number, got 'tiny'"),
+        ("align_corners", None, "True or False, got None"),
+    ],
+)
+def test_options_of_wrong_types(name, value, expected):
+    with torch.device("meta"), pytest.raises(TypeError, match=f"^{name}: expected {expected}$"):
+        DeepLabV3Plus("resnet18", **{name: value})
+    with torch.device("meta"), pytest.raises(TypeError, match=r"^atrous_rates\[1\]: expected an"):
+        DeepLabV3Plus("resnet18", atrous_rates=(1, 2.5))
+
+
+@pytest.mark.parametrize("kind", [DeepLabV3, DeepLabV3Plus])
+def test_numbers_of_numpy(kind):
+    """They become Python's, which json can write."""
+    with torch.device("meta"):
+        model = kind(
+            "resnet18",
+            np.int64(3),
+            np.int32(8),
+            np.array([1, 2]),
+            (np.int8(1), 2),
+            in_channels=np.uint8(4),
+            aspp_channels=np.int64(8),
+            dropout=np.float32(0.25),
+            norm_eps=np.float32(0.5),
+            separable=np.bool_(True),
+        )
+    config = json.loads(json.dumps(model.config))
+    assert config["num_classes"] == 3 and config["atrous_rates"] == [1, 2]
+    assert (config["dropout"], config["norm_eps"], config["separable"]) == (0.25, 0.5, True)
+    with torch.device("meta"):
+        assert kind(**config).config == config
 
 
 # --- the whole network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -31,7 +31,7 @@ def make_backbone(
         ValueError: an argument has an unsupported value; the message names it.
         ImportError: the backbone is one of timm, which is not installed.
     """
-    if name not in _NAMES and not name.startswith(PREFIX):
+    if name not in _NAMES and not str(name).startswith(PREFIX):
         expected = ", ".join(map(repr, _NAMES))
         raise ValueError(
             f"backbone: expected {expected} or '{PREFIX}' and the name of a model of timm, "
@@ -63,10 +63,10 @@ def make_backbone(
     return backbone
 
 
-def _variants(name: str) -> Collection[str]:
+def _variants(name: str) -> tuple[str, ...]:
     if name in RESNETS:
-        return resnet.VARIANTS
-    return mobilenet_v2.RULES if name == "mobilenet_v2" else ("torchvision",)
+        return tuple(resnet.VARIANTS)
+    return tuple(mobilenet_v2.RULES) if name == "mobilenet_v2" else ("torchvision",)
 
 
 def _set_norm_eps(backbone: Backbone, name: str, norm_eps: float) -> None:

@@ -62,7 +62,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("dropout not checked", 'if not 0 <= config["dropout"] <= 1:', "if False:"),
         Fault("dropout above 1", '<= config["dropout"] <= 1', '<= config["dropout"]'),
-        Fault("fractions of channels", "not isinstance(config.get(name, 1), int) or ", ""),
+        Fault("types are not checked", "config[name] = convert(config[name], name)", "pass"),
         Fault(
             "dropout of ASPP ignored",
             '("separable", "depthwise_norm", "project_size", "dropout")',
