@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops._transforms import active
 from ..ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
 from .conv import Conv2d, conv_norm_relu, has_same_padding
 
@@ -132,6 +133,8 @@ def _conv1x1(input: Tensor, weight: Tensor, image_bias: Tensor) -> Tensor:
     pixels = input.permute(0, 2, 3, 1).reshape(N * H * W, C)
     output = torch.addmm(bias.reshape(N * H * W, K), pixels, weight.flatten(1).t())
     output = output.view(N, H, W, K).permute(0, 3, 1, 2)
+    if active():  # vmap has no memory formats
+        return output
     in_channels_last = input.is_contiguous(memory_format=torch.channels_last)
     return output if in_channels_last else output.contiguous()
 

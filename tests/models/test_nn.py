@@ -49,6 +49,23 @@ def test_same_seed_gives_torchvisions_state_dict():
     assert_close(ours, theirs, rtol=0, atol=0)
 
 
+def test_vmap():
+    """Over images, and over gradients of each image."""
+    aspp = pair()[0].eval()
+    images = torch.randn(3, 8, 5, 7, dtype=torch.float64)
+    outputs = torch.func.vmap(lambda image: aspp(image[None])[0])(images)
+    assert_close(outputs, aspp(images))
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(aspp, parameters, image[None]).square().sum()
+
+    parameters = dict(aspp.named_parameters())
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, images)
+    for i, image in enumerate(images):
+        expected = torch.autograd.grad(loss(parameters, image), list(parameters.values()))
+        assert_close([gradient[i] for gradient in gradients.values()], list(expected))
+
+
 @pytest.mark.parametrize("rates", [RATES, (), (1,)], ids=str)
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
