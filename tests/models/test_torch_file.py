@@ -75,6 +75,35 @@ def test_objects_of_training_scripts_are_ignored(tmp_path, monkeypatch, foreign,
     assert foreign.__name__ not in sys.modules
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_dicts_and_lists_of_other_classes_become_plain_ones(tmp_path, foreign, zipped):
+    """PyTorch adds items to dicts, OrderedDicts and lists only."""
+
+    class AttributeDict(dict):  # Lightning's hyper_parameters
+        pass
+
+    AttributeDict.__module__, AttributeDict.__qualname__ = foreign.__name__, "AttributeDict"
+    foreign.AttributeDict = AttributeDict  # type: ignore[attr-defined]
+    options = AttributeDict(lr=0.1, optimizer=AttributeDict(name="sgd", nesterov=True))
+    options.frozen = True  # an attribute beside the items
+    content = {
+        "hyper_parameters": options,
+        "log": collections.defaultdict(list, {"loss": [1.0], "miou": [2.0]}),
+        "recent": collections.deque([1, 2, 3], maxlen=3),
+        "last": collections.deque([4]),
+        "empty": AttributeDict(),
+        "state_dict": AttributeDict(STATE),
+    }
+    path = tmp_path / "checkpoint.ckpt"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    loaded = read_torch_file(path)
+    assert type(loaded["hyper_parameters"]) is collections.OrderedDict
+    assert loaded["hyper_parameters"] == {"lr": 0.1, "optimizer": {"name": "sgd", "nesterov": True}}
+    assert loaded["log"] == {"loss": [1.0], "miou": [2.0]}
+    assert (loaded["recent"], loaded["last"]) == ([1, 2, 3], [4])
+    assert_close(read(path), STATE, rtol=0, atol=0)
+
+
 class Call:
     """Pickled as a call of a function."""
 

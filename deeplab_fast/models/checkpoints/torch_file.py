@@ -8,15 +8,26 @@ import re
 import textwrap
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of files since torch 1.6, and of older ones
 _LEGACY_PICKLES = 4  # magic number, version and system of an older file, then its object
+
+# Opcodes that add items to an object of a class -> the type in whose place PyTorch accepts them
+_CONTAINERS: dict[str, type] = {
+    "SETITEM": OrderedDict,
+    "SETITEMS": OrderedDict,
+    "APPEND": list,
+    "APPENDS": list,
+}
+
+_Names: TypeAlias = dict[tuple[str, str], type | None]
 
 
 class Inert:
@@ -26,13 +37,15 @@ class Inert:
     mmengine, sometimes the whole model. PyTorch's reader with weights_only=True refuses such files,
     although nothing but the tensors is wanted. So every name in a file that PyTorch does not allow
     by itself is bound to a subclass of this class, for the time of the call: a name is never looked
-    up, so neither its class nor its function is ever imported or called.
+    up, so neither its class nor its function is ever imported or called. In place of a dict or list
+    of a class of its own, such as a defaultdict, there is a plain ``container``.
     """
 
+    container: ClassVar[Any] = None
     state: Any = None
 
-    def __new__(cls, *args: Any) -> Inert:
-        return super().__new__(cls)
+    def __new__(cls, *args: Any) -> Any:
+        return super().__new__(cls) if cls.container is None else cls.container()
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -82,14 +95,16 @@ def _stand_ins(path: Path, is_zip: bool) -> list[Any]:
         for entry in torch.serialization.get_safe_globals()
     }
     return [
-        type(name, (Inert,), {"__module__": module, "__qualname__": name})
-        for module, name in sorted(_names(path, is_zip))
+        type(name, (Inert,), {"__module__": module, "__qualname__": name, "container": container})
+        for (module, name), container in _names(path, is_zip).items()
         if f"{module}.{name}" not in allowed
     ]
 
 
-def _names(path: Path, is_zip: bool) -> set[tuple[str, str]]:
-    """Modules and names of all classes and functions in the pickles of a file.
+def _names(path: Path, is_zip: bool) -> _Names:
+    """Modules and names of all classes and functions in the pickles of a file, with a container.
+
+    The container is OrderedDict or list if objects of the class get items, else None.
 
     The pickles are only disassembled. Names of Python 2 are translated as torch.load does.
     """
@@ -103,20 +118,45 @@ def _names(path: Path, is_zip: bool) -> set[tuple[str, str]]:
             with archive.open(entries["data.pkl"]) as file:
                 return _names_in_pickle(file)
     with path.open("rb") as file:
-        return set[tuple[str, str]]().union(
-            *(_names_in_pickle(file) for _ in range(_LEGACY_PICKLES))
-        )
-
-
-def _names_in_pickle(file: IO[bytes]) -> set[tuple[str, str]]:
-    names = set()
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "GLOBAL":
-            module, name = str(argument).split(" ", 1)
-            if (module, name) in NAME_MAPPING:
-                module, name = NAME_MAPPING[module, name]
-            names.add((IMPORT_MAPPING.get(module, module), name))
+        names: _Names = {}
+        for _ in range(_LEGACY_PICKLES):
+            names |= _names_in_pickle(file)
     return names
+
+
+def _names_in_pickle(file: IO[bytes]) -> _Names:
+    """As :func:`_names`. The stack and the memo of the unpickler hold the names of classes here."""
+    names: _Names = {}
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    mark = pickletools.markobject
+    for opcode, argument, _ in pickletools.genops(file):
+        count = len(opcode.stack_before)
+        if mark in opcode.stack_before:
+            while stack.pop() is not mark:
+                pass
+            count = opcode.stack_before.index(mark)
+        operands = [stack.pop() for _ in range(count)]
+        name = operands[-1] if operands else None  # an object is below what is added to it
+        if opcode.name == "MARK":
+            name = mark
+        elif opcode.name == "GLOBAL":
+            name = _translated(*str(argument).split(" ", 1))
+            names.setdefault(name)
+        elif opcode.name.endswith("GET"):
+            name = memo.get(argument)
+        elif opcode.name in _CONTAINERS and name is not None:
+            names[name] = _CONTAINERS[opcode.name]
+        stack += [name] * len(opcode.stack_after)
+        if opcode.name.endswith("PUT"):
+            memo[argument] = stack[-1]
+    return names
+
+
+def _translated(module: str, name: str) -> tuple[str, str]:
+    """The name in Python 3 of what a file names as in Python 2."""
+    module, name = NAME_MAPPING.get((module, name), (module, name))
+    return IMPORT_MAPPING.get(module, module), name
 
 
 def tensors_of_module(module: Inert) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ FAULTS: dict[str, list[Fault]] = {
     f"{FOLDER}/torch_file.py": [
         Fault(
             "names in a file are looked up",
-            'type(name, (Inert,), {"__module__": module, "__qualname__": name})',
+            'type(name, (Inert,), {"__module__": module, "__qualname__": name, '
+            '"container": container})',
             "getattr(__import__(module, fromlist=[name]), name)",
         ),
         Fault(
@@ -21,11 +22,33 @@ FAULTS: dict[str, list[Fault]] = {
         Fault(
             "older files are not searched for names", "_LEGACY_PICKLES = 4", "_LEGACY_PICKLES = 3"
         ),
+        Fault("single items are not seen", '"SETITEM": OrderedDict', '"NONE": OrderedDict'),
+        Fault("added lists are not seen", '"APPENDS": list', '"ADDITEMS": list'),
+        Fault("no memo of classes", "name = memo.get(argument)", "name = None"),
         Fault("advice to read unsafely", "isinstance(original, pickle.UnpicklingError)", "False"),
         Fault(
             "buffers of pickled models left out",
             '("_parameters", "_buffers", "_modules")',
             '("_parameters", "_modules")',
+        ),
+    ],
+    f"{FOLDER}/safetensors_file.py": [
+        Fault(
+            "files of version 0.2.0 lose their padding",
+            '"tensorflow" if same else "torchvision"',
+            '"torchvision"',
+        ),
+        Fault(
+            "files of version 0.2.0 are refused",
+            'if "tf_padding" in config:',
+            "if False:",
+        ),
+    ],
+    f"{FOLDER}/huggingface.py": [
+        Fault(
+            "padding of the configuration is ignored",
+            '"tensorflow" if config.get("tf_padding", True) else "torchvision"',
+            '"tensorflow"',
         ),
     ],
     f"{FOLDER}/state_dict.py": [

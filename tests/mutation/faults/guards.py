@@ -172,6 +172,10 @@ GUARDS = {
     "deeplab_fast/models/segmentation.py": TUNING,
     "deeplab_fast/models/checkpoints/torch_file.py": CHECKPOINTS,
     "deeplab_fast/models/checkpoints/state_dict.py": CHECKPOINTS,
+    "deeplab_fast/models/checkpoints/safetensors_file.py": Guard(
+        "test_weights.py files_of_version"
+    ),
+    "deeplab_fast/models/checkpoints/huggingface.py": Guard("test_weights.py transformers_network"),
     "deeplab_fast/models/checkpoints/checkpoint.py": CHECKPOINTS,
     "deeplab_fast/models/checkpoints/resnets.py": Guard("test_checkpoints.py relatives"),
     "deeplab_fast/models/checkpoints/segmentation_models_pytorch.py": Guard(
