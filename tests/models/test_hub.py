@@ -320,7 +320,9 @@ def test_local_paths_come_first(huggingface_hub, model, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     model.save_pretrained("owner/name")
     assert_same_model(DeepLabV3.from_pretrained("owner/name"), model)
-    for absent in [Path("owner/other"), "owner/other.ckpt", "owner/other.safetensors", "a/b/c"]:
+    suffixes = ("safetensors", "ckpt", "pth", "pt", "tar", "bin")
+    files = [f"owner/other.{suffix}" for suffix in suffixes]
+    for absent in [Path("owner/other"), *files, "a/b/c"]:
         with pytest.raises(
             FileNotFoundError, match="no such file or folder. Expected a checkpoint"
         ):

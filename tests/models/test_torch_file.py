@@ -86,21 +86,21 @@ def test_dicts_and_lists_of_other_classes_become_plain_ones(tmp_path, foreign, z
     foreign.AttributeDict = AttributeDict  # type: ignore[attr-defined]
     options = AttributeDict(lr=0.1, optimizer=AttributeDict(name="sgd", nesterov=True))
     options.frozen = True  # an attribute beside the items
-    content = {
-        "hyper_parameters": options,
-        "log": collections.defaultdict(list, {"loss": [1.0], "miou": [2.0]}),
-        "recent": collections.deque([1, 2, 3], maxlen=3),
-        "last": collections.deque([4]),
-        "empty": AttributeDict(),
-        "state_dict": AttributeDict(STATE),
-    }
     path = tmp_path / "checkpoint.ckpt"
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    loaded = read_torch_file(path)
-    assert type(loaded["hyper_parameters"]) is collections.OrderedDict
-    assert loaded["hyper_parameters"] == {"lr": 0.1, "optimizer": {"name": "sgd", "nesterov": True}}
-    assert loaded["log"] == {"loss": [1.0], "miou": [2.0]}
-    assert (loaded["recent"], loaded["last"]) == ([1, 2, 3], [4])
+    for value, plain in (
+        (options, {"lr": 0.1, "optimizer": {"name": "sgd", "nesterov": True}}),
+        (AttributeDict(lr=0.1), {"lr": 0.1}),
+        (AttributeDict(lr=0.1, momentum=0.9), {"lr": 0.1, "momentum": 0.9}),
+        ([AttributeDict(), AttributeDict(lr=0.1)], [{}, {"lr": 0.1}]),
+        (collections.defaultdict(list, loss=[1.0]), {"loss": [1.0]}),
+        (collections.deque([1]), [1]),
+        (collections.deque([1, 2, 3], maxlen=3), [1, 2, 3]),
+    ):
+        content = {"state_dict": STATE, "value": value}
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        assert read_torch_file(path)["value"] == plain
+        assert_close(read(path), STATE, rtol=0, atol=0)
+    torch.save(AttributeDict(STATE), path, _use_new_zipfile_serialization=zipped)
     assert_close(read(path), STATE, rtol=0, atol=0)
 
 
