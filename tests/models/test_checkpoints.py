@@ -289,6 +289,26 @@ def test_mmsegmentation_names_the_classes(tmp_path, description):
 
 
 @pytest.mark.parametrize(
+    "make, first_conv",
+    [
+        (lambda: Vainf(False, "resnet50"), "backbone.conv1.weight"),
+        (lambda: Vainf(True, "mobilenet"), "backbone.low_level_features.0.0.weight"),
+        (lambda: Jfzhang("resnet"), "backbone.conv1.weight"),
+        (lambda: Jfzhang("mobilenet"), "backbone.low_level_features.0.0.weight"),
+        (lambda: Mmseg(True, deep_stem=True, channels=8), "backbone.stem.0.weight"),
+        (lambda: torchvision_model("resnet50"), "backbone.conv1.weight"),
+        (lambda: torchvision_model("mobilenet_v3_large"), "backbone.0.0.weight"),
+    ],
+)
+def test_the_first_convolution_tells_the_channels_of_the_images(make, first_conv):
+    with torch.device("meta"):
+        state = make().state_dict()
+    for key in {first_conv, first_conv.replace("low_level_features", "features")} & state.keys():
+        state[key] = state[key][:, :1]
+    assert recognize(state, {}).config["in_channels"] == 1
+
+
+@pytest.mark.parametrize(
     "change, project",
     [
         (lambda key: key.replace("downsample.0", "downsample.1"), "torchvision"),  # ResNet-D

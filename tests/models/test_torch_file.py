@@ -193,7 +193,8 @@ def test_pickled_models_are_read_without_their_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "model.", "model._orig_mod.", "module.model.module."]
+    "prefix",
+    ["module.", "_orig_mod.", "model.", "net.", "model._orig_mod.", "module.model.module."],
 )
 @pytest.mark.parametrize(
     "wrapper", [None, "model", "state_dict", "model_state", "model_state_dict"]
@@ -203,6 +204,12 @@ def test_wrappers_and_prefixes(wrapper, prefix):
     content["criterion.weight"] = torch.ones(3)  # a LightningModule has more than the network
     if wrapper:
         content = {"epoch": 3, "optimizer": {"state": {}}, wrapper: content}
+    assert_close(state_dict_of(content)[0], STATE, rtol=0, atol=0)
+
+
+def test_tensors_beside_the_state_dict_are_left_out():
+    """Such as the best accuracy in PyTorch's ImageNet example."""
+    content = {"epoch": 3, "state_dict": STATE, "best_acc1": torch.tensor(70.0)}
     assert_close(state_dict_of(content)[0], STATE, rtol=0, atol=0)
 
 
@@ -280,6 +287,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, state):
         (b"PK\x03\x04 cut off", "a complete file of torch.save"),
         (b"\x80\x02cut off", "a complete file of torch.save"),
         (pickle.dumps({"a": 1}, protocol=2), "a complete file of torch.save"),
+        (b"\x08\x00\x00\x00\x00\x00\x00\x00{}", "one of safetensors, whose name must end in"),
     ],
 )
 @pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint"])

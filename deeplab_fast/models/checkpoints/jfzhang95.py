@@ -49,16 +49,19 @@ def recognize(state: State) -> Checkpoint | None:
         "backbone_variant": "jfzhang95",
     }
     state = renamed(state, _TABLE)
-    if "backbone.features.0.0.weight" in state:
+    first_conv = "backbone.features.0.0.weight"
+    if first_conv in state:
         config["backbone"] = "mobilenet_v2"
         state = _with_nested_blocks(state)
     else:
         config |= {"backbone": resnet_name(state), "multi_grid": (1, 2, 4)}
+        first_conv = "backbone.conv1.weight"
     if config["backbone"] is None:
         raise ValueError(
             f"a {PROJECT} model with an unsupported backbone (expected resnet or mobilenet; its "
             "xception and drn are not supported)"
         )
+    config["in_channels"] = state[first_conv].size(1)
     return Checkpoint("DeepLabV3Plus", config, state, _PREPROCESSING, None, PROJECT)
 
 

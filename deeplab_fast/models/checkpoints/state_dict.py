@@ -16,7 +16,7 @@ State: TypeAlias = dict[str, Tensor]
 _WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")
 
 # Prefixes of DataParallel, torch.compile and a model inside a LightningModule, stacked in any order
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
 def state_dict_of(content: Any) -> tuple[State, Mapping[str, Any]]:
@@ -26,9 +26,12 @@ def state_dict_of(content: Any) -> tuple[State, Mapping[str, Any]]:
         ValueError: there are none; the message says what there is instead.
     """
     outermost = content if isinstance(content, Mapping) else {}
-    while isinstance(content, Mapping) and not _tensors(content):
+    while isinstance(content, Mapping):
         inner = (content.get(key) for key in _WRAPPERS)
-        content = next((item for item in inner if isinstance(item, (Mapping, Inert))), None)
+        wrapped = next((item for item in inner if isinstance(item, (Mapping, Inert))), None)
+        if wrapped is None:
+            break
+        content = wrapped
     if isinstance(content, Inert):
         content = tensors_of_module(content)
     state = _tensors(content) if isinstance(content, Mapping) else {}

@@ -61,6 +61,8 @@ def read_torch_file(path: Path) -> Any:
         head = file.read(16)
     if not head.startswith((_ZIP, _PICKLE)):
         content = f"one that starts with {head!r}" if head else "an empty file"
+        if head[8:9] == b"{":
+            content = "one of safetensors, whose name must end in .safetensors"
         raise ValueError(f"{path}: expected a file of torch.save or safetensors, got {content}")
     try:
         with torch.serialization.safe_globals(_stand_ins(path, head.startswith(_ZIP))):

@@ -37,15 +37,17 @@ def recognize(state: State) -> Checkpoint | None:
     if not (is_plus or "classifier.classifier.0.project.0.weight" in state):
         return None
     config: dict[str, Any] = {"output_stride": 16, "dropout": 0.1}
-    if "backbone.low_level_features.0.0.weight" in state:
+    first_conv = "backbone.low_level_features.0.0.weight"
+    if first_conv in state:
         config |= {"backbone": "mobilenet_v2", "backbone_variant": "VainF"}
     else:
-        config["backbone"] = resnet_name(state)
+        config["backbone"], first_conv = resnet_name(state), "backbone.conv1.weight"
     if config["backbone"] is None:
         raise ValueError(
             f"a {PROJECT} model with an unsupported backbone (expected a resnet or mobilenet; its "
             "xception and hrnetv2 are not supported)"
         )
+    config["in_channels"] = state[first_conv].size(1)
     if is_plus:
         separable = "classifier.classifier.0.body.0.weight" in state
         config |= {"separable": separable, "decoder_convs": 1, "low_level_channels": _LOW_CHANNELS}

@@ -53,6 +53,11 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     f"{FOLDER}/state_dict.py": [
         Fault("few keys make a prefix", "2 * len(inner) > len(state)", "inner"),
+        Fault(
+            "tensors beside the state dict",
+            "if wrapped is None:",
+            "if wrapped is None or _tensors(content):",
+        ),
         Fault("channels moved the wrong way", "roll(-count, dim)", "roll(count, dim)"),
         Fault(
             "only one prefix is removed",
