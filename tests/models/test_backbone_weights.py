@@ -96,6 +96,24 @@ def test_backbones_of_other_segmentation_networks(tmp_path, prefix):
     check_backbone(tmp_path / "unet.pth", model)
 
 
+def test_classifiers_inside_a_backbone(tmp_path):
+    """Self-supervised training saves "backbone." with the last layer of the classifier."""
+    model = DeepLabV3("resnet18", 3)
+    state = model.backbone.state_dict() | {"fc.weight": torch.ones(1)}
+    torch.save({f"backbone.{key}": value for key, value in state.items()}, tmp_path / "ssl.pth")
+    check_backbone(tmp_path / "ssl.pth", model)
+
+
+def test_encoders_of_timm_in_a_deeplab(tmp_path):
+    """The file does not tell the name of the encoder, which is known here."""
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="the peer")
+    peer = smp.DeepLabV3Plus("tu-resnet10t", encoder_weights=None)
+    torch.save(peer.state_dict(), tmp_path / "peer.pth")
+    backbone = loaded(tmp_path / "peer.pth", "timm/resnet10t")
+    expected = {f"model.{key}": value for key, value in peer.encoder.model.state_dict().items()}
+    assert_close(dict(backbone.state_dict()), expected, rtol=0, atol=0)
+
+
 def message_of(path: Path, name: str) -> str:
     with pytest.raises(ValueError) as caught:
         loaded(path, name)

@@ -36,13 +36,15 @@ def read_backbone(path: Path, name: str, expected: Mapping[str, Tensor]) -> Stat
     state = _backbone_of_deeplab(path)
     if state is None:
         state, _ = read_state_dict(path)
+        is_timm = name.startswith("timm/")
         for prefix in ("backbone.", "encoder."):  # of a segmentation network of another kind
             if any(key.startswith(prefix) for key in state):
                 state = _with_prefix(state, prefix)
                 break
         else:
-            is_timm = name.startswith("timm/")
-            state = _of_timm(state, expected) if is_timm else _without_head(state, name)
+            state = _of_timm(state, expected) if is_timm else state
+        if not is_timm:
+            state = _without_head(state, name)
     if "features.18.0.weight" not in expected:  # the last 1x1 convolution of mobilenet_v2
         state = {key: state[key] for key in state if not key.startswith("features.18.")}
     try:
@@ -56,7 +58,10 @@ def _backbone_of_deeplab(path: Path) -> State | None:
     if path.is_dir() or (path.suffix == ".safetensors" and is_own(path)):
         state = read_pretrained(path).state
     else:
-        checkpoint = recognized(*read_state_dict(path))
+        try:
+            checkpoint = recognized(*read_state_dict(path))
+        except (ValueError, KeyError, IndexError):  # its head or backbone is another one
+            return None
         if checkpoint is None:
             return None
         state = checkpoint.state

@@ -123,6 +123,12 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     f"{FOLDER}/backbone_weights.py": [
         Fault(
+            "unknown encoders of a DeepLab are an error",
+            "except (ValueError, KeyError, IndexError):",
+            "except KeyError:",
+        ),
+        Fault("the classifier of a backbone is unexpected", "if not is_timm:", "if False:"),
+        Fault(
             "the last convolution is unexpected",
             'if "features.18.0.weight" not in expected:',
             "if False:",
