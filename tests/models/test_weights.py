@@ -450,7 +450,7 @@ def test_labels_with_and_without_aligned_corners(folder, align_corners):
         ("preprocessor_config", {"image_mean": 0.5}, "malformed: TypeError"),
         ("preprocessor_config", {"image_std": [1, 0, 1]}, "std: expected positive numbers"),
         ("config", {"id2label": {"1": "a", "2": "b", "3": "c"}}, "config.json: malformed: KeyErr"),
-        ("config", {"layer_norm_eps": "small"}, "'<' not supported"),
+        ("config", {"layer_norm_eps": "small"}, "norm_eps: expected a number, got 'small'"),
         ("config", {"layer_norm_eps": -1}, "norm_eps: expected a positive number, got -1"),
     ],
 )
