@@ -97,7 +97,7 @@ def test_prepared_and_torchvision_models_are_compiled(report, graphs, monkeypatc
     model = bench_model.trained_like("mobilenet_v2", cases.TINY)
     for full in (False, True):
         report.args.full = full
-        bench_model.inference(report, "mobilenet_v2", cases.TINY, "fp32", 1, model)
+        bench_model.inference(report, cases.TINY, "fp32", 1, model)
         compiled = [row["variant"] for row in report.rows if "compiled" in row["variant"]]
         assert len(compiled) == len(graphs) == (2 if full else 0)
     assert compiled == ["deeplab_fast prepared, compiled", "PyTorch compiled"]
