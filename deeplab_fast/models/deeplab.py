@@ -312,8 +312,10 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     if not 0 <= config["dropout"] <= 1:
         raise ValueError(f"dropout: expected 0 to 1, got {config['dropout']}")
     rates = config["atrous_rates"]
-    if rates is not None and any(rate < 1 for rate in rates):
-        raise ValueError(f"atrous_rates: expected positive ints, got {rates}")
+    if rates is not None and not (
+        isinstance(rates, Sequence) and all(isinstance(rate, int) and rate > 0 for rate in rates)
+    ):
+        raise ValueError(f"atrous_rates: expected positive ints, got {rates!r}")
     for name in ("atrous_rates", "multi_grid"):
         config[name] = None if config[name] is None else tuple(config[name])
     config["aux_loss"] = bool(config["aux_loss"])

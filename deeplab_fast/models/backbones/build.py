@@ -45,7 +45,7 @@ def make_backbone(
         ValueError: an argument has an unsupported value; the message names it.
         ImportError: the backbone is one of timm, which is not installed.
     """
-    if name not in _NAMES and not name.startswith(PREFIX):
+    if name not in _NAMES and not str(name).startswith(PREFIX):
         expected = ", ".join(map(repr, _NAMES))
         raise ValueError(
             f"backbone: expected {expected} or '{PREFIX}' and the name of a model of timm, "
