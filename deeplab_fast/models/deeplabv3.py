@@ -15,11 +15,8 @@ class DeepLabV3(DeepLab):
 
     ``DeepLabV3("resnet50")`` is a drop-in replacement for torchvision's ``deeplabv3_resnet50``: the
     same state dict keys, inputs, outputs, gradients and, from the same seed, weights. It adds
-    :meth:`predict`, :meth:`logits` and :meth:`prepare_for_inference`.
-
-    The shapes of the weights do not depend on ``output_stride`` or ``atrous_rates``. torchvision's
-    ImageNet weights can be loaded into the backbones:
-    ``model.backbone.load_state_dict(torchvision_resnet.state_dict(), strict=False)``.
+    :meth:`predict`, :meth:`logits` and :meth:`prepare_for_inference`. The shapes of the weights do
+    not depend on ``output_stride``, nor on the values of ``atrous_rates``.
 
     Args:
         backbone: "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50c",

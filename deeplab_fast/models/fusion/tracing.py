@@ -22,13 +22,14 @@ from .layers import NO_OPS, can_fold, is_hooked, is_plain
 
 
 class _Value(fx.Proxy):
-    """Value of a graph.
+    """Value of a graph, for code that fx.Proxy misleads.
 
-    fx.Proxy takes ``x += y`` for ``x + y``, and is no tensor in ``isinstance``.
+    fx.Proxy turns ``x += y`` into ``x + y``, is not a Tensor in ``isinstance``, and has every
+    attribute in ``hasattr``.
     """
 
     def __getattr__(self, name: str) -> Attribute:
-        if not hasattr(Tensor, name):  # fx would take the branch of hasattr for an attribute
+        if not hasattr(Tensor, name):
             raise TraceError(f"the code depends on whether a value has the attribute {name}")
         return _AttributeOfValue(self, name)
 
