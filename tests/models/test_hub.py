@@ -179,7 +179,7 @@ def test_failed_save_leaves_whole_files(model, folder, monkeypatch, name):
         ({"categories": ["sky"]}, "expected as many categories as classes, got 1 for 3"),
         ({"architecture": "UNet"}, "expected a model of .*, got one of 'UNet'"),
         ({"depth": 3}, "unexpected keyword argument 'depth'"),
-        ({"num_classes": 4, "categories": None}, "the weights do not fit"),
+        ({"num_classes": 4, "categories": None}, "tensors do not fit"),
     ],
 )
 def test_malformed_config(folder, changes, message):
@@ -320,7 +320,9 @@ def test_local_paths_come_first(huggingface_hub, model, monkeypatch, tmp_path):
     model.save_pretrained("owner/name")
     assert_same_model(DeepLabV3.from_pretrained("owner/name"), model)
     for absent in [Path("owner/other"), "owner/other.ckpt", "owner/other.safetensors", "a/b/c"]:
-        with pytest.raises(FileNotFoundError, match="no such file or folder. Expected a torch"):
+        with pytest.raises(
+            FileNotFoundError, match="no such file or folder. Expected a checkpoint"
+        ):
             DeepLabV3.from_pretrained(absent)
 
 
