@@ -33,10 +33,11 @@ HEAD = """\
 # Supported models and checkpoints
 
 <!-- made by docs/supported.py -->
-Tests compare each row with the project that the weights are of: its model and ours have the same
-weights, and their results for the same images have to agree up to rounding. Random weights are
-compared with the network in plain PyTorch. Other combinations of a model and a backbone can be
-built and trained too, but nothing is compared. [Limits](limits.md) lists what is not supported.
+For each row, a test loads the same weights into the other project's model and into ours, and
+checks that both give the same results for the same images, up to rounding. A model with random
+weights is compared with the same network in plain PyTorch. Other combinations of a model and a
+backbone can be built and trained too, but no test compares them with another project.
+[Limits](limits.md) lists what is not supported.
 
 """
 COLUMNS = ("model", "weights", "backbones", "compared")

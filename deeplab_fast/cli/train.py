@@ -78,8 +78,9 @@ def add_parser(subparsers: Any) -> None:
     )
     network.add_argument(
         "--backbone",
-        choices=("resnet50", "resnet101", "mobilenet_v2"),
-        help="backbone (default: resnet50, or that of --weights)",
+        metavar="NAME",
+        help="any backbone of DeepLabV3, such as resnet18, mobilenet_v2 or timm/regnety_002 "
+        "(default: resnet50, or that of --weights)",
     )
     network.add_argument(
         "--output-stride",
@@ -211,7 +212,7 @@ def _model(arguments: argparse.Namespace, num_classes: int, aux_loss: bool) -> D
         options = {**_geometry(arguments), "aux_loss": aux_loss, "separable": arguments.separable}
         try:
             model = kind(backbone, num_classes, **options)
-        except ValueError as error:  # it begins with the name of the option
+        except (ImportError, ValueError) as error:  # it begins with the name of the option
             raise UserError(str(error)) from error
     else:
         model = _pretrained(arguments, num_classes, aux_loss)

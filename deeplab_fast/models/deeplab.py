@@ -91,15 +91,15 @@ class DeepLab(SegmentationModel):
         """A model with trained weights, in float32 and evaluation mode.
 
         Args:
-            path_or_name: the first of these that it is:
+            path_or_name: one of the following. Paths that exist come first.
                 - a file or folder written by :meth:`save_pretrained`;
                 - a file with the state dict of a DeepLab of torchvision,
                   segmentation_models_pytorch, VainF/DeepLabV3Plus-Pytorch,
                   jfzhang95/pytorch-deeplab-xception or mmsegmentation (.pth, .pt, .tar, .bin, .ckpt
                   or .safetensors), alone or inside the checkpoint of a training script. Keys and
-                  shapes determine the network. Output stride, atrous rates and the convention of
-                  the upsampling are not in them: the project's defaults are taken. The guide "Swap
-                  it in" lists them;
+                  shapes determine the network, except for output stride, atrous rates and the
+                  convention of the upsampling, which are the defaults of the project (listed in the
+                  guide "Swap it in");
                 - a folder of segmentation_models_pytorch's save_pretrained;
                 - a Hugging Face folder of a MobileNetV2ForSemanticSegmentation: config.json,
                   model.safetensors and, for the preprocessing, preprocessor_config.json. Its logits

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -16,11 +15,8 @@ class DeepLabV3(DeepLab):
 
     ``DeepLabV3("resnet50")`` is a drop-in replacement for torchvision's ``deeplabv3_resnet50``: the
     same state dict keys, inputs, outputs, gradients and, from the same seed, weights. It adds
-    :meth:`predict`, :meth:`logits` and :meth:`prepare_for_inference`.
-
-    The shapes of the weights do not depend on ``output_stride`` or ``atrous_rates``. torchvision's
-    ImageNet weights can be loaded into the backbones:
-    ``model.backbone.load_state_dict(torchvision_resnet.state_dict(), strict=False)``.
+    :meth:`predict`, :meth:`logits` and :meth:`prepare_for_inference`. The shapes of the weights do
+    not depend on ``output_stride``, nor on the values of ``atrous_rates``.
 
     Args:
         backbone: "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50c",
@@ -91,13 +87,14 @@ class DeepLabV3(DeepLab):
         # The modules are made in torchvision's order, so that a seed gives the same weights.
         features = backbone_of(config)
         aux_classifier = aux_head_of(config, features.aux_channels)
-        classifier = _classifier(config, aspp_of(config, features.out_channels))
+        aspp = aspp_of(config, features.out_channels)
+        classifier = _classifier(aspp, config["num_classes"], head_conv)
         super().__init__(config, features, classifier, aux_classifier, pretrained_backbone)
 
 
-def _classifier(config: Mapping[str, Any], aspp: ASPP) -> nn.Sequential:
-    channels = config["aspp_channels"]
+def _classifier(aspp: ASPP, num_classes: int, head_conv: bool) -> nn.Sequential:
+    channels = aspp.project[0].out_channels
     classifier = nn.Sequential(aspp)
-    if config["head_conv"]:
+    if head_conv:
         classifier.extend(conv_norm_relu(channels, channels, 3))
-    return classifier.append(nn.Conv2d(channels, config["num_classes"], 1))
+    return classifier.append(nn.Conv2d(channels, num_classes, 1))

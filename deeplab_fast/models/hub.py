@@ -1,8 +1,7 @@
 """Models on the Hugging Face Hub: download, upload and model cards.
 
-The methods and files follow huggingface_hub's ModelHubMixin. They are not made from it, because
-huggingface_hub would have to be installed to define the models. It is imported only when a
-repository is named.
+The methods and files follow huggingface_hub's ModelHubMixin. The models do not inherit from it,
+because huggingface_hub is optional: it is imported only when a repository is named.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ _NAMES = {"DeepLabV3": "DeepLab-v3", "DeepLabV3Plus": "DeepLab-v3+"}
 
 
 def is_repo_id(path_or_name: str | os.PathLike[str]) -> bool:
-    """Whether an argument of from_pretrained names a repository "owner/name" of the Hub.
+    """True if an argument of from_pretrained names a repository "owner/name" of the Hub.
 
-    A path object is always local, and so is what exists and what has the suffix of a file.
+    Path objects, existing paths and names with the suffix of a checkpoint are always local.
     """
     return (
         isinstance(path_or_name, str)
@@ -205,7 +204,7 @@ def _huggingface_hub(purpose: str) -> Any:
 
 @contextlib.contextmanager
 def _clear_errors(repo_id: str) -> Iterator[None]:
-    """Turn errors of huggingface_hub into one line that says what to do."""
+    """Turn errors of huggingface_hub into errors of one line that say what to do."""
     from huggingface_hub import errors
 
     # The base of all errors of its HTTP client, which is another package in each major version.

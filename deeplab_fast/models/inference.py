@@ -49,7 +49,9 @@ class InferenceModel(SegmentationModel):
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         self._drop_cuda_graphs()
-        return super().load_state_dict(*args, **kwargs)
+        result = super().load_state_dict(*args, **kwargs)
+        self.finite_weights = _are_finite(self)
+        return result
 
     def _predict(self, images: Tensor, size: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
         return self._replayed(super()._predict, images, size, dtype)

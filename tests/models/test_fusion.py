@@ -405,6 +405,103 @@ def test_values_that_hooks_collect():
     assert len(check(net, x())(x().double())) == 1
 
 
+class Collects(nn.Module):
+    """A module that changes a list, a dict, a set or a buffer of its own."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.net = Net(lambda net, x: net.norm(net.a(x)))
+        self.values, self.named, self.sizes, self.change = [0], {}, {0}, change
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        self.change(self, x)
+        return self.net(x) * self.count + len(self.values) + len(self.named) + len(self.sizes)
+
+
+def count_calls(module, x):
+    module.count += 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        count_calls,
+        lambda module, x: module.values.append(x),
+        lambda module, x: module.named.update({len(module.named): x}),
+        lambda module, x: module.sizes.add(len(module.sizes)),
+    ],
+    ids=["buffer", "list", "dict", "set"],
+)
+def test_containers_and_buffers_that_code_changes(change):
+    module = Collects(change)
+    fused, images = fuse(module.double()), x().double()
+    assert (fused.values, fused.named, fused.sizes) == ([0], {}, {0})
+    assert len(layers(fused)) == 1
+    with torch.no_grad():
+        for _ in range(3):
+            assert_close(fused(images), module.eval()(images))
+
+
+class ReadsAttributes(nn.Module):
+    def __init__(self, attribute) -> None:
+        super().__init__()
+        self.net, self.attribute = Net(lambda net, x: net.norm(net.a(x))), attribute
+
+    def forward(self, x):
+        mask = getattr(x, self.attribute, None)
+        return self.net(x if mask is None else mask(x))
+
+
+def test_code_that_asks_for_an_attribute():
+    assert len(layers(check(ReadsAttributes("no_mask"), x()))) == 1
+
+
+class Named(nn.Module):
+    """A module with names that are no identifiers, and an argument with the name of a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList(torch.rand(4, 1, 1) for _ in range(2))
+        self.by_name = nn.ParameterDict({"in": torch.rand(4, 1, 1)})
+        self.add_module("it's", nn.Conv2d(4, 4, 3, padding=1))
+
+    def forward(self, slice):
+        y = getattr(self, "it's")(slice[:, :, 1:])
+        return y * self.scales[1] + self.scales[0] + self.by_name["in"]
+
+
+def test_names():
+    fused = check(Named(), x())
+    assert len(layers(fused)) == 1
+    assert set(fused.state_dict()) >= {"scales.0", "scales.1", "by_name.in"}
+
+
+class FreezesItself(nn.Module):
+    """A module whose methods need a submodule that is folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def extra_repr(self):
+        return f"{self.norm.num_features} channels"
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+def test_methods_that_need_a_folded_layer():
+    fused = check(FreezesItself(), x())
+    assert fused.eval() is fused and not fused.train().training
+    assert "FusedFreezesItself" in repr(fused)
+
+
 def test_fusing_twice():
     fused = fuse(Net(residual_block).double())
     check(fused, x())

@@ -687,7 +687,9 @@ def test_prepared_blocks(runner, name):
 
 @pytest.fixture(scope="module")
 def mobilenet() -> DeepLabV3:
-    return with_statistics(DeepLabV3("mobilenet_v2", 5, output_stride=16))
+    model = with_statistics(DeepLabV3("mobilenet_v2", 5, output_stride=16))
+    torch.nn.init.constant_(model.classifier[-1].bias[0], -1e4)  # class 0 is that of NaN only
+    return model
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
@@ -716,7 +718,14 @@ def test_non_finite_weights_in_a_prepared_model(mobilenet, name):
     dict([*model.named_parameters(), *model.named_buffers()])[name].view(-1)[2] = NAN
     images = torch.randn(1, 3, 17, 17)
     assert model(images)["out"].isnan().all()
-    assert model.prepare_for_inference()(images)["out"].isnan().all()
+    prepared = model.prepare_for_inference()
+    assert prepared(images)["out"].isnan().all()
+    finite = mobilenet.prepare_for_inference()
+    non_finite_state = copy.deepcopy(prepared.state_dict())
+    prepared.load_state_dict(finite.state_dict())
+    assert prepared(images)["out"].isfinite().all()
+    finite.load_state_dict(non_finite_state)
+    assert finite(images)["out"].isnan().all()
 
 
 @torch.no_grad()

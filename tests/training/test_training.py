@@ -581,6 +581,16 @@ def test_wrong_atrous_rates(shapes, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [line]
 
 
+def test_backbones_of_train(shapes, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr("deeplab_fast.cli.train.train", lambda model, *a, **k: made.append(model))
+    arguments = ["train", str(shapes), "--device", "cpu", "--backbone"]
+    assert main([*arguments, "resnet18"]) == 0
+    assert made[0].config["backbone"] == "resnet18"
+    assert main([*arguments, "resnet19"]) == 2
+    assert "'timm/' and the name of a model of timm, got 'resnet19'" in capsys.readouterr().err
+
+
 def test_default_networks_of_train(shapes, monkeypatch):
     """--model, --backbone and --output-stride without --weights."""
     made = []

@@ -51,7 +51,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint, card: str) -> None:
 def read_own_folder(folder: Path) -> Checkpoint | None:
     """Read a folder of :func:`write_folder`; None for any other.
 
-    config.json describes the model. The metadata of model.safetensors is not looked at.
+    config.json describes the model. The metadata of model.safetensors is ignored.
     """
     path = folder / CONFIG
     config = _own_config(folder)

@@ -150,8 +150,7 @@ def _require(config: dict[str, Any], required: dict[str, Any], path: Path) -> No
 def _existing(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: not found. Expected a Hugging Face folder with config.json and "
-            "model.safetensors"
+            f"{path}: not found. Expected a folder with config.json and model.safetensors"
         )
     return path
 

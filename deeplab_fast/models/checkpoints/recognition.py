@@ -21,8 +21,8 @@ PROJECTS = (
 def recognize(state: State, description: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint of a state dict in the keys of any project.
 
-    Keys and shapes determine the network. Output stride and atrous rates are not in them: each
-    project's defaults are taken.
+    Keys and shapes determine the network. Output stride and atrous rates, which they do not
+    contain, are the defaults of the project.
 
     Args:
         description: the dict around the state dict.

@@ -45,7 +45,7 @@ def recognize(state: State, timm_encoder: str | None = None) -> Checkpoint | Non
     """The checkpoint of a state dict of the project's keys, or None.
 
     Args:
-        timm_encoder: timm's name of the encoder, which the keys of those do not tell.
+        timm_encoder: timm's name of the encoder, which the keys do not contain.
     """
     is_plus = {"decoder.aspp.0.project.0.weight", "decoder.block1.0.weight"} <= state.keys()
     v3_keys = {"decoder.aspp.project.0.weight", "decoder.0.project.0.weight"}
@@ -94,7 +94,7 @@ def _encoder(state: State, timm_encoder: str | None) -> dict[str, Any]:
 def read_folder(folder: Path) -> Checkpoint | None:
     """Read a folder of the project's save_pretrained, or None if it is no such folder.
 
-    config.json tells what the weights do not: output stride, atrous rates and dropout.
+    config.json contains what the weights do not: output stride, atrous rates and dropout.
     """
     path = folder / "config.json"
     config = read_json(path)

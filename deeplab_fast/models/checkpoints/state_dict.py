@@ -53,8 +53,8 @@ def _tensors(content: Mapping[Any, Any]) -> State:
 def _without_prefixes(state: State) -> State:
     """The state dict of the network inside its wrappers.
 
-    A prefix counts if most keys have it. The other tensors are buffers of a LightningModule, such
-    as those of its loss, and are left out.
+    A prefix is removed if most keys have it. Tensors without it, such as the buffers of a
+    LightningModule's loss, are left out.
     """
     while state:
         for prefix in _PREFIXES:

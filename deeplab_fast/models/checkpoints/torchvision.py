@@ -17,7 +17,7 @@ from .state_dict import State
 NAMES = ("deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large")
 PROJECT = "torchvision"
 
-# What the state dict tells, and what has no influence on the outputs
+# Options that the state dict implies, or that have no influence on the outputs
 _FREE = ("num_classes", "aux_loss", "dropout")
 
 _PREPROCESSING = Preprocessing(resize=520)  # the size at which references/segmentation evaluates

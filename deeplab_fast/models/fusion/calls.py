@@ -1,7 +1,7 @@
 """Calls in a graph of torch.fx: what they do with the memory of their operands.
 
-"Pure" calls read their operands and return new memory. Only about these the fusion knows that they
-neither change nor keep a tensor.
+"Pure" calls read their operands and return new memory. The fusion may assume only of these that
+they neither change nor keep a tensor.
 """
 
 from __future__ import annotations

@@ -37,9 +37,14 @@ def fuse(module: nn.Module, outputs: Collection[str] | None = None) -> nn.Module
 
     Convolutions run as one kernel together with batch norm, ReLU or ReLU6 and the addition of a
     residual after them. :class:`deeplab_fast.ASPP` runs as :func:`deeplab_fast.aspp`. Weights are
-    folded in float64 and rounded once. What cannot be fused stays as it is. The copy is the fastest
-    for images in channels_last. It cannot be differentiated, and its submodules and intermediate
-    results are not those of ``module``.
+    folded in float64 and rounded once. What cannot be fused stays as it is. The copy is fastest for
+    images in channels_last. It cannot be differentiated, it stays in evaluation mode, and its
+    submodules and intermediate results are not those of ``module``. Fused layers compute in the
+    dtype of their input, under autocast too.
+
+    The copy computes what ``module`` computes for inputs of all sizes, with these limits: code must
+    not compare ``type(x)`` of an input or intermediate result, and side effects other than changes
+    of buffers happen once, when ``module`` is fused, or not at all.
 
     Args:
         module: any module. It is not changed.

@@ -144,7 +144,7 @@ class FoldedASPP(nn.Module):
 
 
 def can_fold(module: nn.Module) -> bool:
-    """True if ``module`` is an ASPP in evaluation mode that the op ``aspp`` computes."""
+    """True if the op ``aspp`` can compute ``module``, an ASPP in evaluation mode."""
     if type(module) is not ASPP or not module._is_unmodified():
         return False
     *branches, pool = module.convs

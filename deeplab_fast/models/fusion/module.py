@@ -31,6 +31,13 @@ class FusedModule(nn.Module):
     def forward(self, *inputs: Any, **named_inputs: Any) -> Any:
         return self._run(self, *inputs, **named_inputs)
 
+    def train(self, mode: bool = True) -> FusedModule:
+        """Do nothing: the mode is fixed, and methods of the original need its submodules."""
+        return self
+
+    def extra_repr(self) -> str:
+        return ""
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _restored, (type(self).__bases__[1], vars(self) | {"_run": None})
 
@@ -84,7 +91,7 @@ def steps_of(graph: fx.Graph) -> Steps:
             inner = "".join(f"{text(item)}, " for item in value)
             return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
         if type(value) is slice:
-            return f"slice({text(value.start)}, {text(value.stop)}, {text(value.step)})"
+            return f"{text(slice)}({text(value.start)}, {text(value.stop)}, {text(value.step)})"
         if isinstance(value, dict):
             return "{" + "".join(f"{text(k)}: {text(v)}, " for k, v in value.items()) + "}"
         if type(value) in (int, str, bool, type(None)):
@@ -116,9 +123,10 @@ def steps_of(graph: fx.Graph) -> Steps:
         operands = [text(value) for value in node.args]
         operands += [f"{name}={text(value)}" for name, value in node.kwargs.items()]
         if node.op == "call_module":
-            call = f"{_member(node.target, is_module=True)}({', '.join(operands)})"
+            call = f"{_module(node.target)}({', '.join(operands)})"
         elif node.op == "get_attr":
-            call = _member(node.target, is_module=False)
+            owner, _, name = str(node.target).rpartition(".")
+            call = f"{text(getattr)}({_module(owner)}, {name!r})"  # "0" in a ParameterList
         elif node.op == "call_method":
             call = f"{operands[0]}.{node.target}({', '.join(operands[1:])})"
         else:
@@ -130,10 +138,8 @@ def steps_of(graph: fx.Graph) -> Steps:
     return Steps(f"def run({', '.join(inputs)}):\n{body}\n", names)
 
 
-def _member(target: Any, is_module: bool) -> str:
-    *path, last = target.split(".")
-    owner = "self" + "".join(f'._modules["{name}"]' for name in path)
-    return f'{owner}._modules["{last}"]' if is_module else f"{owner}.{last}"
+def _module(target: Any) -> str:
+    return "self" + "".join(f"._modules[{name!r}]" for name in target.split(".") if name)
 
 
 def container(root: nn.Module, path: list[str]) -> nn.Module:

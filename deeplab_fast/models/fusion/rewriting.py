@@ -1,4 +1,4 @@
-"""Rewriting of a graph: calls that fused layers can do are replaced, all others stay."""
+"""Rewriting of a graph: fused layers replace the calls that they can do, and all others stay."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import operator
 import sys
@@ -21,12 +22,15 @@ from .layers import NO_OPS, can_fold, is_hooked, is_plain
 
 
 class _Value(fx.Proxy):
-    """Value of a graph.
+    """Value of a graph, for code that fx.Proxy misleads.
 
-    fx.Proxy takes ``x += y`` for ``x + y``, and is no tensor in ``isinstance``.
+    fx.Proxy turns ``x += y`` into ``x + y``, is not a Tensor in ``isinstance``, and has every
+    attribute in ``hasattr``.
     """
 
     def __getattr__(self, name: str) -> Attribute:
+        if not hasattr(Tensor, name):
+            raise TraceError(f"the code depends on whether a value has the attribute {name}")
         return _AttributeOfValue(self, name)
 
     @property  # type: ignore[misc]
@@ -153,7 +157,7 @@ def traced(module: nn.Module) -> fx.Graph | None:
         or not is_plain(submodule)
         or can_fold(submodule)
     }
-    states = [(vars(submodule), dict(vars(submodule))) for submodule in module.modules()]
+    states = _states(module)
     while True:
         tracer, graph = _Tracer(dict(module.named_modules()), leaves), None
         with contextlib.suppress(Exception):
@@ -172,15 +176,30 @@ def _autocast() -> list[tuple[bool, torch.dtype]]:
     ]
 
 
-def _restore(states: list[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
-    """Undo changes of attributes. True if there were any."""
+def _states(module: nn.Module) -> list[tuple[Any, Any]]:
+    """The attributes of all modules, and the dicts, lists and sets among them, with copies."""
+    attributes = [vars(submodule) for submodule in module.modules()]
+    values = (value for members in attributes for value in members.values())
+    containers = [value for value in values if isinstance(value, (dict, list, set))]
+    return [(container, copy.copy(container)) for container in (*attributes, *containers)]
+
+
+def _restore(states: list[tuple[Any, Any]]) -> bool:
+    """Undo changes of attributes and containers. True if there were any."""
     has_changes = False
-    for members, before in states:
-        if list(map(id, members.values())) != list(map(id, before.values())):
+    for container, before in states:
+        if _identities(container) != _identities(before):
             has_changes = True
-            members.clear()
-            members.update(before)
+            container.clear()
+            if isinstance(container, list):
+                container.extend(before)
+            else:
+                container.update(before)
     return has_changes
+
+
+def _identities(container: Any) -> list[int]:
+    return sorted(map(id, container.values() if isinstance(container, dict) else container))
 
 
 def _is_torchs(module: nn.Module) -> bool:

@@ -66,6 +66,22 @@ FAULTS: dict[str, list[Fault]] = {
             "start = sum(sizes[i + 1 :])",
         ),
     ],
+    "deeplab_fast/models/fusion/module.py": [
+        Fault(
+            "names are identifiers", "{_module(owner)}, {name!r})", "{_module(owner)}, '{name}_')"
+        ),
+        Fault(
+            "a module with quotes in its name",
+            "._modules[{name!r}]",
+            "._modules['{name}']",
+        ),
+        Fault("an argument hides slice", 'f"{text(slice)}(', 'f"slice('),
+        Fault(
+            "a fused module runs the train of the original",
+            "        return self\n\n    def extra_repr",
+            "        return super().train(mode)\n\n    def extra_repr",
+        ),
+    ],
     "deeplab_fast/models/fusion/tracing.py": [
         Fault("autocast is lost", "if _autocast() != self.autocast:", "if False:"),
         Fault("x += y is x + y", 'for _name in ("iadd", ', "for _name in ("),
@@ -85,5 +101,12 @@ FAULTS: dict[str, list[Fault]] = {
             "if any(",
         ),
         Fault("stored values are lost", "if _restore(states):", "if _restore(states) and False:"),
+        Fault(
+            "changes of lists and buffers are lost",
+            "for container in (*attributes, *containers)",
+            "for container in attributes",
+        ),
+        Fault("changed lists stay", "container.extend(before)", "pass"),
+        Fault("values have any attribute", "if not hasattr(Tensor, name):", "if False:"),
     ],
 }

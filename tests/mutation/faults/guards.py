@@ -201,6 +201,7 @@ GUARDS = {
     "deeplab_fast/nn/conv.py": PLUS,
     "deeplab_fast/models/fusion/calls.py": FUSION,
     "deeplab_fast/models/fusion/layers.py": FUSION,
+    "deeplab_fast/models/fusion/module.py": FUSION,
     "deeplab_fast/models/fusion/rewriting.py": FUSION,
     "deeplab_fast/models/fusion/tracing.py": FUSION,
     "deeplab_fast/nn/loss.py": Guard("test_loss.py not compiles"),

@@ -1145,6 +1145,11 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/models/inference.py": [
         Fault(
+            "loaded weights are as finite as the weights before",
+            "        self.finite_weights = _are_finite(self)\n",
+            "",
+        ),
+        Fault(
             "images on another device",
             "if images.device != weight.device:",
             "if False:",
