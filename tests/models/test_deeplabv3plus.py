@@ -158,6 +158,7 @@ def test_bad_options(kind, name, value, expected):
         ("num_classes", None, "an int, got None"),
         ("decoder_convs", 1.5, "an int, got 1.5"),
         ("output_stride", "16", "an int, got '16'"),
+        ("atrous_rates", 6, "a list of ints, got 6"),
         ("multi_grid", 2, "a list of ints, got 2"),
         ("dropout", "0.5", "a number, got '0.5'"),
         ("norm_eps", "tiny", "a number, got 'tiny'"),
