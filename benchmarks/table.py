@@ -103,7 +103,7 @@ def training_tables(folder: Path) -> str:
     header, rows = result_files.read(folder / "train_camvid.csv")
     seeds = sorted({row["seed"] for row in rows}, key=int)
     lines = [
-        f"| test mIoU | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | pixel accuracy |",
+        f"| test mIoU | seed {' | seed '.join(seeds)} | mean | mean pixel accuracy |",
         "|---" * (len(seeds) + 3) + "|",
     ]
     for variant, runs in by_variant(rows).items():
@@ -156,7 +156,7 @@ def by_variant(rows: Rows) -> dict[str, Rows]:
 def training_source(values: dict[str, str], folder: Path, file: str) -> str:
     """The machine and the date of a file of train_camvid.py, and a link to it."""
     return (
-        f"{values['device']}, {values['threads']} threads; {values['versions']}; commit "
+        f"{values['device']}, threads: {values['threads']}; {values['versions']}; commit "
         f"{values['commit']}; {values['date'][:10]}. Raw file: "
         f"[{file}](../../benchmarks/results/{folder.parent.name}/{folder.name}/{file}).\n"
     )

@@ -85,12 +85,15 @@ def test_tables_of_a_training_experiment(harness, tmp_path):
     assert (
         "seed: 0e+00 in update 1, 1e-03 in update 2, 2e-02 in update 5, 5e-01 in update 10." in text
     )
-    assert "| test mIoU | seed 2 | seed 10 | mean | pixel accuracy |\n|---|---|---|---|---|" in text
+    assert (
+        "| test mIoU | seed 2 | seed 10 | mean | mean pixel accuracy |\n|---|---|---|---|---|"
+        in text
+    )
     assert "| deeplab_fast | 50.00 % | 51.20 % | 50.60 % | 85.00 % |" in text
     assert "| reference | 51.00 % | 50.20 % | 50.60 % | 75.00 % |" in text
     link = "(../../benchmarks/results/cpu-2026-02-01/fine-tuning/train_camvid.csv)"
     assert (
-        f"A CPU, 2 threads; torch 3; commit abc; 2026-02-01. Raw file: [{scores.name}]{link}"
+        f"A CPU, threads: 2; torch 3; commit abc; 2026-02-01. Raw file: [{scores.name}]{link}"
         in text
     )
     assert "seconds per epoch" not in text
