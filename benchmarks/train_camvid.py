@@ -84,7 +84,7 @@ FINE_TUNING = Experiment(
     "fine-tuning",
     ("deeplab_fast", "reference"),
     Recipe(
-        epochs=6, batch_size=8, crop_size=(193, 257), scale=(0.5, 1.25), learning_rate=0.004,
+        epochs=12, batch_size=8, crop_size=(193, 257), scale=(0.5, 1.25), learning_rate=0.004,
         head_learning_rate=0.04, warmup_steps=20, freeze_batch_norm=True,
         class_weights=(0.5, 0.4, 2.1, 0.4, 1.0, 0.7, 2.0, 2.0, 0.9, 2.6, 3.9),
     ),
@@ -108,7 +108,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="VARIANT", help="default: both",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="default: 100, or 6 with --weights")
+    parser.add_argument("--epochs", type=int, help="default: 100, or 12 with --weights")
     parser.add_argument(
         "--workers", type=int, default=min(8, len(os.sched_getaffinity(0))),
         help="processes that read images",
