@@ -27,7 +27,12 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("weights", metavar="IN", help="checkpoint, folder or name")
-    parser.add_argument("output", type=Path, metavar="OUT", help="FILE.safetensors, or FILE.pth")
+    parser.add_argument(
+        "output",
+        type=Path,
+        metavar="OUT",
+        help="FILE.safetensors or a folder, or FILE.pth for torchvision",
+    )
     parser.add_argument(
         "--to",
         choices=("deeplab-fast", "torchvision"),
