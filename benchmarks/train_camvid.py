@@ -56,7 +56,7 @@ BLOCK, BLOCKS = 10, 15  # updates that are timed together, and how often
 
 
 class Experiment(NamedTuple):
-    """What is compared, and the settings of :class:`Run` that all of its runs share."""
+    """Variants to compare, and the settings of :class:`Run` that all runs share."""
 
     name: str
     variants: tuple[str, str]

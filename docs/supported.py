@@ -41,7 +41,8 @@ backbone can be built and trained too, but no test compares them with another pr
 
 """
 COLUMNS = ("model", "weights", "backbones", "compared")
-ORDER = ("outputs", "one training step")  # of what is compared; others follow
+# Order in the column "compared". Other entries follow.
+ORDER = ("outputs", "one training step")
 
 
 class Collector:
@@ -85,7 +86,7 @@ def collect(folder: Path) -> list[pytest.Item]:
 
 
 def rows(items: list[pytest.Item]) -> dict[tuple[str, str, str], set[str]]:
-    """What is compared, for each (model, weights, backbone)."""
+    """The compared results of each (model, weights, backbone)."""
     table: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for item in items:
         if any(item.iter_markers("skip")) or any(item.iter_markers("xfail")):

@@ -34,7 +34,7 @@ CLASSES = "Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian 
 
 
 class Run(NamedTuple):
-    """What one process trains.
+    """Training run of one process.
 
     Args:
         variant: "deeplab_fast"; "reference", the same model with every op's reference in plain
@@ -81,7 +81,7 @@ class Training(NamedTuple):
 
     model: nn.Module
     losses: list[float]
-    seconds: float  # of all updates, with reading the images, without evaluation
+    seconds: float  # duration of all updates, with reading the images, without evaluation
     val_miou: list[tuple[int, float]]  # epoch, mean IoU
 
 

@@ -1,4 +1,4 @@
-"""What DeepLab-v3 and DeepLab-v3+ share: loading, saving and preparing for inference."""
+"""Base of DeepLab-v3 and DeepLab-v3+: loading, saving and preparing for inference."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ _BACKBONE_OPTIONS = (
 )  # fmt: skip
 _POSITIVE = ("num_classes", "in_channels", "aspp_channels", "low_level_channels", "decoder_convs")
 _BOOLEANS = (
-    "aux_loss", "separable", "align_corners", "head_conv", "depthwise_norm", "separable_decoder",
-    "aspp_conv",
+    "separable", "align_corners", "head_conv", "depthwise_norm", "separable_decoder", "aspp_conv",
 )  # fmt: skip
 _CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
     **dict.fromkeys((*_POSITIVE, "output_stride", "project_size"), integer),
@@ -284,8 +283,8 @@ class DeepLab(SegmentationModel):
 
         Batch norms are folded into the convolutions, ASPP runs as :func:`deeplab_fast.aspp`, the
         weights are channels_last, and there is no auxiliary classifier. Modules that were replaced
-        by ones that cannot be fused run as they are. The model has ``forward``,
-        ``predict`` and ``logits``, and takes images of any floating dtype and memory format.
+        by ones that cannot be fused run as they are. The model has ``forward``, ``predict`` and
+        ``logits``, and takes images of any floating dtype and memory format.
 
         Args:
             dtype: dtype of weights and activations, such as torch.bfloat16; by default that of this

@@ -18,7 +18,8 @@ from typing import Any
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.folder import CARD, CONFIG, LIBRARY, WEIGHTS, write_folder
 
-PICKLE_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")  # of files that torch.save writes
+# Suffixes of files that torch.save writes.
+PICKLE_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 
 _REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _DOWNLOADED = (CONFIG, WEIGHTS, "preprocessor_config.json")  # the last one is transformers'

@@ -22,6 +22,8 @@ from deeplab_fast.models.fusion import FusedConv2d
 from deeplab_fast.training import Recipe, SegmentationData, TrainingError, evaluate, train
 from deeplab_fast.training.step import to_grey
 
+from ..support.batch_norm import with_statistics
+
 MODELS = {"DeepLabV3": DeepLabV3, "DeepLabV3Plus": DeepLabV3Plus}
 OURS = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50c", "resnet101c"),
@@ -47,17 +49,6 @@ def timm():
 @pytest.fixture(scope="module")
 def torchvision():
     return pytest.importorskip("torchvision", reason="its models are the expectation")
-
-
-def with_statistics(model: nn.Module) -> nn.Module:
-    """Give batch norms random statistics and parameters, as after training."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.7, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.2)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model
 
 
 def assert_same_features(actual: Tensor, expected: Tensor) -> None:

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 from deeplab_fast.backends import registry
 from deeplab_fast.models import DeepLabV3
 
-from .test_models import assert_labels_of, with_statistics
+from ..support.batch_norm import with_statistics
+from .test_models import assert_labels_of
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from deeplab_fast.models import DeepLab, Preprocessing
 from deeplab_fast.models.fusion import FusedConv2d
 from deeplab_fast.nn import Conv2d, SeparableConv2d
 
+from ..support import batch_norm
 from ..support.plain_deeplab import PlainDecoder, PlainDeepLabV3Plus, plain_resnet50
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,15 +27,8 @@ SMALL = {"num_classes": 5, "aspp_channels": 16, "low_level_channels": 8}
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
-    """Give batch norms random statistics and parameters, as after training."""
     torch.manual_seed(4)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.7, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.2)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model
+    return batch_norm.with_statistics(model)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from deeplab_fast.models.fusion import FoldedASPP, FusedConv2d, FusedModule, fus
 from deeplab_fast.nn import ASPP, conv_norm_relu
 from deeplab_fast.ops.upsample import upsample
 
+from ..support.batch_norm import with_statistics
 from ..support.cases import assert_as_accurate_as
-from .test_models import with_statistics
 
 
 def tensors_of(value) -> list[Tensor]:

@@ -13,6 +13,8 @@ from torch.testing import assert_close
 from deeplab_fast.models import DeepLabV3
 from deeplab_fast.models.fusion import FusedConv2d
 
+from ..support.batch_norm import with_statistics
+
 
 def torchvision_models():
     return pytest.importorskip("torchvision.models", reason="needs torchvision")
@@ -21,17 +23,6 @@ def torchvision_models():
 def torchvision_model(backbone="resnet50", num_classes=21, aux_loss=None) -> nn.Module:
     build = getattr(torchvision_models().segmentation, f"deeplabv3_{backbone}")
     return build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_loss)
-
-
-def with_statistics(model: nn.Module) -> nn.Module:
-    """Give batch norms random statistics and parameters, as after training."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.7, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.2)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -33,11 +33,11 @@ from deeplab_fast import (
 )
 from deeplab_fast.backends import registry
 
-from ..models.test_models import with_statistics
 from ..ops.test_aspp import definition as aspp_of_pytorch
 from ..ops.test_upsample_argmax import assert_only_ties_differ, pytorch
 from ..ops.test_upsample_cross_entropy import interpolate_and_cross_entropy
 from ..support.backends import with_outputs
+from ..support.batch_norm import with_statistics
 from ..support.cases import DTYPES, Conv, assert_as_accurate_as, operands, to_tf32
 
 torchvision = pytest.importorskip("torchvision")

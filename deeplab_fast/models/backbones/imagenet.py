@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from .. import torchvision_weights
 from ..preprocessing import Preprocessing
 from .timm_features import PREFIX, create_timm, import_timm
 
@@ -52,7 +52,7 @@ def imagenet_state(name: str) -> dict[str, Tensor]:
         return {f"model.{key}": tensor for key, tensor in state.items()}
     if name.endswith("c"):
         return _deep_stem(_timm_state(name))
-    state = _torchvision_state(name)
+    state, _ = torchvision_weights.download(name, "IMAGENET1K_V1")
     if name == "mobilenet_v3_large":  # torchvision's DeepLab-v3 has no such prefix
         state = {key.removeprefix("features."): tensor for key, tensor in state.items()}
     return state
@@ -77,25 +77,6 @@ def adapt_input_channels(
                 repeated = weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels]
                 adapted[key] = repeated * (3 / channels)
     return adapted
-
-
-def _torchvision_state(name: str) -> dict[str, Tensor]:
-    try:
-        from torchvision.models import get_model_weights
-    except ImportError as error:
-        raise ImportError(
-            f"{name}: torchvision knows where its ImageNet weights are: pip install torchvision"
-        ) from error
-    url = get_model_weights(name).IMAGENET1K_V1.url
-    try:
-        return torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", check_hash=True, weights_only=True
-        )
-    except OSError as error:
-        raise ConnectionError(
-            f"{name}: cannot download {url}: {error}. Offline, fetch that file elsewhere and put "
-            f"it into {torch.hub.get_dir()}/checkpoints"
-        ) from error
 
 
 def _timm_state(name: str) -> dict[str, Tensor]:

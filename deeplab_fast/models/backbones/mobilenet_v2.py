@@ -25,7 +25,7 @@ _LOW, _AUX = (sum(blocks for _, _, blocks, _ in _STAGES[:stages]) for stages in 
 
 
 class Rules(NamedTuple):
-    """What distinguishes one project's MobileNetV2 from another's."""
+    """The choices in which the projects' MobileNetV2s differ."""
 
     # Blocks at the start of a stage whose stride became a dilation that keep the dilation before
     undilated_blocks: int = 1

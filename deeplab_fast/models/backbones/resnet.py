@@ -58,7 +58,7 @@ class Bottleneck(nn.Module):
 
 
 class Architecture(NamedTuple):
-    """What distinguishes one ResNet from another."""
+    """The choices in which the ResNets differ."""
 
     block: type[BasicBlock] | type[Bottleneck]
     blocks: tuple[int, int, int, int]

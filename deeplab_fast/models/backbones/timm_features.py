@@ -11,7 +11,8 @@ from ...nn import Conv2d
 from .interface import Backbone
 
 PREFIX = "timm/"
-_SIZE = 64  # of the image on which sizes of features are checked, a multiple of both output strides
+# Side of the image on which the sizes of features are checked: a multiple of both output strides.
+_SIZE = 64
 
 
 class TimmBackbone(Backbone):

@@ -37,7 +37,8 @@ def read_backbone(path: Path, name: str, expected: Mapping[str, Tensor]) -> Stat
     if state is None:
         state, _ = read_state_dict(path)
         is_timm = name.startswith("timm/")
-        for prefix in ("backbone.", "encoder."):  # of a segmentation network of another kind
+        # Segmentation networks of other kinds have one of these prefixes.
+        for prefix in ("backbone.", "encoder."):
             if any(key.startswith(prefix) for key in state):
                 state = _with_prefix(state, prefix)
                 break

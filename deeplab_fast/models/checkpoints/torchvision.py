@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..._io.files import replacing
+from .. import torchvision_weights
 from ..preprocessing import Preprocessing
 from .checkpoint import Checkpoint
 from .resnets import resnet_name, stem_key
@@ -53,23 +54,8 @@ def recognize(state: State) -> Checkpoint | None:
 
 def download(name: str) -> tuple[State, tuple[str, ...]]:
     """State dict and categories that torchvision publishes under a name, cached by torch.hub."""
-    try:
-        from torchvision.models import get_model_weights
-    except ImportError as error:
-        raise ImportError(
-            f"{name}: torchvision knows where these weights are: pip install torchvision"
-        ) from error
-    weights = get_model_weights(name).DEFAULT
-    try:
-        state = torch.hub.load_state_dict_from_url(
-            weights.url, map_location="cpu", check_hash=True, weights_only=True
-        )
-    except OSError as error:
-        raise ConnectionError(
-            f"{name}: cannot download {weights.url}: {error}. Offline, fetch that file elsewhere "
-            f"and give its path, or put it into {torch.hub.get_dir()}/checkpoints"
-        ) from error
-    return dict(state), tuple(weights.meta["categories"])
+    state, description = torchvision_weights.download(name, "DEFAULT")
+    return state, tuple(description["categories"])
 
 
 def write_torchvision(path: Path, checkpoint: Checkpoint, usual: Mapping[str, Any]) -> None:

@@ -20,11 +20,11 @@ from .tracing import is_kept, traced
 
 
 class Report(NamedTuple):
-    """What :func:`fuse_with_report` did.
+    """Layers of a network after fusion.
 
     Attributes:
-        fused: what each fused layer does, by its name in the result, such as {"layer1.0.conv1":
-            "Conv2d + BatchNorm2d + ReLU"}.
+        fused: the shape, options and activation of each fused layer, or "ASPP", by its name in the
+            result.
         kept: the convolutions that run as before, by name, and why.
     """
 

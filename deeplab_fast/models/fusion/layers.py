@@ -201,13 +201,12 @@ def folded(conv: Any, norm: Any = None) -> tuple[Tensor, Tensor]:
     weight = conv.weight.detach().double()
     bias = weight.new_zeros(weight.size(0)) if conv.bias is None else conv.bias.detach().double()
     if norm is not None:
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+        factor = 1.0 if norm.weight is None else norm.weight.detach().double()
+        scale = factor / (norm.running_var.double() + norm.eps).sqrt()
         weight = weight * scale[:, None, None, None]
         bias = scale * (bias - norm.running_mean.double())
         if norm.bias is not None:
-            bias = norm.bias.detach().double() + bias
+            bias += norm.bias.detach().double()
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
 

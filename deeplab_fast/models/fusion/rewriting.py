@@ -234,12 +234,9 @@ class Rewriting:
         parts: Any = node.args[0]
         sizes = [self.channels(part) for part in parts]
         *_, groups = first.geometry
-        is_separable = first.weight.shape[:2] == (groups, 1) and second.weight.shape[1:] == (
-            groups,
-            1,
-            1,
-        )
-        if len(parts) != 2 or None in sizes or not is_separable:
+        is_depthwise = first.weight.shape[:2] == (groups, 1)
+        is_pointwise = second.weight.shape[1:] == (groups, 1, 1)
+        if len(parts) != 2 or None in sizes or not (is_depthwise and is_pointwise):
             return
         total: tuple[Any, ...] = ()
         with self.graph.inserting_before(node):
