@@ -2,9 +2,10 @@
 
 from importlib.metadata import version
 
+from .acceleration import accelerate, restore
 from .backends import available_backends, backend
 from .models import DeepLabV3, DeepLabV3Plus
-from .nn import ASPP, UpsampleCrossEntropyLoss
+from .nn import ASPP, UpsampleCrossEntropyLoss, deferred_upsampling
 from .ops import (
     aspp,
     dilated_conv2d,
@@ -20,11 +21,14 @@ __all__ = [
     "DeepLabV3",
     "DeepLabV3Plus",
     "UpsampleCrossEntropyLoss",
+    "accelerate",
     "aspp",
     "available_backends",
     "backend",
+    "deferred_upsampling",
     "dilated_conv2d",
     "parallel_dilated_conv2d",
+    "restore",
     "upsample_argmax",
     "upsample_cross_entropy",
 ]

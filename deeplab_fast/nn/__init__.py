@@ -2,6 +2,14 @@
 
 from .aspp import ASPP
 from .conv import Conv2d, SeparableConv2d, conv_norm_relu
+from .deferred import deferred_upsampling
 from .loss import UpsampleCrossEntropyLoss
 
-__all__ = ["ASPP", "Conv2d", "SeparableConv2d", "UpsampleCrossEntropyLoss", "conv_norm_relu"]
+__all__ = [
+    "ASPP",
+    "Conv2d",
+    "SeparableConv2d",
+    "UpsampleCrossEntropyLoss",
+    "conv_norm_relu",
+    "deferred_upsampling",
+]

@@ -12,7 +12,18 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "deeplab_fast"
 
 # The lowest room first. A room imports from itself and from rooms before it.
-TOWER = ("_C", "_io", "_native", "backends", "ops", "nn", "models", "training", "cli")
+TOWER = (
+    "_C",
+    "_io",
+    "_native",
+    "backends",
+    "ops",
+    "nn",
+    "models",
+    "acceleration",
+    "training",
+    "cli",
+)
 # The same within backends. Kernels of one backend do not use another's, except the reference's.
 BACKENDS = (
     {"arguments", "dispatch_table"},
