@@ -1,10 +1,11 @@
 """Gradients of dilated_conv2d on a CPU against float64, over a grid of shapes.
 
-    python cpu_gradients.py START
+    python cpu_gradients.py START STEP
 
-Runs the cases from number START on and prints "case NUMBER DESCRIPTION" before each and, where a
-gradient is wrong, "wrong NUMBER WHAT" after it. It is a program because a wrong kernel of a library
-may crash, and because a library reads its variables (ONEDNN_MAX_CPU_ISA) only once per process.
+Runs every STEP-th case from number START on and prints "case NUMBER DESCRIPTION" before each and,
+where a gradient is wrong, "wrong NUMBER WHAT" after it. It is a program because a wrong kernel of a
+library may crash, and because a library reads its variables (ONEDNN_MAX_CPU_ISA) only once per
+process.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def gradients(function, tensors: tuple[Tensor, ...], grad_output: Tensor) -> tup
 
 
 def main() -> None:
-    for number, case in list(enumerate(cases()))[int(sys.argv[1]) :]:
+    for number, case in list(enumerate(cases()))[int(sys.argv[1]) :: int(sys.argv[2])]:
         print("case", number, case, flush=True)
         torch.manual_seed(number)
         for what in wrong_gradients(case):
