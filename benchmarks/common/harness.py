@@ -45,6 +45,7 @@ import torch
 
 from deeplab_fast.backends import tuning
 from deeplab_fast.backends.tuning import is_unusable
+from deeplab_fast.cli.allocator import keep_freed_memory
 
 from .environment import (
     ROOT,
@@ -90,6 +91,8 @@ def arguments(
     """Parse the options that all benchmarks share, and those of ``parents``.
 
     In the result ``dtype`` (keys of DTYPES) and ``batch`` are lists, ``device`` is a torch.device.
+    In a process of its own, that is without ``argv``, a benchmark keeps freed memory: otherwise its
+    times contain page faults, whose number depends on what was freed before.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -113,6 +116,8 @@ def arguments(
         help="folder for the CSV and the plot (default: benchmarks/results/local)",
     )
     args = parser.parse_args(argv)
+    if argv is None:  # otherwise the process is the caller's
+        keep_freed_memory()
 
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
