@@ -45,13 +45,13 @@ COMPILED = ", compiled"
 FLOOR, LIMIT = 1e-4, 0.2
 LOSS_TOLERANCE = 1e-4
 
-COLUMNS = ("ratio", "ratio_to_compiled", "spread_percent", "goal")
+COLUMNS = ("ratio", "ratio_to_compiled", "noise_percent", "goal")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
-        "--only", nargs="+", metavar="WORD", help="models with one of these words in their names"
+        "--only", nargs="+", metavar="TEXT", help="models whose names contain one of these texts"
     )
     parser.add_argument("--size", type=int, help="height and width; default: 256; 512 with --full")
     args = harness.arguments(__doc__, argv, gpu_dtypes=("fp32",), parents=[parser])
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def selected(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
     if args.only:
-        names = [name for name in networks.BUILD if any(word in name for word in args.only)]
+        names = [name for name in networks.BUILD if any(text in name for text in args.only)]
         if not names:
             parser.error(f"--only: expected a part of {', '.join(networks.BUILD)}, got {args.only}")
         return names

@@ -104,7 +104,7 @@ def test_verdict_of_bench_accelerate():
 
     rows = verdict(samples, must_gain=False)
     assert rows["original NCHW"]["ratio"] == 2 and rows["original channels_last"]["ratio"] == 1
-    assert rows["original NCHW"]["spread_percent"] == pytest.approx(3)
+    assert rows["original NCHW"]["noise_percent"] == pytest.approx(3)
     assert rows["accelerated"]["ratio"] == pytest.approx(1.04)
     assert rows["accelerated"]["ratio_to_compiled"] == pytest.approx(2.08 / 1.9)
     assert [row["goal"] for row in rows.values()] == [None, None, None, None, "met"]
