@@ -1,9 +1,10 @@
 """Run everything there is to measure on a machine: correctness, ceilings, then all benchmarks.
 
 The work is split into pieces: a piece is one benchmark in one dtype and batch size, with --full, or
-one model of bench_accelerate at batch 1, in a process of its own. All pieces write to one folder, benchmarks/results/DEVICE-DATE: CSV files,
-plots, their output and that of nvidia-smi. If a piece fails or exceeds its time limit, its results
-so far are kept and the next piece runs. The exit status is then 1, and the last line names it.
+one model of bench_accelerate at batch 1, in a process of its own. All pieces write to one folder,
+benchmarks/results/DEVICE-DATE: CSV files, plots, their output and that of nvidia-smi. If a piece
+fails or exceeds its time limit, its results so far are kept and the next piece runs. The exit
+status is then 1, and the last line names it.
 """
 
 from __future__ import annotations
