@@ -15,7 +15,7 @@ def keep_freed_memory() -> None:
     them at a page fault, in every layer of every call. Whether it does depends on thresholds that
     follow the sizes freed so far, so that equal runs differ. Measured on two cores of an AMD EPYC:
     an update of DeepLabV3-MobileNetV2 with 4 images of 321x321 takes 0.61 s with 138,000 faults,
-    and 0.41 s with none; the peak memory grows from 1.62 to 1.72 GiB.
+    and 0.41 s with none; the peak memory grows from 1616 to 1722 MiB.
 
     The setting is the process's, so it is for programs, not for a library. Other C libraries are
     left as they are.

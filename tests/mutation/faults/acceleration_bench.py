@@ -19,6 +19,8 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/cli/__init__.py": [
         Fault("a caller's allocator is changed", "if argv is None:", "if True:"),
-        Fault("commands do not keep memory", "            keep_freed_memory()\n", "            pass\n"),
+        Fault(
+            "commands do not keep memory", "            keep_freed_memory()\n", "            pass\n"
+        ),
     ],
 }
