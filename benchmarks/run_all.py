@@ -1,9 +1,10 @@
 """Run everything there is to measure on a machine: correctness, ceilings, then all benchmarks.
 
-The work is split into pieces: a piece is one benchmark in one dtype and batch size, with --full, in
-a process of its own. All pieces write to one folder, benchmarks/results/DEVICE-DATE: CSV files,
-plots, their output and that of nvidia-smi. If a piece fails or exceeds its time limit, its results
-so far are kept and the next piece runs. The exit status is then 1, and the last line names it.
+The work is split into pieces: a piece is one benchmark in one dtype and batch size, with --full, or
+one model of bench_accelerate at batch 1, in a process of its own. All pieces write to one folder,
+benchmarks/results/DEVICE-DATE: CSV files, plots, their output and that of nvidia-smi. If a piece
+fails or exceeds its time limit, its results so far are kept and the next piece runs. The exit
+status is then 1, and the last line names it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import time
 from pathlib import Path
 
 import torch
-from common import result_files
+from common import networks, result_files
 from common.environment import device_name, write_atomically
 
 BENCHMARKS = Path(__file__).resolve().parent
 TESTS = BENCHMARKS.parent / "tests"
 DISPATCH_TABLE = "dispatch_table"  # first, because the other benchmarks dispatch by it
 HOST = "host"
+ACCELERATE = "accelerate"
 WITHOUT_CASES = DISPATCH_TABLE, HOST  # they have no plot and no --full
 GPU_DTYPES = {
     DISPATCH_TABLE: ("bf16", "fp16", "tf32"),
@@ -122,6 +124,9 @@ def pieces(device: torch.device, batches: list[int], tiny: bool) -> dict[str, li
             for batch in batches:
                 options = "--dtype", dtype, "--batch", str(batch)
                 commands[f"{name}-{dtype}-{batch}"] = script(name, *options)
+    for model in networks.TINY if tiny else networks.BUILD:
+        name = f"{ACCELERATE}-{model.replace(' ', '-')}"
+        commands[name] = script(ACCELERATE, "--only", model, "--batch", "1")
     commands[HOST] = script(HOST)
     return commands
 

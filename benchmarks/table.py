@@ -48,6 +48,16 @@ README_ROWS = {
 # The runs of train_camvid.py that docs/guides/train.md shows.
 TRAINING_FOLDER = "epyc-2core-2026-11-27/fine-tuning"
 
+# The tasks of bench_accelerate.py, and what docs/guides/accelerate.md says above their tables.
+ACCELERATE_TASKS = {
+    "labels": "From images to labels:",
+    "training step": "A training step: forward, loss and backward.",
+}
+ACCELERATE_COLUMNS = (
+    "model, size", "original", "accelerated", "speedup", "A/A", "goal", "original, compiled",
+    "accelerated, compiled", "accelerated beside compiled", "peak memory, MiB",
+)  # fmt: skip
+
 Rows = list[dict[str, str]]
 
 
@@ -66,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
             environment.ROOT / "docs" / "guides" / "train.md",
             training_tables(RESULTS / TRAINING_FOLDER),
         ),
+        (environment.ROOT / "docs" / "guides" / "accelerate.md", accelerate_tables(RESULTS)),
     ):
         old = path.read_text()
         new = with_text(old, text, path)
@@ -132,6 +143,80 @@ def training_tables(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def accelerate_tables(results: Path) -> str:
+    """Tables of the cases of bench_accelerate.py in the newest folder that has some."""
+    files = [path for folder in result_folders(results) for path in folder.glob("accelerate-*.csv")]
+    if not files:
+        return "No results yet.\n"
+    folder = files[0].parent
+    used, cases = [], {}
+    for path in sorted(folder.glob("accelerate-*.csv")):  # the last measurement of a case counts
+        header, rows = result_files.read(path)
+        used.append((path.name, header))
+        measured: dict[str, Rows] = {}
+        for row in rows:
+            case = f"{row['case']}, batch {row['batch']}, {row['dtype']}"
+            measured.setdefault(case, []).append({**row, "file": path.name})
+        cases |= measured
+    lines = []
+    for task, title in ACCELERATE_TASKS.items():
+        rows_of = {case: rows for case, rows in cases.items() if f", {task}, " in case}
+        if rows_of:
+            lines += [title, "", f"| {' | '.join(ACCELERATE_COLUMNS)} |"]
+            lines += ["|---" * len(ACCELERATE_COLUMNS) + "|"]
+            lines += [
+                f"| {case.replace(f', {task}, batch 1, fp32', '').replace(f', {task}', '')} | "
+                f"{accelerate_cells(rows)} |"
+                for case, rows in rows_of.items()
+            ]
+            lines += [""]
+    for name, header in used:
+        if any(row["file"] == name for rows in cases.values() for row in rows):
+            link = f"[{name}](../../benchmarks/results/{folder.name}/{name})"
+            lines.append(
+                f"{header['device']}, threads: {header['threads']}; {header['versions']}; commit "
+                f"{header['commit']}; {header['date'][:10]}. Raw file: {link}.\n"
+            )
+    return "\n".join(lines)
+
+
+def accelerate_cells(rows: Rows) -> str:
+    """Times of the original and of the accelerated model, speedups, memory, spread and goal.
+
+    A variant that failed has no row and no cell.
+    """
+    by_name = {row["variant"]: row for row in rows}
+    eager = [
+        row for name, row in by_name.items() if name in ("original NCHW", "original channels_last")
+    ]
+    original = min(eager, key=time, default=None)
+    ours = by_name.get("accelerated")
+
+    def milliseconds(row: dict[str, str] | None) -> str:
+        return f"{digits(time(row))} ms" if row else "-"
+
+    def speedup(column: str) -> str:
+        return f"{1 / float(ours[column]):.2f}x" if ours and ours[column] else "-"
+
+    def mebibytes(row: dict[str, str] | None) -> str:
+        return digits(float(row["peak_mib"])) if row and row["peak_mib"] else "-"
+
+    spread = f"{float(ours['noise_percent']):.1f} %" if ours and ours["noise_percent"] else "-"
+    return " | ".join([
+        f"{milliseconds(original)} ({original['variant'].removeprefix('original ')})"
+        if original
+        else "-",
+        milliseconds(ours),
+        speedup("ratio"),
+        spread,
+        ours["goal"] if ours and ours["goal"] else "-",
+        milliseconds(by_name.get("original, compiled")),
+        milliseconds(by_name.get("accelerated, compiled")),
+        speedup("ratio_to_compiled"),
+        f"{mebibytes(original)} / {mebibytes(ours)}",
+    ])  # fmt: skip
+
+
 def loss_differences(folder: Path, seeds: list[str]) -> str:
     """How far the losses of two variants are apart in the first updates."""
     updates = (1, 2, 5, 10)
@@ -164,9 +249,13 @@ def training_source(values: dict[str, str], folder: Path, file: str) -> str:
 
 def tables(results: Path) -> str:
     """A table for each folder with raw files, the newest first."""
+    return "".join(table(path) for path in result_folders(results) if any(path.glob("*.csv")))
+
+
+def result_folders(results: Path) -> list[Path]:
+    """The folders of all machines, the newest first."""
     folders = [path for path in results.iterdir() if path.name != "local" and path.is_dir()]
-    folders.sort(key=lambda path: (path.name[-10:], path.name), reverse=True)
-    return "".join(table(path) for path in folders if any(path.glob("*.csv")))
+    return sorted(folders, key=lambda path: (path.name[-10:], path.name), reverse=True)
 
 
 def table(folder: Path) -> str:

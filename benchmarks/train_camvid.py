@@ -213,7 +213,7 @@ def time_updates(runs: list[Run], header: dict[str, str], output: Path, blocks: 
     header["other_load_percent"] = f"{load.percent():.1f}"
     rows = []
     for run in runs:
-        seconds, peak = times[run.variant]
+        seconds, faults, peak = times[run.variant]
         steps = steps_per_epoch(len(run.data("train")), run.recipe)
         low, _, high = statistics.quantiles(seconds, n=4)
         median = statistics.median(seconds)
@@ -224,6 +224,7 @@ def time_updates(runs: list[Run], header: dict[str, str], output: Path, blocks: 
             "iqr_percent": 100 * (high - low) / median,
             "blocks": len(seconds),
             "seconds_per_epoch": median * steps,
+            "page_faults_per_update": faults,
             "peak_mib": peak,
         })  # fmt: skip
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()))

@@ -45,6 +45,7 @@ import torch
 
 from deeplab_fast.backends import tuning
 from deeplab_fast.backends.tuning import is_unusable
+from deeplab_fast.cli.allocator import keep_freed_memory
 
 from .environment import (
     ROOT,
@@ -90,6 +91,8 @@ def arguments(
     """Parse the options that all benchmarks share, and those of ``parents``.
 
     In the result ``dtype`` (keys of DTYPES) and ``batch`` are lists, ``device`` is a torch.device.
+    In a process of its own, that is without ``argv``, a benchmark keeps freed memory: otherwise its
+    times contain page faults, whose number depends on what was freed before.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -113,6 +116,8 @@ def arguments(
         help="folder for the CSV and the plot (default: benchmarks/results/local)",
     )
     args = parser.parse_args(argv)
+    if argv is None:  # otherwise the process is the caller's
+        keep_freed_memory()
 
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -166,10 +171,14 @@ class WrongOutput(Exception):
 
 
 class Report:
-    """One run of one benchmark: check and time cases, print a table, write a CSV and a plot."""
+    """One run of one benchmark: check and time cases, print a table, write a CSV and a plot.
 
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
+    ``columns`` are columns of the benchmark's own in the CSV, after COLUMNS.
+    """
+
+    def __init__(self, name: str, args: argparse.Namespace, columns: Sequence[str] = ()) -> None:
         self.args = args
+        self.columns = (*COLUMNS, *columns)
         self.device: torch.device = args.device
         self.csv = csv_path(Path(args.output), name)
         self.rows: list[dict[str, Any]] = []
@@ -195,6 +204,7 @@ class Report:
         flops: float = 0,
         bytes: float = 0,
         graphs: bool = True,
+        columns: Callable[[dict[str, list[float]]], dict[str, dict[str, Any]]] = lambda samples: {},
     ) -> None:
         """Check every variant against the reference, then time those that passed; a row for each.
 
@@ -208,6 +218,8 @@ class Report:
             flops, bytes: the least work of the task; 0 if it is not limited by that.
             graphs: on a GPU, time replays of CUDA graphs. If False, and always on a CPU, time calls
                 from Python until the device is done.
+            columns: returns the values of the benchmark's own columns by variant, from the seconds
+                of each variant in each round.
 
         Raises:
             SystemExit: a CUDA error left the GPU unusable for this process.
@@ -245,6 +257,7 @@ class Report:
                 return
         medians = {variant: statistics.median(times) for variant, times in samples.items()}
         best = min((medians[v] for v in runs if checked[v]["kind"] == "baseline"), default=None)
+        own_columns = columns(samples)
         rows = []
         for variant, times in samples.items():
             lower, _, upper = statistics.quantiles(times, n=4, method="inclusive")
@@ -257,7 +270,7 @@ class Report:
                 "gflop": flops / 1e9 or None, "mbyte": bytes / 1e6 or None,
                 "lower_bound_ms": 1e3 * lower_bound or None,
                 "percent_of_lower_bound": 100 * lower_bound / median or None,
-                **checked[variant],
+                **checked[variant], **own_columns.get(variant, {}),
             })  # fmt: skip
         self.rows += rows
         self._print(title, rows)
@@ -353,12 +366,19 @@ class Report:
                 f"  {row['variant']:{width}}{row['median_ms']:10.4g}{row['iqr_percent']:7.0f}%"
                 f"{_text(row['speedup'], '.2f', 'x'):>9}"
                 f"{_text(row['percent_of_lower_bound'], '.0f', '%'):>10}"
-                f"{_text(row['peak_mib'], '.4g'):>11}{row['error']:9.1e}",
+                f"{_text(row['peak_mib'], '.4g'):>11}{row['error']:9.1e}"
+                + "".join(
+                    f"  {key} {_value(row.get(key))}" for key in self.columns[len(COLUMNS) :]
+                ),
                 flush=True,
             )
 
     def _write_csv(self) -> None:
-        write_atomically(self.csv, csv_text(self.header, COLUMNS, self.rows))
+        write_atomically(self.csv, csv_text(self.header, self.columns, self.rows))
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value or "-")
 
 
 def _text(value: float | None, spec: str, unit: str = "") -> str:

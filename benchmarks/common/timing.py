@@ -54,7 +54,7 @@ class _WallTimer:
 
     def __init__(self, runs: Mapping[str, Run]) -> None:
         self._samples: dict[str, list[float]] = {name: [] for name in runs}
-        self._calls = {name: math.ceil(5e-3 / _seconds(run)) for name, run in runs.items()}
+        self._calls = {name: math.ceil(5e-3 / seconds(run)) for name, run in runs.items()}
 
     def sample(self, name: str, run: Run) -> None:
         time.sleep(0.02)  # until the idle threads of the previous variant stop spinning
@@ -116,7 +116,8 @@ def _between_events(run: Run) -> float:
     return start.elapsed_time(end) * 1e-3
 
 
-def _seconds(run: Run) -> float:
+def seconds(run: Run) -> float:
+    """Duration of the second call."""
     run()
     start = time.perf_counter()
     run()

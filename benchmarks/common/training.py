@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import multiprocessing
+import statistics
 import tempfile
 import time
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import deeplab_fast
+from deeplab_fast.cli.allocator import keep_freed_memory
 from deeplab_fast.models import DeepLabV3, Preprocessing
 from deeplab_fast.nn import UpsampleCrossEntropyLoss
 from deeplab_fast.training import Recipe, SegmentationData, evaluate, folder, train
@@ -28,7 +30,7 @@ from deeplab_fast.training.loader import batches, steps_per_epoch
 from deeplab_fast.training.state import TrainingState
 from deeplab_fast.training.step import TrainingStep
 
-from .resources import OtherLoad, peak_resident_mib
+from .resources import OtherLoad, page_faults, peak_resident_mib
 
 CLASSES = "Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist".split()
 
@@ -188,9 +190,9 @@ def measured(run: Run) -> dict[str, Any]:
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a new process, so that its memory is its own."""
+    """Call a function in a new process, so that its memory is its own. It keeps freed memory."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=keep_freed_memory) as pool:
         return pool.submit(function, *arguments).result()
 
 
@@ -211,6 +213,7 @@ class Timed(NamedTuple):
     """Times of one variant."""
 
     seconds: list[float]  # per update, of each block
+    page_faults: float  # per update, in the median block
     peak_mib: float
 
 
@@ -219,26 +222,32 @@ def interleaved(runs: list[Run], blocks: int, updates: int) -> dict[str, Timed]:
 
     Each variant trains in a process of its own. Only one of them computes at a time, for a block of
     updates, so that other load on the machine affects all alike. A first block is not timed.
+    The processes keep freed memory: otherwise their times differ by page faults, whose number
+    depends on what a process freed before.
     """
     with contextlib.ExitStack() as stack:
         pipes = {run.variant: stack.enter_context(_trainer(run)) for run in runs}
 
-        def seconds(variant: str) -> float:
+        def measured_block(variant: str) -> tuple[float, float]:
             pipes[variant].send(updates)
             return pipes[variant].recv()
 
         names = list(pipes)
         for name in names:
-            seconds(name)
-        times: dict[str, list[float]] = {name: [] for name in names}
+            measured_block(name)
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for block in range(blocks):
             for name in names if block % 2 == 0 else reversed(names):
-                times[name].append(seconds(name))
+                measured[name].append(measured_block(name))
         peaks = {}
         for name, pipe in pipes.items():
             pipe.send(0)
             peaks[name] = pipe.recv()
-    return {name: Timed(times[name], peaks[name]) for name in names}
+    times = {}
+    for name in names:
+        seconds, faults = map(list, zip(*measured[name]))
+        times[name] = Timed(seconds, statistics.median(faults), peaks[name])
+    return times
 
 
 @contextlib.contextmanager
@@ -257,7 +266,8 @@ def _trainer(run: Run) -> Iterator[Any]:
 
 
 def _train_blocks(connection: Any, run: Run) -> None:
-    """Answer each number of updates with the seconds per update, and 0 with the peak memory."""
+    """Answer numbers of updates with seconds and page faults of each, 0 with the peak memory."""
+    keep_freed_memory()
     recipe = dataclasses.replace(run.recipe, epochs=1000)  # more than will be timed
     data = run.data("train")
     state = TrainingState(run.model(), recipe)
@@ -272,9 +282,10 @@ def _train_blocks(connection: Any, run: Run) -> None:
     loader: Any = batches(data, recipe, 0, run.workers)
     with run.backend(), contextlib.closing(loader):
         while updates := connection.recv():
-            start = time.perf_counter()
+            faults, start = page_faults(), time.perf_counter()
             for _ in range(updates):
                 loss = step.update([next(loader)])
             loss.item()  # waits for the updates
-            connection.send((time.perf_counter() - start) / updates)
+            seconds = time.perf_counter() - start
+            connection.send((seconds / updates, (page_faults() - faults) / updates))
         connection.send(peak_resident_mib())

@@ -21,7 +21,9 @@ CUDNN_MODES = {
 }
 
 
-def compiled(function: Callable[..., Any], device: torch.device, **options: bool) -> Run:
+def compiled(
+    function: Callable[..., Any], device: torch.device, fullgraph: bool = True, **options: bool
+) -> Run:
     """``function``, or a module, compiled by torch.compile for the shapes of its next call.
 
     The reset keeps sizes static: without it the second shape in a process is compiled with symbolic
@@ -30,7 +32,7 @@ def compiled(function: Callable[..., Any], device: torch.device, **options: bool
     """
     torch._dynamo.reset()
     options["max_autotune"] = device.type == "cuda"
-    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    return torch.compile(function, fullgraph=fullgraph, dynamic=False, options=options)
 
 
 def forced(run: Run, backend: str) -> Run:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from . import convert, evaluate, info, segment, train, tune
+from .allocator import keep_freed_memory
 from .errors import UserError
 
 COMMANDS = (segment, train, evaluate, convert, tune, info)
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = parser.parse_args(argv)
+        if argv is None:  # otherwise the process is the caller's
+            keep_freed_memory()
         status = arguments.run(arguments)
         sys.stdout.flush()
         return status

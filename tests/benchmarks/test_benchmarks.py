@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -33,9 +34,11 @@ DEVICES = [
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_benchmark_runs(script, device, harness, tmp_path, capsys):
-    importlib.import_module(script).main(
-        ["--tiny", "--device", device, "--output", str(tmp_path / "out")]
-    )
+    if script == "bench_accelerate":
+        pytest.importorskip("torchvision", reason="accelerates a model of torchvision")
+    benchmark = importlib.import_module(script)
+    benchmark.main(["--tiny", "--device", device, "--output", str(tmp_path / "out")])
+    own_columns = benchmark.COLUMNS if script == "bench_accelerate" else ()
     comments, rows = read_csv(tmp_path / "out")
     header = "\n".join(comments)
     for key in ("benchmark", "device", "threads", "versions", "commit", "date"):
@@ -46,7 +49,7 @@ def test_every_benchmark_runs(script, device, harness, tmp_path, capsys):
     assert "# roofline " in header
     printed = capsys.readouterr().out
     for row in rows:
-        assert tuple(row) == harness.COLUMNS
+        assert tuple(row) == (*harness.COLUMNS, *own_columns)
         assert float(row["error"]) <= float(row["tolerance"])
         assert 0 < float(row["min_ms"]) <= float(row["median_ms"])
         assert float(row["speedup"]) > 0
@@ -82,6 +85,71 @@ def test_wrong_kernel_is_not_timed_by_bench_aspp(monkeypatch, tmp_path, capsys):
     _, rows = read_csv(tmp_path)
     variants = {row["variant"] for row in rows}
     assert "deeplab_fast.aspp, folded" not in variants and "deeplab_fast" in variants
+
+
+def test_verdict_of_bench_accelerate():
+    """Medians of the ratios in each round, so that a slow round of the machine changes nothing."""
+    verdict = importlib.import_module("bench_accelerate").verdict
+    samples = {
+        "original NCHW": [4.0, 4.0, 40.0],
+        "original channels_last": [2.0, 2.0, 20.0],
+        "original channels_last again": [2.04, 2.06, 20.6],
+        "original, compiled": [1.9, 1.9, 19.0],
+        "accelerated": [2.08, 2.08, 20.8],
+    }
+
+    def goal(seconds=2.08, must_gain=False, **changes):
+        ours = [seconds, seconds, 10 * seconds]
+        return verdict(samples | {"accelerated": ours} | changes, must_gain)["accelerated"]["goal"]
+
+    rows = verdict(samples, must_gain=False)
+    assert rows["original NCHW"]["ratio"] == 2 and rows["original channels_last"]["ratio"] == 1
+    assert rows["original NCHW"]["noise_percent"] == pytest.approx(3)
+    assert rows["accelerated"]["ratio"] == pytest.approx(1.04)
+    assert rows["accelerated"]["ratio_to_compiled"] == pytest.approx(2.08 / 1.9)
+    assert [row["goal"] for row in rows.values()] == [None, None, None, None, "met"]
+    assert goal(2.12) == "missed"  # 1.06, above 1.02 and the spread
+    assert goal(1.95, must_gain=True) == "missed"  # below 1.05x
+    assert goal(1.90, must_gain=True) == "met"
+    faster = [1.5, 1.5, 15.0]  # the compiled original
+    assert goal(1.90, True, **{"original, compiled": faster}) == "missed"
+    assert goal(1.54, True, **{"original, compiled": faster}) == "met"  # within the spread
+    assert verdict({"accelerated": [1.0]}, must_gain=False) == {}
+
+
+def test_gradients_of_bench_accelerate_are_compared():
+    gradient_error = importlib.import_module("bench_accelerate").gradient_error
+    expected = [torch.tensor(2.0), torch.tensor([3.0, 4.0])]
+    assert gradient_error(expected, expected) == 0
+    assert gradient_error([expected[0], torch.tensor([3.0, 4.5])], expected) == pytest.approx(0.1)
+    assert gradient_error([torch.tensor(2.01), expected[1]], expected) == float("inf")
+    assert gradient_error([expected[0], torch.ones(3)], expected) == float("inf")
+
+
+def test_models_of_missing_packages_are_left_out(monkeypatch, tmp_path, capsys):
+    bench_accelerate = importlib.import_module("bench_accelerate")
+    for name in ("segmentation_models_pytorch", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    options = ["--tiny", "--device", "cpu", "--output", str(tmp_path)]
+    bench_accelerate.main([*options, "--only", "PSPNet", "transformers"])
+    printed = capsys.readouterr().out
+    assert "transformers is not installed, so its models are left out" in printed
+    assert "segmentation_models_pytorch is not installed" in printed
+    with pytest.raises(SystemExit):
+        bench_accelerate.main([*options, "--only", "HRNet"])
+    assert "--only: expected a part of torchvision deeplabv3_resnet50, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dilation, padding, stride", [(1, 0, 1), (2, 3, 2), (6, 6, 1)])
+def test_flops_of_the_networks_count_taps_inside_the_image(dilation, padding, stride):
+    networks = importlib.import_module("common.networks")
+    conv = torch.nn.Conv2d(4, 6, (3, 5), stride, padding, dilation, groups=2, bias=False)
+    x = torch.randn(2, 4, 29, 31)
+    products = torch.nn.utils.skip_init(
+        torch.nn.Conv2d, 4, 6, (3, 5), stride, padding, dilation, groups=2, bias=False
+    ).requires_grad_(False)
+    products.weight.fill_(1.0)
+    assert networks.flops(conv, x) == 2 * products(torch.ones_like(x)).sum()
 
 
 def test_regret_distinguishes_wrong_labels_from_ties():

@@ -108,6 +108,50 @@ def test_tables_of_a_training_experiment(harness, tmp_path):
     assert "commit def; 2026-02-02. Raw file: [timing.csv]" in text
 
 
+def test_tables_of_accelerated_models(harness, tmp_path):
+    """Of several files in the newest folder, the last that has a case counts."""
+    table = importlib.import_module("table")
+    assert table.accelerate_tables(tmp_path) == "No results yet.\n"
+
+    def write(folder: str, date: str, *rows: str) -> None:
+        keys = {"device": "A CPU", "threads": "2", "versions": "torch 3", "commit": "abc"}
+        header = "".join(f"# {key}: {value}\n" for key, value in keys.items())
+        columns = "case,batch,dtype,variant,median_ms,peak_mib,ratio,ratio_to_compiled,"
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"accelerate-{date}.csv").write_text(
+            f"{header}# date: 2026-02-03T10:00:00\n{columns}noise_percent,goal\n" + "\n".join(rows)
+        )
+
+    labels, step = '"smp Unet 256, labels",1,fp32', '"smp Unet 256, training step",2,fp32'
+    write("cpu-2026-01-01", "1", f"{labels},accelerated,7,,,,,")
+    write(
+        "cpu-2026-02-01",
+        "1",
+        *(f"{labels},accelerated,30,,,,,met", f"{step},original NCHW,300,20,1,,1.25,"),
+        f"{step},accelerated,320,10,1.0667,,1.25,missed",
+    )
+    write(
+        "cpu-2026-02-01",
+        "2",
+        *(f"{labels},original NCHW,40,8,1.33,,0.5,", f"{labels},original channels_last,30,,1,,,"),
+        f'{labels},"original, compiled",25,,,,,',
+        f"{labels},accelerated,20,4,0.667,0.8,0.5,met",
+    )
+    text = table.accelerate_tables(tmp_path)
+    assert (
+        "| smp Unet 256 | 30.0 ms (channels_last) | 20.0 ms | 1.50x | 0.5 % | met | 25.0 ms | - | "
+        "1.25x | - / 4.00 |" in text
+    )
+    assert (
+        "| smp Unet 256, batch 2, fp32 | 300 ms (NCHW) | 320 ms | 0.94x | 1.2 % | missed | - | - | "
+        "- | 20.0 / 10.0 |" in text
+    )
+    assert text.count("| smp Unet") == 2 and "7.00" not in text
+    assert text.index("From images to labels") < text.index("A training step")
+    link = "[accelerate-2.csv](../../benchmarks/results/cpu-2026-02-01/accelerate-2.csv)"
+    assert f"A CPU, threads: 2; torch 3; commit abc; 2026-02-03. Raw file: {link}." in text
+
+
 def test_files_of_0_1_0_are_read_under_todays_names(harness):
     result_files = importlib.import_module("common.result_files")
     folder = BENCHMARKS / "results" / "xeon-2core-2026-11-22"

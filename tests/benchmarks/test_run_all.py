@@ -24,6 +24,7 @@ def test_list_prints_the_names_of_all_pieces(harness, capsys):
     assert {name.split("-")[0] for name in names[2:]} >= {
         script.removeprefix("bench_") for script in SCRIPTS
     } - {"ceilings"}
+    assert "accelerate-smp-Unet-resnet18" in names
     gpu = run_all.pieces(torch.device("cuda"), [8, 1], tiny=False)
     assert list(gpu)[2] == "dispatch_table-bf16-8"
     assert {"aspp-tf32-1", "depthwise-fp32-8"} < set(gpu)

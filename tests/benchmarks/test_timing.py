@@ -20,7 +20,7 @@ def test_variants_take_turns(monkeypatch):
     turns = []
     runs = {name: lambda name=name: turns.append(name) for name in "abc"}
     timing = importlib.import_module("common.timing")
-    monkeypatch.setattr(timing, "_seconds", lambda run: 1.0)
+    monkeypatch.setattr(timing, "seconds", lambda run: 1.0)
     samples = timing.interleaved(runs, torch.device("cpu"), budget=0)
     assert turns == list("aabbccbbccaa")  # the first call of each sample is not timed
     assert {name: len(times) for name, times in samples.items()} == dict.fromkeys("abc", 2)
@@ -117,7 +117,7 @@ def test_timing_without_graphs_synchronizes_every_call(monkeypatch):
     run, memory = timing.prepare(lambda: done.append("run") or "output", gpu, graphs=False)
     assert run() == "output" and memory == 8
     assert done == ["run", "cuda", "run", "cuda"]  # a warm-up, a call
-    monkeypatch.setattr(timing, "_seconds", lambda run: 1.0)
+    monkeypatch.setattr(timing, "seconds", lambda run: 1.0)
     (times,) = timing.interleaved({"one": run}, gpu, budget=0, graphs=False).values()
     assert len(times) == 2 and done == ["run", "cuda"] * 6
 

@@ -114,6 +114,7 @@ def test_variants_are_timed_in_processes_of_their_own(script, options, weights, 
     for row in rows:
         assert 0 < float(row["min_seconds"]) <= float(row["seconds_per_update"])
         assert float(row["seconds_per_epoch"]) == pytest.approx(float(row["seconds_per_update"]))
+        assert float(row["page_faults_per_update"]) >= 0
         assert float(row["peak_mib"]) > 100  # PyTorch alone takes more
 
 

@@ -19,6 +19,7 @@ class Fault(NamedTuple):
     guard: Guard | None = None  # where it is not that of the file
 
 
+ALLOCATOR = Guard("test_allocator.py")
 ARGMAX = Guard("test_upsample_argmax_rules.py test_upsample_argmax.py emulated")
 ARGMAX_CPU = Guard(
     "test_upsample_argmax_rules.py test_upsample_argmax.py "
@@ -132,6 +133,8 @@ GUARDS = {
     "csrc/cuda/conv/wgrad_reduce.cuh": WGRAD_SM90,
     "deeplab_fast/_native/device_cache.py": Guard("test_device_cache.py test_cache_keys.py"),
     "deeplab_fast/backends/registry.py": REGISTRATION,
+    "deeplab_fast/cli/__init__.py": ALLOCATOR,
+    "deeplab_fast/cli/allocator.py": ALLOCATOR,
     "deeplab_fast/backends/cpu.py": NON_FINITE_CPU,
     "deeplab_fast/backends/cuda/device.py": Guard("test_cache_keys.py gpu"),
     "deeplab_fast/backends/cuda/aspp.py": Guard(
