@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -67,6 +68,7 @@ def count(model: nn.Module, shape: tuple[int, int, int]) -> Cost:
     with (
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
+        _nondeterministic(),
         running_layers(counted) as layers,
     ):
         cost = Cost(shape, Counter(), Counter(), Counter(), Counter())
@@ -94,6 +96,21 @@ def _without_data(model: nn.Module) -> nn.Module:
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     return counted
+
+
+@contextlib.contextmanager
+def _nondeterministic() -> Iterator[None]:
+    """Count bilinear F.interpolate as one pass.
+
+    With deterministic algorithms it runs as many operations on the meta device, as on a GPU.
+    """
+    is_enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(is_enabled, warn_only=warn_only)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -146,15 +163,17 @@ class _Counter(TorchDispatchMode):
         if namespace == "deeplab_fast":
             for convolution in _own_convolutions(op, args, output):
                 self.cost.flops[layer] += convolution.flops()
-                self.cost.padding[layer] += convolution.flops_on_padding()
-                self.cost.skipped[layer] += convolution.flops_on_padding()
+                if on_padding := convolution.flops_on_padding():
+                    self.cost.padding[layer] += on_padding
+                    self.cost.skipped[layer] += on_padding
         elif formula := self._formulas.get(function._overloadpacket):
             self.cost.flops[layer] += formula(*args, **kwargs, out_val=output)
             if op == "convolution" and args[0].dim() == 4 and not args[6]:
                 input, weight, _, stride, padding, dilation, *_ = args
                 shapes = tuple(output.shape), tuple(input.shape), tuple(weight.shape)
                 convolution = _Convolution(*shapes, *map(tuple, (stride, padding, dilation)))
-                self.cost.padding[layer] += convolution.flops_on_padding()
+                if on_padding := convolution.flops_on_padding():
+                    self.cost.padding[layer] += on_padding
         if op in _PASS_OF:
             tensors = [x for x in tree_leaves((args, kwargs, output)) if isinstance(x, Tensor)]
             self.cost.traffic[_PASS_OF[op]] += sum(x.numel() * x.element_size() for x in tensors)
