@@ -65,7 +65,7 @@ def accelerate_with_report(
     accelerated, report = _accelerated(model, inference)
     after = None
     if before is not None and report.replaced():
-        after, uncounted = _count(accelerated, size, before.shape[0])
+        after, uncounted = _count(accelerated, size, before.shape[0], by_layer=False)
     return accelerated, report._replace(before=before, after=after, uncounted=uncounted)
 
 
@@ -74,7 +74,7 @@ def _accelerated(model: nn.Module, inference: bool) -> tuple[nn.Module, Report]:
 
 
 def _count(
-    model: nn.Module, size: tuple[int, int], channels: int | None
+    model: nn.Module, size: tuple[int, int], channels: int | None, by_layer: bool = True
 ) -> tuple[Cost | None, str]:
     """What a model computes, or None and why it cannot be counted."""
     channels = channels or channels_of_images(model)
@@ -82,7 +82,7 @@ def _count(
         return None, "not counted: no convolution tells the number of channels of the images"
     shape = channels, *size
     try:
-        return count(model, shape), ""
+        return count(model, shape, by_layer), ""
     except Exception as error:  # of the model's own code
         what = "x".join(map(str, shape))
         return None, f"not counted: no run on meta tensors of an image of {what}: {_line(error)}"

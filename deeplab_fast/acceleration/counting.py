@@ -51,11 +51,15 @@ class Cost(NamedTuple):
     traffic: Counter[str]
 
 
-def count(model: nn.Module, shape: tuple[int, int, int]) -> Cost:
+def count(model: nn.Module, shape: tuple[int, int, int], by_layer: bool = True) -> Cost:
     """Count what ``model`` computes for an image of this shape, in evaluation mode.
 
     The model itself is neither run nor copied: a copy without data runs on the meta device, without
     the hooks. If the model has a method ``predict``, that is what runs.
+
+    Args:
+        by_layer: False to count everything under the name "", without the global hooks that tell
+            the layers. A model whose code depends on whether there are hooks runs as usual then.
 
     Raises:
         Exception: the model cannot run on meta tensors of that shape.
@@ -69,7 +73,7 @@ def count(model: nn.Module, shape: tuple[int, int, int]) -> Cost:
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
         _nondeterministic(),
-        running_layers(counted) as layers,
+        running_layers(counted) if by_layer else contextlib.nullcontext([""]) as layers,
     ):
         cost = Cost(shape, Counter(), Counter(), Counter(), Counter())
         counter = _Counter(layers, cost, flop_registry)

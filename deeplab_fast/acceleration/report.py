@@ -21,20 +21,27 @@ class Entry(NamedTuple):
         kind: what it is, such as "ASPP" or "depthwise convolution".
         replacement: what runs instead, or None.
         reason: why nothing was replaced; "" if something was.
+        modules: the paths of its modules, if it is several modules that ``name`` summarises.
     """
 
     name: str
     kind: str
     replacement: str | None
     reason: str = ""
+    modules: tuple[str, ...] = ()
 
     @property
     def result(self) -> str:
         return f"kept: {self.reason}" if self.replacement is None else self.replacement
 
     def contains(self, layer: str) -> bool:
-        """True for the name of the part itself and of a module in it."""
-        return not self.name or f"{layer}.".startswith(f"{self.name}.")
+        """True for the path of a module of this part, or of a module in one."""
+        if self.kind == "final resize":  # a call of the model's own code, not a module
+            return False
+        return any(
+            not module or f"{layer}.".startswith(f"{module}.")
+            for module in self.modules or (self.name,)
+        )
 
 
 class Report(NamedTuple):
@@ -66,53 +73,49 @@ class Report(NamedTuple):
         return "\n".join(lines)
 
     def _table(self) -> str:
-        groups: dict[tuple[str, ...], list[Entry]] = {}
-        for entry in self.entries:
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for index, entry in enumerate(self.entries):
             key = entry.name.partition(".")[0], entry.kind, entry.result
-            groups.setdefault(key, []).append(entry)
-        rows = [
-            (_names(entries), kind, *self._shares(entries), result)
-            for (_, kind, result), entries in groups.items()
-        ]
-        header = ("part", "kind", "GFLOP", "share", "padding", "what runs")
+            groups.setdefault(key, []).append(index)
+        titles = [_names([self.entries[i].name for i in indices]) for indices in groups.values()]
+        keys = [(title, kind, result) for title, (_, kind, result) in zip(titles, groups)]
         if self.before is None:
-            return aligned([(*row[:2], row[-1]) for row in (header, *rows)], width=WIDTH)
-        rest = sum(self.before.flops.values()) - _sum(self.before.flops, self.entries)
-        if rest:
-            rows.append(("everything else", "", *self._columns(rest, 0), "as before"))
-        return aligned([header, *rows], right={2, 3, 4}, width=WIDTH)
+            return aligned([("part", "kind", "what runs"), *keys], width=WIDTH)
 
-    def _shares(self, entries: list[Entry]) -> tuple[str, str, str]:
-        if self.before is None:
-            return "", "", ""
-        flops, padding = (_sum(counts, entries) for counts in self.before[1:3])
-        return self._columns(flops, padding)
+        total = sum(self.before.flops.values())
+        flops, padding = self._by_entry(self.before.flops), self._by_entry(self.before.padding)
+        rows = [("part", "kind", "GFLOP", "share", "padding", "what runs")]
+        for (title, kind, result), indices in zip(keys, groups.values()):
+            part, on_padding = (sum(counts[i] for i in indices) for counts in (flops, padding))
+            numbers = _giga(part), _percent(part, total), _percent(on_padding, part)
+            rows.append((title, kind, *(numbers if part else ("", "", "")), result))
+        if rest := total - sum(flops):
+            numbers = _giga(rest), _percent(rest, total), ""
+            rows.append(("everything else", "", *numbers, "as before"))
+        return aligned(rows, right={2, 3, 4}, width=WIDTH)
 
-    def _columns(self, flops: int, padding: int) -> tuple[str, str, str]:
-        total = sum(self.before.flops.values()) if self.before else 0
-        return _giga(flops), _percent(flops, total), _percent(padding, flops) if padding else ""
+    def _by_entry(self, counts: Counter[str]) -> list[int]:
+        """What was counted in each part. Layers in several parts count for the innermost one."""
+        sums = [0] * len(self.entries)
+        for layer, number in counts.items():
+            owners = [i for i, entry in enumerate(self.entries) if entry.contains(layer)]
+            if owners:
+                sums[max(owners, key=lambda i: len(self.entries[i].name))] += number
+        return sums
 
 
-def _names(entries: list[Entry]) -> str:
+def _names(names: list[str]) -> str:
     """The name of a part, or what the names of several parts begin with, and how many they are."""
-    names = [entry.name.split(".") for entry in entries]
-    common = itertools.takewhile(lambda items: len(set(items)) == 1, zip(*names))
+    paths = [name.split(".") for name in names]
+    common = itertools.takewhile(lambda items: len(set(items)) == 1, zip(*paths))
     prefix = ".".join(items[0] for items in common) or "(model)"
-    return f"{prefix} ({len(entries)} parts)" if entries[1:] else prefix
-
-
-def _sum(counts: Counter[str], entries: list[Entry]) -> int:
-    """The sum of what was counted in the modules of these parts."""
-    return sum(
-        number
-        for layer, number in counts.items()
-        if any(entry.contains(layer) for entry in entries)
-    )
+    return f"{prefix} ({len(names)} parts)" if names[1:] else prefix
 
 
 def _flops_in_words(report: Report, before: Cost) -> str:
     total = sum(before.flops.values())
-    replaced = _sum(before.flops, report.replaced())
+    by_entry = zip(report.entries, report._by_entry(before.flops))
+    replaced = sum(flops for entry, flops in by_entry if entry.replacement is not None)
     of_replaced = f", of which {_giga(replaced)} ({_percent(replaced, total)}) in replaced parts"
     lines = [
         f"Forward pass of one image of {'x'.join(map(str, before.shape))}, with the products with "
@@ -159,4 +162,4 @@ def _mega(number: int) -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}%" if whole else ""
+    return f"{100 * part / whole:.1f}%" if part else ""

@@ -219,7 +219,7 @@ def test_table():
         "part             kind                   GFLOP  share  padding  what runs",
         "aspp             ASPP                    3.00  75.0%    33.3%  AcceleratedASPP",
         "head (2 parts)   depthwise convolution   0.50  12.5%           kept: cuDNN is faster",
-        "headless         depthwise convolution   0.00   0.0%           kept: cuDNN is faster",
+        "headless         depthwise convolution                         kept: cuDNN is faster",
         "everything else                          0.50  12.5%           as before",
         "",
         "Forward pass of one image of 3x64x96, with the products with padding:",
@@ -240,6 +240,22 @@ def test_table_without_operations():
         "head.0   depthwise convolution  kept: cuDNN is faster",
     ]
     assert str(Report([])) == "no part that could be replaced"
+
+
+def test_layers_count_for_the_innermost_part():
+    entries = [
+        Entry("", "final resize", "upsample_argmax"),
+        Entry("head", "convolutions", "fused"),
+        Entry("head.aspp", "ASPP", "aspp"),
+        Entry("head.aspp.pool", "convolution", None, "hooked"),
+        Entry("body.*", "dilated convolution", None, "cuDNN", ("body.1.conv", "body.3")),
+    ]
+    flops = {"head.0": 1, "head.aspp": 2, "head.aspp.0": 4, "head.aspp.pool.0": 8, "head2": 16}
+    flops |= {"body.1.conv": 32, "body.1.conv2": 64, "body.3.0": 128, "": 256}
+    text = str(Report(entries, cost_of(flops)))
+    columns = [line[: text.index("share")].split()[-1] for line in text.splitlines()[2:7]]
+    assert columns == ["1.00", "6.00", "8.00", "160.00", "336.00"]
+    assert "511.00 GFLOP in the original, of which 7.00 (1.4%) in replaced parts" in text
 
 
 def test_long_reasons_are_wrapped():
