@@ -32,6 +32,7 @@ class Entry(NamedTuple):
 
     @property
     def result(self) -> str:
+        """What runs instead, or why nothing does."""
         return f"kept: {self.reason}" if self.replacement is None else self.replacement
 
     def contains(self, layer: str) -> bool:
@@ -60,6 +61,7 @@ class Report(NamedTuple):
     uncounted: str = ""
 
     def replaced(self) -> list[Entry]:
+        """The entries with a replacement."""
         return [entry for entry in self.entries if entry.replacement is not None]
 
     def __str__(self) -> str:
