@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 import deeplab_fast
 from deeplab_fast._io.tables import aligned
@@ -15,6 +16,7 @@ from deeplab_fast.acceleration import Entry, Report
 from deeplab_fast.acceleration.accelerating import accelerate_with_report
 from deeplab_fast.acceleration.counting import Cost, channels_of_images, count
 from deeplab_fast.acceleration.flops import conv_flops
+from deeplab_fast.acceleration.module import Accelerated, replace
 from deeplab_fast.models.fusion import fuse
 
 SHAPE = 3, 17, 20
@@ -165,6 +167,24 @@ def test_half_precision_halves_the_traffic():
 def test_channels_of_images():
     assert channels_of_images(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1))) == 4
     assert channels_of_images(nn.Sequential(nn.ReLU())) is None
+
+
+def test_accelerated_model_is_counted_as_it_runs(monkeypatch):
+    """Parts that run as before while there are global hooks, which tell the layers."""
+
+    class Nothing(Accelerated):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if _has_any_global_hook() else x
+
+    def replace_parts(model: nn.Module) -> Report:
+        replace(model[0], Nothing)
+        return Report([Entry("0", "convolution", "nothing")])
+
+    monkeypatch.setattr("deeplab_fast.acceleration.accelerating.replace_parts", replace_parts)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    _, report = accelerate_with_report(model, size=(2, 3))
+    assert report.before.flops == {"0": 2 * 9 * 6, "1": 2 * 9 * 6}
+    assert report.after.flops == {"": 2 * 9 * 6}
 
 
 def test_what_cannot_be_counted_has_a_line():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import (
+    acceleration_report,
     backbones,
     checkpoints,
     convolutions,
@@ -35,6 +36,7 @@ FAULTS: dict[str, list[Fault]] = {
         checkpoints,
         hub,
         training,
+        acceleration_report,
     )
     for path, faults in area.FAULTS.items()
 }
