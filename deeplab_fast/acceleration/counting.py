@@ -40,7 +40,8 @@ class Cost(NamedTuple):
         flops: floating-point operations of convolutions and matrix products by qualified name of
             the module that computes them. A multiply-add counts as two.
         padding: the products with padding among them, in dilated convolutions.
-        skipped: those that a CUDA kernel of this package skips.
+        skipped: those of dense convolutions that run in an op of this package. Its CUDA kernels
+            skip most of them.
         traffic: bytes that other operations read and write, by the names in :data:`PASSES`.
     """
 
@@ -130,6 +131,10 @@ class _Convolution(NamedTuple):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
 
+    @property
+    def is_dense(self) -> bool:
+        return self.input[1] == self.weight[1]
+
     def flops(self) -> int:
         batch, _, height, width = self.output
         return 2 * batch * height * width * torch.Size(self.weight).numel()
@@ -169,7 +174,7 @@ class _Counter(TorchDispatchMode):
                 self.cost.flops[layer] += convolution.flops()
                 if on_padding := convolution.flops_on_padding():
                     self.cost.padding[layer] += on_padding
-                    self.cost.skipped[layer] += on_padding
+                    self.cost.skipped[layer] += on_padding * convolution.is_dense
         elif formula := self._formulas.get(function._overloadpacket):
             self.cost.flops[layer] += formula(*args, **kwargs, out_val=output)
             if op == "convolution" and args[0].dim() == 4 and not args[6]:

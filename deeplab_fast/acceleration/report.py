@@ -89,8 +89,11 @@ class Report(NamedTuple):
         rows = [("part", "kind", "GFLOP", "share", "padding", "what runs")]
         for (title, kind, result), indices in zip(keys, groups.values()):
             part, on_padding = (sum(counts[i] for i in indices) for counts in (flops, padding))
-            numbers = _giga(part), _percent(part, total), _percent(on_padding, part)
-            rows.append((title, kind, *(numbers if part else ("", "", "")), result))
+            numbers = ("", "", "")
+            if part:
+                padded = _percent(on_padding, part) if on_padding else ""
+                numbers = _giga(part), _percent(part, total), padded
+            rows.append((title, kind, *numbers, result))
         if rest := total - sum(flops):
             numbers = _giga(rest), _percent(rest, total), ""
             rows.append(("everything else", "", *numbers, "as before"))
@@ -118,11 +121,15 @@ def _flops_in_words(report: Report, before: Cost) -> str:
     total = sum(before.flops.values())
     by_entry = zip(report.entries, report._by_entry(before.flops))
     replaced = sum(flops for entry, flops in by_entry if entry.replacement is not None)
-    of_replaced = f", of which {_giga(replaced)} ({_percent(replaced, total)}) in replaced parts"
+    of_replaced = ""
+    if replaced:
+        of_replaced = (
+            f", of which {_giga(replaced)} ({_percent(replaced, total)}) in replaced parts"
+        )
     lines = [
         f"Forward pass of one image of {'x'.join(map(str, before.shape))}, with the products with "
         "padding:",
-        f"  {_giga(total)} GFLOP in the original{of_replaced if report.replaced() else ''}",
+        f"  {_giga(total)} GFLOP in the original{of_replaced}",
     ]
     if report.after is not None:
         lines += _savings(report, total, report.after)
@@ -138,8 +145,8 @@ def _savings(report: Report, total: int, after: Cost) -> Iterator[str]:
         yield f"  {_giga(abs(saved))} GFLOP ({_percent(abs(saved), total)}) {change} now{why}"
     if skipped := sum(after.skipped.values()):
         yield (
-            f"  {_giga(skipped)} GFLOP ({_percent(skipped, total)}) of products with padding that "
-            "the CUDA kernels skip; oneDNN, on a CPU, does not"
+            f"  {_giga(skipped)} GFLOP ({_percent(skipped, total)}) are products with padding; the "
+            "CUDA kernels skip most of them, oneDNN none"
         )
 
 
@@ -164,4 +171,4 @@ def _mega(number: int) -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}%" if part else ""
+    return f"{100 * part / whole:.1f}%"
