@@ -247,8 +247,8 @@ def test_table():
         "Forward pass of one image of 3x64x96, with the products with padding:",
         "  4.00 GFLOP in the original, of which 3.00 (75.0%) in replaced parts",
         "  0.50 GFLOP (12.5%) fewer now (ASPP projects its pooled branch once per image)",
-        "  0.75 GFLOP (18.8%) are products with padding; the CUDA kernels skip most of them, oneDNN "
-        "none",
+        "  0.75 GFLOP (18.8%) are products with padding; the CUDA kernels skip most of them, "
+        "oneDNN none",
         "",
         "MB read and written by  original  now",
         "batch norm                   8.0  0.0",
