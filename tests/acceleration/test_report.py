@@ -321,3 +321,5 @@ def test_names_of_the_parts_are_those_of_the_layers():
         any(entry.contains(layer) for entry in report.entries) for layer in report.before.flops
     )
     assert report.after.traffic["batch norm"] == 0 < report.before.traffic["batch norm"]
+    # predict reads small logits and writes labels, where forward writes large logits.
+    assert 2 * report.after.traffic["upsampling"] < report.before.traffic["upsampling"]
