@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deeplab_fast.acceleration.flops import conv_flops
+
 
 class Shape(NamedTuple):
     name: str
@@ -38,34 +40,6 @@ ALL = (VOC_OS16, VOC_OS8, ADE_OS8, CITYSCAPES_OS16, CITYSCAPES_OS8)
 
 # --tiny: takes a moment, for the tests.
 TINY = Shape("tiny", (33, 33), 5, 8, (2, 6), in_channels=16, channels=8)
-
-
-def taps(size: int, dilation: int = 1, kernel: int = 3, stride: int = 1) -> int:
-    """Taps inside the image, over all outputs of a 1-D convolution with "same" padding.
-
-    A 2-D convolution has ``taps(height) * taps(width)``. A library that also multiplies padding
-    computes ``kernel`` taps per output and dimension.
-    """
-    offsets = [(k - kernel // 2) * dilation for k in range(kernel)]
-    return sum(0 <= pixel + o < size for pixel in range(0, size, stride) for o in offsets)
-
-
-def conv_flops(
-    batch: int,
-    in_channels: int,
-    channels: int,
-    size: tuple[int, int],
-    dilation: int = 1,
-    kernel: int = 3,
-    stride: int = 1,
-) -> int:
-    """Floating-point operations of a dilated convolution; a multiply-add counts as two.
-
-    Products with zero padding are not counted. For a grouped convolution ``in_channels`` is that of
-    one group. The gradients of the input and of the weight take as many operations each.
-    """
-    height, width = (taps(length, dilation, kernel, stride) for length in size)
-    return 2 * batch * in_channels * channels * height * width
 
 
 def aspp_flops(shape: Shape, batch: int) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._io.tables import aligned
 from . import dispatch_table, race, registry
 from .arguments import shapes
 from .calls import running_layers
@@ -31,11 +32,7 @@ class Explanation(list[Line]):
         if not self:
             return "the model calls no op of deeplab_fast"
         rows = [Line._fields, *(line._replace(layer=line.layer or "(model)") for line in self)]
-        *widths, _ = (max(map(len, column)) for column in zip(*rows))
-        return "\n".join(
-            "  ".join([*(f"{text:{width}}" for text, width in zip(row, widths)), row[-1]])
-            for row in rows
-        )
+        return aligned(rows)
 
 
 def explain(model: nn.Module, images: Tensor) -> Explanation:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import (
     acceleration_bench,
+    acceleration_report,
     backbones,
     checkpoints,
     convolutions,
@@ -37,6 +38,7 @@ FAULTS: dict[str, list[Fault]] = {
         hub,
         training,
         acceleration_bench,
+        acceleration_report,
     )
     for path, faults in area.FAULTS.items()
 }

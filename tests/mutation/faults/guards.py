@@ -20,6 +20,7 @@ class Fault(NamedTuple):
 
 
 ALLOCATOR = Guard("test_allocator.py")
+ACCELERATE_REPORT = Guard("test_report.py test_accelerate_report.py")
 ARGMAX = Guard("test_upsample_argmax_rules.py test_upsample_argmax.py emulated")
 ARGMAX_CPU = Guard(
     "test_upsample_argmax_rules.py test_upsample_argmax.py "
@@ -163,6 +164,11 @@ GUARDS = {
     "deeplab_fast/backends/explanation.py": Guard("test_explanation.py"),
     "deeplab_fast/backends/tuning.py": TUNING,
     "deeplab_fast/backends/calls.py": TUNING,
+    "deeplab_fast/acceleration/accelerating.py": ACCELERATE_REPORT,
+    "deeplab_fast/acceleration/counting.py": ACCELERATE_REPORT,
+    "deeplab_fast/acceleration/flops.py": ACCELERATE_REPORT,
+    "deeplab_fast/acceleration/report.py": ACCELERATE_REPORT,
+    "deeplab_fast/cli/accelerate_report.py": ACCELERATE_REPORT,
     "deeplab_fast/cli/train.py": Guard(
         "test_training.py deeplabv3plus or another_network or contradict or wrong_atrous or default"
     ),
