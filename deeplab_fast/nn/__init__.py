@@ -3,6 +3,7 @@
 from .aspp import ASPP
 from .conv import Conv2d, SeparableConv2d, conv_norm_relu
 from .deferred import deferred_upsampling
+from .dice import UpsampleDiceLoss
 from .loss import UpsampleCrossEntropyLoss, UpsampleFocalLoss
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Conv2d",
     "SeparableConv2d",
     "UpsampleCrossEntropyLoss",
+    "UpsampleDiceLoss",
     "UpsampleFocalLoss",
     "conv_norm_relu",
     "deferred_upsampling",
