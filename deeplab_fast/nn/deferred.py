@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
 
 from ..ops import _transforms
 
@@ -138,7 +139,7 @@ _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 def _change_shape(func: Any, args: Any, kwargs: Any) -> None:
     """Give a deferred tensor the new shape after an operation such as ``transpose_``."""
     was_included = torch._C._meta_in_tls_dispatch_include()
-    with torch.utils._mode_utils.no_dispatch():
+    with no_dispatch():
         torch._C._set_meta_in_tls_dispatch_include(True)
         try:
             func(*args, **kwargs)
