@@ -422,6 +422,27 @@ def test_operations_that_only_read_leave_it_pending():
     assert output.is_pending
 
 
+def test_output_of_a_function_with_a_graph_of_its_own():
+    """The function's gradient replaces that of the interpolation."""
+
+    class Upsample(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, input):
+            with torch.enable_grad():
+                return upsample(input.detach().requires_grad_())
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 5 * torch.ones(SHAPE)
+
+    input = torch.randn(SHAPE, requires_grad=True)
+    with deferred_upsampling():
+        output = Upsample.apply(input)
+    assert not output.is_pending
+    UpsampleCrossEntropyLoss()(output, torch.zeros(2, 16, 24, dtype=torch.int64)).backward()
+    assert torch.equal(input.grad, 5 * torch.ones(SHAPE))
+
+
 def test_output_of_a_reentrant_checkpoint_keeps_its_gradient():
     """Its logits were computed without a gradient."""
     target = torch.zeros(2, 16, 24, dtype=torch.int64)
