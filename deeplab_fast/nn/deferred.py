@@ -83,7 +83,6 @@ class DeferredUpsampling(Tensor):
         """The values, without a gradient. Computed once."""
         if "_result" not in vars(self):
             with (
-                torch._C.DisableTorchFunction(),
                 torch.inference_mode(False),
                 torch.no_grad(),
                 torch.autocast(self.device.type, enabled=False),
@@ -188,11 +187,9 @@ class _Defer(torch.autograd.Function):
 
 def _interpolate(logits: Tensor, interpolation: Interpolation) -> Tensor:
     size, scale_factors, align_corners = interpolation
-    if scale_factors is None:
-        return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
-    return F.interpolate(
-        logits, scale_factor=scale_factors, mode="bilinear", align_corners=align_corners
-    )
+    arguments = {"size": size} if scale_factors is None else {"scale_factor": scale_factors}
+    with torch._C.DisableTorchFunction():  # otherwise deferred_upsampling defers this call, too
+        return F.interpolate(logits, **arguments, mode="bilinear", align_corners=align_corners)
 
 
 class deferred_upsampling(TorchFunctionMode):
@@ -207,7 +204,8 @@ class deferred_upsampling(TorchFunctionMode):
 
     Nothing is deferred by torch.compile, torch.export, torch.jit.trace, torch.func transforms,
     forward-mode differentiation and dispatch modes, on other devices than CPUs and CUDA GPUs, and
-    for subclasses of Tensor. The context belongs to the thread that enters it.
+    for subclasses of Tensor. A compiled function runs uncompiled on a deferred tensor, or raises an
+    error with ``fullgraph=True``. The context belongs to the thread that enters it.
 
     >>> with deferred_upsampling():
     ...     loss = UpsampleCrossEntropyLoss(ignore_index=255)(model(images), target)

@@ -26,8 +26,6 @@ FAULTS: dict[str, list[Fault]] = {
             "elif func in _HOOKS:\n            args[0]._is_exposed = True",
             "elif func in _HOOKS:\n            pass",
         ),
-        Fault("each run gives new memory", "not in vars(self)", "is not None"),
-        Fault("autocast at the first use", "enabled=False", "enabled=True"),
         Fault(
             "the shape stays after transpose_",
             "if changes_shape:",
