@@ -5,7 +5,13 @@ from importlib.metadata import version
 from .acceleration import accelerate, restore
 from .backends import available_backends, backend
 from .models import DeepLabV3, DeepLabV3Plus
-from .nn import ASPP, UpsampleCrossEntropyLoss, deferred_upsampling
+from .nn import (
+    ASPP,
+    UpsampleCrossEntropyLoss,
+    UpsampleDiceLoss,
+    UpsampleFocalLoss,
+    deferred_upsampling,
+)
 from .ops import (
     aspp,
     dilated_conv2d,
@@ -21,6 +27,8 @@ __all__ = [
     "DeepLabV3",
     "DeepLabV3Plus",
     "UpsampleCrossEntropyLoss",
+    "UpsampleDiceLoss",
+    "UpsampleFocalLoss",
     "accelerate",
     "aspp",
     "available_backends",

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..ops.upsample_cross_entropy import upsample_cross_entropy
+from .deferred import DeferredUpsampling
 
 
 class UpsampleCrossEntropyLoss(nn.Module):
     """Cross entropy of bilinearly upsampled logits, without logits at full resolution.
 
     Replaces ``F.interpolate`` followed by :class:`torch.nn.CrossEntropyLoss`, and computes in
-    float32; see :func:`deeplab_fast.upsample_cross_entropy`.
+    float32; see :func:`deeplab_fast.upsample_cross_entropy`. Takes either the logits before the
+    upsampling or, within :func:`deeplab_fast.deferred_upsampling`, the output of a model that
+    upsamples them itself.
+
+    The call is that of the losses of segmentation_models_pytorch, ``loss(logits, masks)``. Its
+    ``SoftCrossEntropyLoss(smooth_factor=s)`` is this loss with ``label_smoothing=s``, but its
+    "mean" divides by the number of all pixels, the ignored ones too. That value is
+    ``UpsampleCrossEntropyLoss(reduction="sum", ...)(logits, masks) / masks.numel()``.
+    mmsegmentation's loss is :class:`deeplab_fast.nn.mmsegmentation.UpsampleCrossEntropyLoss`.
 
     Args:
         weight: floating [C], one factor per class, or None. A buffer of the module.
         ignore_index: label of the pixels that do not contribute to the loss.
         reduction: "mean", "sum", or "none" for the loss of every pixel.
         label_smoothing: fraction of each target spread evenly over all classes, 0 to 1.
-        align_corners: convention of the upsampling, as in F.interpolate.
+        align_corners: convention of the upsampling, as in F.interpolate. Deferred upsampling has
+            its own.
 
-    Input logits [N, C, H, W], floating, and target [N, height, width] int64; output float32, a
-    scalar or, with reduction "none", [N, height, width].
+    Input logits [N, C, H, W], floating, and target [N, height, width] or [N, 1, height, width], of
+    an integer dtype; output float32, a scalar or, with reduction "none", [N, height, width].
 
     Raises:
         ValueError, TypeError, IndexError: in ``forward``, as
             :func:`deeplab_fast.upsample_cross_entropy` does; the message names the argument.
+        ValueError: the target has another size than the deferred result.
 
     >>> criterion = UpsampleCrossEntropyLoss(ignore_index=255)
     >>> loss = criterion(model.logits(images)["out"], target)
@@ -49,6 +61,7 @@ class UpsampleCrossEntropyLoss(nn.Module):
         self.align_corners = align_corners
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits, target, align_corners = before_upsampling(logits, target, self.align_corners)
         return upsample_cross_entropy(
             logits,
             target,
@@ -56,5 +69,90 @@ class UpsampleCrossEntropyLoss(nn.Module):
             self.ignore_index,
             self.reduction,
             self.label_smoothing,
-            self.align_corners,
+            align_corners,
         )
+
+
+class UpsampleFocalLoss(nn.Module):
+    """Focal loss of bilinearly upsampled logits, without logits at full resolution.
+
+    The loss of a pixel is ``(1 - p) ** gamma * -log(p)``, where p is the softmax probability of its
+    class: equation 4 of Lin et al., Focal Loss for Dense Object Detection, 2017, for several
+    classes. It is computed from the cross entropy ``-log(p)`` of every pixel in float32.
+
+    It replaces ``F.interpolate`` followed by the ``FocalLoss`` of DeepLabV3Plus-Pytorch (VainF),
+    whose ``alpha`` is a constant factor. ``FocalLoss("multiclass")`` of segmentation_models_pytorch
+    is another function, a sum of binary losses of the sigmoid of each class.
+
+    Args:
+        gamma: exponent, at least 0, which gives the cross entropy.
+        ignore_index: label of the pixels that do not contribute to the loss.
+        reduction: "mean" over all pixels, the ignored ones too; "sum"; or "none" for the loss of
+            every pixel.
+        align_corners: convention of the upsampling, as in F.interpolate. Deferred upsampling has
+            its own.
+
+    Inputs, output and errors are those of :class:`UpsampleCrossEntropyLoss`.
+
+    >>> criterion = UpsampleFocalLoss(ignore_index=255)
+    >>> loss = criterion(model.logits(images)["out"], target)
+    """
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        if not gamma >= 0:
+            raise ValueError(f"gamma: expected at least 0, got {gamma}")
+        if reduction not in ("none", "mean", "sum"):
+            raise ValueError(f"reduction: expected one of none, mean, sum, got {reduction!r}")
+        self.gamma = gamma
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.align_corners = align_corners
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits, target, align_corners = before_upsampling(logits, target, self.align_corners)
+        cross_entropy = upsample_cross_entropy(
+            logits,
+            target,
+            ignore_index=self.ignore_index,
+            reduction="none",
+            align_corners=align_corners,
+        )
+        # With gamma below 1 the power has no derivative at 0, where ignored pixels are.
+        tiny = torch.finfo(torch.float32).tiny
+        one_minus_p = (-torch.expm1(-cross_entropy)).clamp(min=tiny)
+        loss = one_minus_p**self.gamma * cross_entropy
+        if self.reduction == "none":
+            return loss
+        return loss.mean() if self.reduction == "mean" else loss.sum()
+
+
+def before_upsampling(
+    logits: Tensor, target: Tensor, align_corners: bool
+) -> tuple[Tensor, Tensor, bool]:
+    """Logits that remain to be upsampled to the size of the target, the target, align_corners.
+
+    The target becomes int64 [N, height, width] if its dtype is an integer one and its shape has at
+    most a further dimension of size 1.
+    """
+    if isinstance(target, Tensor):
+        if target.dim() == 4 and target.size(1) == 1:
+            target = target.squeeze(1)
+        if target.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+            target = target.long()
+    if isinstance(logits, DeferredUpsampling):
+        if target.shape[1:] != logits.shape[2:]:
+            expected = [logits.size(0), *logits.shape[2:]]
+            raise ValueError(
+                f"target: expected {expected}, the size of the upsampled logits, got shape "
+                f"{tuple(target.shape)}"
+            )
+        if logits.is_pending and logits.interpolation.scale_factors is None:
+            return logits.logits, target, logits.interpolation.align_corners
+    return logits, target, align_corners

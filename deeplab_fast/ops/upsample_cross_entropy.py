@@ -67,7 +67,7 @@ def upsample_cross_entropy(
     >>> upsample_cross_entropy(logits, torch.randint(21, (1, 513, 513))).backward()
     """
     check_logits(logits)
-    _check_target(logits, target)
+    check_target(logits, target)
     if weight is not None:
         _check_weight(logits, weight)
     ignore_index = integer(ignore_index, "ignore_index")
@@ -88,7 +88,7 @@ def upsample_cross_entropy(
     return loss
 
 
-def _check_target(logits: Tensor, target: Tensor) -> None:
+def check_target(logits: Tensor, target: Tensor) -> None:
     check_tensor(target, "target")
     if target.dim() != 3 or target.size(0) != logits.size(0) or 0 in target.shape[1:]:
         raise ValueError(

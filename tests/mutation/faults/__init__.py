@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import (
     acceleration_bench,
+    acceleration_loss,
     acceleration_report,
     backbones,
     checkpoints,
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 FAULTS: dict[str, list[Fault]] = {
     path: faults
     for area in (
+        acceleration_loss,
         upsampling,
         convolutions,
         decoder,

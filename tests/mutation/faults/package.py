@@ -1218,18 +1218,6 @@ FAULTS: dict[str, list[Fault]] = {
             'mode="bilinear", align_corners=False',
         ),
     ],
-    "deeplab_fast/nn/loss.py": [
-        Fault(
-            "the weight is no buffer",
-            'self.register_buffer("weight", weight)',
-            "self.weight = weight",
-        ),
-        Fault("weight ignored", "            self.weight,\n", "            None,\n"),
-        Fault("ignore_index ignored", "            self.ignore_index,\n", "            -100,\n"),
-        Fault("reduction ignored", "            self.reduction,\n", '            "mean",\n'),
-        Fault("smoothing ignored", "            self.label_smoothing,\n", "            0.0,\n"),
-        Fault("align_corners ignored", "            self.align_corners,\n", "            False,\n"),
-    ],
     "deeplab_fast/ops/_arguments.py": [
         Fault("False of NumPy is True", "return bool(value)", "return True"),
         Fault(

@@ -1,0 +1,78 @@
+"""Dice loss as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..ops._arguments import check_logits
+from ..ops.upsample_class_sums import upsample_class_sums
+from ..ops.upsample_cross_entropy import check_target
+from .loss import before_upsampling
+
+
+class UpsampleDiceLoss(nn.Module):
+    """Soft Dice loss of bilinearly upsampled logits, without probabilities at full resolution.
+
+    Replaces ``F.interpolate`` followed by ``DiceLoss("multiclass")`` of
+    segmentation_models_pytorch. With sums over all pixels of the batch that are not ignored, the
+    score of a class is ``(sum(p * t) + smooth) / ((sum(p) + sum(t)) / 2 + smooth)``, with the
+    softmax probabilities p and t = 1 at pixels of the class. The loss is the mean over classes of 1
+    minus the score, or of minus its logarithm. Classes without a pixel contribute 0.
+
+    The logits are upsampled a few rows at a time, and again for the gradient; half precision
+    computes in float32. Lovasz losses sort the probabilities of all pixels, so that they need all
+    of them: use those of segmentation_models_pytorch.
+
+    Args:
+        classes: indices of the classes that count, or None for all.
+        log_loss: minus the logarithm of the score, instead of 1 minus the score.
+        smooth: as in the formula, at least 0.
+        ignore_index: label of the pixels that do not contribute to the loss.
+        eps: smallest divisor, and smallest score for the logarithm.
+        align_corners: convention of the upsampling, as in F.interpolate. Deferred upsampling has
+            its own.
+
+    Inputs are those of :class:`UpsampleCrossEntropyLoss`; the output is a scalar. Differentiable
+    once.
+
+    Raises:
+        ValueError: a shape does not fit.
+        TypeError: logits are not floating or target is not an integer tensor.
+        IndexError: on the CPU, a target is neither a class nor ignore_index.
+
+    >>> criterion = UpsampleDiceLoss(ignore_index=255)
+    >>> loss = criterion(model.logits(images)["out"], target)
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[int] | None = None,
+        log_loss: bool = False,
+        smooth: float = 0.0,
+        ignore_index: int = -100,
+        eps: float = 1e-7,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.log_loss = log_loss
+        self.smooth = smooth
+        self.ignore_index = ignore_index
+        self.eps = eps
+        self.align_corners = align_corners
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits, target, align_corners = before_upsampling(logits, target, self.align_corners)
+        check_logits(logits)
+        check_target(logits, target)
+        of_target, of_all = upsample_class_sums(logits, target, self.ignore_index, align_corners)
+        labels = target[target != self.ignore_index]
+        pixels = torch.bincount(labels, minlength=logits.size(1)).to(of_all.dtype)
+        divisor = ((of_all + pixels) / 2 + self.smooth).clamp(min=self.eps)
+        score = (of_target + self.smooth) / divisor
+        loss = -score.clamp(min=self.eps).log() if self.log_loss else 1 - score
+        loss = loss * (pixels > 0)
+        return loss.mean() if self.classes is None else loss[list(self.classes)].mean()
