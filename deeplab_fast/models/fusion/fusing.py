@@ -60,7 +60,14 @@ def fuse_with_report(
     module: nn.Module, outputs: Collection[str] | None = None
 ) -> tuple[nn.Module, Report]:
     """:func:`fuse`, and a report of what was fused."""
-    module = copy.deepcopy(module).eval()
+    return fuse_without_copy(copy.deepcopy(module), outputs)
+
+
+def fuse_without_copy(
+    module: nn.Module, outputs: Collection[str] | None = None
+) -> tuple[nn.Module, Report]:
+    """:func:`fuse_with_report` of a module that nothing else needs, because it is changed."""
+    module.eval()
     for parameter in module.parameters():
         if parameter.is_leaf:  # those of a copied torch.jit module are not
             parameter.requires_grad_(False)

@@ -27,7 +27,13 @@ class FusedConv2d(nn.Module):
         bias: [K].
         stride, padding, dilation: (vertical, horizontal).
         activation: "none", "relu" or "relu6".
+
+    Attributes:
+        has_norm, has_residual: whether a batch norm is folded in, and a residual added, for
+            reports.
     """
+
+    has_norm = has_residual = False
 
     def __init__(
         self,

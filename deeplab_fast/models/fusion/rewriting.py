@@ -26,7 +26,7 @@ from .layers import (
     is_timms,
     unsupported_reason,
 )
-from .module import FusedModule, container, fused_copy, steps_of
+from .module import FusedModule, Steps, container, fused_copy, steps_of
 
 
 class Rewriting:
@@ -72,13 +72,23 @@ class Rewriting:
         is_usable = module is not None and is_plain(module) and str(node.target) not in self.read
         return module if is_usable else None
 
-    def drop_outputs(self, names: Collection[str]) -> None:
+    def drop_outputs(self, names: Collection[str]) -> bool:
+        """Return only some entries of a dict. False if that changes nothing or leaves none."""
         *_, output = self.graph.nodes
         (value,) = output.args
-        if isinstance(value, fx.Node) and value.target is OrderedDict:
-            value.args = ([pair for pair in value.args[0] if pair[0] in names],)  # type: ignore
-        elif isinstance(value, dict):
-            output.args = ({name: value[name] for name in value if name in names},)
+        is_ordered = isinstance(value, fx.Node) and value.target is OrderedDict
+        entries: Any = value.args[0] if is_ordered else value  # type: ignore[union-attr]
+        if not (is_ordered or isinstance(value, dict)):
+            return False
+        entries = dict(entries)
+        needed = {name: entries[name] for name in entries if name in names}
+        if not needed or len(needed) == len(entries):
+            return False
+        if is_ordered:
+            value.args = (list(needed.items()),)  # type: ignore[union-attr]
+        else:
+            output.args = (needed,)
+        return True
 
     def drop_no_ops(self) -> None:
         for node in self.graph.nodes:
@@ -156,6 +166,7 @@ class Rewriting:
         layer = fused_layer(conv, norm)
         first: Any = self.folded.setdefault((conv, norm), layer)
         layer.weight, layer.bias = first.weight, first.bias
+        layer.has_norm = norm is not None
         return layer
 
     def fuse_activation(self, node: fx.Node, layer: FusedConv2d) -> None:
@@ -195,6 +206,7 @@ class Rewriting:
         layer, conv, residual = min(candidates, key=lambda found: max(found[0].geometry[0]))
         with self.graph.inserting_before(node):
             fused = self.call(conv.target, layer, *conv.args, residual, False)  # type: ignore
+        layer.has_residual = True
         self.replace(node, fused)
         self.graph.erase_node(conv)  # type: ignore[arg-type]
         self.fuse_activation(fused, layer)
@@ -291,19 +303,27 @@ class Rewriting:
                 named[node.target] = layer
             elif node.target not in named:
                 named[str(node.target)] = self.modules[str(node.target)]
-        fused = fused_copy(self.root, steps_of(self.graph))
+        attributes = [node for node in self.graph.nodes if node.op == "get_attr"]
+        steps = steps_of(self.graph)
+        fused = fused_copy(self.root, steps, self.main_steps())
         for name, module in named.items():
             *path, last = name.split(".")
             container(fused, path).add_module(last, module)
-        for node in self.graph.nodes:
-            if node.op == "get_attr":
-                *path, name = str(node.target).split(".")
-                members = vars(self.modules[".".join(path)])
-                owner = container(fused, path)
-                for kind in ("_parameters", "_buffers"):
-                    if name in members[kind]:
-                        vars(owner)[kind][name] = members[kind][name]
+        for node in attributes:
+            *path, name = str(node.target).split(".")
+            members = vars(self.modules[".".join(path)])
+            owner = container(fused, path)
+            for kind in ("_parameters", "_buffers"):
+                if name in members[kind]:
+                    vars(owner)[kind][name] = members[kind][name]
         return fused
+
+    def main_steps(self) -> Steps | None:
+        """The steps that compute the entry "out" of a dict. None if there is no other entry."""
+        if not self.drop_outputs(("out",)):
+            return None
+        self.drop_dead_code()
+        return steps_of(self.graph)
 
 
 def _free_name(name: str, layer: nn.Module, kept: set[str], named: dict[str, nn.Module]) -> str:

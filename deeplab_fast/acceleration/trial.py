@@ -1,0 +1,122 @@
+"""A trial run of a network without data, which shows how its output is made."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..models.fusion import FusedConv2d
+from ..nn.deferred import DeferredUpsampling, Interpolation, deferred_upsampling
+from .labels import logits_of, resize_of
+
+_SIGMOIDS = (
+    torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.sigmoid,
+    torch.special.expit,
+)  # fmt: skip
+# Sizes of the images. Many networks need multiples of 32, and some have one size only.
+_SIZES = (256, 224, 384, 512, 640)
+
+
+class Trial(NamedTuple):
+    """What the trial run of a network showed.
+
+    Attributes:
+        memory_format: the format that images should have. Code that calls ``view`` may need
+            torch.contiguous_format.
+        resize: a description of the final resize, "" if it is unknown.
+        failure: why it is unknown.
+        ends_with_sigmoid: True if the output consists of probabilities, None if that is unknown.
+    """
+
+    memory_format: torch.memory_format
+    resize: str
+    failure: str
+    ends_with_sigmoid: bool | None
+
+
+class _Sigmoids(TorchFunctionMode):
+    """Context that collects the results of sigmoids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _SIGMOIDS:
+            self.results.append(result)
+        return result
+
+
+def trial_of(network: nn.Module) -> Trial:
+    """Run ``network`` on meta tensors of a few sizes. No data is read or copied."""
+    on_meta, failure = _on_meta(network), ""
+    for size in _SIZES:
+        for memory_format in (torch.channels_last, torch.contiguous_format):
+            try:
+                first = _run(on_meta, (size, size), memory_format)
+            except Exception as error:
+                failure = failure or f"{type(error).__name__}: {error}".partition("\n")[0]
+                continue
+            second = None
+            with contextlib.suppress(Exception):
+                second = _run(on_meta, (size, 2 * size), memory_format)
+            resize = _described(first, (size, size), second)
+            return Trial(memory_format, resize, "", first.ends_with_sigmoid)
+    return Trial(torch.contiguous_format, "", failure, None)
+
+
+def _on_meta(network: nn.Module) -> nn.Module:
+    """A copy on the device "meta", made without a copy of the weights."""
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        on_meta = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        memo[id(parameter)] = on_meta
+    for buffer in network.buffers():
+        memo[id(buffer)] = buffer.detach().to("meta")
+    return copy.deepcopy(network, memo)
+
+
+class _Run(NamedTuple):
+    resize: Interpolation | None
+    is_second: bool  # the resize is of another resize
+    ends_with_sigmoid: bool
+
+
+@torch.no_grad()
+def _run(network: nn.Module, size: tuple[int, int], memory_format: torch.memory_format) -> _Run:
+    layer: Any = next(m for m in network.modules() if isinstance(m, (nn.Conv2d, FusedConv2d)))
+    weight = layer.weight
+    groups = layer.geometry[-1] if isinstance(layer, FusedConv2d) else layer.groups
+    images = torch.empty(1, weight.size(1) * groups, *size, dtype=weight.dtype, device="meta")
+    with deferred_upsampling(), _Sigmoids() as sigmoids:
+        logits = logits_of(network(images.contiguous(memory_format=memory_format)))
+    is_deferred = isinstance(logits, DeferredUpsampling) and logits.is_pending
+    is_second = is_deferred and isinstance(logits.logits, DeferredUpsampling)  # type: ignore
+    low, resize = resize_of(logits, images)
+    return _Run(resize, is_second, any(x is logits or x is low for x in sigmoids.results))
+
+
+def _described(first: _Run, size: tuple[int, int], second: _Run | None) -> str:
+    """The final resize of two runs, of images of ``size`` and of twice the width."""
+    if first.resize is None:
+        return "none: the output has the images' size"
+    to, scale_factors, align_corners = first.resize
+    height, width = size
+    wide = second.resize.size if second and second.resize else None
+    if scale_factors:
+        vertical, horizontal = scale_factors
+        factors = f"{vertical:g}" if vertical == horizontal else f"{vertical:g} and {horizontal:g}"
+        text = f"by a factor of {factors}"
+    elif to == size and wide in (None, (height, 2 * width)):
+        text = "to the images' size"
+    else:
+        text = f"to {to[0]}x{to[1]}" if wide in (None, to) else "to a size of the model"
+    text = f"bilinear {text}, align_corners={align_corners}, fused with argmax"
+    return f"{text}; the resize before it is computed" if first.is_second else text
