@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..backends import registry
+from ..models.deeplab import DeepLab
 from ..models.fusion import FusedModule, fuse_without_copy
 from ..models.inference import InferenceModel
-from ..models.segmentation import SegmentationModel
 from ..nn.deferred import deferred_upsampling
 from ..ops import _transforms
 from ..ops._arguments import check_tensor
@@ -174,8 +174,8 @@ def prepare(model: nn.Module) -> tuple[nn.Module, Report]:
         reason = f"it cannot be copied: {error}"
         return model, Report([Entry("", "model", None, reason.partition("\n")[0])])
     restore_parts(original)
-    if isinstance(original, SegmentationModel) and hasattr(original, "prepare_for_inference"):
-        prepared: nn.Module = original.prepare_for_inference()
+    if isinstance(original, DeepLab):
+        prepared = original.prepare_for_inference()
         return prepared, Report([Entry("", "model", "prepare_for_inference()")])
     counts = {name: type(module) for name, module in original.named_modules()}
     network, fused = fuse_without_copy(original)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ...ops.upsample import upsample
-from ..backbones.mobilenet_v2 import SameConv2d, pad_same
 from . import calls
 from .calls import between, is_call_of, is_no_dropout, is_view, only_user
 from .layers import (
@@ -24,6 +23,7 @@ from .layers import (
     fused_layer,
     is_plain,
     is_timms,
+    padding_before,
     unsupported_reason,
 )
 from .module import FusedModule, Steps, container, fused_copy, steps_of
@@ -150,8 +150,9 @@ class Rewriting:
         layer = self.fused_layer(conv, norm)
         (input,) = node.args
         with self.graph.inserting_before(node):
-            if isinstance(conv, SameConv2d):
-                input = self.graph.call_function(pad_same, (input,))
+            if padding := padding_before(conv):
+                function, *options = padding
+                input = self.graph.call_function(function, (input, *options))
             fused = end = self.call(node.target, layer, input)  # type: ignore[arg-type]
             if norm is not None and is_timms(norm) and type(norm.act) is not nn.Identity:
                 end = self.graph.call_module(f"{user.target}.act", (fused,))  # type: ignore
@@ -159,7 +160,29 @@ class Rewriting:
         if norm is not None:
             self.replace(user, end)  # type: ignore
             end.args = (fused,) if end is not fused else end.args
+        self.fuse_padding(fused, layer)
         self.fuse_activation(fused, layer)
+
+    def fuse_padding(self, node: fx.Node, layer: FusedConv2d) -> None:
+        """Let ``node``, a call of ``layer``, pad its input itself if that is padded evenly."""
+        pad: Any = node.args[0]
+        if (
+            not is_call_of(pad, (F.pad,))
+            or only_user(pad) is not node
+            or pad.kwargs
+            or len(pad.args) != 2
+            or not all(self.is_pure(other) or is_view(other) for other in between(pad, node))
+        ):
+            return
+        input, padding = pad.args
+        if not (len(padding) == 4 and all(type(p) is int and p >= 0 for p in padding)):
+            return
+        left, right, top, bottom = padding
+        if (left, top) == (right, bottom):
+            stride, (vertical, horizontal), *others = layer.geometry
+            layer.set_geometry(stride, (vertical + top, horizontal + left), *others)
+            node.args = (input,)
+            self.graph.erase_node(pad)
 
     def fused_layer(self, conv: Any, norm: Any) -> FusedConv2d:
         """A fused convolution. Calls of the same convolution and norm share the weights."""

@@ -13,10 +13,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 
 from ...nn import ASPP
+from ..backbones.mobilenet_v2 import pad_same
 from .calls import OPERATORS, OWN_FUNCTIONS, PURE_MODULES, TENSOR_FUNCTIONS, is_call_of
 from .layers import NO_OPS, can_fold, is_hooked, is_plain
 
@@ -72,13 +74,33 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, modules: Mapping[str, nn.Module], leaves: Collection[nn.Module]) -> None:
-        super().__init__(autowrap_functions=OWN_FUNCTIONS)
+        self.same_paddings = _same_paddings_of_transformers()
+        super().__init__(autowrap_functions=(*OWN_FUNCTIONS, *self.same_paddings))
         self.modules, self.leaves = modules, leaves
         self.failed: nn.Module | None = None  # the innermost module whose code cannot be traced
         self.autocast = _autocast()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, **options: Any) -> Any:
+        if target not in self.same_paddings:
+            return super().create_proxy(kind, target, args, kwargs, **options)
+        input, conv = args
+        return self.pad_as_transformers(input, conv)
+
+    def pad_as_transformers(self, input: Any, conv: nn.Conv2d) -> Any:
+        """A call of ``apply_tf_padding``, in functions that a graph may contain."""
+        kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
+        if any(d > 1 and (s > 1 or k % 2 == 0) for k, s, d in zip(kernel, stride, dilation)):
+            raise TraceError("this padding is not TensorFlow's")
+        if kernel == (1, 1):
+            return input
+        if stride == (1, 1) and all(k % 2 for k in kernel):
+            top, left = (d * (k // 2) for k, d in zip(kernel, dilation))
+            return self.create_proxy("call_function", F.pad, (input, (left, left, top, top)), {})
+        options = kernel, stride, dilation
+        return self.create_proxy("call_function", pad_same, (input, *options), {})
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _autocast() != self.autocast:
@@ -134,6 +156,13 @@ class _Tracer(fx.Tracer):
         ):
             raise TraceError("a tensor that forward makes may be another one in the next call")
         return super().create_arg(value)
+
+
+def _same_paddings_of_transformers() -> list[Callable[..., Any]]:
+    """Functions that pad as TensorFlow does, and whose code needs the size as an int."""
+    names = (f"transformers.models.{m}.modeling_{m}" for m in ("mobilenet_v1", "mobilenet_v2"))
+    functions = (getattr(sys.modules.get(name), "apply_tf_padding", None) for name in names)
+    return [function for function in functions if function is not None]
 
 
 def traced(module: nn.Module) -> fx.Graph | None:
