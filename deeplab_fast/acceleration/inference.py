@@ -46,6 +46,7 @@ class AcceleratedModel(nn.Module):
         self.network = network
         self.trial = trial
         self._has_finite_weights = _are_finite(network)
+        self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the original model in evaluation mode."""
@@ -95,6 +96,8 @@ class AcceleratedModel(nn.Module):
             raise ValueError(
                 f"images: expected [N, C, H, W] or [C, H, W], got {tuple(images.shape)}"
             )
+        if size is not None and torch.compiler.is_compiling():
+            return self._predict_without_compiler(images, size, dtype)
         network = self.network
         with deferred_upsampling():
             output = self._run(
@@ -102,6 +105,11 @@ class AcceleratedModel(nn.Module):
             )
             logits = logits_of(output)
         return labels_of(logits, images, size, dtype, self.trial.ends_with_sigmoid)
+
+    @torch.compiler.disable
+    def _predict_without_compiler(self, *args: Any) -> Tensor:
+        """:meth:`predict`, outside of the graph, in which no resize is deferred."""
+        return self.predict(*args)
 
     def _run(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """``function(*args, **kwargs)``, with NaN where the original has NaN."""

@@ -40,18 +40,28 @@ class Trial(NamedTuple):
     ends_with_sigmoid: bool | None
 
 
-class _Sigmoids(TorchFunctionMode):
-    """Context that collects the results of sigmoids."""
+class _Watch(TorchFunctionMode):
+    """Context that notes which results are probabilities, and which are resizes of a resize."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.results: list[Any] = []
+        self.probabilities: list[Any] = []
+        self.second_resizes: list[Any] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _SIGMOIDS:
-            self.results.append(result)
+            self.probabilities.append(result)
+        elif func is F.interpolate and args:
+            if _is_in(args[0], self.probabilities):
+                self.probabilities.append(result)
+            if isinstance(args[0], DeferredUpsampling):
+                self.second_resizes.append(result)
         return result
+
+
+def _is_in(value: Any, values: list[Any]) -> bool:
+    return any(value is other for other in values)
 
 
 def trial_of(network: nn.Module) -> Trial:
@@ -95,12 +105,12 @@ def _run(network: nn.Module, size: tuple[int, int], memory_format: torch.memory_
     weight = layer.weight
     groups = layer.geometry[-1] if isinstance(layer, FusedConv2d) else layer.groups
     images = torch.empty(1, weight.size(1) * groups, *size, dtype=weight.dtype, device="meta")
-    with deferred_upsampling(), _Sigmoids() as sigmoids:
+    with deferred_upsampling(), _Watch() as watch:
         logits = logits_of(network(images.contiguous(memory_format=memory_format)))
-    is_deferred = isinstance(logits, DeferredUpsampling) and logits.is_pending
-    is_second = is_deferred and isinstance(logits.logits, DeferredUpsampling)  # type: ignore
-    low, resize = resize_of(logits, images)
-    return _Run(resize, is_second, any(x is logits or x is low for x in sigmoids.results))
+    _, resize = resize_of(logits, images)
+    return _Run(
+        resize, _is_in(logits, watch.second_resizes), _is_in(logits, watch.probabilities)
+    )
 
 
 def _described(first: _Run, size: tuple[int, int], second: _Run | None) -> str:

@@ -339,6 +339,7 @@ class Rewriting:
             for kind in ("_parameters", "_buffers"):
                 if name in members[kind]:
                     vars(owner)[kind][name] = members[kind][name]
+        nn.Module.train(fused, False)
         return fused
 
     def main_steps(self) -> Steps | None:
