@@ -21,7 +21,7 @@ from .labels import labels_of, logits_of
 from .report import Entry, Report
 from .summary import entries_of
 from .training import restore_parts
-from .trial import Trial, trial_of
+from .trial import Trial, in_format, trial_of
 
 
 class AcceleratedModel(nn.Module):
@@ -114,17 +114,14 @@ class AcceleratedModel(nn.Module):
     def _run(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """``function(*args, **kwargs)``, with NaN where the original has NaN."""
         tensors = [x for x in tree_leaves((args, kwargs)) if _is_image(x)]
-        memory_format = self.trial.memory_format
+        in_channels_last = self.trial.in_channels_last
         args, kwargs = tree_map_only(
-            Tensor,
-            lambda x: x.contiguous(memory_format=memory_format) if _is_image(x) else x,
-            (args, kwargs),
+            Tensor, lambda x: in_format(x, in_channels_last) if _is_image(x) else x, (args, kwargs)
         )
         if not any(x.device.type == "cpu" for x in tensors):
             return function(*args, **kwargs)
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or _transforms.active():
             return self._with_nan_of(tensors, function(*args, **kwargs))
-        # Attributes of a tensor that has Inf or NaN cannot make the sum finite.
         is_finite = self._has_finite_weights and all(
             bool(x.sum(dtype=torch.float32).isfinite()) for x in tensors
         )

@@ -34,7 +34,7 @@ def logits_of(output: Any) -> Tensor:
             'four-dimensional tensor of a tuple, or as the entry "out" or "logits" of a dict, got '
             f"{_described(output)}"
         )
-    return logits  # type: ignore[no-any-return]
+    return logits
 
 
 def _are_logits(value: Any) -> bool:

@@ -27,14 +27,14 @@ class Trial(NamedTuple):
     """What the trial run of a network showed.
 
     Attributes:
-        memory_format: the format that images should have. Code that calls ``view`` may need
-            torch.contiguous_format.
+        in_channels_last: False if images must be contiguous, because code calls ``view``, or if the
+            trial failed. (torch.save cannot save a torch.memory_format.)
         resize: a description of the final resize, "" if it is unknown.
         failure: why it is unknown.
         ends_with_sigmoid: True if the output consists of probabilities, None if that is unknown.
     """
 
-    memory_format: torch.memory_format
+    in_channels_last: bool
     resize: str
     failure: str
     ends_with_sigmoid: bool | None
@@ -64,22 +64,27 @@ def _is_in(value: Any, values: list[Any]) -> bool:
     return any(value is other for other in values)
 
 
+def in_format(images: Tensor, in_channels_last: bool) -> Tensor:
+    memory_format = torch.channels_last if in_channels_last else torch.contiguous_format
+    return images.contiguous(memory_format=memory_format)
+
+
 def trial_of(network: nn.Module) -> Trial:
     """Run ``network`` on meta tensors of a few sizes. No data is read or copied."""
     on_meta, failure = _on_meta(network), ""
     for size in _SIZES:
-        for memory_format in (torch.channels_last, torch.contiguous_format):
+        for in_channels_last in (True, False):
             try:
-                first = _run(on_meta, (size, size), memory_format)
+                first = _run(on_meta, (size, size), in_channels_last)
             except Exception as error:
                 failure = failure or f"{type(error).__name__}: {error}".partition("\n")[0]
                 continue
             second = None
             with contextlib.suppress(Exception):
-                second = _run(on_meta, (size, 2 * size), memory_format)
+                second = _run(on_meta, (size, 2 * size), in_channels_last)
             resize = _described(first, (size, size), second)
-            return Trial(memory_format, resize, "", first.ends_with_sigmoid)
-    return Trial(torch.contiguous_format, "", failure, None)
+            return Trial(in_channels_last, resize, "", first.ends_with_sigmoid)
+    return Trial(False, "", failure, None)
 
 
 def _on_meta(network: nn.Module) -> nn.Module:
@@ -100,17 +105,16 @@ class _Run(NamedTuple):
 
 
 @torch.no_grad()
-def _run(network: nn.Module, size: tuple[int, int], memory_format: torch.memory_format) -> _Run:
+def _run(network: nn.Module, size: tuple[int, int], in_channels_last: bool) -> _Run:
     layer: Any = next(m for m in network.modules() if isinstance(m, (nn.Conv2d, FusedConv2d)))
     weight = layer.weight
     groups = layer.geometry[-1] if isinstance(layer, FusedConv2d) else layer.groups
     images = torch.empty(1, weight.size(1) * groups, *size, dtype=weight.dtype, device="meta")
+    images = in_format(images, in_channels_last)
     with deferred_upsampling(), _Watch() as watch:
-        logits = logits_of(network(images.contiguous(memory_format=memory_format)))
+        logits = logits_of(network(images))
     _, resize = resize_of(logits, images)
-    return _Run(
-        resize, _is_in(logits, watch.second_resizes), _is_in(logits, watch.probabilities)
-    )
+    return _Run(resize, _is_in(logits, watch.second_resizes), _is_in(logits, watch.probabilities))
 
 
 def _described(first: _Run, size: tuple[int, int], second: _Run | None) -> str:

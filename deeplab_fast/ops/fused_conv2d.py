@@ -88,7 +88,7 @@ def _runs_on_onednn(input: Tensor, weight: Tensor) -> bool:
         and not registry.is_tracing()
         and not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._get_tracing_state()  # type: ignore[no-untyped-call]
+        and not torch._C._get_tracing_state()
         and not _transforms.active()
         and not (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
         and not torch._C._is_any_autocast_enabled()

@@ -59,7 +59,9 @@ class FusedConv2d(nn.Module):
         groups: int,
     ) -> None:
         self.geometry = stride, padding, dilation, groups  # one attribute is faster than four
-        spans = (d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, self.weight.shape[2:], padding))
+        spans = (
+            d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, self.weight.shape[2:], padding)
+        )
         self._extents = self.weight.size(0), *spans
 
     def forward(
@@ -262,8 +264,8 @@ def fused_layer(conv: Any, norm: Any = None) -> FusedConv2d:
     """The fused convolution for a convolution and the batch norm after it."""
     weight, bias = folded(conv, norm)
     weight = weight.contiguous(memory_format=torch.channels_last)
-    pairs: Any = (tuple(pair) for pair in (conv.stride, conv.padding, conv.dilation))
-    return FusedConv2d(weight, bias, *pairs, conv.groups)
+    stride, dilation = tuple(conv.stride), tuple(conv.dilation)  # a list in smp's EfficientNet
+    return FusedConv2d(weight, bias, stride, conv.padding, dilation, conv.groups)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

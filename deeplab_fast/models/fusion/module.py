@@ -30,6 +30,9 @@ class FusedModule(nn.Module):
     _run: Callable[..., Any]
     _run_main: Callable[..., Any]
 
+    def __init_subclass__(cls) -> None:
+        """Do nothing: that of the original class may need keywords."""
+
     def forward(self, *inputs: Any, **named_inputs: Any) -> Any:
         return self._run(self, *inputs, **named_inputs)
 

@@ -38,10 +38,7 @@ class Rewriting:
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         self.root, self.graph = root, graph
         self.modules: dict[str, Any] = dict(root.named_modules())
-        # Other code reads the parameters of these modules.
-        self.read = {
-            str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"
-        }
+        self.read = self.modules_read()
         self.folded: dict[tuple[nn.Module, ...], nn.Module] = {}  # by original modules
         self.kept: list[nn.Module] = []
 
@@ -57,6 +54,21 @@ class Rewriting:
         for node in self.graph.nodes:
             self.allow_overwriting(node)
         return self.module()
+
+    def modules_read(self) -> set[str]:
+        """Names of the modules whose parameters or buffers other code reads or changes."""
+        targets = [str(node.target) for node in self.graph.nodes if node.op == "get_attr"]
+        names = {target.rpartition(".")[0] for target in targets}
+        read = {id(self.tensor(target)) for target in targets}
+        for name, module in self.modules.items():
+            tensors = (*module._parameters.values(), *module._buffers.values())
+            if any(tensor is not None and id(tensor) in read for tensor in tensors):
+                names.add(name)
+        return names
+
+    def tensor(self, target: str) -> Any:
+        owner, _, name = target.rpartition(".")
+        return getattr(self.modules[owner], name)
 
     def module_of(self, node: fx.Node) -> Any:
         """The module that ``node`` calls, or None."""
@@ -75,9 +87,10 @@ class Rewriting:
     def drop_outputs(self, names: Collection[str]) -> bool:
         """Return only some entries of a dict. False if that changes nothing or leaves none."""
         *_, output = self.graph.nodes
+        value: Any
         (value,) = output.args
         is_ordered = isinstance(value, fx.Node) and value.target is OrderedDict
-        entries: Any = value.args[0] if is_ordered else value  # type: ignore[union-attr]
+        entries: Any = value.args[0] if is_ordered else value
         if not (is_ordered or isinstance(value, dict)):
             return False
         entries = dict(entries)
@@ -85,7 +98,7 @@ class Rewriting:
         if not needed or len(needed) == len(entries):
             return False
         if is_ordered:
-            value.args = (list(needed.items()),)  # type: ignore[union-attr]
+            value.args = (list(needed.items()),)
         else:
             output.args = (needed,)
         return True
@@ -179,8 +192,8 @@ class Rewriting:
             return
         left, right, top, bottom = padding
         if (left, top) == (right, bottom):
-            stride, (vertical, horizontal), *others = layer.geometry
-            layer.set_geometry(stride, (vertical + top, horizontal + left), *others)
+            stride, (vertical, horizontal), dilation, groups = layer.geometry
+            layer.set_geometry(stride, (vertical + top, horizontal + left), dilation, groups)
             node.args = (input,)
             self.graph.erase_node(pad)
 

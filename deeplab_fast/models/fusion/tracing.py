@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dis
 import inspect
 import operator
 import sys
@@ -83,7 +84,9 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, **options: Any) -> Any:
+    def create_proxy(  # type: ignore[override]
+        self, kind: str, target: Any, args: Any, kwargs: Any, **options: Any
+    ) -> Any:
         if target not in self.same_paddings:
             return super().create_proxy(kind, target, args, kwargs, **options)
         input, conv = args
@@ -135,6 +138,8 @@ class _Tracer(fx.Tracer):
         if not (is_leaf or is_registered):  # such as a slice of a Sequential
             return forward(*args, **kwargs)
         try:
+            if not is_leaf:
+                _check_code(module)
             return super().call_module(module, forward, args, kwargs)
         except Exception:
             if self.failed is None and not is_leaf:
@@ -165,6 +170,14 @@ def _same_paddings_of_transformers() -> list[Callable[..., Any]]:
     return [function for function in functions if function is not None]
 
 
+def _check_code(module: nn.Module) -> None:
+    """Raise an error if ``forward`` calls type(), for which a traced value has another answer."""
+    code = getattr(type(module).forward, "__code__", None)
+    for instruction in dis.get_instructions(code) if code else ():
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and instruction.argval == "type":
+            raise TraceError("the code depends on type()")
+
+
 def traced(module: nn.Module) -> fx.Graph | None:
     """The graph of a module, in which submodules that cannot be traced are single calls.
 
@@ -190,6 +203,7 @@ def traced(module: nn.Module) -> fx.Graph | None:
     while True:
         tracer, graph = _Tracer(dict(module.named_modules()), leaves), None
         with contextlib.suppress(Exception):
+            _check_code(module)
             graph = tracer.trace(module)
         if _restore(states):
             return None
@@ -206,11 +220,20 @@ def _autocast() -> list[tuple[bool, torch.dtype]]:
 
 
 def _states(module: nn.Module) -> list[tuple[Any, Any]]:
-    """The attributes of all modules, and the dicts, lists and sets among them, with copies."""
+    """The attributes of all modules, and the dicts, lists and sets in them, with copies."""
     attributes = [vars(submodule) for submodule in module.modules()]
-    values = (value for members in attributes for value in members.values())
-    containers = [value for value in values if isinstance(value, (dict, list, set))]
-    return [(container, copy.copy(container)) for container in (*attributes, *containers)]
+    containers: dict[int, Any] = {}
+
+    def collect(value: Any) -> None:
+        if isinstance(value, (dict, list, set, tuple)) and id(value) not in containers:
+            containers[id(value)] = value
+            for item in value.values() if isinstance(value, dict) else value:
+                collect(item)
+
+    for members in attributes:
+        collect(members)
+    changeable = [value for value in containers.values() if not isinstance(value, tuple)]
+    return [(container, copy.copy(container)) for container in changeable]
 
 
 def _restore(states: list[tuple[Any, Any]]) -> bool:
