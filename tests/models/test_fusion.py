@@ -674,7 +674,7 @@ def test_explicit_padding(name):
 
 @torch.no_grad()
 def test_autocast_outside_of_the_network():
-    net = Net(lambda net, x: (y := net.a(x), net.relu(y + net.norm(net.b(y)))))
+    net = Net(lambda net, x: (y := net.a(x), net.relu(y + net.norm(net.b(y))))).eval()
     fused, image = fuse(net), x()
     exact = copy.deepcopy(net).double()(image.double())
     with torch.autocast("cpu", torch.bfloat16):
@@ -691,7 +691,6 @@ def test_only_the_main_output():
     fused.b.forward = None
     assert torch.equal(fused.main_output(image)["out"], fused.a(image))
     assert list(copy.deepcopy(fused).main_output(image)) == ["out"]
-    assert list(pickle.loads(pickle.dumps(fused)).main_output(image)) == ["out"]
 
 
 def residual_block(net, x):

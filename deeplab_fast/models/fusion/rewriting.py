@@ -182,8 +182,9 @@ class Rewriting:
         if (
             not is_call_of(pad, (F.pad,))
             or only_user(pad) is not node
-            or pad.kwargs
             or len(pad.args) != 2
+            or pad.kwargs.get("mode", "constant") != "constant"
+            or pad.kwargs.get("value")
             or not all(self.is_pure(other) or is_view(other) for other in between(pad, node))
         ):
             return
