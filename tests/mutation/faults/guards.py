@@ -19,6 +19,7 @@ class Fault(NamedTuple):
     guard: Guard | None = None  # where it is not that of the file
 
 
+ACCELERATED = Guard("test_inference_form.py not projects")
 ARGMAX = Guard("test_upsample_argmax_rules.py test_upsample_argmax.py emulated")
 ARGMAX_CPU = Guard(
     "test_upsample_argmax_rules.py test_upsample_argmax.py "
@@ -87,6 +88,9 @@ WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py")
 
 # Each file's guard; a fault can have its own instead.
 GUARDS = {
+    "deeplab_fast/acceleration/inference.py": ACCELERATED,
+    "deeplab_fast/acceleration/labels.py": ACCELERATED,
+    "deeplab_fast/acceleration/trial.py": ACCELERATED,
     "csrc/common/bilinear.h": ARGMAX,
     "csrc/common/half.h": ARGMAX_CPU,
     "csrc/bindings/call_signature.cpp": Guard("test_plans.py signature or another_call", "_C"),
