@@ -39,8 +39,8 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/acceleration/labels.py": [
         Fault(
             "scale factors are rounded",
-            '{"scale_factor": scale_factors} if scale_factors else {"size": size}\n        return upsample_argmax(',
-            '{"size": size}\n        return upsample_argmax(',
+            "return upsample_argmax(logits, **how,",
+            "return upsample_argmax(logits, resize.size,",
         ),
         Fault("a changed resize is pending", "if logits.is_pending:", "if True:"),
         Fault(
