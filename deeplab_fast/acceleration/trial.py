@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..models.fusion import FusedConv2d
-from ..nn.deferred import DeferredUpsampling, Interpolation, deferred_upsampling
+from ..nn.deferred import Interpolation
 from .labels import logits_of, resize_of
 
 _SIGMOIDS = (
@@ -40,28 +40,45 @@ class Trial(NamedTuple):
     ends_with_sigmoid: bool | None
 
 
+class _Resize(NamedTuple):
+    result: Tensor
+    interpolation: Interpolation
+    is_second: bool  # its input is the result of a resize
+
+
 class _Watch(TorchFunctionMode):
-    """Context that notes which results are probabilities, and which are resizes of a resize."""
+    """Context that notes which results are probabilities, and which are bilinear resizes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.probabilities: list[Any] = []
-        self.second_resizes: list[Any] = []
+        self.resizes: list[_Resize] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         if func in _SIGMOIDS:
             self.probabilities.append(result)
-        elif func is F.interpolate and args:
-            if _is_in(args[0], self.probabilities):
-                self.probabilities.append(result)
-            if isinstance(args[0], DeferredUpsampling):
-                self.second_resizes.append(result)
+        elif func is F.interpolate:
+            self.note_resize(result, *args, **kwargs)
         return result
 
+    def note_resize(self, result: Tensor, input: Tensor, **options: Any) -> None:
+        if any(input is other for other in self.probabilities):
+            self.probabilities.append(result)
+        if options["mode"] != "bilinear" or options["antialias"]:
+            return
+        factor: Any = None if options["recompute_scale_factor"] else options["scale_factor"]
+        if factor is not None and not isinstance(factor, (tuple, list)):
+            factor = factor, factor
+        size, align_corners = (result.size(2), result.size(3)), bool(options["align_corners"])
+        interpolation = Interpolation(size, factor, align_corners)
+        self.resizes.append(_Resize(result, interpolation, self.resize_of(input) is not None))
 
-def _is_in(value: Any, values: list[Any]) -> bool:
-    return any(value is other for other in values)
+    def resize_of(self, tensor: Tensor) -> _Resize | None:
+        """The resize whose result ``tensor`` is, if nothing changed it since."""
+        found = (resize for resize in self.resizes if resize.result is tensor)
+        return next(found, None) if tensor._version == 0 else None
 
 
 def in_format(images: Tensor, in_channels_last: bool) -> Tensor:
@@ -111,10 +128,13 @@ def _run(network: nn.Module, size: tuple[int, int], in_channels_last: bool) -> _
     groups = layer.geometry[-1] if isinstance(layer, FusedConv2d) else layer.groups
     images = torch.empty(1, weight.size(1) * groups, *size, dtype=weight.dtype, device="meta")
     images = in_format(images, in_channels_last)
-    with deferred_upsampling(), _Watch() as watch:
+    with _Watch() as watch:
         logits = logits_of(network(images))
-    _, resize = resize_of(logits, images)
-    return _Run(resize, _is_in(logits, watch.second_resizes), _is_in(logits, watch.probabilities))
+    ends_with_sigmoid = any(logits is other for other in watch.probabilities)
+    if resize := watch.resize_of(logits):
+        return _Run(resize.interpolation, resize.is_second, ends_with_sigmoid)
+    _, interpolation = resize_of(logits, images)
+    return _Run(interpolation, False, ends_with_sigmoid)
 
 
 def _described(first: _Run, size: tuple[int, int], second: _Run | None) -> str:
@@ -124,12 +144,12 @@ def _described(first: _Run, size: tuple[int, int], second: _Run | None) -> str:
     to, scale_factors, align_corners = first.resize
     height, width = size
     wide = second.resize.size if second and second.resize else None
-    if scale_factors:
+    if to == size and wide in (None, (height, 2 * width)):
+        text = "to the images' size"
+    elif scale_factors:
         vertical, horizontal = scale_factors
         factors = f"{vertical:g}" if vertical == horizontal else f"{vertical:g} and {horizontal:g}"
         text = f"by a factor of {factors}"
-    elif to == size and wide in (None, (height, 2 * width)):
-        text = "to the images' size"
     else:
         text = f"to {to[0]}x{to[1]}" if wide in (None, to) else "to a size of the model"
     text = f"bilinear {text}, align_corners={align_corners}, fused with argmax"

@@ -54,7 +54,7 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/acceleration/trial.py": [
         Fault(
             "resized probabilities are logits",
-            "if _is_in(args[0], self.probabilities):",
+            "if any(input is other for other in self.probabilities):",
             "if False:",
         ),
         Fault(
@@ -62,6 +62,6 @@ FAULTS: dict[str, list[Fault]] = {
             "for in_channels_last in (True, False):",
             "for in_channels_last in (True,):",
         ),
-        Fault("a fixed size is the images'", "elif to == size and wide", "elif wide"),
+        Fault("a fixed size is the images'", "if to == size and wide", "if wide"),
     ],
 }
