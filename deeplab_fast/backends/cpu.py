@@ -150,6 +150,10 @@ _ACTIVATIONS = {"none": ("none", []), "relu": ("relu", []), "relu6": ("hardtanh"
 def fused_conv2d(arguments: FusedConv2d) -> Tensor:
     input, weight, bias, stride, padding, dilation, groups, activation = arguments
     bias = bias.contiguous()  # oneDNN gets its address, without strides
+    if _is_faster_unfused(arguments):
+        x, w = channels_last(input), channels_last(weight)
+        output = torch.conv2d(x, w, bias, stride, padding, dilation, groups)
+        return in_format_of(_activate_(output, activation), input)
 
     def convolve(*operands: Any, activation: str = "none") -> Tensor:
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(
@@ -165,6 +169,20 @@ def fused_conv2d(arguments: FusedConv2d) -> Tensor:
     return in_format_of(output.to(input.dtype), input)
 
 
+# Torch takes 40 to 140 us longer to call the fused dense convolution than the plain one (AMD EPYC,
+# fp32). In this time it applies an activation to as many values.
+_MAX_SMALL_OUTPUT = 2**17
+
+
+def _is_faster_unfused(arguments: FusedConv2d) -> bool:
+    input, weight, _, (vertical, horizontal), *_, groups, activation = arguments
+    if groups > 1 or _needs_channel_blocks(input, weight, groups):
+        return False
+    N, _, H, W = input.shape
+    size = N * weight.size(0) * H * W // (vertical * horizontal)
+    return activation == "none" or size <= _MAX_SMALL_OUTPUT
+
+
 def _activate_(tensor: Tensor, activation: str) -> Tensor:
     if activation == "none":
         return tensor
@@ -175,7 +193,9 @@ def _activate_(tensor: Tensor, activation: str) -> Tensor:
 def fused_conv2d_add_(arguments: FusedConv2dAdd) -> None:
     residual, input, weight, bias, stride, padding, dilation, groups, activation = arguments
     is_channels_last = residual.is_contiguous(memory_format=torch.channels_last)
-    if activation == "relu" and residual.dtype == torch.float32 and is_channels_last:
+    is_small = _is_faster_unfused(arguments.convolution()._replace(activation=activation))
+    is_fusable = activation == "relu" and residual.dtype == torch.float32 and not is_small
+    if is_fusable and is_channels_last:
         operands = channels_last(input), channels_last(weight), bias.contiguous()
         torch.ops.mkldnn._convolution_pointwise_.binary(
             residual, *operands, padding, stride, dilation, groups, "add", 1.0, "relu", [], None

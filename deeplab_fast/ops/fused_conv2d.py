@@ -5,11 +5,12 @@ It is internal; users call :meth:`deeplab_fast.DeepLabV3.prepare_for_inference`.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._native.memory_format import empty_like_format
-from ..backends import registry
+from ..backends import cpu, registry
 from ..backends.arguments import FusedConv2d, FusedConv2dAdd
 from . import _transforms
 from ._register import define, not_differentiable
@@ -37,10 +38,10 @@ def fused_conv2d(
     Returns:
         [N, K, H', W'] in the dtype and memory format of ``input``. Not differentiable.
     """
-    backend = registry.current()
-    return fused_conv2d_op(
-        input, weight, bias, stride, padding, dilation, groups, activation, backend=backend
-    )
+    operands = input, weight, bias, stride, padding, dilation, groups, activation
+    if _runs_on_onednn(input, weight):
+        return cpu.fused_conv2d(FusedConv2d(*operands))
+    return fused_conv2d_op(*operands, backend=registry.current())
 
 
 def fused_conv2d_add_(
@@ -66,10 +67,34 @@ def fused_conv2d_add_(
         if activation == "none":
             return residual
         return residual.relu_() if activation == "relu" else F.relu6(residual, inplace=True)
-    fused_conv2d_add_op(
-        residual, input, weight, bias, *geometry, activation, backend=registry.current()
-    )
+    operands = residual, input, weight, bias, *geometry, activation
+    if _runs_on_onednn(input, weight) and type(residual) is Tensor:
+        cpu.fused_conv2d_add_(FusedConv2dAdd(*operands))
+    else:
+        fused_conv2d_add_op(*operands, backend=registry.current())
     return residual
+
+
+def _runs_on_onednn(input: Tensor, weight: Tensor) -> bool:
+    """True if the call would reach oneDNN, so that the way through the dispatcher can be saved.
+
+    That way takes longer than a small convolution, such as those of squeeze and excitation.
+    """
+    return (
+        type(input) is Tensor
+        and input.is_cpu
+        and input.dtype is torch.float32
+        and not registry.current()
+        and not registry.is_tracing()
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._get_tracing_state()
+        and not _transforms.active()
+        and not (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
+        and not torch._C._is_any_autocast_enabled()
+        and input.numel() > 0
+        and torch.backends.mkldnn.is_available()
+    )
 
 
 def _fake(arguments: FusedConv2d) -> Tensor:

@@ -325,10 +325,16 @@ class DependsOnType(nn.Module):
         return x * 2 if isinstance(x, Tensor) else x
 
 
-def test_code_that_depends_on_the_type_of_a_value_is_not_traced():
+class ComparesType(nn.Module):
+    def forward(self, x):
+        return x * 2 if type(x) is Tensor else x
+
+
+@pytest.mark.parametrize("kind", [DependsOnType, ComparesType])
+def test_code_that_depends_on_the_type_of_a_value_is_not_traced(kind):
     for place in range(2):
         items = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)]
-        items.insert(place, DependsOnType())
+        items.insert(place, kind())
         assert len(layers(check(nn.Sequential(*items), x()))) == 2
 
 
@@ -412,11 +418,13 @@ class Collects(nn.Module):
         super().__init__()
         self.net = Net(lambda net, x: net.norm(net.a(x)))
         self.values, self.named, self.sizes, self.change = [0], {}, {0}, change
+        self.nested = {"a": ([],)}
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def forward(self, x):
         self.change(self, x)
-        return self.net(x) * self.count + len(self.values) + len(self.named) + len(self.sizes)
+        counts = [len(self.values), len(self.named), len(self.sizes), len(self.nested["a"][0])]
+        return self.net(x) * self.count + sum(counts)
 
 
 def count_calls(module, x):
@@ -430,17 +438,61 @@ def count_calls(module, x):
         lambda module, x: module.values.append(x),
         lambda module, x: module.named.update({len(module.named): x}),
         lambda module, x: module.sizes.add(len(module.sizes)),
+        lambda module, x: module.nested["a"][0].append(x),
     ],
-    ids=["buffer", "list", "dict", "set"],
+    ids=["buffer", "list", "dict", "set", "nested list"],
 )
 def test_containers_and_buffers_that_code_changes(change):
     module = Collects(change)
     fused, images = fuse(module.double()), x().double()
     assert (fused.values, fused.named, fused.sizes) == ([0], {}, {0})
+    assert fused.nested == {"a": ([],)}
     assert len(layers(fused)) == 1
     with torch.no_grad():
         for _ in range(3):
             assert_close(fused(images), module.eval()(images))
+
+
+class ChangesStatistics(nn.Module):
+    """A module that changes a batch norm's buffer under another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.register_buffer("mean", self.norm.running_mean)
+
+    def forward(self, x):
+        self.mean.add_(1)
+        return self.norm(self.conv(x))
+
+
+@torch.no_grad()
+def test_statistics_that_code_changes_under_another_name():
+    module, images = ChangesStatistics().double().eval(), x().double()
+    fused = fuse(module)
+    for _ in range(3):
+        assert_close(fused(images), module(images))
+
+
+class Registered(nn.Module):
+    """A module whose subclasses need a keyword."""
+
+    def __init_subclass__(cls, *, name: str) -> None:
+        cls.name = name
+
+
+class Named1(Registered, name="one"):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+def test_classes_whose_subclasses_need_a_keyword():
+    fused = check(with_statistics(Named1()), x())
+    assert len(layers(fused)) == 1 and fused.name == "one"
 
 
 class ReadsAttributes(nn.Module):
@@ -598,6 +650,49 @@ def test_random_graphs(first):
             raise AssertionError(f"random_forward({seed})\n{fuse(net)._steps.source}") from error
 
 
+PADDINGS = {
+    "even": (lambda net, x: net.a(F.pad(x, (2, 2, 1, 1))), (2, 3)),
+    "uneven": (lambda net, x: net.a(F.pad(x, (2, 1, 1, 1))), (1, 1)),
+    "cropped": (lambda net, x: net.a(F.pad(x, (-1, -1, 0, 0))), (1, 1)),
+    "reflected": (lambda net, x: net.a(F.pad(x, (1, 1, 1, 1), "reflect")), (1, 1)),
+    "ones": (lambda net, x: net.a(F.pad(x, (1, 1, 1, 1), value=1.0)), (1, 1)),
+    "horizontal": (lambda net, x: net.a(F.pad(x, (1, 1))), (1, 1)),
+    "read": (lambda net, x: [y := F.pad(x, (1, 1, 1, 1)), net.a(y)], (1, 1)),
+    "changed": (
+        lambda net, x: [y := net.pool(x), z := F.pad(y, (1, 1, 1, 1)), y.add_(1), net.a(z)][3],
+        (1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PADDINGS)
+def test_explicit_padding(name):
+    forward, padding = PADDINGS[name]
+    (layer,) = layers(check(Net(forward), x()))
+    assert layer.geometry[1] == padding
+
+
+@torch.no_grad()
+def test_autocast_outside_of_the_network():
+    net = Net(lambda net, x: (y := net.a(x), net.relu(y + net.norm(net.b(y))))).eval()
+    fused, image = fuse(net), x()
+    exact = copy.deepcopy(net).double()(image.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, expected = fused(image), net(image)
+    for ours, theirs, e in zip(actual, expected, exact):
+        assert ours.dtype == torch.bfloat16
+        assert_as_accurate_as(ours, theirs.bfloat16(), e)
+
+
+def test_only_the_main_output():
+    net = Net(lambda net, x: OrderedDict(out=net.a(x), aux=net.b(net.pool(x))))
+    fused, image = fuse(net), x()
+    fused.b = nn.Identity()  # so that a call of it is seen
+    fused.b.forward = None
+    assert torch.equal(fused.main_output(image)["out"], fused.a(image))
+    assert list(copy.deepcopy(fused).main_output(image)) == ["out"]
+
+
 def residual_block(net, x):
     return net.relu(x + net.b(net.a(x)))
 
@@ -720,10 +815,32 @@ def test_networks_of_other_projects(project, name):
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
 
 
-def test_a_network_of_transformers():
+@pytest.mark.parametrize("tf_padding", [False, True])
+def test_a_network_of_transformers(tf_padding):
     transformers = pytest.importorskip("transformers", reason="fuses a network of transformers")
     config = transformers.MobileNetV2Config(
-        num_labels=3, depth_multiplier=0.35, output_stride=16, tf_padding=False
+        num_labels=3, depth_multiplier=0.35, output_stride=16, tf_padding=tf_padding
     )
-    net = transformers.MobileNetV2ForSemanticSegmentation(config)
-    assert layers(check(with_statistics(net), torch.randn(1, 3, 33, 33)))
+    net = with_statistics(transformers.MobileNetV2ForSemanticSegmentation(config))
+    for size in (33, 36):
+        fused = check(net, torch.randn(1, 3, size, size + 1))
+    assert not any(isinstance(module, nn.Conv2d) for module in fused.modules())
+
+
+def test_same_padding_of_timm():
+    timm = pytest.importorskip("timm", reason="fuses a convolution of timm")
+    for k, stride, dilation in [(3, 2, 1), (5, 2, 1), (3, 3, 1), (2, 3, 1), (3, 2, 2), (1, 2, 1)]:
+        conv = timm.layers.Conv2dSame(4, 8, k, stride, dilation=dilation)
+        for size in (5, 6, 7):
+            fused = check(with_statistics(nn.Sequential(conv, nn.BatchNorm2d(8))), x()[:, :, :size])
+            assert not any(isinstance(module, nn.Conv2d) for module in fused.modules())
+
+
+def test_static_padding_of_segmentation_models_pytorch():
+    name = "segmentation_models_pytorch.encoders._efficientnet"
+    module = pytest.importorskip(name, reason="fuses a convolution of smp")
+    for k, stride in [(3, 1), (5, 1), (3, 2), (5, 2), (1, 1)]:
+        conv = module.Conv2dStaticSamePadding(4, 8, k, stride, image_size=224)
+        fused = check(with_statistics(nn.Sequential(conv, nn.BatchNorm2d(8))), x())
+        assert not any(isinstance(module, nn.Conv2d) for module in fused.modules())
+        assert (F.pad in fused._steps.names.values()) == (stride == 2)

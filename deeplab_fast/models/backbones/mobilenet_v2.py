@@ -44,15 +44,26 @@ RULES = {
 }
 
 
-def pad_same(input: Tensor) -> Tensor:
-    """Pad for a 3x3 convolution of stride 2 as TensorFlow's "SAME" does.
+def pad_same(
+    input: Tensor,
+    kernel_size: tuple[int, int] = (3, 3),
+    stride: tuple[int, int] = (2, 2),
+    dilation: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """Pad for a convolution as TensorFlow's "SAME" does.
 
     TensorFlow pads ``max(kernel - (size % stride or stride), 0)`` pixels in total, with the smaller
-    half at the start (tf.nn, notes on padding). For odd sizes this equals PyTorch's padding=1. For
-    even sizes it adds one pixel at the end only, which shifts the convolution by one pixel.
+    half at the start (tf.nn, notes on padding). For 3x3 kernels of stride 2 and odd sizes this
+    equals PyTorch's padding=1. For even sizes it adds one pixel at the end only, which shifts the
+    convolution by one pixel.
     """
-    height, width = input.shape[2:]
-    return F.pad(input, (width % 2, 1, height % 2, 1))
+    padding: list[int] = []
+    for size, k, s, d in zip(input.shape[-2:], kernel_size, stride, dilation):
+        extent = d * (k - 1) + 1
+        # A size may be symbolic, and max() would compare it.
+        total = extent - s + -size % s if extent >= s else max(extent - s + -size % s, 0)
+        padding = [total // 2, total - total // 2, *padding]
+    return F.pad(input, padding)
 
 
 class SameConv2d(nn.Conv2d):

@@ -40,7 +40,7 @@ PURE_MODULES = (
 TENSOR_FUNCTIONS = {
     torch.cat, torch.relu, torch.sigmoid, torch.mean, F.relu, F.relu6, F.silu, F.hardswish,
     F.hardsigmoid, F.gelu, F.interpolate, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
-    F.batch_norm, F.conv2d, F.linear, upsample, pad_same, "relu", "sigmoid", "mean", "clone",
+    F.batch_norm, F.conv2d, F.linear, F.pad, upsample, pad_same, "relu", "sigmoid", "mean", "clone",
 }  # fmt: skip
 OPERATORS = {
     operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, torch.add,

@@ -39,8 +39,7 @@ def fuse(module: nn.Module, outputs: Collection[str] | None = None) -> nn.Module
     residual after them. :class:`deeplab_fast.ASPP` runs as :func:`deeplab_fast.aspp`. Weights are
     folded in float64 and rounded once. What cannot be fused stays as it is. The copy is fastest for
     images in channels_last. It cannot be differentiated, it stays in evaluation mode, and its
-    submodules and intermediate results are not those of ``module``. Fused layers compute in the
-    dtype of their input, under autocast too.
+    submodules and intermediate results are not those of ``module``.
 
     The copy computes what ``module`` computes for inputs of all sizes, with these limits: code must
     not compare ``type(x)`` of an input or intermediate result, and side effects other than changes
@@ -60,7 +59,14 @@ def fuse_with_report(
     module: nn.Module, outputs: Collection[str] | None = None
 ) -> tuple[nn.Module, Report]:
     """:func:`fuse`, and a report of what was fused."""
-    module = copy.deepcopy(module).eval()
+    return fuse_without_copy(copy.deepcopy(module), outputs)
+
+
+def fuse_without_copy(
+    module: nn.Module, outputs: Collection[str] | None = None
+) -> tuple[nn.Module, Report]:
+    """:func:`fuse_with_report` of a module that nothing else needs, because it is changed."""
+    module.eval()
     for parameter in module.parameters():
         if parameter.is_leaf:  # those of a copied torch.jit module are not
             parameter.requires_grad_(False)

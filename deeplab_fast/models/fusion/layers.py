@@ -11,8 +11,9 @@ from torch.nn.utils import parametrize
 
 from ... import ops
 from ...nn import ASPP, Conv2d
+from ...ops._register import autocast
 from ...ops.fused_conv2d import fused_conv2d, fused_conv2d_add_
-from ..backbones.mobilenet_v2 import SameConv2d
+from ..backbones.mobilenet_v2 import SameConv2d, pad_same
 
 CONVOLUTIONS = (nn.Conv2d, Conv2d, SameConv2d)
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -27,7 +28,13 @@ class FusedConv2d(nn.Module):
         bias: [K].
         stride, padding, dilation: (vertical, horizontal).
         activation: "none", "relu" or "relu6".
+
+    Attributes:
+        has_norm, has_residual: whether a batch norm is folded in, and a residual added, for
+            reports.
     """
+
+    has_norm = has_residual = False
 
     def __init__(
         self,
@@ -41,17 +48,38 @@ class FusedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self.weight, self.bias = _frozen(weight), _frozen(bias)
-        self.geometry = stride, padding, dilation, groups  # one attribute is faster than four
+        self.set_geometry(stride, padding, dilation, groups)
         self.activation = activation
-        spans = (d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, weight.shape[2:], padding))
-        self._extents = weight.size(0), *spans
+
+    def set_geometry(
+        self,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> None:
+        self.geometry = stride, padding, dilation, groups  # one attribute is faster than four
+        spans = (
+            d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, self.weight.shape[2:], padding)
+        )
+        self._extents = self.weight.size(0), *spans
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, overwrite: bool = False
     ) -> Tensor:
         """Input [N, C, H, W] or [C, H, W]; ``overwrite`` allows to write to ``residual``."""
+        if torch.compiler.is_compiling():
+            return self._run(input, residual, overwrite)
+        # A TorchFunctionMode, such as that of predict, would take long to pass each attribute on.
+        with torch._C.DisableTorchFunction():
+            return self._run(input, residual, overwrite)
+
+    def _run(self, input: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
         parameters: Any = self._parameters  # attributes of a module take longer
-        operands = input, parameters["weight"], parameters["bias"], *self.geometry
+        weight, bias = parameters["weight"], parameters["bias"]
+        if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+            input, weight, bias = autocast(input, weight, bias)
+        operands = input, weight, bias, *self.geometry
         if input.dim() == 3:
             output = fused_conv2d(input[None], *operands[1:], "none")[0]
             return self._activated(output if residual is None else output + residual)
@@ -160,9 +188,32 @@ def can_fold(module: nn.Module) -> bool:
     )
 
 
+def is_of(module: Any, name: str, project: str) -> bool:
+    """True for a module of the class ``name`` of another project, which need not be installed."""
+    kind = type(module)
+    return kind.__name__ == name and kind.__module__.partition(".")[0] == project
+
+
+def _is_static_same(conv: Any) -> bool:
+    """True for a convolution of smp's EfficientNet, which pads for images of one size."""
+    return is_of(conv, "Conv2dStaticSamePadding", "segmentation_models_pytorch") and (
+        type(conv.static_padding) in (nn.Identity, nn.ZeroPad2d) and is_plain(conv.static_padding)
+    )
+
+
+def padding_before(conv: Any) -> tuple[Any, ...] | None:
+    """The function, and its arguments after the input, that pads the input of a convolution."""
+    if type(conv) is SameConv2d or is_of(conv, "Conv2dSame", "timm"):
+        return pad_same, conv.kernel_size, conv.stride, conv.dilation
+    if _is_static_same(conv) and type(conv.static_padding) is nn.ZeroPad2d:
+        return F.pad, tuple(conv.static_padding.padding)
+    return None
+
+
 def unsupported_reason(conv: nn.Module) -> str | None:
     """Why a convolution cannot be fused; None if it can."""
-    if type(conv) not in CONVOLUTIONS:
+    is_known = type(conv) in CONVOLUTIONS or is_of(conv, "Conv2dSame", "timm")
+    if not (is_known or _is_static_same(conv)):
         return f"unknown kind of convolution: {type(conv).__name__}"
     assert isinstance(conv, nn.Conv2d)
     if not is_plain(conv):
@@ -176,8 +227,7 @@ def unsupported_reason(conv: nn.Module) -> str | None:
 
 def is_timms(norm: nn.Module) -> bool:
     """True for timm's batch norm with activation, which holds both."""
-    kind = type(norm)
-    return kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")
+    return is_of(norm, "BatchNormAct2d", "timm")
 
 
 def can_fold_norm(norm: Any, conv: Any) -> bool:
@@ -214,7 +264,8 @@ def fused_layer(conv: Any, norm: Any = None) -> FusedConv2d:
     """The fused convolution for a convolution and the batch norm after it."""
     weight, bias = folded(conv, norm)
     weight = weight.contiguous(memory_format=torch.channels_last)
-    return FusedConv2d(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    stride, dilation = tuple(conv.stride), tuple(conv.dilation)  # a list in smp's EfficientNet
+    return FusedConv2d(weight, bias, stride, conv.padding, dilation, conv.groups)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

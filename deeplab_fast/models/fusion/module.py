@@ -26,10 +26,22 @@ class FusedModule(nn.Module):
     """
 
     _steps: Steps
+    _main_steps: Steps | None
     _run: Callable[..., Any]
+    _run_main: Callable[..., Any]
+
+    def __init_subclass__(cls) -> None:
+        """Do nothing: that of the original class may need keywords."""
 
     def forward(self, *inputs: Any, **named_inputs: Any) -> Any:
         return self._run(self, *inputs, **named_inputs)
+
+    def main_output(self, *inputs: Any, **named_inputs: Any) -> Any:
+        """The result of ``forward``, or a dict of the entry "out" only, if there is one.
+
+        What only other entries need, such as an auxiliary classifier, is not computed.
+        """
+        return self._run_main(self, *inputs, **named_inputs)
 
     def train(self, mode: bool = True) -> FusedModule:
         """Do nothing: the mode is fixed, and methods of the original need its submodules."""
@@ -39,14 +51,17 @@ class FusedModule(nn.Module):
         return ""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _restored, (type(self).__bases__[1], vars(self) | {"_run": None})
+        return _restored, (type(self).__bases__[1], vars(self) | _NOT_COMPILED)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedModule:
         other: FusedModule = type(self).__new__(type(self))
         memo[id(self)] = other
-        vars(other).update(copy.deepcopy(vars(self) | {"_run": None}, memo))
-        vars(other)["_run"] = self._run
+        vars(other).update(copy.deepcopy(vars(self) | _NOT_COMPILED, memo))
+        vars(other).update(_run=self._run, _run_main=self._run_main)
         return other
+
+
+_NOT_COMPILED = {"_run": None, "_run_main": None}
 
 
 @functools.cache
@@ -54,18 +69,26 @@ def _fused_class(original: type[nn.Module]) -> type[FusedModule]:
     return type(f"Fused{original.__name__}", (FusedModule, original), {})
 
 
-def fused_copy(original: nn.Module, steps: Steps) -> FusedModule:
-    """``original`` without parameters and submodules, and with another ``forward``."""
+def fused_copy(original: nn.Module, steps: Steps, main_steps: Steps | None) -> FusedModule:
+    """``original`` without parameters and submodules, and with another ``forward``.
+
+    Args:
+        main_steps: those of :meth:`FusedModule.main_output`, or None if they are ``steps``.
+    """
     members = vars(nn.Module())
     kept = {name: value for name, value in vars(original).items() if name not in members}
-    return _restored(type(original), members | kept | {"_steps": steps, "training": False})
+    new = {"_steps": steps, "_main_steps": main_steps, "training": False}
+    return _restored(type(original), members | kept | new)
 
 
 def _restored(original: type[nn.Module], members: dict[str, Any]) -> FusedModule:
     fused_class = _fused_class(original)  # type: ignore[arg-type]
     fused: FusedModule = fused_class.__new__(fused_class)
     vars(fused).update(members)
-    vars(fused)["_run"] = _compiled(members["_steps"])
+    run = _compiled(members["_steps"])
+    main_steps = members["_main_steps"]
+    run_main = run if main_steps is None else _compiled(main_steps)
+    vars(fused).update(_run=run, _run_main=run_main)
     return fused
 
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ...ops.upsample import upsample
-from ..backbones.mobilenet_v2 import SameConv2d, pad_same
 from . import calls
 from .calls import between, is_call_of, is_no_dropout, is_view, only_user
 from .layers import (
@@ -24,9 +23,10 @@ from .layers import (
     fused_layer,
     is_plain,
     is_timms,
+    padding_before,
     unsupported_reason,
 )
-from .module import FusedModule, container, fused_copy, steps_of
+from .module import FusedModule, Steps, container, fused_copy, steps_of
 
 
 class Rewriting:
@@ -38,10 +38,7 @@ class Rewriting:
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         self.root, self.graph = root, graph
         self.modules: dict[str, Any] = dict(root.named_modules())
-        # Other code reads the parameters of these modules.
-        self.read = {
-            str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"
-        }
+        self.read = self.modules_read()
         self.folded: dict[tuple[nn.Module, ...], nn.Module] = {}  # by original modules
         self.kept: list[nn.Module] = []
 
@@ -58,6 +55,21 @@ class Rewriting:
             self.allow_overwriting(node)
         return self.module()
 
+    def modules_read(self) -> set[str]:
+        """Names of the modules whose parameters or buffers other code reads or changes."""
+        targets = [str(node.target) for node in self.graph.nodes if node.op == "get_attr"]
+        names = {target.rpartition(".")[0] for target in targets}
+        read = {id(self.tensor(target)) for target in targets}
+        for name, module in self.modules.items():
+            tensors = (*module._parameters.values(), *module._buffers.values())
+            if any(tensor is not None and id(tensor) in read for tensor in tensors):
+                names.add(name)
+        return names
+
+    def tensor(self, target: str) -> Any:
+        owner, _, name = target.rpartition(".")
+        return getattr(self.modules[owner], name)
+
     def module_of(self, node: fx.Node) -> Any:
         """The module that ``node`` calls, or None."""
         return node.meta.get("layer") or (
@@ -72,13 +84,24 @@ class Rewriting:
         is_usable = module is not None and is_plain(module) and str(node.target) not in self.read
         return module if is_usable else None
 
-    def drop_outputs(self, names: Collection[str]) -> None:
+    def drop_outputs(self, names: Collection[str]) -> bool:
+        """Return only some entries of a dict. False if that changes nothing or leaves none."""
         *_, output = self.graph.nodes
+        value: Any
         (value,) = output.args
-        if isinstance(value, fx.Node) and value.target is OrderedDict:
-            value.args = ([pair for pair in value.args[0] if pair[0] in names],)  # type: ignore
-        elif isinstance(value, dict):
-            output.args = ({name: value[name] for name in value if name in names},)
+        is_ordered = isinstance(value, fx.Node) and value.target is OrderedDict
+        entries: Any = value.args[0] if is_ordered else value
+        if not (is_ordered or isinstance(value, dict)):
+            return False
+        entries = dict(entries)
+        needed = {name: entries[name] for name in entries if name in names}
+        if not needed or len(needed) == len(entries):
+            return False
+        if is_ordered:
+            value.args = (list(needed.items()),)
+        else:
+            output.args = (needed,)
+        return True
 
     def drop_no_ops(self) -> None:
         for node in self.graph.nodes:
@@ -140,8 +163,9 @@ class Rewriting:
         layer = self.fused_layer(conv, norm)
         (input,) = node.args
         with self.graph.inserting_before(node):
-            if isinstance(conv, SameConv2d):
-                input = self.graph.call_function(pad_same, (input,))
+            if padding := padding_before(conv):
+                function, *options = padding
+                input = self.graph.call_function(function, (input, *options))
             fused = end = self.call(node.target, layer, input)  # type: ignore[arg-type]
             if norm is not None and is_timms(norm) and type(norm.act) is not nn.Identity:
                 end = self.graph.call_module(f"{user.target}.act", (fused,))  # type: ignore
@@ -149,13 +173,37 @@ class Rewriting:
         if norm is not None:
             self.replace(user, end)  # type: ignore
             end.args = (fused,) if end is not fused else end.args
+        self.fuse_padding(fused, layer)
         self.fuse_activation(fused, layer)
+
+    def fuse_padding(self, node: fx.Node, layer: FusedConv2d) -> None:
+        """Let ``node``, a call of ``layer``, pad its input itself if that is padded evenly."""
+        pad: Any = node.args[0]
+        if (
+            not is_call_of(pad, (F.pad,))
+            or only_user(pad) is not node
+            or len(pad.args) != 2
+            or pad.kwargs.get("mode", "constant") != "constant"
+            or pad.kwargs.get("value")
+            or not all(self.is_pure(other) or is_view(other) for other in between(pad, node))
+        ):
+            return
+        input, padding = pad.args
+        if not (len(padding) == 4 and all(type(p) is int and p >= 0 for p in padding)):
+            return
+        left, right, top, bottom = padding
+        if (left, top) == (right, bottom):
+            stride, (vertical, horizontal), dilation, groups = layer.geometry
+            layer.set_geometry(stride, (vertical + top, horizontal + left), dilation, groups)
+            node.args = (input,)
+            self.graph.erase_node(pad)
 
     def fused_layer(self, conv: Any, norm: Any) -> FusedConv2d:
         """A fused convolution. Calls of the same convolution and norm share the weights."""
         layer = fused_layer(conv, norm)
         first: Any = self.folded.setdefault((conv, norm), layer)
         layer.weight, layer.bias = first.weight, first.bias
+        layer.has_norm = norm is not None
         return layer
 
     def fuse_activation(self, node: fx.Node, layer: FusedConv2d) -> None:
@@ -195,6 +243,7 @@ class Rewriting:
         layer, conv, residual = min(candidates, key=lambda found: max(found[0].geometry[0]))
         with self.graph.inserting_before(node):
             fused = self.call(conv.target, layer, *conv.args, residual, False)  # type: ignore
+        layer.has_residual = True
         self.replace(node, fused)
         self.graph.erase_node(conv)  # type: ignore[arg-type]
         self.fuse_activation(fused, layer)
@@ -291,19 +340,28 @@ class Rewriting:
                 named[node.target] = layer
             elif node.target not in named:
                 named[str(node.target)] = self.modules[str(node.target)]
-        fused = fused_copy(self.root, steps_of(self.graph))
+        attributes = [node for node in self.graph.nodes if node.op == "get_attr"]
+        steps = steps_of(self.graph)
+        fused = fused_copy(self.root, steps, self.main_steps())
         for name, module in named.items():
             *path, last = name.split(".")
             container(fused, path).add_module(last, module)
-        for node in self.graph.nodes:
-            if node.op == "get_attr":
-                *path, name = str(node.target).split(".")
-                members = vars(self.modules[".".join(path)])
-                owner = container(fused, path)
-                for kind in ("_parameters", "_buffers"):
-                    if name in members[kind]:
-                        vars(owner)[kind][name] = members[kind][name]
+        for node in attributes:
+            *path, name = str(node.target).split(".")
+            members = vars(self.modules[".".join(path)])
+            owner = container(fused, path)
+            for kind in ("_parameters", "_buffers"):
+                if name in members[kind]:
+                    vars(owner)[kind][name] = members[kind][name]
+        nn.Module.train(fused, False)
         return fused
+
+    def main_steps(self) -> Steps | None:
+        """The steps that compute the entry "out" of a dict. None if there is no other entry."""
+        if not self.drop_outputs(("out",)):
+            return None
+        self.drop_dead_code()
+        return steps_of(self.graph)
 
 
 def _free_name(name: str, layer: nn.Module, kept: set[str], named: dict[str, nn.Module]) -> str:

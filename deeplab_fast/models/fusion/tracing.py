@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dis
 import inspect
 import operator
 import sys
@@ -13,10 +14,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 
 from ...nn import ASPP
+from ..backbones.mobilenet_v2 import pad_same
 from .calls import OPERATORS, OWN_FUNCTIONS, PURE_MODULES, TENSOR_FUNCTIONS, is_call_of
 from .layers import NO_OPS, can_fold, is_hooked, is_plain
 
@@ -72,13 +75,35 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, modules: Mapping[str, nn.Module], leaves: Collection[nn.Module]) -> None:
-        super().__init__(autowrap_functions=OWN_FUNCTIONS)
+        self.same_paddings = _same_paddings_of_transformers()
+        super().__init__(autowrap_functions=(*OWN_FUNCTIONS, *self.same_paddings))
         self.modules, self.leaves = modules, leaves
         self.failed: nn.Module | None = None  # the innermost module whose code cannot be traced
         self.autocast = _autocast()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
+
+    def create_proxy(  # type: ignore[override]
+        self, kind: str, target: Any, args: Any, kwargs: Any, **options: Any
+    ) -> Any:
+        if target not in self.same_paddings:
+            return super().create_proxy(kind, target, args, kwargs, **options)
+        input, conv = args
+        return self.pad_as_transformers(input, conv)
+
+    def pad_as_transformers(self, input: Any, conv: nn.Conv2d) -> Any:
+        """A call of ``apply_tf_padding``, in functions that a graph may contain."""
+        kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
+        if any(d > 1 and (s > 1 or k % 2 == 0) for k, s, d in zip(kernel, stride, dilation)):
+            raise TraceError("this padding is not TensorFlow's")
+        if kernel == (1, 1):
+            return input
+        if stride == (1, 1) and all(k % 2 for k in kernel):
+            top, left = (d * (k // 2) for k, d in zip(kernel, dilation))
+            return self.create_proxy("call_function", F.pad, (input, (left, left, top, top)), {})
+        options = kernel, stride, dilation
+        return self.create_proxy("call_function", pad_same, (input, *options), {})
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _autocast() != self.autocast:
@@ -113,6 +138,8 @@ class _Tracer(fx.Tracer):
         if not (is_leaf or is_registered):  # such as a slice of a Sequential
             return forward(*args, **kwargs)
         try:
+            if not is_leaf:
+                _check_code(module)
             return super().call_module(module, forward, args, kwargs)
         except Exception:
             if self.failed is None and not is_leaf:
@@ -134,6 +161,23 @@ class _Tracer(fx.Tracer):
         ):
             raise TraceError("a tensor that forward makes may be another one in the next call")
         return super().create_arg(value)
+
+
+def _same_paddings_of_transformers() -> list[Callable[..., Any]]:
+    """Functions that pad as TensorFlow does, and whose code needs the size as an int."""
+    names = (f"transformers.models.{m}.modeling_{m}" for m in ("mobilenet_v1", "mobilenet_v2"))
+    functions = (getattr(sys.modules.get(name), "apply_tf_padding", None) for name in names)
+    return [function for function in functions if function is not None]
+
+
+def _check_code(module: nn.Module) -> None:
+    """Raise an error if ``forward`` calls type(), for which a traced value has another answer."""
+    code = getattr(type(module).forward, "__code__", None)
+    if type(module).__module__.startswith("deeplab_fast."):  # it calls type() of modules only
+        return
+    for instruction in dis.get_instructions(code) if code else ():
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and instruction.argval == "type":
+            raise TraceError("the code depends on type()")
 
 
 def traced(module: nn.Module) -> fx.Graph | None:
@@ -161,6 +205,7 @@ def traced(module: nn.Module) -> fx.Graph | None:
     while True:
         tracer, graph = _Tracer(dict(module.named_modules()), leaves), None
         with contextlib.suppress(Exception):
+            _check_code(module)
             graph = tracer.trace(module)
         if _restore(states):
             return None
@@ -177,11 +222,20 @@ def _autocast() -> list[tuple[bool, torch.dtype]]:
 
 
 def _states(module: nn.Module) -> list[tuple[Any, Any]]:
-    """The attributes of all modules, and the dicts, lists and sets among them, with copies."""
+    """The attributes of all modules, and the dicts, lists and sets in them, with copies."""
     attributes = [vars(submodule) for submodule in module.modules()]
-    values = (value for members in attributes for value in members.values())
-    containers = [value for value in values if isinstance(value, (dict, list, set))]
-    return [(container, copy.copy(container)) for container in (*attributes, *containers)]
+    containers: dict[int, Any] = {}
+
+    def collect(value: Any) -> None:
+        if isinstance(value, (dict, list, set, tuple)) and id(value) not in containers:
+            containers[id(value)] = value
+            for item in value.values() if isinstance(value, dict) else value:
+                collect(item)
+
+    for members in attributes:
+        collect(members)
+    changeable = [value for value in containers.values() if not isinstance(value, tuple)]
+    return [(container, copy.copy(container)) for container in changeable]
 
 
 def _restore(states: list[tuple[Any, Any]]) -> bool:

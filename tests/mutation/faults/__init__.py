@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import (
     acceleration_bench,
+    acceleration_infer,
     acceleration_loss,
     acceleration_report,
     backbones,
@@ -29,6 +30,7 @@ FAULTS: dict[str, list[Fault]] = {
     path: faults
     for area in (
         acceleration_loss,
+        acceleration_infer,
         upsampling,
         convolutions,
         decoder,

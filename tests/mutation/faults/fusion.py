@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .guards import COMPILED, Fault
+from .guards import COMPILED, Fault, Guard
+
+NETWORKS = Guard("test_fusion.py transformers or timm")
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/models/fusion/calls.py": [
@@ -12,6 +14,11 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/models/fusion/layers.py": [
         Fault("residual copied", "if not overwrite:", "if True:", COMPILED),
+        Fault(
+            "fused layers ignore autocast",
+            "input, weight, bias = autocast(input, weight, bias)",
+            "pass",
+        ),
         Fault(
             "sums do not broadcast", "if not self._is_output_like(residual, input):", "if False:"
         ),
@@ -23,6 +30,22 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("padding is ignored", 'if conv.padding_mode != "zeros" or ', "if "),
     ],
     "deeplab_fast/models/fusion/rewriting.py": [
+        Fault(
+            "uneven padding becomes even",
+            "if (left, top) == (right, bottom):",
+            "if True:",
+        ),
+        Fault(
+            "padding of a changed tensor is moved",
+            "is_view(other) for other in between(pad, node)",
+            "True for other in between(pad, node)",
+        ),
+        Fault(
+            "buffers with two names are folded",
+            "if any(tensor is not None and id(tensor) in read for tensor in tensors):",
+            "if False:",
+        ),
+        Fault("all outputs are main", 'if not self.drop_outputs(("out",)):', "if True:"),
         Fault(
             "a residual that is read later is overwritten",
             "(user in earlier and self.is_pure(user))",
@@ -45,8 +68,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "a change between convolution and sum is not seen",
-            "self.is_pure(other) or is_view(other) for other in between",
-            "True for other in between",
+            "is_view(other) for other in between(conv, node)",
+            "True for other in between(conv, node)",
         ),
         Fault(
             "a sum in place changes no other value",
@@ -103,8 +126,24 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("stored values are lost", "if _restore(states):", "if _restore(states) and False:"),
         Fault(
             "changes of lists and buffers are lost",
-            "for container in (*attributes, *containers)",
-            "for container in attributes",
+            "return [(container, copy.copy(container)) for container in changeable]",
+            "return [(container, copy.copy(container)) for container in attributes]",
+        ),
+        Fault(
+            "changes of nested lists are lost",
+            "                collect(item)",
+            "                pass",
+        ),
+        Fault(
+            "type() of a value is not seen",
+            'raise TraceError("the code depends on type()")',
+            "pass",
+        ),
+        Fault(
+            "even kernels are padded as odd ones",
+            "if stride == (1, 1) and all(k % 2 for k in kernel):",
+            "if all(k % 2 for k in kernel):",
+            NETWORKS,
         ),
         Fault("changed lists stay", "container.extend(before)", "pass"),
         Fault("values have any attribute", "if not hasattr(Tensor, name):", "if False:"),

@@ -21,6 +21,7 @@ class Fault(NamedTuple):
 
 ALLOCATOR = Guard("test_allocator.py")
 ACCELERATE_REPORT = Guard("test_report.py test_accelerate_report.py")
+ACCELERATED = Guard("test_inference_form.py not projects")
 ARGMAX = Guard("test_upsample_argmax_rules.py test_upsample_argmax.py emulated")
 ARGMAX_CPU = Guard(
     "test_upsample_argmax_rules.py test_upsample_argmax.py "
@@ -91,6 +92,9 @@ WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py")
 LOSSES = Guard("test_losses.py not compiles and not dice_op and not training_step")
 
 GUARDS = {
+    "deeplab_fast/acceleration/inference.py": ACCELERATED,
+    "deeplab_fast/acceleration/labels.py": ACCELERATED,
+    "deeplab_fast/acceleration/trial.py": ACCELERATED,
     "csrc/common/bilinear.h": ARGMAX,
     "csrc/common/half.h": ARGMAX_CPU,
     "csrc/bindings/call_signature.cpp": Guard("test_plans.py signature or another_call", "_C"),

@@ -1,0 +1,156 @@
+"""A trial run of a network without data, which shows how its output is made."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..models.fusion import FusedConv2d
+from ..nn.deferred import Interpolation
+from .labels import logits_of, resize_of
+
+_SIGMOIDS = (
+    torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.sigmoid,
+    torch.special.expit,
+)  # fmt: skip
+# Sizes of the images. Many networks need multiples of 32, and some have one size only.
+_SIZES = (256, 224, 384, 512, 640)
+
+
+class Trial(NamedTuple):
+    """What the trial run of a network showed.
+
+    Attributes:
+        in_channels_last: False if images must be contiguous, because code calls ``view``, or if the
+            trial failed. (torch.save cannot save a torch.memory_format.)
+        resize: a description of the final resize, "" if it is unknown.
+        failure: why it is unknown.
+        ends_with_sigmoid: True if the output consists of probabilities, None if that is unknown.
+    """
+
+    in_channels_last: bool
+    resize: str
+    failure: str
+    ends_with_sigmoid: bool | None
+
+
+class _Resize(NamedTuple):
+    result: Tensor
+    interpolation: Interpolation
+    is_second: bool  # its input is the result of a resize
+
+
+class _Watch(TorchFunctionMode):
+    """Context that notes which results are probabilities, and which are bilinear resizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probabilities: list[Any] = []
+        self.resizes: list[_Resize] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in _SIGMOIDS:
+            self.probabilities.append(result)
+        elif func is F.interpolate:
+            self.note_resize(result, *args, **kwargs)
+        return result
+
+    def note_resize(self, result: Tensor, input: Tensor, **options: Any) -> None:
+        if any(input is other for other in self.probabilities):
+            self.probabilities.append(result)
+        if options["mode"] != "bilinear" or options["antialias"]:
+            return
+        factor: Any = None if options["recompute_scale_factor"] else options["scale_factor"]
+        if factor is not None and not isinstance(factor, (tuple, list)):
+            factor = factor, factor
+        size, align_corners = (result.size(2), result.size(3)), bool(options["align_corners"])
+        interpolation = Interpolation(size, factor, align_corners)
+        self.resizes.append(_Resize(result, interpolation, self.resize_of(input) is not None))
+
+    def resize_of(self, tensor: Tensor) -> _Resize | None:
+        """The resize whose result ``tensor`` is, if nothing changed it since."""
+        found = (resize for resize in self.resizes if resize.result is tensor)
+        return next(found, None) if tensor._version == 0 else None
+
+
+def in_format(images: Tensor, in_channels_last: bool) -> Tensor:
+    memory_format = torch.channels_last if in_channels_last else torch.contiguous_format
+    return images.contiguous(memory_format=memory_format)
+
+
+def trial_of(network: nn.Module) -> Trial:
+    """Run ``network`` on meta tensors of a few sizes. No data is read or copied."""
+    on_meta, failure = _on_meta(network), ""
+    for size in _SIZES:
+        for in_channels_last in (True, False):
+            try:
+                first = _run(on_meta, (size, size), in_channels_last)
+            except Exception as error:
+                failure = failure or f"{type(error).__name__}: {error}".partition("\n")[0]
+                continue
+            second = None
+            with contextlib.suppress(Exception):
+                second = _run(on_meta, (size, 2 * size), in_channels_last)
+            resize = _described(first, (size, size), second)
+            return Trial(in_channels_last, resize, "", first.ends_with_sigmoid)
+    return Trial(False, "", failure, None)
+
+
+def _on_meta(network: nn.Module) -> nn.Module:
+    """A copy on the device "meta", made without a copy of the weights."""
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        on_meta = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        memo[id(parameter)] = on_meta
+    for buffer in network.buffers():
+        memo[id(buffer)] = buffer.detach().to("meta")
+    return copy.deepcopy(network, memo)
+
+
+class _Run(NamedTuple):
+    resize: Interpolation | None
+    is_second: bool  # the resize is of another resize
+    ends_with_sigmoid: bool
+
+
+@torch.no_grad()
+def _run(network: nn.Module, size: tuple[int, int], in_channels_last: bool) -> _Run:
+    layer: Any = next(m for m in network.modules() if isinstance(m, (nn.Conv2d, FusedConv2d)))
+    weight = layer.weight
+    groups = layer.geometry[-1] if isinstance(layer, FusedConv2d) else layer.groups
+    images = torch.empty(1, weight.size(1) * groups, *size, dtype=weight.dtype, device="meta")
+    images = in_format(images, in_channels_last)
+    with _Watch() as watch:
+        logits = logits_of(network(images))
+    ends_with_sigmoid = any(logits is other for other in watch.probabilities)
+    if resize := watch.resize_of(logits):
+        return _Run(resize.interpolation, resize.is_second, ends_with_sigmoid)
+    _, interpolation = resize_of(logits, images)
+    return _Run(interpolation, False, ends_with_sigmoid)
+
+
+def _described(first: _Run, size: tuple[int, int], second: _Run | None) -> str:
+    """The final resize of two runs, of images of ``size`` and of twice the width."""
+    if first.resize is None:
+        return "none: the output has the images' size"
+    to, scale_factors, align_corners = first.resize
+    height, width = size
+    wide = second.resize.size if second and second.resize else None
+    if to == size and wide in (None, (height, 2 * width)):
+        text = "to the images' size"
+    elif scale_factors:
+        vertical, horizontal = scale_factors
+        factors = f"{vertical:g}" if vertical == horizontal else f"{vertical:g} and {horizontal:g}"
+        text = f"by a factor of {factors}"
+    else:
+        text = f"to {to[0]}x{to[1]}" if wide in (None, to) else "to a size of the model"
+    text = f"bilinear {text}, align_corners={align_corners}, fused with argmax"
+    return f"{text}; the resize before it is computed" if first.is_second else text
