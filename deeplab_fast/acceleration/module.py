@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 from typing import Any
 
@@ -11,14 +12,19 @@ from torch import nn
 class Accelerated(nn.Module):
     """First base class of a replaced class. The second one is the original class."""
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        replacement, original = type(self).__bases__
-        return _new, (replacement, original), vars(self)
+    _accelerated_members: tuple[str, ...] = ()  # attributes that restore() deletes
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        function, arguments, *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        if function is getattr(copyreg, "__newobj__"):  # noqa: B009 - not in typeshed
+            function, arguments = _new, type(self).__bases__
+        return function, arguments, *rest
 
 
 @functools.cache
 def _accelerated_class(replacement: type[Accelerated], original: type) -> type[Accelerated]:
-    return type(f"Accelerated{original.__name__}", (replacement, original), {})
+    name = f"Accelerated{original.__name__}"
+    return type(name, (replacement, original), {"__doc__": original.__doc__})
 
 
 def _new(replacement: type[Accelerated], original: type) -> Accelerated:
@@ -26,12 +32,20 @@ def _new(replacement: type[Accelerated], original: type) -> Accelerated:
     return cls.__new__(cls)
 
 
-def replace(module: nn.Module, replacement: type[Accelerated]) -> None:
-    """Run ``forward`` of ``replacement`` in ``module``, in place."""
+def original_class(module: nn.Module) -> Any:
+    """The class of ``module`` before :func:`replace`."""
+    return type(module).__bases__[1] if isinstance(module, Accelerated) else type(module)
+
+
+def replace(module: nn.Module, replacement: type[Accelerated], **members: Any) -> None:
+    """Run ``forward`` of ``replacement`` in ``module``, in place, with these attributes."""
     module.__class__ = _accelerated_class(replacement, type(module))  # type: ignore[arg-type]
+    vars(module).update(members)
 
 
 def restore(module: nn.Module) -> None:
     """Undo :func:`replace`."""
     if isinstance(module, Accelerated):
-        module.__class__ = type(module).__bases__[1]
+        for name in module._accelerated_members:
+            vars(module).pop(name, None)
+        module.__class__ = original_class(module)

@@ -65,11 +65,11 @@ def _restored(original: type[nn.Module], members: dict[str, Any]) -> FusedModule
     fused_class = _fused_class(original)  # type: ignore[arg-type]
     fused: FusedModule = fused_class.__new__(fused_class)
     vars(fused).update(members)
-    vars(fused)["_run"] = _compiled(members["_steps"])
+    vars(fused)["_run"] = compiled(members["_steps"])
     return fused
 
 
-def _compiled(steps: Steps) -> Callable[..., Any]:
+def compiled(steps: Steps) -> Callable[..., Any]:
     names = dict(steps.names)
     exec(steps.source, names)
     run: Callable[..., Any] = names["run"]
