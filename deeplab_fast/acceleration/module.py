@@ -15,8 +15,9 @@ class Accelerated(nn.Module):
     _accelerated_members: tuple[str, ...] = ()  # attributes that restore() deletes
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        function, arguments, *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
-        if function is getattr(copyreg, "__newobj__"):  # noqa: B009 - not in typeshed
+        reduced: Any = super().__reduce_ex__(protocol)
+        function, arguments, *rest = reduced
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]
             function, arguments = _new, type(self).__bases__
         return function, arguments, *rest
 

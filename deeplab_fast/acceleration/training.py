@@ -50,7 +50,10 @@ def _replace_pyramids(names: dict[nn.Module, str]) -> tuple[dict[nn.Module, Foun
     for module, reason in reasons.values():
         missed[reason].append(names[module])
     kind = "concatenation of convolutions"
-    entries += [Entry(_joined(paths), _counted(kind, paths), None, reason) for reason, paths in missed.items()]
+    entries += [
+        Entry(_joined(paths), _counted(kind, paths), None, reason)
+        for reason, paths in missed.items()
+    ]
     return replaced, entries
 
 

@@ -1,4 +1,4 @@
-"""Parts of atrous spatial pyramid pooling that run as one: the branches, their norms, the projection.
+"""Atrous spatial pyramid pooling in two steps that run as one each: branches and projection.
 
 :class:`ASPP` and the accelerated modules of other projects consist of these functions.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -116,14 +117,20 @@ def is_projection(conv: Any) -> bool:
 def _are_alike(norms: Sequence[Any]) -> bool:
     """True if :func:`_batch_norm` can run these norms as one."""
     first = norms[0]
-    return type(first) in (nn.BatchNorm2d, nn.SyncBatchNorm) and all(
-        type(norm) is type(first)
-        and getattr(norm, "process_group", None) is getattr(first, "process_group", None)
-        and norm.affine
-        and norm.track_running_stats
-        and norm.momentum is not None
-        and (norm.training, norm.momentum, norm.eps) == (first.training, first.momentum, first.eps)
-        for norm in norms
+    is_shared = any(norm is other for norm, other in combinations(norms, 2))
+    return (
+        not is_shared
+        and type(first) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+        and all(
+            type(norm) is type(first)
+            and getattr(norm, "process_group", None) is getattr(first, "process_group", None)
+            and norm.affine
+            and norm.track_running_stats
+            and norm.momentum is not None
+            and (norm.training, norm.momentum, norm.eps)
+            == (first.training, first.momentum, first.eps)
+            for norm in norms
+        )
     )
 
 
