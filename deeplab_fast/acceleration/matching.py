@@ -247,7 +247,7 @@ class Rewriting:
         if node.op == "call_module":
             return bool(getattr(self.module_of(node), "inplace", False))
         is_operator = node.op == "call_function" and hasattr(operator, f"__{name}__")
-        is_marked = True in node.args[1:] or True in node.kwargs.values()
+        is_marked = any(value is True for value in (*node.args[1:], *node.kwargs.values()))
         return is_marked or name.endswith("_") or (is_operator and name[0] == "i")
 
     # --- how it changes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import functools
 from typing import Any
@@ -21,11 +22,20 @@ class Accelerated(nn.Module):
             function, arguments = _new, type(self).__bases__
         return function, arguments, *rest
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """The original module, which is what torch.jit.script compiles."""
+        other = copy.copy(self)
+        vars(other)["_modules"] = dict(self._modules)
+        restore(other)
+        return other
+
 
 @functools.cache
 def _accelerated_class(replacement: type[Accelerated], original: type) -> type[Accelerated]:
     name = f"Accelerated{original.__name__}"
-    return type(name, (replacement, original), {"__doc__": original.__doc__})
+    # torch.fx recognises modules of torch.nn by the name of their file.
+    members = {"__doc__": original.__doc__, "__module__": original.__module__}
+    return type(name, (replacement, original), members)
 
 
 def _new(replacement: type[Accelerated], original: type) -> Accelerated:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..models.fusion.layers import is_hooked
@@ -16,15 +16,16 @@ from .module import Accelerated, original_class
 class Rewritten(Accelerated):
     """A module whose ``forward`` is a rewritten graph.
 
-    The original ``forward`` runs instead while a submodule has hooks, or if a part that the graph
-    depends on was changed.
+    The original ``forward`` runs instead while a submodule has hooks, if a part that the graph
+    depends on was changed, and in a trace of torch.fx.
     """
 
     _accelerated_members = ("_graphs",)
     _graphs: Graphs
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self._graphs.are_valid(self):
+        is_traced = any(isinstance(value, fx.Proxy) for value in args)
+        if self._graphs.are_valid(self) and not is_traced:
             return self._graphs.run(self, *args, **kwargs)
         original = original_class(self)
         return original.forward(self, *args, **kwargs)

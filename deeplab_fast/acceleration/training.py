@@ -18,6 +18,13 @@ def replace_parts(model: nn.Module) -> Report:
     """Replace the parts of ``model`` that are faster with this package.
 
     Parts that were replaced before are restored first, so that a second call finds the same.
+
+    A module that contains an atrous spatial pyramid gets another ``forward`` (pyramids.py), and a
+    dilated convolution becomes one that runs :func:`deeplab_fast.dilated_conv2d` where
+    :class:`deeplab_fast.nn.Conv2d` does. In fp32 on a CPU such a convolution stays PyTorch's.
+
+    Pyramids with two or more dense branches have no second derivatives afterwards, because the op
+    that runs them has none. torch.jit.script compiles the original code.
     """
     restore_parts(model)
     names = {module: name for name, module in model.named_modules()}
@@ -45,7 +52,7 @@ def _replace_pyramids(names: dict[nn.Module, str]) -> tuple[dict[nn.Module, Foun
             replaced[module] = found
         for miss in found.misses:  # code of a submodule is part of the graphs of its parents, too
             reasons.setdefault(miss.convs, (module, miss.reason))
-    entries = [Entry(names[m], "ASPP", found.replacement) for m, found in replaced.items()]
+    entries = [Entry(names[m], "ASPP", replaced[m].replacement) for m in names if m in replaced]
     missed: dict[str, list[str]] = defaultdict(list)
     for module, reason in reasons.values():
         missed[reason].append(names[module])

@@ -326,6 +326,15 @@ class Wrapped(nn.Module):
         return self.call(self.module, x)
 
 
+@pytest.mark.parametrize("name", ["torchvision", "smp separable"])
+def test_other_compilers_see_the_original_code(name):
+    accelerated, original = (nn.Sequential(module.eval()) for module in pair(name))
+    input = input_of(original)
+    assert_close(torch.fx.symbolic_trace(accelerated)(input), original(input))
+    assert_close(torch.jit.script(accelerated)(input), original(input))
+    assert_close(accelerated(input), original(input))
+
+
 def test_double_backward():
     """Pyramids without two dense branches keep it; the others say what to do."""
 
@@ -371,6 +380,11 @@ def pooled(net, x):
     return net.pool(F.adaptive_avg_pool2d(x, 1)).expand(-1, -1, x.size(2), x.size(3))
 
 
+def pool_after_a_branch(net, x):
+    wide = net.wide(x)
+    return net.project(torch.cat([pooled(net, x), wide, net.wider(x), net.narrow(x)], 1))
+
+
 def in_the_middle(net, x):
     return net.project(torch.cat([net.narrow(x), pooled(net, x), net.wide(x), net.wider(x)], 1))
 
@@ -396,6 +410,12 @@ def with_size_of_a_branch(net, x):
     return net.project(torch.cat([wide, pool, net.wider(x), net.narrow(x)], 1)).tanh()
 
 
+def shared_norm(net, x):
+    return net.narrow_project(
+        torch.cat([net.wide(x), net.wide[1](net.wider[0](x)).relu(), net.narrow(x)], 1)
+    )
+
+
 def of_an_intermediate_map(net, x):
     x = x.relu()
     return by_mean(net, x) + x.sum(1, keepdim=True)
@@ -404,11 +424,13 @@ def of_an_intermediate_map(net, x):
 @pytest.mark.parametrize(
     "forward, parts",
     [
+        (pool_after_a_branch, "3 branches as one convolution, pooled branch as a bias"),
         (in_the_middle, "2 branches as one convolution, pooled branch as a bias"),
         (by_mean, "3 branches as one convolution, pooled branch as a bias"),
         (without_pool, "3 branches as one convolution"),
         (with_other_branches, "2 branches as one convolution"),
         (with_size_of_a_branch, "2 branches as one convolution, pooled branch as a bias"),
+        (shared_norm, "3 branches as one convolution"),
         (of_an_intermediate_map, "3 branches as one convolution, pooled branch as a bias"),
     ],
 )
@@ -441,6 +463,11 @@ def changed_between(net, x):
     wide, wider = net.wide(x), net.wider(x)
     torch.relu_(x)
     return net.narrow_project(torch.cat([wide, wider, net.narrow(x)], 1))
+
+
+def twice(net, x):
+    y = net.wide(x)
+    return net.project(torch.cat([y, net.wider(x), y, net.narrow(x)], 1))
 
 
 def no_projection(net, x):
@@ -508,7 +535,7 @@ def test_code_that_cannot_be_traced_is_named():
     assert_same_training(module, original, input_of(original))
 
 
-@pytest.mark.parametrize("forward", [other_input, two_inputs, changed_in_place, larger_pool])
+@pytest.mark.parametrize("forward", [other_input, two_inputs, changed_in_place, larger_pool, twice])
 def test_branches_of_other_inputs_stay(forward):
     accelerated = Net(forward)
     original = copy.deepcopy(accelerated)
