@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import (
+    acceleration_train,
     backbones,
     checkpoints,
     convolutions,
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 FAULTS: dict[str, list[Fault]] = {
     path: faults
     for area in (
+        acceleration_train,
         upsampling,
         convolutions,
         decoder,

@@ -19,6 +19,7 @@ class Fault(NamedTuple):
     guard: Guard | None = None  # where it is not that of the file
 
 
+ACCELERATION_TRAIN = Guard("test_training_form.py not compiles_to_one_graph")
 ARGMAX = Guard("test_upsample_argmax_rules.py test_upsample_argmax.py emulated")
 ARGMAX_CPU = Guard(
     "test_upsample_argmax_rules.py test_upsample_argmax.py "
@@ -197,7 +198,13 @@ GUARDS = {
     "deeplab_fast/models/inference.py": NON_FINITE_CPU,
     "deeplab_fast/models/deeplab.py": PLUS,
     "deeplab_fast/models/deeplabv3plus.py": PLUS,
+    "deeplab_fast/acceleration/convolutions.py": ACCELERATION_TRAIN,
+    "deeplab_fast/acceleration/matching.py": ACCELERATION_TRAIN,
+    "deeplab_fast/acceleration/module.py": ACCELERATION_TRAIN,
+    "deeplab_fast/acceleration/rewritten.py": ACCELERATION_TRAIN,
+    "deeplab_fast/acceleration/training.py": ACCELERATION_TRAIN,
     "deeplab_fast/nn/aspp.py": PLUS,
+    "deeplab_fast/nn/pyramid.py": Guard("test_nn.py test_training_form.py not compiles"),
     "deeplab_fast/nn/conv.py": PLUS,
     "deeplab_fast/models/fusion/calls.py": FUSION,
     "deeplab_fast/models/fusion/layers.py": FUSION,
