@@ -355,15 +355,13 @@ def test_double_backward():
 class Net(nn.Module):
     """A pyramid whose ``forward`` is given."""
 
-    def __init__(self, forward, **layers: nn.Module) -> None:
+    def __init__(self, forward) -> None:
         super().__init__()
         self.run = forward
         self.narrow = branch(1, 1)
         self.wide, self.wider = branch(3, 2), branch(3, 4)
-        self.pool = branch(1, 1)
+        self.pool, self.four_pixels = branch(1, 1), nn.AdaptiveAvgPool2d(2)
         self.project, self.narrow_project = nn.Conv2d(16, 4, 1), nn.Conv2d(12, 4, 1)
-        for name, layer in layers.items():
-            setattr(self, name, layer)
         trained(self)
 
     def forward(self, x):
@@ -490,7 +488,7 @@ def other_dim(net, x):
 
 
 def larger_pool(net, x):
-    pool = F.interpolate(net.pool(F.adaptive_avg_pool2d(x, 2)), x.shape[2:])
+    pool = F.interpolate(net.pool(net.four_pixels(x)), x.shape[2:])
     return net.narrow_project(torch.cat([net.wide(x), net.narrow(x), pool], 1))
 
 
@@ -579,6 +577,17 @@ def test_real_models():
     assert changed == {"classifier.0"} | {f"backbone.{i}.block.1.0" for i in (13, 14, 15)}
     deeplab_fast.restore(model)
     assert classes(model) == before
+
+
+def test_a_step_of_a_whole_model():
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    torch.manual_seed(0)
+    original = trained(smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=3))
+    accelerated = deeplab_fast.accelerate(copy.deepcopy(original))
+    changed = sum(isinstance(module, Accelerated) for module in accelerated.modules())
+    assert changed == 1 + 5 + 3  # the ASPP, the last stage of the encoder, atrous depthwise ones
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    assert_same_training(accelerated, original, images)
 
 
 # --- lone convolutions
