@@ -533,12 +533,25 @@ def test_code_that_cannot_be_traced_is_named():
     assert_same_training(module, original, input_of(original))
 
 
-@pytest.mark.parametrize("forward", [other_input, two_inputs, changed_in_place, larger_pool, twice])
+@pytest.mark.parametrize("forward", [other_input, two_inputs, changed_in_place, larger_pool])
 def test_branches_of_other_inputs_stay(forward):
     accelerated = Net(forward)
     original = copy.deepcopy(accelerated)
     replace_parts(accelerated)
     assert_same_outputs(accelerated, original)
+
+
+def not_atrous(net, x):
+    return net.narrow_project(torch.cat([net.narrow(x), net.pool(x), net.pool(x + 1)], 1))
+
+
+@pytest.mark.parametrize("forward", [twice, not_atrous])
+def test_other_concatenations_stay(forward):
+    module = Net(forward)
+    original = copy.deepcopy(module)
+    replace_parts(module)
+    assert type(module) is Net
+    assert_same_training(module, original, input_of(original))
 
 
 def test_pyramid_within_a_model_that_cannot_be_traced():
