@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import copyreg
 import functools
 from typing import Any
 
@@ -11,14 +13,29 @@ from torch import nn
 class Accelerated(nn.Module):
     """First base class of a replaced class. The second one is the original class."""
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        replacement, original = type(self).__bases__
-        return _new, (replacement, original), vars(self)
+    _accelerated_members: tuple[str, ...] = ()  # attributes that restore() deletes
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        function, arguments, *rest = reduced
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]
+            function, arguments = _new, type(self).__bases__
+        return function, arguments, *rest
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """The original module, which is what torch.jit.script compiles."""
+        other = copy.copy(self)
+        vars(other)["_modules"] = dict(self._modules)
+        restore(other)
+        return other
 
 
 @functools.cache
 def _accelerated_class(replacement: type[Accelerated], original: type) -> type[Accelerated]:
-    return type(f"Accelerated{original.__name__}", (replacement, original), {})
+    name = f"Accelerated{original.__name__}"
+    # torch.fx recognises modules of torch.nn by the name of their file.
+    members = {"__doc__": original.__doc__, "__module__": original.__module__}
+    return type(name, (replacement, original), members)
 
 
 def _new(replacement: type[Accelerated], original: type) -> Accelerated:
@@ -26,12 +43,20 @@ def _new(replacement: type[Accelerated], original: type) -> Accelerated:
     return cls.__new__(cls)
 
 
-def replace(module: nn.Module, replacement: type[Accelerated]) -> None:
-    """Run ``forward`` of ``replacement`` in ``module``, in place."""
+def original_class(module: nn.Module) -> Any:
+    """The class of ``module`` before :func:`replace`."""
+    return type(module).__bases__[1] if isinstance(module, Accelerated) else type(module)
+
+
+def replace(module: nn.Module, replacement: type[Accelerated], **members: Any) -> None:
+    """Run ``forward`` of ``replacement`` in ``module``, in place, with these attributes."""
     module.__class__ = _accelerated_class(replacement, type(module))  # type: ignore[arg-type]
+    vars(module).update(members)
 
 
 def restore(module: nn.Module) -> None:
     """Undo :func:`replace`."""
     if isinstance(module, Accelerated):
-        module.__class__ = type(module).__bases__[1]
+        for name in module._accelerated_members:
+            vars(module).pop(name, None)
+        module.__class__ = original_class(module)

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops._transforms import active
-from ..ops.dilated_conv2d_and_mean import parallel_dilated_conv2d_and_mean
-from .conv import Conv2d, conv_norm_relu, has_same_padding
+from .conv import conv_norm_relu
+from .pyramid import atrous_branches, is_atrous_branch, project
 
 
 class ASPP(nn.Module):
@@ -95,21 +93,14 @@ class ASPP(nn.Module):
             return self.project(torch.cat([*(branch(input) for branch in branches), pooled], dim=1))
 
         convs, norms, _ = zip(*branches)
-        features, pooled = parallel_dilated_conv2d_and_mean(
-            input, [conv.weight for conv in convs], [conv.dilation[0] for conv in convs]
-        )
+        features, pooled = atrous_branches(input, convs, norms, relu=True)
         for module in list(pool)[1:]:
             pooled = module(pooled)
-        if _are_alike(norms):
-            features = _batch_norm(features, norms).relu_()
-        else:
-            chunks = features.split([conv.out_channels for conv in convs], dim=1)
-            features = torch.cat([norm(x).relu() for norm, x in zip(norms, chunks)], dim=1)
-
-        conv, norm, relu, dropout = self.project
-        weight, pool_weight = conv.weight.split([features.size(1), pooled.size(1)], dim=1)
-        output = _conv1x1(features, weight, F.conv2d(pooled, pool_weight).flatten(1))
-        return dropout(relu(norm(output)))
+        conv, *rest = self.project
+        output = project(conv, [features], pooled, [])
+        for module in rest:
+            output = module(output)
+        return output
 
     def _is_unmodified(self) -> bool:
         """True if no submodule was replaced or hooked."""
@@ -118,33 +109,11 @@ class ASPP(nn.Module):
             [len(branch) for branch in (*branches, self.project)] == [*[3] * len(branches), 4]
             and type(pool[0]) is nn.AdaptiveAvgPool2d
             and pool[0].output_size == 1
-            and all(_is_plain(branch[0]) for branch in (*branches, self.project))
+            and all(is_atrous_branch(branch[0]) for branch in (*branches, self.project))
             and self.project[0].kernel_size == (1, 1)
             and all(type(branch[2]) is nn.ReLU for branch in branches)
             and not any(map(_is_hooked, (*self.convs.modules(), *self.project.modules())))
         )
-
-
-def _conv1x1(input: Tensor, weight: Tensor, image_bias: Tensor) -> Tensor:
-    """1x1 convolution plus ``image_bias`` [N, K]. In half precision their sum is rounded once."""
-    N, C, H, W = input.shape
-    K = weight.size(0)
-    bias = image_bias[:, None].expand(N, H * W, K)
-    pixels = input.permute(0, 2, 3, 1).reshape(N * H * W, C)
-    output = torch.addmm(bias.reshape(N * H * W, K), pixels, weight.flatten(1).t())
-    output = output.view(N, H, W, K).permute(0, 3, 1, 2)
-    if active():  # vmap has no memory formats
-        return output
-    in_channels_last = input.is_contiguous(memory_format=torch.channels_last)
-    return output if in_channels_last else output.contiguous()
-
-
-def _is_plain(conv: Any) -> bool:
-    """True for a "same" convolution without bias and groups, with one dilation for both axes."""
-    return type(conv) in (nn.Conv2d, Conv2d) and (
-        has_same_padding(conv)
-        and (conv.bias, conv.groups, conv.dilation) == (None, 1, conv.dilation[:1] * 2)
-    )
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -154,41 +123,3 @@ def _is_hooked(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
-
-
-def _are_alike(norms: Sequence[Any]) -> bool:
-    """True if :func:`_batch_norm` can run these norms as one."""
-    first = norms[0]
-    return type(first) in (nn.BatchNorm2d, nn.SyncBatchNorm) and all(
-        type(norm) is type(first)
-        and getattr(norm, "process_group", None) is getattr(first, "process_group", None)
-        and norm.affine
-        and norm.track_running_stats
-        and norm.momentum is not None
-        and (norm.training, norm.momentum, norm.eps) == (first.training, first.momentum, first.eps)
-        for norm in norms
-    )
-
-
-def _batch_norm(input: Tensor, norms: Sequence[Any]) -> Tensor:
-    """Apply the norms of consecutive channel ranges of ``input`` as one norm."""
-    first = norms[0]
-    mean = torch.cat([norm.running_mean for norm in norms])
-    var = torch.cat([norm.running_var for norm in norms])
-    weight = torch.cat([norm.weight for norm in norms])
-    bias = torch.cat([norm.bias for norm in norms])
-    if isinstance(first, nn.SyncBatchNorm):  # there is no functional form
-        merged = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
-        merged["num_batches_tracked"] = input.new_zeros((), dtype=torch.int64)  # counted below
-        output = torch.func.functional_call(first, merged, (input,))
-    else:
-        output = F.batch_norm(
-            input, mean, var, weight, bias, first.training, first.momentum, first.eps
-        )
-    if first.training:
-        sizes = [norm.num_features for norm in norms]
-        for norm, new_mean, new_var in zip(norms, mean.split(sizes), var.split(sizes)):
-            norm.running_mean.copy_(new_mean)
-            norm.running_var.copy_(new_var)
-            norm.num_batches_tracked.add_(1)
-    return output

@@ -202,8 +202,9 @@ class VainfASPP(nn.Module):
         self.project = nn.Sequential(conv(256 * len(branches), 256), *norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = [resize(branch(x), x, False) for branch in self.convs]
-        return self.project(torch.cat(features, 1))
+        *branches, pool = self.convs
+        features = [branch(x) for branch in branches]
+        return self.project(torch.cat([*features, resize(pool(x), x, False)], 1))
 
 
 class VainfHead(nn.Module):

@@ -85,14 +85,14 @@ def _restored(original: type[nn.Module], members: dict[str, Any]) -> FusedModule
     fused_class = _fused_class(original)  # type: ignore[arg-type]
     fused: FusedModule = fused_class.__new__(fused_class)
     vars(fused).update(members)
-    run = _compiled(members["_steps"])
+    run = compiled(members["_steps"])
     main_steps = members["_main_steps"]
-    run_main = run if main_steps is None else _compiled(main_steps)
+    run_main = run if main_steps is None else compiled(main_steps)
     vars(fused).update(_run=run, _run_main=run_main)
     return fused
 
 
-def _compiled(steps: Steps) -> Callable[..., Any]:
+def compiled(steps: Steps) -> Callable[..., Any]:
     names = dict(steps.names)
     exec(steps.source, names)
     run: Callable[..., Any] = names["run"]

@@ -180,10 +180,10 @@ def _check_code(module: nn.Module) -> None:
             raise TraceError("the code depends on type()")
 
 
-def traced(module: nn.Module) -> fx.Graph | None:
+def traced(module: nn.Module, untraced: Collection[nn.Module] = ()) -> fx.Graph | None:
     """The graph of a module, in which submodules that cannot be traced are single calls.
 
-    None if the code of the module itself cannot be traced.
+    So are the submodules ``untraced``. None if the code of the module itself cannot be traced.
     """
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     # A graph would always take the branch for an argument that is given, and code may read what a
@@ -198,6 +198,7 @@ def traced(module: nn.Module) -> fx.Graph | None:
         submodule
         for submodule in module.modules()
         if isinstance(submodule, (nn.Conv2d, nn.BatchNorm2d))
+        or submodule in untraced
         or not is_plain(submodule)
         or can_fold(submodule)
     }

@@ -9,6 +9,7 @@ from . import (
     acceleration_infer,
     acceleration_loss,
     acceleration_report,
+    acceleration_train,
     backbones,
     checkpoints,
     convolutions,
@@ -31,6 +32,7 @@ FAULTS: dict[str, list[Fault]] = {
     for area in (
         acceleration_loss,
         acceleration_infer,
+        acceleration_train,
         upsampling,
         convolutions,
         decoder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .guards import Fault, Guard
+from .guards import Fault
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/models/deeplabv3plus.py": [
@@ -70,12 +70,6 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/nn/aspp.py": [
-        Fault(
-            "memory formats inside vmap",
-            "if active():",
-            "if False:",
-            Guard("test_nn.py vmap"),
-        ),
         Fault("even projections", "project_size not in (1, 3)", "project_size not in (1, 2, 3)"),
         Fault(
             "1x1 path for a 3x3 projection",

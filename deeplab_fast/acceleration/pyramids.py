@@ -1,0 +1,98 @@
+"""Replacement of the modules whose ``forward`` contains atrous spatial pyramids."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from itertools import chain
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..models.fusion.layers import is_hooked
+from ..models.fusion.module import steps_of
+from ..models.fusion.tracing import traced
+from .matching import Found, Miss, Rewriting
+from .module import replace
+from .rewritten import Graphs, Rewritten
+
+
+def accelerate_pyramids(root: nn.Module, leaves: Collection[nn.Module] = ()) -> Found:
+    """Replace the class of ``root`` if its own ``forward`` contains pyramids.
+
+    Args:
+        leaves: submodules whose code is not looked into.
+    """
+    norms = [module for module in root.modules() if isinstance(module, _BatchNorm)]
+    rewritings = []
+    for mode in (True, False):
+        with _in_mode(root, mode), _unpadded_1x1_convolutions(root):
+            graph = traced(root, {*leaves, *norms})
+        if graph is None:
+            return Found([], False, _untraced(root, leaves))
+        rewritings.append(Rewriting(root, graph))
+        found = rewritings[-1].run()
+        if not found.replacement:
+            return found
+    training, evaluation = rewritings
+    steps = steps_of(evaluation.graph), steps_of(training.graph)
+    parts = {*evaluation.parts(), *training.parts()}
+    replace(root, Rewritten, _graphs=Graphs(root, steps, sorted(parts)))
+    return found
+
+
+@contextlib.contextmanager
+def _in_mode(root: nn.Module, training: bool) -> Iterator[None]:
+    before = [(module, module.training) for module in root.modules()]
+    try:
+        for module, _ in before:
+            module.training = training
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def _untraced(root: nn.Module, leaves: Collection[nn.Module]) -> list[Miss]:
+    """Report a module without a graph, if it concatenates and has dilated convolutions."""
+    known = {module for leaf in leaves for module in leaf.modules()}
+    dilated = tuple(
+        module
+        for module in root.modules()
+        if isinstance(module, nn.Conv2d) and max(module.dilation) > 1 and module not in known
+    )
+    functions = [vars(cls).values() for cls in type(root).__mro__ if cls is not nn.Module]
+    codes = [getattr(function, "__code__", None) for function in chain(*functions)]
+    concatenates = any(code and {"cat", "concat"} & {*code.co_names} for code in codes)
+    if not (dilated and concatenates):
+        return []
+    has_hooks = any(map(is_hooked, root.modules()))
+    return [Miss(dilated, "it has hooks" if has_hooks else "torch.fx cannot trace its code")]
+
+
+@contextlib.contextmanager
+def _unpadded_1x1_convolutions(root: nn.Module) -> Iterator[None]:
+    """Let torch.fx trace MobileNetV2 of transformers with its TensorFlow padding.
+
+    The function that pads computes with sizes, which torch.fx does not know. It pads nothing before
+    a 1x1 convolution of stride 1.
+    """
+    name = "apply_tf_padding"
+
+    def pad(features: Any, conv: Any) -> Any:
+        is_1x1 = (conv.kernel_size, conv.stride) == ((1, 1), (1, 1))
+        return features if is_1x1 else original(features, conv)
+
+    functions = [getattr(type(module), "forward", None) for module in root.modules()]
+    sources = [getattr(function, "__globals__", {}) for function in functions]
+    padding = next((source for source in sources if name in source), None)
+    if padding is None:
+        yield
+        return
+    original = padding[name]
+    padding[name] = pad
+    try:
+        yield
+    finally:
+        padding[name] = original
