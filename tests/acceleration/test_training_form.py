@@ -69,6 +69,7 @@ def test_report_keys_and_restore(name):
     assert list(module.state_dict()) == keys
     assert all(p is q for p, q in zip(module.parameters(), parameters, strict=True))
     during = classes(module)
+    assert module._graphs.are_valid(module)
     assert replace_parts(module) == report
     assert classes(module) == during
     assert deeplab_fast.restore(module) is module
