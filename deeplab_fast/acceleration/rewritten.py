@@ -99,7 +99,7 @@ class Part(NamedTuple):
 
     def is_unchanged(self, module: nn.Module) -> bool:
         return (
-            (type(module) is self.kind or not self.path)  # the class of the root is replaced
+            original_class(module) is self.kind
             and list(module._modules) == self.children
             and _parameters(module) == self.parameters
             and all(getattr(module, name, None) == value for name, value in self.settings)

@@ -69,6 +69,7 @@ def test_report_keys_and_restore(name):
     assert list(module.state_dict()) == keys
     assert all(p is q for p, q in zip(module.parameters(), parameters, strict=True))
     during = classes(module)
+    assert module._graphs.are_valid(module)
     assert replace_parts(module) == report
     assert classes(module) == during
     assert deeplab_fast.restore(module) is module
@@ -432,13 +433,14 @@ def of_an_intermediate_map(net, x):
         (of_an_intermediate_map, "3 branches as one convolution, pooled branch as a bias"),
     ],
 )
-def test_other_pyramids(forward, parts):
+def test_other_pyramids(forward, parts, ran):
     accelerated, original = Net(forward), None
     original = copy.deepcopy(accelerated)
     assert replace_parts(accelerated).entries[0].replacement == parts
     for train in (True, False):
         accelerated.train(train)
         assert_same_training(accelerated, original.train(train), input_of(original))
+    assert [op for op, _ in ran].count("parallel_dilated_conv2d_and_mean") == 2
 
 
 def other_input(net, x):
@@ -598,6 +600,8 @@ def test_a_step_of_a_whole_model():
     original = trained(smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=3))
     accelerated = deeplab_fast.accelerate(copy.deepcopy(original))
     changed = sum(isinstance(module, Accelerated) for module in accelerated.modules())
+    aspp = accelerated.decoder.aspp[0]
+    assert aspp._graphs.are_valid(aspp)
     assert changed == 1 + 5 + 3  # the ASPP, the last stage of the encoder, atrous depthwise ones
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     assert_same_training(accelerated, original, images)

@@ -47,8 +47,9 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/acceleration/rewritten.py": [
         Fault("hooks overlooked", "is_hooked(module) for module", "False for module"),
         Fault("settings overlooked", "getattr(module, name, None) == value", "True"),
-        Fault("replaced modules overlooked", "type(module) is self.kind or not self.path", "True"),
+        Fault("replaced modules overlooked", "original_class(module) is self.kind", "True"),
         Fault("added modules overlooked", "list(module._modules) == self.children", "True"),
+        Fault("replaced convolutions", "original_class(module) is", "type(module) is"),
         Fault("one graph for both modes", "self._runs[root.training]", "self._runs[True]"),
         Fault("modes of submodules overlooked", "if self.depends_on_mode and", "if False and"),
     ],
