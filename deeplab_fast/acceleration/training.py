@@ -58,7 +58,7 @@ def _replace_pyramids(names: dict[nn.Module, str]) -> tuple[dict[nn.Module, Foun
         missed[reason].append(names[module])
     kind = "concatenation of convolutions"
     entries += [
-        Entry(_joined(paths), _counted(kind, paths), None, reason)
+        Entry(_joined(paths), _counted(kind, paths), None, reason, tuple(paths))
         for reason, paths in missed.items()
     ]
     return replaced, entries
@@ -75,13 +75,14 @@ def _replace_convolutions(convs: list[nn.Conv2d], names: dict[nn.Module, str]) -
         replacement = accelerate_convolution(conv) if reason is None else None
         alike[kind, replacement, reason or ""].append(names[conv])
     for (kind, replacement, reason), paths in alike.items():
-        yield Entry(_joined(paths), _counted(kind, paths), replacement, reason)
+        yield Entry(_joined(paths), _counted(kind, paths), replacement, reason, tuple(paths))
 
 
 def _own_parts(names: dict[nn.Module, str]) -> Iterator[Entry]:
     paths = [name for module, name in names.items() if _is_ours(module)]
     if paths:
-        yield Entry(_joined(paths), "deeplab_fast", None, "these modules use its kernels already")
+        reason = "these modules use its kernels already"
+        yield Entry(_joined(paths), "deeplab_fast", None, reason, tuple(paths))
 
 
 def _is_ours(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..ops import _transforms
 
@@ -85,7 +86,7 @@ class DeferredUpsampling(Tensor):
             with (
                 torch.inference_mode(False),
                 torch.no_grad(),
-                torch.autocast(self.device.type, enabled=False),
+                torch.autocast("cuda" if self.is_cuda else "cpu", enabled=False),
             ):
                 # Threads that get here at the same time agree on one result.
                 vars(self).setdefault("_result", _interpolate(self.logits, self.interpolation))
@@ -230,12 +231,17 @@ def _can_be_deferred(
         and type(input) in (Tensor, torch.nn.Parameter, DeferredUpsampling)
         and input.dim() == 4
         and input.dtype in _DTYPES
-        and input.device.type in ("cpu", "cuda")
+        and input.device.type in ("cpu", "cuda", "meta")
         and input.layout == torch.strided
         and torch._C._get_tracing_state() is None
-        and torch._C._len_torch_dispatch_stack() == 0
+        and not any(map(_replaces_tensors, _get_current_dispatch_mode_stack()))
         and not _transforms.active()
     )
+
+
+def _replaces_tensors(mode: Any) -> bool:
+    """True for a mode of PyTorch's own tracing, not for one that only watches."""
+    return getattr(mode, "_mode_key", None) is not None
 
 
 def _deferred(input: Tensor, **kwargs: Any) -> Tensor | None:

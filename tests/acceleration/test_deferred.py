@@ -606,7 +606,6 @@ NOT_DEFERRED: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "vmap": lambda model, x: torch.func.vmap(model)(x[None])[0],
     "vjp": lambda model, x: torch.func.vjp(model, x)[0],
     "jvp": lambda model, x: torch.func.jvp(model, (x,), (x,))[0],
-    "meta": lambda model, x: model.to("meta")(x.to("meta")),
 }
 
 
