@@ -67,7 +67,7 @@ def count(model: nn.Module, shape: tuple[int, int, int], by_layer: bool = True) 
     """
     from torch.utils.flop_counter import flop_registry  # it imports Triton, which takes long
 
-    counted = _without_data(model)
+    counted = without_data(model)
     image = torch.empty(1, *shape, device="meta", dtype=_dtype(counted))
     run = getattr(counted, "predict", counted)
     with (
@@ -89,7 +89,7 @@ def channels_of_images(model: nn.Module) -> int | None:
     return next((convolution.in_channels for convolution in convolutions), None)
 
 
-def _without_data(model: nn.Module) -> nn.Module:
+def without_data(model: nn.Module) -> nn.Module:
     """A copy on the meta device, in evaluation mode. The data is never copied."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 from itertools import chain
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,7 +26,7 @@ def accelerate_pyramids(root: nn.Module, leaves: Collection[nn.Module] = ()) -> 
     norms = [module for module in root.modules() if isinstance(module, _BatchNorm)]
     rewritings = []
     for mode in (True, False):
-        with _in_mode(root, mode), _unpadded_1x1_convolutions(root):
+        with _in_mode(root, mode):
             graph = traced(root, {*leaves, *norms})
         if graph is None:
             return Found([], False, _untraced(root, leaves))
@@ -69,30 +68,3 @@ def _untraced(root: nn.Module, leaves: Collection[nn.Module]) -> list[Miss]:
         return []
     has_hooks = any(map(is_hooked, root.modules()))
     return [Miss(dilated, "it has hooks" if has_hooks else "torch.fx cannot trace its code")]
-
-
-@contextlib.contextmanager
-def _unpadded_1x1_convolutions(root: nn.Module) -> Iterator[None]:
-    """Let torch.fx trace MobileNetV2 of transformers with its TensorFlow padding.
-
-    The function that pads computes with sizes, which torch.fx does not know. It pads nothing before
-    a 1x1 convolution of stride 1.
-    """
-    name = "apply_tf_padding"
-
-    def pad(features: Any, conv: Any) -> Any:
-        is_1x1 = (conv.kernel_size, conv.stride) == ((1, 1), (1, 1))
-        return features if is_1x1 else original(features, conv)
-
-    functions = [getattr(type(module), "forward", None) for module in root.modules()]
-    sources = [getattr(function, "__globals__", {}) for function in functions]
-    padding = next((source for source in sources if name in source), None)
-    if padding is None:
-        yield
-        return
-    original = padding[name]
-    padding[name] = pad
-    try:
-        yield
-    finally:
-        padding[name] = original

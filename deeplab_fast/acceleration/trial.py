@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..models.fusion import FusedConv2d
 from ..nn.deferred import Interpolation
+from .counting import without_data
 from .labels import logits_of, resize_of
 
 _SIGMOIDS = (
@@ -88,7 +88,7 @@ def in_format(images: Tensor, in_channels_last: bool) -> Tensor:
 
 def trial_of(network: nn.Module) -> Trial:
     """Run ``network`` on meta tensors of a few sizes. No data is read or copied."""
-    on_meta, failure = _on_meta(network), ""
+    on_meta, failure = without_data(network), ""
     for size in _SIZES:
         for in_channels_last in (True, False):
             try:
@@ -102,17 +102,6 @@ def trial_of(network: nn.Module) -> Trial:
             resize = _described(first, (size, size), second)
             return Trial(in_channels_last, resize, "", first.ends_with_sigmoid)
     return Trial(False, "", failure, None)
-
-
-def _on_meta(network: nn.Module) -> nn.Module:
-    """A copy on the device "meta", made without a copy of the weights."""
-    memo: dict[int, Any] = {}
-    for parameter in network.parameters():
-        on_meta = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-        memo[id(parameter)] = on_meta
-    for buffer in network.buffers():
-        memo[id(buffer)] = buffer.detach().to("meta")
-    return copy.deepcopy(network, memo)
 
 
 class _Run(NamedTuple):
