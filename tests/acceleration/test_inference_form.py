@@ -97,6 +97,7 @@ def check_labels(labels: Tensor, model: nn.Module, fast: nn.Module, x: Tensor, u
 # --- the size of the labels
 
 LAST = {
+    "the size of the trial": resize(size=(256, 256)),
     "the images' size": to_images,
     "align_corners": lambda logits, images: F.interpolate(
         logits, images.shape[2:], mode="bilinear", align_corners=True
@@ -468,7 +469,7 @@ class OwnFormat(Head):
 def test_code_that_needs_contiguous_memory():
     model, x = OwnFormat(to_images), images()
     fast = accelerate(model, inference=True)
-    assert not fast.trial.in_channels_last
+    assert not fast.trial.in_channels_last and not fast.trial.failure
     check_labels(fast.predict(x), model, fast, x, lambda y: y)
 
 
@@ -532,6 +533,7 @@ def test_report():
         ("a factor", "to the images' size, align_corners=False, fused"),
         ("two factors that the sizes round", "by a factor of 3.3 and 4.7"),
         ("a fixed size", "to 40x50, align_corners=True"),
+        ("the size of the trial", "to 256x256, align_corners=False"),
         ("two resizes", "to the images' size, align_corners=False, fused with argmax; the resize"),
         ("a softmax", "none: the output has the images' size"),
     ],

@@ -62,6 +62,10 @@ FAULTS: dict[str, list[Fault]] = {
             "for in_channels_last in (True, False):",
             "for in_channels_last in (True,):",
         ),
-        Fault("a fixed size is the images'", "if to == size and wide", "if wide"),
+        Fault(
+            "a fixed size is the images'",
+            "if to == size and wide in (None, (height, 2 * width)):",
+            "if to == size:",
+        ),
     ],
 }

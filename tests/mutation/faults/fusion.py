@@ -40,11 +40,6 @@ FAULTS: dict[str, list[Fault]] = {
             "is_view(other) for other in between(pad, node)",
             "True for other in between(pad, node)",
         ),
-        Fault(
-            "buffers with two names are folded",
-            "if any(tensor is not None and id(tensor) in read for tensor in tensors):",
-            "if False:",
-        ),
         Fault("all outputs are main", 'if not self.drop_outputs(("out",)):', "if True:"),
         Fault(
             "a residual that is read later is overwritten",
