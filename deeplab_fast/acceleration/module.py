@@ -15,6 +15,9 @@ class Accelerated(nn.Module):
 
     _accelerated_members: tuple[str, ...] = ()  # attributes that restore() deletes
 
+    def __init_subclass__(cls) -> None:
+        """Do nothing: that of the original class may need keywords."""
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         function, arguments, *rest = reduced

@@ -22,40 +22,39 @@ class _Stripe(NamedTuple):
     sources: slice
     row_weights: Tensor  # [S, s]
     softmax: Tensor  # [C, S, W]
-    target: Tensor  # [S, W], 0 for ignored pixels
+    target: Tensor  # [1, S, W], 0 for ignored pixels
     counts: Tensor  # [S, W] bool, False for ignored pixels
 
 
-def _stripes(
-    logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool
-) -> Iterator[_Stripe]:
-    classes, source_height = logits.shape[1:3]
-    height, width = target.shape[1:]
-    # Interpolation of the unit vectors gives the weights of the source rows.
+def _source_weights(logits: Tensor, dim: int, size: int, align_corners: bool) -> Tensor:
+    """Weights [size, source size] of the bilinear upsampling along one dimension."""
+    source_size = logits.size(dim)
+    # Each column is the interpolation of a unit vector.
     weights = F.interpolate(
-        torch.eye(source_height, dtype=logits.dtype)[None, None],
-        (height, source_height),
-        mode="bilinear",
+        torch.eye(source_size, dtype=logits.dtype)[None],
+        size,
+        mode="linear",
         align_corners=align_corners,
-    )[0, 0]
-    weights_on_device = weights.to(logits.device)
-    step = max(1, _STRIPE_BYTES // (classes * width * logits.element_size()))
+    )
+    return weights[0].t().contiguous()
+
+
+def _stripes(
+    logits: Tensor, target: Tensor, row_weights: Tensor, column_weights: Tensor, ignore_index: int
+) -> Iterator[_Stripe]:
+    step = max(1, _STRIPE_BYTES // (logits.size(1) * target.size(2) * logits.element_size()))
+    on_device = row_weights.to(logits.device)
     for image in range(logits.size(0)):
-        for begin in range(0, height, step):
+        for begin in range(0, target.size(1), step):
             rows = slice(begin, begin + step)
-            used = weights[rows].any(0).nonzero()
+            used = row_weights[rows].any(0).nonzero()
             sources = slice(int(used[0]), int(used[-1]) + 1)
-            row_weights = weights_on_device[rows, sources]
-            narrow = row_weights @ logits[image, :, sources]
-            upsampled = torch.ops.aten.upsample_bilinear2d(
-                narrow[None], [narrow.size(1), width], align_corners, None, None
-            )
+            weights = on_device[rows, sources]
+            upsampled = weights @ (logits[image, :, sources] @ column_weights.t())
             labels = target[image, rows]
             counts = labels != ignore_index
-            yield _Stripe(
-                *(image, sources, row_weights, upsampled[0].softmax(0)),
-                *(labels.where(counts, 0), counts),
-            )
+            labels = labels.where(counts, 0)[None]
+            yield _Stripe(image, sources, weights, upsampled.softmax(0), labels, counts)
 
 
 def _upsample_class_sums(
@@ -67,10 +66,13 @@ def _upsample_class_sums(
         if not known.all():
             raise bad_target(int(target[~known][0]), classes, ignore_index)
     logits = _at_least_float32(logits)
+    rows = _source_weights(logits, 2, target.size(1), align_corners)
+    columns = _source_weights(logits, 3, target.size(2), align_corners).to(logits.device)
     of_target, of_all = logits.new_zeros(classes), logits.new_zeros(classes)
-    for stripe in _stripes(logits, target, ignore_index, align_corners):
-        hits = stripe.softmax.gather(0, stripe.target[None])[0] * stripe.counts
-        of_target.index_add_(0, stripe.target.flatten(), hits.flatten())
+    for stripe in _stripes(logits, target, rows, columns, ignore_index):
+        hits = stripe.softmax.gather(0, stripe.target) * stripe.counts
+        # index_add_ would add in an undefined order on a GPU.
+        of_target += torch.zeros_like(stripe.softmax).scatter_(0, stripe.target, hits).sum((1, 2))
         of_all += stripe.softmax.flatten(1) @ stripe.counts.flatten().to(logits.dtype)
     return of_target, of_all
 
@@ -84,22 +86,21 @@ def _upsample_class_sums_backward(
     align_corners: bool,
 ) -> Tensor:
     dtype, logits = logits.dtype, _at_least_float32(logits)
+    rows = _source_weights(logits, 2, target.size(1), align_corners)
+    columns = _source_weights(logits, 3, target.size(2), align_corners).to(logits.device)
     grad = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-    for stripe in _stripes(logits, target, ignore_index, align_corners):
-        softmax, index = stripe.softmax, stripe.target[None]
+    for stripe in _stripes(logits, target, rows, columns, ignore_index):
+        softmax, index = stripe.softmax, stripe.target
         # The gradient of a pixel's softmax is grad_of_all, plus grad_of_target at its class.
-        extra = grad_of_target[stripe.target]
+        extra = grad_of_target[index[0]]
         mean = (grad_of_all @ softmax.flatten(1)).view_as(extra)
         mean += softmax.gather(0, index)[0] * extra
         grad_logits = grad_of_all[:, None, None] - mean
         grad_logits.scatter_(0, index, grad_logits.gather(0, index) + extra)
         grad_logits *= softmax
         grad_logits *= stripe.counts
-        shape = [1, logits.size(1), grad_logits.size(1), logits.size(3)]
-        grad_narrow = torch.ops.aten.upsample_bilinear2d_backward(
-            grad_logits[None], list(grad_logits.shape[1:]), shape, align_corners, None, None
-        )
-        grad[stripe.image, :, stripe.sources] += stripe.row_weights.t() @ grad_narrow[0]
+        grad_narrow = stripe.row_weights.t() @ grad_logits
+        grad[stripe.image, :, stripe.sources] += grad_narrow @ columns
     return grad.to(dtype)
 
 

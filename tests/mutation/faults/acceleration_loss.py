@@ -104,7 +104,9 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/ops/upsample_class_sums.py": [
         Fault(
-            "ignored pixels in the sum", "* stripe.counts\n        of_target", "\n        of_target"
+            "ignored pixels in the sum",
+            "gather(0, stripe.target) * stripe.counts",
+            "gather(0, stripe.target)",
         ),
         Fault("gradient of ignored pixels", "        grad_logits *= stripe.counts\n", ""),
         Fault(
