@@ -423,3 +423,20 @@ def deferred_call(model: nn.Module, loss: nn.Module) -> Any:
             return loss(model(images), masks)
 
     return call
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_logits_of_full_size(reduction):
+    """The output of a network such as a U-Net, which ends with a convolution at full resolution."""
+    logits = torch.randn(2, 5, 9, 11, dtype=torch.bfloat16, requires_grad=True)
+    masks = torch.randint(5, (2, 9, 11))
+    masks[:, 0] = 255
+    weight = torch.rand(5)
+    options = {"ignore_index": 255, "reduction": reduction, "label_smoothing": 0.1}
+    actual = UpsampleCrossEntropyLoss(weight.double(), **options)(logits, masks)
+    expected = nn.CrossEntropyLoss(weight, **options)(logits.float(), masks)
+    torch.testing.assert_close(actual, expected)
+    (grad,) = torch.autograd.grad(actual.sum(), logits)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), logits)
+    assert grad.dtype == torch.bfloat16
+    torch.testing.assert_close(grad, expected_grad)

@@ -66,6 +66,12 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/nn/loss.py": [
         Fault(
+            "weights of logits of full size",
+            "                None if self.weight is None else self.weight.float(),\n",
+            "",
+            LOSSES,
+        ),
+        Fault(
             "the weight is no buffer",
             'self.register_buffer("weight", weight)',
             "self.weight = weight",
