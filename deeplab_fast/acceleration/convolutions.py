@@ -35,7 +35,7 @@ def unsupported_reason(conv: nn.Conv2d) -> str | None:
 def accelerate_convolution(conv: nn.Conv2d) -> str:
     """Replace the class of a convolution. Returns what runs instead."""
     swapped.replace(conv, Convolution)
-    if 1 < conv.groups == conv.in_channels and has_same_padding(conv):
+    if conv.groups in (1, conv.in_channels) and has_same_padding(conv):
         return (
             "dilated_conv2d on a GPU, if measured to be faster than cuDNN, and in half-precision "
             "training on a CPU; otherwise PyTorch's"

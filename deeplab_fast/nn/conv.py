@@ -15,15 +15,13 @@ class Conv2d(nn.Conv2d):
 
     * half-precision layers with "same" or no padding in training on a CPU, whose weight gradient
       PyTorch computes wrongly on many x86 CPUs (docs/onednn_bf16_weight_gradient.md);
-    * depthwise layers with "same" padding on a GPU, where our kernel runs if it was measured to be
-      faster than cuDNN.
+    * dense and depthwise layers with "same" padding on a GPU, where our kernel runs if it was
+      measured to be faster than cuDNN.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         is_dilated = max(self.dilation) > 1 and has_same_padding(self)
-        if is_dilated and (
-            _trains_in_half_on_cpu(input, weight) or self._is_depthwise_on_gpu(input)
-        ):
+        if is_dilated and (_trains_in_half_on_cpu(input, weight) or self._has_gpu_kernels(input)):
             vertical, horizontal = self.dilation
             return dilated_conv2d(input, weight, bias, (vertical, horizontal), self.groups)
         is_valid = (self.stride, self.padding, self.padding_mode) == ((1, 1), (0, 0), "zeros")
@@ -34,9 +32,9 @@ class Conv2d(nn.Conv2d):
             return output[:, :, top : output.size(2) - top, left : output.size(3) - left]
         return super()._conv_forward(input, weight, bias)
 
-    def _is_depthwise_on_gpu(self, input: Tensor) -> bool:
-        is_depthwise = 1 < self.groups == self.in_channels
-        return is_depthwise and isinstance(input, Tensor) and input.device.type == "cuda"
+    def _has_gpu_kernels(self, input: Tensor) -> bool:
+        is_supported = self.groups in (1, self.in_channels)
+        return is_supported and isinstance(input, Tensor) and input.device.type == "cuda"
 
 
 class SeparableConv2d(nn.Sequential):

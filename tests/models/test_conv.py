@@ -63,12 +63,12 @@ def convolutions_on(device: str, **options) -> list[str]:
         ({"groups": 8, "padding": (2, 3), "dilation": (2, 3)}, True),
         ({"groups": 8, "padding": 1}, False),  # not dilated
         ({"groups": 4, "padding": 2, "dilation": 2}, False),  # not depthwise
-        ({"padding": 2, "dilation": 2}, False),
+        ({"padding": 2, "dilation": 2}, True),
         ({"groups": 8, "padding": 2, "dilation": 2, "padding_mode": "reflect"}, False),
     ],
     ids=str,
 )
-def test_depthwise_dilated_layers_of_a_gpu_run_our_op(options, ours):
+def test_dilated_layers_of_a_gpu_run_our_op(options, ours):
     expected = ["deeplab_fast::dilated_conv2d"] if ours else ["aten::convolution"]
     assert convolutions_on("cuda:0", **options) == expected
     assert convolutions_on("cpu", **options) == ["aten::convolution"]
@@ -80,7 +80,7 @@ def test_measured_kernels_run_the_depthwise_layers(monkeypatch, tmp_path):
     times = {"cuda/sm90": 0.4, "triton": 0.5, "cuDNN": 1.0, "cuDNN, benchmark": 0.8}
     gpu.times = lambda name, output: times[name]
     monkeypatch.setattr(
-        Conv2d, "_is_depthwise_on_gpu", lambda conv, input: 1 < conv.groups == conv.in_channels
+        Conv2d, "_has_gpu_kernels", lambda conv, input: 1 < conv.groups == conv.in_channels
     )
     torch.manual_seed(0)
     model = DeepLabV3Plus(

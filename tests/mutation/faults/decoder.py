@@ -85,11 +85,12 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/nn/conv.py": [
         Fault(
-            "depthwise layers on cuDNN only",
-            "_trains_in_half_on_cpu(input, weight) or self._is_depthwise_on_gpu(input)",
+            "dilated layers on cuDNN only",
+            "_trains_in_half_on_cpu(input, weight) or self._has_gpu_kernels(input)",
             "_trains_in_half_on_cpu(input, weight)",
         ),
-        Fault("grouped layers on a GPU", "1 < self.groups == self.in_channels", "1 < self.groups"),
+        Fault("grouped layers on a GPU", "self.groups in (1, self.in_channels)", "True"),
+        Fault("dense layers on cuDNN only", "(1, self.in_channels)", "(self.in_channels,)"),
         Fault("our op on every device", ' and input.device.type == "cuda"', ""),
         Fault("depthwise convolution not dilated", "            dilation=dilation,\n", ""),
         Fault(
@@ -99,8 +100,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "proxies of torch.fx in our op",
-            "return is_depthwise and isinstance(input, Tensor) and input",
-            "return is_depthwise and input",
+            "return is_supported and isinstance(input, Tensor) and input",
+            "return is_supported and input",
         ),
     ],
 }
