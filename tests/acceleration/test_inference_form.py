@@ -535,7 +535,7 @@ def test_report():
         ("a fixed size", "to 40x50, align_corners=True"),
         ("the size of the trial", "to 256x256, align_corners=False"),
         ("two resizes", "to the images' size, align_corners=False, fused with argmax; the resize"),
-        ("a softmax", "none: the output has the images' size"),
+        ("a softmax", "the output has the images' size"),
     ],
 )
 def test_report_of_the_final_resize(name, resize):

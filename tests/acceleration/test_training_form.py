@@ -575,7 +575,7 @@ def test_our_models_use_the_kernels_already(caplog):
     assert classes(deeplab_fast.accelerate(model))[""] is ASPP
     assert "nothing to replace" in caplog.text
     (entry,) = replace_parts(model).entries
-    assert entry.reason == "these modules use its kernels already"
+    assert entry.reason == "these modules use our kernels already"
 
 
 def test_real_models():
