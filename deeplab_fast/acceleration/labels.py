@@ -93,8 +93,9 @@ def labels_of(
     if logits.size(1) == 1:
         if ends_with_sigmoid is None:
             raise TypeError(
-                "predict: expected a binary model that runs on meta tensors, which tell logits "
-                "from probabilities: threshold the output of the model yourself"
+                "predict: expected several channels, or a model that runs on meta tensors, which "
+                "shows whether a single channel holds logits or probabilities: threshold the "
+                "output of the model yourself"
             )
         output = logits
         if resize is not None:

@@ -86,7 +86,7 @@ def test_fused_layers_compute_the_same_and_pass_over_memory_less_often():
 
 @pytest.mark.parametrize("op", ["dilated", "parallel", "aspp"])
 def test_operations_of_our_ops(op):
-    """Every op counts what the convolutions of PyTorch count that it stands for."""
+    """The count of each op equals that of the PyTorch convolutions that it replaces."""
     weight = torch.randn(6, 4, 3, 3)
     pointwise, pool_weight, project = (
         torch.randn(n, c, 1, 1) for n, c in ((6, 4), (5, 4), (2, 17))
@@ -173,7 +173,7 @@ def test_channels_of_images():
 
 
 def test_accelerated_model_is_counted_as_it_runs(monkeypatch):
-    """Parts that run as before while there are global hooks, which tell the layers."""
+    """An accelerated ASPP runs its original code while there are global hooks."""
 
     class Nothing(Accelerated):
         def forward(self, x: Tensor) -> Tensor:
