@@ -4,15 +4,15 @@ Each model has two cases: from images to labels, and one training step: forward,
 without an optimizer. Variants:
 
 * the original, eager, in both memory formats;
-* "again": a copy of the faster of these. Its time relative to that one is the measured spread;
+* "again": a copy of the faster of these. Its time relative to that one shows the noise;
 * accelerate(model, inference=True).predict, or the accelerated model in deferred_upsampling with
   UpsampleCrossEntropyLoss;
 * with --full, torch.compile of the original and of the accelerated model.
 
 A ratio is the median, over the rounds, of a variant's time relative to that of the original's
-better memory format in the same round. The goal is a ratio of at most 1.02 plus the spread. From
+better memory format in the same round. The goal is a ratio of at most 1.02 plus the noise. From
 images to labels a DeepLab must reach 1 / 1.05, and the time of the compiled original plus the
-spread.
+noise.
 
 With --full the images have 512x512 pixels instead of 256x256, and all encoders of smp are measured.
 """
@@ -36,12 +36,12 @@ import deeplab_fast
 from deeplab_fast.nn import UpsampleCrossEntropyLoss
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-AGAIN = "again"  # suffix of the copy that shows the spread
+AGAIN = "again"  # suffix of the copy that shows the noise
 COMPILED = ", compiled"
 
-# Gradients of deep networks with random weights amplify rounding, where an activation changes its
-# sign. So the largest gradient_error() is twice that between the memory formats of the original,
-# plus FLOOR; above LIMIT nothing could be told from it.
+# In deep networks with random weights, rounding changes the sign of some activations, which changes
+# whole gradients. So gradient_error() may be twice that between the memory formats of the original,
+# plus FLOOR. A tolerance above LIMIT would detect nothing.
 FLOOR, LIMIT = 1e-4, 0.2
 LOSS_TOLERANCE = 1e-4
 
@@ -204,7 +204,8 @@ def step(
 def gradient_error(output: list[Tensor], expected: list[Tensor]) -> float:
     """Relative error of the vector of all gradients, in the Euclidean norm; inf for a wrong loss.
 
-    Elements alone say nothing: the gradient of a bias before a batch norm is rounding error.
+    Errors of single elements say nothing: the gradient of a bias before a batch norm is rounding
+    error.
     """
     if [x.shape for x in output] != [x.shape for x in expected]:
         return float("inf")
@@ -223,7 +224,7 @@ def verdict(samples: dict[str, list[float]], must_gain: bool) -> dict[str, dict[
         return statistics.median(time / other_time for time, other_time in pairs)
 
     best = min(eager, key=lambda name: statistics.median(samples[name]))
-    spread = max(
+    noise = max(
         (
             abs(ratio(name, name.removesuffix(f" {AGAIN}")) - 1)
             for name in samples
@@ -238,12 +239,12 @@ def verdict(samples: dict[str, list[float]], must_gain: bool) -> dict[str, dict[
         to_compiled = ratio(name, peer) if peer in samples else None
         goal = None
         if name == "accelerated":
-            allowed = 1 / 1.05 if must_gain else 1.02 + spread
+            allowed = 1 / 1.05 if must_gain else 1.02 + noise
             is_met = to_best <= allowed
             if must_gain and to_compiled is not None:
-                is_met = is_met and to_compiled <= 1 + spread
+                is_met = is_met and to_compiled <= 1 + noise
             goal = "met" if is_met else "missed"
-        columns[name] = dict(zip(COLUMNS, (to_best, to_compiled, 100 * spread, goal), strict=True))
+        columns[name] = dict(zip(COLUMNS, (to_best, to_compiled, 100 * noise, goal), strict=True))
     return columns
 
 

@@ -181,7 +181,7 @@ def accelerate_tables(results: Path) -> str:
 
 
 def accelerate_cells(rows: Rows) -> str:
-    """Times of the original and of the accelerated model, speedups, memory, spread and goal.
+    """Times of the original and of the accelerated model, speedups, memory, noise and goal.
 
     A variant that failed has no row and no cell.
     """
@@ -201,14 +201,14 @@ def accelerate_cells(rows: Rows) -> str:
     def mebibytes(row: dict[str, str] | None) -> str:
         return digits(float(row["peak_mib"])) if row and row["peak_mib"] else "-"
 
-    spread = f"{float(ours['noise_percent']):.1f} %" if ours and ours["noise_percent"] else "-"
+    noise = f"{float(ours['noise_percent']):.1f} %" if ours and ours["noise_percent"] else "-"
     return " | ".join([
         f"{milliseconds(original)} ({original['variant'].removeprefix('original ')})"
         if original
         else "-",
         milliseconds(ours),
         speedup("ratio"),
-        spread,
+        noise,
         ours["goal"] if ours and ours["goal"] else "-",
         milliseconds(by_name.get("original, compiled")),
         milliseconds(by_name.get("accelerated, compiled")),

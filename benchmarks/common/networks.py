@@ -61,9 +61,9 @@ def is_deeplab(name: str) -> bool:
 
 @torch.no_grad()
 def network(name: str) -> nn.Module:
-    """A model with random weights, but batch norm statistics from data as after training.
+    """A model with random weights and, as after training, batch norm statistics of data.
 
-    Dropout is off, so that outputs can be compared: its random numbers depend on the memory format.
+    Dropout is off, because its random numbers depend on the memory format.
     """
     torch.manual_seed(0)
     model = BUILD[name]()
@@ -80,21 +80,21 @@ def network(name: str) -> nn.Module:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a model of any of the projects returns."""
+    """The logits in the output of a model of any of the projects."""
     if isinstance(output, Tensor):
         return output
     return output["out"] if "out" in output else output["logits"]
 
 
 def resized(logits: Tensor, size: Any) -> Tensor:
-    """Logits of the size of the images, as users of transformers resize them."""
+    """The logits at the size of the images, as users of transformers resize them."""
     if logits.shape[2:] == tuple(size):
         return logits
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
 
 
 def flops(model: nn.Module, images: Tensor) -> int:
-    """Operations of the convolutions of one call, without products with padding.
+    """Operations of the convolutions of one call, without those on padding.
 
     A multiply-add counts as two.
     """

@@ -7,12 +7,13 @@ import textwrap
 
 from torch import nn
 
+from ..ops._arguments import wrong_type
 from .counting import Cost, channels_of_images, count
 from .inference import prepare
 from .report import Report
 from .training import replace_parts, restore_parts
 
-IMAGE_SIZE = 512, 512  # of the image for which operations are counted
+IMAGE_SIZE = 512, 512  # operations are counted for an image of this height and width
 
 _log = logging.getLogger("deeplab_fast")
 
@@ -21,23 +22,28 @@ def accelerate(model: nn.Module, *, inference: bool = False, verbose: bool = Fal
     """Use this package's kernels in a model of any project.
 
     Without ``inference``, parts of ``model`` are replaced in place, for training: ASPP modules,
-    whatever their class, and dilated and depthwise convolutions. Parameters, state dict, hooks and
-    outputs stay as they are; :func:`restore` undoes it.
+    whatever their class, and dilated convolutions. Parameters, state dict and hooks stay the same,
+    and outputs the same up to rounding; :func:`restore` undoes the replacement.
 
     With ``inference``, the result is an :class:`AcceleratedModel`, a copy with folded batch norms
     and fused convolutions, whose ``predict`` gives labels without logits at full resolution.
 
-    What cannot be accelerated stays as it is. If that is all, ``model`` itself is returned and the
-    logger ``deeplab_fast`` says so.
+    Other parts run as before. If there is nothing to accelerate, the result is ``model`` itself,
+    and the logger ``deeplab_fast`` says so.
 
     Args:
         model: any module.
-        inference: a copy for inference, instead of ``model`` for training.
+        inference: return a copy for inference, instead of ``model`` for training.
         verbose: print a :class:`~deeplab_fast.acceleration.Report`: what was replaced, what was not
             and why, and how many operations that saves for an image of 512x512.
 
+    Raises:
+        TypeError: ``model`` is not a module.
+
     >>> model = accelerate(segmentation_models_pytorch.DeepLabV3Plus("resnet50"))
     """
+    if not isinstance(model, nn.Module):
+        raise wrong_type("model", "an nn.Module", model)
     if verbose:
         accelerated, report = accelerate_with_report(model, inference=inference)
         print(report)
@@ -76,16 +82,17 @@ def _accelerated(model: nn.Module, inference: bool) -> tuple[nn.Module, Report]:
 def _count(
     model: nn.Module, size: tuple[int, int], channels: int | None, by_layer: bool = True
 ) -> tuple[Cost | None, str]:
-    """What a model computes, or None and why it cannot be counted."""
+    """The cost of a model and "", or None and the reason why it cannot be counted."""
     channels = channels or channels_of_images(model)
     if channels is None:
-        return None, "not counted: no convolution tells the number of channels of the images"
+        return None, "not counted: the model has no convolution that gives the channels of images"
     shape = channels, *size
     try:
         return count(model, shape, by_layer), ""
-    except Exception as error:  # of the model's own code
+    except Exception as error:  # the model's own code can raise anything
         what = "x".join(map(str, shape))
-        return None, f"not counted: no run on meta tensors of an image of {what}: {_line(error)}"
+        reason = f"the model fails on meta tensors for an image of {what}: {_line(error)}"
+        return None, f"not counted: {reason}"
 
 
 def _line(error: Exception) -> str:

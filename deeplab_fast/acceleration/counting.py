@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from ..backends import registry
 from ..backends.calls import running_layers
+from ..models.fusion import FusedConv2d
 from .flops import taps
 
-# The passes over memory that a fused layer avoids, and what might take their place.
+# Operations that only pass over memory, by kind: fusion avoids some and may add copies.
 PASSES = {
     "batch norm": ("native_batch_norm", "_native_batch_norm_legit_no_training"),
     "activation": (
@@ -39,9 +40,9 @@ class Cost(NamedTuple):
         shape: channels, height and width of the image.
         flops: floating-point operations of convolutions and matrix products by qualified name of
             the module that computes them. A multiply-add counts as two.
-        padding: the products with padding among them, in dilated convolutions.
-        skipped: those of dense convolutions that run in an op of this package. Its CUDA kernels
-            skip most of them.
+        padding: those of the operations that multiply zero padding, in dilated convolutions.
+        skipped: those of ``padding`` in dense convolutions that run in an op of this package, whose
+            CUDA kernels skip most of them.
         traffic: bytes that other operations read and write, by the names in :data:`PASSES`.
     """
 
@@ -53,22 +54,23 @@ class Cost(NamedTuple):
 
 
 def count(model: nn.Module, shape: tuple[int, int, int], by_layer: bool = True) -> Cost:
-    """Count what ``model`` computes for an image of this shape, in evaluation mode.
+    """Count what ``model`` computes for one image [C, H, W] in evaluation mode.
 
-    The model itself is neither run nor copied: a copy without data runs on the meta device, without
-    the hooks. If the model has a method ``predict``, that is what runs.
+    A copy of the model without data and hooks runs on the meta device. If the model has a method
+    ``predict``, that is what runs.
 
     Args:
-        by_layer: False to count everything under the name "", without the global hooks that tell
-            the layers. A model whose code depends on whether there are hooks runs as usual then.
+        shape: channels, height and width of the image.
+        by_layer: False to count everything under the name "" without global hooks, which would make
+            an accelerated ASPP run its original code.
 
     Raises:
         Exception: the model cannot run on meta tensors of that shape.
     """
-    from torch.utils.flop_counter import flop_registry  # it imports Triton, which takes long
+    from torch.utils.flop_counter import flop_registry  # slow, because it imports Triton
 
     counted = without_data(model)
-    image = torch.empty(1, *shape, device="meta", dtype=_dtype(counted))
+    image = torch.empty(1, *shape, device="meta", dtype=dtype_of(counted))
     run = getattr(counted, "predict", counted)
     with (
         torch.no_grad(),
@@ -85,12 +87,16 @@ def count(model: nn.Module, shape: tuple[int, int, int], by_layer: bool = True) 
 
 def channels_of_images(model: nn.Module) -> int | None:
     """The input channels of the first convolution, or None if there is none."""
-    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return next((convolution.in_channels for convolution in convolutions), None)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+        if isinstance(module, FusedConv2d):
+            return module.weight.size(1) * module.geometry[-1]
+    return None
 
 
 def without_data(model: nn.Module) -> nn.Module:
-    """A copy on the meta device, in evaluation mode. The data is never copied."""
+    """A copy without hooks on the meta device, in evaluation mode. The data is never copied."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         empty: Tensor = torch.empty_like(tensor, device="meta")
@@ -105,10 +111,7 @@ def without_data(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _nondeterministic() -> Iterator[None]:
-    """Count bilinear F.interpolate as one pass.
-
-    With deterministic algorithms it runs as many operations on the meta device, as on a GPU.
-    """
+    """Context without deterministic algorithms, which split F.interpolate on the meta device."""
     is_enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
@@ -118,7 +121,7 @@ def _nondeterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(is_enabled, warn_only=warn_only)
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
+def dtype_of(model: nn.Module) -> torch.dtype:
     floating = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     return next(floating, torch.float32)
 
@@ -140,7 +143,7 @@ class _Convolution(NamedTuple):
         return 2 * batch * height * width * torch.Size(self.weight).numel()
 
     def flops_on_padding(self) -> int:
-        """The products with padding, if the convolution is dilated."""
+        """The operations that multiply zero padding, if the convolution is dilated, else 0."""
         if max(self.dilation) == 1:
             return 0
         kernel = self.weight[2:]
@@ -157,7 +160,7 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.cost = cost
         self._layers = layers
-        self._formulas = formulas  # of PyTorch's operations
+        self._formulas = formulas  # for the operations of PyTorch
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -1,4 +1,4 @@
-"""Operations of convolutions, with and without products with padding."""
+"""Number of operations of convolutions, with and without those on zero padding."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from __future__ import annotations
 def taps(
     size: int, dilation: int = 1, kernel: int = 3, stride: int = 1, padding: int | None = None
 ) -> int:
-    """Taps inside the image, over all outputs of a 1-D convolution.
+    """Number of taps inside the image, over all outputs of a 1-D convolution.
 
-    A 2-D convolution has ``taps(height) * taps(width)``. A library that also multiplies padding
-    computes ``kernel`` taps per output and dimension. The padding is "same" by default.
+    A 2-D convolution has ``taps(height) * taps(width)`` of them. A library that also multiplies
+    padding computes ``kernel`` taps per output and dimension. The padding is "same" by default.
     """
     if padding is None:
         padding = kernel // 2 * dilation

@@ -39,6 +39,7 @@ class AcceleratedModel(nn.Module):
 
     Attributes:
         network: the fused network.
+        trial: what a run without data showed of the output.
     """
 
     def __init__(self, network: nn.Module, trial: Trial) -> None:
@@ -83,9 +84,10 @@ class AcceleratedModel(nn.Module):
             [N, height, width] labels, or [height, width] for a single image.
 
         Raises:
-            TypeError: the model's output holds no logits.
-            ValueError: ``images`` has another number of dimensions, or ``dtype`` cannot hold the
-                labels.
+            TypeError: ``images`` is not a tensor, the model's output holds no logits, ``dtype`` is
+                not supported, or a binary model cannot run on meta tensors.
+            ValueError: ``images`` has another number of dimensions, ``size`` is not positive, or
+                ``dtype`` cannot hold the labels.
 
         >>> labels = model.predict(images, dtype=torch.uint8)
         """
@@ -140,7 +142,7 @@ class AcceleratedModel(nn.Module):
         return tree_map_only(Tensor, with_nan, output)
 
     def train(self, mode: bool = True) -> AcceleratedModel:
-        """Do nothing: the copy stays in evaluation mode."""
+        """Keep evaluation mode, whatever ``mode`` is."""
         return super().train(False)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -172,7 +174,7 @@ def prepare(model: nn.Module) -> tuple[nn.Module, Report]:
     ``prepare_for_inference``. Any other model becomes an :class:`AcceleratedModel`.
     """
     if isinstance(model, (AcceleratedModel, InferenceModel)):
-        return model, Report([Entry("", "model", None, "it is prepared for inference already")])
+        return model, Report([Entry("", "model", None, "prepared for inference already")])
     try:
         original = copy.deepcopy(model)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Labels of what a segmentation model returns."""
+"""Labels from the output of a segmentation model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _described(value: Any) -> str:
 def resize_of(
     logits: Tensor, images: Tensor, size: tuple[int, int] | None = None
 ) -> tuple[Tensor, Interpolation | None]:
-    """Computed logits and the resize between them and the labels, or None.
+    """The last computed logits, and the resize between them and the labels or None.
 
     Args:
         logits: what the model returned. Its last resize may not have run yet.
@@ -93,21 +93,20 @@ def labels_of(
     if logits.size(1) == 1:
         if ends_with_sigmoid is None:
             raise TypeError(
-                "predict: expected a binary model that runs on meta tensors, which tell logits "
-                "from probabilities: threshold the output of the model yourself"
+                "predict: expected several channels, or a model that runs on meta tensors, which "
+                "shows whether a single channel holds logits or probabilities: threshold the "
+                "output of the model yourself"
             )
-        output = logits if resize is None else _interpolated(logits, resize)
+        output = logits
+        if resize is not None:
+            output = F.interpolate(
+                logits, **resize.target, mode="bilinear", align_corners=resize.align_corners
+            )
         return (output[:, 0] > (0.5 if ends_with_sigmoid else 0)).to(dtype)
     if resize is not None:
-        size, scale_factors, align_corners = resize
-        how: Any = {"scale_factor": scale_factors} if scale_factors else {"size": size}
-        return upsample_argmax(logits, **how, align_corners=align_corners, dtype=dtype)
+        return upsample_argmax(
+            logits, **resize.target, align_corners=resize.align_corners, dtype=dtype
+        )
     if logits.size(1) > _MAX_LABELS[dtype]:
         raise ValueError(f"dtype: expected one that holds {logits.size(1)} classes, got {dtype}")
     return logits.argmax(1).to(dtype)
-
-
-def _interpolated(logits: Tensor, interpolation: Interpolation) -> Tensor:
-    size, scale_factors, align_corners = interpolation
-    how: Any = {"scale_factor": scale_factors} if scale_factors else {"size": size}
-    return F.interpolate(logits, **how, mode="bilinear", align_corners=align_corners)

@@ -38,7 +38,7 @@ _POINTWISE = (
 
 
 class Miss(NamedTuple):
-    """A concatenation of convolved branches that was not taken."""
+    """A concatenation of convolved branches that stays as it is, and why."""
 
     convs: tuple[nn.Module, ...]
     reason: str
@@ -148,7 +148,7 @@ class Rewriting:
         self.drop_dead_calls()
         return Found([str(branch.calls[0].target) for branch in joint], bool(pooled), [])
 
-    # --- what a graph contains
+    # --- reading the graph
 
     def branches(self, cat: fx.Node) -> tuple[fx.Node | None, list[_Branch]]:
         """The input and the branches of a pyramid; None and [] if ``cat`` has no common input."""
@@ -250,7 +250,7 @@ class Rewriting:
         is_marked = any(value is True for value in (*node.args[1:], *node.kwargs.values()))
         return is_marked or name.endswith("_") or (is_operator and name[0] == "i")
 
-    # --- how it changes
+    # --- changing the graph
 
     def module_node(self, call: fx.Node) -> fx.Node:
         """The module that ``call`` calls, as a value."""
@@ -270,7 +270,7 @@ class Rewriting:
         return features, mean
 
     def forget(self, calls: Sequence[fx.Node]) -> None:
-        """Note calls that were replaced. The norms among them may be exchanged later."""
+        """Record calls that were replaced. The norms among them may be exchanged later."""
         self.replaced |= set(calls)
         self.absorbed |= {
             str(node.target)

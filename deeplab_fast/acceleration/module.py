@@ -1,4 +1,4 @@
-"""Modules whose class was replaced by a subclass, so that everything but ``forward`` stays."""
+"""Replacement of a module's class by a subclass, so that only ``forward`` changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Accelerated(nn.Module):
     _accelerated_members: tuple[str, ...] = ()  # attributes that restore() deletes
 
     def __init_subclass__(cls) -> None:
-        """Do nothing: that of the original class may need keywords."""
+        """Skip the method of the original class, which may need keywords."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
@@ -52,7 +52,7 @@ def original_class(module: nn.Module) -> Any:
 
 
 def replace(module: nn.Module, replacement: type[Accelerated], **members: Any) -> None:
-    """Run ``forward`` of ``replacement`` in ``module``, in place, with these attributes."""
+    """Make ``module`` run ``forward`` of ``replacement``, in place, and set these attributes."""
     module.__class__ = _accelerated_class(replacement, type(module))  # type: ignore[arg-type]
     vars(module).update(members)
 

@@ -54,7 +54,7 @@ def _in_mode(root: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _untraced(root: nn.Module, leaves: Collection[nn.Module]) -> list[Miss]:
-    """Report a module without a graph, if it concatenates and has dilated convolutions."""
+    """The miss of an untraceable module that concatenates and has dilated convolutions."""
     known = {module for leaf in leaves for module in leaf.modules()}
     dilated = tuple(
         module

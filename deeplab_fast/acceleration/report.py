@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The parts of a model that matter, in the model's order. ``str()`` of it is a table.
+    """The parts of a model that were replaced or could have been. ``str(report)`` is a table.
 
     Attributes:
         entries: the parts.
@@ -65,7 +65,7 @@ class Report(NamedTuple):
         return [entry for entry in self.entries if entry.replacement is not None]
 
     def __str__(self) -> str:
-        lines = [self._table()] if self.entries else ["no part that could be replaced"]
+        lines = [self._table()] if self.entries else ["no part can be replaced"]
         if self.before is not None:
             lines += ["", _flops_in_words(self, self.before)]
             if self.after is not None and (passes := _passes(self.before, self.after)):
@@ -100,7 +100,7 @@ class Report(NamedTuple):
         return aligned(rows, right={2, 3, 4}, width=WIDTH)
 
     def _by_entry(self, counts: Counter[str]) -> list[int]:
-        """What was counted in each part. Layers in several parts count for the innermost one."""
+        """The sum of ``counts`` over each part. A layer counts for the innermost part with it."""
         sums = [0] * len(self.entries)
         for layer, number in counts.items():
             owners = [i for i, entry in enumerate(self.entries) if entry.contains(layer)]
@@ -110,7 +110,7 @@ class Report(NamedTuple):
 
 
 def _names(names: list[str]) -> str:
-    """The name of a part, or what the names of several parts begin with, and how many they are."""
+    """The name of a part, or the common beginning of several names and their number."""
     paths = [name.split(".") for name in names]
     common = itertools.takewhile(lambda items: len(set(items)) == 1, zip(*paths))
     prefix = ".".join(items[0] for items in common) or "(model)"
@@ -127,8 +127,8 @@ def _flops_in_words(report: Report, before: Cost) -> str:
             f", of which {_giga(replaced)} ({_percent(replaced, total)}) in replaced parts"
         )
     lines = [
-        f"Forward pass of one image of {'x'.join(map(str, before.shape))}, with the products with "
-        "padding:",
+        f"Forward pass of one image of {'x'.join(map(str, before.shape))}, multiplications of zero "
+        "padding included:",
         f"  {_giga(total)} GFLOP in the original{of_replaced}",
     ]
     if report.after is not None:
@@ -145,8 +145,8 @@ def _savings(report: Report, total: int, after: Cost) -> Iterator[str]:
         yield f"  {_giga(abs(saved))} GFLOP ({_percent(abs(saved), total)}) {change} now{why}"
     if skipped := sum(after.skipped.values()):
         yield (
-            f"  {_giga(skipped)} GFLOP ({_percent(skipped, total)}) are products with padding; the "
-            "CUDA kernels skip most of them, oneDNN none"
+            f"  {_giga(skipped)} GFLOP ({_percent(skipped, total)}) now multiply zero padding; the "
+            "CUDA kernels skip most of these, oneDNN none"
         )
 
 

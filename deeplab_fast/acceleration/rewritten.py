@@ -1,4 +1,4 @@
-"""Modules whose ``forward`` is a rewritten graph, while everything it depends on is unchanged."""
+"""Modules that run a rewritten graph as long as everything it depends on is unchanged."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .module import Accelerated, original_class
 class Rewritten(Accelerated):
     """A module whose ``forward`` is a rewritten graph.
 
-    The original ``forward`` runs instead while a submodule has hooks, if a part that the graph
-    depends on was changed, and in a trace of torch.fx.
+    The original ``forward`` runs instead while a submodule has hooks, after a change of a part that
+    the graph depends on, and when torch.fx traces the module.
     """
 
     _accelerated_members = ("_graphs",)

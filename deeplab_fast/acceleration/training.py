@@ -15,9 +15,9 @@ from .report import Entry, Report
 
 
 def replace_parts(model: nn.Module) -> Report:
-    """Replace the parts of ``model`` that are faster with this package.
+    """Replace the parts of ``model`` for which this package has a faster form.
 
-    Parts that were replaced before are restored first, so that a second call finds the same.
+    Parts that were replaced before are restored first, so a second call finds the same parts.
 
     A module that contains an atrous spatial pyramid gets another ``forward`` (pyramids.py), and a
     dilated convolution becomes one that runs :func:`deeplab_fast.dilated_conv2d` where
@@ -81,8 +81,8 @@ def _replace_convolutions(convs: list[nn.Conv2d], names: dict[nn.Module, str]) -
 def _own_parts(names: dict[nn.Module, str]) -> Iterator[Entry]:
     paths = [name for module, name in names.items() if _is_ours(module)]
     if paths:
-        reason = "these modules use its kernels already"
-        yield Entry(_joined(paths), "deeplab_fast", None, reason, tuple(paths))
+        reason = "these modules use our kernels already"
+        yield Entry(_joined(paths), "modules of deeplab_fast", None, reason, tuple(paths))
 
 
 def _is_ours(module: nn.Module) -> bool:
@@ -91,8 +91,8 @@ def _is_ours(module: nn.Module) -> bool:
 
 
 def _joined(paths: list[str]) -> str:
-    """The path of one module, or the part that all paths have in common with a "*"."""
-    if len(paths) == 1:
+    """The path of one module, or what the paths of several have in common, followed by "*"."""
+    if len(paths) == 1 or "" in paths:
         return paths[0]
     common = os.path.commonprefix([path.split(".") for path in paths])
     return ".".join([*common, "*"])

@@ -10,16 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..models.fusion import FusedConv2d
 from ..nn.deferred import Interpolation
-from .counting import without_data
+from .counting import channels_of_images, dtype_of, without_data
 from .labels import logits_of, resize_of
 
 _SIGMOIDS = (
     torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.sigmoid,
     torch.special.expit,
 )  # fmt: skip
-# Sizes of the images. Many networks need multiples of 32, and some have one size only.
+# Heights and widths of the images. Many networks need multiples of 32, and some take one size only.
 _SIZES = (256, 224, 384, 512, 640)
 
 
@@ -47,7 +46,7 @@ class _Resize(NamedTuple):
 
 
 class _Watch(TorchFunctionMode):
-    """Context that notes which results are probabilities, and which are bilinear resizes."""
+    """Context that records which results are probabilities, and which are bilinear resizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +86,7 @@ def in_format(images: Tensor, in_channels_last: bool) -> Tensor:
 
 
 def trial_of(network: nn.Module) -> Trial:
-    """Run ``network`` on meta tensors of a few sizes. No data is read or copied."""
+    """Run ``network`` on meta tensors, trying a few sizes. No data is read or copied."""
     on_meta, failure = without_data(network), ""
     for size in _SIZES:
         for in_channels_last in (True, False):
@@ -112,10 +111,9 @@ class _Run(NamedTuple):
 
 @torch.no_grad()
 def _run(network: nn.Module, size: tuple[int, int], in_channels_last: bool) -> _Run:
-    layer: Any = next(m for m in network.modules() if isinstance(m, (nn.Conv2d, FusedConv2d)))
-    weight = layer.weight
-    groups = layer.geometry[-1] if isinstance(layer, FusedConv2d) else layer.groups
-    images = torch.empty(1, weight.size(1) * groups, *size, dtype=weight.dtype, device="meta")
+    channels = channels_of_images(network)
+    assert channels is not None
+    images = torch.empty(1, channels, *size, dtype=dtype_of(network), device="meta")
     images = in_format(images, in_channels_last)
     with _Watch() as watch:
         logits = logits_of(network(images))
@@ -129,7 +127,7 @@ def _run(network: nn.Module, size: tuple[int, int], in_channels_last: bool) -> _
 def _described(first: _Run, size: tuple[int, int], second: _Run | None) -> str:
     """The final resize of two runs, of images of ``size`` and of twice the width."""
     if first.resize is None:
-        return "none: the output has the images' size"
+        return "the output has the images' size without a bilinear resize"
     to, scale_factors, align_corners = first.resize
     height, width = size
     wide = second.resize.size if second and second.resize else None

@@ -26,8 +26,8 @@ def add_parser(subparsers: Any) -> None:
         help=help,
         description=f"{help[0].upper()}{help[1:]}.\n\n"
         "The table lists each part of the model, what runs instead or why it is kept, its\n"
-        "floating-point operations and the share of them that multiply zeros of the padding.\n"
-        "Nothing is computed or timed, and the model needs no weights.",
+        "floating-point operations and the share of them that multiply zero padding.\n"
+        "Nothing is computed or timed, and the model needs no trained weights.",
         epilog="examples:\n"
         "  deeplab-fast accelerate-report my_project.models:build_model\n"
         "  deeplab-fast accelerate-report train.py:make_network --inference --size 1024 2048\n"
@@ -37,14 +37,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODULE:FUNCTION",
-        help="a Python module, found from the current folder, or a .py file; and the function in "
-        "it that returns the model without arguments, or the model itself",
+        help="a module that Python can import from the current folder, or a .py file; and its "
+        "function or class that makes the model without arguments, or a variable that is the model",
     )
     parser.add_argument(
         "--inference",
         action="store_true",
-        help="report on accelerate(model, inference=True); by default on accelerate(model), for "
-        "training",
+        help="report on accelerate(model, inference=True), instead of accelerate(model), which is "
+        "for training",
     )
     parser.add_argument(
         "--size",
@@ -52,7 +52,7 @@ def add_parser(subparsers: Any) -> None:
         nargs=2,
         default=IMAGE_SIZE,
         metavar=("HEIGHT", "WIDTH"),
-        help="size of the image that operations are counted for (default: {} {})".format(
+        help="size of the image for which operations are counted (default: {} {})".format(
             *IMAGE_SIZE
         ),
     )
@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
         "--channels",
         type=int,
         metavar="N",
-        help="its channels (default: those of the model's first convolution)",
+        help="number of channels of that image (default: that of the model's first convolution)",
     )
     parser.set_defaults(run=run)
 
@@ -142,7 +142,8 @@ def _model(function: Any, argument: str) -> nn.Module:
         )
     if needed := _needed_arguments(function):
         raise UserError(
-            f"{argument}: needs arguments: {', '.join(needed)} (expected a function without)"
+            f"{argument}: needs arguments: {', '.join(needed)} (expected a function without "
+            "arguments)"
         )
     model = _user_code(argument, function)
     if not isinstance(model, nn.Module):
@@ -153,7 +154,7 @@ def _model(function: Any, argument: str) -> nn.Module:
 def _needed_arguments(function: Callable[..., Any]) -> list[str]:
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of a function in C, it is unknown
+    except (TypeError, ValueError):  # functions in C may have no signature
         return []
     optional = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     return [
@@ -164,7 +165,7 @@ def _needed_arguments(function: Callable[..., Any]) -> list[str]:
 
 
 def _user_code(name: str, run: Callable[[], Any]) -> Any:
-    """What ``run()`` returns. Any exception becomes a UserError with its type and message."""
+    """The result of ``run()``. Any exception becomes a UserError with its type and message."""
     try:
         return run()
     except (Exception, SystemExit) as error:

@@ -26,6 +26,13 @@ class Interpolation(NamedTuple):
     scale_factors: tuple[float, float] | None  # None if the ratio of the sizes sets the scale
     align_corners: bool
 
+    @property
+    def target(self) -> dict[str, Any]:
+        """The argument ``size`` or ``scale_factor`` of F.interpolate."""
+        if self.scale_factors is None:
+            return {"size": self.size}
+        return {"scale_factor": self.scale_factors}
+
 
 class DeferredUpsampling(Tensor):
     """The result of a bilinear F.interpolate that has not run yet.
@@ -41,7 +48,7 @@ class DeferredUpsampling(Tensor):
 
     logits: Tensor
     interpolation: Interpolation
-    _node: Any  # grad_fn of the interpolation
+    _node: Any  # the grad_fn that the interpolation has
     _is_exposed: bool
     _result: Tensor  # set by run
 
@@ -51,7 +58,7 @@ class DeferredUpsampling(Tensor):
 
         It is False as soon as there is a view of this tensor, which could change the values; after
         an in-place operation or requires_grad_(); and if there is a hook or retain_grad(), which
-        would miss a gradient that takes another way.
+        would not see the gradient of a loss that takes :attr:`logits`.
         """
         with torch._C.DisableTorchFunctionSubclass():
             has_own_gradient = self.grad_fn is self._node
@@ -101,7 +108,7 @@ def _effects(func: Any) -> tuple[bool, bool]:
 
 
 def _results(value: Any, exposes: bool) -> Any:
-    """The arguments of an operation with the results of deferred tensors in place of them."""
+    """The arguments of an operation, with deferred tensors replaced by their results."""
     if isinstance(value, DeferredUpsampling):
         value._is_exposed |= exposes
         return value.run()
@@ -120,7 +127,7 @@ def _plain(tensor: DeferredUpsampling) -> Tensor:
         return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
-# Methods of tensors that need an address, and so do not go through __torch_dispatch__.
+# Methods of tensors that read memory directly, without going through __torch_dispatch__.
 _READS_MEMORY = {
     *(Tensor.__array__, Tensor.__deepcopy__, Tensor.__dlpack__, Tensor.__format__),
     *(Tensor.__reduce_ex__, Tensor.__repr__, Tensor.apply_, Tensor.data_ptr, Tensor.is_shared),
@@ -128,7 +135,7 @@ _READS_MEMORY = {
     *(Tensor._typed_storage, Tensor.untyped_storage),
     Tensor.__cuda_array_interface__.__get__,
 }
-# Methods that show or change what passes backward through the tensor.
+# Methods that read or change the gradient that passes backward through the tensor.
 _HOOKS = {
     Tensor.grad_fn.__get__,  # type: ignore[union-attr]
     *(Tensor.register_hook, Tensor.retain_grad),
@@ -169,8 +176,8 @@ class _Defer(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         shape, interpolation = ctx.shape, ctx.interpolation
         if grad_output.device.type != "cpu" and torch.are_deterministic_algorithms_enabled():
-            # Here F.interpolate is made of other operations. It is linear, so that its gradient
-            # does not depend on the logits.
+            # F.interpolate runs as other, deterministic operations here. It is linear, so its
+            # gradient does not depend on the logits.
             with torch.enable_grad():
                 logits = grad_output.new_zeros(shape).requires_grad_()
                 output = _interpolate(logits, interpolation)
@@ -187,21 +194,26 @@ class _Defer(torch.autograd.Function):
 
 
 def _interpolate(logits: Tensor, interpolation: Interpolation) -> Tensor:
-    size, scale_factors, align_corners = interpolation
-    arguments = {"size": size} if scale_factors is None else {"scale_factor": scale_factors}
     with torch._C.DisableTorchFunction():  # otherwise deferred_upsampling defers this call, too
-        return F.interpolate(logits, **arguments, mode="bilinear", align_corners=align_corners)
+        return F.interpolate(
+            logits,
+            **interpolation.target,
+            mode="bilinear",
+            align_corners=interpolation.align_corners,
+        )
 
 
 class deferred_upsampling(TorchFunctionMode):
-    """Context in which bilinear F.interpolate runs when its result is needed, if at all.
+    """Context in which bilinear F.interpolate runs only when its result is needed.
 
-    The losses of this package take the logits before the upsampling, so that logits at full
-    resolution are never computed; everything else sees the tensor it would see without the context.
-    That tensor needs the memory of a copy of the logits until then. Take the loss before other
-    results, because a loss after ``detach()`` or after another view uses logits at full resolution.
-    The gradient of that loss goes to the logits before the upsampling:
-    ``torch.autograd.grad(loss, output)`` with the deferred tensor ``output`` raises an error.
+    The losses of this package take the logits before the upsampling, so logits at full resolution
+    are never computed. All other code sees the tensor that it would see without the context. The
+    deferred tensor holds a copy of the low-resolution logits.
+
+    Compute the loss before other results: after ``detach()`` or another view of the output, the
+    loss uses logits at full resolution. The gradient of the loss goes to the logits before the
+    upsampling, so ``torch.autograd.grad(loss, output)`` with the deferred ``output`` raises an
+    error.
 
     Nothing is deferred by torch.compile, torch.export, torch.jit.trace, torch.func transforms,
     forward-mode differentiation and dispatch modes, on other devices than CPUs and CUDA GPUs, and
@@ -248,7 +260,7 @@ def _deferred(input: Tensor, **kwargs: Any) -> Tensor | None:
     """The deferred result, or None if PyTorch rejects the arguments."""
     try:
         with torch._C.DisableTorchFunction():
-            # An empty batch shows the size of the result, its dtype under autocast, and errors.
+            # An empty batch gives the size of the result, its dtype under autocast, and errors.
             output = F.interpolate(input.new_empty(0, *input.shape[1:]), **kwargs)
     except Exception:
         return None
@@ -262,7 +274,7 @@ def _deferred(input: Tensor, **kwargs: Any) -> Tensor | None:
         if all(1 / f == n / out for f, n, out in zip(scale_factors, input.shape[2:], size)):
             scale_factors = None
     interpolation = Interpolation(size, scale_factors, align_corners)
-    memory_format = suggest_memory_format(input)  # PyTorch chooses that of the result in this way
+    memory_format = suggest_memory_format(input)  # as PyTorch does for the result
     logits = input.to(output.dtype, copy=True, memory_format=memory_format)
     tensor: DeferredUpsampling = _Defer.apply(logits, interpolation, memory_format)
     with torch._C.DisableTorchFunctionSubclass():

@@ -18,25 +18,25 @@ class UpsampleDiceLoss(nn.Module):
 
     Replaces ``F.interpolate`` followed by ``DiceLoss("multiclass")`` of
     segmentation_models_pytorch. With sums over all pixels of the batch that are not ignored, the
-    score of a class is ``(sum(p * t) + smooth) / ((sum(p) + sum(t)) / 2 + smooth)``, with the
-    softmax probabilities p and t = 1 at pixels of the class. The loss is the mean over classes of 1
-    minus the score, or of minus its logarithm. Classes without a pixel contribute 0.
+    score of a class is ``(sum(p * t) + smooth) / ((sum(p) + sum(t)) / 2 + smooth)``, where p is the
+    softmax probability, and t is 1 at the pixels of the class and 0 elsewhere. The loss is the mean
+    over classes of 1 minus the score, or of minus its logarithm. Classes without a pixel contribute
+    0.
 
-    The logits are upsampled a few rows at a time, and again for the gradient; half precision
-    computes in float32. Lovasz losses sort the probabilities of all pixels, so that they need all
-    of them: use those of segmentation_models_pytorch.
+    The logits are upsampled a few rows at a time, and again for the gradient. Half-precision logits
+    are computed in float32.
 
     Args:
         classes: indices of the classes that count, or None for all.
-        log_loss: minus the logarithm of the score, instead of 1 minus the score.
+        log_loss: use minus the logarithm of the score, instead of 1 minus the score.
         smooth: as in the formula, at least 0.
         ignore_index: label of the pixels that do not contribute to the loss.
         eps: smallest divisor, and smallest score for the logarithm.
-        align_corners: convention of the upsampling, as in F.interpolate. Deferred upsampling has
-            its own.
+        align_corners: convention of the upsampling, as in F.interpolate. A deferred output is
+            upsampled with the model's own ``align_corners`` instead.
 
-    Inputs are those of :class:`UpsampleCrossEntropyLoss`; the output is a scalar. Differentiable
-    once.
+    Inputs are those of :class:`UpsampleCrossEntropyLoss`. The output is a scalar of float32, or of
+    float64 for logits of that dtype. It has no second derivatives.
 
     Raises:
         ValueError: a shape does not fit.

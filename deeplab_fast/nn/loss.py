@@ -31,8 +31,8 @@ class UpsampleCrossEntropyLoss(nn.Module):
         ignore_index: label of the pixels that do not contribute to the loss.
         reduction: "mean", "sum", or "none" for the loss of every pixel.
         label_smoothing: fraction of each target spread evenly over all classes, 0 to 1.
-        align_corners: convention of the upsampling, as in F.interpolate. Deferred upsampling has
-            its own.
+        align_corners: convention of the upsampling, as in F.interpolate. A deferred output is
+            upsampled with the model's own ``align_corners`` instead.
 
     Input logits [N, C, H, W], floating, and target [N, height, width] or [N, 1, height, width], of
     an integer dtype; output float32, a scalar or, with reduction "none", [N, height, width].
@@ -40,7 +40,7 @@ class UpsampleCrossEntropyLoss(nn.Module):
     Raises:
         ValueError, TypeError, IndexError: in ``forward``, as
             :func:`deeplab_fast.upsample_cross_entropy` does; the message names the argument.
-        ValueError: the target has another size than the deferred result.
+        ValueError: the size of the target is not that of the deferred output.
 
     >>> criterion = UpsampleCrossEntropyLoss(ignore_index=255)
     >>> loss = criterion(model.logits(images)["out"], target)
@@ -98,14 +98,17 @@ class UpsampleFocalLoss(nn.Module):
     is another function, a sum of binary losses of the sigmoid of each class.
 
     Args:
-        gamma: exponent, at least 0, which gives the cross entropy.
+        gamma: exponent, at least 0; 0 gives the cross entropy.
         ignore_index: label of the pixels that do not contribute to the loss.
         reduction: "mean" over all pixels, the ignored ones too; "sum"; or "none" for the loss of
             every pixel.
-        align_corners: convention of the upsampling, as in F.interpolate. Deferred upsampling has
-            its own.
+        align_corners: convention of the upsampling, as in F.interpolate. A deferred output is
+            upsampled with the model's own ``align_corners`` instead.
 
     Inputs, output and errors are those of :class:`UpsampleCrossEntropyLoss`.
+
+    Raises:
+        ValueError: ``gamma`` is negative, or ``reduction`` is unknown.
 
     >>> criterion = UpsampleFocalLoss(ignore_index=255)
     >>> loss = criterion(model.logits(images)["out"], target)
@@ -137,7 +140,7 @@ class UpsampleFocalLoss(nn.Module):
             reduction="none",
             align_corners=align_corners,
         )
-        # With gamma below 1 the power has no derivative at 0, where ignored pixels are.
+        # Ignored pixels have 1 - p = 0, where a power with gamma below 1 has no derivative.
         tiny = torch.finfo(torch.float32).tiny
         one_minus_p = (-torch.expm1(-cross_entropy)).clamp(min=tiny)
         loss = one_minus_p**self.gamma * cross_entropy
@@ -161,10 +164,10 @@ def _have_equal_sizes(logits: Tensor, target: Tensor) -> bool:
 def before_upsampling(
     logits: Tensor, target: Tensor, align_corners: bool
 ) -> tuple[Tensor, Tensor, bool]:
-    """Logits that remain to be upsampled to the size of the target, the target, align_corners.
+    """The logits before a deferred upsampling, if there is one, the target, and align_corners.
 
-    The target becomes int64 [N, height, width] if its dtype is an integer one and its shape has at
-    most a further dimension of size 1.
+    A target of another integer dtype becomes int64, and one of shape [N, 1, height, width] becomes
+    [N, height, width]. ``align_corners`` is returned, unless the deferred upsampling has its own.
     """
     if isinstance(target, Tensor):
         if target.dim() == 4 and target.size(1) == 1:
@@ -175,8 +178,8 @@ def before_upsampling(
         if target.shape[1:] != logits.shape[2:]:
             expected = [logits.size(0), *logits.shape[2:]]
             raise ValueError(
-                f"target: expected {expected}, the size of the upsampled logits, got shape "
-                f"{tuple(target.shape)}"
+                f"target: expected {expected}, the size of the upsampled logits, got "
+                f"{list(target.shape)}"
             )
         if logits.is_pending and logits.interpolation.scale_factors is None:
             return logits.logits, target, logits.interpolation.align_corners

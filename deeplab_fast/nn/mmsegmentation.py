@@ -14,24 +14,25 @@ from .loss import before_upsampling
 class UpsampleCrossEntropyLoss(nn.Module):
     """mmsegmentation's CrossEntropyLoss, computed from the logits before the upsampling.
 
-    A decode head of mmsegmentation upsamples its logits before it calls the losses. With the model
-    called within :func:`deeplab_fast.deferred_upsampling`, this loss takes the logits before that;
-    otherwise it computes the same from the upsampled logits. In both cases it computes in float32.
-    The decode head's accuracy, ``acc_seg``, still needs the upsampled logits, without a gradient.
+    A decode head of mmsegmentation upsamples its logits before it calls the losses. If the model
+    runs within :func:`deeplab_fast.deferred_upsampling`, this loss takes the logits before the
+    upsampling; otherwise it computes the same value from the upsampled logits. It computes in
+    float32. The decode head's accuracy, ``acc_seg``, still needs the upsampled logits, but not
+    their gradient.
 
     After ``MODELS.register_module(module=UpsampleCrossEntropyLoss)``, with ``MODELS`` of
     mmseg.registry, a configuration names it as ``loss_decode=dict(type="UpsampleCrossEntropyLoss",
     loss_weight=1.0)``.
 
     Args:
-        use_sigmoid: False; exists because configurations name it.
+        use_sigmoid: must be False. The argument exists because configurations set it.
         reduction: "mean", "sum", or "none" for the loss of every pixel.
         class_weight: one factor per class, or None.
         loss_weight: factor of the loss.
         loss_name: key of the loss in the log.
-        avg_non_ignore: "mean" divides by the number of pixels, or by the summed weights of their
-            classes. If this is False, ignored pixels count, too, unless their label is no class
-            and there are class weights.
+        avg_non_ignore: leave ignored pixels out of the divisor of "mean", which is the number of
+            pixels or, with ``class_weight``, the sum of the weights of their classes. A label that
+            is not a class has no weight.
 
     ``forward`` takes logits [N, C, H, W], floating, and labels [N, H, W], of an integer dtype;
     ``weight``, a factor for each pixel, [N, H, W]; ``avg_factor``, a divisor for "mean" instead of
@@ -39,7 +40,8 @@ class UpsampleCrossEntropyLoss(nn.Module):
     The output is float32.
 
     Raises:
-        ValueError: ``use_sigmoid`` is True, or ``avg_factor`` is given with reduction "sum".
+        ValueError: ``use_sigmoid`` is True, ``avg_factor`` is given with reduction "sum", or the
+            reduction is unknown.
         ValueError, TypeError, IndexError: in ``forward``, as
             :func:`deeplab_fast.upsample_cross_entropy` does; the message names the argument.
     """
@@ -96,12 +98,12 @@ class UpsampleCrossEntropyLoss(nn.Module):
         if reduction == "mean":
             if avg_factor is None:
                 avg_factor = self._total_weight(label, ignore_index)
-            # mmsegmentation adds this number, so that 0 pixels give 0.
+            # mmsegmentation adds this epsilon, so 0 pixels give a loss of 0.
             loss = loss / (avg_factor + torch.finfo(torch.float32).eps)
         return self.loss_weight * loss
 
     def _total_weight(self, label: Tensor, ignore_index: int) -> Tensor | int:
-        """Divisor of "mean"."""
+        """The divisor of "mean"."""
         if self.class_weight is None:
             return (label != ignore_index).sum() if self.avg_non_ignore else label.numel()
         counts = (label >= 0) & (label < len(self.class_weight))

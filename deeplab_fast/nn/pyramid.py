@@ -1,6 +1,6 @@
-"""Atrous spatial pyramid pooling in two steps that run as one each: branches and projection.
+"""The two steps of atrous spatial pyramid pooling: parallel branches, and the projection.
 
-:class:`ASPP` and the accelerated modules of other projects consist of these functions.
+:class:`ASPP` and the accelerated modules of other projects call these functions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def atrous_branches(
     Args:
         input: [N, C, H, W].
         convs: layers for which :func:`is_atrous_branch` is true.
-        norms: one module per layer, or none at all.
+        norms: one module per layer, or an empty sequence.
 
     Returns:
         The outputs concatenated, [N, sum(K_i), H, W], and the mean of the input [N, C, 1, 1].
@@ -43,16 +43,19 @@ def atrous_branches(
 
 
 def project(conv: Any, before: list[Tensor], pooled: Tensor, after: list[Tensor]) -> Tensor:
-    """``conv`` of a concatenation along channels, of which one part is constant over an image.
+    """``conv`` of a concatenation along channels, one part of which is constant over an image.
 
     The constant part is neither broadcast nor concatenated. Its contribution to the output is added
-    as a bias per image. At the border of a 3x3 projection, where taps are on padding, this bias
-    differs.
+    as a bias per image. A 3x3 projection has other biases at the border, where some taps are on
+    padding.
 
     Args:
         conv: a layer for which :func:`is_projection` is true.
         before, after: the parts [N, C_i, H, W] before and after the constant one.
         pooled: the constant part [N, C_i, 1, 1].
+
+    Returns:
+        [N, K, H, W].
     """
     maps = [*before, *after]
     features = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
@@ -66,7 +69,7 @@ def project(conv: Any, before: list[Tensor], pooled: Tensor, after: list[Tensor]
         bias = F.conv2d(pooled, pool_weight, conv.bias)
         return _conv1x1(features, feature_weight, bias.flatten(1))
     H, W = features.shape[2:]
-    # Rows and columns between the first and the last ones are equal.
+    # All rows between the first and the last one are equal, and so are the columns.
     small = pooled.expand(-1, -1, min(H, 3), min(W, 3))
     image_bias = F.conv2d(small, pool_weight, conv.bias, padding=1)
     output = F.conv2d(features, feature_weight, padding=1)
@@ -141,7 +144,7 @@ def _batch_norm(input: Tensor, norms: Sequence[Any]) -> Tensor:
     var = torch.cat([norm.running_var for norm in norms])
     weight = torch.cat([norm.weight for norm in norms])
     bias = torch.cat([norm.bias for norm in norms])
-    if isinstance(first, nn.SyncBatchNorm):  # there is no functional form
+    if isinstance(first, nn.SyncBatchNorm):  # it has no functional form
         merged = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
         merged["num_batches_tracked"] = input.new_zeros((), dtype=torch.int64)  # counted below
         output = torch.func.functional_call(first, merged, (input,))

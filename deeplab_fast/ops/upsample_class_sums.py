@@ -11,12 +11,12 @@ from torch import Tensor
 
 from .._native.cross_entropy import bad_target
 
-# Size of the logits of one stripe. Stripes of 0.5 to 16 MB took the same time on a CPU.
+# Bytes of the upsampled logits of one stripe. Stripes of 0.5 to 16 MB took equally long on a CPU.
 _STRIPE_BYTES = 4 << 20
 
 
 class _Stripe(NamedTuple):
-    """Neighbouring output rows of one image, S of H, computed from s of its h source rows."""
+    """S of the H output rows of one image, computed from s of its h source rows."""
 
     image: int
     sources: slice
@@ -27,7 +27,7 @@ class _Stripe(NamedTuple):
 
 
 def _source_weights(logits: Tensor, dim: int, size: int, align_corners: bool) -> Tensor:
-    """Weights [size, source size] of the bilinear upsampling along one dimension."""
+    """Weights [size, logits.size(dim)] of the bilinear upsampling along one dimension."""
     source_size = logits.size(dim)
     # Each column is the interpolation of a unit vector.
     weights = F.interpolate(
@@ -114,9 +114,10 @@ upsample_class_sums = torch.library.custom_op(
 """Sums over pixels of the softmax of bilinearly upsampled logits, for each class.
 
 ``upsample_class_sums(logits, target, ignore_index, align_corners)`` returns two tensors [C]: the
-sum over the pixels whose target is the class, and the sum over all pixels, without those of
-ignore_index. The logits [N, C, h, w] are upsampled to the size of the target [N, H, W], int64, a
-few rows at a time, here and again for the gradient.
+sum over the pixels whose target is the class, and the sum over all pixels whose target is not
+ignore_index; both are float32, or float64 for logits of that dtype. The logits [N, C, h, w],
+floating, are upsampled to the size of the target [N, H, W], int64, a few rows at a time, and again
+for the gradient. Raises IndexError on the CPU if a target is neither a class nor ignore_index.
 """
 _backward_op = torch.library.custom_op(
     "deeplab_fast::upsample_class_sums_backward", _upsample_class_sums_backward, mutates_args=()

@@ -1,4 +1,4 @@
-"""deferred_upsampling: its tensors are those of F.interpolate in everything but the time."""
+"""deferred_upsampling: its tensors equal those of F.interpolate, which only runs later."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ USES |= {
 
 
 def outcome(use: Any, input: Tensor, defer: bool) -> tuple[Any, Tensor | None]:
-    """What a use gives, or its error; and the gradient of the input."""
+    """The result of a use, or its error; and the gradient of the input."""
     x = input.detach().clone().requires_grad_(input.requires_grad)
     try:
         y = deferred(x * 1) if defer else upsample(x * 1)

@@ -1,4 +1,4 @@
-"""accelerate() on networks that are not DeepLabs: equal numbers, whatever is gained."""
+"""accelerate() on networks that are not DeepLabs: their results stay equal."""
 
 from __future__ import annotations
 

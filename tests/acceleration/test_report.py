@@ -86,7 +86,7 @@ def test_fused_layers_compute_the_same_and_pass_over_memory_less_often():
 
 @pytest.mark.parametrize("op", ["dilated", "parallel", "aspp"])
 def test_operations_of_our_ops(op):
-    """Every op counts what the convolutions of PyTorch count that it stands for."""
+    """The count of each op equals that of the PyTorch convolutions that it replaces."""
     weight = torch.randn(6, 4, 3, 3)
     pointwise, pool_weight, project = (
         torch.randn(n, c, 1, 1) for n, c in ((6, 4), (5, 4), (2, 17))
@@ -166,12 +166,14 @@ def test_half_precision_halves_the_traffic():
 
 
 def test_channels_of_images():
+    fused = deeplab_fast.accelerate(nn.Sequential(nn.Conv2d(6, 8, 1, groups=2)), inference=True)
+    assert channels_of_images(fused) == 6
     assert channels_of_images(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1))) == 4
     assert channels_of_images(nn.Sequential(nn.ReLU())) is None
 
 
 def test_accelerated_model_is_counted_as_it_runs(monkeypatch):
-    """Parts that run as before while there are global hooks, which tell the layers."""
+    """An accelerated ASPP runs its original code while there are global hooks."""
 
     class Nothing(Accelerated):
         def forward(self, x: Tensor) -> Tensor:
@@ -200,14 +202,12 @@ def test_what_cannot_be_counted_has_a_line():
 
     _, report = accelerate_with_report(Decides())
     assert report.before is None
-    assert "not counted: no run on meta tensors of an image of 3x512x512: RuntimeError" in str(
-        report
-    )
+    assert "on meta tensors for an image of 3x512x512: RuntimeError" in str(report)
     assert "GFLOP" not in str(report)
 
     _, report = accelerate_with_report(nn.Sequential(nn.ReLU()))
     assert str(report).endswith(
-        "not counted: no convolution tells the number of channels of the images"
+        "not counted: the model has no convolution that gives the channels of images"
     )
     _, report = accelerate_with_report(nn.Sequential(nn.ReLU()), size=(4, 5), channels=2)
     assert report.before.shape == (2, 4, 5)
@@ -244,10 +244,10 @@ def test_table():
         "headless         depthwise convolution                         kept: cuDNN is faster",
         "everything else                          0.50  12.5%           as before",
         "",
-        "Forward pass of one image of 3x64x96, with the products with padding:",
+        "Forward pass of one image of 3x64x96, multiplications of zero padding included:",
         "  4.00 GFLOP in the original, of which 3.00 (75.0%) in replaced parts",
         "  0.50 GFLOP (12.5%) fewer now (ASPP projects its pooled branch once per image)",
-        "  0.75 GFLOP (18.8%) are products with padding; the CUDA kernels skip most of them, "
+        "  0.75 GFLOP (18.8%) now multiply zero padding; the CUDA kernels skip most of these, "
         "oneDNN none",
         "",
         "MB read and written by  original  now",
@@ -261,7 +261,7 @@ def test_table_without_operations():
         "(model)  ASPP                   AcceleratedASPP",
         "head.0   depthwise convolution  kept: cuDNN is faster",
     ]
-    assert str(Report([])) == "no part that could be replaced"
+    assert str(Report([])) == "no part can be replaced"
 
 
 def test_layers_count_for_the_innermost_part():

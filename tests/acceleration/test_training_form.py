@@ -1,4 +1,4 @@
-"""The training form of accelerate(): the same steps as before, whatever is done to the model."""
+"""The training form of accelerate(): training steps equal those of the original model."""
 
 from __future__ import annotations
 
@@ -337,7 +337,7 @@ def test_other_compilers_see_the_original_code(name):
 
 
 def test_double_backward():
-    """Pyramids without two dense branches keep it; the others say what to do."""
+    """Pyramids without two dense branches keep it; the errors of the others say what to do."""
 
     def gradient_penalty(module, input):
         (gradient,) = torch.autograd.grad(module(input).square().sum(), input, create_graph=True)
@@ -575,7 +575,7 @@ def test_our_models_use_the_kernels_already(caplog):
     assert classes(deeplab_fast.accelerate(model))[""] is ASPP
     assert "nothing to replace" in caplog.text
     (entry,) = replace_parts(model).entries
-    assert entry.reason == "these modules use its kernels already"
+    assert entry.reason == "these modules use our kernels already"
 
 
 def test_real_models():

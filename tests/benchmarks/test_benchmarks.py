@@ -108,12 +108,12 @@ def test_verdict_of_bench_accelerate():
     assert rows["accelerated"]["ratio"] == pytest.approx(1.04)
     assert rows["accelerated"]["ratio_to_compiled"] == pytest.approx(2.08 / 1.9)
     assert [row["goal"] for row in rows.values()] == [None, None, None, None, "met"]
-    assert goal(2.12) == "missed"  # 1.06, above 1.02 and the spread
+    assert goal(2.12) == "missed"  # 1.06, above 1.02 and the noise
     assert goal(1.95, must_gain=True) == "missed"  # below 1.05x
     assert goal(1.90, must_gain=True) == "met"
     faster = [1.5, 1.5, 15.0]  # the compiled original
     assert goal(1.90, True, **{"original, compiled": faster}) == "missed"
-    assert goal(1.54, True, **{"original, compiled": faster}) == "met"  # within the spread
+    assert goal(1.54, True, **{"original, compiled": faster}) == "met"  # within the noise
     assert verdict({"accelerated": [1.0]}, must_gain=False) == {}
 
 

@@ -118,7 +118,7 @@ def test_file(capsys, folder):
 
 
 def test_channels(capsys):
-    message = "not counted: no run on meta tensors of an image of 4x8x8: RuntimeError: "
+    message = "not counted: the model fails on meta tensors for an image of 4x8x8: RuntimeError: "
     options = "--channels", "4", "--size", "8", "8"
     assert message in report(capsys, "report_models:build", *options)
 
@@ -126,7 +126,7 @@ def test_channels(capsys):
 def test_what_cannot_be_counted_is_no_error(capsys):
     out = report(capsys, "report_models:decides", "--inference")
     assert out.splitlines()[0].split() == ["part", "kind", "what", "runs"]
-    assert "not counted: no run on meta tensors of an image of 3x512x512: RuntimeError" in out
+    assert "fails on meta tensors for an image of 3x512x512: RuntimeError" in out
 
 
 def test_package(capsys):
@@ -166,7 +166,7 @@ def test_package(capsys):
         (
             "report_models:from_configuration",
             "report_models:from_configuration: needs arguments: path, width (expected a function "
-            "without)",
+            "without arguments)",
         ),
         (
             "report_models:state_dict",

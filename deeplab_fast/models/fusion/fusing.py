@@ -83,7 +83,8 @@ def _report(module: nn.Module) -> Report:
         elif isinstance(layer, FoldedASPP):
             report.fused[name] = "ASPP"
         elif isinstance(layer, nn.Conv2d):
-            report.kept[name] = unsupported_reason(layer) or "a module that torch.fx cannot trace"
+            reason = unsupported_reason(layer) or "in a module that torch.fx cannot trace"
+            report.kept[name] = reason
     return report
 
 

@@ -31,7 +31,7 @@ class FusedModule(nn.Module):
     _run_main: Callable[..., Any]
 
     def __init_subclass__(cls) -> None:
-        """Do nothing: that of the original class may need keywords."""
+        """Skip the method of the original class, which may need keywords."""
 
     def forward(self, *inputs: Any, **named_inputs: Any) -> Any:
         return self._run(self, *inputs, **named_inputs)

@@ -39,14 +39,14 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/acceleration/labels.py": [
         Fault(
             "scale factors are rounded",
-            "return upsample_argmax(logits, **how,",
-            "return upsample_argmax(logits, resize.size,",
+            "logits, **resize.target, align_corners=resize.align_corners, dtype",
+            "logits, resize.size, align_corners=resize.align_corners, dtype",
         ),
         Fault("a changed resize is pending", "if logits.is_pending:", "if True:"),
         Fault(
             "align_corners is forgotten",
-            "align_corners=align_corners, dtype=dtype)",
-            "dtype=dtype)",
+            "align_corners=resize.align_corners, dtype=dtype",
+            "dtype=dtype",
         ),
         Fault("binary models have one class", "if logits.size(1) == 1:", "if False:"),
         Fault("probabilities are logits", "(0.5 if ends_with_sigmoid else 0)", "0"),
