@@ -520,6 +520,40 @@ def assert_same_outputs(*modules: nn.Module) -> None:
     assert_close(*(module.eval()(input) for module in modules), rtol=1e-9, atol=1e-10)
 
 
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+def reversed_gradient(net, x):
+    return Reversed.apply(net.before(x))
+
+
+@pytest.mark.parametrize("prepare", [reversed_gradient])
+def test_code_that_a_graph_does_not_contain_stays(prepare):
+    class Prepared(Net):
+        def __init__(self) -> None:
+            super().__init__(None)
+            self.before = nn.Conv2d(8, 8, 1).double()
+
+        def forward(self, x):
+            x = prepare(self, x)
+            return self.project(
+                torch.cat([conv(x) for conv in (self.wide, self.wider, self.narrow, self.pool)], 1)
+            )
+
+    original = Prepared()
+    accelerated = deeplab_fast.accelerate(copy.deepcopy(original))
+    assert type(accelerated) is Prepared
+    for _ in range(6):
+        assert_same_training(accelerated, original, input_of(original))
+
+
 def test_code_that_cannot_be_traced_is_named():
     class Resizing(Net):
         def forward(self, x):

@@ -9,7 +9,7 @@ import inspect
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
+from torch.utils._pytree import tree_leaves
 
 from ...nn import ASPP
 from ..backbones.mobilenet_v2 import pad_same
@@ -51,6 +52,9 @@ def _class_for(value: fx.Proxy, asker: FrameType) -> type:
     """The class of a value, when a function other than torch's asks whether it is a tensor."""
     if asker.f_globals.get("__name__", "").startswith("torch."):
         return type(value)
+    # Functions written in C ask as well, and would read the memory of a tensor.
+    if "isinstance" not in asker.f_code.co_names:
+        raise TraceError("the code depends on the class of a value")
     if isinstance(value.tracer, _Tracer) and value.tracer.is_tensor(value.node):
         return Tensor
     raise TraceError("the code depends on the type of a value")
@@ -205,7 +209,7 @@ def traced(module: nn.Module, untraced: Collection[nn.Module] = ()) -> fx.Graph 
     states = _states(module)
     while True:
         tracer, graph = _Tracer(dict(module.named_modules()), leaves), None
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), _functions_fail():
             _check_code(module)
             graph = tracer.trace(module)
         if _restore(states):
@@ -213,6 +217,23 @@ def traced(module: nn.Module, untraced: Collection[nn.Module] = ()) -> fx.Graph 
         if graph is not None or tracer.failed is None:
             return graph
         leaves.add(tracer.failed)
+
+
+@contextlib.contextmanager
+def _functions_fail() -> Iterator[None]:
+    """Let autograd.Functions of traced values raise an error: a graph would lose their gradient."""
+    apply = vars(torch.autograd.Function)["apply"]
+
+    def checked(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(issubclass(type(value), fx.Proxy) for value in tree_leaves((args, kwargs))):
+            raise TraceError("a graph cannot contain an autograd.Function")
+        return apply.__get__(None, cls)(*args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(checked)
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = apply
 
 
 def _autocast() -> list[tuple[bool, torch.dtype]]:
