@@ -534,7 +534,16 @@ def reversed_gradient(net, x):
     return Reversed.apply(net.before(x))
 
 
-@pytest.mark.parametrize("prepare", [reversed_gradient])
+def without_gradient(net, x):
+    with torch.no_grad():
+        return net.before(x)
+
+
+def checkpointed(net, x):
+    return checkpoint(net.before, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("prepare", [reversed_gradient, without_gradient, checkpointed])
 def test_code_that_a_graph_does_not_contain_stays(prepare):
     class Prepared(Net):
         def __init__(self) -> None:

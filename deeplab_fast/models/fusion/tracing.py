@@ -84,6 +84,7 @@ class _Tracer(fx.Tracer):
         self.modules, self.leaves = modules, leaves
         self.failed: nn.Module | None = None  # the innermost module whose code cannot be traced
         self.autocast = _autocast()
+        self.records_gradient = torch.is_grad_enabled()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
@@ -112,6 +113,8 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _autocast() != self.autocast:
             raise TraceError("a graph does not contain changes of autocast")
+        if self.records_gradient and (not torch.is_grad_enabled() or _in_checkpoint()):
+            raise TraceError("a graph does not contain torch.no_grad() and checkpoints")
         return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
@@ -187,7 +190,8 @@ def _check_code(module: nn.Module) -> None:
 def traced(module: nn.Module, untraced: Collection[nn.Module] = ()) -> fx.Graph | None:
     """The graph of a module, in which submodules that cannot be traced are single calls.
 
-    So are the submodules ``untraced``. None if the code of the module itself cannot be traced.
+    So are the submodules ``untraced``. None if the code of the module itself cannot be traced. With
+    gradients enabled, the graph has the gradients of the module.
     """
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     # A graph would always take the branch for an argument that is given, and code may read what a
@@ -217,6 +221,14 @@ def traced(module: nn.Module, untraced: Collection[nn.Module] = ()) -> fx.Graph 
         if graph is not None or tracer.failed is None:
             return graph
         leaves.add(tracer.failed)
+
+
+def _in_checkpoint() -> bool:
+    """True within the function that torch.utils.checkpoint calls."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextlib.contextmanager
