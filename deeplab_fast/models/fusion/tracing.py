@@ -7,6 +7,7 @@ import copy
 import dis
 import inspect
 import operator
+import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves
 
 from ...nn import ASPP
@@ -85,6 +87,7 @@ class _Tracer(fx.Tracer):
         self.failed: nn.Module | None = None  # the innermost module whose code cannot be traced
         self.autocast = _autocast()
         self.records_gradient = torch.is_grad_enabled()
+        self.random_states = _random_states()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
@@ -147,11 +150,18 @@ class _Tracer(fx.Tracer):
         try:
             if not is_leaf:
                 _check_code(module)
-            return super().call_module(module, forward, args, kwargs)
+            output = super().call_module(module, forward, args, kwargs)
+            self.check_randomness()
+            return output
         except Exception:
             if self.failed is None and not is_leaf:
                 self.failed = module
             raise
+
+    def check_randomness(self) -> None:
+        """Raise an error if the code has drawn random numbers, on which branches may depend."""
+        if _random_states() != self.random_states:
+            raise TraceError("the code depends on random numbers")
 
     def create_arg(self, value: Any) -> Any:
         if issubclass(type(value), fx.Proxy):
@@ -215,12 +225,22 @@ def traced(module: nn.Module, untraced: Collection[nn.Module] = ()) -> fx.Graph 
         tracer, graph = _Tracer(dict(module.named_modules()), leaves), None
         with contextlib.suppress(Exception), _functions_fail():
             _check_code(module)
-            graph = tracer.trace(module)
+            candidate = tracer.trace(module)
+            tracer.check_randomness()
+            graph = candidate
         if _restore(states):
             return None
         if graph is not None or tracer.failed is None:
             return graph
         leaves.add(tracer.failed)
+
+
+def _random_states() -> tuple[Any, ...]:
+    with no_dispatch():
+        of_torch = torch.get_rng_state().tolist()
+    numpy = sys.modules.get("numpy")
+    name, keys, *rest = ("", []) if numpy is None else numpy.random.get_state()
+    return random.getstate(), of_torch, name, list(keys), rest
 
 
 def _in_checkpoint() -> bool:
