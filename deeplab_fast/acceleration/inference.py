@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..backends import registry
 from ..models.deeplab import DeepLab
-from ..models.fusion import FusedModule, fuse_without_copy
+from ..models.fusion import FoldedASPP, FusedModule, fuse_without_copy
 from ..models.inference import InferenceModel
 from ..nn.deferred import deferred_upsampling
 from ..ops import _transforms
@@ -184,9 +184,11 @@ def prepare(model: nn.Module) -> tuple[nn.Module, Report]:
         return prepared, Report([Entry("", "model", "prepare_for_inference()")])
     counts = {name: type(module) for name, module in original.named_modules()}
     network, fused = fuse_without_copy(original)
-    network.to(memory_format=torch.channels_last)
     if not fused.fused:
         return model, Report(entries_of(counts, network, fused, None))
+    for module in network.modules():
+        if type(module) in (nn.Conv2d, nn.ConvTranspose2d, FoldedASPP):  # code of others may call view
+            module.to(memory_format=torch.channels_last)
     trial = trial_of(network)
     report = Report(entries_of(counts, network, fused, trial))
     return AcceleratedModel(network, trial), report

@@ -473,6 +473,22 @@ def test_code_that_needs_contiguous_memory():
     check_labels(fast.predict(x), model, fast, x, lambda y: y)
 
 
+class Standardized(nn.Conv2d):
+    """A convolution whose code needs contiguous weights."""
+
+    def forward(self, input):
+        scale = self.weight.view(self.out_channels, -1).std(1)[:, None, None, None]
+        return self._conv_forward(input, self.weight / scale, self.bias)
+
+
+def test_code_that_needs_contiguous_weights():
+    model = Head(to_images)
+    model.block.layers[0] = Standardized(8, 8, 3, padding=1)
+    fast, x = accelerate(model, inference=True), images()
+    assert fast.trial.in_channels_last
+    check_labels(fast.predict(x), model, fast, x, lambda y: y)
+
+
 class CannotBeCopied(Head):
     def __deepcopy__(self, memo):
         raise TypeError("no copies")
