@@ -187,7 +187,8 @@ def prepare(model: nn.Module) -> tuple[nn.Module, Report]:
     if not fused.fused:
         return model, Report(entries_of(counts, network, fused, None))
     for module in network.modules():
-        if type(module) in (nn.Conv2d, nn.ConvTranspose2d, FoldedASPP):  # code of others may call view
+        # Code of other modules may call view.
+        if type(module) in (nn.Conv2d, nn.ConvTranspose2d, FoldedASPP):
             module.to(memory_format=torch.channels_last)
     trial = trial_of(network)
     report = Report(entries_of(counts, network, fused, trial))
