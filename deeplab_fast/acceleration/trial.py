@@ -115,7 +115,8 @@ def _run(network: nn.Module, size: tuple[int, int], in_channels_last: bool) -> _
     layer: Any = next(m for m in network.modules() if isinstance(m, (nn.Conv2d, FusedConv2d)))
     weight = layer.weight
     groups = layer.geometry[-1] if isinstance(layer, FusedConv2d) else layer.groups
-    images = torch.empty(1, weight.size(1) * groups, *size, dtype=weight.dtype, device="meta")
+    # Some code can call view on one image in channels_last, but not on two.
+    images = torch.empty(2, weight.size(1) * groups, *size, dtype=weight.dtype, device="meta")
     images = in_format(images, in_channels_last)
     with _Watch() as watch:
         logits = logits_of(network(images))

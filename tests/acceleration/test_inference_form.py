@@ -473,6 +473,21 @@ def test_code_that_needs_contiguous_memory():
     check_labels(fast.predict(x), model, fast, x, lambda y: y)
 
 
+class OwnFormatOfBatches(Head):
+    """A model whose code needs contiguous memory of several images."""
+
+    def forward(self, images):
+        rows = images.view(-1, *images.shape[2:])
+        return super().forward((rows / rows.amax()).view(images.shape))
+
+
+def test_code_that_needs_contiguous_memory_of_several_images():
+    model, x = OwnFormatOfBatches(to_images), images()
+    fast = accelerate(model, inference=True)
+    assert not fast.trial.in_channels_last and not fast.trial.failure
+    check_labels(fast.predict(x), model, fast, x, lambda y: y)
+
+
 class Standardized(nn.Conv2d):
     """A convolution whose code needs contiguous weights."""
 
