@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..backends import registry
@@ -159,7 +160,14 @@ def _is_image(value: Any) -> bool:
 
 
 def _are_finite(model: nn.Module) -> bool:
-    tensors = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
+    # Inf in other buffers than those of norms has a purpose, such as -inf in a mask.
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    others = {*map(id, model.buffers())} - {id(x) for norm in norms for x in norm.buffers()}
+    tensors = [
+        x.nan_to_num(torch.nan, 0, 0) if id(x) in others else x
+        for x in (*model.parameters(), *model.buffers())
+        if x.is_floating_point()
+    ]
     if not tensors or any(x.is_meta for x in tensors):
         return True
     return bool(torch.stack([x.sum(dtype=torch.float64).cpu() for x in tensors]).isfinite().all())

@@ -454,6 +454,23 @@ def test_weights_that_are_not_finite():
     assert fast(x).isnan().any()
 
 
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0, 0, -torch.inf])[:, None, None])
+
+    def forward(self, images):
+        return (images + self.mask).softmax(1)
+
+
+@torch.no_grad()
+def test_infinite_values_of_a_mask():
+    model, x = nn.Sequential(Masked(), Head(to_images)).eval(), images(1)
+    fast = accelerate(model, inference=True)
+    exported = torch.export.export(fast, (x,)).module()
+    assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 # --- what cannot be accelerated
 
 
