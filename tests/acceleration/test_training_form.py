@@ -226,6 +226,31 @@ CHANGES = {
 }
 
 
+def test_changes_of_functions_and_dicts_after_acceleration():
+    class Adjustable(Net):
+        def __init__(self) -> None:
+            super().__init__(None)
+            self.activate, self.options = torch.relu, {"factors": [1.0, 2.0], "other": object()}
+
+        def forward(self, x):
+            x = self.activate(x) * self.options["factors"][1]
+            return self.project(
+                torch.cat([conv(x) for conv in (self.wide, self.wider, self.narrow, self.pool)], 1)
+            )
+
+    accelerated, original = deeplab_fast.accelerate(Adjustable()), Adjustable()
+    original.load_state_dict(accelerated.state_dict())
+    for module in (accelerated, copy.deepcopy(accelerated)):
+        assert module._graphs.are_valid(module)
+    for module in (accelerated, original):
+        module.options["factors"][1] = 3.0
+    assert_same_training(accelerated, original, input_of(original))
+    deeplab_fast.accelerate(accelerated)
+    for module in (accelerated, original):
+        module.activate = torch.tanh
+    assert_same_training(accelerated, original, input_of(original))
+
+
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "accelerated again"])
 def test_changes_after_acceleration(name, again):
