@@ -211,6 +211,9 @@ CHANGES = {
     "another projection": lambda m: m.project.__setitem__(
         0, nn.Conv2d(20, 4, 1, groups=4).double()
     ),
+    "another convolution of the pooled pixel": lambda m: m.convs[4].__setitem__(
+        1, nn.Conv2d(8, 4, 1, padding=1, bias=False).double()
+    ),
     "no dropout": lambda m: m.project.__setitem__(3, nn.Identity()),
     "group norm": lambda m: m.convs[1].__setitem__(1, nn.GroupNorm(2, 4).double()),
     "group norm in the pooled branch": lambda m: m.convs[4].__setitem__(
