@@ -93,8 +93,8 @@ def labels_of(
     if logits.size(1) == 1:
         if ends_with_sigmoid is None:
             raise TypeError(
-                "predict: expected a binary model that runs on meta tensors, which tell logits "
-                "from probabilities: threshold the output of the model yourself"
+                "predict: expected a binary model that runs on meta tensors, and ends with logits "
+                "or a sigmoid: threshold the output of the model yourself"
             )
         output = logits if resize is None else _interpolated(logits, resize)
         return (output[:, 0] > (0.5 if ends_with_sigmoid else 0)).to(dtype)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ..models.fusion import FusedConv2d
 from ..nn.deferred import Interpolation
@@ -17,8 +18,18 @@ from .labels import logits_of, resize_of
 
 _SIGMOIDS = (
     torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.sigmoid,
-    torch.special.expit,
+    torch.special.expit, F.hardsigmoid,
 )  # fmt: skip
+# Names of functions whose result is made of values of the first operand.
+_SELECTIONS = {
+    "__getitem__", "bfloat16", "clamp", "clip", "clone", "contiguous", "detach", "double", "flip",
+    "dropout", "float", "half", "max_pool2d", "pad", "permute", "reshape", "squeeze", "to",
+    "transpose", "type", "unsqueeze", "view",
+}  # fmt: skip
+_ARITHMETIC = {
+    "__rsub__", "add", "cat", "div", "maximum", "mean", "minimum", "mul", "rsub", "stack", "sub",
+    "sum", "true_divide",
+}  # fmt: skip
 # Sizes of the images. Many networks need multiples of 32, and some have one size only.
 _SIZES = (256, 224, 384, 512, 640)
 
@@ -31,7 +42,8 @@ class Trial(NamedTuple):
             trial failed. (torch.save cannot save a torch.memory_format.)
         resize: a description of the final resize, "" if it is unknown.
         failure: why it is unknown.
-        ends_with_sigmoid: True if the output consists of probabilities, None if that is unknown.
+        ends_with_sigmoid: True if the output consists of probabilities, None if that is unknown,
+            such as for the mean of several.
     """
 
     in_channels_last: bool
@@ -52,6 +64,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.probabilities: list[Any] = []
+        self.unclear: list[Any] = []  # what arithmetic makes of probabilities only
         self.resizes: list[_Resize] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,7 +74,22 @@ class _Watch(TorchFunctionMode):
             self.probabilities.append(result)
         elif func is F.interpolate:
             self.note_resize(result, *args, **kwargs)
+        else:
+            self.note_probabilities(result, getattr(func, "__name__", ""), args)
         return result
+
+    def note_probabilities(self, result: Any, name: str, args: Any) -> None:
+        operands = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
+        if not operands or not isinstance(result, Tensor):
+            return
+        if name in _SELECTIONS:
+            for known in (self.probabilities, self.unclear):
+                if any(operands[0] is other for other in known):
+                    known.append(result)
+        elif name in _ARITHMETIC:
+            known = [*self.probabilities, *self.unclear]
+            if all(any(x is other for other in known) for x in operands):
+                self.unclear.append(result)
 
     def note_resize(self, result: Tensor, input: Tensor, **options: Any) -> None:
         if any(input is other for other in self.probabilities):
@@ -107,7 +135,7 @@ def trial_of(network: nn.Module) -> Trial:
 class _Run(NamedTuple):
     resize: Interpolation | None
     is_second: bool  # the resize is of another resize
-    ends_with_sigmoid: bool
+    ends_with_sigmoid: bool | None
 
 
 @torch.no_grad()
@@ -120,7 +148,9 @@ def _run(network: nn.Module, size: tuple[int, int], in_channels_last: bool) -> _
     images = in_format(images, in_channels_last)
     with _Watch() as watch:
         logits = logits_of(network(images))
-    ends_with_sigmoid = any(logits is other for other in watch.probabilities)
+    ends_with_sigmoid: bool | None = any(logits is other for other in watch.probabilities)
+    if any(logits is other for other in watch.unclear):
+        ends_with_sigmoid = None
     if resize := watch.resize_of(logits):
         return _Run(resize.interpolation, resize.is_second, ends_with_sigmoid)
     _, interpolation = resize_of(logits, images)

@@ -212,6 +212,10 @@ BINARY = {
     "low resolution": (lambda y, x: y, 0),
     "probabilities": (lambda y, x: torch.sigmoid(to_images(y, x)), 0.5),
     "resized probabilities": (lambda y, x: to_images(y.sigmoid(), x), 0.5),
+    "bounded probabilities": (lambda y, x: to_images(y, x).sigmoid().clamp(0.01, 0.99), 0.5),
+    "mirrored probabilities": (lambda y, x: to_images(y, x).sigmoid().flip(3), 0.5),
+    "hard sigmoid": (lambda y, x: F.hardsigmoid(to_images(y, x)), 0.5),
+    "weighted logits": (lambda y, x: to_images(y * y.sigmoid(), x), 0),
     "factor": (resize(scale_factor=(3.3, 4.7), align_corners=True), 0),
 }
 
@@ -228,6 +232,12 @@ def test_binary_models(kind):
     is_clear = (output[:, 0] - threshold).abs() > 1e-5
     assert torch.equal(labels[is_clear], (output[:, 0] > threshold).long()[is_clear])
     assert labels.unique().tolist() == [0, 1]
+
+
+def test_arithmetic_with_probabilities():
+    fast = accelerate(Head(lambda y, x: (y.sigmoid() + (-y).sigmoid()) / 2, 1), inference=True)
+    with pytest.raises(TypeError, match="ends with logits or a sigmoid"):
+        fast.predict(images())
 
 
 class ReadsValues(Head):
