@@ -24,7 +24,7 @@ class Rewritten(Accelerated):
     _graphs: Graphs
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        is_traced = any(isinstance(value, fx.Proxy) for value in args)
+        is_traced = any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values()))
         if self._graphs.are_valid(self) and not is_traced:
             return self._graphs.run(self, *args, **kwargs)
         original = original_class(self)

@@ -363,6 +363,17 @@ def test_other_compilers_see_the_original_code(name):
     assert_close(torch.fx.symbolic_trace(accelerated)(input), original(input))
     assert_close(torch.jit.script(accelerated)(input), original(input))
     assert_close(accelerated(input), original(input))
+    assert_close(torch.fx.symbolic_trace(accelerated[0])(input), original(input))
+
+
+def test_torch_fx_passes_values_by_name():
+    class ByName(nn.Sequential):
+        def forward(self, x):
+            return self[0](x=x)
+
+    accelerated, original = (ByName(module.eval()) for module in pair("torchvision"))
+    input = input_of(original)
+    assert_close(torch.fx.symbolic_trace(accelerated)(input), original(input))
 
 
 def test_double_backward():
