@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..backends import registry
 from ..models.deeplab import DeepLab
-from ..models.fusion import FusedModule, fuse_without_copy
+from ..models.fusion import FoldedASPP, FusedModule, fuse_without_copy
 from ..models.inference import InferenceModel
 from ..nn.deferred import deferred_upsampling
 from ..ops import _transforms
@@ -161,7 +162,14 @@ def _is_image(value: Any) -> bool:
 
 
 def _are_finite(model: nn.Module) -> bool:
-    tensors = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
+    # Inf in other buffers than those of norms has a purpose, such as -inf in a mask.
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    others = {*map(id, model.buffers())} - {id(x) for norm in norms for x in norm.buffers()}
+    tensors = [
+        x.nan_to_num(torch.nan, 0, 0) if id(x) in others else x
+        for x in (*model.parameters(), *model.buffers())
+        if x.is_floating_point()
+    ]
     if not tensors or any(x.is_meta for x in tensors):
         return True
     return bool(torch.stack([x.sum(dtype=torch.float64).cpu() for x in tensors]).isfinite().all())
@@ -186,9 +194,12 @@ def prepare(model: nn.Module) -> tuple[nn.Module, Report]:
         return prepared, Report([Entry("", "model", "prepare_for_inference()")])
     counts = {name: type(module) for name, module in original.named_modules()}
     network, fused = fuse_without_copy(original)
-    network.to(memory_format=torch.channels_last)
     if not fused.fused:
         return model, Report(entries_of(counts, network, fused, None))
+    for module in network.modules():
+        # Code of other modules may call view.
+        if type(module) in (nn.Conv2d, nn.ConvTranspose2d, FoldedASPP):
+            module.to(memory_format=torch.channels_last)
     trial = trial_of(network)
     report = Report(entries_of(counts, network, fused, trial))
     return AcceleratedModel(network, trial), report

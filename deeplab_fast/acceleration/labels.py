@@ -93,9 +93,8 @@ def labels_of(
     if logits.size(1) == 1:
         if ends_with_sigmoid is None:
             raise TypeError(
-                "predict: expected several channels, or a model that runs on meta tensors, which "
-                "shows whether a single channel holds logits or probabilities: threshold the "
-                "output of the model yourself"
+                "predict: expected several channels, or a model that runs on meta tensors and ends "
+                "with logits or a sigmoid: threshold the output of the model yourself"
             )
         output = logits
         if resize is not None:

@@ -89,7 +89,7 @@ class Rewriting:
         self.root, self.graph = root, graph
         self.modules: dict[str, Any] = dict(root.named_modules(remove_duplicate=False))
         self.replaced: set[fx.Node] = set()  # calls that the new graph does not contain
-        self.absorbed: set[str] = set()  # the paths of their modules, other than norms
+        self.absorbed: set[str] = set()  # paths of modules that must stay, other than norms
 
     def run(self) -> Found:
         found = Found([], False, [])
@@ -140,6 +140,10 @@ class Rewriting:
                 output = self.graph.call_function(project, (conv, *operands))
                 projection.replace_all_uses_with(output)
                 self.forget([resize, projection])
+                # Other convolutions of the pooled pixel might make several pixels of it.
+                calls = pooled[0].calls
+                nodes = [node for node in calls if isinstance(self.module_of(node), nn.Conv2d)]
+                self.absorbed |= {str(node.target) for node in nodes}
             else:
                 output = self.graph.call_function(torch.cat, (values, 1))
                 cat.replace_all_uses_with(output if len(values) > 1 else values[0])

@@ -34,11 +34,21 @@ class Accelerated(nn.Module):
 
 
 @functools.cache
-def _accelerated_class(replacement: type[Accelerated], original: type) -> type[Accelerated]:
+def _accelerated_class(replacement: type[Accelerated], original: Any) -> type[Accelerated]:
     name = f"Accelerated{original.__name__}"
     # torch.fx recognises modules of torch.nn by the name of their file.
-    members = {"__doc__": original.__doc__, "__module__": original.__module__}
+    members: dict[str, Any] = {"__doc__": original.__doc__, "__module__": original.__module__}
+    if "forward" in vars(replacement):  # with the signature of the original, which torch.fx needs
+        members["forward"] = _like(original.forward, vars(replacement)["forward"])
     return type(name, (replacement, original), members)
+
+
+def _like(original: Any, function: Any) -> Any:
+    @functools.wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs)
+
+    return forward
 
 
 def _new(replacement: type[Accelerated], original: type) -> Accelerated:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterator
 from itertools import chain
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -26,7 +27,7 @@ def accelerate_pyramids(root: nn.Module, leaves: Collection[nn.Module] = ()) -> 
     norms = [module for module in root.modules() if isinstance(module, _BatchNorm)]
     rewritings = []
     for mode in (True, False):
-        with _in_mode(root, mode):
+        with _in_mode(root, mode), torch.enable_grad():
             graph = traced(root, {*leaves, *norms})
         if graph is None:
             return Found([], False, _untraced(root, leaves))

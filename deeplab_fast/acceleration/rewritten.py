@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..models.fusion.layers import is_hooked
@@ -24,7 +24,7 @@ class Rewritten(Accelerated):
     _graphs: Graphs
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        is_traced = any(isinstance(value, fx.Proxy) for value in args)
+        is_traced = any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values()))
         if self._graphs.are_valid(self) and not is_traced:
             return self._graphs.run(self, *args, **kwargs)
         original = original_class(self)
@@ -84,9 +84,9 @@ class Part(NamedTuple):
     def of(root: nn.Module, path: str) -> Part:
         module = root.get_submodule(path)
         settings = [
-            (name, list(value) if type(value) is list else value)
+            (name, _copied(value))
             for name, value in vars(module).items()
-            if _is_plain(value) and name not in ("training", "_is_full_backward_hook")
+            if name not in _MEMBERS and not isinstance(value, Tensor)
         ]
         kind, names = type(module), path.split(".") if path else []
         return Part(names, kind, list(module._modules), _parameters(module), settings)
@@ -102,7 +102,7 @@ class Part(NamedTuple):
             original_class(module) is self.kind
             and list(module._modules) == self.children
             and _parameters(module) == self.parameters
-            and all(getattr(module, name, None) == value for name, value in self.settings)
+            and all(_is_same(getattr(module, name, None), value) for name, value in self.settings)
         )
 
 
@@ -110,7 +110,26 @@ def _parameters(module: nn.Module) -> list[str]:
     return [name for name, parameter in module._parameters.items() if parameter is not None]
 
 
-def _is_plain(value: Any) -> bool:
+# What every module has. Parameters, submodules and the mode are checked in other ways.
+_MEMBERS = {*vars(nn.Module())}
+
+
+def _copied(value: Any) -> Any:
+    """``value`` with copies of the lists and dicts in it, which may be changed in place."""
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return all(map(_is_plain, value))
-    return type(value) in (bool, int, float, str, type(None))
+        return type(value)(map(_copied, value))
+    return value
+
+
+def _is_same(value: Any, before: Any) -> bool:
+    if type(value) is not type(before):
+        return False
+    if type(value) in (bool, int, float, str, type(None)):
+        return bool(value == before)
+    if type(value) is dict:
+        return list(value) == list(before) and _is_same(list(value.values()), [*before.values()])
+    if type(value) in (list, tuple):
+        return len(value) == len(before) and all(map(_is_same, value, before))
+    return value is before

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ..nn.deferred import Interpolation
 from .counting import channels_of_images, dtype_of, without_data
@@ -16,8 +17,18 @@ from .labels import logits_of, resize_of
 
 _SIGMOIDS = (
     torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.sigmoid,
-    torch.special.expit,
+    torch.special.expit, F.hardsigmoid,
 )  # fmt: skip
+# Names of functions whose result is made of values of the first operand.
+_SELECTIONS = {
+    "__getitem__", "bfloat16", "clamp", "clip", "clone", "contiguous", "detach", "double", "flip",
+    "dropout", "float", "half", "max_pool2d", "pad", "permute", "reshape", "squeeze", "to",
+    "transpose", "type", "unsqueeze", "view",
+}  # fmt: skip
+_ARITHMETIC = {
+    "__rsub__", "add", "cat", "div", "maximum", "mean", "minimum", "mul", "rsub", "stack", "sub",
+    "sum", "true_divide",
+}  # fmt: skip
 # Heights and widths of the images. Many networks need multiples of 32, and some take one size only.
 _SIZES = (256, 224, 384, 512, 640)
 
@@ -30,7 +41,8 @@ class Trial(NamedTuple):
             trial failed. (torch.save cannot save a torch.memory_format.)
         resize: a description of the final resize, "" if it is unknown.
         failure: why it is unknown.
-        ends_with_sigmoid: True if the output consists of probabilities, None if that is unknown.
+        ends_with_sigmoid: True if the output consists of probabilities, None if that is unknown,
+            such as for the mean of several.
     """
 
     in_channels_last: bool
@@ -51,6 +63,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.probabilities: list[Any] = []
+        self.unclear: list[Any] = []  # what arithmetic makes of probabilities only
         self.resizes: list[_Resize] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,7 +73,22 @@ class _Watch(TorchFunctionMode):
             self.probabilities.append(result)
         elif func is F.interpolate:
             self.note_resize(result, *args, **kwargs)
+        else:
+            self.note_probabilities(result, getattr(func, "__name__", ""), args)
         return result
+
+    def note_probabilities(self, result: Any, name: str, args: Any) -> None:
+        operands = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
+        if not operands or not isinstance(result, Tensor):
+            return
+        if name in _SELECTIONS:
+            for known in (self.probabilities, self.unclear):
+                if any(operands[0] is other for other in known):
+                    known.append(result)
+        elif name in _ARITHMETIC:
+            known = [*self.probabilities, *self.unclear]
+            if all(any(x is other for other in known) for x in operands):
+                self.unclear.append(result)
 
     def note_resize(self, result: Tensor, input: Tensor, **options: Any) -> None:
         if any(input is other for other in self.probabilities):
@@ -106,18 +134,21 @@ def trial_of(network: nn.Module) -> Trial:
 class _Run(NamedTuple):
     resize: Interpolation | None
     is_second: bool  # the resize is of another resize
-    ends_with_sigmoid: bool
+    ends_with_sigmoid: bool | None
 
 
 @torch.no_grad()
 def _run(network: nn.Module, size: tuple[int, int], in_channels_last: bool) -> _Run:
     channels = channels_of_images(network)
     assert channels is not None
-    images = torch.empty(1, channels, *size, dtype=dtype_of(network), device="meta")
+    # Some code can call view on one image in channels_last, but not on two.
+    images = torch.empty(2, channels, *size, dtype=dtype_of(network), device="meta")
     images = in_format(images, in_channels_last)
     with _Watch() as watch:
         logits = logits_of(network(images))
-    ends_with_sigmoid = any(logits is other for other in watch.probabilities)
+    ends_with_sigmoid: bool | None = any(logits is other for other in watch.probabilities)
+    if any(logits is other for other in watch.unclear):
+        ends_with_sigmoid = None
     if resize := watch.resize_of(logits):
         return _Run(resize.interpolation, resize.is_second, ends_with_sigmoid)
     _, interpolation = resize_of(logits, images)

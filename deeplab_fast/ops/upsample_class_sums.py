@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -57,6 +58,18 @@ def _stripes(
             yield _Stripe(image, sources, weights, upsampled.softmax(0), labels, counts)
 
 
+def _without_autocast(function: Any) -> Any:
+    """``function``, which computes in float32, with autocast disabled."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        with torch.autocast("cuda" if args[-3].is_cuda else "cpu", enabled=False):
+            return function(*args)
+
+    return run
+
+
+@_without_autocast
 def _upsample_class_sums(
     logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
@@ -77,6 +90,7 @@ def _upsample_class_sums(
     return of_target, of_all
 
 
+@_without_autocast
 def _upsample_class_sums_backward(
     grad_of_target: Tensor,
     grad_of_all: Tensor,

@@ -212,6 +212,10 @@ BINARY = {
     "low resolution": (lambda y, x: y, 0),
     "probabilities": (lambda y, x: torch.sigmoid(to_images(y, x)), 0.5),
     "resized probabilities": (lambda y, x: to_images(y.sigmoid(), x), 0.5),
+    "bounded probabilities": (lambda y, x: to_images(y, x).sigmoid().clamp(0.01, 0.99), 0.5),
+    "mirrored probabilities": (lambda y, x: to_images(y, x).sigmoid().flip(3), 0.5),
+    "hard sigmoid": (lambda y, x: F.hardsigmoid(to_images(y, x)), 0.5),
+    "weighted logits": (lambda y, x: to_images(y * y.sigmoid(), x), 0),
     "factor": (resize(scale_factor=(3.3, 4.7), align_corners=True), 0),
 }
 
@@ -228,6 +232,12 @@ def test_binary_models(kind):
     is_clear = (output[:, 0] - threshold).abs() > 1e-5
     assert torch.equal(labels[is_clear], (output[:, 0] > threshold).long()[is_clear])
     assert labels.unique().tolist() == [0, 1]
+
+
+def test_arithmetic_with_probabilities():
+    fast = accelerate(Head(lambda y, x: (y.sigmoid() + (-y).sigmoid()) / 2, 1), inference=True)
+    with pytest.raises(TypeError, match="ends with logits or a sigmoid"):
+        fast.predict(images())
 
 
 class ReadsValues(Head):
@@ -454,6 +464,23 @@ def test_weights_that_are_not_finite():
     assert fast(x).isnan().any()
 
 
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0, 0, -torch.inf])[:, None, None])
+
+    def forward(self, images):
+        return (images + self.mask).softmax(1)
+
+
+@torch.no_grad()
+def test_infinite_values_of_a_mask():
+    model, x = nn.Sequential(Masked(), Head(to_images)).eval(), images(1)
+    fast = accelerate(model, inference=True)
+    exported = torch.export.export(fast, (x,)).module()
+    assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 # --- what cannot be accelerated
 
 
@@ -470,6 +497,37 @@ def test_code_that_needs_contiguous_memory():
     model, x = OwnFormat(to_images), images()
     fast = accelerate(model, inference=True)
     assert not fast.trial.in_channels_last and not fast.trial.failure
+    check_labels(fast.predict(x), model, fast, x, lambda y: y)
+
+
+class OwnFormatOfBatches(Head):
+    """A model whose code needs contiguous memory of several images."""
+
+    def forward(self, images):
+        rows = images.view(-1, *images.shape[2:])
+        return super().forward((rows / rows.amax()).view(images.shape))
+
+
+def test_code_that_needs_contiguous_memory_of_several_images():
+    model, x = OwnFormatOfBatches(to_images), images()
+    fast = accelerate(model, inference=True)
+    assert not fast.trial.in_channels_last and not fast.trial.failure
+    check_labels(fast.predict(x), model, fast, x, lambda y: y)
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose code needs contiguous weights."""
+
+    def forward(self, input):
+        scale = self.weight.view(self.out_channels, -1).std(1)[:, None, None, None]
+        return self._conv_forward(input, self.weight / scale, self.bias)
+
+
+def test_code_that_needs_contiguous_weights():
+    model = Head(to_images)
+    model.block.layers[0] = Standardized(8, 8, 3, padding=1)
+    fast, x = accelerate(model, inference=True), images()
+    assert fast.trial.in_channels_last
     check_labels(fast.predict(x), model, fast, x, lambda y: y)
 
 

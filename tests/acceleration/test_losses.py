@@ -274,6 +274,14 @@ def test_dice_loss_of_half_precision(dtype):
     torch.testing.assert_close(gradient, exact.to(dtype))
 
 
+def test_dice_loss_under_autocast():
+    logits, target = problem()
+    expected = result(UpsampleDiceLoss(ignore_index=255), logits, target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = result(UpsampleDiceLoss(ignore_index=255), logits, target)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
 def test_dice_op():
     logits, target = problem()
     arguments = (logits.double().requires_grad_(), target, 255, False)

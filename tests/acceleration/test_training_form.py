@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import random
 import tempfile
 
 import pytest
@@ -210,6 +211,9 @@ CHANGES = {
     "another projection": lambda m: m.project.__setitem__(
         0, nn.Conv2d(20, 4, 1, groups=4).double()
     ),
+    "another convolution of the pooled pixel": lambda m: m.convs[4].__setitem__(
+        1, nn.Conv2d(8, 4, 1, padding=1, bias=False).double()
+    ),
     "no dropout": lambda m: m.project.__setitem__(3, nn.Identity()),
     "group norm": lambda m: m.convs[1].__setitem__(1, nn.GroupNorm(2, 4).double()),
     "group norm in the pooled branch": lambda m: m.convs[4].__setitem__(
@@ -223,6 +227,31 @@ CHANGES = {
     "spectral norm": lambda m: parametrizations.spectral_norm(m.convs[1][0]),
     "weight norm": lambda m: parametrizations.weight_norm(m.project[0]),
 }
+
+
+def test_changes_of_functions_and_dicts_after_acceleration():
+    class Adjustable(Net):
+        def __init__(self) -> None:
+            super().__init__(None)
+            self.activate, self.options = torch.relu, {"factors": [1.0, 2.0], "other": object()}
+
+        def forward(self, x):
+            x = self.activate(x) * self.options["factors"][1]
+            return self.project(
+                torch.cat([conv(x) for conv in (self.wide, self.wider, self.narrow, self.pool)], 1)
+            )
+
+    accelerated, original = deeplab_fast.accelerate(Adjustable()), Adjustable()
+    original.load_state_dict(accelerated.state_dict())
+    for module in (accelerated, copy.deepcopy(accelerated)):
+        assert module._graphs.are_valid(module)
+    for module in (accelerated, original):
+        module.options["factors"][1] = 3.0
+    assert_same_training(accelerated, original, input_of(original))
+    deeplab_fast.accelerate(accelerated)
+    for module in (accelerated, original):
+        module.activate = torch.tanh
+    assert_same_training(accelerated, original, input_of(original))
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -334,6 +363,17 @@ def test_other_compilers_see_the_original_code(name):
     assert_close(torch.fx.symbolic_trace(accelerated)(input), original(input))
     assert_close(torch.jit.script(accelerated)(input), original(input))
     assert_close(accelerated(input), original(input))
+    assert_close(torch.fx.symbolic_trace(accelerated[0])(input), original(input))
+
+
+def test_torch_fx_passes_values_by_name():
+    class ByName(nn.Sequential):
+        def forward(self, x):
+            return self[0](x=x)
+
+    accelerated, original = (ByName(module.eval()) for module in pair("torchvision"))
+    input = input_of(original)
+    assert_close(torch.fx.symbolic_trace(accelerated)(input), original(input))
 
 
 def test_double_backward():
@@ -518,6 +558,59 @@ def assert_same_outputs(*modules: nn.Module) -> None:
     """Compare in evaluation mode. The code may overwrite what autograd needs."""
     input = input_of(modules[0])
     assert_close(*(module.eval()(input) for module in modules), rtol=1e-9, atol=1e-10)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+def reversed_gradient(net, x):
+    return Reversed.apply(net.before(x))
+
+
+def without_gradient(net, x):
+    with torch.no_grad():
+        return net.before(x)
+
+
+def checkpointed(net, x):
+    return checkpoint(net.before, x, use_reentrant=False)
+
+
+def at_random(net, x):
+    return net.before(x) if torch.rand(()) < 0.5 else x
+
+
+def scaled_at_random(net, x):
+    random.seed(torch.initial_seed())
+    return net.before(x) * random.random()
+
+
+@pytest.mark.parametrize(
+    "prepare", [reversed_gradient, without_gradient, checkpointed, at_random, scaled_at_random]
+)
+def test_code_that_a_graph_does_not_contain_stays(prepare):
+    class Prepared(Net):
+        def __init__(self) -> None:
+            super().__init__(None)
+            self.before = nn.Conv2d(8, 8, 1).double()
+
+        def forward(self, x):
+            x = prepare(self, x)
+            return self.project(
+                torch.cat([conv(x) for conv in (self.wide, self.wider, self.narrow, self.pool)], 1)
+            )
+
+    original = Prepared()
+    accelerated = deeplab_fast.accelerate(copy.deepcopy(original))
+    assert type(accelerated) is Prepared
+    assert_same_training(accelerated, original, input_of(original))
 
 
 def test_code_that_cannot_be_traced_is_named():

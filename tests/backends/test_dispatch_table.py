@@ -14,6 +14,7 @@ import torch
 
 from deeplab_fast import DeepLabV3
 from deeplab_fast.backends import dispatch_table, race, registry
+from deeplab_fast.ops import fused_conv2d
 from deeplab_fast.ops.shape_bucket import shape_bucket
 
 from ..support.backends import GpuTensor, set_tf32
@@ -467,6 +468,7 @@ def test_buckets_of_all_convolutions_of_a_model(monkeypatch):
         return ("reference",)
 
     monkeypatch.setattr(registry, "automatic", automatic)
+    monkeypatch.setattr(fused_conv2d, "_runs_on_onednn", lambda input, weight: False)
     model = DeepLabV3("mobilenet_v2", 3, 8, (2, 4))
     images = torch.randn(2, 3, 33, 33)
     model.train()(images)["out"].sum().backward()

@@ -330,7 +330,27 @@ class ComparesType(nn.Module):
         return x * 2 if type(x) is Tensor else x
 
 
-@pytest.mark.parametrize("kind", [DependsOnType, ComparesType])
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2
+
+
+class CallsFunction(nn.Module):
+    def forward(self, x):
+        return Doubled.apply(x)
+
+
+class CallsC(nn.Module):
+    def forward(self, x):
+        return x if torch._C._functorch.is_batchedtensor(x) else x * 2
+
+
+@pytest.mark.parametrize("kind", [DependsOnType, ComparesType, CallsFunction, CallsC])
 def test_code_that_depends_on_the_type_of_a_value_is_not_traced(kind):
     for place in range(2):
         items = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)]

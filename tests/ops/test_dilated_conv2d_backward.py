@@ -311,13 +311,13 @@ def test_a_compiled_training_step(kernels, ran):
 
     only = parallel_dilated_conv2d_and_mean
     try:
-        deeplab_fast.nn.aspp.parallel_dilated_conv2d_and_mean = convolve(only)
+        deeplab_fast.nn.pyramid.parallel_dilated_conv2d_and_mean = convolve(only)
         expected = step(head)
         ran.clear()
         torch._dynamo.reset()
         actual = step(torch.compile(head, fullgraph=True, backend="aot_eager"))
     finally:
-        deeplab_fast.nn.aspp.parallel_dilated_conv2d_and_mean = only
+        deeplab_fast.nn.pyramid.parallel_dilated_conv2d_and_mean = only
     assert (name + "_and_mean", kernels) in ran and (name + "_backward", kernels) in ran
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=2e-2, atol=2e-2)
@@ -334,7 +334,7 @@ def test_training_with_a_gradient_scaler(monkeypatch):
             with deeplab_fast.backend(kernels):
                 return only(*args)
 
-        monkeypatch.setattr(deeplab_fast.nn.aspp, "parallel_dilated_conv2d_and_mean", forced)
+        monkeypatch.setattr(deeplab_fast.nn.pyramid, "parallel_dilated_conv2d_and_mean", forced)
         head.load_state_dict(start)
         optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)

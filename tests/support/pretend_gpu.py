@@ -12,6 +12,7 @@ import torch
 
 from deeplab_fast.backends import dispatch_table, race, registry
 from deeplab_fast.backends.dispatch_table import Row
+from deeplab_fast.ops import fused_conv2d
 
 KERNELS = ("cuda/sm90", "triton")
 
@@ -37,6 +38,8 @@ class PretendGPU:
         monkeypatch.setattr(
             registry, "depends_on_measurements", lambda op, kind: op in registry.shape_buckets
         )
+        # A GPU has no short way to oneDNN.
+        monkeypatch.setattr(fused_conv2d, "_runs_on_onednn", lambda input, weight: False)
         monkeypatch.setattr(dispatch_table, "device_class", lambda device: "a pretended GPU")
         monkeypatch.setattr(dispatch_table, "user_path", lambda: self.table)
         uncached = dispatch_table.fastest_kernels.__wrapped__

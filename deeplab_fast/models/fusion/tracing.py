@@ -7,9 +7,10 @@ import copy
 import dis
 import inspect
 import operator
+import random
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._pytree import tree_leaves
 
 from ...nn import ASPP
 from ..backbones.mobilenet_v2 import pad_same
@@ -51,6 +54,9 @@ def _class_for(value: fx.Proxy, asker: FrameType) -> type:
     """The class of a value, when a function other than torch's asks whether it is a tensor."""
     if asker.f_globals.get("__name__", "").startswith("torch."):
         return type(value)
+    # Functions written in C ask as well, and would read the memory of a tensor.
+    if "isinstance" not in asker.f_code.co_names:
+        raise TraceError("the code depends on the class of a value")
     if isinstance(value.tracer, _Tracer) and value.tracer.is_tensor(value.node):
         return Tensor
     raise TraceError("the code depends on the type of a value")
@@ -80,6 +86,8 @@ class _Tracer(fx.Tracer):
         self.modules, self.leaves = modules, leaves
         self.failed: nn.Module | None = None  # the innermost module whose code cannot be traced
         self.autocast = _autocast()
+        self.records_gradient = torch.is_grad_enabled()
+        self.random_states = _random_states()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
@@ -108,6 +116,8 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _autocast() != self.autocast:
             raise TraceError("a graph does not contain changes of autocast")
+        if self.records_gradient and (not torch.is_grad_enabled() or _in_checkpoint()):
+            raise TraceError("a graph does not contain torch.no_grad() and checkpoints")
         return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
@@ -140,11 +150,18 @@ class _Tracer(fx.Tracer):
         try:
             if not is_leaf:
                 _check_code(module)
-            return super().call_module(module, forward, args, kwargs)
+            output = super().call_module(module, forward, args, kwargs)
+            self.check_randomness()
+            return output
         except Exception:
             if self.failed is None and not is_leaf:
                 self.failed = module
             raise
+
+    def check_randomness(self) -> None:
+        """Raise an error if the code has drawn random numbers, on which branches may depend."""
+        if _random_states() != self.random_states:
+            raise TraceError("the code depends on random numbers")
 
     def create_arg(self, value: Any) -> Any:
         if issubclass(type(value), fx.Proxy):
@@ -183,7 +200,8 @@ def _check_code(module: nn.Module) -> None:
 def traced(module: nn.Module, untraced: Collection[nn.Module] = ()) -> fx.Graph | None:
     """The graph of a module, in which submodules that cannot be traced are single calls.
 
-    So are the submodules ``untraced``. None if the code of the module itself cannot be traced.
+    So are the submodules ``untraced``. None if the code of the module itself cannot be traced. With
+    gradients enabled, the graph has the gradients of the module.
     """
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     # A graph would always take the branch for an argument that is given, and code may read what a
@@ -205,14 +223,49 @@ def traced(module: nn.Module, untraced: Collection[nn.Module] = ()) -> fx.Graph 
     states = _states(module)
     while True:
         tracer, graph = _Tracer(dict(module.named_modules()), leaves), None
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), _functions_fail():
             _check_code(module)
-            graph = tracer.trace(module)
+            candidate = tracer.trace(module)
+            tracer.check_randomness()
+            graph = candidate
         if _restore(states):
             return None
         if graph is not None or tracer.failed is None:
             return graph
         leaves.add(tracer.failed)
+
+
+def _random_states() -> tuple[Any, ...]:
+    with no_dispatch():
+        of_torch = torch.get_rng_state().tolist()
+    numpy = sys.modules.get("numpy")
+    name, keys, *rest = ("", []) if numpy is None else numpy.random.get_state()
+    return random.getstate(), of_torch, name, list(keys), rest
+
+
+def _in_checkpoint() -> bool:
+    """True within the function that torch.utils.checkpoint calls."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
+        frame = frame.f_back
+    return frame is not None
+
+
+@contextlib.contextmanager
+def _functions_fail() -> Iterator[None]:
+    """Let autograd.Functions of traced values raise an error: a graph would lose their gradient."""
+    apply = vars(torch.autograd.Function)["apply"]
+
+    def checked(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(issubclass(type(value), fx.Proxy) for value in tree_leaves((args, kwargs))):
+            raise TraceError("a graph cannot contain an autograd.Function")
+        return apply.__get__(None, cls)(*args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(checked)
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = apply
 
 
 def _autocast() -> list[tuple[bool, torch.dtype]]:

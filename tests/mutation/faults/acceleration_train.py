@@ -46,7 +46,7 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/acceleration/rewritten.py": [
         Fault("hooks overlooked", "is_hooked(module) for module", "False for module"),
-        Fault("settings overlooked", "getattr(module, name, None) == value", "True"),
+        Fault("settings overlooked", "_is_same(getattr(module, name, None), value)", "True"),
         Fault("replaced modules overlooked", "original_class(module) is self.kind", "True"),
         Fault("added modules overlooked", "list(module._modules) == self.children", "True"),
         Fault("replaced convolutions", "original_class(module) is", "type(module) is"),
