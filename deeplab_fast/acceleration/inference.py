@@ -100,7 +100,9 @@ class AcceleratedModel(nn.Module):
                 f"images: expected [N, C, H, W] or [C, H, W], got {tuple(images.shape)}"
             )
         if size is not None and torch.compiler.is_compiling():
-            return self._predict_without_compiler(images, size, dtype)
+            # Within a graph no resize is deferred. As a decorator, disable would take a second to
+            # import torch._dynamo and Triton with this package.
+            return torch.compiler.disable(self.predict)(images, size, dtype)
         network = self.network
         with deferred_upsampling():
             output = self._run(
@@ -108,11 +110,6 @@ class AcceleratedModel(nn.Module):
             )
             logits = logits_of(output)
         return labels_of(logits, images, size, dtype, self.trial.ends_with_sigmoid)
-
-    @torch.compiler.disable
-    def _predict_without_compiler(self, *args: Any) -> Tensor:
-        """:meth:`predict`, outside of the graph, in which no resize is deferred."""
-        return self.predict(*args)
 
     def _run(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """``function(*args, **kwargs)``, with NaN where the original has NaN."""
