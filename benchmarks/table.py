@@ -248,8 +248,12 @@ def training_source(values: dict[str, str], folder: Path, file: str) -> str:
 
 
 def tables(results: Path) -> str:
-    """A table for each folder with raw files, the newest first."""
-    return "".join(table(path) for path in result_folders(results) if any(path.glob("*.csv")))
+    """A table for each folder with raw files of models and ops, the newest first."""
+    return "".join(
+        table(folder)
+        for folder in result_folders(results)
+        if any(not path.name.startswith("accelerate-") for path in folder.glob("*.csv"))
+    )
 
 
 def result_folders(results: Path) -> list[Path]:
