@@ -39,7 +39,7 @@ FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 AGAIN = "again"  # suffix of the copy that shows the noise
 COMPILED = ", compiled"
 
-# In deep networks with random weights, rounding changes the sign of some activations, which changes
+# Rounding changes the sign of some activations of deep networks with random weights, which changes
 # whole gradients. So gradient_error() may be twice that between the memory formats of the original,
 # plus FLOOR. A tolerance above LIMIT would detect nothing.
 FLOOR, LIMIT = 1e-4, 0.2

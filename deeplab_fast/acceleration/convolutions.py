@@ -14,7 +14,7 @@ class Convolution(swapped.Accelerated, Conv2d):
 
 
 def kind_of(conv: nn.Conv2d) -> str | None:
-    """What a convolution is, if it is a dilated or a depthwise one."""
+    """A name for a dilated or depthwise convolution; None for another one."""
     words = ["dilated"] * (max(conv.dilation) > 1)
     words += ["depthwise"] * (1 < conv.groups == conv.in_channels)
     return " ".join([*words, "convolution"]) if words else None

@@ -63,7 +63,7 @@ class Found(NamedTuple):
 
     @property
     def replacement(self) -> str:
-        """What runs instead; "" if nothing was replaced."""
+        """A description of the rewritten pyramids; "" if there are none."""
         row = f"{len(self.joint)} branches as one convolution" if self.joint else ""
         bias = "pooled branch as a bias" if self.has_pool else ""
         return ", ".join(filter(None, (row, bias)))

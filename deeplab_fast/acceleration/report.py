@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
     @property
     def result(self) -> str:
-        """What runs instead, or why nothing does."""
+        """The replacement, or the reason why there is none."""
         return f"kept: {self.reason}" if self.replacement is None else self.replacement
 
     def contains(self, layer: str) -> bool:

@@ -110,7 +110,7 @@ def _parameters(module: nn.Module) -> list[str]:
     return [name for name, parameter in module._parameters.items() if parameter is not None]
 
 
-# What every module has. Parameters, submodules and the mode are checked in other ways.
+# Every module has these. Parameters, submodules and the mode are checked in other ways.
 _MEMBERS = {*vars(nn.Module())}
 
 

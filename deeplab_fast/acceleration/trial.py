@@ -34,7 +34,7 @@ _SIZES = (256, 224, 384, 512, 640)
 
 
 class Trial(NamedTuple):
-    """What the trial run of a network showed.
+    """Result of the trial run of a network.
 
     Attributes:
         in_channels_last: False if images must be contiguous, because code calls ``view``, or if the

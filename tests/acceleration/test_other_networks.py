@@ -156,7 +156,7 @@ def training_step(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, T
 
 
 def test_training_form(case):
-    """In float64, because rounding changes the sign of activations and so whole gradients."""
+    """The step runs in float64, because rounding would change signs, and so whole gradients."""
     plain, images = copy.deepcopy(case.model).double(), case.images.double()
     model = copy.deepcopy(plain)
     classes = [type(module) for module in model.modules()]

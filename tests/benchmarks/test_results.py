@@ -109,7 +109,7 @@ def test_tables_of_a_training_experiment(harness, tmp_path):
 
 
 def test_tables_of_accelerated_models(harness, tmp_path):
-    """Of several files in the newest folder, the last that has a case counts."""
+    """The last file with a case counts, of several in the newest folder."""
     table = importlib.import_module("table")
     assert table.accelerate_tables(tmp_path) == "No results yet.\n"
 

@@ -53,7 +53,7 @@ def test_code_with_models_of_another_project_runs(block):
 
 
 def test_guides_are_listed():
-    """In the README, in the table of contents, and among the pages whose code .ci/run executes."""
+    """The README, the table of contents and .ci/run name every guide."""
     (executed,) = re.findall(r"docs/guides/{([\w,-]+)}\.md", (ROOT / ".ci/run").read_text())
     assert sorted(executed.split(",")) == GUIDES
     for page, folder in (("README.md", "docs/guides"), ("mkdocs.yml", "guides")):
