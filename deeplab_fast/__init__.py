@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from .acceleration import accelerate, restore
 from .backends import available_backends, backend
+from .export import export_onnx
 from .models import DeepLabV3, DeepLabV3Plus
 from .nn import (
     ASPP,
@@ -35,6 +36,7 @@ __all__ = [
     "backend",
     "deferred_upsampling",
     "dilated_conv2d",
+    "export_onnx",
     "parallel_dilated_conv2d",
     "restore",
     "upsample_argmax",

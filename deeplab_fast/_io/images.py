@@ -1,16 +1,111 @@
-"""Conversion of images to RGB."""
+"""Decoding of image files, and conversion to RGB."""
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
+from typing import BinaryIO
+
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+# EXIF orientation -> transposition that turns the image upright (Exif 2.32, tag 0x0112).
+# ImageOps.exif_transpose also rewrites the EXIF data, and fails if they are malformed.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are exceptions, too
+
+
+class ImageError(ValueError):
+    """An image cannot be read. The message gives the reason in one line, without the path."""
+
+
+def decode(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """The first frame of an image file as it is stored, in its own mode, with its metadata.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    path = source if isinstance(source, (str, os.PathLike)) else None
+    if path is not None and not os.path.isfile(path):  # opening a named pipe would block
+        raise ImageError("no such file, or not a regular one (expected an image)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow decodes what it can, or raises
+            with Image.open(source) as image:
+                image.load()
+                return image.copy()
+    except UnidentifiedImageError:
+        empty = path is not None and os.path.getsize(path) == 0
+        problem = "the file is empty" if empty else "not an image"
+        raise ImageError(f"{problem} (expected JPEG, PNG, WebP, TIFF, ...)") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too large: {_reason(error)}") from None
+    except MemoryError:
+        raise
+    except OSError as error:
+        if error.errno is not None:  # the operating system's, not Pillow's
+            raise ImageError(f"{_reason(error)} (expected a readable image)") from None
+        raise ImageError(f"damaged: {_reason(error)} (expected a complete image)") from None
+    except Exception as error:  # a damaged file raises anything from struct.error to SyntaxError
+        raise ImageError(f"damaged: {_reason(error)} (expected a complete image)") from None
+
+
+def _reason(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def is_turned(image: Image.Image) -> bool:
+    """True if the EXIF orientation of ``image`` says that it is not upright as it is stored."""
+    return image.getexif().get(ExifTags.Base.Orientation) in _UPRIGHT
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """``image`` turned as its EXIF orientation says; without metadata if it was turned."""
+    if not is_turned(image):
+        return image
+    turned = image.transpose(_UPRIGHT[image.getexif()[ExifTags.Base.Orientation]])
+    turned.getexif().clear()
+    turned.info.pop("exif", None)
+    return turned
+
+
+def read_photo(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """The first frame of an image file in RGB, upright, with transparency on white.
+
+    Raises:
+        ImageError: the image cannot be read.
+
+    >>> read_photo("photo.jpg").mode
+    'RGB'
+    """
+    return photo_of(decode(source))
+
+
+def photo_of(image: Image.Image) -> Image.Image:
+    """``image`` in RGB, upright, with transparency on white.
+
+    Raises:
+        ImageError: the image has 32 bits per channel.
+    """
+    return to_rgb(upright(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """``image`` in 8-bit RGB: 16 bits are scaled, and transparent pixels become white.
 
     Raises:
-        ValueError: the image has 32 bits per channel, whose range is unknown.
+        ImageError: the image has 32 bits per channel, whose range is unknown.
 
     >>> to_rgb(Image.open("photo.png")).mode
     'RGB'
@@ -18,7 +113,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(f"32 bits per channel, mode {image.mode} (expected 8 or 16)")
+        raise ImageError(f"32 bits per channel, mode {image.mode} (expected 8 or 16)")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

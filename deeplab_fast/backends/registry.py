@@ -191,6 +191,11 @@ def _kernel(op: str, name: str) -> Kernel | None:
     return _kernels[op].get(name)
 
 
+def reference(op: str) -> Callable[[Any], Any]:
+    """The function that states ``op`` in PyTorch's own operators."""
+    return _kernels[op]["reference"].run
+
+
 def unavailable_reason(name: str, device_type: str) -> Reason:
     """Why backend ``name`` cannot run on devices of this type on this machine; None if it can."""
     if name not in _backends:

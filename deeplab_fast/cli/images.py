@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import glob
-import logging
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
 from .._io.files import replacing
-from .._io.images import to_rgb
+from .._io.images import ImageError, read_photo
 from .errors import UserError, reason
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-
-# EXIF orientation -> transposition that turns the image upright (Exif 2.32, tag 0x0112).
-# ImageOps.exif_transpose also rewrites the EXIF data, and fails if they are malformed.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are exceptions, too
 
 
 def find_images(argument: str, output: Path) -> list[Path]:
@@ -90,36 +74,9 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         UserError: the image cannot be read. The message gives the reason, without the path.
     """
-    if not os.path.isfile(path):  # opening a named pipe would block
-        raise UserError("no such file, or not a regular one (expected an image)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow decodes what it can, or raises
-            with Image.open(path) as image:
-                image.load()
-                orientation = image.getexif().get(ExifTags.Base.Orientation)
-                rgb = _rgb(image)
-                return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
-    except UnidentifiedImageError:
-        empty = os.path.getsize(path) == 0
-        problem = "the file is empty" if empty else "not an image"
-        raise UserError(f"{problem} (expected JPEG, PNG, WebP, TIFF, ...)") from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"too large: {reason(error)}") from None
-    except (UserError, MemoryError):
-        raise
-    except OSError as error:
-        if error.errno is not None:  # the operating system's, not Pillow's
-            raise UserError(f"{reason(error)} (expected a readable image)") from None
-        raise UserError(f"damaged: {reason(error)} (expected a complete image)") from None
-    except Exception as error:  # a damaged file raises anything from struct.error to SyntaxError
-        raise UserError(f"damaged: {reason(error)} (expected a complete image)") from None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    try:
-        return to_rgb(image)
-    except ValueError as error:
+        return read_photo(path)
+    except ImageError as error:
         raise UserError(str(error)) from None
 
 

@@ -37,10 +37,7 @@ class InferenceModel(SegmentationModel):
         self._cuda_graphs = CudaGraphs() if cuda_graphs else None
 
     def train(self, mode: bool = True) -> InferenceModel:
-        if mode:
-            raise RuntimeError(
-                "a model prepared for inference cannot be trained: train the model it was made from"
-            )
+        """Keep evaluation mode, whatever ``mode`` is."""
         super().train(False)
         return self
 

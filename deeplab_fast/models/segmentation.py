@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +13,9 @@ from ..backends import tuning
 from ..ops._arguments import check_tensor
 from ..ops.upsample import upsample
 from ..ops.upsample_argmax import upsample_argmax
-from .preprocessing import Preprocessing
+from .photos import Photo, photo_of_argument
+from .preprocessing import Preprocessing, network_input
+from .sliding_window import predict_labels
 
 
 class SegmentationModel(nn.Module):
@@ -110,6 +113,38 @@ class SegmentationModel(nn.Module):
         if images.dim() == 3:
             return self.predict(images[None], size, dtype)[0]
         return self._predict(images, size, dtype)
+
+    def segment(self, image: Photo) -> np.ndarray:
+        """The class of every pixel of a photo, as ``deeplab-fast segment`` computes it.
+
+        The photo is turned upright as its EXIF orientation says, resized as :attr:`preprocessing`
+        says, and with ``align_corners`` to sides of 16 k + 1. The labels are as large as the
+        upright photo.
+
+        Args:
+            image: a PIL image of any mode, the path of an image file, or a uint8 array of shape
+                [H, W, 3] (RGB) or [H, W] (grey).
+
+        Returns:
+            uint8 labels, or int32 with more than 256 classes: [H, W].
+
+        Raises:
+            RuntimeError: the model is in training mode.
+            TypeError: ``image`` is something else, such as a tensor.
+            ValueError: the image cannot be read, or the model does not take photos.
+
+        >>> labels = model.eval().segment("photo.jpg")
+        """
+        if self.training:
+            raise RuntimeError("segment: expected evaluation mode: call model.eval() first")
+        photo = photo_of_argument(image)
+        self.preprocessing.check_takes_photos()
+        pixels = network_input(photo, self.preprocessing, self.align_corners)
+        labels = predict_labels(self, pixels.to(self._device()), (photo.height, photo.width))
+        return labels.cpu().numpy()
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def _predict(self, images: Tensor, size: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
         logits = self._classify(self._features(images), images)

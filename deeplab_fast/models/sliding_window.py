@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import upsample_argmax
+from ..ops.upsample_argmax import upsample_argmax
 
 _STRIP = 64  # rows of labels that are computed at a time
 _STEP = 16  # windows start at multiples of this number, which the stride of all logits divides

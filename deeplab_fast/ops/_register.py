@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import register_decomposition
 
 from ..backends import registry
 from . import _transforms
@@ -62,6 +63,11 @@ def define(
     lib.impl(name, partial(registry.run, name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"deeplab_fast::{name}", run_fake, lib=lib)
     op = getattr(torch.ops.deeplab_fast, name)
+
+    def decomposition(*values: Any, backend: str = "") -> Any:
+        return registry.reference(name)(arguments_type(*values))
+
+    register_decomposition(op.default)(decomposition)
 
     def call(*values: Any, backend: str) -> Any:
         if _transforms.active():

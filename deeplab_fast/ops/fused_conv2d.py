@@ -15,6 +15,7 @@ from ..backends.arguments import FusedConv2d, FusedConv2dAdd
 from . import _transforms
 from ._register import define, not_differentiable
 from .shape_bucket import shape_bucket
+from .upsample import is_exporting
 
 
 def fused_conv2d(
@@ -61,8 +62,9 @@ def fused_conv2d_add_(
     a new output would cost page faults at each call.
     """
     geometry = stride, padding, dilation, groups
-    if _transforms.active():
-        # An autograd.Function cannot write in place, so PyTorch's own functions do.
+    if _transforms.active() or is_exporting():
+        # An autograd.Function cannot write in place, so PyTorch's own functions do. In an exported
+        # graph, an op that writes in place could not be decomposed.
         residual += fused_conv2d(input, weight, bias, *geometry, "none")
         if activation == "none":
             return residual

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _transforms
 
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
 
 
 def upsample(input: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -28,7 +28,7 @@ def upsample(input: Tensor, size: tuple[int, int], align_corners: bool) -> Tenso
     """
     if (
         torch.compiler.is_dynamo_compiling()
-        and not _is_exporting()
+        and not is_exporting()
         and input.device.type == "cpu"
         and not (torch.is_grad_enabled() and input.requires_grad)
         and not _transforms.active()

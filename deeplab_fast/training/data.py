@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .._io.images import to_rgb
+from .._io.images import ImageError, decode, to_rgb
 from .errors import TrainingError
 
 IGNORE = 255  # label of pixels that count neither in training nor in evaluation
@@ -84,24 +83,19 @@ class SegmentationData:
                 class; the message names the file.
         """
         image_path, label_path = self.pairs[index]
-        stored, labels = _load(image_path), _load(label_path)
         try:
-            image = to_rgb(stored)
-        except ValueError as error:
+            image = to_rgb(_load(image_path))
+        except ImageError as error:
             raise TrainingError(f"{image_path}: {error}") from error
-        if labels.mode not in ("L", "P"):
+        values = self.label_values(index)
+        if values.shape != (image.height, image.width):
             raise TrainingError(
-                f"{label_path}: mode {labels.mode} (expected class numbers in an 8-bit grey or "
-                "palette image)"
-            )
-        if labels.size != image.size:
-            raise TrainingError(
-                f"{label_path}: {labels.width}x{labels.height} pixels (expected "
+                f"{label_path}: {values.shape[1]}x{values.shape[0]} pixels (expected "
                 f"{image.width}x{image.height}, the size of {image_path})"
             )
-        classes = self._table[np.asarray(labels)]
+        classes = self.classes_of(values)
         if classes.min() < 0:
-            wrong = sorted(set(np.asarray(labels)[classes < 0].tolist()))
+            wrong = np.unique(values[classes < 0]).tolist()
             known = sorted({*np.flatnonzero(self._table >= 0).tolist()} - {IGNORE})
             raise TrainingError(
                 f"{label_path}: label {', '.join(map(str, wrong[:5]))} is no class (expected "
@@ -109,21 +103,31 @@ class SegmentationData:
             )
         return image, classes.astype(np.uint8)
 
+    def label_values(self, index: int) -> np.ndarray:
+        """The values in the label file of pair ``index``, as they are stored: integers [H, W].
+
+        Raises:
+            TrainingError: the file is missing or damaged, or holds something else.
+        """
+        _, path = self.pairs[index]
+        labels = _load(path)
+        if labels.mode not in ("L", "P"):
+            raise TrainingError(
+                f"{path}: mode {labels.mode} (expected class numbers in an 8-bit grey or palette "
+                "image)"
+            )
+        return np.asarray(labels)
+
+    def classes_of(self, values: np.ndarray) -> np.ndarray:
+        """The class of each value in a label file, 255 if it is ignored, -1 if it is no class."""
+        return self._table[values]
+
 
 def _load(path: str | Path) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow decodes what it can, or raises
-            with Image.open(path) as image:
-                image.load()
-                return image.copy()
-    except MemoryError:
-        raise
-    except OSError as error:
-        why = error.strerror or str(error).replace(f" {str(path)!r}", "")
-        raise TrainingError(f"{path}: {why} (expected a readable image)") from error
-    except Exception as error:  # a damaged file raises anything from struct.error to SyntaxError
-        raise TrainingError(f"{path}: damaged: {error} (expected a complete image)") from error
+        return decode(path)
+    except ImageError as error:
+        raise TrainingError(f"{path}: {error}") from error
 
 
 def _ranges(values: Sequence[int]) -> str:

@@ -353,11 +353,15 @@ def test_prepared_model_in_bfloat16(mobilenet):
     assert agree.float().mean() > 0.9
 
 
-def test_prepared_model_cannot_be_trained(mobilenet):
-    prepared = mobilenet.prepare_for_inference().eval()
-    with pytest.raises(RuntimeError, match="cannot be trained"):
-        prepared.train()
-    assert not prepared.training
+def test_prepared_model_stays_in_evaluation_mode(mobilenet):
+    """Also as the frozen teacher of a model that is trained."""
+    prepared = mobilenet.prepare_for_inference()
+    student = nn.ModuleDict({"teacher": prepared, "student": nn.Dropout()})
+    for mode in (True, False, True):
+        student.train(mode)
+        assert student["student"].training is mode
+        assert not any(module.training for module in prepared.modules())
+    assert prepared.train() is prepared and not prepared.training
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ TOWER = (
     "nn",
     "models",
     "acceleration",
+    "export",
     "training",
     "cli",
 )

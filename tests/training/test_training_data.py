@@ -211,9 +211,9 @@ def broken(tmp_path: Path, case: str) -> SegmentationData:
 @pytest.mark.parametrize(
     "case, name, message",
     [
-        ("truncated", "a.jpg", r"(?i:truncated) .*\(expected a readable image\)"),
-        ("text", "a.jpg", r"cannot identify image file \(expected a readable image\)"),
-        ("gone", "a.jpg", r"No such file or directory \(expected a readable image\)"),
+        ("truncated", "a.jpg", r"damaged: .*(?i:truncated) .*\(expected a complete image\)"),
+        ("text", "a.jpg", r"not an image \(expected JPEG, PNG, WebP, TIFF, ...\)"),
+        ("gone", "a.jpg", r"no such file, or not a regular one \(expected an image\)"),
         ("label", "a.png", r"label 2, 7 is no class \(expected 0-1, or 255"),
         ("size", "a.png", r"6x8 pixels \(expected 8x6, the size of .*a.jpg\)"),
         ("height", "a.png", r"8x5 pixels \(expected 8x6, the size of .*a.jpg\)"),

@@ -1206,7 +1206,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("no gradient, no call", "torch.is_grad_enabled() and ", ""),
         Fault("opaque to tangents", "        and not _transforms.active()\n", ""),
         Fault("never opaque", "return _opaque(", "return _interpolate("),
-        Fault("opaque in exported programs", "        and not _is_exporting()\n", ""),
+        Fault("opaque in exported programs", "        and not is_exporting()\n", ""),
         Fault(
             "another size in compiled graphs",
             "_opaque(input, *size, align_corners)",
@@ -1491,7 +1491,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("padding of the other side", "2 * padding[i]", "2 * padding[0]"),
         Fault(
             "in place within transforms",
-            "    if _transforms.active():",
+            "    if _transforms.active() or is_exporting():",
             "    if False:",
             TRANSFORMS,
         ),
