@@ -64,6 +64,7 @@ def compiled(tmp_path_factory):
     return facts_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", TENSOR_CORES)
 def test_kernels_compile_without_spills(compiled, capability):
     kernels = compiled(capability)
@@ -89,6 +90,7 @@ def test_kernels_compile_without_spills(compiled, capability):
             assert "enable_fp_fusion" in facts["options"], name
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_amd(compiled):
     """Also if every size is 1: Triton makes constants of such arguments."""
     for name, variants in compiled("gfx942").items():

@@ -89,6 +89,7 @@ def test_baselines_are_compiled_with_static_sizes(script, report, graphs):
     assert all(type(size) is int for sizes in graphs for size in sizes), graphs
 
 
+@pytest.mark.slow
 def test_prepared_and_torchvision_models_are_compiled(report, graphs, monkeypatch):
     bench_model, cases, peers = (
         importlib.import_module(name) for name in ("bench_model", "common.cases", "common.peers")

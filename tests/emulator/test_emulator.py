@@ -491,6 +491,7 @@ def test_failed_build_is_an_error_with_its_log(tmp_path):
     assert "/nowhere/c++" in str(error.value).partition("\n")[2]
 
 
+@pytest.mark.slow
 def test_second_build_compiles_nothing():
     module = emulator.build(emulator.FOLDER)
     before = module.stat().st_mtime_ns

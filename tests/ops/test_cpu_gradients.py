@@ -44,6 +44,7 @@ def failures(script: Path, step: int = 1, **environment: str) -> list[str]:
         start = int(number) + step
 
 
+@pytest.mark.slow
 def test_gradients_over_a_grid_of_shapes():
     found = failures(GRID)
     assert not found, "\n".join([f"{len(found)} wrong", *found[:20]])
