@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,21 @@ def add_arguments(parser: Any) -> None:
         metavar="LABEL",
         help="values in label files to ignore, besides 255, for the layout folder",
     )
+    parser.add_argument(
+        "--label-ids",
+        type=_label_ids,
+        nargs="+",
+        metavar="VALUE=CLASS",
+        help="class of each value in label files, for the layout folder: 0=0 255=1 for masks of 0 "
+        "and 255, 1-11=0-10 for classes that count from 1, 0=255 to ignore 0 (default: value i is "
+        "class i)",
+    )
+
+
+def add_no_check(parser: Any) -> None:
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not check all label files before the start"
+    )
 
 
 def add_workers(parser: Any) -> None:
@@ -51,6 +67,18 @@ def add_workers(parser: Any) -> None:
     )
 
 
+def _label_ids(text: str) -> dict[int, int]:
+    """The mapping that VALUE=CLASS means; both sides may be a range FIRST-LAST."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?=(\d+)(?:-(\d+))?", text)
+    if match is not None:
+        first, last, label, last_label = match.groups()
+        values = range(int(first), int(last or first) + 1)
+        labels = range(int(label), int(last_label or label) + 1)
+        if len(labels) in (1, len(values)):
+            return dict(zip(values, labels if last_label else [*labels] * len(values)))
+    raise argparse.ArgumentTypeError(f"{text!r} (expected VALUE=CLASS, such as 255=1 or 1-11=0-10)")
+
+
 def open_split(arguments: argparse.Namespace, split: str) -> SegmentationData:
     """The data set of one split.
 
@@ -62,4 +90,7 @@ def open_split(arguments: argparse.Namespace, split: str) -> SegmentationData:
     if arguments.layout == "cityscapes":
         return cityscapes(arguments.data, split)
     classes = arguments.classes and arguments.classes.split(",")
-    return folder(arguments.data, split, classes, arguments.ignore)
+    ids = arguments.label_ids and {
+        value: label for part in arguments.label_ids for value, label in part.items()
+    }
+    return folder(arguments.data, split, classes, arguments.ignore, ids)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..models import DeepLab
-from ..training import Scores, checkpoint, distributed, evaluate
-from .datasets import LAYOUTS, add_arguments, add_workers, open_split
+from ..training import Scores, check_labels, checkpoint, distributed, evaluate
+from .datasets import LAYOUTS, add_arguments, add_no_check, add_workers, open_split
 from .device import add_device, add_dtype, out_of_memory
 from .errors import UserError
 from .processes import process_group
@@ -28,6 +28,7 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
+    add_no_check(parser)
     parser.add_argument("--split", default="val", help="name of the split (default: val)")
     parser.add_argument("--weights", required=True, help="model, as for `deeplab-fast segment`")
     parser.add_argument(
@@ -59,6 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     with process_group(arguments.device) as device, out_of_memory("a --window"):
         data = open_split(arguments, arguments.split)
         model = _model(arguments.weights, len(data.classes)).to(device)
+        quiet = distributed.rank() > 0
+        if not arguments.no_check:
+            check_labels({arguments.split: data}, arguments.workers, quiet)
         scores = evaluate(
             model.prepare_for_inference(getattr(torch, arguments.dtype)),
             data,
@@ -66,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.flip,
             arguments.window and tuple(arguments.window),
             workers=arguments.workers,
-            quiet=distributed.rank() > 0,
+            quiet=quiet,
         )
         if distributed.rank() == 0:
             print(scores.table())

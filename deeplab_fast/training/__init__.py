@@ -1,6 +1,7 @@
 """Training and evaluation in plain PyTorch."""
 
 from ..models.sliding_window import predict_labels
+from .checks import LabelCounts, balanced_class_weights, check_labels, count_labels
 from .data import IGNORE, SegmentationData, cityscapes, folder, voc
 from .errors import Interrupted, TrainingError
 from .evaluation import evaluate
@@ -12,13 +13,17 @@ from .recipe import Recipe
 __all__ = [
     "IGNORE",
     "Interrupted",
+    "LabelCounts",
     "Objective",
     "Recipe",
     "Scores",
     "SegmentationData",
     "TrainingError",
+    "balanced_class_weights",
+    "check_labels",
     "cityscapes",
     "confusion_matrix",
+    "count_labels",
     "evaluate",
     "folder",
     "predict_labels",
