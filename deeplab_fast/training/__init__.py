@@ -1,9 +1,10 @@
 """Training and evaluation in plain PyTorch."""
 
 from ..models.sliding_window import predict_labels
-from .data import IGNORE, SegmentationData, cityscapes, folder, voc
+from .data import IGNORE, SegmentationData
 from .errors import Interrupted, TrainingError
 from .evaluation import evaluate
+from .layouts import cityscapes, folder, voc
 from .loop import train
 from .metrics import Scores, confusion_matrix
 from .objective import Objective
