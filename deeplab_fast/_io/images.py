@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import struct
 import warnings
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -22,6 +25,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_STORED = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # where not its own inverse
+
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are exceptions, too
 
 
@@ -29,12 +34,26 @@ class ImageError(ValueError):
     """An image cannot be read. The message gives the reason in one line, without the path."""
 
 
-def decode(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
-    """The first frame of an image file as it is stored, in its own mode, with its metadata.
+class Header(NamedTuple):
+    """Size (width, height) of an image as it is stored, and its EXIF orientation."""
 
-    Raises:
-        ImageError: the image cannot be read.
-    """
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def is_turned(self) -> bool:
+        """True if the orientation says that the image is not upright as it is stored."""
+        return self.orientation in _UPRIGHT
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Size (width, height) of the upright image."""
+        return self.size[::-1] if 5 <= self.orientation <= 8 else self.size
+
+
+@contextlib.contextmanager
+def _opened(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Any]:
+    """An image file whose pixels are not yet read. Errors become ImageErrors."""
     path = source if isinstance(source, (str, os.PathLike)) else None
     if path is not None and not os.path.isfile(path):  # opening a named pipe would block
         raise ImageError("no such file, or not a regular one (expected an image)")
@@ -42,8 +61,7 @@ def decode(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow decodes what it can, or raises
             with Image.open(source) as image:
-                image.load()
-                return image.copy()
+                yield image
     except UnidentifiedImageError:
         empty = path is not None and os.path.getsize(path) == 0
         problem = "the file is empty" if empty else "not an image"
@@ -58,6 +76,64 @@ def decode(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         raise ImageError(f"damaged: {_reason(error)} (expected a complete image)") from None
     except Exception as error:  # a damaged file raises anything from struct.error to SyntaxError
         raise ImageError(f"damaged: {_reason(error)} (expected a complete image)") from None
+
+
+def decode(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """The first frame of an image file as it is stored, in its own mode, with its metadata.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    with _opened(source) as image:
+        orientation = _orientation(image) if image.format == "TIFF" else 1
+        image.load()
+        copy = image.copy()
+        if orientation in _UPRIGHT and not is_turned(copy):  # Pillow turns TIFF images upright
+            copy = copy.transpose(_STORED.get(orientation, _UPRIGHT[orientation]))
+            copy.getexif()[ExifTags.Base.Orientation] = orientation
+        copy.format = image.format
+        return copy
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Size and EXIF orientation of an image file. The pixels are not read.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    with _opened(path) as image:
+        size = image.size
+        if image.format == "TIFF":  # Pillow gives the size of the upright image
+            size = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        return Header(size, _orientation(image))
+
+
+def header_of(image: Image.Image) -> Header:
+    """Header of an image that :func:`decode` has read."""
+    return Header(image.size, image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _orientation(image: Any) -> int:
+    """EXIF orientation of an image file, 1 if it has none. The pixels are not read."""
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would read the pixels first
+        exif = Image.Exif()
+        exif.load(_last_exif_chunk(image.fp))
+    else:
+        exif = image.getexif()
+    return exif.get(ExifTags.Base.Orientation, 1)
+
+
+def _last_exif_chunk(file: BinaryIO) -> bytes:
+    """Content of a PNG file's eXIf chunk behind the pixels, or nothing."""
+    found = b""
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        length = struct.unpack(">I", head[:4])[0]
+        if head[4:] == b"eXIf":
+            found = file.read(length)
+            length = 0
+        file.seek(length + 4, os.SEEK_CUR)
+    return found
 
 
 def _reason(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if distributed.rank() == 0:
             print(scores.table())
+            if scores.only_prediction is not None:
+                print(
+                    f"warning: all pixels are predicted as {scores.only_prediction}",
+                    file=sys.stderr,
+                )
             if arguments.json is not None:
                 _write(arguments, len(data), scores)
     return 0

@@ -1,10 +1,12 @@
 """Training and evaluation in plain PyTorch."""
 
 from ..models.sliding_window import predict_labels
-from .checks import LabelCounts, balanced_class_weights, check_labels, count_labels
-from .data import IGNORE, SegmentationData, cityscapes, folder, voc
+from .checks import check_labels
+from .data import IGNORE, SegmentationData
 from .errors import Interrupted, TrainingError
 from .evaluation import evaluate
+from .label_counts import LabelCounts, balanced_class_weights, count_labels
+from .layouts import cityscapes, folder, voc
 from .loop import train
 from .metrics import Scores, confusion_matrix
 from .objective import Objective

@@ -75,7 +75,7 @@ def _warnings(counts: LabelCounts) -> Iterator[str]:
     absent = [name for name, images in zip(data.classes, counts.images) if not images]
     if absent and counts.pixels.any():
         shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-        yield f"{len(absent)} of {len(data.classes)} classes in no file: {shown}"
+        yield f"classes in no file ({len(absent)} of {len(data.classes)}): {shown}"
     if files := counts.unlabelled.files:
         yield f"{_count(len(files), 'file')} without a labelled pixel: {_names(data, files)}"
     if files := counts.unclear_turns:
@@ -187,8 +187,8 @@ def _shared_images(data: Mapping[str, SegmentationData], first: str, name: str) 
             shared.append(index)
     if shared:
         yield (
-            f"{name}: {_count(len(shared), 'image')} of {len(data[name])} also in {first}, so that "
-            f"scores say less about new images: {_names(data[name], shared)}"
+            f"{name}: images that are also in {first} ({len(shared)} of {len(data[name])}), so that "
+            f"scores say less about new ones: {_names(data[name], shared)}"
         )
 
 

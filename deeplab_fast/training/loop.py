@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import distributed
-from .checks import balanced_class_weights, check_labels, count_labels, frequency_table
+from .checks import check_labels
 from .compatibility import check_compatible
 from .data import SegmentationData
 from .errors import Interrupted, TrainingError, diverged
 from .evaluation import evaluate
+from .label_counts import balanced_class_weights, count_labels, frequency_table
 from .loader import batches, steps_per_epoch
 from .recipe import Recipe
 from .report import Report

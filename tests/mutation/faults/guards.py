@@ -250,6 +250,7 @@ GUARDS = {
     "deeplab_fast/training/evaluation.py": EVALUATION,
     "deeplab_fast/models/preprocessing.py": EVALUATION,
     "deeplab_fast/models/sliding_window.py": EVALUATION,
+    "deeplab_fast/training/layouts.py": TRAINING_DATA,
     "deeplab_fast/training/loader.py": TRAINING_DATA,
     "deeplab_fast/training/log.py": RECIPE,
     "deeplab_fast/training/loop.py": RECIPE,

@@ -42,6 +42,8 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/training/data.py": [
         Fault("255 may count", "{**ids, IGNORE: IGNORE}", "{IGNORE: IGNORE, **ids}"),
+    ],
+    "deeplab_fast/training/layouts.py": [
         Fault(
             "files in another order",
             'for image in sorted(images.rglob("*")):',

@@ -1,0 +1,148 @@
+"""Labels of one image of a COCO file, drawn from polygons and run lengths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import TrainingError
+
+_IGNORE = 255
+_NEWEST_FORMAT = "polygons or run lengths"
+
+
+@dataclass(frozen=True)
+class CocoLabels:
+    """Labels of one image, drawn from its annotations when they are read.
+
+    The format is that of https://cocodataset.org/#format-data. Pixels of no object are class 0. A
+    pixel of several objects belongs to the smallest of them, so that small objects stay visible on
+    large ones. Crowds (``iscrowd``) are ignored.
+
+    Args:
+        path: the COCO file, for error messages.
+        image: the image's name in it, for error messages.
+        size: (width, height) of the image.
+        objects: JSON list of [class, iscrowd, segmentation]. As bytes they take less memory than
+            Python's lists, and worker processes share them.
+    """
+
+    path: Path
+    image: str
+    size: tuple[int, int]
+    objects: bytes
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.image}"
+
+    def read(self) -> np.ndarray:
+        """Classes, uint8 [H, W].
+
+        Raises:
+            TrainingError: a segmentation is malformed.
+        """
+        labels = np.zeros(self.size[::-1], np.uint8)
+        drawn = []
+        for label, is_crowd, segmentation in json.loads(self.objects):
+            try:
+                mask = _mask(segmentation, self.size)
+            except (ValueError, TypeError, KeyError, IndexError) as error:
+                raise TrainingError(
+                    f"{self}: a malformed segmentation (expected {_NEWEST_FORMAT})"
+                ) from error
+            drawn.append((is_crowd, -int(np.count_nonzero(mask)), label, mask))
+        for is_crowd, _, label, mask in sorted(drawn, key=lambda item: item[:2]):
+            labels[mask] = _IGNORE if is_crowd else label
+        return labels
+
+
+def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """Pixels of an object, bool [H, W]."""
+    width, height = size
+    if isinstance(segmentation, dict):
+        if list(segmentation["size"]) != [height, width]:
+            raise ValueError("run lengths of another size")
+        counts = segmentation["counts"]
+        return from_run_lengths(decode_counts(counts) if isinstance(counts, str) else counts, size)
+    mask = np.zeros((height, width), bool)
+    for polygon in segmentation:
+        mask |= fill_polygon(np.asarray(polygon, np.float64).reshape(-1, 2), size)
+    return mask
+
+
+def fill_polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels whose centre lies in a polygon, by the even-odd rule: bool [H, W].
+
+    Every edge flips the pixels to the right of it in the rows whose centre it crosses.
+
+    Args:
+        points: corners (x, y), float64 [N, 2]. Pixel (0, 0) covers [0, 1] x [0, 1].
+        size: (width, height) of the result.
+
+    >>> fill_polygon(np.array([[0.0, 0], [2, 0], [2, 1], [0, 1]]), (3, 2)).astype(int)
+    array([[1, 1, 0],
+           [0, 0, 0]])
+    """
+    width, height = size
+    flips = np.zeros((height, width + 1), np.int32)
+    ends = np.roll(points, -1, axis=0)
+    for (x0, y0), (x1, y1) in zip(points.tolist(), ends.tolist()):
+        if y0 > y1:
+            x0, y0, x1, y1 = x1, y1, x0, y0
+        first, last = (min(max(int(np.ceil(y - 0.5)), 0), height) for y in (y0, y1))
+        if first < last:
+            rows = np.arange(first, last)
+            x = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
+            flips[rows, np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)] += 1
+    return np.cumsum(flips[:, :width], axis=1) % 2 == 1
+
+
+def from_run_lengths(counts: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """Pixels of run lengths, bool [H, W]: in turn of pixels outside and inside, column by column.
+
+    >>> from_run_lengths([1, 2, 1], (2, 2)).astype(int)
+    array([[0, 1],
+           [1, 0]])
+    """
+    width, height = size
+    if sum(counts) != width * height or min(counts) < 0:
+        raise ValueError("run lengths of another number of pixels")
+    inside = np.arange(len(counts)) % 2 == 1
+    return np.repeat(inside, counts).reshape(width, height).T
+
+
+def decode_counts(text: str) -> list[int]:
+    """Run lengths of their compressed form.
+
+    A number is a sequence of characters with 6 bits each, the lowest 5-bit group first: bit 5 says
+    that another character follows, and bit 4 of the last one is the sign. From the fourth number
+    on, it is the difference to the number two before (rleToString in cocoapi/common/maskApi.c).
+
+    >>> decode_counts("52203")
+    [5, 2, 2, 2, 5]
+    """
+    counts: list[int] = []
+    characters = iter(text.encode())
+    for character in characters:
+        number, shift = 0, 0
+        for code in _group(character, characters):
+            number |= (code & 31) << shift
+            shift += 5
+        if code & 16:
+            number -= 1 << shift
+        counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+    return counts
+
+
+def _group(first: int, rest: Iterable[int]) -> Iterable[int]:
+    """The 6-bit codes of one number."""
+    code = first - 48
+    yield code
+    while code & 32:
+        code = next(iter(rest)) - 48
+        yield code
