@@ -139,6 +139,7 @@ def _checked(data: SegmentationData, where: Path) -> SegmentationData:
         raise TrainingError(f"{where}: no images (expected at least one)")
     paths = [str(path) for pair in data.pairs for path in pair]
     if missing := [path for path in paths if not Path(path).is_file()]:
-        shown = ", ".join(missing[:3]) + (f", ... ({len(missing)} files)" if missing[3:] else "")
-        raise TrainingError(f"{shown}: no such file (expected labels for each image)")
+        others = ", ".join(missing[1:3]) + (", ..." if missing[3:] else "")
+        more = f", and {len(missing) - 1} more: {others}" if others else ""
+        raise TrainingError(f"{missing[0]}: no such file{more} (expected labels for each image)")
     return data
