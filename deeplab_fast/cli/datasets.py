@@ -74,7 +74,7 @@ def _label_ids(text: str) -> dict[int, int]:
         first, last, label, last_label = match.groups()
         values = range(int(first), int(last or first) + 1)
         labels = range(int(label), int(last_label or label) + 1)
-        if len(labels) in (1, len(values)):
+        if values and len(labels) in (1, len(values)):
             return dict(zip(values, labels if last_label else [*labels] * len(values)))
     raise argparse.ArgumentTypeError(f"{text!r} (expected VALUE=CLASS, such as 255=1 or 1-11=0-10)")
 

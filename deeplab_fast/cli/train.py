@@ -26,6 +26,11 @@ _MODELS: dict[str, type[DeepLabV3] | type[DeepLabV3Plus]] = {
     "deeplabv3plus": DeepLabV3Plus,
 }
 
+
+def weight(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
 # Field of Recipe -> its type and its help. The defaults are those of Recipe.
 _RECIPE: dict[str, tuple[Any, str]] = {
     "epochs": (int, "passes over the training images"),
@@ -43,8 +48,9 @@ _RECIPE: dict[str, tuple[Any, str]] = {
     "weight_decay": (float, "weight decay of SGD"),
     "aux_weight": (float, "factor of the auxiliary loss; 0 removes the auxiliary classifier"),
     "class_weights": (
-        lambda text: text if text == "auto" else float(text),
-        "weight of each class in the loss; auto: rare classes weigh more (ENet)",
+        weight,
+        "weight of each class in the loss; auto: rare classes have larger ones, by the pixels of "
+        "each class in the labels (Paszke et al. 2016)",
     ),
     "label_smoothing": (float, "fraction of each target that is spread over all classes"),
     "top_k_pixels": (float, "fraction of pixels in the loss: those with the largest losses"),

@@ -187,8 +187,8 @@ def _shared_images(data: Mapping[str, SegmentationData], first: str, name: str) 
             shared.append(index)
     if shared:
         yield (
-            f"{name}: images that are also in {first} ({len(shared)} of {len(data[name])}), so that "
-            f"scores say less about new ones: {_names(data[name], shared)}"
+            f"{name}: images that are also in {first} ({len(shared)} of {len(data[name])}), so "
+            f"that scores say less about new ones: {_names(data[name], shared)}"
         )
 
 
