@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .._io.images import Header, ImageError, decode, header_of, read_header, to_rgb, upright
+from .._io.images import Header, ImageError, decode, header_of, read_header, to_rgb, turn
 from .coco_labels import CocoLabels
 from .errors import TrainingError
 from .label_files import pack_color, read_values, unpack_color
@@ -81,14 +81,16 @@ class SegmentationData:
                 class; the message names the file.
         """
         image_path, label_path = self.pairs[index]
-        values = self.label_values(index)
-        size = values.shape[1], values.shape[0]
         try:
             image = decode(image_path)
             header = header_of(image)
-            image = to_rgb(upright(image) if self._turns(header, size) else image)
+            image = to_rgb(image)
         except ImageError as error:
             raise TrainingError(f"{image_path}: {error}") from error
+        values = self.label_values(index)
+        size = values.shape[1], values.shape[0]
+        if header.is_turned and self._turns(header, size):
+            image = turn(image, header.orientation)
         if image.size != size:
             raise TrainingError(
                 f"{label_path}: {_pixels(size)} pixels (expected {self._expected(header)}, the "
@@ -118,10 +120,12 @@ class SegmentationData:
 
     def classes_of(self, values: np.ndarray) -> np.ndarray:
         """The class of each of ``label_values``, 255 if it is ignored, -1 if it is no class."""
-        if values.dtype == np.uint8:
+        if values.dtype == np.uint8:  # the table has all of them
             return self._table[values]
         known = (values >= 0) & (values < len(self._table))
-        return np.where(known, self._table[np.where(known, values, 0)], np.int16(-1))
+        classes = self._table[values * known]
+        classes[~known] = -1
+        return classes
 
     def value_name(self, value: int) -> str:
         """Text for one of ``label_values``, such as "7" or, for a colour, "(128, 0, 64)"."""

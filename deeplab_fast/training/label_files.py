@@ -88,8 +88,9 @@ def _colors(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray:
 def _equal_channels(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray:
     """The grey values of an RGB image."""
     rgb = np.asarray(image)
-    if (rgb[..., :1] == rgb[..., 1:3]).all():
-        return rgb[..., 0]
+    red, green, blue = (rgb[..., channel] for channel in range(3))
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        return red
     colors, counts = np.unique(_colors(path, image), return_counts=True)
     order = np.argsort(-counts, kind="stable")[:_NUM_COLORS_SHOWN]
     shares = [
