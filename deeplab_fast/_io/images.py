@@ -145,6 +145,13 @@ def turn(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation])
 
 
+def forget_orientation(image: Image.Image) -> None:
+    """Remove EXIF and XMP data from ``image``, so that nothing turns it again."""
+    image.getexif().clear()
+    for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+        image.info.pop(key, None)
+
+
 def is_turned(image: Image.Image) -> bool:
     """True if the EXIF orientation of ``image`` says that it is not upright as it is stored."""
     return image.getexif().get(ExifTags.Base.Orientation) in _UPRIGHT
@@ -155,8 +162,7 @@ def upright(image: Image.Image) -> Image.Image:
     if not is_turned(image):
         return image
     turned = turn(image, image.getexif()[ExifTags.Base.Orientation])
-    turned.getexif().clear()
-    turned.info.pop("exif", None)
+    forget_orientation(turned)
     return turned
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from .._io.images import ImageError, decode
 from .errors import TrainingError
+from .label_ids import unpack_color
 
 _NUM_COLORS_SHOWN = 8
 
@@ -55,25 +56,6 @@ def read_values(path: str | os.PathLike[str], by_color: bool) -> np.ndarray:
 
 
 _MODES = ("1", "L", "P", "LA", "PA", "I", "I;16", "I;16B", "I;16L", "I;16N", "RGB", "RGBA")
-
-
-def pack_color(color: tuple[int, int, int]) -> int:
-    """A colour (red, green, blue) as one number.
-
-    >>> pack_color((0, 1, 2))
-    258
-    """
-    red, green, blue = color
-    return red << 16 | green << 8 | blue
-
-
-def unpack_color(value: int) -> tuple[int, int, int]:
-    """The colour (red, green, blue) that :func:`pack_color` made a number.
-
-    >>> unpack_color(258)
-    (0, 1, 2)
-    """
-    return value >> 16 & 255, value >> 8 & 255, value & 255
 
 
 def _colors(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray:
