@@ -115,12 +115,11 @@ def header_of(image: Image.Image) -> Header:
 
 def _orientation(image: Any) -> int:
     """EXIF orientation of an image file, 1 if it has none. The pixels are not read."""
-    if image.format == "PNG" and "exif" not in image.info:  # Pillow would read the pixels first
-        exif = Image.Exif()
-        exif.load(_last_exif_chunk(image.fp))
-    else:
-        exif = image.getexif()
-    return exif.get(ExifTags.Base.Orientation, 1)
+    if image.format == "PNG":  # the method of PNG images reads the pixels, which EXIF may follow
+        if "exif" not in image.info and (exif := _last_exif_chunk(image.fp)):
+            image.info["exif"] = exif
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _last_exif_chunk(file: BinaryIO) -> bytes:
@@ -141,6 +140,18 @@ def _reason(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def turn(image: Image.Image, orientation: int) -> Image.Image:
+    """``image`` turned upright from the way it is stored with an EXIF orientation of 2 to 8."""
+    return image.transpose(_UPRIGHT[orientation])
+
+
+def forget_orientation(image: Image.Image) -> None:
+    """Remove EXIF and XMP data from ``image``, so that nothing turns it again."""
+    image.getexif().clear()
+    for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+        image.info.pop(key, None)
+
+
 def is_turned(image: Image.Image) -> bool:
     """True if the EXIF orientation of ``image`` says that it is not upright as it is stored."""
     return image.getexif().get(ExifTags.Base.Orientation) in _UPRIGHT
@@ -150,9 +161,8 @@ def upright(image: Image.Image) -> Image.Image:
     """``image`` turned as its EXIF orientation says; without metadata if it was turned."""
     if not is_turned(image):
         return image
-    turned = image.transpose(_UPRIGHT[image.getexif()[ExifTags.Base.Orientation]])
-    turned.getexif().clear()
-    turned.info.pop("exif", None)
+    turned = turn(image, image.getexif()[ExifTags.Base.Orientation])
+    forget_orientation(turned)
     return turned
 
 
@@ -180,6 +190,8 @@ def photo_of(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """``image`` in 8-bit RGB: 16 bits are scaled, and transparent pixels become white.
 
+    The result is ``image`` itself if there is nothing to convert.
+
     Raises:
         ImageError: the image has 32 bits per channel, whose range is unknown.
 
@@ -193,4 +205,4 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

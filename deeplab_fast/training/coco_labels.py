@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,6 @@ import numpy as np
 
 from .errors import TrainingError
 
-_IGNORE = 255
-_NEWEST_FORMAT = "polygons or run lengths"
-
 
 @dataclass(frozen=True)
 class CocoLabels:
@@ -22,14 +19,15 @@ class CocoLabels:
 
     The format is that of https://cocodataset.org/#format-data. Pixels of no object are class 0. A
     pixel of several objects belongs to the smallest of them, so that small objects stay visible on
-    large ones. Crowds (``iscrowd``) are ignored.
+    large ones. A crowd (``iscrowd``) has the class of its category, as in COCO-Stuff and
+    torchvision's reference: CVAT marks every mask that was drawn with a brush as a crowd.
 
     Args:
         path: the COCO file, for error messages.
-        image: the image's name in it, for error messages.
+        image: name of the image in it, for error messages.
         size: (width, height) of the image.
-        objects: JSON list of [class, iscrowd, segmentation]. As bytes they take less memory than
-            Python's lists, and worker processes share them.
+        objects: JSON list of [class, segmentation]. As bytes they take less memory than Python's
+            lists, and worker processes share them.
     """
 
     path: Path
@@ -46,18 +44,18 @@ class CocoLabels:
         Raises:
             TrainingError: a segmentation is malformed.
         """
-        labels = np.zeros(self.size[::-1], np.uint8)
         drawn = []
-        for label, is_crowd, segmentation in json.loads(self.objects):
+        for label, segmentation in json.loads(self.objects):
             try:
                 mask = _mask(segmentation, self.size)
             except (ValueError, TypeError, KeyError, IndexError) as error:
                 raise TrainingError(
-                    f"{self}: a malformed segmentation (expected {_NEWEST_FORMAT})"
+                    f"{self}: a malformed segmentation (expected polygons or run lengths)"
                 ) from error
-            drawn.append((is_crowd, -int(np.count_nonzero(mask)), label, mask))
-        for is_crowd, _, label, mask in sorted(drawn, key=lambda item: item[:2]):
-            labels[mask] = _IGNORE if is_crowd else label
+            drawn.append((np.count_nonzero(mask), label, mask))
+        labels = np.zeros(self.size[::-1], np.uint8)
+        for _, label, mask in sorted(drawn, key=lambda item: -item[0]):
+            labels[mask] = label
         return labels
 
 
@@ -127,22 +125,14 @@ def decode_counts(text: str) -> list[int]:
     [5, 2, 2, 2, 5]
     """
     counts: list[int] = []
-    characters = iter(text.encode())
-    for character in characters:
-        number, shift = 0, 0
-        for code in _group(character, characters):
-            number |= (code & 31) << shift
-            shift += 5
-        if code & 16:
-            number -= 1 << shift
-        counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+    number = shift = 0
+    for character in text.encode():
+        code = character - 48
+        number |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            if code & 16:
+                number -= 1 << shift
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number = shift = 0
     return counts
-
-
-def _group(first: int, rest: Iterable[int]) -> Iterable[int]:
-    """The 6-bit codes of one number."""
-    code = first - 48
-    yield code
-    while code & 32:
-        code = next(iter(rest)) - 48
-        yield code

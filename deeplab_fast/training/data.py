@@ -10,16 +10,21 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .._io.images import Header, ImageError, decode, header_of, read_header, to_rgb, upright
+from .._io.images import (
+    Header,
+    ImageError,
+    decode,
+    forget_orientation,
+    header_of,
+    read_header,
+    to_rgb,
+    turn,
+)
 from .coco_labels import CocoLabels
 from .errors import TrainingError
-from .label_files import pack_color, read_values, unpack_color
+from .label_files import read_values
+from .label_ids import IGNORE, Color, class_table, ranges, unpack_color
 
-IGNORE = 255  # label of pixels that count neither in training nor in evaluation
-
-_MAX_VALUE = 2**24 - 1  # the largest packed colour
-
-Color = tuple[int, int, int]
 Exif = Literal["auto", "upright", "stored"]
 
 
@@ -68,7 +73,7 @@ class SegmentationData:
         ids = self.label_ids
         by_color = bool(ids) and all(isinstance(key, tuple) for key in ids or ())
         object.__setattr__(self, "by_color", by_color)
-        object.__setattr__(self, "_table", _table(ids, len(self.classes), by_color))
+        object.__setattr__(self, "_table", class_table(ids, len(self.classes), by_color))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -76,19 +81,25 @@ class SegmentationData:
     def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """The RGB image of pair ``index`` and its labels, uint8 [H, W].
 
+        The image has no EXIF orientation any more.
+
         Raises:
             TrainingError: a file is missing or damaged, the sizes differ, or a label is not a
                 class; the message names the file.
         """
         image_path, label_path = self.pairs[index]
-        values = self.label_values(index)
-        size = values.shape[1], values.shape[0]
         try:
             image = decode(image_path)
             header = header_of(image)
-            image = to_rgb(upright(image) if self._turns(header, size) else image)
+            image = to_rgb(image)
         except ImageError as error:
             raise TrainingError(f"{image_path}: {error}") from error
+        values = self.label_values(index)
+        size = values.shape[1], values.shape[0]
+        if header.is_turned:
+            if self._turns(header, size):
+                image = turn(image, header.orientation)
+            forget_orientation(image)
         if image.size != size:
             raise TrainingError(
                 f"{label_path}: {_pixels(size)} pixels (expected {self._expected(header)}, the "
@@ -118,10 +129,12 @@ class SegmentationData:
 
     def classes_of(self, values: np.ndarray) -> np.ndarray:
         """The class of each of ``label_values``, 255 if it is ignored, -1 if it is no class."""
-        if values.dtype == np.uint8:
+        if values.dtype == np.uint8:  # the table has all of them
             return self._table[values]
         known = (values >= 0) & (values < len(self._table))
-        return np.where(known, self._table[np.where(known, values, 0)], np.int16(-1))
+        classes = self._table[values * known]
+        classes[~known] = -1
+        return classes
 
     def value_name(self, value: int) -> str:
         """Text for one of ``label_values``, such as "7" or, for a colour, "(128, 0, 64)"."""
@@ -135,7 +148,7 @@ class SegmentationData:
         Raises:
             TrainingError: a file is missing or is no image.
         """
-        header = self._image_header(index)
+        header = _header(self.pairs[index][0])
         turns = header.is_turned and self._turns(header, self.label_size(index))
         return header.upright_size if turns else header.size
 
@@ -158,11 +171,8 @@ class SegmentationData:
         """
         if self.exif != "auto":
             return False
-        header = self._image_header(index)
+        header = _header(self.pairs[index][0])
         return header.is_turned and header.upright_size == header.size
-
-    def _image_header(self, index: int) -> Header:
-        return _header(self.pairs[index][0])
 
     def _turns(self, image: Header, label_size: tuple[int, int]) -> bool:
         """True if the image is read upright."""
@@ -184,41 +194,8 @@ class SegmentationData:
         if self.by_color:
             shown = ", ".join(map(self.value_name, known[:5]))
             return f"{shown}{', ...' if len(known) > 5 else ''}, the colours of `colors`"
-        numbers = _ranges(sorted({*known.tolist()} - {IGNORE}))
+        numbers = ranges(sorted({*known.tolist()} - {IGNORE}))
         return f"{numbers}, or {IGNORE} or a value of `ignore`"
-
-
-def _table(
-    label_ids: Mapping[int, int] | Mapping[Color, int] | None, num_classes: int, by_color: bool
-) -> np.ndarray:
-    """Class of each value: int16, -1 for values that are no class."""
-    if label_ids is None:
-        ids: Mapping[int, int] = dict(enumerate(range(num_classes)))
-    else:
-        ids = {_packed(key, by_color): label for key, label in label_ids.items()}
-    if not by_color:
-        ids = {IGNORE: IGNORE, **ids}
-    for value, label in ids.items():
-        if label not in (*range(num_classes), IGNORE):
-            raise TrainingError(
-                f"label_ids: expected classes of 0 to {num_classes - 1} or {IGNORE}, got "
-                f"{unpack_color(value) if by_color else value}: {label}"
-            )
-    table = np.full(max(255, *ids) + 1, -1, dtype=np.int16)
-    table[list(ids)] = list(ids.values())
-    return table
-
-
-def _packed(key: int | Color, by_color: bool) -> int:
-    channels = key if isinstance(key, tuple) else ()
-    if by_color and len(channels) == 3 and all(0 <= channel <= 255 for channel in channels):
-        return pack_color(channels)
-    if isinstance(key, int) and 0 <= key <= _MAX_VALUE:
-        return key
-    raise TrainingError(
-        f"label_ids: expected numbers of 0 to {_MAX_VALUE} or colours (red, green, blue) of 0 to "
-        f"255 each, got {key!r}"
-    )
 
 
 def _header(path: str | Path) -> Header:
@@ -230,18 +207,3 @@ def _header(path: str | Path) -> Header:
 
 def _pixels(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def _ranges(values: Sequence[int]) -> str:
-    """Sorted integers as text, with ranges.
-
-    >>> _ranges([0, 1, 2, 7])
-    '0-2, 7'
-    """
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

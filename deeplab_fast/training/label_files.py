@@ -9,6 +9,7 @@ from PIL import Image
 
 from .._io.images import ImageError, decode
 from .errors import TrainingError
+from .label_ids import unpack_color
 
 _NUM_COLORS_SHOWN = 8
 
@@ -57,25 +58,6 @@ def read_values(path: str | os.PathLike[str], by_color: bool) -> np.ndarray:
 _MODES = ("1", "L", "P", "LA", "PA", "I", "I;16", "I;16B", "I;16L", "I;16N", "RGB", "RGBA")
 
 
-def pack_color(color: tuple[int, int, int]) -> int:
-    """A colour (red, green, blue) as one number.
-
-    >>> pack_color((0, 1, 2))
-    258
-    """
-    red, green, blue = color
-    return red << 16 | green << 8 | blue
-
-
-def unpack_color(value: int) -> tuple[int, int, int]:
-    """The colour (red, green, blue) that :func:`pack_color` made a number.
-
-    >>> unpack_color(258)
-    (0, 1, 2)
-    """
-    return value >> 16 & 255, value >> 8 & 255, value & 255
-
-
 def _colors(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
         raise TrainingError(
@@ -88,8 +70,9 @@ def _colors(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray:
 def _equal_channels(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray:
     """The grey values of an RGB image."""
     rgb = np.asarray(image)
-    if (rgb[..., :1] == rgb[..., 1:3]).all():
-        return rgb[..., 0]
+    red, green, blue = (rgb[..., channel] for channel in range(3))
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        return red
     colors, counts = np.unique(_colors(path, image), return_counts=True)
     order = np.argsort(-counts, kind="stable")[:_NUM_COLORS_SHOWN]
     shares = [

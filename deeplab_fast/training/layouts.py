@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .data import IGNORE, SegmentationData
+from .colors import classes_of_colors
+from .data import Exif, SegmentationData
 from .errors import TrainingError
-
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+from .label_ids import IGNORE, Color
+from .patterns import Pattern, check_files, check_labels_exist, find_pairs
+from .text_files import read_lines
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
@@ -30,37 +32,77 @@ def folder(
     root: str | Path,
     split: str,
     classes: Sequence[str] | None = None,
-    ignore: Sequence[int] = (),
+    ignore: Sequence[int | str] = (),
     label_ids: Mapping[int, int] | None = None,
+    *,
+    images: str = "images/{split}/{name}",
+    labels: str = "labels/{split}/{name}.png",
+    colors: str | Path | Mapping[Color, str] | None = None,
+    exif: Exif = "auto",
 ) -> SegmentationData:
-    """Data set of ``images/SPLIT/NAME.jpg`` and ``labels/SPLIT/NAME.png``, with any subfolders.
+    """Data set of ``images/SPLIT/NAME.jpg`` and ``labels/SPLIT/NAME.png``, or other patterns.
+
+    NAME may contain subfolders. The image may be in any common format.
 
     Args:
         root: folder that has ``images`` and ``labels``.
         split: name of a subfolder, such as "train" or "val".
         classes: names of the classes; by default the lines of ``classes.txt`` in ``root``.
-        ignore: values in label files to ignore, besides 255.
+        ignore: values in label files to ignore, besides 255; or names in ``colors``, which are then
+            no classes.
         label_ids: class of each value in label files; see :class:`SegmentationData`.
+        images, labels: patterns of the paths below ``root``. ``{name}`` is what an image and its
+            labels have in common. Images may lack the extension. Files that match ``labels`` are no
+            images, so that both may be in one folder.
+        colors: the classes' colours in the label files, as a table or a file; see
+            :func:`read_colors`. By default ``class_dict.csv`` in ``root``, if there are neither
+            ``classes`` nor ``classes.txt``.
+        exif: whether to turn photos; see :class:`SegmentationData`.
 
     Raises:
         TrainingError: a folder or file is missing; the message names it.
 
     >>> data = folder("camvid", "train", classes=[f"class {i}" for i in range(11)], ignore=[11])
+    >>> data = folder(
+    ...     "CamVid", "train", ignore=["Void"], images="{split}/{name}.png",
+    ...     labels="{split}_labels/{name}_L.png", colors="CamVid/class_dict.csv",
+    ... )
     """
     root = Path(root)
-    images = _folder(root / "images" / split, split)
-    names = _lines(root / "classes.txt", ", or `classes`") if classes is None else list(classes)
-    pairs = []
-    for image in sorted(images.rglob("*")):
-        if image.suffix.lower() in _IMAGES and not image.name.startswith("."):
-            label = (root / "labels" / split / image.relative_to(images)).with_suffix(".png")
-            pairs.append((image, label))
-    ids = dict(enumerate(range(len(names)))) if label_ids is None else dict(label_ids)
-    ids |= dict.fromkeys(ignore, IGNORE)
-    return _checked(SegmentationData(pairs, tuple(names), ids), images)
+    image_pattern = Pattern("images", images, root, split)
+    label_pattern = Pattern("labels", labels, root, split)
+    pairs = find_pairs(image_pattern, label_pattern)
+    names, table = root / "classes.txt", root / "class_dict.csv"
+    if colors is None and classes is None and not names.is_file() and table.is_file():
+        colors = table
+    if colors is None:
+        if classes is None:
+            classes = read_lines(names, "a text file, one name a line, or `classes`")
+        ids = _number_ids(len(classes), ignore, label_ids)
+        data = SegmentationData(pairs, tuple(classes), ids, exif)
+    elif classes is None and label_ids is None:
+        data = SegmentationData(pairs, *classes_of_colors(colors, ignore), exif)
+    else:
+        given = "label_ids" if classes is None else "classes"
+        raise TrainingError(f"{given}: expected none, because `colors` has the classes")
+    check_labels_exist(pairs, image_pattern, label_pattern)
+    return data
 
 
-def voc(root: str | Path, split: str) -> SegmentationData:
+def _number_ids(
+    num_classes: int, ignore: Sequence[int | str], label_ids: Mapping[int, int] | None
+) -> dict[int, int]:
+    ids = dict(enumerate(range(num_classes))) if label_ids is None else dict(label_ids)
+    for value in ignore:
+        if isinstance(value, str):
+            raise TrainingError(f"ignore: expected numbers (names need `colors`), got {value!r}")
+        ids[value] = IGNORE
+    return ids
+
+
+def voc(
+    root: str | Path, split: str, colors: str | Path | Mapping[Color, str] | None = None
+) -> SegmentationData:
     """PASCAL VOC 2012: ``root`` has JPEGImages, SegmentationClass and ImageSets/Segmentation.
 
     Args:
@@ -70,6 +112,8 @@ def voc(root: str | Path, split: str) -> SegmentationData:
             images with SBD's labels. If a line is a name, its labels are in SegmentationClassAug if
             that folder exists and the split is not one of VOC's own, otherwise in
             SegmentationClass.
+        colors: classes and their colours, if they are not VOC's; see :func:`read_colors`. CVAT's
+            export "Segmentation mask" has them in labelmap.txt.
 
     Raises:
         TrainingError: a folder or file is missing; the message names it.
@@ -82,7 +126,7 @@ def voc(root: str | Path, split: str) -> SegmentationData:
     if split not in ("train", "val", "trainval", "test") and (root / f"{labels.name}Aug").is_dir():
         labels = root / f"{labels.name}Aug"
     pairs = []
-    for line in _lines(list_path):
+    for line in read_lines(list_path, "a text file, one name a line"):
         match line.split():
             case [name]:
                 pairs.append((root / "JPEGImages" / f"{name}.jpg", labels / f"{name}.png"))
@@ -92,7 +136,11 @@ def voc(root: str | Path, split: str) -> SegmentationData:
                 raise TrainingError(
                     f"{list_path}: {line!r} (expected an image's name, or two paths)"
                 )
-    return _checked(SegmentationData(pairs, VOC_CLASSES), list_path)
+    if not pairs:
+        raise TrainingError(f"{list_path}: no images (expected at least one)")
+    if colors is None:
+        return check_files(SegmentationData(pairs, VOC_CLASSES))
+    return check_files(SegmentationData(pairs, *classes_of_colors(colors, ())))
 
 
 def cityscapes(root: str | Path, split: str) -> SegmentationData:
@@ -105,41 +153,41 @@ def cityscapes(root: str | Path, split: str) -> SegmentationData:
 
     >>> data = cityscapes("cityscapes", "val")
     """
-    root = Path(root)
-    images = _folder(root / "leftImg8bit" / split, split)
-    suffix = "_leftImg8bit.png"
-    pairs = []
-    for image in sorted(images.glob(f"*/*{suffix}")):
-        name = image.name.removesuffix(suffix) + "_gtFine_labelIds.png"
-        pairs.append((image, root / "gtFine" / split / image.parent.name / name))
     ids = dict.fromkeys(range(34), IGNORE) | {id: i for i, id in enumerate(_CITYSCAPES)}
-    return _checked(SegmentationData(pairs, tuple(_CITYSCAPES.values()), ids), images)
+    return folder(
+        root,
+        split,
+        tuple(_CITYSCAPES.values()),
+        label_ids=ids,
+        images="leftImg8bit/{split}/{name}_leftImg8bit.png",
+        labels="gtFine/{split}/{name}_gtFine_labelIds.png",
+    )
 
 
-def _folder(path: Path, split: str) -> Path:
-    if not path.is_dir():
-        raise TrainingError(
-            f"{path}: no such folder (expected images of the split {split!r}, or another layout)"
-        )
-    return path
+def ade20k(root: str | Path, split: str) -> SegmentationData:
+    """ADE20K of the scene parsing challenge: images/training, annotations/training, and so on.
 
+    Pixels of 0, which belong to no class, are ignored, and value n of an annotation is class n - 1,
+    as in the challenge's evaluation (github.com/CSAILVision/sceneparsing).
 
-def _lines(path: Path, instead: str = "") -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        expected = f"expected a text file, one name a line{instead}"
-        raise TrainingError(f"{path}: {why} ({expected})") from error
+    Args:
+        root: usually ADEChallengeData2016. Its objectInfo150.txt has the names of the classes, of
+            which the first synonym is taken.
+        split: "training" or "validation"; "train" and "val" mean the same.
 
+    Raises:
+        TrainingError: a folder or file is missing; the message names it.
 
-def _checked(data: SegmentationData, where: Path) -> SegmentationData:
-    """Return ``data``, after checking that it is not empty and that all its files exist."""
-    if not data.pairs:
-        raise TrainingError(f"{where}: no images (expected at least one)")
-    paths = [str(path) for pair in data.pairs for path in pair]
-    if missing := [path for path in paths if not Path(path).is_file()]:
-        others = ", ".join(missing[1:3]) + (", ..." if missing[3:] else "")
-        more = f", and {len(missing) - 1} more: {others}" if others else ""
-        raise TrainingError(f"{missing[0]}: no such file{more} (expected labels for each image)")
-    return data
+    >>> data = ade20k("ADEChallengeData2016", "train")
+    """
+    root = Path(root)
+    lines = read_lines(root / "objectInfo150.txt", "the classes of ADE20K")
+    # The first line is a heading; a line has the columns Idx, Ratio, Train, Val and Name.
+    classes = [line.split("\t")[-1].split(",")[0].strip() for line in lines[1:]]
+    return folder(
+        root,
+        {"train": "training", "val": "validation"}.get(split, split),
+        classes,
+        label_ids={0: IGNORE} | {label + 1: label for label in range(len(classes))},
+        labels="annotations/{split}/{name}.png",
+    )

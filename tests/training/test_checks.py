@@ -40,6 +40,7 @@ from deeplab_fast.training.step import TrainingStep
 
 from ..support.runs import signal_in_update, small_network
 from ..support.shapes import CLASSES, read_shapes, write_shapes
+from .test_recipe import Tiny
 
 TRAIN = ["--backbone", "mobilenet_v2", "--output-stride", "16", "--device", "cpu"]
 TRAIN += ["--epochs", "1", "--batch-size", "2", "--crop-size", "32", "32", "--workers", "0"]
@@ -419,14 +420,14 @@ def test_resumed_run_is_not_checked_again(shapes, tmp_path, monkeypatch):
         checks, "count_labels", lambda data, *rest: (calls.append(data), original(data, *rest))[1]
     )
     once = replace(RECIPE, epochs=1, power=0)
-    train(small_network(), train_data, val_data, once, tmp_path, **options)
+    train(Tiny(), train_data, val_data, once, tmp_path, **options)
     assert calls == [train_data, val_data]
     more = replace(once, epochs=2)
-    train(small_network(), train_data, val_data, more, tmp_path, resume=True, **options)
+    train(Tiny(), train_data, val_data, more, tmp_path, resume=True, **options)
     assert len(calls) == 2
     # A folder with a run is an error at once, not after the check.
     with pytest.raises(TrainingError, match="there is a run in that folder"):
-        train(small_network(), train_data, val_data, more, tmp_path, **options)
+        train(Tiny(), train_data, val_data, more, tmp_path, **options)
     assert len(calls) == 2
 
 
@@ -444,7 +445,7 @@ def test_labels_that_are_ignored_everywhere_end_the_run(tmp_path, capsys):
     data = write(tmp_path / "data", *[np.full((40, 40), 255)] * 4)
     options = {"workers": 0, "check": False}
     with pytest.raises(TrainingError, match="no pixel counted in the last 2 updates"):
-        train(small_network(), data, None, RECIPE, tmp_path / "run", **options)
+        train(Tiny(), data, None, RECIPE, tmp_path / "run", **options)
     assert "loss 0.000" not in capsys.readouterr().out
     assert not (tmp_path / "run/last.pt").exists()
     with pytest.raises(TrainingError, match="no labelled pixel in 4 images"):
@@ -453,7 +454,7 @@ def test_labels_that_are_ignored_everywhere_end_the_run(tmp_path, capsys):
     data = write(tmp_path / "data", *[np.full((40, 40), 1)] * 4)
     recipe = replace(RECIPE, class_weights=(1.0, 0.0, 1.0), top_k_pixels=0.5)
     with pytest.raises(TrainingError, match="no pixel counted"):
-        train(small_network(), data, None, recipe, tmp_path / "other", **options)
+        train(Tiny(), data, None, recipe, tmp_path / "other", **options)
 
 
 def test_fewer_updates_than_an_epoch_may_have_no_labels():
@@ -513,7 +514,7 @@ def test_automatic_class_weights_are_those_of_the_labels(check, shapes, tmp_path
     for name, value in (("auto", "auto"), ("numbers", weights)):
         recipe = replace(RECIPE, epochs=1, class_weights=value)
         options = {"workers": 0, "check": check}
-        train(small_network(), train_data, val_data, recipe, tmp_path / name, **options)
+        train(Tiny(), train_data, val_data, recipe, tmp_path / name, **options)
         config = json.loads((tmp_path / name / "config.json").read_text())
         runs.append((config, torch.load(tmp_path / name / "last.pt", weights_only=True)["loss"]))
     assert runs[0] == runs[1] and runs[0][0]["recipe"]["class_weights"] == list(weights)
@@ -523,19 +524,19 @@ def test_run_with_automatic_class_weights_is_resumed(shapes, tmp_path, monkeypat
     data = read_shapes(shapes)[0]
     recipe = replace(RECIPE, class_weights="auto")
     options = {"workers": 0, "log_every": 1}
-    train(small_network(), data, None, recipe, tmp_path / "whole", **options)
+    train(Tiny(), data, None, recipe, tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
         signal_in_update(patch, 2, 2)
         with pytest.raises(Interrupted):
-            train(small_network(), data, None, recipe, tmp_path / "part", **options)
-    train(small_network(), data, None, recipe, tmp_path / "part", resume=True, **options)
+            train(Tiny(), data, None, recipe, tmp_path / "part", **options)
+    train(Tiny(), data, None, recipe, tmp_path / "part", resume=True, **options)
     whole, part = ((tmp_path / name / "log.jsonl").read_text() for name in ("whole", "part"))
     losses = [[json.loads(line)["loss"] for line in log.splitlines()] for log in (whole, part)]
     assert len(losses[0]) == 6 and losses[0] == losses[1]
     # Other labels are another run.
     other = replace(data, label_ids={0: 0, 1: 2, 2: 1})
     with pytest.raises(TrainingError, match="saved with class_weights"):
-        train(small_network(), other, None, recipe, tmp_path / "part", resume=True, **options)
+        train(Tiny(), other, None, recipe, tmp_path / "part", resume=True, **options)
 
 
 def test_automatic_class_weights_on_the_command_line(shapes, tmp_path, monkeypatch, capsys):
