@@ -15,11 +15,13 @@ from . import distributed
 from .data import IGNORE, SegmentationData
 from .errors import TrainingError
 from .label_counts import LabelCounts, count_labels
+from .loader import steps_per_epoch
 from .recipe import Recipe
 
 _MAX_NAMES = 3  # file names in a message
 _MAX_LINES = 20  # lines about unreadable files
 _MAX_LABELS = 5  # labels that are no class, with a line each
+_MAX_FIRST = 0.2  # share of the first weights in the moving average of a run
 _MANY_LABELS = 16  # number of labels that are no class from which on they look like artefacts
 
 
@@ -34,7 +36,8 @@ def check_labels(
     Errors are files that are missing, damaged or not as large as their image, labels that are no
     class, and labels from which nothing can be learnt or computed. Warnings are classes that occur
     in no file, files without a labelled pixel, images that are in two of the data sets, photos
-    whose EXIF orientation cannot be checked, and crops that are larger than all images.
+    whose EXIF orientation cannot be checked, crops that are larger than all images, and a warm-up
+    or a moving average that is longer than the run.
 
     Args:
         data: name of each data set and the data.
@@ -58,7 +61,8 @@ def check_labels(
     if distributed.rank() == 0:
         first, *others = data
         warnings += [text for name in others for text in _shared_images(data, first, name)]
-        warnings += [] if recipe is None else _padded_crops(counts[first], recipe)
+        if recipe is not None:
+            warnings += [*_padded_crops(counts[first], recipe), *_short_run(data[first], recipe)]
         for kind, texts in (("warning", warnings), ("error", errors)):
             for text in texts:
                 tqdm.write(f"{kind}: {text}", file=sys.stderr)
@@ -208,6 +212,23 @@ def _padded_crops(counts: LabelCounts, recipe: Recipe) -> Iterator[str]:
         yield (
             f"crop_size {crop[0]} {crop[1]} is larger than all images, so that at least "
             f"{padding:.0%} of a crop are padding (expected {height} {width} or less)"
+        )
+
+
+def _short_run(data: SegmentationData, recipe: Recipe) -> Iterator[str]:
+    """Warnings of a warm-up and of a moving average that are longer than the run."""
+    updates = steps_per_epoch(len(data), recipe) * recipe.epochs
+    if recipe.warmup_steps > updates:
+        yield (
+            f"warmup_steps {recipe.warmup_steps} is more than the {_count(updates, 'update')} of "
+            "the run, so that the learning rate never reaches its value (expected fewer)"
+        )
+    # The moving average begins with the weights after the first update.
+    first = 0.0 if recipe.ema_decay is None else recipe.ema_decay ** (updates - 1)
+    if first > _MAX_FIRST:
+        yield (
+            f"ema_decay {recipe.ema_decay} is slow for a run of {_count(updates, 'update')}: the "
+            f"average still has {first:.0%} of the first weights (expected a smaller decay)"
         )
 
 

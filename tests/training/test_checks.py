@@ -334,6 +334,14 @@ def test_crops_larger_than_all_images(shapes, capsys):
     assert line.endswith("(expected 84 108 or less)")
 
 
+def test_runs_too_short_for_their_recipe(shapes, capsys):
+    data = read_shapes(shapes)[0]  # 2 epochs of 3 updates
+    assert report(capsys, data, replace(RECIPE, warmup_steps=6, ema_decay=0.72)) == []
+    first, second = report(capsys, data, replace(RECIPE, warmup_steps=7, ema_decay=0.73))
+    assert first.startswith("warning: warmup_steps 7 is more than the 6 updates of the run")
+    assert "ema_decay 0.73" in second and "still has 21% of the first weights" in second
+
+
 def test_photos_whose_orientation_is_unclear(tmp_path, capsys):
     data = write(tmp_path, GOOD, GOOD)
     exif = Image.Exif()
