@@ -21,6 +21,7 @@ class Fault(NamedTuple):
 
 ALLOCATOR = Guard("test_allocator.py")
 ACCELERATE_REPORT = Guard("test_report.py test_accelerate_report.py")
+CHECKS = Guard("test_checks.py")
 ACCELERATED = Guard("test_inference_form.py not projects")
 ACCELERATION_TRAIN = Guard("test_training_form.py not compiles_to_one_graph")
 ARGMAX = Guard("test_upsample_argmax_rules.py test_upsample_argmax.py emulated")
@@ -245,6 +246,8 @@ GUARDS = {
     "deeplab_fast/ops/upsample_class_sums.py": LOSSES,
     "deeplab_fast/ops/upsample_cross_entropy.py": REGISTRATION,
     "deeplab_fast/training/checkpoint.py": RECIPE,
+    "deeplab_fast/training/checks.py": CHECKS,
+    "deeplab_fast/training/label_counts.py": CHECKS,
     "deeplab_fast/training/data.py": TRAINING_DATA,
     "deeplab_fast/training/distributed.py": RECIPE,
     "deeplab_fast/training/evaluation.py": EVALUATION,
