@@ -192,6 +192,17 @@ def test_table_of_many_classes_is_one_line(tmp_path):
                 "--label-ids 1-3=0-2)",
             ],
         ),
+        (
+            [[[1, 3, 3, 3]]],
+            RECIPE,
+            [
+                "warning: train: classes in no file (2 of 3): nothing, blue",
+                "error: train: 1 label without a class",
+                "  3: 1 file, 3 pixels (0.png)",
+                "  (expected classes of 0 to 2: if these are the 3 classes in order, "
+                "--label-ids 1-3=0-2)",
+            ],
+        ),
         # one class more than there are names, the most frequent label first
         (
             [[[0, 1, 2, 3]], [[4, 4, 4, 4]], [[4, 3, 0, 0]], [[4, 4, 4, 4]], [[4, 4, 4, 4]]],
@@ -561,7 +572,8 @@ def test_automatic_class_weights_on_the_command_line(shapes, tmp_path, monkeypat
 def test_prediction_of_one_class_only(shapes, tmp_path, capsys):
     confusion = np.array([[0, 5, 0], [0, 3, 0], [0, 0, 0]])
     assert Scores(confusion, CLASSES).only_prediction == "red"
-    assert Scores(confusion.T, CLASSES).only_prediction is None  # the ground truth has one class
+    assert Scores(confusion.T, CLASSES).only_prediction is None
+    assert Scores(np.diag([0, 3, 0]), CLASSES).only_prediction is None  # there is no other class
     assert Scores(np.eye(3, dtype=int), CLASSES).only_prediction is None
     weights, model = tmp_path / "model.safetensors", small_network()
     torch.nn.init.zeros_(model.classifier[-1].weight)
