@@ -14,6 +14,7 @@ from . import (
     checkpoints,
     convolutions,
     decoder,
+    deploy_data,
     fusion,
     hub,
     package,
@@ -43,6 +44,7 @@ FAULTS: dict[str, list[Fault]] = {
         checkpoints,
         hub,
         training,
+        deploy_data,
         acceleration_bench,
         acceleration_report,
     )
