@@ -99,6 +99,7 @@ def test_class_numbers(label, tmp_path):
     assert Image.open(tmp_path / "label.png").mode == label.mode
     assert read_row(data) == [0, 2, 1, IGNORE]
     assert data.value_name(data.label_values(0)[0, 1]) == "2"
+    assert read_row(replace(data, label_ids={0: 0, 1: 1, 2: IGNORE, 255: 2})) == [0, IGNORE, 1, 2]
 
 
 def test_class_numbers_of_32_bits(tmp_path):

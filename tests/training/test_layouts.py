@@ -73,7 +73,7 @@ def names_of(root: Path, **patterns: str) -> list[tuple[str, ...]]:
     ],
 )
 def test_patterns(images, labels, pairs, tmp_path):
-    write(tmp_path, *(name for pair in pairs for name in pair))
+    write(tmp_path, *(name for pair in pairs for name in pair), "a/b.jpg")
     assert names_of(tmp_path, images=images, labels=labels) == pairs
     assert folder(tmp_path, "train", ["a", "b"], images=images, labels=labels).read(0)
 
@@ -122,6 +122,12 @@ def test_missing_labels_propose_a_pattern(files, proposal, tmp_path):
     pattern = str(caught.value).split("'")[1]
     pairs = names_of(tmp_path, images="images/{split}/{name}.jpg", labels=pattern)
     assert pairs == [("images/train/a.jpg", files[0])]
+
+
+def test_an_image_is_not_proposed_as_its_labels(tmp_path):
+    write(tmp_path, "images/train/a.png")
+    with pytest.raises(TrainingError, match=r"a.png: .* \(expected labels for each image\)$"):
+        names_of(tmp_path)
 
 
 def test_missing_labels_are_counted(tmp_path):
