@@ -87,17 +87,25 @@ def fill_polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
            [0, 0, 0]])
     """
     width, height = size
-    flips = np.zeros((height, width + 1), np.int32)
-    ends = np.roll(points, -1, axis=0)
-    for (x0, y0), (x1, y1) in zip(points.tolist(), ends.tolist()):
-        if y0 > y1:
-            x0, y0, x1, y1 = x1, y1, x0, y0
-        first, last = (min(max(int(np.ceil(y - 0.5)), 0), height) for y in (y0, y1))
-        if first < last:
-            rows = np.arange(first, last)
-            x = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
-            flips[rows, np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)] += 1
-    return np.cumsum(flips[:, :width], axis=1) % 2 == 1
+    filled = np.zeros((height, width), bool)
+    # The centre of pixel i is at i + 0.5, so that pixel ceil(x - 0.5) is the first right of x.
+    left, top = np.clip(np.ceil(points.min(0) - 0.5), 0, size).astype(np.int64)
+    right, bottom = np.clip(np.ceil(points.max(0) - 0.5), 0, size).astype(np.int64)
+    starts, ends = points, np.roll(points, -1, axis=0)
+    is_upward = starts[:, 1] > ends[:, 1]
+    starts, ends = np.where(is_upward[:, None], (ends, starts), (starts, ends))
+    first, last = (
+        np.clip(np.ceil(y - 0.5), top, bottom).astype(np.int64) for y in (starts[:, 1], ends[:, 1])
+    )
+    num_rows = last - first
+    edge = np.repeat(np.arange(len(points)), num_rows)
+    rows = np.arange(len(edge)) - np.repeat(np.cumsum(num_rows) - num_rows - first, num_rows)
+    (x, y), (run, rise) = starts[edge].T, (ends - starts)[edge].T
+    columns = np.ceil(x + (rows + 0.5 - y) * (run / rise) - 0.5)
+    flips = np.zeros((bottom - top, right - left + 1), np.uint8)  # the last column is outside
+    np.add.at(flips, (rows - top, np.clip(columns, left, right).astype(np.int64) - left), 1)
+    filled[top:bottom, left:right] = np.cumsum(flips[:, :-1], axis=1, dtype=np.uint8) & 1
+    return filled
 
 
 def from_run_lengths(counts: Sequence[int], size: tuple[int, int]) -> np.ndarray:

@@ -10,8 +10,8 @@ from .errors import TrainingError
 from .label_ids import IGNORE, Color
 from .text_files import read_lines
 
-_NUMBERS = r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)"
-_NAME_FIRST = re.compile(rf"(?P<name>.*?[^\s,;:])[\s,;:]+{_NUMBERS}(?:\D.*)?")
+_NUMBERS = r"(?P<red>\d+)[\s,;]+(?P<green>\d+)[\s,;]+(?P<blue>\d+)"
+_NAME_FIRST = re.compile(rf"(?P<name>.+?)\s*[,;:\t]\s*{_NUMBERS}\s*(?:[,;:].*)?")
 _COLOR_FIRST = re.compile(rf"{_NUMBERS}[\s,;:]+(?P<name>.+)")
 
 
@@ -34,29 +34,20 @@ def read_colors(path: str | Path) -> dict[Color, str]:
     lines = read_lines(path, "a text file, one name,red,green,blue a line")
     lines = [line for line in lines if not line.startswith("#")]
     for number, line in enumerate(lines):
-        match = _COLOR_FIRST.fullmatch(line) or _NAME_FIRST.fullmatch(line)
+        match = _NAME_FIRST.fullmatch(line) or _COLOR_FIRST.fullmatch(line)
         if match is None:
             if number == 0 and not re.search(r"\d", line):
                 continue  # a heading
             raise TrainingError(f"{path}: {line!r} (expected name,red,green,blue)")
-        *channels, name = _groups(match)
-        red, green, blue = map(int, channels)
-        color = red, green, blue
+        color = int(match["red"]), int(match["green"]), int(match["blue"])
         if max(color) > 255 or color in colors:
             raise TrainingError(
                 f"{path}: {line!r} (expected colours of 0 to 255, each with one class)"
             )
-        colors[color] = name
+        colors[color] = match["name"].strip("\"'")
     if not colors:
         raise TrainingError(f"{path}: no colours (expected a name,red,green,blue a line)")
     return colors
-
-
-def _groups(match: re.Match[str]) -> list[str]:
-    """The three channels, then the name."""
-    name = match["name"]
-    channels = [text for text in match.groups() if text is not name]
-    return [*channels, name.strip().strip("\"'")]
 
 
 def classes_of_colors(

@@ -52,7 +52,7 @@ def read_values(path: str | os.PathLike[str], by_color: bool) -> np.ndarray:
         values = values[..., 0]
     if image.mode.startswith("I"):
         return values.astype(np.int32)  # in the byte order of this machine
-    return values.view(np.uint8)
+    return values.astype(np.uint8) if image.mode == "1" else values
 
 
 _MODES = ("1", "L", "P", "LA", "PA", "I", "I;16", "I;16B", "I;16L", "I;16N", "RGB", "RGBA")

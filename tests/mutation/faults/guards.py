@@ -76,6 +76,11 @@ REGISTRATION = Guard("test_backends.py test_arguments.py not (side_effects or sy
 SM90 = Guard("test_dilated_conv2d_sm90.py means or k_iteration_is")
 SINGLE_ROW = Guard("test_dilated_conv2d_sm90.py any_stride")
 SM90_FORMS = Guard("test_dilated_conv2d_sm90.py seeds_agree or pipeline or means")
+COCO = Guard("test_coco.py")
+LABEL_FORMATS = Guard("test_label_formats.py test_exif.py")
+LAYOUTS = Guard(
+    "test_layouts.py test_label_formats.py test_training_data.py not workers and not worker"
+)
 TRAINING_DATA = Guard("test_training_data.py")
 TRANSFORMS = Guard("test_transforms.py not (compiled or model_and)")
 TRITON_CALLS = Guard(
@@ -248,12 +253,21 @@ GUARDS = {
     "deeplab_fast/training/checkpoint.py": RECIPE,
     "deeplab_fast/training/checks.py": CHECKS,
     "deeplab_fast/training/label_counts.py": CHECKS,
-    "deeplab_fast/training/data.py": TRAINING_DATA,
+    "deeplab_fast/_io/folders.py": LAYOUTS,
+    "deeplab_fast/training/coco.py": COCO,
+    "deeplab_fast/training/coco_labels.py": COCO,
+    "deeplab_fast/training/coco_stuff.py": LAYOUTS,
+    "deeplab_fast/training/colors.py": LABEL_FORMATS,
+    "deeplab_fast/training/data.py": LABEL_FORMATS,
+    "deeplab_fast/training/label_files.py": LABEL_FORMATS,
+    "deeplab_fast/training/label_ids.py": LABEL_FORMATS,
+    "deeplab_fast/training/patterns.py": LAYOUTS,
+    "deeplab_fast/training/text_files.py": LAYOUTS,
     "deeplab_fast/training/distributed.py": RECIPE,
     "deeplab_fast/training/evaluation.py": EVALUATION,
     "deeplab_fast/models/preprocessing.py": EVALUATION,
     "deeplab_fast/models/sliding_window.py": EVALUATION,
-    "deeplab_fast/training/layouts.py": TRAINING_DATA,
+    "deeplab_fast/training/layouts.py": LAYOUTS,
     "deeplab_fast/training/loader.py": TRAINING_DATA,
     "deeplab_fast/training/log.py": RECIPE,
     "deeplab_fast/training/loop.py": RECIPE,

@@ -40,33 +40,6 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("Python's generator not restored", '    random.setstate(state["python"])\n', ""),
         Fault("torch's generator not restored", '    torch.set_rng_state(state["torch"])\n', ""),
     ],
-    "deeplab_fast/training/data.py": [
-        Fault("255 may count", "{**ids, IGNORE: IGNORE}", "{IGNORE: IGNORE, **ids}"),
-    ],
-    "deeplab_fast/training/layouts.py": [
-        Fault(
-            "files in another order",
-            'for image in sorted(images.rglob("*")):',
-            'for image in sorted(images.rglob("*"), reverse=True):',
-        ),
-        Fault(
-            "suffixes in upper case left out",
-            "image.suffix.lower() in _IMAGES",
-            "image.suffix in _IMAGES",
-        ),
-        Fault("hidden files taken", ' and not image.name.startswith(".")', ""),
-        Fault("labels to ignore not known", " | {value: IGNORE for value in ignore}", ""),
-        Fault(
-            "SBD's labels for VOC's splits",
-            'if split not in ("train", "val", "trainval", "test") and (root',
-            "if (root",
-        ),
-        Fault(
-            "two classes of Cityscapes exchanged",
-            '24: "person", 25: "rider"',
-            '24: "rider", 25: "person"',
-        ),
-    ],
     "deeplab_fast/training/distributed.py": [
         Fault(
             "every process writes",
