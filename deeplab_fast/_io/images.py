@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import struct
 import warnings
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -22,6 +25,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_STORED = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # where not its own inverse
+
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are exceptions, too
 
 
@@ -29,12 +34,26 @@ class ImageError(ValueError):
     """An image cannot be read. The message gives the reason in one line, without the path."""
 
 
-def decode(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
-    """The first frame of an image file as it is stored, in its own mode, with its metadata.
+class Header(NamedTuple):
+    """Size (width, height) of an image as it is stored, and its EXIF orientation."""
 
-    Raises:
-        ImageError: the image cannot be read.
-    """
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def is_turned(self) -> bool:
+        """True if the orientation says that the image is not upright as it is stored."""
+        return self.orientation in _UPRIGHT
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Size (width, height) of the upright image."""
+        return self.size[::-1] if 5 <= self.orientation <= 8 else self.size
+
+
+@contextlib.contextmanager
+def _opened(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Any]:
+    """An image file whose pixels are not yet read. Errors become ImageErrors."""
     path = source if isinstance(source, (str, os.PathLike)) else None
     if path is not None and not os.path.isfile(path):  # opening a named pipe would block
         raise ImageError("no such file, or not a regular one (expected an image)")
@@ -42,8 +61,7 @@ def decode(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow decodes what it can, or raises
             with Image.open(source) as image:
-                image.load()
-                return image.copy()
+                yield image
     except UnidentifiedImageError:
         empty = path is not None and os.path.getsize(path) == 0
         problem = "the file is empty" if empty else "not an image"
@@ -60,9 +78,78 @@ def decode(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         raise ImageError(f"damaged: {_reason(error)} (expected a complete image)") from None
 
 
+def decode(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """The first frame of an image file as it is stored, in its own mode, with its metadata.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    with _opened(source) as image:
+        orientation = _orientation(image) if image.format == "TIFF" else 1
+        image.load()
+        copy = image.copy()
+        if orientation in _UPRIGHT and not is_turned(copy):  # Pillow turns TIFF images upright
+            copy = copy.transpose(_STORED.get(orientation, _UPRIGHT[orientation]))
+            copy.getexif()[ExifTags.Base.Orientation] = orientation
+        copy.format = image.format
+        return copy
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Size and EXIF orientation of an image file. The pixels are not read.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    with _opened(path) as image:
+        size = image.size
+        if image.format == "TIFF":  # Pillow gives the size of the upright image
+            size = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        return Header(size, _orientation(image))
+
+
+def header_of(image: Image.Image) -> Header:
+    """Header of an image that :func:`decode` has read."""
+    return Header(image.size, image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _orientation(image: Any) -> int:
+    """EXIF orientation of an image file, 1 if it has none. The pixels are not read."""
+    if image.format == "PNG":  # the method of PNG images reads the pixels, which EXIF may follow
+        if "exif" not in image.info and (exif := _last_exif_chunk(image.fp)):
+            image.info["exif"] = exif
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _last_exif_chunk(file: BinaryIO) -> bytes:
+    """Content of a PNG file's eXIf chunk behind the pixels, or nothing."""
+    found = b""
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        length = struct.unpack(">I", head[:4])[0]
+        if head[4:] == b"eXIf":
+            found = file.read(length)
+            length = 0
+        file.seek(length + 4, os.SEEK_CUR)
+    return found
+
+
 def _reason(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def turn(image: Image.Image, orientation: int) -> Image.Image:
+    """``image`` turned upright from the way it is stored with an EXIF orientation of 2 to 8."""
+    return image.transpose(_UPRIGHT[orientation])
+
+
+def forget_orientation(image: Image.Image) -> None:
+    """Remove EXIF and XMP data from ``image``, so that nothing turns it again."""
+    image.getexif().clear()
+    for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+        image.info.pop(key, None)
 
 
 def is_turned(image: Image.Image) -> bool:
@@ -74,9 +161,8 @@ def upright(image: Image.Image) -> Image.Image:
     """``image`` turned as its EXIF orientation says; without metadata if it was turned."""
     if not is_turned(image):
         return image
-    turned = image.transpose(_UPRIGHT[image.getexif()[ExifTags.Base.Orientation]])
-    turned.getexif().clear()
-    turned.info.pop("exif", None)
+    turned = turn(image, image.getexif()[ExifTags.Base.Orientation])
+    forget_orientation(turned)
     return turned
 
 
@@ -104,6 +190,8 @@ def photo_of(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """``image`` in 8-bit RGB: 16 bits are scaled, and transparent pixels become white.
 
+    The result is ``image`` itself if there is nothing to convert.
+
     Raises:
         ImageError: the image has 32 bits per channel, whose range is unknown.
 
@@ -117,4 +205,4 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

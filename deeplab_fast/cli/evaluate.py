@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..models import DeepLab
-from ..training import Scores, checkpoint, distributed, evaluate
-from .datasets import LAYOUTS, add_arguments, add_workers, open_split
+from ..training import Scores, check_labels, checkpoint, distributed, evaluate
+from .datasets import LAYOUTS, add_arguments, add_no_check, add_workers, open_split
 from .device import add_device, add_dtype, out_of_memory
 from .errors import UserError
 from .processes import process_group
@@ -28,6 +29,7 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
+    add_no_check(parser)
     parser.add_argument("--split", default="val", help="name of the split (default: val)")
     parser.add_argument("--weights", required=True, help="model, as for `deeplab-fast segment`")
     parser.add_argument(
@@ -59,6 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     with process_group(arguments.device) as device, out_of_memory("a --window"):
         data = open_split(arguments, arguments.split)
         model = _model(arguments.weights, len(data.classes)).to(device)
+        quiet = distributed.rank() > 0
+        if not arguments.no_check:
+            check_labels({arguments.split: data}, arguments.workers, quiet)
         scores = evaluate(
             model.prepare_for_inference(getattr(torch, arguments.dtype)),
             data,
@@ -66,10 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.flip,
             arguments.window and tuple(arguments.window),
             workers=arguments.workers,
-            quiet=distributed.rank() > 0,
+            quiet=quiet,
         )
         if distributed.rank() == 0:
             print(scores.table())
+            if scores.only_prediction is not None:
+                print(
+                    f"warning: all pixels are predicted as {scores.only_prediction}",
+                    file=sys.stderr,
+                )
             if arguments.json is not None:
                 _write(arguments, len(data), scores)
     return 0

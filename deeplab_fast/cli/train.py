@@ -15,7 +15,7 @@ from ..models import DeepLab, DeepLabV3, DeepLabV3Plus
 from ..models.backbones import load_imagenet
 from ..models.checkpoints import read_backbone
 from ..training import Interrupted, Recipe, distributed, train
-from .datasets import LAYOUTS, add_arguments, add_workers, open_split
+from .datasets import LAYOUTS, add_arguments, add_no_check, add_workers, open_split
 from .device import add_device, add_dtype, out_of_memory
 from .errors import UserError, reason
 from .processes import process_group
@@ -25,6 +25,11 @@ _MODELS: dict[str, type[DeepLabV3] | type[DeepLabV3Plus]] = {
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
 }
+
+
+def weight(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
 
 # Field of Recipe -> its type and its help. The defaults are those of Recipe.
 _RECIPE: dict[str, tuple[Any, str]] = {
@@ -42,7 +47,11 @@ _RECIPE: dict[str, tuple[Any, str]] = {
     "momentum": (float, "momentum of SGD"),
     "weight_decay": (float, "weight decay of SGD"),
     "aux_weight": (float, "factor of the auxiliary loss; 0 removes the auxiliary classifier"),
-    "class_weights": (float, "weight of each class in the loss"),
+    "class_weights": (
+        weight,
+        "weight of each class in the loss; auto: rare classes have larger ones, by the pixels of "
+        "each class in the labels (Paszke et al. 2016)",
+    ),
     "label_smoothing": (float, "fraction of each target that is spread over all classes"),
     "top_k_pixels": (float, "fraction of pixels in the loss: those with the largest losses"),
     "ema_decay": (float, "evaluate and save a moving average of the weights with this decay"),
@@ -63,6 +72,7 @@ def add_parser(subparsers: Any) -> None:
     )
     data = parser.add_argument_group("data")
     add_arguments(data)
+    add_no_check(data)
     data.add_argument(
         "--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)"
     )
@@ -193,6 +203,7 @@ def _train(arguments: argparse.Namespace, device: torch.device) -> None:
         workers=arguments.workers,
         evaluate_every=arguments.evaluate_every,
         log_every=arguments.log_every,
+        check=not arguments.no_check,
     )
 
 
@@ -200,6 +211,8 @@ def _recipe(arguments: argparse.Namespace, device: torch.device) -> Recipe:
     values = {field.name: getattr(arguments, field.name) for field in fields(Recipe)}
     for name, value in values.items():
         values[name] = tuple(value) if isinstance(value, list) else value
+    if values["class_weights"] == ("auto",):
+        values["class_weights"] = "auto"
     values["dtype"] = arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     return Recipe(**values)
 

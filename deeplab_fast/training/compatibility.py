@@ -28,10 +28,14 @@ def check_compatible(
         raise TrainingError(str(error)) from error
     _check_batch_size(recipe, next(model.parameters()).device)
     classes, outputs = len(train_data.classes), model.classifier[-1].out_channels
+    if classes < 2:
+        raise TrainingError(
+            f"classes: expected two or more, such as background and {train_data.classes[0]}, got 1"
+        )
     if outputs != classes:
         raise TrainingError(f"model: expected {classes} classes as in the data, got {outputs}")
     weights = recipe.class_weights
-    if weights is not None and len(weights) != classes:
+    if weights not in (None, "auto") and len(weights) != classes:
         raise TrainingError(f"class_weights: expected {classes} numbers, got {len(weights)}")
     if val_data is not None and val_data.classes != train_data.classes:
         raise TrainingError("val_data: expected the classes of train_data")

@@ -1,55 +1,66 @@
-"""Segmentation data sets on disk: any list of pairs, and three common folder layouts."""
+"""Segmentation data sets: pairs of an image and its labels, read on access."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from .._io.images import ImageError, decode, to_rgb
+from .._io.images import (
+    Header,
+    ImageError,
+    decode,
+    forget_orientation,
+    header_of,
+    read_header,
+    to_rgb,
+    turn,
+)
+from .coco_labels import CocoLabels
 from .errors import TrainingError
+from .label_files import read_values
+from .label_ids import IGNORE, Color, class_table, ranges, unpack_color
 
-IGNORE = 255  # label of pixels that count neither in training nor in evaluation
-
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-
-VOC_CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
-    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-    "train", "tvmonitor",
-)  # fmt: skip
-
-# labelId -> name of the evaluated classes, in the order of their trainId
-# (cityscapesscripts/helpers/labels.py).
-_CITYSCAPES = {
-    7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole",
-    19: "traffic light", 20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky",
-    24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle",
-    33: "bicycle",
-}  # fmt: skip
+Exif = Literal["auto", "upright", "stored"]
 
 
 @dataclass(frozen=True)
 class SegmentationData:
     """A list of images and their labels, read on access.
 
+    A photo whose EXIF orientation says that it is stored turned is turned upright if its labels
+    are as large as the upright photo, and read as it is stored if they are only as large as that.
+    The sizes do not tell if the photo is square, mirrored or turned by 180 degrees. It is then
+    turned upright, as annotation tools show it: labelme since 2019 (wkentaro/labelme#305), CVAT
+    since 2022 (cvat-ai/cvat#4529), Label Studio and every browser (CSS Images 3,
+    ``image-orientation: from-image``); Roboflow stores it upright. :attr:`exif` can say otherwise.
+
     Args:
-        pairs: (image, labels) paths. An image is any file that Pillow reads; labels are an 8-bit
-            grey or palette image of the same size, usually PNG.
+        pairs: (image, labels). An image is the path of any file that Pillow reads. Labels are the
+            path of an image of the same size, in any lossless format; usually PNG. Its values are
+            numbers (8, 16 or 32-bit grey, 1-bit, a palette's indices, or RGB with equal channels)
+            or colours. An alpha channel is ignored. :func:`coco` makes labels of polygons.
         classes: names of the classes, class 0 first.
-        label_ids: maps a value in a label file to a class, or to 255 for pixels to ignore. By
-            default value i is class i. The value 255 is always ignored.
+        label_ids: maps a number in a label file to a class, or to 255 for pixels to ignore. By
+            default number i is class i. The number 255 is ignored unless it has a class. With
+            keys (red, green, blue) label files are read as colours, also those of a palette.
+        exif: "upright" turns all photos as their EXIF orientation says, "stored" none, and "auto"
+            chooses by the size of the labels.
 
     >>> data = SegmentationData([("a.jpg", "a.png")], ("road", "other"), {0: 255, 1: 0, 2: 1})
     >>> image, labels = data.read(0)
+    >>> SegmentationData(pairs, ("sky", "road"), {(128, 128, 128): 0, (128, 64, 128): 1})
     """
 
-    pairs: Sequence[tuple[str | Path, str | Path]]
+    pairs: Sequence[tuple[str | Path, str | Path | CocoLabels]]
     classes: tuple[str, ...]
-    label_ids: Mapping[int, int] | None = None
+    label_ids: Mapping[int, int] | Mapping[Color, int] | None = None
+    exif: Exif = "auto"
+    by_color: bool = field(init=False, repr=False, compare=False)
     _table: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -57,18 +68,12 @@ class SegmentationData:
             raise TrainingError(f"classes: expected 1 to {IGNORE}, got {len(self.classes)}")
         if len(set(self.classes)) < len(self.classes) or "" in self.classes:
             raise TrainingError(f"classes: expected names that differ, got {self.classes}")
-        ids = (
-            dict(enumerate(range(len(self.classes)))) if self.label_ids is None else self.label_ids
-        )
-        table = np.full(256, -1, dtype=np.int16)
-        for value, label in {**ids, IGNORE: IGNORE}.items():
-            if not 0 <= value < 256 or label not in (*range(len(self.classes)), IGNORE):
-                raise TrainingError(
-                    f"label_ids: expected values of 0 to 255 for classes of 0 to "
-                    f"{len(self.classes) - 1} or {IGNORE}, got {value}: {label}"
-                )
-            table[value] = label
-        object.__setattr__(self, "_table", table)
+        if self.exif not in ("auto", "upright", "stored"):
+            raise TrainingError(f"exif: expected auto, upright or stored, got {self.exif!r}")
+        ids = self.label_ids
+        by_color = bool(ids) and all(isinstance(key, tuple) for key in ids or ())
+        object.__setattr__(self, "by_color", by_color)
+        object.__setattr__(self, "_table", class_table(ids, len(self.classes), by_color))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -76,7 +81,7 @@ class SegmentationData:
     def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """The RGB image of pair ``index`` and its labels, uint8 [H, W].
 
-        EXIF orientation is not applied, because the labels belong to the pixels as stored.
+        The image has no EXIF orientation any more.
 
         Raises:
             TrainingError: a file is missing or damaged, the sizes differ, or a label is not a
@@ -84,177 +89,121 @@ class SegmentationData:
         """
         image_path, label_path = self.pairs[index]
         try:
-            image = to_rgb(_load(image_path))
+            image = decode(image_path)
+            header = header_of(image)
+            image = to_rgb(image)
         except ImageError as error:
             raise TrainingError(f"{image_path}: {error}") from error
         values = self.label_values(index)
-        if values.shape != (image.height, image.width):
+        size = values.shape[1], values.shape[0]
+        if header.is_turned:
+            if self._turns(header, size):
+                image = turn(image, header.orientation)
+            forget_orientation(image)
+        if image.size != size:
             raise TrainingError(
-                f"{label_path}: {values.shape[1]}x{values.shape[0]} pixels (expected "
-                f"{image.width}x{image.height}, the size of {image_path})"
+                f"{label_path}: {_pixels(size)} pixels (expected {self._expected(header)}, the "
+                f"size of {image_path})"
             )
         classes = self.classes_of(values)
         if classes.min() < 0:
-            wrong = np.unique(values[classes < 0]).tolist()
-            known = sorted({*np.flatnonzero(self._table >= 0).tolist()} - {IGNORE})
+            wrong = np.unique(values[classes < 0])[:5]
             raise TrainingError(
-                f"{label_path}: label {', '.join(map(str, wrong[:5]))} is no class (expected "
-                f"{_ranges(known)}, or {IGNORE} or a value of `ignore`)"
+                f"{label_path}: label {', '.join(map(self.value_name, wrong))} is no class "
+                f"(expected {self._known_values()})"
             )
         return image, classes.astype(np.uint8)
 
     def label_values(self, index: int) -> np.ndarray:
-        """The values in the label file of pair ``index``, as they are stored: integers [H, W].
+        """The values in the label file of pair ``index``: integers [H, W].
+
+        They are numbers as they are stored, or packed colours; :meth:`value_name` gives a text.
 
         Raises:
             TrainingError: the file is missing or damaged, or holds something else.
         """
-        _, path = self.pairs[index]
-        labels = _load(path)
-        if labels.mode not in ("L", "P"):
-            raise TrainingError(
-                f"{path}: mode {labels.mode} (expected class numbers in an 8-bit grey or palette "
-                "image)"
-            )
-        return np.asarray(labels)
+        labels = self.pairs[index][1]
+        if isinstance(labels, CocoLabels):
+            return labels.read()
+        return read_values(labels, self.by_color)
 
     def classes_of(self, values: np.ndarray) -> np.ndarray:
-        """The class of each value in a label file, 255 if it is ignored, -1 if it is no class."""
-        return self._table[values]
+        """The class of each of ``label_values``, 255 if it is ignored, -1 if it is no class."""
+        if values.dtype == np.uint8:  # the table has all of them
+            return self._table[values]
+        known = (values >= 0) & (values < len(self._table))
+        classes = self._table[values * known]
+        classes[~known] = -1
+        return classes
+
+    def value_name(self, value: int) -> str:
+        """Text for one of ``label_values``, such as "7" or, for a colour, "(128, 0, 64)"."""
+        return str(unpack_color(int(value)) if self.by_color else int(value))
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Size (width, height) of the image of pair ``index`` as :meth:`read` returns it.
+
+        Only the headers of the files are read.
+
+        Raises:
+            TrainingError: a file is missing or is no image.
+        """
+        header = _header(self.pairs[index][0])
+        turns = header.is_turned and self._turns(header, self.label_size(index))
+        return header.upright_size if turns else header.size
+
+    def label_size(self, index: int) -> tuple[int, int]:
+        """Size (width, height) of the labels of pair ``index``; only the header is read.
+
+        Raises:
+            TrainingError: the file is missing or is no image.
+        """
+        labels = self.pairs[index][1]
+        return labels.size if isinstance(labels, CocoLabels) else _header(labels).size
+
+    def turn_is_unclear(self, index: int) -> bool:
+        """True if the size of the labels does not tell whether they belong to the upright image.
+
+        Only the header of the image is read.
+
+        Raises:
+            TrainingError: the file is missing or is no image.
+        """
+        if self.exif != "auto":
+            return False
+        header = _header(self.pairs[index][0])
+        return header.is_turned and header.upright_size == header.size
+
+    def _turns(self, image: Header, label_size: tuple[int, int]) -> bool:
+        """True if the image is read upright."""
+        if self.exif == "auto":
+            return label_size == image.upright_size or label_size != image.size
+        return self.exif == "upright"
+
+    def _expected(self, image: Header) -> str:
+        """The sizes that labels of an image may have."""
+        sizes = {"stored": image.size, "upright": image.upright_size}
+        if self.exif != "auto":
+            return _pixels(sizes[self.exif])
+        if image.size == image.upright_size:
+            return _pixels(image.size)
+        return f"{_pixels(image.upright_size)} upright or {_pixels(image.size)} as stored"
+
+    def _known_values(self) -> str:
+        known = np.flatnonzero(self._table >= 0)
+        if self.by_color:
+            shown = ", ".join(map(self.value_name, known[:5]))
+            return f"{shown}{', ...' if len(known) > 5 else ''}, the colours of `colors`"
+        numbers = ranges(sorted({*known.tolist()} - {IGNORE}))
+        return f"{numbers}, or {IGNORE} or a value of `ignore`"
 
 
-def _load(path: str | Path) -> Image.Image:
+def _header(path: str | Path) -> Header:
     try:
-        return decode(path)
+        return read_header(path)
     except ImageError as error:
         raise TrainingError(f"{path}: {error}") from error
 
 
-def _ranges(values: Sequence[int]) -> str:
-    """Sorted integers as text, with ranges.
-
-    >>> _ranges([0, 1, 2, 7])
-    '0-2, 7'
-    """
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def folder(
-    root: str | Path,
-    split: str,
-    classes: Sequence[str] | None = None,
-    ignore: Sequence[int] = (),
-) -> SegmentationData:
-    """Data set of ``images/SPLIT/NAME.jpg`` and ``labels/SPLIT/NAME.png``, with any subfolders.
-
-    Args:
-        root: folder that has ``images`` and ``labels``.
-        split: name of a subfolder, such as "train" or "val".
-        classes: names of the classes; by default the lines of ``classes.txt`` in ``root``.
-        ignore: values in label files to ignore, besides 255.
-
-    Raises:
-        TrainingError: a folder or file is missing; the message names it.
-
-    >>> data = folder("camvid", "train", classes=[f"class {i}" for i in range(11)], ignore=[11])
-    """
-    root = Path(root)
-    images = _folder(root / "images" / split, split)
-    names = _lines(root / "classes.txt", ", or `classes`") if classes is None else list(classes)
-    pairs = []
-    for image in sorted(images.rglob("*")):
-        if image.suffix.lower() in _IMAGES and not image.name.startswith("."):
-            label = (root / "labels" / split / image.relative_to(images)).with_suffix(".png")
-            pairs.append((image, label))
-    ids = {label: label for label in range(len(names))} | {value: IGNORE for value in ignore}
-    return _checked(SegmentationData(pairs, tuple(names), ids), images)
-
-
-def voc(root: str | Path, split: str) -> SegmentationData:
-    """PASCAL VOC 2012: ``root`` has JPEGImages, SegmentationClass and ImageSets/Segmentation.
-
-    Args:
-        root: usually VOCdevkit/VOC2012.
-        split: name of the list ImageSets/Segmentation/SPLIT.txt. A line is the name of an image, or
-            the paths of image and labels below ``root``, as in the "trainaug" lists of the 10582
-            images with SBD's labels. If a line is a name, its labels are in SegmentationClassAug if
-            that folder exists and the split is not one of VOC's own, otherwise in
-            SegmentationClass.
-
-    Raises:
-        TrainingError: a folder or file is missing; the message names it.
-
-    >>> data = voc("VOCdevkit/VOC2012", "trainaug")
-    """
-    root = Path(root)
-    list_path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    labels = root / "SegmentationClass"
-    if split not in ("train", "val", "trainval", "test") and (root / f"{labels.name}Aug").is_dir():
-        labels = root / f"{labels.name}Aug"
-    pairs = []
-    for line in _lines(list_path):
-        match line.split():
-            case [name]:
-                pairs.append((root / "JPEGImages" / f"{name}.jpg", labels / f"{name}.png"))
-            case [image, label]:
-                pairs.append((root / image.lstrip("/"), root / label.lstrip("/")))
-            case _:
-                raise TrainingError(
-                    f"{list_path}: {line!r} (expected an image's name, or two paths)"
-                )
-    return _checked(SegmentationData(pairs, VOC_CLASSES), list_path)
-
-
-def cityscapes(root: str | Path, split: str) -> SegmentationData:
-    """Cityscapes: ``root`` has leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY.
-
-    Labels are the ``*_gtFine_labelIds.png`` files; all but 19 of their classes are ignored.
-
-    Raises:
-        TrainingError: a folder or file is missing; the message names it.
-
-    >>> data = cityscapes("cityscapes", "val")
-    """
-    root = Path(root)
-    images = _folder(root / "leftImg8bit" / split, split)
-    suffix = "_leftImg8bit.png"
-    pairs = []
-    for image in sorted(images.glob(f"*/*{suffix}")):
-        name = image.name.removesuffix(suffix) + "_gtFine_labelIds.png"
-        pairs.append((image, root / "gtFine" / split / image.parent.name / name))
-    ids = dict.fromkeys(range(34), IGNORE) | {id: i for i, id in enumerate(_CITYSCAPES)}
-    return _checked(SegmentationData(pairs, tuple(_CITYSCAPES.values()), ids), images)
-
-
-def _folder(path: Path, split: str) -> Path:
-    if not path.is_dir():
-        raise TrainingError(
-            f"{path}: no such folder (expected images of the split {split!r}, or another layout)"
-        )
-    return path
-
-
-def _lines(path: Path, instead: str = "") -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        expected = f"expected a text file, one name a line{instead}"
-        raise TrainingError(f"{path}: {why} ({expected})") from error
-
-
-def _checked(data: SegmentationData, where: Path) -> SegmentationData:
-    """Return ``data``, after checking that it is not empty and that all its files exist."""
-    if not data.pairs:
-        raise TrainingError(f"{where}: no images (expected at least one)")
-    for pair in data.pairs:
-        for path in pair:
-            if not Path(path).is_file():
-                raise TrainingError(f"{path}: no such file (expected labels for each image)")
-    return data
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

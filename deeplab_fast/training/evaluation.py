@@ -46,7 +46,8 @@ def evaluate(
 
     Raises:
         TrainingError: ``scales`` or ``window`` is out of range, the model predicts a class that the
-            data do not have, or a file cannot be read; the message names the cause.
+            data do not have, no pixel is labelled, or a file cannot be read; the message names the
+            cause.
 
     >>> evaluate(model, data, scales=(0.75, 1.0, 1.25), flip=True).miou
     """
@@ -87,7 +88,12 @@ def evaluate(
         if was_training:
             model.train()
     distributed.raise_on_all_ranks(caught)
-    return Scores(distributed.sum_over_processes(total).cpu().numpy(), data.classes)
+    confusion = distributed.sum_over_processes(total).cpu().numpy()
+    if not confusion.any():
+        raise TrainingError(
+            f"no labelled pixel in {len(data)} images (expected labels that are not ignored)"
+        )
+    return Scores(confusion, data.classes)
 
 
 class _Images:

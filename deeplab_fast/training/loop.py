@@ -7,20 +7,24 @@ import math
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from tqdm import tqdm
 
 from . import distributed
+from .checks import check_labels
 from .compatibility import check_compatible
 from .data import SegmentationData
 from .errors import Interrupted, TrainingError, diverged
 from .evaluation import evaluate
+from .label_counts import balanced_class_weights, count_labels, frequency_table
 from .loader import batches, steps_per_epoch
 from .recipe import Recipe
 from .report import Report
-from .run_folder import RunFolder, resume_settings
+from .run_folder import RunFolder, has_run, resume_settings
 from .schedule import Schedule
 from .signals import stop_requested
 from .state import TrainingState
@@ -52,6 +56,7 @@ def train(
     workers: int = 2,
     evaluate_every: int = 1,
     log_every: int = 10,
+    check: bool = True,
 ) -> Any:
     """Train a model in place, and return it, or its moving average, in evaluation mode.
 
@@ -76,15 +81,18 @@ def train(
         val_data: images and labels to evaluate on, or None for no evaluation.
         recipe: hyperparameters; ``Recipe()`` by default.
         output: folder of the results.
-        resume: resume the run in ``output``, or start one if there is none.
+        resume: resume the run in ``output``. If there is none, a line on standard error says so,
+            and a run is started.
         workers: processes that read images, per training process.
         evaluate_every: epochs from one evaluation and checkpoint to the next.
         log_every: updates from one line in the log to the next.
+        check: check all label files before the first update, see
+            :func:`deeplab_fast.training.check_labels`. A resumed run is not checked again.
 
     Raises:
-        TrainingError: a file cannot be read or written, ``output`` contains another run, or the
-            loss is not finite. Files that were written before stay complete. If an image cannot be
-            read, the state is saved first.
+        TrainingError: the labels have errors, a file cannot be read or written, ``output`` contains
+            another run, no pixel of an epoch is labelled, or the loss is not finite. Files that
+            were written before stay complete. If an image cannot be read, the state is saved first.
         Interrupted: the process got SIGINT or SIGTERM, and the state was saved after the current
             update. A second signal raises KeyboardInterrupt at once.
 
@@ -99,10 +107,12 @@ def train(
             raise TrainingError(f"{name}: expected {least} or more, got {value}")
     recipe = recipe or Recipe()
     check_compatible(model, train_data, val_data, recipe)
+    resumes = has_run(Path(output), resume)
+    recipe = _checked(train_data, val_data, recipe, workers, check and not resumes)
     model.categories = train_data.classes
     folder = RunFolder(Path(output), resume_settings(model, train_data, recipe))
     state = TrainingState(model, recipe)
-    folder.start_or_resume(state, recipe.seed, resume)
+    folder.start_or_resume(state, recipe.seed)
     schedule = Schedule(
         steps_per_epoch(len(train_data), recipe), recipe.epochs, evaluate_every, log_every
     )
@@ -122,6 +132,28 @@ def train(
     folder.save_model(state, "last.safetensors")
     report.finished(folder)
     return state.result.eval()
+
+
+def _checked(
+    train_data: SegmentationData,
+    val_data: SegmentationData | None,
+    recipe: Recipe,
+    workers: int,
+    check: bool,
+) -> Recipe:
+    """The recipe with numbers for the class weights "auto", after a check of the labels."""
+    balances, quiet = recipe.class_weights == "auto", distributed.rank() > 0
+    if check:
+        data = {"train": train_data} | ({} if val_data is None else {"val": val_data})
+        counts = check_labels(data, workers, quiet, recipe)
+        if not quiet:
+            tqdm.write(frequency_table(counts))
+        pixels = counts["train"].pixels
+    elif balances:
+        pixels = count_labels(train_data, workers, quiet).pixels
+    if not balances:
+        return recipe
+    return replace(recipe, class_weights=balanced_class_weights(pixels))
 
 
 def _loop(run: _Run, loader: Iterator[MicroBatch], stopped: threading.Event) -> None:
@@ -146,6 +178,8 @@ def _loop(run: _Run, loader: Iterator[MicroBatch], stopped: threading.Event) -> 
         loss = run.step.update(_next_micro_batches(run, loader))
         report.advance()
         stop = distributed.any_process(stopped.is_set())
+        if schedule.evaluates_after(state.step):
+            run.step.check_labelled(schedule.steps_per_epoch)
         if schedule.logs_after(state.step) or stop:
             state.loss = distributed.sum_over_processes(loss).item()
             if not math.isfinite(state.loss):

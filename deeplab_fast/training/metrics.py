@@ -71,6 +71,12 @@ class Scores:
         frequency = _divide(self.confusion.sum(1), self.confusion.sum())
         return float(np.where(frequency == 0, 0, frequency * self.iou).sum())
 
+    @property
+    def only_prediction(self) -> str | None:
+        """The class that is predicted for all pixels, although others are in the ground truth."""
+        (predicted,), (present,) = (self.confusion.any(axis).nonzero() for axis in (0, 1))
+        return self.classes[predicted[0]] if len(predicted) == 1 < len(present) else None
+
     def as_dict(self) -> dict[str, Any]:
         """The metrics for JSON, with None in place of NaN."""
         return {

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..nn import UpsampleCrossEntropyLoss
 from .data import IGNORE
+from .errors import TrainingError
 from .recipe import Recipe
 
 
@@ -32,6 +33,10 @@ class Objective(nn.Module):
         self.model = model
         self.recipe = recipe
         weights = recipe.class_weights
+        if weights == "auto":
+            raise TrainingError(
+                "class_weights: expected numbers, got 'auto', which only train replaces by them"
+            )
         self.cross_entropy = UpsampleCrossEntropyLoss(
             None if weights is None else torch.tensor(weights),
             ignore_index=IGNORE,

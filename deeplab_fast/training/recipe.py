@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from .errors import TrainingError
+
+
+def _are_weights(values: Any) -> bool:
+    numbers = not isinstance(values, str) and all(not isinstance(value, str) for value in values)
+    return numbers and min(values, default=-1) >= 0 < max(values)
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,9 @@ class Recipe:
         power: exponent of the poly schedule, ``(1 - step / steps) ** power``.
         momentum, weight_decay: as in torch.optim.SGD.
         aux_weight: factor of the auxiliary classifier's loss, if the model has one.
-        class_weights: one factor per class, or None.
+        class_weights: one factor per class, None, or "auto" for those of
+            :func:`balanced_class_weights` from the pixels of each class in the training labels,
+            which :func:`train` counts.
         label_smoothing: as in F.cross_entropy.
         top_k_pixels: fraction of a batch's pixels, those with the largest losses, that count
             (detectron2's DeepLabCE), or None for all of them.
@@ -66,7 +74,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     aux_weight: float = 0.5
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[float, ...] | Literal["auto"] | None = None
     label_smoothing: float = 0.0
     top_k_pixels: float | None = None
     freeze_batch_norm: bool = False
@@ -96,9 +104,8 @@ class Recipe:
             ("aux_weight", self.aux_weight >= 0, "0 or more"),
             (
                 "class_weights",
-                self.class_weights is None
-                or min(self.class_weights, default=-1) >= 0 < max(self.class_weights),
-                "numbers of 0 or more, not all 0",
+                self.class_weights in (None, "auto") or _are_weights(self.class_weights),
+                "numbers of 0 or more, not all 0, or auto",
             ),
             ("label_smoothing", 0 <= self.label_smoothing <= 1, "0 to 1"),
             (

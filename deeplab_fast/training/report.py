@@ -112,6 +112,8 @@ class Report:
                 f", mean IoU {100 * scores.miou:.2f} %, "
                 f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %"
             )
+            if scores.only_prediction is not None:
+                line += f", all pixels predicted as {scores.only_prediction}"
         self._print(line)
 
     def finished(self, folder: RunFolder) -> None:

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from . import checkpoint, distributed
 from .data import SegmentationData
 from .errors import TrainingError, diverged
 from .recipe import Recipe
 from .state import TrainingState
+
+
+def has_run(path: Path, resume: bool) -> bool:
+    """True if there is a run in the folder, on any rank, which will be resumed.
+
+    If there is none although ``resume`` is true, rank 0 says so on standard error.
+
+    Raises:
+        TrainingError: the folder contains a run and ``resume`` is false.
+    """
+    has_checkpoint, log = (path / "last.pt").exists(), path / "log.jsonl"
+    has_files = has_checkpoint or log.exists() and log.stat().st_size > 0
+    if distributed.any_process(not resume and has_files):
+        raise TrainingError(
+            f"{path}: there is a run in that folder (expected resume, or another output)"
+        )
+    has_checkpoint = distributed.any_process(has_checkpoint)
+    if resume and not has_checkpoint and distributed.rank() == 0:
+        tqdm.write(f"{path}: no run to resume (no last.pt), so this starts one", file=sys.stderr)
+    return has_checkpoint
 
 
 class RunFolder:
@@ -30,20 +52,15 @@ class RunFolder:
         self.path, self.settings = path, settings
         self.checkpoint = path / "last.pt"
 
-    def start_or_resume(self, state: TrainingState, seed: int, resume: bool) -> None:
+    def start_or_resume(self, state: TrainingState, seed: int) -> None:
         """Seed the random generators, and restore the checkpoint if there is one.
 
         Raises:
-            TrainingError: the folder contains a run and ``resume`` is false, the checkpoint is
-                damaged or belongs to another run, or not all ranks see the same folder.
+            TrainingError: the checkpoint is damaged or belongs to another run, or not all ranks see
+                the same folder.
         """
         torch.manual_seed(seed + distributed.rank())
-        has_checkpoint, log = self.checkpoint.exists(), self.path / "log.jsonl"
-        if not resume and (has_checkpoint or log.exists() and log.stat().st_size):
-            raise TrainingError(
-                f"{self.path}: there is a run in that folder (expected resume, or another output)"
-            )
-        if has_checkpoint:
+        if self.checkpoint.exists():
             self._restore(state)
         if len(set(distributed.gather(state.step))) > 1:
             raise TrainingError(

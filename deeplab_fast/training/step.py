@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from . import distributed
+from .errors import TrainingError
 from .objective import Objective
 from .recipe import Recipe
 from .state import TrainingState
@@ -27,6 +28,8 @@ class TrainingStep:
 
     def __init__(self, state: TrainingState, recipe: Recipe, num_steps: int) -> None:
         self.state, self.recipe, self.num_steps = state, recipe, num_steps
+        self.label_weight = torch.zeros((), device=state.device)  # since the last check
+        self.updates = 0  # since the last check
         self.objective = Objective(state.model, recipe).to(state.device)
         self.parallel: Any = self.objective
         if distributed.world_size() > 1:
@@ -52,6 +55,8 @@ class TrainingStep:
         # DistributedDataParallel averages gradients over the processes. To get their sum, the
         # normalizer is divided by the number of processes.
         normalizer = distributed.sum_over_processes(torch.stack(normalizers).sum()) / processes
+        self.label_weight += normalizer
+        self.updates += 1
         total = torch.zeros((), device=state.device)
         for index, (images, target) in enumerate(batch):
             synchronizes = index == len(batch) - 1 or processes == 1
@@ -67,6 +72,21 @@ class TrainingStep:
             state.average.update_parameters(state.model)
         state.step += 1
         return total / processes
+
+    def check_labelled(self, least: int) -> None:
+        """Raise a TrainingError if no pixel counted in all updates since the last check.
+
+        Such an update has a loss of 0. With fewer updates than ``least`` nothing is checked.
+        """
+        if self.updates < least:
+            return
+        if not self.label_weight.item():
+            raise TrainingError(
+                f"no pixel counted in the last {self.updates} updates (expected labels that are "
+                "not ignored, and class weights above 0)"
+            )
+        self.label_weight.zero_()
+        self.updates = 0
 
     def _to_device(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images [N, C, H, W] in channels_last and int64 labels, on the device."""

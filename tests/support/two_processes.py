@@ -26,6 +26,7 @@ from deeplab_fast.training import (
     Recipe,
     SegmentationData,
     TrainingError,
+    count_labels,
     distributed,
     evaluate,
     folder,
@@ -154,6 +155,9 @@ def count(path: Path, data: Path) -> None:
     """Write the scores of five images: three of one process, two of the other."""
     whole = folder(data, "train")
     five = SegmentationData(whole.pairs[:5], whole.classes)
+    counts = count_labels(five, workers=0, quiet=True)
+    expected = [five.read(index)[1] for index in range(5)]
+    assert counts.pixels.tolist() == [sum((x == i).sum() for x in expected) for i in range(3)]
     scores = evaluate(Colours(), five, workers=0, quiet=True)
     # Every process has the scores of all images.
     assert len({scores.confusion.tobytes() for scores in distributed.gather(scores)}) == 1

@@ -520,7 +520,7 @@ def test_log_interval_and_images_per_second(shapes, tmp_path, monkeypatch):
 
 def test_terminal_output(shapes, tmp_path, monkeypatch, capsys):
     Judge(monkeypatch, 0.5, 0.25)
-    actual = run(shapes, tmp_path, BASE, evaluate_every=1)
+    actual = run(shapes, tmp_path, BASE, evaluate_every=1, check=False)
     losses = actual.column("loss")
     assert capsys.readouterr().out.splitlines() == [
         f"epoch 1 of 2: loss {losses[2]:.3f}, mean IoU 25.00 %, pixel accuracy 50.00 %",
@@ -753,10 +753,10 @@ def pretend_processes(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: in
     monkeypatch.setattr(distributed, "gather", lambda value: [value] * world_size)
 
 
-def start_or_resume(data, folder: Path, recipe: Recipe, resume: bool) -> None:
+def start_or_resume(data, folder: Path, recipe: Recipe) -> None:
     model = Tiny()
     settings = resume_settings(model, data[0], recipe)
-    RunFolder(folder, settings).start_or_resume(TrainingState(model, recipe), recipe.seed, resume)
+    RunFolder(folder, settings).start_or_resume(TrainingState(model, recipe), recipe.seed)
 
 
 def test_each_process_restores_its_own_random_state(shapes, tmp_path, monkeypatch):
@@ -768,11 +768,11 @@ def test_each_process_restores_its_own_random_state(shapes, tmp_path, monkeypatc
     torch.save({**state, "random": [one, other]}, tmp_path / "last.pt")
     for rank, expected in enumerate((one, other)):
         pretend_processes(monkeypatch, rank, 2)
-        start_or_resume(shapes, tmp_path, replace(BASE, epochs=1), resume=True)
+        start_or_resume(shapes, tmp_path, replace(BASE, epochs=1))
         assert torch.equal(torch.get_rng_state(), expected["torch"])
     # A run of one process cannot restore the random states of two.
     pretend_processes(monkeypatch, 0, 1)
-    start_or_resume(shapes, tmp_path, replace(BASE, epochs=1), resume=True)
+    start_or_resume(shapes, tmp_path, replace(BASE, epochs=1))
     assert torch.initial_seed() == BASE.seed
     assert not torch.equal(torch.get_rng_state(), one["torch"])
 
@@ -780,14 +780,14 @@ def test_each_process_restores_its_own_random_state(shapes, tmp_path, monkeypatc
 def test_each_process_has_its_own_dropout_seed(shapes, tmp_path, monkeypatch):
     for rank in (0, 1):
         pretend_processes(monkeypatch, rank, 2)
-        start_or_resume(shapes, tmp_path, replace(BASE, seed=7), resume=False)
+        start_or_resume(shapes, tmp_path, replace(BASE, seed=7))
         assert torch.initial_seed() == 7 + rank
 
 
 def test_all_processes_must_see_the_checkpoint(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "gather", lambda value: [value, 3])
     with pytest.raises(TrainingError, match="last.pt: not there for all processes"):
-        start_or_resume(shapes, tmp_path, BASE, resume=True)
+        start_or_resume(shapes, tmp_path, BASE)
 
 
 def test_random_states_of_all_generators_are_restored():

@@ -24,7 +24,7 @@ from deeplab_fast.training import (
     folder,
     voc,
 )
-from deeplab_fast.training.data import VOC_CLASSES
+from deeplab_fast.training.layouts import VOC_CLASSES
 from deeplab_fast.training.loader import Samples, batches, in_workers, keys, steps_per_epoch
 from deeplab_fast.training.transforms import augment
 
@@ -156,11 +156,14 @@ def test_labels_of_a_folder(tmp_path):
 def test_label_ids(tmp_path):
     photo(tmp_path / "a.png")
     labels(tmp_path / "l.png", [9, 4, 200, 255])
-    ids = {9: 1, 4: 0, 200: IGNORE, 255: 0}  # 255 never counts
+    ids = {9: 1, 4: 0, 200: IGNORE, 255: 0}  # 255 may be a class
     data = SegmentationData([(tmp_path / "a.png", tmp_path / "l.png")], ("x", "y"), ids)
-    assert data.read(0)[1].ravel()[:4].tolist() == [1, 0, 255, 255]
-    for wrong in ({256: 0}, {-1: 0}, {0: 2}, {0: -1}):
-        with pytest.raises(TrainingError, match="label_ids: expected values of 0 to 255 for class"):
+    assert data.read(0)[1].ravel()[:4].tolist() == [1, 0, 255, 0]
+    for wrong in ({2**24: 0}, {-1: 0}, {(0, 0): 0}, {(0, 0, 256): 0}, {(0, 0, 0): 0, 1: 1}):
+        with pytest.raises(TrainingError, match="label_ids: expected numbers of 0 to 16777215 or"):
+            SegmentationData([], ("x", "y"), wrong)
+    for wrong in ({0: 2}, {0: -1}):
+        with pytest.raises(TrainingError, match="label_ids: expected classes of 0 to 1 or 255"):
             SegmentationData([], ("x", "y"), wrong)
 
 
@@ -204,7 +207,7 @@ def broken(tmp_path: Path, case: str) -> SegmentationData:
         case "height":
             Image.fromarray(np.zeros((5, 8), np.uint8)).save(label)
         case "colours":
-            Image.new("RGB", (8, 6)).save(label)
+            Image.new("RGB", (8, 6), (0, 0, 9)).save(label)
     return SegmentationData([(image, label)], ("road", "sky"))
 
 
@@ -217,7 +220,7 @@ def broken(tmp_path: Path, case: str) -> SegmentationData:
         ("label", "a.png", r"label 2, 7 is no class \(expected 0-1, or 255"),
         ("size", "a.png", r"6x8 pixels \(expected 8x6, the size of .*a.jpg\)"),
         ("height", "a.png", r"8x5 pixels \(expected 8x6, the size of .*a.jpg\)"),
-        ("colours", "a.png", r"mode RGB \(expected class numbers"),
+        ("colours", "a.png", r"in colours, \(0, 0, 9\) 100.0 % \(expected class numbers"),
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1])

@@ -14,6 +14,8 @@ from . import (
     checkpoints,
     convolutions,
     decoder,
+    deploy_check,
+    deploy_data,
     fusion,
     hub,
     package,
@@ -43,8 +45,10 @@ FAULTS: dict[str, list[Fault]] = {
         checkpoints,
         hub,
         training,
+        deploy_data,
         acceleration_bench,
         acceleration_report,
+        deploy_check,
     )
     for path, faults in area.FAULTS.items()
 }

@@ -21,6 +21,7 @@ class Fault(NamedTuple):
 
 ALLOCATOR = Guard("test_allocator.py")
 ACCELERATE_REPORT = Guard("test_report.py test_accelerate_report.py")
+CHECKS = Guard("test_checks.py")
 ACCELERATED = Guard("test_inference_form.py not projects")
 ACCELERATION_TRAIN = Guard("test_training_form.py not compiles_to_one_graph")
 ARGMAX = Guard("test_upsample_argmax_rules.py test_upsample_argmax.py emulated")
@@ -75,6 +76,11 @@ REGISTRATION = Guard("test_backends.py test_arguments.py not (side_effects or sy
 SM90 = Guard("test_dilated_conv2d_sm90.py means or k_iteration_is")
 SINGLE_ROW = Guard("test_dilated_conv2d_sm90.py any_stride")
 SM90_FORMS = Guard("test_dilated_conv2d_sm90.py seeds_agree or pipeline or means")
+COCO = Guard("test_coco.py")
+LABEL_FORMATS = Guard("test_label_formats.py test_exif.py")
+LAYOUTS = Guard(
+    "test_layouts.py test_label_formats.py test_training_data.py not workers and not worker"
+)
 TRAINING_DATA = Guard("test_training_data.py")
 TRANSFORMS = Guard("test_transforms.py not (compiled or model_and)")
 TRITON_CALLS = Guard(
@@ -245,11 +251,23 @@ GUARDS = {
     "deeplab_fast/ops/upsample_class_sums.py": LOSSES,
     "deeplab_fast/ops/upsample_cross_entropy.py": REGISTRATION,
     "deeplab_fast/training/checkpoint.py": RECIPE,
-    "deeplab_fast/training/data.py": TRAINING_DATA,
+    "deeplab_fast/training/checks.py": CHECKS,
+    "deeplab_fast/training/label_counts.py": CHECKS,
+    "deeplab_fast/_io/folders.py": LAYOUTS,
+    "deeplab_fast/training/coco.py": COCO,
+    "deeplab_fast/training/coco_labels.py": COCO,
+    "deeplab_fast/training/coco_stuff.py": LAYOUTS,
+    "deeplab_fast/training/colors.py": LABEL_FORMATS,
+    "deeplab_fast/training/data.py": LABEL_FORMATS,
+    "deeplab_fast/training/label_files.py": LABEL_FORMATS,
+    "deeplab_fast/training/label_ids.py": LABEL_FORMATS,
+    "deeplab_fast/training/patterns.py": LAYOUTS,
+    "deeplab_fast/training/text_files.py": LAYOUTS,
     "deeplab_fast/training/distributed.py": RECIPE,
     "deeplab_fast/training/evaluation.py": EVALUATION,
     "deeplab_fast/models/preprocessing.py": EVALUATION,
     "deeplab_fast/models/sliding_window.py": EVALUATION,
+    "deeplab_fast/training/layouts.py": LAYOUTS,
     "deeplab_fast/training/loader.py": TRAINING_DATA,
     "deeplab_fast/training/log.py": RECIPE,
     "deeplab_fast/training/loop.py": RECIPE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .guards import BACKBONES, Fault, Guard
+from .guards import BACKBONES, CHECKS, Fault, Guard
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/cli/train.py": [
@@ -40,31 +40,6 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("Python's generator not restored", '    random.setstate(state["python"])\n', ""),
         Fault("torch's generator not restored", '    torch.set_rng_state(state["torch"])\n', ""),
     ],
-    "deeplab_fast/training/data.py": [
-        Fault("255 may count", "{**ids, IGNORE: IGNORE}", "{IGNORE: IGNORE, **ids}"),
-        Fault(
-            "files in another order",
-            'for image in sorted(images.rglob("*")):',
-            'for image in sorted(images.rglob("*"), reverse=True):',
-        ),
-        Fault(
-            "suffixes in upper case left out",
-            "image.suffix.lower() in _IMAGES",
-            "image.suffix in _IMAGES",
-        ),
-        Fault("hidden files taken", ' and not image.name.startswith(".")', ""),
-        Fault("labels to ignore not known", " | {value: IGNORE for value in ignore}", ""),
-        Fault(
-            "SBD's labels for VOC's splits",
-            'if split not in ("train", "val", "trainval", "test") and (root',
-            "if (root",
-        ),
-        Fault(
-            "two classes of Cityscapes exchanged",
-            '24: "person", 25: "rider"',
-            '24: "rider", 25: "person"',
-        ),
-    ],
     "deeplab_fast/training/distributed.py": [
         Fault(
             "every process writes",
@@ -78,6 +53,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/training/evaluation.py": [
+        Fault("no labelled pixel is no error", "if not confusion.any():", "if False:", CHECKS),
         Fault(
             "all processes evaluate the same images",
             "range(distributed.rank(), len(data), distributed.world_size())",
@@ -212,6 +188,24 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/training/loop.py": [
         Fault(
+            "a resumed run is checked again",
+            "workers, check and not resumes)",
+            "workers, check)",
+            CHECKS,
+        ),
+        Fault(
+            "a run without labels goes on",
+            "            run.step.check_labelled(schedule.steps_per_epoch)\n",
+            "            pass\n",
+            CHECKS,
+        ),
+        Fault(
+            "class weights are counted in the validation data",
+            'counts["train"].pixels',
+            "[*counts.values()][-1].pixels",
+            CHECKS,
+        ),
+        Fault(
             "the model is returned instead of its average",
             "return state.result.eval()",
             "return state.model.eval()",
@@ -281,6 +275,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/training/run_folder.py": [
+        Fault(
+            "a resume without a run is silent",
+            "if resume and not has_checkpoint and distributed.rank() == 0:",
+            "if False:",
+            CHECKS,
+        ),
         Fault(
             "class of the model not compared",
             '            "model": type(model).__name__,\n',
@@ -404,6 +404,18 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/training/step.py": [
         Fault(
+            "part of an epoch must have labels",
+            "        if self.updates < least:\n            return\n",
+            "",
+            CHECKS,
+        ),
+        Fault(
+            "labels of earlier epochs count",
+            "        self.label_weight.zero_()\n",
+            "",
+            CHECKS,
+        ),
+        Fault(
             "the average is one update late",
             "        state.scaler.step(state.optimizer)\n"
             "        state.scaler.update()\n"
@@ -443,6 +455,12 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/training/metrics.py": [
+        Fault(
+            "one class in the ground truth is taken for one prediction",
+            "if len(predicted) == 1 < len(present) else None",
+            "if len(predicted) == 1 else None",
+            CHECKS,
+        ),
         Fault(
             "rows and columns exchanged",
             "target[counts].long() * num_classes + prediction[counts].long()",
