@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def coco(root: str | Path, split: str, exif: Exif = "auto") -> SegmentationData:
         raise TrainingError(f"{path}: no images (expected at least one)")
     folder = _image_folder(root, path, split, next(iter(images.values()))[0])
     pairs = [
-        (folder / name, CocoLabels(path, name, (width, height), json.dumps(objects[id]).encode()))
+        (folder / name, CocoLabels(path, name, (width, height), pickle.dumps(objects[id])))
         for id, (name, width, height) in images.items()
     ]
     return check_files(SegmentationData(pairs, tuple(names), exif=exif))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class CocoLabels:
         path: the COCO file, for error messages.
         image: name of the image in it, for error messages.
         size: (width, height) of the image.
-        objects: JSON list of [class, segmentation]. As bytes they take less memory than Python's
+        objects: pickled list of (class, segmentation). As bytes they take less memory than Python's
             lists, and worker processes share them.
     """
 
@@ -45,7 +45,7 @@ class CocoLabels:
             TrainingError: a segmentation is malformed.
         """
         drawn = []
-        for label, segmentation in json.loads(self.objects):
+        for label, segmentation in pickle.loads(self.objects):
             try:
                 mask = _mask(segmentation, self.size)
             except (ValueError, TypeError, KeyError, IndexError) as error:

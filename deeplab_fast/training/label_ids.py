@@ -68,8 +68,8 @@ def _packed(key: int | Color, by_color: bool) -> int:
     channels = key if isinstance(key, tuple) else ()
     if by_color and len(channels) == 3 and all(0 <= channel <= 255 for channel in channels):
         return pack_color(channels)
-    if isinstance(key, int) and 0 <= key <= _MAX_VALUE:
-        return key
+    if isinstance(key, (int, np.integer)) and 0 <= key <= _MAX_VALUE:
+        return int(key)
     raise TrainingError(
         f"label_ids: expected numbers of 0 to {_MAX_VALUE} or colours (red, green, blue) of 0 to "
         f"255 each, got {key!r}"

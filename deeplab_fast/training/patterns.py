@@ -7,11 +7,16 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from PIL import Image
+
 from .._io.folders import files_below
 from .data import SegmentationData
 from .errors import TrainingError
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_IMAGES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".j2k",
+)  # fmt: skip
+_UNREADABLE = (".heic", ".heif", ".hif", ".jxl")  # photos that Pillow reads with a plugin only
 _LABELS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
 _NUM_NAMES_SHOWN = 5
 
@@ -42,7 +47,7 @@ class Pattern:
             )
         self.path = (root / filled).as_posix()
         self.has_extension = PurePosixPath(filled).suffix not in ("", ".")
-        ending = "" if self.has_extension else "|".join(map(re.escape, _IMAGES))
+        ending = "" if self.has_extension else "|".join(map(re.escape, _IMAGES + _UNREADABLE))
         first, *others = self.path.split("{name}")
         regex = re.escape(first) + "(?P<name>.+)" + "(?P=name)".join(map(re.escape, others))
         self._regex = re.compile(f"{regex}(?:{ending})", re.IGNORECASE | re.DOTALL)
@@ -90,7 +95,18 @@ def find_pairs(images: Pattern, labels: Pattern) -> list[tuple[Path, Path]]:
         raise TrainingError(
             f"{images.folder}: no images like {images.text} (expected at least one)"
         )
+    unreadable = [path for path in names if path.suffix.lower() in _UNREADABLE]
+    unreadable = [path for path in unreadable if not _is_readable(path)]
+    if unreadable:
+        raise TrainingError(
+            f"{unreadable[0]}: not readable, as {len(unreadable)} of {len(names)} images "
+            "(expected JPEG, PNG, ...: convert HEIC and JPEG XL first)"
+        )
     return [(path, labels.path_of(name)) for path, name in names.items()]
+
+
+def _is_readable(path: Path) -> bool:
+    return path.suffix.lower() in Image.registered_extensions()
 
 
 def check_files(data: SegmentationData) -> SegmentationData:

@@ -191,7 +191,7 @@ def test_too_large_is_not_damaged(tmp_path, monkeypatch):
     """Pillow refuses images of more than twice its limit."""
     data = data_of(tmp_path, 1, np.zeros((6, 9)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    message = r"photo.png: too large: .*54 pixels.* exceeds limit of 40 pixels"
+    message = r"photo.png: too large: .*54 pixels"
     for read in (data.read, data.image_size):
         with pytest.raises(TrainingError, match=message):
             read(0)

@@ -130,6 +130,17 @@ def test_an_image_is_not_proposed_as_its_labels(tmp_path):
         names_of(tmp_path)
 
 
+def test_images_that_cannot_be_read_are_not_left_out(tmp_path):
+    write(tmp_path, "images/train/a.jpg", "labels/train/a.png", "labels/train/b.png")
+    (tmp_path / "images/train/b.HEIC").write_bytes(b"")
+    with pytest.raises(
+        TrainingError, match=r"b.HEIC: not readable, as 1 of 2 images \(expected JP"
+    ):
+        names_of(tmp_path)
+    patterns = {"images": "images/{split}/{name}.jpg"}
+    assert len(names_of(tmp_path, **patterns)) == 1
+
+
 def test_missing_labels_are_counted(tmp_path):
     write(tmp_path, *(f"images/train/{name}.jpg" for name in "abcdefgh"), "labels/train/a.png")
     message = (

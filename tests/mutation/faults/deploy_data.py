@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from .guards import Fault
+from .guards import EXIF, Fault
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/_io/folders.py": [
         Fault("links that loop", "    if real in outer:\n        return\n", ""),
         Fault("hidden files taken", 'entry.name.startswith(".")', "False"),
+    ],
+    "deeplab_fast/_io/images.py": [
+        Fault(
+            "Pillow turns TIFF images",
+            '_orientation(image) if image.format == "TIFF" else 1',
+            "1",
+            EXIF,
+        ),
+        Fault(
+            "TIFF images turned back the wrong way",
+            "_STORED.get(orientation, _UPRIGHT[orientation])",
+            "_UPRIGHT[orientation]",
+            EXIF,
+        ),
+        Fault(
+            "the header's size of a TIFF image",
+            'if image.format == "TIFF":  #',
+            "if False:  #",
+            EXIF,
+        ),
+        Fault(
+            "EXIF data behind the pixels",
+            "(exif := _last_exif_chunk(image.fp))",
+            '(exif := b"")',
+            EXIF,
+        ),
+        Fault("a transposition that keeps the size", "if 5 <= self", "if 6 <= self", EXIF),
     ],
     "deeplab_fast/training/coco.py": [
         Fault("the root category of Roboflow is a class", "if name in parents and", "if False and"),

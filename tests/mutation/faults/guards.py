@@ -55,6 +55,7 @@ ENTROPY = Guard(
 )
 ENTROPY_CPU = Guard("test_upsample_cross_entropy_limits.py cpu or threads_share", "_C")
 ENTROPY_TRITON = Guard("test_upsample_cross_entropy_limits.py triton")
+EXIF = Guard("test_exif.py")
 EVALUATION = Guard("test_evaluation.py not command and not wrong_arguments")
 FAR = "test_large_offsets.py"
 FAR_CONV = Guard(f"{FAR} test_convolution or weight_gradient or bias_gradient or on_the_way")
