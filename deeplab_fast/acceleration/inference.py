@@ -7,7 +7,8 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -52,6 +53,11 @@ class AcceleratedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the original model in evaluation mode."""
+        if isinstance(args, fx.Proxy) or any(isinstance(value, fx.Proxy) for value in args):
+            raise TraceError(
+                "torch.fx cannot trace an AcceleratedModel: trace the model on which accelerate() "
+                "was called"
+            )
         return self._run(self.network, *args, **kwargs)
 
     @torch.no_grad()

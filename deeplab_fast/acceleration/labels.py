@@ -14,7 +14,7 @@ from ..ops._arguments import integer, positive_pair, wrong_type
 from ..ops.upsample_argmax import upsample_argmax
 
 LOGITS_NAMES = ("out", "logits")
-_MAX_LABELS = {torch.uint8: 256, torch.int32: 2**31, torch.int64: 2**63}
+_MAX_LABELS = {torch.uint8: 256, torch.int32: 2**31, torch.int64: 2**63 - 1}
 
 
 def logits_of(output: Any) -> Tensor:

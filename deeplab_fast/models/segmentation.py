@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..backends import tuning
 from ..ops._arguments import check_tensor
@@ -180,7 +180,8 @@ class SegmentationModel(nn.Module):
         return tuning.tune(lambda: self.predict(images), images.device, self)
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
-        self._check(images)
+        if not isinstance(images, fx.Proxy):
+            self._check(images)
         features: dict[str, Tensor] = self.backbone(images)
         return features
 

@@ -11,7 +11,7 @@ from .._native.memory_format import empty_like_format
 from ..backends import registry
 from ..backends.arguments import UpsampleCrossEntropy, UpsampleCrossEntropyBackward
 from ._arguments import (
-    INT64_END,
+    INT64_MAX,
     boolean,
     check_logits,
     check_tensor,
@@ -71,7 +71,7 @@ def upsample_cross_entropy(
     if weight is not None:
         _check_weight(logits, weight)
     ignore_index = integer(ignore_index, "ignore_index")
-    if not -INT64_END <= ignore_index < INT64_END:
+    if not -INT64_MAX - 1 <= ignore_index <= INT64_MAX:
         raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
     if not isinstance(reduction, str):
         raise wrong_type("reduction", f"one of {', '.join(_REDUCTIONS)}", reduction)
