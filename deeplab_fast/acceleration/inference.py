@@ -16,9 +16,9 @@ from ..backends import registry
 from ..models.deeplab import DeepLab
 from ..models.fusion import FoldedASPP, FusedModule, fuse_without_copy
 from ..models.inference import InferenceModel
+from ..models.segmentation import check_images
 from ..nn.deferred import deferred_upsampling
 from ..ops import _transforms
-from ..ops._arguments import check_tensor
 from .labels import labels_of, logits_of
 from .report import Entry, Report
 from .summary import entries_of
@@ -98,7 +98,7 @@ class AcceleratedModel(nn.Module):
 
         >>> labels = model.predict(images, dtype=torch.uint8)
         """
-        check_tensor(images, "images")
+        check_images(images)
         if images.dim() == 3:
             return self.predict(images[None], size, dtype)[0]
         if images.dim() != 4:

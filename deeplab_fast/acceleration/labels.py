@@ -84,7 +84,7 @@ def labels_of(
     ends_with_sigmoid: bool | None,
 ) -> Tensor:
     """Labels [N, height, width]; see :meth:`AcceleratedModel.predict`."""
-    if dtype not in _MAX_LABELS:
+    if not isinstance(dtype, torch.dtype) or dtype not in _MAX_LABELS:
         raise wrong_type("dtype", "torch.int64, torch.int32 or torch.uint8", dtype)
     if size is not None:
         height, width = positive_pair(size, "size", integer)

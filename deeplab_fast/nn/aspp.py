@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..ops._arguments import check_tensor, int_list, integer
 from .conv import conv_norm_relu
 from .pyramid import atrous_branches, is_atrous_branch, project
 
@@ -67,7 +68,9 @@ class ASPP(nn.Module):
             raise ValueError(f"project_size: expected 1 or 3, got {project_size}")
         self.convs: Any
         self.project: Any
-        shape = in_channels, out_channels
+        atrous_rates = int_list(atrous_rates, "atrous_rates")
+        out_channels = integer(out_channels, "out_channels")
+        shape = integer(in_channels, "in_channels"), out_channels
         branches = [conv_norm_relu(*shape)]
         for rate in atrous_rates:
             branches.append(conv_norm_relu(*shape, 3, rate, separable, depthwise_norm))
@@ -96,6 +99,7 @@ class ASPP(nn.Module):
         return output
 
     def _check_batch(self, input: Tensor) -> None:
+        check_tensor(input, "input")
         norm = self.convs[-1][2]
         if type(norm) is nn.BatchNorm2d and norm.training and input.size(0) == 1:
             raise ValueError(

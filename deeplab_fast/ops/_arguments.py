@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 INT64_MAX = 2**63 - 1
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def wrong_type(name: str, expected: str, value: Any) -> TypeError:
@@ -64,9 +65,11 @@ def _list(values: Any, name: str, elements: str) -> list[Any]:
 
 
 def integer(value: Any, name: str) -> int:
-    if isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise wrong_type(name, "an int", value) from None

@@ -243,7 +243,7 @@ def saved_and_loaded(traced):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
-@pytest.mark.parametrize("target", [{"size": (33, 40)}, {"scale_factor": (3.7, 0.29)}])
+@pytest.mark.parametrize("target", [{"size": (33, 40)}, {"scale_factor": (0.29, 3.7)}])
 def test_jit_trace_of_upsample_argmax(dtype, target):
     def labels(logits):
         return upsample_argmax(logits, dtype=dtype, **target)
