@@ -28,6 +28,9 @@ def accelerate(model: nn.Module, *, inference: bool = False, verbose: bool = Fal
     With ``inference``, the result is an :class:`AcceleratedModel`, a copy with folded batch norms
     and fused convolutions, whose ``predict`` gives labels without logits at full resolution.
 
+    torch.fx, FX quantisation and torch.jit.trace accept a model that was accelerated in place. Of a
+    copy for inference torch.fx makes no graph: trace ``model`` instead.
+
     Other parts run as before. If there is nothing to accelerate, the result is ``model`` itself,
     and the logger ``deeplab_fast`` says so.
 

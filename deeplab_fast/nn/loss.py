@@ -23,7 +23,8 @@ class UpsampleCrossEntropyLoss(nn.Module):
     upsampling or, within :func:`deeplab_fast.deferred_upsampling`, the output of a model that
     upsamples them itself.
 
-    Logits that have the size of the target already go to F.cross_entropy on a CPU.
+    Logits that have the size of the target already go to F.cross_entropy on a CPU. Logits of one
+    channel give the binary cross entropy of classes 0 and 1.
 
     The call is that of the losses of segmentation_models_pytorch, ``loss(logits, masks)``. Its
     ``SoftCrossEntropyLoss(smooth_factor=s)`` is this loss with ``label_smoothing=s``, but its

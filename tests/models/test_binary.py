@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from deeplab_fast import DeepLabV3, DeepLabV3Plus, upsample_cross_entropy
 from deeplab_fast.models.sliding_window import predict_labels
 from deeplab_fast.nn import UpsampleCrossEntropyLoss, UpsampleDiceLoss, UpsampleFocalLoss
+from deeplab_fast.training import Recipe, TrainingError, evaluate, folder, train
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +145,28 @@ def test_learns():
     loss = upsample_cross_entropy(model.logits(images)["out"], target)
     (grad,) = torch.autograd.grad(loss, model.classifier[-1].bias)
     assert grad < -0.1
+
+
+@pytest.mark.slow
+def test_training_and_evaluation_with_two_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("images/train", "labels/train"):
+        (tmp_path / name).mkdir(parents=True)
+    for i in range(2):
+        labels = np.zeros((48, 48), np.uint8)
+        labels[:, 24:] = 1
+        pixels = rng.integers(0, 60, (48, 48, 3)) + 180 * labels[..., None]
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"images/train/{i}.png")
+        Image.fromarray(labels).save(tmp_path / f"labels/train/{i}.png")
+    (tmp_path / "classes.txt").write_text("other\nroad\n")
+    data = folder(tmp_path, "train")
+    torch.manual_seed(0)
+    model = DeepLabV3("mobilenet_v2", 1, 16)
+    recipe = Recipe(epochs=2, batch_size=2, crop_size=(32, 32), class_weights=(1.0, 2.0))
+    train(model, data, data, recipe, tmp_path / "run", workers=0)
+    trained = DeepLabV3.from_pretrained(tmp_path / "run/last.safetensors")
+    assert (trained.num_labels, trained.label_names) == (2, ("background", "road"))
+    scores = evaluate(trained, data, workers=0, quiet=True)
+    assert scores.confusion.shape == (2, 2)
+    with pytest.raises(TrainingError, match="expected 2 classes as in the data, got 3"):
+        train(DeepLabV3("mobilenet_v2", 3, 16), data, data, recipe, tmp_path / "other", workers=0)
