@@ -28,6 +28,9 @@ def accelerate(model: nn.Module, *, inference: bool = False, verbose: bool = Fal
     With ``inference``, the result is an :class:`AcceleratedModel`, a copy with folded batch norms
     and fused convolutions, whose ``predict`` gives labels without logits at full resolution.
 
+    torch.fx, FX quantisation and torch.jit.trace accept a model that was accelerated in place. Of a
+    copy for inference torch.fx makes no graph: trace ``model`` instead.
+
     Other parts run as before. If there is nothing to accelerate, the result is ``model`` itself,
     and the logger ``deeplab_fast`` says so.
 
@@ -102,5 +105,7 @@ def _line(error: Exception) -> str:
 
 def restore(model: nn.Module) -> nn.Module:
     """Undo :func:`accelerate` without ``inference``, in place. Returns ``model``."""
+    if not isinstance(model, nn.Module):
+        raise wrong_type("model", "an nn.Module", model)
     restore_parts(model)
     return model

@@ -107,7 +107,8 @@ class Segmenter:
 
     def name(self, label: int) -> str:
         """Name of a class, or its number if the model has no names."""
-        return self.model.categories[label] if self.model.categories else f"class {label}"
+        names = self.model.label_names
+        return names[label] if names else f"class {label}"
 
 
 def _segment_file(segment: Segmenter, path: Path, label_path: Path, overlay_path: Path) -> None:

@@ -27,13 +27,14 @@ def check_compatible(
     except ValueError as error:
         raise TrainingError(str(error)) from error
     _check_batch_size(recipe, next(model.parameters()).device)
-    classes, outputs = len(train_data.classes), model.classifier[-1].out_channels
+    # One output channel stands for two classes.
+    classes, labels = len(train_data.classes), max(2, model.classifier[-1].out_channels)
     if classes < 2:
         raise TrainingError(
             f"classes: expected two or more, such as background and {train_data.classes[0]}, got 1"
         )
-    if outputs != classes:
-        raise TrainingError(f"model: expected {classes} classes as in the data, got {outputs}")
+    if labels != classes:
+        raise TrainingError(f"model: expected {classes} classes as in the data, got {labels}")
     weights = recipe.class_weights
     if weights not in (None, "auto") and len(weights) != classes:
         raise TrainingError(f"class_weights: expected {classes} numbers, got {len(weights)}")

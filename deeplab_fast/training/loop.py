@@ -109,7 +109,8 @@ def train(
     check_compatible(model, train_data, val_data, recipe)
     resumes = has_run(Path(output), resume)
     recipe = _checked(train_data, val_data, recipe, workers, check and not resumes)
-    model.categories = train_data.classes
+    is_binary = model.classifier[-1].out_channels == 1
+    model.categories = train_data.classes[is_binary:]
     folder = RunFolder(Path(output), resume_settings(model, train_data, recipe))
     state = TrainingState(model, recipe)
     folder.start_or_resume(state, recipe.seed)
