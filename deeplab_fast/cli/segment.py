@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from .._io.palette import label_image, overlay
+from .._io.overlay import Painting, overlay
+from .._io.palette import label_image
 from ..models import InferenceModel
-from ..models.preprocessing import network_input
 from .device import add_device, add_dtype, find_device, out_of_memory
 from .errors import UserError, reason
 from .images import find_images, read_image, result_names, write_png
-from .weights import WEIGHTS, load_model
+from .painting import add_painting, painting_from
+from .weights import WEIGHTS, load_for_photos
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,6 +43,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FOLDER",
         help="folder of the results, which keep the images' subfolders (default: segmented)",
     )
+    add_painting(parser)
     add_device(parser)
     add_dtype(parser, "float32", "float32")
     parser.set_defaults(run=run)
@@ -57,7 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not images:
         return 1
     with out_of_memory("another --device"):
-        segment = Segmenter(arguments.weights, device, getattr(torch, arguments.dtype))
+        dtype = getattr(torch, arguments.dtype)
+        model, num_classes = load_for_photos(arguments.weights, device, dtype)
+    painting = painting_from(arguments, model, num_classes)
     _make_folder(arguments.output)
     taken = {os.path.realpath(image) for image in images}
     names = result_names(images)
@@ -71,51 +74,20 @@ def run(arguments: argparse.Namespace) -> int:
                         "(expected another --output)"
                     )
             with out_of_memory("a smaller image"):
-                _segment_file(segment, image, *results)
+                _segment_file(model, painting, image, *results)
         except UserError as error:
             failures += _complain(f"{os.path.relpath(image)}: {error}")
     return 1 if failures else 0
 
 
-class Segmenter:
-    """A network that labels images of any size."""
-
-    def __init__(self, weights: str, device: torch.device, dtype: torch.dtype) -> None:
-        model = load_model(weights).to(device)
-        try:
-            model.preprocessing.check_takes_photos()
-        except ValueError as error:
-            raise UserError(f"--weights: {weights}: {error}") from error
-        self.model: InferenceModel = model.prepare_for_inference(dtype)
-        self.num_classes = model.config["num_classes"]
-        if self.num_classes > 2**16:
-            raise UserError(
-                f"--weights: {weights} has {self.num_classes} classes (expected at most 65536, "
-                "what a label PNG can hold)"
-            )
-        self.device = device
-
-    def __call__(self, photo: Image.Image) -> np.ndarray:
-        """Labels [H, W] of a whole RGB photo, at its original size."""
-        pixels = network_input(photo, self.model.preprocessing, self.model.align_corners)
-        labels = self.model.predict(
-            pixels.to(self.device),
-            size=(photo.height, photo.width),
-            dtype=torch.uint8 if self.num_classes <= 256 else torch.int32,
-        )[0]
-        return labels.cpu().numpy()
-
-    def name(self, label: int) -> str:
-        """Name of a class, or its number if the model has no names."""
-        return self.model.categories[label] if self.model.categories else f"class {label}"
-
-
-def _segment_file(segment: Segmenter, path: Path, label_path: Path, overlay_path: Path) -> None:
+def _segment_file(
+    model: InferenceModel, painting: Painting, path: Path, label_path: Path, overlay_path: Path
+) -> None:
     photo = read_image(path)
-    labels = segment(photo)
+    labels = painting.keep_only(model.segment(photo))
     for image, result in (
-        (label_image(labels), label_path),
-        (overlay(photo, labels), overlay_path),
+        (label_image(labels, painting.palette), label_path),
+        (overlay(photo, labels, painting), overlay_path),
     ):
         try:
             write_png(image, result)
@@ -126,7 +98,7 @@ def _segment_file(segment: Segmenter, path: Path, label_path: Path, overlay_path
     classes, counts = np.unique(labels, return_counts=True)
     for index in np.argsort(-counts, kind="stable"):
         share = 100 * counts[index] / labels.size
-        lines.append(f"  {share:5.1f} %  {segment.name(int(classes[index]))}")
+        lines.append(f"  {share:5.1f} %  {painting.name(int(classes[index]))}")
     tqdm.write("\n".join(lines))
 
 

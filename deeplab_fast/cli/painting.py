@@ -1,0 +1,57 @@
+"""Arguments that say how classes are drawn."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .._io.overlay import Painting, painting_of
+from ..models import InferenceModel
+from .errors import UserError
+
+
+def add_painting(parser: Any) -> None:
+    """Add --only and --alpha."""
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="CLASS",
+        help="names or numbers of the classes to draw and to keep in labels, where the others "
+        "become 0 if class 0 is the background, else 255",
+    )
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=0.6,
+        metavar="X",
+        help="opacity of the colours in overlays, from 0 to 1 (default: 0.6)",
+    )
+
+
+def painting_from(
+    arguments: argparse.Namespace, model: InferenceModel, num_classes: int
+) -> Painting:
+    """How the classes of ``model`` are drawn.
+
+    Raises:
+        UserError: the network has no such class, or ``--alpha`` is out of range.
+    """
+    if not 0 <= arguments.alpha <= 1:
+        raise UserError(f"--alpha {arguments.alpha}: expected a number from 0 to 1")
+    only = arguments.only and [
+        _class(name, model.categories, num_classes) for name in arguments.only
+    ]
+    return painting_of(model.categories, num_classes, None, only, arguments.alpha)
+
+
+def _class(name: str, categories: tuple[str, ...] | None, num_classes: int) -> int:
+    """The class with a name, without regard to case, or with a number."""
+    names = [category.casefold() for category in categories or ()]
+    if name.casefold() in names:
+        return names.index(name.casefold())
+    if name.isdecimal() and int(name) < num_classes:
+        return int(name)
+    known = f"a number from 0 to {num_classes - 1}"
+    if categories is not None:
+        known = f"{', '.join(categories)}, or {known}"
+    raise UserError(f"--only {name}: no such class (expected {known})")
