@@ -111,7 +111,8 @@ def test_cutout():
         cut = cutout(photo, LABELS, painting)
         assert cut.mode == "RGBA"
         assert np.array_equal(np.asarray(cut)[..., 3], 255 * opaque)
-        assert np.array_equal(np.asarray(cut)[..., :3], np.asarray(photo))
+        expected = np.where(opaque[..., None], np.asarray(photo), 0)  # nothing of the rest
+        assert np.array_equal(np.asarray(cut)[..., :3], expected)
 
 
 def test_palette():
