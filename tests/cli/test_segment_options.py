@@ -82,6 +82,7 @@ def test_views(options, views, prepared, weights, predict, capsys):
             "--output -: expected one result, got --labels-only, --cutout",
         ),
         (["--output", "-", "--cutout", "--legend"], "--legend: expected an overlay, which is not"),
+        (["--output", "-", "--cutout", "--palette", "p"], "--palette: expected labels or an over"),
     ],
 )
 def test_wrong_options(options, message, stand_in, capsys):
