@@ -15,7 +15,8 @@ FAULTS: dict[str, list[Fault]] = {
         Fault(
             "long names cut by the border", "max(picture.width, columns * column)", "picture.width"
         ),
-        Fault("names as long as they like", "if len(name) <= _LONGEST_NAME", "if True"),
+        Fault("names as long as they like", "if len(name) > _LONGEST_NAME", "if False"),
+        Fault("boxes for letters", "if all(bytes(font", "if any(bytes(font"),
     ],
     "deeplab_fast/_io/overlay.py": [
         Fault("class 0 is always background", "if name in _BACKGROUND)", "if label == 0)"),
