@@ -49,7 +49,6 @@ def test_a_real_class_0_is_painted():
         (("road", "sidewalk"), 2, set()),  # Cityscapes
         (("Sky", "Road", "Unlabelled"), 3, {2}),  # CamVid
         (("road", "other"), 2, set()),
-        (None, 1, {0}),
         (None, 2, {0}),
         (None, 21, {0}),
         (None, 19, set()),

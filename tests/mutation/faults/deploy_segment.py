@@ -20,7 +20,7 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/_io/overlay.py": [
         Fault("class 0 is always background", "if name in _BACKGROUND)", "if label == 0)"),
-        Fault("21 unnamed classes without background", "(1, 2, 21)", "(1, 2)"),
+        Fault("21 unnamed classes without background", "(2, 21)", "(2,)"),
         Fault(
             "overlay of all classes",
             "self.background if self.only is None else self.only:",
