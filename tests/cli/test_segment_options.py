@@ -398,7 +398,10 @@ def test_jpeg_2000(monkeypatch):
         assert not {".jp2", ".j2k"} & {*foreign_extensions()}
         photo().save("photo.jp2", irreversible=False)
         assert np.array_equal(np.asarray(read_photo("photo.jp2")), np.asarray(photo()))
+    Path("photo.jp2").write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n")
     monkeypatch.setattr(features, "check", lambda name: False)
+    with pytest.raises(ImageError, match=r"JPEG 2000 \(expected .*: convert it first"):
+        read_photo("photo.jp2")
     assert {".jp2", ".j2k"} <= {*foreign_extensions()}
     assert not {".jp2", ".j2k"} & {*image_extensions()}
 
