@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from .._io.overlay import Painting, painting_of
+from .._io.palette_file import PaletteError, read_palette
 from ..models import InferenceModel
 from .errors import UserError
 
 
 def add_painting(parser: Any) -> None:
-    """Add --only and --alpha."""
+    """Add --only, --palette and --alpha."""
     parser.add_argument(
         "--only",
         nargs="+",
@@ -20,9 +22,15 @@ def add_painting(parser: Any) -> None:
         "become 0 if class 0 is the background, else 255",
     )
     parser.add_argument(
+        "--palette",
+        type=Path,
+        metavar="FILE",
+        help="colours of the classes: lines of R,G,B or NAME,R,G,B, JSON, or an image with a "
+        "palette (default: PASCAL VOC's)",
+    )
+    parser.add_argument(
         "--alpha",
         type=float,
-        default=0.6,
         metavar="X",
         help="opacity of the colours in overlays, from 0 to 1 (default: 0.6)",
     )
@@ -34,14 +42,21 @@ def painting_from(
     """How the classes of ``model`` are drawn.
 
     Raises:
-        UserError: the network has no such class, or ``--alpha`` is out of range.
+        UserError: the network has no such class, the palette cannot be used, or ``--alpha`` is out
+            of range.
     """
-    if not 0 <= arguments.alpha <= 1:
-        raise UserError(f"--alpha {arguments.alpha}: expected a number from 0 to 1")
-    only = arguments.only and [
-        _class(name, model.categories, num_classes) for name in arguments.only
-    ]
-    return painting_of(model.categories, num_classes, None, only, arguments.alpha)
+    alpha = 0.6 if arguments.alpha is None else arguments.alpha
+    if not 0 <= alpha <= 1:
+        raise UserError(f"--alpha {alpha}: expected a number from 0 to 1")
+    categories = model.categories
+    only = arguments.only and [_class(name, categories, num_classes) for name in arguments.only]
+    palette = None
+    if arguments.palette is not None:
+        try:
+            palette = read_palette(arguments.palette, categories, num_classes)
+        except PaletteError as error:
+            raise UserError(f"--palette {arguments.palette}: {error}") from error
+    return painting_of(categories, num_classes, palette, only, alpha)
 
 
 def _class(name: str, categories: tuple[str, ...] | None, num_classes: int) -> int:
