@@ -117,6 +117,7 @@ class VideoReader:
 
     def __init__(self, source: str | os.PathLike[str], format: str | None = None) -> None:
         self._av = import_av()
+        self._is_device = format is not None
         try:
             self._container = self._av.open(os.fspath(source), format=format)
         except OSError as error:
@@ -251,6 +252,8 @@ class VideoReader:
         if matrix is None:  # not stored; players guess by the size
             matrix = _BT709 if frame.height > 576 else _BT601
         if self._last_time is None:
+            if self._is_device and frame.pts is not None:  # its clock began long ago
+                self._start_time = frame.pts * self.time_base
             self._stored_size = frame.width, frame.height
             aspect = self._stream.sample_aspect_ratio
             self.pixel_aspect = 1 / aspect if aspect and _is_sideways(turn) else aspect or None
@@ -299,8 +302,8 @@ def _is_known(audio: Any) -> bool:
     return audio.codec_context is not None and bool(audio.codec_context.sample_rate)
 
 
-# A display matrix [a b u; c d v; x y w] maps the pixel (p, q) to (a p + c q, b p + d q), in units of
-# 1/65536 (FFmpeg's libavutil/display.h). Angles between the right ones are rounded to them.
+# A display matrix [a b u; c d v; x y w] moves the pixel (p, q) to (a p + c q, b p + d q), up to a
+# factor and an offset (FFmpeg's libavutil/display.h). Other angles are rounded to right ones.
 _NO_TURN = np.array([1, 0, 0, 0, 1, 0, 0, 0, 1], np.int32).tobytes()
 
 
