@@ -18,9 +18,9 @@ def class_shares(labels: np.ndarray) -> list[tuple[int, float]]:
     >>> class_shares(np.array([[0, 3, 3, 3]]))
     [(3, 0.75), (0, 0.25)]
     """
-    classes, counts = np.unique(labels, return_counts=True)
+    counts = np.bincount(labels.ravel())
     order = np.argsort(-counts, kind="stable")
-    return [(int(classes[index]), float(counts[index] / labels.size)) for index in order]
+    return [(int(label), float(counts[label] / labels.size)) for label in order if counts[label]]
 
 
 def with_legend(picture: Image.Image, labels: np.ndarray, painting: Painting) -> Image.Image:

@@ -149,6 +149,9 @@ def _run(arguments: argparse.Namespace, kinds: list[_Kind]) -> int:
         return 1
     if arguments.output == _STDOUT and len(images) > 1:
         raise UserError(f"--output -: expected one image, got {len(images)}")
+    taken = {os.path.realpath(image) for image in images if image != STDIN}
+    if arguments.json is not None and os.path.realpath(arguments.json) in taken:
+        raise UserError(f"--json {arguments.json}: expected a file that is not an input")
     with out_of_memory("another --device"):
         dtype = getattr(torch, arguments.dtype)
         model, num_classes = load_for_photos(arguments.weights, device, dtype)
@@ -161,9 +164,6 @@ def _run(arguments: argparse.Namespace, kinds: list[_Kind]) -> int:
     )
     if arguments.output != _STDOUT:
         _make_folder(arguments.output)
-    taken = {os.path.realpath(image) for image in images if image != STDIN}
-    if arguments.json is not None and os.path.realpath(arguments.json) in taken:
-        raise UserError(f"--json {arguments.json}: expected a file that is not an input")
     names = result_names(images)
     records = []
     for image in tqdm(images, unit="image", leave=False, disable=None):
@@ -216,8 +216,11 @@ def _kinds(arguments: argparse.Namespace) -> list[_Kind]:
         if sys.stdout.isatty():
             raise UserError("--output -: standard output is a terminal (expected a pipe or a file)")
     if _OVERLAY not in kinds:
-        for option in ("alpha", "legend"):
-            if getattr(arguments, option) not in (None, False):
+        for option, is_given in (
+            ("alpha", arguments.alpha is not None),
+            ("legend", arguments.legend),
+        ):
+            if is_given:
                 raise UserError(f"--{option}: expected an overlay, which is not written")
     if "-" in arguments.images and sys.stdin.isatty():
         raise UserError("-: standard input is a terminal (expected an image)")
