@@ -103,9 +103,9 @@ class VideoReader:
             primaries and of the transfer function.
         audio: audio streams, whose packets are among the items.
         left_out: what a copy will lack, in words.
-        undecodable, corrupt: how many frames so far could not be decoded, and how many were decoded
-            with errors.
-        first_damage: time in seconds of the first of these.
+        decoded, undecodable, corrupt: how many frames so far were decoded, how many could not be,
+            and how many of the decoded ones have errors.
+        first_damage: number, from 1, and time in seconds of the first of these.
         cut_short: why the file ends too early, or None; known after the last frame.
 
     Raises:
@@ -151,10 +151,6 @@ class VideoReader:
         codecs = {stream.codec_context.codec.canonical_name for stream in self.audio}
         return ".mp4" if codecs <= _AUDIO_OF_MP4 else ".mkv"
 
-    def seconds(self, time: int) -> float:
-        """The time of a frame in seconds."""
-        return float(time * self.time_base)
-
     def _start(self) -> None:
         streams = _video_streams(self._container)
         if not streams:
@@ -179,9 +175,10 @@ class VideoReader:
         # A copy begins at 0, as FFmpeg's own do: the clock of a broadcast may begin at hours.
         self._start_time = Fraction(max(0, self._container.start_time or 0), 10**6)
         self._last_time: int | None = None
-        self._end = 0.0
-        self.undecodable = self.corrupt = 0
-        self.first_damage: float | None = None
+        self._next_time = 0  # when the last frame ends
+        self._end = 0.0  # of all packets
+        self.decoded = self.undecodable = self.corrupt = 0
+        self.first_damage: tuple[int, float] | None = None
         self.cut_short: str | None = None
 
         frames = self._read()
@@ -232,19 +229,20 @@ class VideoReader:
         except self._av.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
+            self._note_damage()  # a decoder with threads raises it when the frame's turn comes
             self.undecodable += 1
-            self._note_damage(packet)
             return
         for frame in frames:
             if frame.is_corrupt:
+                self._note_damage()
                 self.corrupt += 1
-                self._note_damage(frame)
+            self.decoded += 1
             yield self._converted(frame)
 
-    def _note_damage(self, item: Any) -> None:
+    def _note_damage(self) -> None:
         if self.first_damage is None:
-            time = 0 if item is None or item.pts is None else item.pts * self.time_base
-            self.first_damage = max(0.0, float(time - self._start_time))
+            number = self.decoded + self.undecodable + 1
+            self.first_damage = number, float(self._next_time * self.time_base)
 
     def _converted(self, frame: Any) -> Frame:
         turn = np.frombuffer(frame.side_data.get("DISPLAYMATRIX") or _NO_TURN, np.int32)
@@ -270,16 +268,14 @@ class VideoReader:
             src_color_range=frame.color_range or _LIMITED,
             dst_color_range=_FULL,
         ).to_ndarray()
-        default = max(1, round(1 / (self.frame_rate * self.time_base)))
-        before = -1 if self._last_time is None else self._last_time
-        if frame.pts is None:  # as in raw streams
-            time = before + (default if before >= 0 else 1)
-        else:
+        time = self._next_time  # of raw streams, which have no times
+        if frame.pts is not None:
             time = frame.pts - round(self._start_time / self.time_base)
-            if self._last_time is not None:
-                time = max(time, self._last_time + 1)
-        self._last_time = time
-        return Frame(_upright(pixels, turn), time, frame.duration or default)
+        if self._last_time is not None:
+            time = max(time, self._last_time + 1)
+        duration = frame.duration or max(1, round(1 / (self.frame_rate * self.time_base)))
+        self._last_time, self._next_time = time, time + duration
+        return Frame(_upright(pixels, turn), time, duration)
 
     def _missing_end(self) -> str | None:
         names = set(self._container.format.name.split(","))

@@ -147,7 +147,8 @@ class _Recording:
     def __iter__(self) -> Iterator[tuple[Any, np.ndarray | None]]:
         """Frames and their labels, and packets of audio and None."""
         total = self.max_frames if self.is_camera else self.reader.num_frames
-        bar = tqdm(total=total, desc=shown(self.source), unit="frame", leave=False, disable=None)
+        name = shown(self.source) + (", until Ctrl-C" if self.is_camera else "")
+        bar = tqdm(total=total, desc=name, unit="frame", leave=False, disable=None)
         with bar, contextlib.closing(self._items()) as items:
             for item in items:
                 labels = None
@@ -239,8 +240,8 @@ def _damage(reader: VideoReader) -> str | None:
         )
         if count
     ]
-    if counts:
-        first = f"the first at {reader.first_damage:.2f} s"
+    if counts and reader.first_damage is not None:
+        first = "the first is frame {} at {:.2f} s".format(*reader.first_damage)
         return f"damaged: {', '.join(counts)}, {first} (expected a complete video)"
     return reader.cut_short
 
