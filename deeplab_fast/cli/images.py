@@ -1,4 +1,4 @@
-"""Image files: finding, decoding and writing them."""
+"""Image files: finding, decoding and writing them. Videos are found with them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,36 @@ from PIL import Image
 
 from .._io.files import replacing
 from .._io.images import ImageError, foreign_extensions, image_extensions, read_photo
+from .._io.video import VideoError, import_av
 from .errors import UserError, reason
 
 STDIN = Path("-")  # stands for the image on standard input
 
 
+# Without .ts, which in most folders is TypeScript.
+VIDEO_EXTENSIONS = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv",
+    ".flv", ".3gp", ".ogv",
+)  # fmt: skip
+VIDEO_EXTRA = 'pip install "deeplab-fast[video]"'
+
+
 class Found(NamedTuple):
-    """Images, and how many files with each extension are photos in a format we cannot read."""
+    """Files of a search.
+
+    Attributes:
+        images: images, and videos if PyAV is installed.
+        foreign: how many files with each extension are photos in a format we cannot read.
+        videos: how many videos there are that cannot be read without PyAV.
+    """
 
     images: list[Path]
     foreign: Counter[str]
+    videos: int
 
 
 def find_images(argument: str, output: Path) -> Found:
-    """The images of a file, folder or glob, sorted, as absolute paths.
+    """The images and videos of a file, folder or glob, sorted, as absolute paths.
 
     Folders are searched recursively, through links too, except for hidden names and for ``output``,
     which has the results of earlier runs. A glob is expanded as by a shell.
@@ -45,6 +61,7 @@ def find_images(argument: str, output: Path) -> Found:
     extensions = image_extensions()
     images: set[Path] = set()
     foreign: set[Path] = set()
+    videos: set[Path] = set()
     for match in matches:
         path = Path(os.path.abspath(match))
         if not os.path.exists(path):
@@ -55,14 +72,34 @@ def find_images(argument: str, output: Path) -> Found:
         for found in _search(path, output):
             if found.name.lower().endswith(extensions):
                 images.add(found)
+            elif found.name.lower().endswith(VIDEO_EXTENSIONS):
+                (images if can_read_videos() else videos).add(found)
             elif found.name.lower().endswith(foreign_extensions()):
                 foreign.add(found)
     counts = Counter(path.suffix.lower() for path in foreign)
     if not images and counts:
         raise UserError(f"no image there but {foreign_files(counts)}")
+    if not images and videos:
+        raise UserError(f"no image there but {unread_videos(len(videos))}")
     if not images:
         raise UserError(f"no image there (expected {' '.join(extensions)})")
-    return Found(sorted(images), counts)
+    return Found(sorted(images), counts, len(videos))
+
+
+def can_read_videos() -> bool:
+    """True if PyAV is installed."""
+    with contextlib.suppress(VideoError):
+        return bool(import_av())
+    return False
+
+
+def unread_videos(count: int) -> str:
+    """A message about videos that cannot be read without PyAV.
+
+    >>> unread_videos(2)
+    '2 videos (expected pip install "deeplab-fast[video]")'
+    """
+    return f"{count} video{'' if count == 1 else 's'} (expected {VIDEO_EXTRA})"
 
 
 def foreign_files(counts: Counter[str]) -> str:
@@ -104,22 +141,29 @@ def result_names(images: Sequence[Path]) -> dict[Path, Path]:
     """The name of the results of each image: its path below the deepest common folder.
 
     The extension is removed, unless two images would then have the same name. The image on standard
-    input is called "stdin".
+    input is called "stdin", and a camera "camera0".
 
     >>> result_names([Path("/a/x.jpg"), Path("/b/x.jpg"), Path("/b/x.png")]).values()
     [Path("a/x"), Path("b/x.jpg"), Path("b/x.png")]
     """
-    folders = [image.parent for image in images if image != STDIN]
+    folders = [image.parent for image in images if image.is_absolute()]
     base = os.path.commonpath(folders) if folders else ""
-    full = {image: Path("stdin") if image == STDIN else image.relative_to(base) for image in images}
+    full = {
+        image: image.relative_to(base) if image.is_absolute() else _name_of_device(image)
+        for image in images
+    }
     names = {image: Path(os.path.splitext(name)[0]) for image, name in full.items()}
     while clashes := [name for name, uses in Counter(names.values()).items() if uses > 1]:
         names.update((image, full[image]) for image in images if names[image] in clashes)
     return names
 
 
+def _name_of_device(image: Path) -> Path:
+    return Path("stdin" if image == STDIN else str(image).replace(":", ""))
+
+
 def shown(path: Path) -> str:
-    """A path in messages: relative, or "standard input"."""
+    """A path in messages: relative, or "standard input", or the name of a camera."""
     return "standard input" if path == STDIN else os.path.relpath(path)
 
 

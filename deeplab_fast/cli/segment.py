@@ -1,4 +1,4 @@
-"""``deeplab-fast segment``: writes labels, an overlay and more for each image."""
+"""``deeplab-fast segment``: writes labels, an overlay and more for each image or video."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .device import add_device, add_dtype, find_device, out_of_memory
 from .errors import UserError, reason
 from .images import (
     STDIN,
+    VIDEO_EXTRA,
     add_max_pixels,
     find_images,
     foreign_files,
@@ -26,6 +27,7 @@ from .images import (
     read_image,
     result_names,
     shown,
+    unread_videos,
 )
 from .painting import add_painting, painting_from
 from .results import (
@@ -39,6 +41,7 @@ from .results import (
     write,
     write_to_stdout,
 )
+from .video import is_camera, is_video_or_camera, segment_video
 from .views import add_views, smaller_window, views_of
 from .weights import WEIGHTS, load_for_photos
 
@@ -52,7 +55,11 @@ def add_parser(subparsers: Any) -> None:
         help=help,
         description=f"{help[0].upper()}{help[1:]}: NAME_labels.png and NAME_overlay.png, both as "
         "large as the image. The overlay leaves the background as it is: classes of a name such as "
-        "background, unlabeled or void, and class 0 of a network of 2 or 21 classes without names.",
+        "background, unlabeled or void, and class 0 of a network of 2 or 21 classes without names. "
+        "Videos and cameras become NAME_overlay.mp4 with the same times and audio, or "
+        "NAME_overlay.mkv if the audio does not fit into MP4, and with --labels-only a folder "
+        "NAME_labels of 000001.png, 000002.png ... instead; "
+        f"they need {VIDEO_EXTRA}.",
         epilog=f"WEIGHTS is one of\n{WEIGHTS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -60,7 +67,8 @@ def add_parser(subparsers: Any) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="a file, a folder to search, a quoted glob, or - for standard input",
+        help="an image or video, a folder to search, a quoted glob, - for an image on standard "
+        "input, or camera:0 (/dev/video0), which is recorded until Ctrl-C",
     )
     parser.add_argument("--weights", help="name, file or folder of the model; see below")
     parser.add_argument(
@@ -77,6 +85,9 @@ def add_parser(subparsers: Any) -> None:
     add_dtype(network, "float32", "float32")
     add_views(network)
     add_max_pixels(network)
+    network.add_argument(
+        "--frames", type=int, metavar="N", help="end the recording of a camera after N frames"
+    )
     results = parser.add_argument_group("results")
     results.add_argument("--labels-only", action="store_true", help="write no overlay")
     results.add_argument(
@@ -156,7 +167,15 @@ def _run(arguments: argparse.Namespace, kinds: list[Kind]) -> int:
                     )
             smaller = f"{smaller_window(arguments, model)}, or a smaller image"
             with out_of_memory(smaller):
-                records.append(_segment_file(segmenter, image, paths))
+                if is_video_or_camera(image):
+                    record, damage = _segment_video(
+                        arguments, segmenter, image, names[image], taken
+                    )
+                    if damage is not None:
+                        failures.append(_complain(shown(image), damage))
+                else:
+                    record = _segment_file(segmenter, image, paths)
+            records.append(record)
         except UserError as error:
             failures.append(_complain(shown(image), str(error)))
     if arguments.json is not None:
@@ -183,6 +202,11 @@ def _kinds(arguments: argparse.Namespace) -> list[Kind]:
         raise UserError("--palette: expected labels or an overlay, which are not written")
     if "-" in arguments.images and sys.stdin.isatty():
         raise UserError("-: standard input is a terminal (expected an image)")
+    if arguments.frames is not None:
+        if arguments.frames < 1:
+            raise UserError(f"--frames {arguments.frames}: expected a positive number")
+        if not any(map(is_camera, arguments.images)):
+            raise UserError("--frames: expected a camera, such as camera:0")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"--json: {arguments.json.parent}: no such folder (expected one)")
     return kinds
@@ -240,6 +264,30 @@ def _segment_file(segmenter: Segmenter, image: Path, paths: dict[Kind, Path]) ->
     }
 
 
+def _segment_video(
+    arguments: argparse.Namespace,
+    segmenter: Segmenter,
+    source: Path,
+    name: Path,
+    inputs: set[str],
+) -> tuple[dict[str, Any], str | None]:
+    """Segment a video or camera; see :func:`segment_video`."""
+    for option in ("cutout", "confidence", "probabilities", "legend"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option}: expected an image, got a video")
+    if arguments.output == _STDOUT:
+        raise UserError("--output -: expected an image, got a video")
+    return segment_video(
+        source,
+        Path(os.path.abspath(arguments.output)) / name,
+        segmenter.labels,
+        segmenter.painting,
+        arguments.labels_only,
+        inputs,
+        arguments.frames,
+    )
+
+
 def _write_json(
     arguments: argparse.Namespace,
     painting: Painting,
@@ -266,8 +314,8 @@ def _find(arguments: argparse.Namespace) -> tuple[list[Path], list[dict[str, str
     images: dict[Path, None] = {}
     failures = []
     for argument in arguments.images:
-        if argument == str(STDIN):
-            images[STDIN] = None
+        if argument == str(STDIN) or is_camera(argument):
+            images[Path(argument)] = None
             continue
         try:
             found = find_images(argument, output)
@@ -277,6 +325,8 @@ def _find(arguments: argparse.Namespace) -> tuple[list[Path], list[dict[str, str
         images.update(dict.fromkeys(found.images))
         if found.foreign:
             _complain(argument, f"skipped {foreign_files(found.foreign)}")
+        if found.videos:
+            _complain(argument, f"skipped {unread_videos(found.videos)}")
     return list(images), failures
 
 
