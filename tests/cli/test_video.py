@@ -42,7 +42,7 @@ def by_colour(frame, **views) -> np.ndarray:
 @pytest.fixture
 def network(stand_in):
     """A network that knows red and green."""
-    stand_in.segment, stand_in.categories = by_colour, CATEGORIES
+    stand_in.segment, stand_in.label_names = by_colour, CATEGORIES
     return stand_in
 
 
