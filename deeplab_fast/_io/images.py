@@ -11,7 +11,20 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
+
+_EXPECTED = "expected JPEG, PNG, WebP, TIFF, ..."
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+_JPEG_2000 = (".jp2", ".j2k", ".jpx")  # needs a library that some builds of Pillow lack
+# Pillow opens most raw files of cameras as TIFF files, and decodes their small preview.
+_RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
+_FOREIGN = {  # extensions of photos that Pillow cannot read without a plugin, and their format
+    **dict.fromkeys(_RAW, "a raw file of a camera"),
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
+    **dict.fromkeys(_JPEG_2000, "JPEG 2000"),
+    ".jxl": "JPEG XL",
+}
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 
 # EXIF orientation -> transposition that turns the image upright (Exif 2.32, tag 0x0112).
 # ImageOps.exif_transpose also rewrites the EXIF data, and fails if they are malformed.
@@ -32,6 +45,18 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are exc
 
 class ImageError(ValueError):
     """An image cannot be read. The message gives the reason in one line, without the path."""
+
+
+def image_extensions() -> tuple[str, ...]:
+    """Extensions, in lower case, of the images that Pillow can read, also through its plugins."""
+    known = Image.registered_extensions()
+    foreign = (end for end in _FOREIGN if end in known and not _lacks_decoder(end))
+    return (*_EXTENSIONS, *foreign)
+
+
+def foreign_extensions() -> tuple[str, ...]:
+    """Extensions, in lower case, of photos that Pillow cannot read."""
+    return tuple(end for end in _FOREIGN if end not in image_extensions())
 
 
 class Header(NamedTuple):
@@ -55,19 +80,24 @@ class Header(NamedTuple):
 def _opened(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Any]:
     """An image file whose pixels are not yet read. Errors become ImageErrors."""
     path = source if isinstance(source, (str, os.PathLike)) else None
-    if path is not None and not os.path.isfile(path):  # opening a named pipe would block
-        raise ImageError("no such file, or not a regular one (expected an image)")
+    if path is not None:
+        if not os.path.isfile(path):  # opening a named pipe would block
+            raise ImageError("no such file, or not a regular one (expected an image)")
+        if _lacks_decoder(_extension(path)):
+            raise _foreign(_FOREIGN[_extension(path)])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow decodes what it can, or raises
             with Image.open(source) as image:
                 yield image
     except UnidentifiedImageError:
-        empty = path is not None and os.path.getsize(path) == 0
-        problem = "the file is empty" if empty else "not an image"
-        raise ImageError(f"{problem} (expected JPEG, PNG, WebP, TIFF, ...)") from None
+        raise _unidentified(source) from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"too large: {_reason(error)}") from None
+        size = _reason(error).partition(",")[0].replace(".0 ", " ")
+        raise ImageError(
+            f"too large: {size} (expected a larger --max-pixels, in Python "
+            "PIL.Image.MAX_IMAGE_PIXELS)"
+        ) from None
     except MemoryError:
         raise
     except OSError as error:
@@ -133,6 +163,36 @@ def _last_exif_chunk(file: BinaryIO) -> bytes:
             length = 0
         file.seek(length + 4, os.SEEK_CUR)
     return found
+
+
+def _lacks_decoder(extension: str) -> bool:
+    """True if Pillow opens such files and cannot decode them, or only their preview."""
+    return extension in _RAW or (extension in _JPEG_2000 and not features.check("jpg_2000"))
+
+
+def _unidentified(source: str | os.PathLike[str] | BinaryIO) -> ImageError:
+    """The error for a file whose format Pillow does not know."""
+    if isinstance(source, (str, os.PathLike)):
+        extension = _extension(source)
+        with open(source, "rb") as file:
+            start = file.read(12)
+    else:
+        extension = ""
+        source.seek(0)
+        start = source.read(12)
+    if start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS:  # also under the name of another format
+        return _foreign("HEIC")
+    if start and extension in _FOREIGN:
+        return _foreign(_FOREIGN[extension])
+    return ImageError(f"{'not an image' if start else 'the file is empty'} ({_EXPECTED})")
+
+
+def _foreign(format: str) -> ImageError:
+    return ImageError(f"{format} ({_EXPECTED}: convert it first, with ImageMagick for example)")
+
+
+def _extension(path: str | os.PathLike[str]) -> str:
+    return os.path.splitext(os.fsdecode(path))[1].lower()
 
 
 def _reason(error: BaseException) -> str:

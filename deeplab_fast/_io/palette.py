@@ -1,9 +1,13 @@
-"""Label images and overlays in the colours of PASCAL VOC."""
+"""Colours of the classes, and label images that have them as their palette."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+
+# Colour of class 0 where it is no background: black would darken a road or a sky. No other light
+# colour is as far from the first 40 colours of PASCAL VOC.
+_FIRST_CLASS = (32, 240, 240)
 
 
 def voc_palette() -> np.ndarray:
@@ -25,27 +29,21 @@ def voc_palette() -> np.ndarray:
     return colours
 
 
-def label_image(labels: np.ndarray) -> Image.Image:
-    """``labels`` [H, W] as an image: uint8 with the VOC palette, other dtypes as 16-bit grey."""
+def palette_of(has_background: bool) -> np.ndarray:
+    """The PASCAL VOC colour map, with light blue for a class 0 that is not the background."""
+    palette = voc_palette()
+    if not has_background:
+        palette[0] = _FIRST_CLASS
+    return palette
+
+
+def label_image(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """``labels`` [H, W] as an image: uint8 with ``palette`` [256, 3], other dtypes as 16-bit grey.
+
+    >>> label_image(labels, voc_palette()).save("labels.png")
+    """
     if labels.dtype != np.uint8:
         return Image.fromarray(labels.astype(np.uint16))
     image = Image.fromarray(labels)
-    image.putpalette(voc_palette().tobytes())
+    image.putpalette(palette.tobytes())
     return image
-
-
-def overlay(photo: Image.Image, labels: np.ndarray) -> Image.Image:
-    """``photo`` (RGB) with all classes but 0 in half-transparent colours, outlined in white.
-
-    Class 0, the background of VOC, is left as in the photo. Classes beyond 255 repeat the colours
-    from class 1 on.
-    """
-    classes = labels if labels.dtype == np.uint8 else np.where(labels, (labels - 1) % 255 + 1, 0)
-    colours = label_image(classes.astype(np.uint8)).convert("RGB")
-    blended = Image.blend(photo, colours, alpha=0.6)
-    painted = Image.composite(blended, photo, Image.fromarray(labels != 0))
-    outline = np.zeros(labels.shape, dtype=bool)
-    outline[1:] |= labels[1:] != labels[:-1]
-    outline[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    painted.paste("white", mask=Image.fromarray(outline))
-    return painted

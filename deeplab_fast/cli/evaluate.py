@@ -15,7 +15,9 @@ from ..training import Scores, check_labels, checkpoint, distributed, evaluate
 from .datasets import LAYOUTS, add_arguments, add_no_check, add_workers, open_split
 from .device import add_device, add_dtype, out_of_memory
 from .errors import UserError
+from .images import add_max_pixels, max_pixels
 from .processes import process_group
+from .views import add_views, smaller_window
 from .weights import load_model
 
 
@@ -32,47 +34,38 @@ def add_parser(subparsers: Any) -> None:
     add_no_check(parser)
     parser.add_argument("--split", default="val", help="name of the split (default: val)")
     parser.add_argument("--weights", required=True, help="model, as for `deeplab-fast segment`")
-    parser.add_argument(
-        "--scales",
-        type=float,
-        nargs="+",
-        default=(1.0,),
-        metavar="X",
-        help="average over the image at these scales, e.g. 0.5 0.75 1 1.25 1.5 1.75 (default: 1)",
-    )
-    parser.add_argument("--flip", action="store_true", help="also average over mirrored images")
-    parser.add_argument(
-        "--window",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="divide large images into overlapping windows of this size, in multiples of 16",
-    )
+    add_views(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     add_device(parser)
     add_dtype(parser, "float32", "float32")
     add_workers(parser)
+    add_max_pixels(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise UserError(f"--json: {arguments.json.parent}: no such folder (expected one)")
-    with process_group(arguments.device) as device, out_of_memory("a --window"):
+    with (
+        process_group(arguments.device) as device,
+        max_pixels(arguments.max_pixels),
+        out_of_memory("another --device"),
+    ):
         data = open_split(arguments, arguments.split)
         model = _model(arguments.weights, len(data.classes)).to(device)
         quiet = distributed.rank() > 0
         if not arguments.no_check:
             check_labels({arguments.split: data}, arguments.workers, quiet)
-        scores = evaluate(
-            model.prepare_for_inference(getattr(torch, arguments.dtype)),
-            data,
-            arguments.scales,
-            arguments.flip,
-            arguments.window and tuple(arguments.window),
-            workers=arguments.workers,
-            quiet=quiet,
-        )
+        with out_of_memory(smaller_window(arguments, model)):
+            scores = evaluate(
+                model.prepare_for_inference(getattr(torch, arguments.dtype)),
+                data,
+                arguments.scales,
+                arguments.flip,
+                arguments.window and tuple(arguments.window),
+                workers=arguments.workers,
+                quiet=quiet,
+            )
         if distributed.rank() == 0:
             print(scores.table())
             if scores.only_prediction is not None:

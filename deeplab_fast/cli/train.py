@@ -18,6 +18,7 @@ from ..training import Interrupted, Recipe, distributed, train
 from .datasets import LAYOUTS, add_arguments, add_no_check, add_workers, open_split
 from .device import add_device, add_dtype, out_of_memory
 from .errors import UserError, reason
+from .images import add_max_pixels, max_pixels
 from .processes import process_group
 from .weights import load_model
 
@@ -82,6 +83,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="SPLIT",
         help='split to evaluate on, "" for none (default: val)',
     )
+    add_max_pixels(data)
     network = parser.add_argument_group("network")
     network.add_argument(
         "--model", choices=_MODELS, help="model (default: deeplabv3, or that of --weights)"
@@ -170,7 +172,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run_training(arguments: argparse.Namespace) -> int:
     smaller = "a smaller --batch-size or --crop-size, or a larger --grad-accum-steps"
-    with process_group(arguments.device) as device, out_of_memory(smaller):
+    with (
+        process_group(arguments.device) as device,
+        max_pixels(arguments.max_pixels),
+        out_of_memory(smaller),
+    ):
         try:
             _train(arguments, device)
         except Interrupted as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..models import DeepLab
+import torch
+
+from ..models import DeepLab, InferenceModel
 from .errors import UserError
 
 WEIGHTS = """\
@@ -37,3 +39,25 @@ def load_model(weights: str, argument: str = "--weights", **overrides: Any) -> D
         raise UserError(
             f"{argument}: {weights}: damaged: {error!r} (expected a complete file)"
         ) from error
+
+
+def load_for_photos(
+    weights: str, device: torch.device, dtype: torch.dtype
+) -> tuple[InferenceModel, int]:
+    """The model prepared for inference on photos, and its number of labels.
+
+    Raises:
+        UserError: there is no usable model, it takes no photos, or it has too many classes for a
+            label PNG.
+    """
+    model = load_model(weights).to(device)
+    try:
+        model.preprocessing.check_takes_photos()
+    except ValueError as error:
+        raise UserError(f"--weights: {weights}: {error}") from error
+    if model.num_labels > 2**16:
+        raise UserError(
+            f"--weights: {weights} has {model.num_labels} classes (expected at most 65536, what a "
+            "label PNG can hold)"
+        )
+    return model.prepare_for_inference(dtype), model.num_labels

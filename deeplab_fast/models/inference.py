@@ -51,7 +51,9 @@ class InferenceModel(SegmentationModel):
         self.finite_weights = _are_finite(self)
         return result
 
-    def _predict(self, images: Tensor, size: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
+    def _predict(
+        self, images: Tensor, size: tuple[int, int] | None, dtype: torch.dtype | None
+    ) -> Tensor:
         return self._replayed(super()._predict, images, size, dtype)
 
     def _replayed(self, method: Callable[..., _T], images: Tensor, *options: Any) -> _T:

@@ -22,7 +22,10 @@ def photo_of_argument(image: Photo) -> Image.Image:
         ValueError: the image cannot be read, or the array has another shape.
     """
     if isinstance(image, Image.Image):
-        return photo_of(image)
+        try:
+            return photo_of(image)
+        except ImageError as error:
+            raise ImageError(f"image: {error}") from None
     if isinstance(image, (str, os.PathLike)):
         try:
             return read_photo(image)
@@ -30,7 +33,7 @@ def photo_of_argument(image: Photo) -> Image.Image:
             raise ImageError(f"{os.fspath(image)}: {error}") from None
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
-            raise TypeError(f"image: expected an array of uint8, got {image.dtype}")
+            raise TypeError(f"image: expected an array of uint8, from 0 to 255, got {image.dtype}")
         if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or 0 in image.shape:
             raise ValueError(f"image: expected an array [H, W, 3] or [H, W], got {image.shape}")
         return Image.fromarray(image).convert("RGB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..backends import tuning
-from ..ops._arguments import wrong_type
+from ..ops._arguments import boolean, wrong_type
 from ..ops.upsample import upsample
 from ..ops.upsample_argmax import upsample_argmax
 from ..ops.upsample_cross_entropy import with_background
 from .photos import Photo, photo_of_argument
 from .preprocessing import Preprocessing, network_input
-from .sliding_window import predict_labels
+from .sliding_window import ImageLogits, check_views, predict_labels
 
 
 def check_images(images: Tensor) -> None:
@@ -132,7 +133,14 @@ class SegmentationModel(nn.Module):
             return self.predict(images[None], size, dtype)[0]
         return self._predict(images, size, dtype)
 
-    def segment(self, image: Photo) -> np.ndarray:
+    def segment(
+        self,
+        image: Photo,
+        *,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        window: tuple[int, int] | None = None,
+    ) -> np.ndarray:
         """The class of every pixel of a photo, as ``deeplab-fast segment`` computes it.
 
         The photo is turned upright as its EXIF orientation says, resized as :attr:`preprocessing`
@@ -141,32 +149,83 @@ class SegmentationModel(nn.Module):
 
         Args:
             image: a PIL image of any mode, the path of an image file, or a uint8 array of shape
-                [H, W, 3] (RGB) or [H, W] (grey).
+                [H, W, 3] (RGB; for OpenCV's BGR pass ``image[:, :, ::-1]``) or [H, W] (grey).
+            scales: factors by which the resized photo is resized again; probabilities are averaged.
+            flip: also average over the mirrored photo at each scale.
+            window: (height, width) of overlapping windows into which the resized photo is divided,
+                to save memory: multiples of 16, plus 1 with ``align_corners``.
 
         Returns:
             uint8 labels, or int32 with more than 256 classes: [H, W].
 
         Raises:
             RuntimeError: the model is in training mode.
-            TypeError: ``image`` is something else, such as a tensor.
-            ValueError: the image cannot be read, or the model does not take photos.
+            TypeError: ``image`` is something else, such as a tensor or an array of floats, or an
+                option has another type.
+            ValueError: the image cannot be read, ``scales`` or ``window`` is out of range, or the
+                model does not take photos.
 
         >>> labels = model.eval().segment("photo.jpg")
         """
+        pixels, size = self._input_of(image, scales, flip, window)
+        if flip or window is not None or tuple(scales) != (1.0,):
+            labels = predict_labels(self, pixels, size, scales, flip, window)
+        else:  # as predict, which is faster on a GPU
+            with torch.no_grad():
+                labels = self._predict(pixels, size, None)[0]
+        return labels.cpu().numpy()
+
+    def segment_with_probabilities(
+        self,
+        image: Photo,
+        *,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        window: tuple[int, int] | None = None,
+    ) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+        """:meth:`segment`, and the probabilities of all classes in strips of rows.
+
+        The probabilities of a large photo would take much memory: 1 GB for 12 megapixels and 21
+        classes. So they are computed while you go through the strips.
+
+        Returns:
+            The labels of :meth:`segment`, and an iterator over float32 arrays [C, rows, W], from
+            top to bottom.
+
+        >>> labels, strips = model.segment_with_probabilities("photo.jpg")
+        >>> confidence = np.concatenate([strip.max(0) for strip in strips])  # [H, W]
+        """
+        pixels, size = self._input_of(image, scales, flip, window)
+        logits = ImageLogits(self, pixels, scales, flip, window)
+        strips = (strip.cpu().numpy() for strip in logits.probabilities(size))
+        return logits.labels(size).cpu().numpy(), strips
+
+    def _input_of(
+        self,
+        image: Photo,
+        scales: Sequence[float],
+        flip: bool,
+        window: tuple[int, int] | None,
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """The input for a photo and the photo's size, after a check of all arguments."""
         if self.training:
             raise RuntimeError("segment: expected evaluation mode: call model.eval() first")
+        check_views(self, scales, window)
+        boolean(flip, "flip")
         photo = photo_of_argument(image)
         self.preprocessing.check_takes_photos()
         pixels = network_input(photo, self.preprocessing, self.align_corners)
-        labels = predict_labels(self, pixels.to(self._device()), (photo.height, photo.width))
-        return labels.cpu().numpy()
+        weight = next(self.parameters())
+        return pixels.to(weight.device, weight.dtype), (photo.height, photo.width)
 
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    def _predict(self, images: Tensor, size: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
+    def _predict(
+        self, images: Tensor, size: tuple[int, int] | None, dtype: torch.dtype | None
+    ) -> Tensor:
+        """Labels of a batch; without a dtype in uint8, or int32 with more than 256 classes."""
         logits = with_background(self._classify(self._features(images), images))
         size = (images.size(2), images.size(3)) if size is None else size
+        if dtype is None:
+            dtype = torch.uint8 if logits.size(1) <= 256 else torch.int32
         return upsample_argmax(logits, size, align_corners=self.align_corners, dtype=dtype)
 
     def tune(self, images: Tensor) -> tuning.Tuning:

@@ -8,13 +8,14 @@ The labels equal those computed from full-size maps.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops._arguments import int_list, real, wrong_type
 from ..ops.upsample_argmax import upsample_argmax
 from ..ops.upsample_cross_entropy import with_background
 
@@ -30,7 +31,6 @@ class _LogitMap(NamedTuple):
     covered: tuple[int, int]
 
 
-@torch.no_grad()
 def predict_labels(
     model: Any,
     image: Tensor,
@@ -62,43 +62,84 @@ def predict_labels(
 
     >>> labels = predict_labels(model, image, scales=(0.75, 1.0, 1.25), flip=True)
     """
-    check_views(model, scales, window)
-    extra = int(model.align_corners)
-    size = (image.size(2), image.size(3)) if size is None else size
-    maps = []
-    for scale in scales:
-        scaled = _scaled(image, scale)
-        for view in (scaled, scaled.flip(3)) if flip else (scaled,):
-            logit_map = _whole(model, view) if window is None else _windows(model, view, window)
-            # Mirrored maps are mirrored back when they are sampled. Their padding is on the right,
-            # as in other maps, so the whole map cannot be flipped.
-            maps.append((logit_map, view is not scaled))
-    classes = maps[0][0].logits.size(1)
-    dtype = torch.uint8 if classes <= 256 else torch.int32
-    if len(maps) == 1:  # the argmax of the logits suffices, unless the map is padded and resized
-        logits, seen, covered = maps[0][0]
-        if seen == covered or seen == size:
-            target = size if seen == covered else covered
-            labels = upsample_argmax(logits, target, align_corners=model.align_corners, dtype=dtype)
-            return labels[0, : size[0], : size[1]]
-    strips = []
-    for top in range(0, size[0], _STRIP):
-        rows = torch.arange(top, min(top + _STRIP, size[0]), device=image.device)
-        total: Any = 0
-        for logit_map, mirrored in maps:
-            total = total + _probabilities(logit_map, rows, size, mirrored, extra)
-        strips.append(total.argmax(1)[0].to(dtype))
-    return torch.cat(strips)
+    return ImageLogits(model, image, scales, flip, window).labels(size)
+
+
+class ImageLogits:
+    """Logits of all views of an image, for its labels and probabilities at any size.
+
+    The arguments are those of :func:`predict_labels`.
+
+    >>> logits = ImageLogits(model, image, window=(512, 512))
+    >>> labels = logits.labels()
+    >>> confidence = torch.cat([strip.amax(0) for strip in logits.probabilities()])
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: Any,
+        image: Tensor,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        window: tuple[int, int] | None = None,
+    ) -> None:
+        check_views(model, scales, window)
+        self.align_corners: bool = model.align_corners
+        self.size = image.size(2), image.size(3)
+        self.maps: list[tuple[_LogitMap, bool]] = []
+        for scale in scales:
+            scaled = _scaled(image, scale)
+            for view in (scaled, scaled.flip(3)) if flip else (scaled,):
+                logit_map = _whole(model, view) if window is None else _windows(model, view, window)
+                # Mirrored maps are mirrored back when they are sampled. Their padding is on the
+                # right, as in other maps, so the whole map cannot be flipped.
+                self.maps.append((logit_map, view is not scaled))
+
+    @torch.no_grad()
+    def labels(self, size: tuple[int, int] | None = None) -> Tensor:
+        """The class of every pixel: uint8, or int32 with more than 256 classes, [height, width]."""
+        size = size or self.size
+        classes = self.maps[0][0].logits.size(1)
+        dtype = torch.uint8 if classes <= 256 else torch.int32
+        if len(self.maps) == 1:  # the argmax of logits suffices, unless they are padded and resized
+            logits, seen, covered = self.maps[0][0]
+            if seen == covered or seen == size:
+                target = size if seen == covered else covered
+                labels = upsample_argmax(
+                    logits, target, align_corners=self.align_corners, dtype=dtype
+                )
+                return labels[0, : size[0], : size[1]]
+        return torch.cat([strip.argmax(0).to(dtype) for strip in self.probabilities(size)])
+
+    @torch.no_grad()
+    def probabilities(self, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
+        """Softmax of the logits, averaged over views: strips of rows, [C, rows, width] each."""
+        size = size or self.size
+        device = self.maps[0][0].logits.device
+        for top in range(0, size[0], _STRIP):
+            rows = torch.arange(top, min(top + _STRIP, size[0]), device=device)
+            total: Any = 0
+            for logit_map, mirrored in self.maps:
+                total = total + _probabilities(
+                    logit_map, rows, size, mirrored, int(self.align_corners)
+                )
+            yield total[0] / len(self.maps)
 
 
 def check_views(model: Any, scales: Sequence[float], window: tuple[int, int] | None) -> None:
-    """Raise ValueError if ``scales`` or ``window`` is out of range; see :func:`predict_labels`."""
-    if not scales or not all(0 < scale < math.inf for scale in scales):
+    """Raise ValueError or TypeError if an option of :func:`predict_labels` is wrong."""
+    if not isinstance(scales, Sequence) or isinstance(scales, str):
+        raise wrong_type("scales", "a list of numbers", scales)
+    if not scales or not all(0 < real(scale, "scales") < math.inf for scale in scales):
         raise ValueError(f"scales: expected positive numbers, got {tuple(scales)}")
+    if window is None:
+        return
+    sides = int_list(window, "window")
     extra = int(model.align_corners)
-    if window is not None and any(side < _STEP or side % _STEP != extra for side in window):
+    if len(sides) != 2 or any(side < _STEP or side % _STEP != extra for side in sides):
         raise ValueError(
-            f"window: expected a height and width of {_STEP} k + {extra}, got {window}"
+            f"window: expected a height and width of {_STEP} k + {extra}, got {tuple(sides)}"
         )
 
 

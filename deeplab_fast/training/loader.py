@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -94,7 +96,7 @@ def in_workers(
         sampler=order,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_foreign_signals,
+        worker_init_fn=functools.partial(_start_worker, Image.MAX_IMAGE_PIXELS),
         generator=torch.Generator(),  # the default generator is used by dropout
     )
     for item in _without_sigchld(iter(loader)):
@@ -146,7 +148,12 @@ def _stack(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
 
 
-def _ignore_foreign_signals(worker: int) -> None:
+def _start_worker(max_image_pixels: int | None, worker: int) -> None:
+    Image.MAX_IMAGE_PIXELS = max_image_pixels  # a started process would have Pillow's own limit
+    _ignore_foreign_signals()
+
+
+def _ignore_foreign_signals() -> None:
     """Ignore SIGINT, and SIGTERM unless the parent sent it.
 
     Ctrl-C and torchrun send signals to all processes, but the parent needs its workers until it has

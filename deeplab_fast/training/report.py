@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .._io.palette import overlay
+from .._io.overlay import overlay, painting_of
 from ..models.preprocessing import network_input
 from ..models.sliding_window import predict_labels
 from . import distributed
@@ -90,10 +90,15 @@ class Report:
 
     def _draw(self, log: Log, data: SegmentationData) -> None:
         model = self.state.result.eval()
+        painting = painting_of(data.classes, len(data.classes))
         for index in range(min(_NUM_PICTURES, len(data))):
             image, ground_truth = data.read(index)
             prediction = self._predict(model, image)
-            pictures = [image, overlay(image, prediction), overlay(image, ground_truth)]
+            pictures = [
+                image,
+                overlay(image, prediction, painting),
+                overlay(image, ground_truth, painting),
+            ]
             log.picture(self.state.step, f"val/{index} image, prediction, ground truth", pictures)
         self.state.train_mode()
 

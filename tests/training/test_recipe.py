@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from deeplab_fast._io.palette import overlay
+from deeplab_fast._io.overlay import overlay, painting_of
 from deeplab_fast.models import Preprocessing
 from deeplab_fast.models.segmentation import SegmentationModel
 from deeplab_fast.training import (
@@ -612,8 +612,9 @@ def test_tensorboard_gets_scalars_and_pictures(ema_decay, writers, shapes, tmp_p
         pixels = actual.model.preprocessing(image)[None]
         with torch.no_grad():
             prediction = actual.model(pixels)["out"].argmax(1)[0].byte().numpy()
+        painting = painting_of(five.classes, len(five.classes))
         drawn = np.concatenate(
-            [np.asarray(image), overlay(image, prediction), overlay(image, ground_truth)], axis=1
+            [image, *(overlay(image, x, painting) for x in (prediction, ground_truth))], axis=1
         )
         assert (step, order, picture.shape) == (6, "HWC", drawn.shape)
         assert (picture == drawn).all(2).mean() > 0.99  # a pixel may tie
