@@ -11,16 +11,14 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 _EXPECTED = "expected JPEG, PNG, WebP, TIFF, ..."
-_EXTENSIONS = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif",
-    ".jp2", ".j2k", ".jpx",
-)  # fmt: skip
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+_JPEG_2000 = (".jp2", ".j2k", ".jpx")  # needs a library that some builds of Pillow lack
 # Pillow opens most raw files of cameras as TIFF files, and decodes their small preview.
 _RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
 _FOREIGN = {  # extensions of photos that Pillow cannot read without a plugin, and their format
     **dict.fromkeys(_RAW, "a raw file of a camera"),
     **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
-    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG 2000"),
+    **dict.fromkeys(_JPEG_2000, "JPEG 2000"),
     ".jxl": "JPEG XL",
 }
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
@@ -47,9 +45,8 @@ class ImageError(ValueError):
 def image_extensions() -> tuple[str, ...]:
     """Extensions, in lower case, of the images that Pillow can read, also through its plugins."""
     known = Image.registered_extensions()
-    foreign = (end for end in _FOREIGN if end in known and end not in (*_EXTENSIONS, *_RAW))
-    without = () if features.check("jpg_2000") else (".jp2", ".j2k", ".jpx")
-    return (*(end for end in _EXTENSIONS if end not in without), *foreign)
+    foreign = (end for end in _FOREIGN if end in known and not _lacks_decoder(end))
+    return (*_EXTENSIONS, *foreign)
 
 
 def foreign_extensions() -> tuple[str, ...]:
@@ -67,7 +64,7 @@ def decode(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     if path is not None:
         if not os.path.isfile(path):  # opening a named pipe would block
             raise ImageError("no such file, or not a regular one (expected an image)")
-        if _extension(path) in _RAW:
+        if _lacks_decoder(_extension(path)):
             raise _foreign(_FOREIGN[_extension(path)])
     try:
         with warnings.catch_warnings():
@@ -91,6 +88,11 @@ def decode(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         raise ImageError(f"damaged: {_reason(error)} (expected a complete image)") from None
     except Exception as error:  # a damaged file raises anything from struct.error to SyntaxError
         raise ImageError(f"damaged: {_reason(error)} (expected a complete image)") from None
+
+
+def _lacks_decoder(extension: str) -> bool:
+    """True if Pillow opens such files and cannot decode them, or only their preview."""
+    return extension in _RAW or (extension in _JPEG_2000 and not features.check("jpg_2000"))
 
 
 def _unidentified(source: str | os.PathLike[str] | BinaryIO) -> ImageError:

@@ -19,9 +19,9 @@ from .palette import label_image, palette_of
 # Names of the class "nothing of the others", in lower case: PASCAL VOC and COCO (background), label
 # tools (__background__, _background_), Cityscapes (unlabeled), CamVid (void, unlabelled).
 _BACKGROUND = {"background", "bg", "unlabeled", "unlabelled", "void", "ignore"}
-# Numbers of classes of unnamed networks whose class 0 is the background: one foreground class, and
-# PASCAL VOC.
-_WITH_BACKGROUND = (1, 2, 21)
+# Numbers of classes of unnamed networks whose class 0 is the background: one foreground class, or
+# those of PASCAL VOC.
+_WITH_BACKGROUND = (2, 21)
 
 
 @dataclass(frozen=True)

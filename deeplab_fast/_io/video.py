@@ -19,6 +19,7 @@ _AUDIO_OF_MP4 = {"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"}
 _BT709, _BT601 = 1, 5
 _MATRICES = {1: _BT709, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
 _LIMITED, _FULL = 1, 2  # AVColorRange
+_RESERVED, _UNSPECIFIED = (0, 3), 2  # AVColorPrimaries, AVColorTransferCharacteristic
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover of a song
 
 # Containers whose header has the duration, which shows whether a file was cut short. For others
@@ -255,10 +256,10 @@ class VideoReader:
             self._stored_size = frame.width, frame.height
             aspect = self._stream.sample_aspect_ratio
             self.pixel_aspect = 1 / aspect if aspect and _is_sideways(turn) else aspect or None
+            tags = frame.color_primaries, frame.color_trc
             self.colours = (
                 _BT601 if matrix == _BT601 else _BT709,
-                frame.color_primaries,
-                frame.color_trc,
+                *(_UNSPECIFIED if x in _RESERVED else x for x in tags),
             )
         pixels = frame.reformat(
             *self._stored_size,  # the resolution may change within a stream

@@ -49,6 +49,10 @@ def painting_from(
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha {alpha}: expected a number from 0 to 1")
     categories = model.categories
+    if num_classes == 1:  # a binary network, whose labels are 0 and 1
+        num_classes = 2
+        if categories is not None and len(categories) == 1:
+            categories = ("background", *categories)
     only = arguments.only and [_class(name, categories, num_classes) for name in arguments.only]
     palette = None
     if arguments.palette is not None:

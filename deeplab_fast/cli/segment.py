@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from .._io.files import replacing
-from .._io.legend import class_shares, with_legend
-from .._io.overlay import Painting, cutout, overlay
-from .._io.palette import label_image
-from ..models import InferenceModel
+from .._io.legend import class_shares
+from .._io.overlay import Painting
 from .device import add_device, add_dtype, find_device, out_of_memory
 from .errors import UserError, reason
 from .images import (
@@ -34,28 +28,24 @@ from .images import (
     result_names,
     shown,
     unread_videos,
-    write_npz,
-    write_png,
 )
 from .painting import add_painting, painting_from
+from .results import (
+    CONFIDENCE,
+    CUTOUT,
+    LABELS,
+    OVERLAY,
+    PROBABILITIES,
+    Kind,
+    Segmenter,
+    write,
+    write_to_stdout,
+)
 from .video import is_camera, is_video_or_camera, segment_video
 from .views import add_views, smaller_window, views_of
 from .weights import WEIGHTS, load_for_photos
 
 _STDOUT = Path("-")
-
-
-class _Kind(NamedTuple):
-    """A kind of result: its name in file names, and the file's extension."""
-
-    name: str
-    extension: str = "png"
-
-
-_LABELS, _OVERLAY, _CUTOUT = _Kind("labels"), _Kind("overlay"), _Kind("cutout")
-_CONFIDENCE, _PROBABILITIES = _Kind("confidence"), _Kind("probabilities", "npz")
-
-_Result = Image.Image | dict[str, np.ndarray]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -142,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _run(arguments, kinds)
 
 
-def _run(arguments: argparse.Namespace, kinds: list[_Kind]) -> int:
+def _run(arguments: argparse.Namespace, kinds: list[Kind]) -> int:
     device = find_device(arguments.device)
     images, failures = _find(arguments)
     if not images:
@@ -155,19 +145,20 @@ def _run(arguments: argparse.Namespace, kinds: list[_Kind]) -> int:
     with out_of_memory("another --device"):
         dtype = getattr(torch, arguments.dtype)
         model, num_classes = load_for_photos(arguments.weights, device, dtype)
-    segmenter = _Segmenter(
+    segmenter = Segmenter(
         model,
         painting_from(arguments, model, num_classes),
         views_of(arguments, model),
-        arguments.legend,
         kinds,
+        arguments.legend,
     )
     if arguments.output != _STDOUT:
         _make_folder(arguments.output)
     names = result_names(images)
     records = []
     for image in tqdm(images, unit="image", leave=False, disable=None):
-        paths = _paths(arguments, kinds, names[image])
+        is_video = is_video_or_camera(image)
+        paths = {} if is_video else _paths(arguments, kinds, names[image])
         try:
             for path in paths.values():
                 if os.path.realpath(path) in taken:
@@ -177,10 +168,11 @@ def _run(arguments: argparse.Namespace, kinds: list[_Kind]) -> int:
                     )
             smaller = f"{smaller_window(arguments, model)}, or a smaller image"
             with out_of_memory(smaller):
-                if is_video_or_camera(image):
-                    record, damage = _segment_video(
-                        arguments, segmenter, image, names[image], taken
-                    )
+                if is_video:
+                    if arguments.output == _STDOUT:
+                        raise UserError("--output -: expected an image, got a video")
+                    base = Path(os.path.abspath(arguments.output)) / names[image]
+                    record, damage = segment_video(segmenter, image, base, taken, arguments.frames)
                     if damage is not None:
                         failures.append(_complain(shown(image), damage))
                 else:
@@ -193,35 +185,23 @@ def _run(arguments: argparse.Namespace, kinds: list[_Kind]) -> int:
     return 1 if failures else 0
 
 
-def _kinds(arguments: argparse.Namespace) -> list[_Kind]:
+def _kinds(arguments: argparse.Namespace) -> list[Kind]:
     """The kinds of results to write.
 
     Raises:
         UserError: the options contradict each other.
     """
-    kinds = [_LABELS, *([] if arguments.labels_only else [_OVERLAY])]
-    kinds += [
-        kind for kind in (_CUTOUT, _CONFIDENCE, _PROBABILITIES) if getattr(arguments, kind.name)
-    ]
+    kinds = [LABELS] if arguments.labels_only else [LABELS, OVERLAY]
+    also = [kind for kind in (CUTOUT, CONFIDENCE, PROBABILITIES) if getattr(arguments, kind.name)]
     if arguments.output == _STDOUT:
-        if arguments.probabilities:
-            raise UserError("--output -: expected a folder with --probabilities")
-        kinds = kinds[2:] if not arguments.labels_only else kinds
-        kinds = kinds or [_OVERLAY]
-        if len(kinds) > 1:
-            names = ", ".join(
-                f"--{kind.name}".replace("--labels", "--labels-only") for kind in kinds
-            )
-            raise UserError(f"--output -: expected one result, got {names}")
-        if sys.stdout.isatty():
-            raise UserError("--output -: standard output is a terminal (expected a pipe or a file)")
-    if _OVERLAY not in kinds:
-        for option, is_given in (
-            ("alpha", arguments.alpha is not None),
-            ("legend", arguments.legend),
-        ):
-            if is_given:
-                raise UserError(f"--{option}: expected an overlay, which is not written")
+        kinds = _kind_for_stdout([*([LABELS] if arguments.labels_only else []), *also])
+    else:
+        kinds += also
+    if OVERLAY not in kinds and (arguments.legend or arguments.alpha is not None):
+        option = "--legend" if arguments.legend else "--alpha"
+        raise UserError(f"{option}: expected an overlay, which is not written")
+    if arguments.palette is not None and not {LABELS, OVERLAY} & {*kinds}:
+        raise UserError("--palette: expected labels or an overlay, which are not written")
     if "-" in arguments.images and sys.stdin.isatty():
         raise UserError("-: standard input is a terminal (expected an image)")
     if arguments.frames is not None:
@@ -234,62 +214,19 @@ def _kinds(arguments: argparse.Namespace) -> list[_Kind]:
     return kinds
 
 
-class _Segmenter(NamedTuple):
-    """What to compute of each image.
-
-    Attributes:
-        model: the network.
-        painting: how its classes are drawn.
-        views: keyword arguments of ``model.segment``.
-        kinds: the kinds of results.
-    """
-
-    model: InferenceModel
-    painting: Painting
-    views: dict[str, Any]
-    legend: bool
-    kinds: list[_Kind]
-
-    def __call__(self, photo: Image.Image) -> tuple[np.ndarray, dict[_Kind, _Result]]:
-        """The labels of a photo, and the results of all kinds."""
-        results: dict[_Kind, _Result] = {}
-        if _CONFIDENCE in self.kinds or _PROBABILITIES in self.kinds:
-            labels, strips = self.model.segment_with_probabilities(photo, **self.views)
-            results = self._from_probabilities(strips, labels.shape)
-        else:
-            labels = self.model.segment(photo, **self.views)
-        labels, painting = self.painting.keep_only(labels), self.painting
-        results[_LABELS] = label_image(labels, painting.palette)
-        if _OVERLAY in self.kinds:
-            picture = overlay(photo, labels, painting)
-            results[_OVERLAY] = with_legend(picture, labels, painting) if self.legend else picture
-        if _CUTOUT in self.kinds:
-            results[_CUTOUT] = cutout(photo, labels, painting)
-        return labels, {kind: results[kind] for kind in self.kinds}
-
-    def _from_probabilities(
-        self, strips: Iterator[np.ndarray], size: tuple[int, ...]
-    ) -> dict[_Kind, _Result]:
-        """The confidence, and the probabilities if they are asked for, from strips of rows."""
-        only, names = self.painting.only, np.array(self.painting.names)
-        classes = sorted(range(len(names)) if only is None else only)
-        confidence = np.empty(size, np.uint8)
-        keep = _PROBABILITIES in self.kinds
-        probabilities = np.empty((len(classes) if keep else 0, *size), np.float16)
-        top = 0
-        for strip in strips:
-            rows = slice(top, top + strip.shape[1])
-            confidence[rows] = np.round(255 * strip.max(0))
-            if keep:
-                probabilities[:, rows] = strip[classes]
-            top = rows.stop
-        return {
-            _CONFIDENCE: Image.fromarray(confidence),
-            _PROBABILITIES: {"probabilities": probabilities, "classes": names[classes]},
-        }
+def _kind_for_stdout(chosen: list[Kind]) -> list[Kind]:
+    """The only kind of ``chosen``, or the overlay if there is none."""
+    if PROBABILITIES in chosen:
+        raise UserError("--output -: expected a folder with --probabilities")
+    if len(chosen) > 1:
+        names = ", ".join(f"--{'labels-only' if x == LABELS else x.name}" for x in chosen)
+        raise UserError(f"--output -: expected one result, got {names}")
+    if sys.stdout.isatty():
+        raise UserError("--output -: standard output is a terminal (expected a pipe or a file)")
+    return chosen or [OVERLAY]
 
 
-def _paths(arguments: argparse.Namespace, kinds: list[_Kind], name: Path) -> dict[_Kind, Path]:
+def _paths(arguments: argparse.Namespace, kinds: list[Kind], name: Path) -> dict[Kind, Path]:
     """The files of an image's results; none if its result goes to standard output."""
     if arguments.output == _STDOUT:
         return {}
@@ -297,18 +234,18 @@ def _paths(arguments: argparse.Namespace, kinds: list[_Kind], name: Path) -> dic
     return {kind: output / f"{name}_{kind.name}.{kind.extension}" for kind in kinds}
 
 
-def _segment_file(segmenter: _Segmenter, image: Path, paths: dict[_Kind, Path]) -> dict[str, Any]:
+def _segment_file(segmenter: Segmenter, image: Path, paths: dict[Kind, Path]) -> dict[str, Any]:
     """Segment an image, write its results and print its classes; return its entry in the JSON."""
     photo = read_image(image)
     labels, results = segmenter(photo)
     for kind, path in paths.items():
         try:
-            _write(results[kind], path)
+            write(results[kind], path)
         except OSError as error:
             raise UserError(f"cannot write {os.path.relpath(path)}: {reason(error)}") from error
     if not paths:
         (result,) = results.values()
-        _print(result)
+        write_to_stdout(result)
     written = {kind.name: os.path.relpath(path) for kind, path in paths.items()}
     shares = class_shares(labels)
     name = segmenter.painting.name
@@ -327,50 +264,6 @@ def _segment_file(segmenter: _Segmenter, image: Path, paths: dict[_Kind, Path]) 
             {"class": label, "name": name(label), "share": share} for label, share in shares
         ],
     }
-
-
-def _segment_video(
-    arguments: argparse.Namespace,
-    segmenter: _Segmenter,
-    source: Path,
-    name: Path,
-    inputs: set[str],
-) -> tuple[dict[str, Any], str | None]:
-    """Segment a video or camera; see :func:`segment_video`."""
-    for option in ("cutout", "confidence", "probabilities", "legend"):
-        if getattr(arguments, option):
-            raise UserError(f"--{option}: expected an image, got a video")
-    if arguments.output == _STDOUT:
-        raise UserError("--output -: expected an image, got a video")
-
-    def label(photo: Image.Image) -> np.ndarray:
-        return segmenter.painting.keep_only(segmenter.model.segment(photo, **segmenter.views))
-
-    return segment_video(
-        source,
-        Path(os.path.abspath(arguments.output)) / name,
-        label,
-        segmenter.painting,
-        arguments.labels_only,
-        inputs,
-        arguments.frames,
-    )
-
-
-def _write(result: _Result, path: Path) -> None:
-    if isinstance(result, dict):
-        write_npz(result, path)
-    else:
-        write_png(result, path)
-
-
-def _print(result: _Result) -> None:
-    """Write a PNG to standard output."""
-    assert isinstance(result, Image.Image)
-    buffer = io.BytesIO()
-    result.save(buffer, format="PNG")
-    sys.stdout.buffer.write(buffer.getvalue())
-    sys.stdout.flush()
 
 
 def _write_json(

@@ -49,7 +49,6 @@ def test_a_real_class_0_is_painted():
         (("road", "sidewalk"), 2, set()),  # Cityscapes
         (("Sky", "Road", "Unlabelled"), 3, {2}),  # CamVid
         (("road", "other"), 2, set()),
-        (None, 1, {0}),
         (None, 2, {0}),
         (None, 21, {0}),
         (None, 19, set()),
@@ -173,6 +172,23 @@ def test_legend_of_selected_classes_and_long_names():
     short = with_legend(GREY, labels, painting_of(VOC, 21, only=[15]))
     assert short.width < long.width < 500
     assert (np.asarray(short) == (128, 0, 0)).all(2).sum() == 0
+
+
+def test_legend_of_names_in_other_scripts(monkeypatch):
+    """Letters that no font has are drawn as boxes, which say nothing."""
+    matplotlib = pytest.importorskip("matplotlib", reason="it brings a font")
+    labels = np.zeros((4, 4), np.uint8)
+
+    def legend(name: str) -> np.ndarray:
+        return np.asarray(with_legend(GREY, labels, painting_of((name,), 1)))
+
+    monkeypatch.setattr("deeplab_fast._io.legend._SYSTEM_FONTS", ("none.ttf",))
+    assert np.array_equal(legend("человек"), legend("class 0"))
+    assert np.array_equal(legend("two\nlines"), legend("two lines"))
+    font = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    monkeypatch.setattr("deeplab_fast._io.legend._SYSTEM_FONTS", (str(font),))
+    assert not np.array_equal(legend("человек"), legend("class 0"))
+    assert np.array_equal(legend("猫"), legend("class 0"))
 
 
 TEN = [(10 * i, i, 255 - i) for i in range(10)]

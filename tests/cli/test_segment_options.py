@@ -20,6 +20,7 @@ from deeplab_fast._io.overlay import overlay, painting_of
 from deeplab_fast._io.palette import voc_palette
 from deeplab_fast.cli import images as cli_images
 from deeplab_fast.cli import main
+from deeplab_fast.cli import segment as command
 
 from ..support.segment import files, photo, segment
 
@@ -82,6 +83,7 @@ def test_views(options, views, prepared, weights, predict, capsys):
             "--output -: expected one result, got --labels-only, --cutout",
         ),
         (["--output", "-", "--cutout", "--legend"], "--legend: expected an overlay, which is not"),
+        (["--output", "-", "--cutout", "--palette", "p"], "--palette: expected labels or an over"),
     ],
 )
 def test_wrong_options(options, message, stand_in, capsys):
@@ -121,6 +123,19 @@ def test_other_classes_are_255_without_a_background(stand_in, capsys):
     assert status == 0
     assert (stored("labels") == 255).all()
     assert out.splitlines()[1:] == ["  100.0 %  other classes"]
+
+
+@pytest.mark.parametrize("categories, name", [(None, "class 1"), (("leaf",), "leaf")])
+def test_binary_network(categories, name, stand_in, monkeypatch, capsys):
+    stand_in.categories = categories
+    monkeypatch.setattr(command, "load_for_photos", lambda *arguments: (stand_in, 1))
+    photo(8, 8).save("photo.png")
+    assert segment(capsys, "photo.png", "--weights", "any")[1].endswith(f"  100.0 %  {name}\n")
+    assert (stored("overlay") != np.asarray(photo(8, 8))).any()
+    stand_in.segment = lambda photo, **views: np.zeros((8, 8), np.uint8)
+    assert segment(capsys, "photo.png", "--weights", "any", "--only", "1", "--cutout")[0] == 0
+    assert (stored("overlay") == np.asarray(photo(8, 8))).all()
+    assert (stored("cutout") == 0).all()
 
 
 def test_labels_only(stand_in, folder, capsys):
@@ -383,7 +398,10 @@ def test_jpeg_2000(monkeypatch):
         assert not {".jp2", ".j2k"} & {*foreign_extensions()}
         photo().save("photo.jp2", irreversible=False)
         assert np.array_equal(np.asarray(read_photo("photo.jp2")), np.asarray(photo()))
+    Path("photo.jp2").write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n")
     monkeypatch.setattr(features, "check", lambda name: False)
+    with pytest.raises(ImageError, match=r"JPEG 2000 \(expected .*: convert it first"):
+        read_photo("photo.jp2")
     assert {".jp2", ".j2k"} <= {*foreign_extensions()}
     assert not {".jp2", ".j2k"} & {*image_extensions()}
 

@@ -89,6 +89,10 @@ TUNING = Guard("test_tuning.py test_tune.py")
 WGRAD = Guard("test_races.py test_dilated_conv2d_backward.py tiles or sums or emulated")
 WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py")
 
+OVERLAY = Guard("test_overlay.py")
+SEGMENT = Guard("test_segment_options.py not evaluation and not labelled_images")
+SEGMENT_METHOD = Guard("test_segment.py command or views or dtype or int32 or wrong_arguments")
+
 # Each file's guard; a fault can have its own instead.
 LOSSES = Guard("test_losses.py not compiles and not dice_op and not training_step")
 
@@ -141,6 +145,10 @@ GUARDS = {
     "csrc/cuda/conv/wgrad_reduce.cuh": WGRAD_SM90,
     "deeplab_fast/_native/device_cache.py": Guard("test_device_cache.py test_cache_keys.py"),
     "deeplab_fast/backends/registry.py": REGISTRATION,
+    "deeplab_fast/_io/images.py": SEGMENT,
+    "deeplab_fast/_io/legend.py": OVERLAY,
+    "deeplab_fast/_io/overlay.py": OVERLAY,
+    "deeplab_fast/_io/palette_file.py": OVERLAY,
     "deeplab_fast/cli/__init__.py": ALLOCATOR,
     "deeplab_fast/cli/allocator.py": ALLOCATOR,
     "deeplab_fast/backends/cpu.py": NON_FINITE_CPU,
@@ -176,6 +184,9 @@ GUARDS = {
     "deeplab_fast/acceleration/flops.py": ACCELERATE_REPORT,
     "deeplab_fast/acceleration/report.py": ACCELERATE_REPORT,
     "deeplab_fast/cli/accelerate_report.py": ACCELERATE_REPORT,
+    "deeplab_fast/cli/images.py": SEGMENT,
+    "deeplab_fast/cli/results.py": SEGMENT,
+    "deeplab_fast/cli/segment.py": SEGMENT,
     "deeplab_fast/cli/train.py": Guard(
         "test_training.py deeplabv3plus or another_network or contradict or wrong_atrous or default"
     ),

@@ -9,6 +9,7 @@ from .guards import (
     CUDA_GRAPHS,
     NON_FINITE,
     PLANS,
+    SEGMENT_METHOD,
     SM90,
     TRANSFORMS,
     TRITON_CALLS,
@@ -1041,6 +1042,34 @@ FAULTS: dict[str, list[Fault]] = {
             "layers without names",
             "tuning.tune(lambda: self.predict(images), images.device, self)",
             "tuning.tune(lambda: self.predict(images), images.device)",
+        ),
+        Fault(
+            "segment in the dtype of the photo",
+            "pixels.to(weight.device, weight.dtype)",
+            "pixels.to(weight.device)",
+            SEGMENT_METHOD,
+        ),
+        Fault(
+            "segment on one view",
+            "if flip or window is not None or tuple(scales) != (1.0,):",
+            "if False:",
+            SEGMENT_METHOD,
+        ),
+        Fault("numbers for --flip", 'boolean(flip, "flip")', "pass", SEGMENT_METHOD),
+        Fault(
+            "labels of many classes in uint8",
+            "torch.uint8 if logits.size(1) <= 256 else torch.int32",
+            "torch.uint8",
+            SEGMENT_METHOD,
+        ),
+    ],
+    "deeplab_fast/models/photos.py": [
+        Fault("arrays of any dtype", "if image.dtype != np.uint8:", "if False:", SEGMENT_METHOD),
+        Fault(
+            "PIL images as they are stored",
+            "            return photo_of(image)",
+            '            return image.convert("RGB")',
+            SEGMENT_METHOD,
         ),
     ],
     "deeplab_fast/models/cuda_graphs.py": [

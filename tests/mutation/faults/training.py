@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .guards import BACKBONES, Fault, Guard
+from .guards import BACKBONES, SEGMENT_METHOD, Fault, Guard
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/cli/train.py": [
@@ -164,6 +164,8 @@ FAULTS: dict[str, list[Fault]] = {
             "position = (position + 0.5) * (seen / size * low / covered) - 0.5",
             "position = position * (seen / size * low / covered)",
         ),
+        Fault("probabilities added up", "total[0] / len(self.maps)", "total[0]", SEGMENT_METHOD),
+        Fault("any scales", 'real(scale, "scales")', "float(scale)", SEGMENT_METHOD),
     ],
     "deeplab_fast/training/loader.py": [
         Fault(
