@@ -56,8 +56,8 @@ def add_parser(subparsers: Any) -> None:
         description=f"{help[0].upper()}{help[1:]}: NAME_labels.png and NAME_overlay.png, both as "
         "large as the image. The overlay leaves the background as it is: classes of a name such as "
         "background, unlabeled or void, and class 0 of a network of 2 or 21 classes without names. "
-        "Videos and cameras become NAME_overlay.mp4 with the same times and audio, or "
-        "NAME_overlay.mkv if the audio does not fit into MP4, and with --labels-only a folder "
+        "Videos and cameras become NAME_overlay.mp4 with the same times and audio (.mkv or .mov if "
+        "the audio does not fit into MP4; no subtitles), and with --labels-only a folder "
         "NAME_labels of 000001.png, 000002.png ... instead; "
         f"they need {VIDEO_EXTRA}.",
         epilog=f"WEIGHTS is one of\n{WEIGHTS}",

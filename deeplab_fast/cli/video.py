@@ -224,7 +224,12 @@ def _move(partial: Path, result: Path) -> None:
 
 
 def _check_end(recording: _Recording, partial: Path, result: Path) -> None:
-    """Raise UserError if the file was cut short, after its result has got a name that says so."""
+    """Raise UserError if the file was cut short, after its result has got a name that says so.
+
+    Raise KeyboardInterrupt if a camera was interrupted before its first frame.
+    """
+    if recording.frames == 0:
+        raise KeyboardInterrupt
     if recording.reader.cut_short is None or recording.is_camera:
         return
     kept = result.with_name(f"{result.stem}.partial{result.suffix}")

@@ -9,6 +9,7 @@ import resource
 import signal
 import struct
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -137,7 +138,8 @@ CONTAINERS = {
     "clip.mkv": ({"audio": "libopus"}, ".mp4"),
     "clip.webm": ({"codec": "libvpx-vp9", "audio": "libopus"}, ".mp4"),
     "clip.avi": ({"codec": "mjpeg", "pixel_format": "yuvj420p", "audio": "libmp3lame"}, ".mp4"),
-    "clip.mov": ({"audio": "pcm_s16le"}, ".mkv"),
+    "clip.mov": ({"audio": "pcm_s16le"}, ".mov"),
+    "pcm.avi": ({"codec": "mpeg4", "audio": "pcm_s16le"}, ".mkv"),
     "hevc.mp4": ({"codec": "libx265", "pixel_format": "yuv420p10le"}, ".mp4"),
     "silent.mkv": ({"codec": "ffv1", "audio": None}, ".mp4"),
 }
@@ -392,6 +394,16 @@ def test_frames_that_cannot_be_decoded_are_counted(network, folder, capsys):
     ]
 
 
+def test_audio_that_cannot_be_copied_is_named(network, monkeypatch, capsys):
+    clip("clip.mp4")
+    monkeypatch.setattr("deeplab_fast._io.video._is_known", lambda stream: False)
+    status, out, err = run(capsys, "clip.mp4")
+    assert (status, err) == (0, [])
+    assert out.splitlines()[0].endswith("out/clip_overlay.mp4, without audio of an unknown codec")
+    with av.open("out/clip_overlay.mp4") as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+
+
 def cut_mp4() -> None:
     clip("bad.mp4")
     data = Path("bad.mp4").read_bytes()
@@ -585,6 +597,18 @@ def test_camera_is_recorded_until_it_is_interrupted(camera, network, folder, cap
     assert len(times) == 4
     # Of 50 frames a second those are dropped that come while the network is busy.
     assert times[0] == 0 and times[2] >= 0.1 and times[3] >= 0.2
+
+
+def test_camera_that_is_interrupted_at_once(camera, network, folder, monkeypatch, capsys):
+    start = threading.Thread.start
+
+    def interrupt(thread):
+        start(thread)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupt)
+    assert run(capsys, "camera:0")[::2] == (130, ["deeplab-fast: interrupted"])
+    assert files(folder / "out") == []
 
 
 def test_frames_of_a_camera_can_be_limited(camera, network, folder, capsys):

@@ -15,6 +15,7 @@ from . import (
     convolutions,
     decoder,
     deploy_segment,
+    deploy_video,
     fusion,
     hub,
     package,
@@ -47,6 +48,7 @@ FAULTS: dict[str, list[Fault]] = {
         acceleration_bench,
         acceleration_report,
         deploy_segment,
+        deploy_video,
     )
     for path, faults in area.FAULTS.items()
 }
