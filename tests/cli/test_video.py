@@ -352,6 +352,13 @@ def test_labels_of_each_frame(network, folder, capsys):
     assert files(folder / "out") == [f"clip_labels/{x}" for x in [*names[:2], "notes.txt"]]
 
 
+def test_only_the_classes_that_were_asked_for(network, capsys):
+    clip("clip.mkv", codec="ffv1", audio=None, count=2)
+    assert run(capsys, "clip.mkv", "--labels-only", "--only", "green")[0] == 0
+    labels = np.asarray(Image.open("out/clip_labels/000001.png"))
+    assert np.unique(labels).tolist() == [0, 2]
+
+
 @pytest.mark.parametrize("options", [[], ["--labels-only"]])
 def test_file_that_was_cut_short(options, network, folder, capsys):
     clip("clip.mkv", count=75)

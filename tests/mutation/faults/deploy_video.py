@@ -45,7 +45,9 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault("inputs overwritten", "if os.path.realpath(result) in inputs:", "if False:"),
         Fault(
-            "old frames of a camera first", "            slot.get_nowait()\n", "            pass\n"
+            "every frame of a camera",
+            "_newest(self.reader) if self.is_camera else self.reader",
+            "self.reader",
         ),
         Fault("recordings without frames kept", "if recording.frames == 0:", "if False:"),
         Fault(
