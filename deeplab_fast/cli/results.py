@@ -51,12 +51,13 @@ class Segmenter(NamedTuple):
     def __call__(self, photo: Image.Image) -> tuple[np.ndarray, dict[Kind, Result]]:
         """The labels of a photo, and the results of all kinds."""
         results: dict[Kind, Result] = {}
+        painting = self.painting
         if CONFIDENCE in self.kinds or PROBABILITIES in self.kinds:
             labels, strips = self.model.segment_with_probabilities(photo, **self.views)
             results = self._from_probabilities(strips, labels.shape)
+            labels = painting.keep_only(labels)
         else:
-            labels = self.model.segment(photo, **self.views)
-        labels, painting = self.painting.keep_only(labels), self.painting
+            labels = self.labels(photo)
         results[LABELS] = label_image(labels, painting.palette)
         if OVERLAY in self.kinds:
             picture = overlay(photo, labels, painting)
@@ -64,6 +65,10 @@ class Segmenter(NamedTuple):
         if CUTOUT in self.kinds:
             results[CUTOUT] = cutout(photo, labels, painting)
         return labels, {kind: results[kind] for kind in self.kinds}
+
+    def labels(self, photo: Image.Image) -> np.ndarray:
+        """The labels of a photo, without the classes that are not asked for."""
+        return self.painting.keep_only(self.model.segment(photo, **self.views))
 
     def _from_probabilities(
         self, strips: Iterator[np.ndarray], size: tuple[int, ...]

@@ -68,8 +68,11 @@ def test_alpha():
 def test_only_some_classes():
     painting = painting_of(VOC, 21, only=[15])
     expected = [[PLAIN, PLAIN, PLAIN, PLAIN, WHITE, PINK, PINK]] * 2
+    turned = GREY.transpose(Image.Transpose.TRANSPOSE)
     for labels in (LABELS, painting.keep_only(LABELS)):
         assert np.abs(rows_of(painting, labels) - expected).max() <= 1
+        columns = rows_of(painting, labels.T, turned).transpose(1, 0, 2)
+        assert np.abs(columns - expected).max() <= 1
     background = painting_of(VOC, 21, only=[0])
     colours = rows_of(background)[0]
     assert np.abs(colours[:2] - 40).max() <= 1  # black, because it is asked for

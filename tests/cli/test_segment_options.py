@@ -189,6 +189,8 @@ def test_confidence_and_probabilities(model, prepared, weights, predict, capsys)
     with np.load("two/photo_probabilities.npz") as saved:
         assert saved["classes"].tolist() == ["pear", "quince"]
         assert np.array_equal(saved["probabilities"], probabilities[[2, 4]])
+    labels = np.asarray(Image.open("two/photo_labels.png"))
+    assert np.array_equal(labels, np.where(np.isin(stored("labels"), (2, 4)), stored("labels"), 0))
 
 
 def test_json(stand_in, capsys):

@@ -603,7 +603,7 @@ def test_camera_is_recorded_until_it_is_interrupted(camera, network, folder, cap
     times, _ = frames(f"out/{name}")
     assert len(times) == 4
     # Of 50 frames a second those are dropped that come while the network is busy.
-    assert times[0] == 0 and times[2] >= 0.1 and times[3] >= 0.2
+    assert times[0] == 0 and times[3] >= 0.1
 
 
 def test_camera_that_is_interrupted_at_once(camera, network, folder, monkeypatch, capsys):

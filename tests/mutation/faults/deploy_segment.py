@@ -55,13 +55,18 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/cli/results.py": [
         Fault(
             "labels of all classes",
-            "self.painting.keep_only(labels), self.painting",
-            "labels, self.painting",
+            "self.painting.keep_only(self.model.segment(photo, **self.views))",
+            "self.model.segment(photo, **self.views)",
         ),
         Fault(
             "--flip without effect on labels",
-            "self.model.segment(photo, **self.views)",
-            "self.model.segment(photo)",
+            "segment(photo, **self.views)",
+            "segment(photo)",
+        ),
+        Fault(
+            "labels of all classes with their probabilities",
+            "labels = painting.keep_only(labels)",
+            "pass",
         ),
         Fault("all strips at the top", "top = rows.stop", "top = 0"),
         Fault("confidence rounded down", "np.round(255 * strip.max(0))", "255 * strip.max(0)"),
