@@ -128,7 +128,8 @@ def segment_video(
             for label, share in shares
         ],
     }
-    return record, _damage(reader)
+    # The first pictures of a camera often have errors; a camera that fails ends the recording.
+    return record, reader.cut_short if camera else _damage(reader)
 
 
 class _Recording:
@@ -241,7 +242,7 @@ def _check_end(recording: _Recording, partial: Path, result: Path) -> None:
 
 
 def _damage(reader: VideoReader) -> str | None:
-    """A message about frames that are missing or have errors, or about the end of a recording."""
+    """A message about frames that are missing or have errors."""
     counts = [
         f"{count} frame{'' if count == 1 else 's'} {problem}"
         for count, problem in (
@@ -250,10 +251,10 @@ def _damage(reader: VideoReader) -> str | None:
         )
         if count
     ]
-    if counts and reader.first_damage is not None:
-        first = "the first is frame {} at {:.2f} s".format(*reader.first_damage)
-        return f"damaged: {', '.join(counts)}, {first} (expected a complete video)"
-    return reader.cut_short
+    if reader.first_damage is None:
+        return None
+    first = "the first is frame {} at {:.2f} s".format(*reader.first_damage)
+    return f"damaged: {', '.join(counts)}, {first} (expected a complete video)"
 
 
 def _open(source: Path) -> VideoReader:

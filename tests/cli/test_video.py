@@ -10,7 +10,6 @@ import signal
 import struct
 import sys
 import threading
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -174,6 +173,11 @@ def test_uneven_times_are_kept(network, capsys):
     clip("clip.mkv", times=times, time_base=Fraction(1, 50), audio=None)
     assert run(capsys, "clip.mkv")[0] == 0
     assert frames("out/clip_overlay.mp4")[0] == pytest.approx([t / 50 for t in times], abs=1e-6)
+    with av.open("out/clip_overlay.mp4") as container:
+        stream = container.streams.video[0]  # players end with it, even before the last frame
+        assert float(stream.duration * stream.time_base) == pytest.approx(
+            47 / 50 + 1 / 25, abs=1e-3
+        )
 
 
 def test_clock_of_a_broadcast(network, capsys):
@@ -585,14 +589,13 @@ def camera(monkeypatch):
 def test_camera_is_recorded_until_it_is_interrupted(camera, network, folder, capsys):
     calls = []
 
-    def slow(frame, **views):
+    def interrupted(frame, **views):
         calls.append(frame)
         if len(calls) == 4:
             signal.raise_signal(signal.SIGINT)
-        time.sleep(0.1)
         return by_colour(frame)
 
-    network.segment = slow
+    network.segment = interrupted
     before = signal.getsignal(signal.SIGINT)
     status, out, err = run(capsys, "camera:0")
     assert (status, err) == (0, [])
@@ -602,8 +605,26 @@ def test_camera_is_recorded_until_it_is_interrupted(camera, network, folder, cap
     assert out.splitlines()[0] == f"camera:0 (64x48, 4 frames) -> out/{name}"
     times, _ = frames(f"out/{name}")
     assert len(times) == 4
-    # Of 50 frames a second those are dropped that come while the network is busy.
-    assert times[0] == 0 and times[3] >= 0.1
+    assert times[0] == 0 and times[3] < 100
+
+
+def test_frames_that_come_while_the_network_is_busy_are_dropped():
+    busy, come, end = threading.Event(), threading.Event(), threading.Event()
+
+    def device():
+        yield 1
+        busy.wait()
+        yield from (2, 3, 4)
+        come.set()
+        end.wait()
+
+    items = command._newest(device())
+    assert next(items) == 1
+    busy.set()
+    come.wait()
+    assert next(items) == 4
+    end.set()
+    assert list(items) == []
 
 
 def test_camera_that_is_interrupted_at_once(camera, network, folder, monkeypatch, capsys):
@@ -616,6 +637,19 @@ def test_camera_that_is_interrupted_at_once(camera, network, folder, monkeypatch
     monkeypatch.setattr(threading.Thread, "start", interrupt)
     assert run(capsys, "camera:0")[::2] == (130, ["deeplab-fast: interrupted"])
     assert files(folder / "out") == []
+
+
+def test_camera_that_fails_ends_the_recording(network, folder, monkeypatch, capsys):
+    clip("device.mkv", count=75)
+    data = Path("device.mkv").read_bytes()
+    Path("device.mkv").write_bytes(data[: len(data) // 2])
+    monkeypatch.setattr(command, "camera_device", lambda index: ("device.mkv", "matroska"))
+    status, out, (error,) = run(capsys, "camera:0")
+    assert status == 1
+    assert error.startswith("deeplab-fast: camera:0: the file ends after 1.")
+    (name,) = files(folder / "out")
+    assert name.endswith("_overlay.mp4") and f"-> out/{name}" in out
+    assert len(frames(f"out/{name}")[0]) >= 1
 
 
 def test_frames_of_a_camera_can_be_limited(camera, network, folder, capsys):
