@@ -266,14 +266,17 @@ def yuv(colour: tuple[int, int, int], space: int, full: bool) -> list[int]:
 def test_colours_are_those_of_the_stored_matrix_and_range(space, full):
     with av.open("clip.mp4", "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "1"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.width, stream.height = 64, 48
+        # 8-bit frames have pixel formats of their own for the full range, such as yuvj420p.
+        stream.pix_fmt = "yuv420p10le" if full else "yuv420p"
         stream.codec_context.colorspace = space
         stream.codec_context.color_range = 2 if full else 1
         for colour in (RED, GREEN, BLUE):
             frame = av.VideoFrame(64, 48, "yuv420p")
             for plane, value in zip(frame.planes, yuv(colour, space, full)):
                 plane.update(bytes([value]) * plane.buffer_size)
-            container.mux(stream.encode(frame))
+            ranges = {"src_color_range": 1 + full, "dst_color_range": 1 + full}
+            container.mux(stream.encode(frame.reformat(format=stream.pix_fmt, **ranges)))
         container.mux(stream.encode())
     with VideoReader("clip.mp4") as reader, VideoWriter(Path("copy.mp4"), reader) as writer:
         for item, colour in zip(reader, (RED, GREEN, BLUE)):
