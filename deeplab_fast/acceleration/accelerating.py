@@ -102,5 +102,7 @@ def _line(error: Exception) -> str:
 
 def restore(model: nn.Module) -> nn.Module:
     """Undo :func:`accelerate` without ``inference``, in place. Returns ``model``."""
+    if not isinstance(model, nn.Module):
+        raise wrong_type("model", "an nn.Module", model)
     restore_parts(model)
     return model

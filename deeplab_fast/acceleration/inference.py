@@ -7,7 +7,8 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -15,9 +16,9 @@ from ..backends import registry
 from ..models.deeplab import DeepLab
 from ..models.fusion import FoldedASPP, FusedModule, fuse_without_copy
 from ..models.inference import InferenceModel
+from ..models.segmentation import check_images
 from ..nn.deferred import deferred_upsampling
 from ..ops import _transforms
-from ..ops._arguments import check_tensor
 from .labels import labels_of, logits_of
 from .report import Entry, Report
 from .summary import entries_of
@@ -52,6 +53,11 @@ class AcceleratedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the original model in evaluation mode."""
+        if isinstance(args, fx.Proxy) or any(isinstance(value, fx.Proxy) for value in args):
+            raise TraceError(
+                "torch.fx cannot trace an AcceleratedModel: trace the model on which accelerate() "
+                "was called"
+            )
         return self._run(self.network, *args, **kwargs)
 
     @torch.no_grad()
@@ -92,7 +98,7 @@ class AcceleratedModel(nn.Module):
 
         >>> labels = model.predict(images, dtype=torch.uint8)
         """
-        check_tensor(images, "images")
+        check_images(images)
         if images.dim() == 3:
             return self.predict(images[None], size, dtype)[0]
         if images.dim() != 4:

@@ -14,7 +14,7 @@ from ..ops._arguments import integer, positive_pair, wrong_type
 from ..ops.upsample_argmax import upsample_argmax
 
 LOGITS_NAMES = ("out", "logits")
-_MAX_LABELS = {torch.uint8: 256, torch.int32: 2**31, torch.int64: 2**63}
+_MAX_LABELS = {torch.uint8: 256, torch.int32: 2**31, torch.int64: 2**63 - 1}
 
 
 def logits_of(output: Any) -> Tensor:
@@ -84,7 +84,7 @@ def labels_of(
     ends_with_sigmoid: bool | None,
 ) -> Tensor:
     """Labels [N, height, width]; see :meth:`AcceleratedModel.predict`."""
-    if dtype not in _MAX_LABELS:
+    if not isinstance(dtype, torch.dtype) or dtype not in _MAX_LABELS:
         raise wrong_type("dtype", "torch.int64, torch.int32 or torch.uint8", dtype)
     if size is not None:
         height, width = positive_pair(size, "size", integer)

@@ -238,6 +238,8 @@ class backend(contextlib.ContextDecorator):
     """
 
     def __init__(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
         if name not in _backends:
             raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(NAMES)}")
         self.name = name

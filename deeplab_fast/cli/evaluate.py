@@ -78,9 +78,9 @@ def _write(arguments: argparse.Namespace, images: int, scores: Scores) -> None:
 
 def _model(weights: str, num_classes: int) -> DeepLab:
     model = load_model(weights)
-    if model.config["num_classes"] != num_classes:
+    if model.num_labels != num_classes:
         raise UserError(
-            f"--weights: {weights} has {model.config['num_classes']} classes (expected "
+            f"--weights: {weights} has {model.num_labels} classes (expected "
             f"{num_classes}, as the data)"
         )
     return model

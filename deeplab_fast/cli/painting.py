@@ -37,7 +37,7 @@ def add_painting(parser: Any) -> None:
 
 
 def painting_from(
-    arguments: argparse.Namespace, model: InferenceModel, num_classes: int
+    arguments: argparse.Namespace, model: InferenceModel, num_labels: int
 ) -> Painting:
     """How the classes of ``model`` are drawn.
 
@@ -48,29 +48,25 @@ def painting_from(
     alpha = 0.6 if arguments.alpha is None else arguments.alpha
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha {alpha}: expected a number from 0 to 1")
-    categories = model.categories
-    if num_classes == 1:  # a binary network, whose labels are 0 and 1
-        num_classes = 2
-        if categories is not None and len(categories) == 1:
-            categories = ("background", *categories)
-    only = arguments.only and [_class(name, categories, num_classes) for name in arguments.only]
+    categories = model.label_names
+    only = arguments.only and [_class(name, categories, num_labels) for name in arguments.only]
     palette = None
     if arguments.palette is not None:
         try:
-            palette = read_palette(arguments.palette, categories, num_classes)
+            palette = read_palette(arguments.palette, categories, num_labels)
         except PaletteError as error:
             raise UserError(f"--palette {arguments.palette}: {error}") from error
-    return painting_of(categories, num_classes, palette, only, alpha)
+    return painting_of(categories, num_labels, palette, only, alpha)
 
 
-def _class(name: str, categories: tuple[str, ...] | None, num_classes: int) -> int:
+def _class(name: str, categories: tuple[str, ...] | None, num_labels: int) -> int:
     """The class with a name, without regard to case, or with a number."""
     names = [category.casefold() for category in categories or ()]
     if name.casefold() in names:
         return names.index(name.casefold())
-    if name.isdecimal() and int(name) < num_classes:
+    if name.isdecimal() and int(name) < num_labels:
         return int(name)
-    known = f"a number from 0 to {num_classes - 1}"
+    known = f"a number from 0 to {num_labels - 1}"
     if categories is not None:
         known = f"{', '.join(categories)}, or {known}"
     raise UserError(f"--only {name}: no such class (expected {known})")

@@ -144,10 +144,10 @@ def _run(arguments: argparse.Namespace, kinds: list[Kind]) -> int:
         raise UserError(f"--json {arguments.json}: expected a file that is not an input")
     with out_of_memory("another --device"):
         dtype = getattr(torch, arguments.dtype)
-        model, num_classes = load_for_photos(arguments.weights, device, dtype)
+        model, num_labels = load_for_photos(arguments.weights, device, dtype)
     segmenter = Segmenter(
         model,
-        painting_from(arguments, model, num_classes),
+        painting_from(arguments, model, num_labels),
         views_of(arguments, model),
         kinds,
         arguments.legend,

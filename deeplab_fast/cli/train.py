@@ -252,7 +252,7 @@ def _pretrained(arguments: argparse.Namespace, num_classes: int, aux_loss: bool)
         )
     if not aux_loss:
         model.aux_classifier = None
-    if model.config["num_classes"] != num_classes:
+    if model.num_labels != num_classes:  # a binary model keeps its one channel for two classes
         heads: list[Any] = [model.classifier, model.aux_classifier]
         for head in heads:
             if head is not None:

@@ -44,7 +44,7 @@ def load_model(weights: str, argument: str = "--weights", **overrides: Any) -> D
 def load_for_photos(
     weights: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[InferenceModel, int]:
-    """The model prepared for inference on photos, and its number of classes.
+    """The model prepared for inference on photos, and its number of labels.
 
     Raises:
         UserError: there is no usable model, it takes no photos, or it has too many classes for a
@@ -55,10 +55,9 @@ def load_for_photos(
         model.preprocessing.check_takes_photos()
     except ValueError as error:
         raise UserError(f"--weights: {weights}: {error}") from error
-    num_classes = model.config["num_classes"]
-    if num_classes > 2**16:
+    if model.num_labels > 2**16:
         raise UserError(
-            f"--weights: {weights} has {num_classes} classes (expected at most 65536, what a label "
-            "PNG can hold)"
+            f"--weights: {weights} has {model.num_labels} classes (expected at most 65536, what a "
+            "label PNG can hold)"
         )
-    return model.prepare_for_inference(dtype), num_classes
+    return model.prepare_for_inference(dtype), model.num_labels

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..nn import ASPP
-from ..ops._arguments import boolean, int_list, integer, real
+from ..ops._arguments import boolean, int_list, integer, real, wrong_type
 from . import hub
 from .backbones import adapt_input_channels, load_imagenet, make_backbone
 from .checkpoints import (
@@ -70,6 +70,11 @@ class DeepLab(SegmentationModel):
         self.config: dict[str, Any] = dict(config)
         if pretrained_backbone:
             load_imagenet(self)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels that :meth:`predict` can give: 2 for a model with one output channel."""
+        return max(2, self.config["num_classes"])
 
     @property
     def architecture(self) -> str:
@@ -312,6 +317,8 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     no_config = "self", "__class__", "pretrained_backbone"
     config = {name: config[name] for name in config if name not in no_config}
     config["aux_loss"] = bool(config["aux_loss"])
+    if not isinstance(config["backbone"], str):
+        raise wrong_type("backbone", 'a name such as "resnet50"', config["backbone"])
     for name, convert in _CONVERSIONS.items():
         if name in config and not (config[name] is None and name in _MAY_BE_NONE):
             config[name] = convert(config[name], name)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 
 from ..ops import _transforms
 from .cuda_graphs import CudaGraphs
@@ -69,6 +70,11 @@ class InferenceModel(SegmentationModel):
             self._cuda_graphs.clear()
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
+        if isinstance(images, fx.Proxy):
+            raise TraceError(
+                "torch.fx cannot trace a model prepared for inference: trace the model on which "
+                "prepare_for_inference() was called"
+            )
         self._check(images)
         weight = next(self.parameters())
         if images.device != weight.device:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .._io.images import to_rgb
+from ..ops._arguments import wrong_type
 
 # Images with a larger aspect ratio are scaled down further, to bound the memory for panoramas.
 _MAX_ASPECT = 4
@@ -66,9 +67,13 @@ class Preprocessing:
         Other modes are converted to RGB as by :func:`to_rgb`, and to grey as Pillow does.
 
         Raises:
+            TypeError: ``image`` is no PIL image.
             ValueError: the image has 32 bits per channel, or there are statistics of another number
                 of channels.
         """
+        if not isinstance(image, Image.Image):
+            expected = "a PIL image (model.segment takes paths and arrays, too)"
+            raise wrong_type("image", expected, image)
         self.check_takes_photos()
         image = to_rgb(image)
         if len(self.mean) == 1:

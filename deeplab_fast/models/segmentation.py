@@ -8,19 +8,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..backends import tuning
-from ..ops._arguments import boolean, check_tensor
+from ..ops._arguments import boolean, wrong_type
 from ..ops.upsample import upsample
 from ..ops.upsample_argmax import upsample_argmax
+from ..ops.upsample_cross_entropy import with_background
 from .photos import Photo, photo_of_argument
 from .preprocessing import Preprocessing, network_input
 from .sliding_window import ImageLogits, check_views, predict_labels
 
 
+def check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        expected = "a tensor [N, C, H, W] (see model.preprocessing; model.segment takes photos)"
+        raise wrong_type("images", expected, images)
+
+
 class SegmentationModel(nn.Module):
     """A backbone, a classifier of its last features and an optional auxiliary classifier.
+
+    A model with one output channel is binary: its labels are 1 where the upsampled logit is above
+    0, and 0 elsewhere.
 
     Args:
         backbone: maps images to {"out": features, "aux": earlier features}.
@@ -52,6 +62,13 @@ class SegmentationModel(nn.Module):
         self.categories = categories
         self.in_channels = 3
 
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """Names of the labels: :attr:`categories`, with "background" before a single one."""
+        if self.categories is None or len(self.categories) > 1:
+            return self.categories
+        return "background", *self.categories
+
     def logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Logits at the resolution of the features, for ops that upsample them.
 
@@ -78,9 +95,10 @@ class SegmentationModel(nn.Module):
 
         Labels and losses do not need full-size logits: see :meth:`predict` and :meth:`logits`.
         """
+        logits = self.logits(images)
         size = images.size(2), images.size(3)
         return OrderedDict(
-            (name, upsample(x, size, self.align_corners)) for name, x in self.logits(images).items()
+            (name, upsample(x, size, self.align_corners)) for name, x in logits.items()
         )
 
     @torch.no_grad()
@@ -110,7 +128,7 @@ class SegmentationModel(nn.Module):
         """
         if self.training:
             raise RuntimeError("predict: expected evaluation mode: call model.eval() first")
-        check_tensor(images, "images")
+        check_images(images)
         if images.dim() == 3:
             return self.predict(images[None], size, dtype)[0]
         return self._predict(images, size, dtype)
@@ -210,7 +228,7 @@ class SegmentationModel(nn.Module):
         self, images: Tensor, size: tuple[int, int] | None, dtype: torch.dtype | None
     ) -> Tensor:
         """Labels of a batch; without a dtype in uint8, or int32 with more than 256 classes."""
-        logits = self._classify(self._features(images), images)
+        logits = with_background(self._classify(self._features(images), images))
         size = (images.size(2), images.size(3)) if size is None else size
         if dtype is None:
             dtype = torch.uint8 if logits.size(1) <= 256 else torch.int32
@@ -241,15 +259,17 @@ class SegmentationModel(nn.Module):
         """
         if self.training:
             raise RuntimeError("tune: expected evaluation mode: call model.eval() first")
-        check_tensor(images, "images")
+        check_images(images)
         return tuning.tune(lambda: self.predict(images), images.device, self)
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
-        self._check(images)
+        if not isinstance(images, fx.Proxy):
+            self._check(images)
         features: dict[str, Tensor] = self.backbone(images)
         return features
 
     def _check(self, images: Tensor) -> None:
+        check_images(images)
         if images.dim() != 4 or images.size(1) != self.in_channels or 0 in images.shape[2:]:
             raise ValueError(
                 f"images: expected [N, {self.in_channels}, H, W] with H and W of at least 1, got "

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..ops._arguments import int_list, real, wrong_type
 from ..ops.upsample_argmax import upsample_argmax
+from ..ops.upsample_cross_entropy import with_background
 
 _STRIP = 64  # rows of labels that are computed at a time
 _STEP = 16  # windows start at multiples of this number, which the stride of all logits divides
@@ -151,7 +152,11 @@ def _scaled(image: Tensor, scale: float) -> Tensor:
 
 def _whole(model: Any, image: Tensor) -> _LogitMap:
     size = image.size(2), image.size(3)
-    return _LogitMap(model.logits(image)["out"].float(), size, size)
+    return _LogitMap(_logits(model, image), size, size)
+
+
+def _logits(model: Any, image: Tensor) -> Tensor:
+    return with_background(model.logits(image)["out"].float())
 
 
 def _windows(model: Any, image: Tensor, window: tuple[int, int]) -> _LogitMap:
@@ -171,7 +176,7 @@ def _windows(model: Any, image: Tensor, window: tuple[int, int]) -> _LogitMap:
     for top in _starts(height, window[0]):
         for left in _starts(width, window[1]):
             view = image[:, :, top : top + window[0], left : left + window[1]]
-            logits = model.logits(view)["out"].float()
+            logits = _logits(model, view)
             if total is None or counts is None:
                 stride = (window[0] - extra) // (logits.size(2) - extra)
                 grid = [(side - extra) // stride + extra for side in (height, width)]

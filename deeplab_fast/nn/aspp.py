@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from ..ops._arguments import check_tensor, int_list, integer
 from .conv import conv_norm_relu
 from .pyramid import atrous_branches, is_atrous_branch, project
 
@@ -25,9 +26,9 @@ class ASPP(nn.Module):
     pooled branch is constant over an image, so its contribution to the projection is added as a
     bias per image. It is neither broadcast nor concatenated, and the kernel that writes the
     gradient of the input also adds the gradient of this branch. With ``separable`` or
-    ``project_size=3``, or if a submodule was replaced or hooked, the submodules are called one by
-    one instead. If only batch norms were replaced, by a normalisation other than SyncBatchNorm,
-    only the normalisation runs branch by branch.
+    ``project_size=3``, if a submodule was replaced or hooked, or in a graph of torch.fx, the
+    submodules are called one by one instead. If only batch norms were replaced, by a normalisation
+    other than SyncBatchNorm, only the normalisation runs branch by branch.
 
     Args:
         in_channels: channels of the input.
@@ -67,7 +68,9 @@ class ASPP(nn.Module):
             raise ValueError(f"project_size: expected 1 or 3, got {project_size}")
         self.convs: Any
         self.project: Any
-        shape = in_channels, out_channels
+        atrous_rates = int_list(atrous_rates, "atrous_rates")
+        out_channels = integer(out_channels, "out_channels")
+        shape = integer(in_channels, "in_channels"), out_channels
         branches = [conv_norm_relu(*shape)]
         for rate in atrous_rates:
             branches.append(conv_norm_relu(*shape, 3, rate, separable, depthwise_norm))
@@ -78,17 +81,10 @@ class ASPP(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         *branches, pool = self.convs
-        pool_norm = pool[2]
-        if type(pool_norm) is nn.BatchNorm2d and pool_norm.training and input.size(0) == 1:
-            raise ValueError(
-                "ASPP: expected at least 2 images in training mode, got a batch of 1: batch norm "
-                "cannot normalise the one value per channel of image pooling. Use larger batches, "
-                "or the running statistics of that branch, by aspp.convs[-1].eval() after each "
-                "train() (DeepLabV3: model.classifier[0].convs[-1].eval(); DeepLabV3Plus: "
-                "model.classifier[0].aspp.convs[-1].eval(), with aspp_conv "
-                "model.classifier[0].aspp[0].convs[-1].eval())"
-            )
-        if not self._is_unmodified():
+        is_traced = isinstance(input, fx.Proxy)
+        if not is_traced:
+            self._check_batch(input)
+        if is_traced or not self._is_unmodified():
             pooled = pool(input).expand(-1, -1, input.size(2), input.size(3))
             return self.project(torch.cat([*(branch(input) for branch in branches), pooled], dim=1))
 
@@ -101,6 +97,19 @@ class ASPP(nn.Module):
         for module in rest:
             output = module(output)
         return output
+
+    def _check_batch(self, input: Tensor) -> None:
+        check_tensor(input, "input")
+        norm = self.convs[-1][2]
+        if type(norm) is nn.BatchNorm2d and norm.training and input.size(0) == 1:
+            raise ValueError(
+                "ASPP: expected at least 2 images in training mode, got a batch of 1: batch norm "
+                "cannot normalise the one value per channel of image pooling. Use larger batches, "
+                "or the running statistics of that branch, by aspp.convs[-1].eval() after each "
+                "train() (DeepLabV3: model.classifier[0].convs[-1].eval(); DeepLabV3Plus: "
+                "model.classifier[0].aspp.convs[-1].eval(), with aspp_conv "
+                "model.classifier[0].aspp[0].convs[-1].eval())"
+            )
 
     def _is_unmodified(self) -> bool:
         """True if no submodule was replaced or hooked."""

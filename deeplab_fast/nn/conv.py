@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..ops.dilated_conv2d import dilated_conv2d
 
 
-class Conv2d(nn.Conv2d):
+class _EqualToConv2d(type):
+    """Type of classes that are equal to ``nn.Conv2d``, also as keys of a dict.
+
+    Libraries that look layers up by their exact type, such as torch.ao.quantization, then find what
+    they have for ``nn.Conv2d``. A class with another ``forward`` is equal to itself only.
+    """
+
+    def __eq__(cls: Any, other: object) -> bool:
+        if other is not nn.Conv2d:
+            return other is cls
+        return (cls.forward, cls._conv_forward) == (nn.Conv2d.forward, Conv2d._conv_forward)
+
+    def __hash__(cls) -> int:
+        return hash(nn.Conv2d)
+
+
+class Conv2d(nn.Conv2d, metaclass=_EqualToConv2d):
     """``nn.Conv2d``, except for two kinds of dilated layers.
 
     They run :func:`deeplab_fast.dilated_conv2d`, which has no second derivatives:
@@ -17,7 +35,13 @@ class Conv2d(nn.Conv2d):
       PyTorch computes wrongly on many x86 CPUs (docs/onednn_bf16_weight_gradient.md);
     * dense and depthwise layers with "same" padding on a GPU, where our kernel runs if it was
       measured to be faster than cuDNN.
+
+    In a graph of torch.fx and for torch.ao.quantization it is an ``nn.Conv2d``.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        run_dilated(self)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         is_dilated = max(self.dilation) > 1 and has_same_padding(self)
@@ -35,6 +59,12 @@ class Conv2d(nn.Conv2d):
     def _has_gpu_kernels(self, input: Tensor) -> bool:
         is_supported = self.groups in (1, self.in_channels)
         return is_supported and isinstance(input, Tensor) and input.device.type == "cuda"
+
+
+def run_dilated(conv: nn.Conv2d) -> None:
+    """Make a layer of PyTorch's class a :class:`Conv2d`, in place."""
+    conv.__class__ = Conv2d
+    conv.__module__ = nn.Conv2d.__module__  # torch.fx recognises the layers of torch.nn by it
 
 
 class SeparableConv2d(nn.Sequential):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ops._arguments import check_logits
+from ..ops import _transforms
+from ..ops._arguments import boolean, check_logits, int_list, integer, real
 from ..ops.upsample_class_sums import upsample_class_sums
-from ..ops.upsample_cross_entropy import check_target
+from ..ops.upsample_cross_entropy import checked_target
 from .loss import before_upsampling
 
 
@@ -41,6 +42,7 @@ class UpsampleDiceLoss(nn.Module):
     Raises:
         ValueError: a shape does not fit.
         TypeError: logits are not floating or target is not an integer tensor.
+        NotImplementedError: a torch.func transform or forward mode is active.
         IndexError: on the CPU, a target is neither a class nor ignore_index.
 
     >>> criterion = UpsampleDiceLoss(ignore_index=255)
@@ -57,17 +59,22 @@ class UpsampleDiceLoss(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        self.classes = classes
-        self.log_loss = log_loss
-        self.smooth = smooth
-        self.ignore_index = ignore_index
-        self.eps = eps
-        self.align_corners = align_corners
+        self.classes = None if classes is None else int_list(classes, "classes")
+        self.log_loss = boolean(log_loss, "log_loss")
+        self.smooth = real(smooth, "smooth")
+        self.ignore_index = integer(ignore_index, "ignore_index")
+        self.eps = real(eps, "eps")
+        self.align_corners = boolean(align_corners, "align_corners")
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         logits, target, align_corners = before_upsampling(logits, target, self.align_corners)
         check_logits(logits)
-        check_target(logits, target)
+        if _transforms.active():
+            raise NotImplementedError(
+                "UpsampleDiceLoss: torch.func transforms and forward mode are not supported: use "
+                "F.interpolate and another Dice loss"
+            )
+        target = checked_target(logits, target)
         of_target, of_all = upsample_class_sums(logits, target, self.ignore_index, align_corners)
         labels = target[target != self.ignore_index]
         pixels = torch.bincount(labels, minlength=logits.size(1)).to(of_all.dtype)
@@ -75,4 +82,4 @@ class UpsampleDiceLoss(nn.Module):
         score = (of_target + self.smooth) / divisor
         loss = -score.clamp(min=self.eps).log() if self.log_loss else 1 - score
         loss = loss * (pixels > 0)
-        return loss.mean() if self.classes is None else loss[list(self.classes)].mean()
+        return loss.mean() if self.classes is None else loss[self.classes].mean()

@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.upsample_cross_entropy import upsample_cross_entropy
+from ..ops._arguments import INTEGERS, boolean, check_logits, check_tensor, integer, real
+from ..ops.upsample_cross_entropy import (
+    checked_reduction,
+    upsample_cross_entropy,
+    with_background,
+)
 from .deferred import DeferredUpsampling
 
 
@@ -57,11 +62,13 @@ class UpsampleCrossEntropyLoss(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
+        if weight is not None:
+            check_tensor(weight, "weight")
         self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.label_smoothing = label_smoothing
-        self.align_corners = align_corners
+        self.ignore_index = integer(ignore_index, "ignore_index")
+        self.reduction = checked_reduction(reduction)
+        self.label_smoothing = real(label_smoothing, "label_smoothing")
+        self.align_corners = boolean(align_corners, "align_corners")
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         logits, target, align_corners = before_upsampling(logits, target, self.align_corners)
@@ -122,14 +129,12 @@ class UpsampleFocalLoss(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        if not gamma >= 0:
+        self.gamma = real(gamma, "gamma")
+        if not self.gamma >= 0:
             raise ValueError(f"gamma: expected at least 0, got {gamma}")
-        if reduction not in ("none", "mean", "sum"):
-            raise ValueError(f"reduction: expected one of none, mean, sum, got {reduction!r}")
-        self.gamma = gamma
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.align_corners = align_corners
+        self.ignore_index = integer(ignore_index, "ignore_index")
+        self.reduction = checked_reduction(reduction)
+        self.align_corners = boolean(align_corners, "align_corners")
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         logits, target, align_corners = before_upsampling(logits, target, self.align_corners)
@@ -166,13 +171,14 @@ def before_upsampling(
 ) -> tuple[Tensor, Tensor, bool]:
     """The logits before a deferred upsampling, if there is one, the target, and align_corners.
 
-    A target of another integer dtype becomes int64, and one of shape [N, 1, height, width] becomes
+    Logits of one channel become those of two classes, as :func:`with_background` makes them. A
+    target of another integer dtype becomes int64, and one of shape [N, 1, height, width] becomes
     [N, height, width]. ``align_corners`` is returned, unless the deferred upsampling has its own.
     """
     if isinstance(target, Tensor):
         if target.dim() == 4 and target.size(1) == 1:
             target = target.squeeze(1)
-        if target.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        if target.dtype in INTEGERS:
             target = target.long()
     if isinstance(logits, DeferredUpsampling):
         if target.shape[1:] != logits.shape[2:]:
@@ -182,5 +188,6 @@ def before_upsampling(
                 f"{list(target.shape)}"
             )
         if logits.is_pending and logits.interpolation.scale_factors is None:
-            return logits.logits, target, logits.interpolation.align_corners
-    return logits, target, align_corners
+            align_corners, logits = logits.interpolation.align_corners, logits.logits
+    check_logits(logits)
+    return with_background(logits), target, align_corners

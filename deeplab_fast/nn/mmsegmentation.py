@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..ops._arguments import check_tensor, real, wrong_type
 from ..ops.upsample_cross_entropy import upsample_cross_entropy
 from .loss import before_upsampling
 
@@ -60,7 +61,12 @@ class UpsampleCrossEntropyLoss(nn.Module):
         super().__init__()
         if use_sigmoid:
             raise ValueError("use_sigmoid: expected False, got True")
-        weights = None if class_weight is None else torch.as_tensor(class_weight).float()
+        weights = None
+        if class_weight is not None:
+            try:
+                weights = torch.as_tensor(class_weight).float()
+            except (TypeError, ValueError, RuntimeError):
+                raise wrong_type("class_weight", "a list of numbers", class_weight) from None
         # mmsegmentation's loss has no state either.
         self.register_buffer("class_weight", weights, persistent=False)
         self.reduction = reduction
@@ -80,6 +86,10 @@ class UpsampleCrossEntropyLoss(nn.Module):
         reduction = reduction_override or self.reduction
         if reduction not in ("none", "mean", "sum"):
             raise ValueError(f"reduction: expected one of none, mean, sum, got {reduction!r}")
+        if weight is not None:
+            check_tensor(weight, "weight")
+        if avg_factor is not None and not isinstance(avg_factor, Tensor):
+            avg_factor = real(avg_factor, "avg_factor")
         if avg_factor is not None and reduction == "sum":
             raise ValueError('avg_factor: expected None with reduction "sum"')
         logits, label, align_corners = before_upsampling(cls_score, label, False)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-INT64_END = 2**63
+INT64_MAX = 2**63 - 1
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def wrong_type(name: str, expected: str, value: Any) -> TypeError:
@@ -64,9 +65,11 @@ def _list(values: Any, name: str, elements: str) -> list[Any]:
 
 
 def integer(value: Any, name: str) -> int:
-    if isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise wrong_type(name, "an int", value) from None
@@ -95,6 +98,6 @@ def positive_pair(
     """Two positive numbers converted by ``element``: ``value`` holds both, or is both."""
     is_sequence = isinstance(value, (tuple, Sequence)) and not isinstance(value, str)
     values = [element(v, name) for v in (value if is_sequence else (value, value))]
-    if len(values) != 2 or not 0 < values[0] < INT64_END or not 0 < values[1] < INT64_END:
+    if len(values) != 2 or not 0 < values[0] <= INT64_MAX or not 0 < values[1] <= INT64_MAX:
         raise ValueError(f"{name}: expected a positive {kind} or two of them, got {value!r}")
     return values[0], values[1]

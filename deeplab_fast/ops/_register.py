@@ -68,6 +68,8 @@ def define(
         return registry.reference(name)(arguments_type(*values))
 
     register_decomposition(op.default)(decomposition)
+    # Otherwise fake tensors with symbolic sizes would run the decomposition instead of the fake.
+    register_decomposition(op.default, type="meta")(run_fake)
 
     def call(*values: Any, backend: str) -> Any:
         if _transforms.active():

@@ -17,7 +17,7 @@ from ..backends.arguments import (
     ParallelDilatedConv2dAndMean,
     ParallelDilatedConv2dBackward,
 )
-from ._arguments import INT64_END, check_tensor, int_list, integer, positive_pair, tensor_list
+from ._arguments import INT64_MAX, check_tensor, int_list, integer, positive_pair, tensor_list
 from ._register import autocast, define, differentiable, not_differentiable
 from .shape_bucket import shape_bucket
 
@@ -160,7 +160,7 @@ def check_branches(
 
 def dilation_list(dilations: Any) -> list[int]:
     checked = int_list(dilations, "dilations")
-    if checked and not (0 < min(checked) and max(checked) < INT64_END):
+    if checked and not (0 < min(checked) and max(checked) <= INT64_MAX):
         raise ValueError(f"dilations: expected positive ints, got {checked}")
     return checked
 

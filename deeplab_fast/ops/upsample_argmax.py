@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +11,10 @@ from torch import Tensor
 from ..backends import registry
 from ..backends.arguments import UpsampleArgmax
 from ._arguments import boolean, check_logits, integer, positive_pair, real, wrong_type
-from ._register import define, without_gradient
+from ._register import define, lib, without_gradient
 
-_MAX_CLASSES = {torch.uint8: 256, torch.int32: 2**31, torch.int64: 2**63}
+# While torch.jit.trace runs, these numbers are compared with tensors, which hold no 2**63.
+_MAX_CLASSES = {torch.uint8: 256, torch.int32: 2**31, torch.int64: 2**63 - 1}
 
 
 def upsample_argmax(
@@ -62,18 +64,30 @@ def upsample_argmax(
     align_corners = boolean(align_corners, "align_corners")
     factors = None
     if scale_factor is None:
-        out = positive_pair(size, "size", integer)
+        out = positive_pair(size, "size", _side)
     else:
         factors = positive_pair(scale_factor, "scale_factor", real)
         out = _output_size(logits, factors)
-    return upsample_argmax_op(
-        logits, out, factors, align_corners, dtype, backend=registry.current()
-    )
+    options = factors, align_corners, dtype
+    if isinstance(out[0], Tensor) or isinstance(out[1], Tensor):
+        sides = torch.stack([torch.as_tensor(side) for side in out])
+        labels: Tensor = _traced_op(logits, sides, *options, backend=registry.current())
+        return labels
+    return upsample_argmax_op(logits, out, *options, backend=registry.current())
+
+
+def _side(value: Any, name: str) -> Any:
+    """An int; or a tensor of one, if torch.jit.trace has to see where it comes from."""
+    is_traced = isinstance(value, Tensor) and torch.jit.is_tracing()
+    return value if is_traced else integer(value, name)
 
 
 def _output_size(logits: Tensor, scale_factors: tuple[float, float]) -> tuple[int, int]:
     """floor(in * scale), like F.interpolate."""
-    height, width = (math.floor(n * s) for n, s in zip(logits.shape[2:], scale_factors))
+    height, width = (
+        (n.double() * s).floor().long() if isinstance(n, Tensor) else math.floor(n * s)
+        for n, s in zip(logits.shape[2:], scale_factors)
+    )
     if height < 1 or width < 1:
         raise ValueError(
             f"scale_factor: expected an output of at least 1x1, got {height}x{width} for logits of "
@@ -95,3 +109,18 @@ upsample_argmax_op = define(
     _fake,
 )
 without_gradient("upsample_argmax", lambda *args: (0,))
+
+# An int[] of a custom op is a constant of torch.jit.trace. The trace of this op has the size as a
+# tensor, so that it runs with images of other sizes.
+lib.define(
+    "upsample_argmax_traced(Tensor logits, Tensor size, float[]? scale_factors, "
+    "bool align_corners, ScalarType dtype, *, str backend='') -> Tensor"
+)
+
+
+def _traced(logits: Tensor, size: Tensor, *options: Any, backend: str = "") -> Tensor:
+    return upsample_argmax_op(logits, size.tolist(), *options, backend=backend)
+
+
+lib.impl("upsample_argmax_traced", _traced, "CompositeExplicitAutograd")
+_traced_op = torch.ops.deeplab_fast.upsample_argmax_traced

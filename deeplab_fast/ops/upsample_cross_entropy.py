@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._native.memory_format import empty_like_format
 from ..backends import registry
 from ..backends.arguments import UpsampleCrossEntropy, UpsampleCrossEntropyBackward
 from ._arguments import (
-    INT64_END,
+    INT64_MAX,
+    INTEGERS,
     boolean,
     check_logits,
     check_tensor,
@@ -43,8 +45,11 @@ def upsample_cross_entropy(
     every number of threads.
 
     Args:
-        logits: [N, C, H, W], floating, any memory format. The only argument with a gradient.
-        target: [N, height, width] int64 classes in [0, C), or ``ignore_index``.
+        logits: [N, C, H, W], floating, any memory format. The only argument with a gradient. One
+            channel stands for two classes with the logits 0 and ``logits``, so the loss is the
+            binary cross entropy. (F.cross_entropy of one channel is always 0.)
+        target: [N, height, width] classes in [0, C), or ``ignore_index``: uint8, int8, int16, int32
+            or int64. The kernels read int64, to which others are converted.
         weight: [C] floating weights of the classes, or None.
         ignore_index: target of the pixels that do not count; any int, also that of a class.
         reduction: "mean", "sum", or "none" for the loss of every pixel.
@@ -58,8 +63,8 @@ def upsample_cross_entropy(
     Raises:
         ValueError: a shape, device, reduction or label_smoothing does not fit, or weight requires
             a gradient.
-        TypeError: logits or weight are not floating, target is not int64, or another argument is
-            of a wrong type.
+        TypeError: logits or weight are not floating, target holds no integers, or another argument
+            is of a wrong type.
         IndexError: on the CPU, a target is neither a class nor ignore_index. On other devices the
             loss is NaN instead, because nothing waits for the device there.
 
@@ -67,16 +72,14 @@ def upsample_cross_entropy(
     >>> upsample_cross_entropy(logits, torch.randint(21, (1, 513, 513))).backward()
     """
     check_logits(logits)
-    check_target(logits, target)
+    target = checked_target(logits, target)
+    logits = with_background(logits)
     if weight is not None:
         _check_weight(logits, weight)
     ignore_index = integer(ignore_index, "ignore_index")
-    if not -INT64_END <= ignore_index < INT64_END:
+    if not -INT64_MAX - 1 <= ignore_index <= INT64_MAX:
         raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
-    if not isinstance(reduction, str):
-        raise wrong_type("reduction", f"one of {', '.join(_REDUCTIONS)}", reduction)
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    reduction = checked_reduction(reduction)
     label_smoothing = real(label_smoothing, "label_smoothing")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
@@ -88,17 +91,36 @@ def upsample_cross_entropy(
     return loss
 
 
-def check_target(logits: Tensor, target: Tensor) -> None:
+def checked_reduction(reduction: str) -> str:
+    if not isinstance(reduction, str):
+        raise wrong_type("reduction", f"one of {', '.join(_REDUCTIONS)}", reduction)
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    return reduction
+
+
+def with_background(logits: Tensor) -> Tensor:
+    """Logits of two classes from those of one channel, with a channel of zeros for class 0.
+
+    Their softmax is the sigmoid of the channel, and their argmax is 1 where it is above 0. Other
+    logits are returned as they are.
+    """
+    return F.pad(logits, (0, 0, 0, 0, 1, 0)) if logits.size(1) == 1 else logits
+
+
+def checked_target(logits: Tensor, target: Tensor) -> Tensor:
+    """``target`` in int64."""
     check_tensor(target, "target")
     if target.dim() != 3 or target.size(0) != logits.size(0) or 0 in target.shape[1:]:
         raise ValueError(
             f"target: expected [{logits.size(0)}, height, width] of at least 1x1, got shape "
             f"{tuple(target.shape)}"
         )
-    if target.dtype != torch.int64:
-        raise TypeError(f"target: expected torch.int64, got {target.dtype}")
+    if target.dtype not in INTEGERS:
+        raise TypeError(f"target: expected an integer dtype, got {target.dtype}")
     if target.device != logits.device:
         raise ValueError(f"target: expected on {logits.device}, got {target.device}")
+    return target.long()
 
 
 def _check_weight(logits: Tensor, weight: Tensor) -> None:

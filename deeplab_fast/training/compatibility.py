@@ -27,9 +27,10 @@ def check_compatible(
     except ValueError as error:
         raise TrainingError(str(error)) from error
     _check_batch_size(recipe, next(model.parameters()).device)
-    classes, outputs = len(train_data.classes), model.classifier[-1].out_channels
-    if outputs != classes:
-        raise TrainingError(f"model: expected {classes} classes as in the data, got {outputs}")
+    # One output channel stands for two classes.
+    classes, labels = len(train_data.classes), max(2, model.classifier[-1].out_channels)
+    if labels != classes:
+        raise TrainingError(f"model: expected {classes} classes as in the data, got {labels}")
     weights = recipe.class_weights
     if weights is not None and len(weights) != classes:
         raise TrainingError(f"class_weights: expected {classes} numbers, got {len(weights)}")

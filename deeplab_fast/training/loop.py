@@ -99,7 +99,8 @@ def train(
             raise TrainingError(f"{name}: expected {least} or more, got {value}")
     recipe = recipe or Recipe()
     check_compatible(model, train_data, val_data, recipe)
-    model.categories = train_data.classes
+    is_binary = model.classifier[-1].out_channels == 1
+    model.categories = train_data.classes[is_binary:]
     folder = RunFolder(Path(output), resume_settings(model, train_data, recipe))
     state = TrainingState(model, recipe)
     folder.start_or_resume(state, recipe.seed, resume)

@@ -67,7 +67,7 @@ def stand_in(monkeypatch) -> SimpleNamespace:
     """Replace the network by one of two classes that labels everything class 1."""
     network = SimpleNamespace(
         segment=lambda photo, **views: np.ones((photo.height, photo.width), np.uint8),
-        categories=("background", "everything"),
+        label_names=("background", "everything"),
         align_corners=False,
     )
     monkeypatch.setattr(command, "load_for_photos", lambda *arguments: (network, 2))

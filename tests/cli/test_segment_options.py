@@ -20,7 +20,7 @@ from deeplab_fast._io.overlay import overlay, painting_of
 from deeplab_fast._io.palette import voc_palette
 from deeplab_fast.cli import images as cli_images
 from deeplab_fast.cli import main
-from deeplab_fast.cli import segment as command
+from deeplab_fast.models import DeepLabV3
 
 from ..support.segment import files, photo, segment
 
@@ -117,7 +117,7 @@ def test_only_some_classes(predict, weights, capsys):
 
 
 def test_other_classes_are_255_without_a_background(stand_in, capsys):
-    stand_in.categories = ("road", "everything")
+    stand_in.label_names = ("road", "everything")
     photo(8, 8).save("photo.png")
     status, out, _ = segment(capsys, "photo.png", "--weights", "any", "--only", "road")
     assert status == 0
@@ -125,17 +125,24 @@ def test_other_classes_are_255_without_a_background(stand_in, capsys):
     assert out.splitlines()[1:] == ["  100.0 %  other classes"]
 
 
-@pytest.mark.parametrize("categories, name", [(None, "class 1"), (("leaf",), "leaf")])
-def test_binary_network(categories, name, stand_in, monkeypatch, capsys):
-    stand_in.categories = categories
-    monkeypatch.setattr(command, "load_for_photos", lambda *arguments: (stand_in, 1))
-    photo(8, 8).save("photo.png")
-    assert segment(capsys, "photo.png", "--weights", "any")[1].endswith(f"  100.0 %  {name}\n")
-    assert (stored("overlay") != np.asarray(photo(8, 8))).any()
-    stand_in.segment = lambda photo, **views: np.zeros((8, 8), np.uint8)
-    assert segment(capsys, "photo.png", "--weights", "any", "--only", "1", "--cutout")[0] == 0
-    assert (stored("overlay") == np.asarray(photo(8, 8))).all()
-    assert (stored("cutout") == 0).all()
+@pytest.mark.parametrize("names, name", [(None, "class 1"), (("leaf",), "leaf")])
+def test_binary_network(names, name, capsys):
+    torch.manual_seed(0)
+    binary = DeepLabV3("mobilenet_v2", 1, 16, atrous_rates=(), head_conv=False).eval()
+    binary.categories = names
+    binary.classifier[-1].weight.data.zero_()
+    photo(32, 32).save("photo.png")
+    for bias, only, is_leaf in ((1.0, "1", True), (-1.0, "1", False)):
+        binary.classifier[-1].bias.data.fill_(bias)
+        binary.save_pretrained("binary.safetensors")
+        options = ["--only", only, "--confidence", "--cutout"]
+        status, out, _ = segment(capsys, "photo.png", "--weights", "binary.safetensors", *options)
+        background = "background" if names else "class 0"
+        assert (status, out.split("%  ")[1]) == (0, f"{name if is_leaf else background}\n")
+        assert (stored("labels") == is_leaf).all()
+        assert (stored("confidence") == round(255 / (1 + np.exp(-1)))).all()
+        assert (stored("cutout")[..., 3] == 255 * is_leaf).all()
+        assert (stored("overlay") == np.asarray(photo(32, 32))).all() != is_leaf
 
 
 def test_labels_only(stand_in, folder, capsys):
@@ -447,6 +454,6 @@ def test_evaluation_out_of_memory_names_a_window(weights, monkeypatch, capsys):
 
     monkeypatch.setattr("deeplab_fast.cli.evaluate.evaluate", allocate)
     assert main(["evaluate", "data", "--weights", weights, "--device", "cpu"]) == 2
-    assert capsys.readouterr().err == (
+    assert capsys.readouterr().err.endswith(
         "deeplab-fast: not enough memory (expected --window 512 512)\n"
     )

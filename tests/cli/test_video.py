@@ -42,7 +42,7 @@ def by_colour(frame, **views) -> np.ndarray:
 @pytest.fixture
 def network(stand_in):
     """A network that knows red and green."""
-    stand_in.segment, stand_in.categories = by_colour, CATEGORIES
+    stand_in.segment, stand_in.label_names = by_colour, CATEGORIES
     return stand_in
 
 
@@ -508,10 +508,13 @@ def test_other_extensions_are_recognised_by_content(network, folder, capsys):
     clip("clip.dat", format="mp4", audio=None, count=2)
     clip("recording", format="matroska", audio=None, count=2)
     photo().save("photo.dat", format="PNG")
-    Path("script.ts").write_text("let x = 1;")
-    status, _, err = run(capsys, "clip.dat", "recording", "photo.dat", "script.ts")
+    texts = ["script.ts", "notes.txt"]  # FFmpeg shows the second as a terminal would
+    for name in texts:
+        Path(name).write_text("let x = 1;")
+    status, _, err = run(capsys, "clip.dat", "recording", "photo.dat", *texts)
     assert status == 1
-    assert len(err) == 1 and err[0].startswith("deeplab-fast: script.ts: not an image (expected")
+    for line, name in zip(err, texts, strict=True):
+        assert line.startswith(f"deeplab-fast: {name}: not an image (expected")
     assert files(folder / "out") == [
         "clip_overlay.mp4",
         "photo_labels.png",

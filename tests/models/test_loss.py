@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import deeplab_fast
 from deeplab_fast import upsample_cross_entropy
-from deeplab_fast.nn import UpsampleCrossEntropyLoss
+from deeplab_fast.nn import UpsampleCrossEntropyLoss, UpsampleDiceLoss
 
 from ..support.cases import DTYPES, assert_as_accurate_as, upsampled
 
@@ -153,3 +153,9 @@ def test_errors_name_the_argument(options, message):
 
 def test_module_is_exported():
     assert deeplab_fast.UpsampleCrossEntropyLoss is UpsampleCrossEntropyLoss
+
+
+def test_no_transforms_of_the_dice_loss():
+    target = torch.zeros(1, 9, 9, dtype=torch.int64)
+    with pytest.raises(NotImplementedError, match="UpsampleDiceLoss: torch.func transforms"):
+        torch.func.grad(lambda x: UpsampleDiceLoss()(x, target))(torch.randn(1, 2, 4, 4))

@@ -179,15 +179,103 @@ def assert_any_kind(backend, device, seed, shape, size, scale, dtype, layout, **
         )
 
 
-def test_one_class(backend, device):
-    """With one class the loss is 0, and the gradient is the rounding error of 1 - 1."""
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_one_channel_is_binary(backend, device, label_smoothing):
     logits, target, _ = problem((2, 1, 5, 7), (31, 20), device)
-    ours = partial(upsample_cross_entropy, target=target, ignore_index=255, reduction="sum")
+    target[target == 0] = torch.randint(2, target.shape, device=device)[target == 0]
+    counted = target != 255
+    ours = partial(
+        upsample_cross_entropy, target=target, ignore_index=255, label_smoothing=label_smoothing
+    )
     with deeplab_fast.backend(backend):
-        loss, grad = loss_and_gradient(ours, logits)
-    assert loss == 0
-    pixels_per_logit = 31 * 20 / (5 * 7)
-    assert grad.abs().max() < 1e-6 * pixels_per_logit
+        actual = loss_and_gradient(ours, logits)
+
+    def binary(logits):
+        upsampled = F.interpolate(logits, (31, 20), mode="bilinear")[:, 0]
+        probability = target * (1 - label_smoothing) + label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(
+            upsampled[counted], probability[counted].to(logits.dtype)
+        )
+
+    expected = loss_and_gradient(binary, logits.double())
+    torch.testing.assert_close(
+        actual, tuple(tensor.float() for tensor in expected), rtol=1e-5, atol=1e-7
+    )
+
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_integer_targets(backend, device, dtype):
+    logits, target, weight = problem((2, 3, 5, 4), (9, 8), device, ignored=100)
+    options = {"weight": weight, "label_smoothing": 0.1, "ignore_index": 100}
+    with deeplab_fast.backend(backend):
+        expected, actual = (
+            loss_and_gradient(partial(upsample_cross_entropy, target=t, **options), logits)
+            for t in (target, target.to(dtype))
+        )
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+
+
+def test_integer_targets_of_other_values():
+    logits, target = torch.randn(1, 3, 4, 4), torch.zeros(1, 9, 9, dtype=torch.uint8)
+    target[0, 0, 0] = 255
+    with pytest.raises(IndexError, match="target: 255 is not a class"):
+        upsample_cross_entropy(logits, target)  # ignore_index is -100
+    everywhere = upsample_cross_entropy(logits, target, ignore_index=255, reduction="none")
+    assert (everywhere > 0).sum() == 80
+    signed = upsample_cross_entropy(logits, target.to(torch.int8), ignore_index=-1)
+    assert torch.isfinite(signed)
+
+
+def test_integer_targets_in_transforms_and_graphs():
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 9, 9), dtype=torch.uint8)
+
+    def loss(logits, target):
+        return upsample_cross_entropy(logits, target)
+
+    gradient = torch.func.grad(loss)
+    expected = gradient(logits, target.long())
+    assert torch.equal(gradient(logits, target), expected)
+    each = torch.func.vmap(gradient)(logits[:, None], target[:, None])
+    torch.testing.assert_close(each.flatten(0, 1) / 2, expected)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=True)
+    assert torch.equal(compiled(logits, target), loss(logits, target))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss(logits, target), loss(logits, target.long()))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_torch_func_in_a_compiled_function(dynamic):
+    """The transform runs uncompiled, or raises with fullgraph=True."""
+    logits, target = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 9, 9))
+
+    def gradient(logits):
+        return torch.func.grad(lambda x: upsample_cross_entropy(x, target))(logits)
+
+    torch._dynamo.reset()
+    options = {"backend": "aot_eager", "dynamic": dynamic}
+    compiled = torch.compile(gradient, **options)
+    assert torch.equal(compiled(logits), gradient(logits))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="does not trace torch.func transforms"):
+        torch.compile(gradient, fullgraph=True, **options)(logits)
+
+
+def test_a_compiled_graph_of_any_size_runs_the_op():
+    """The fake, not the decomposition, gives the shapes of symbolic sizes."""
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        upsample_cross_entropy, backend="aot_eager", fullgraph=True, dynamic=True
+    )
+    for size in ((4, 5), (7, 6)):
+        logits, target = torch.randn(2, 3, *size), torch.randint(3, (2, 9, 9))
+        expected = loss_and_gradient(partial(upsample_cross_entropy, target=target), logits)
+        actual = loss_and_gradient(partial(compiled, target=target), logits)
+        assert torch.equal(actual[0], expected[0])
+        assert torch.equal(actual[1], expected[1])
 
 
 @pytest.mark.parametrize("offset", [1e4, -1e4, 1e30])
@@ -682,7 +770,8 @@ TARGET = torch.zeros(2, 9, 8, dtype=torch.int64)
         (dict(target=TARGET[0]), ValueError, r"target: expected \[2, height, width\].*\(9, 8\)"),
         (dict(target=TARGET[:1]), ValueError, r"target: expected \[2, height, width\]"),
         (dict(target=TARGET[:, :0]), ValueError, r"target: .* at least 1x1, got shape \(2, 0, 8\)"),
-        (dict(target=TARGET.int()), TypeError, "target: expected torch.int64, got torch.int32"),
+        (dict(target=TARGET.float()), TypeError, "target: expected an integer dtype, got torch.f"),
+        (dict(target=TARGET.bool()), TypeError, "target: expected an integer dtype, got torch.b"),
         (dict(target=TARGET.to("meta")), ValueError, "target: expected on cpu, got meta"),
         (dict(weight=torch.ones(3)), ValueError, r"weight: expected \(4,\), got \(3,\)"),
         (dict(weight=torch.ones(4).long()), TypeError, "weight: expected a floating dtype"),

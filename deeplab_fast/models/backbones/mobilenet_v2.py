@@ -58,7 +58,8 @@ def pad_same(
     convolution by one pixel.
     """
     padding: list[int] = []
-    for size, k, s, d in zip(input.shape[-2:], kernel_size, stride, dilation):
+    sizes = input.size(-2), input.size(-1)  # torch.fx cannot iterate over a shape
+    for size, k, s, d in zip(sizes, kernel_size, stride, dilation):
         extent = d * (k - 1) + 1
         # A size may be symbolic, and max() would compare it.
         total = extent - s + -size % s if extent >= s else max(extent - s + -size % s, 0)
@@ -155,9 +156,15 @@ class MobileNetV2(Backbone):
         initialize(self)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        low = self.features[: _LOW + 1](images)
-        aux = self.features[_LOW + 1 : _AUX + 1](low)
-        return {"low": low, "aux": aux, "out": self.features[_AUX + 1 :](aux)}
+        features, x = {}, images
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i == _LOW:
+                features["low"] = x
+            elif i == _AUX:
+                features["aux"] = x
+        features["out"] = x
+        return features
 
 
 def _conv_norm_relu6(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...nn import Conv2d
+from ...nn.conv import run_dilated
 from .interface import Backbone
 
 PREFIX = "timm/"
@@ -53,7 +53,7 @@ class TimmBackbone(Backbone):
         for module in model.modules():
             is_dilated = type(module) is nn.Conv2d and max(module.dilation) > 1
             if is_dilated and all(size % 2 for size in module.kernel_size):
-                module.__class__ = Conv2d  # the same parameters and our dilated convolution
+                run_dilated(module)
         self.model = model
         self.low_index = max(i for i, stride in enumerate(strides) if stride == 4)
         self.low_channels = shapes[self.low_index][1]

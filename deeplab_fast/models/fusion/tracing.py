@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from ...nn import ASPP
 from ..backbones.mobilenet_v2 import pad_same
+from ..segmentation import SegmentationModel
 from .calls import OPERATORS, OWN_FUNCTIONS, PURE_MODULES, TENSOR_FUNCTIONS, is_call_of
-from .layers import NO_OPS, can_fold, is_hooked, is_plain
+from .layers import NO_OPS, is_hooked, is_plain
 
 
 class _Value(fx.Proxy):
@@ -200,9 +201,12 @@ def _check_code(module: nn.Module) -> None:
 def traced(module: nn.Module, untraced: Collection[nn.Module] = ()) -> fx.Graph | None:
     """The graph of a module, in which submodules that cannot be traced are single calls.
 
-    So are the submodules ``untraced``. None if the code of the module itself cannot be traced. With
-    gradients enabled, the graph has the gradients of the module.
+    So are the submodules ``untraced``, and networks and ASPPs of this package. None if the code of
+    the module itself cannot be traced, or if it is such a network, whose other methods read its
+    submodules. With gradients enabled, the graph has the gradients of the module.
     """
+    if isinstance(module, SegmentationModel):
+        return None
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     # A graph would always take the branch for an argument that is given, and code may read what a
     # hook has stored.
@@ -218,7 +222,8 @@ def traced(module: nn.Module, untraced: Collection[nn.Module] = ()) -> fx.Graph 
         if isinstance(submodule, (nn.Conv2d, nn.BatchNorm2d))
         or submodule in untraced
         or not is_plain(submodule)
-        or can_fold(submodule)
+        or isinstance(submodule, SegmentationModel)
+        or (type(submodule) is ASPP and submodule._is_unmodified())
     }
     states = _states(module)
     while True:

@@ -15,6 +15,7 @@ from . import (
     convolutions,
     decoder,
     deploy_segment,
+    deploy_trace,
     deploy_video,
     fusion,
     hub,
@@ -29,29 +30,29 @@ __all__ = ["FAULTS", "GUARDS", "Fault", "Guard", "check_texts"]
 
 ROOT = Path(__file__).resolve().parents[3]
 
-FAULTS: dict[str, list[Fault]] = {
-    path: faults
-    for area in (
-        acceleration_loss,
-        acceleration_infer,
-        acceleration_train,
-        upsampling,
-        convolutions,
-        decoder,
-        triton,
-        package,
-        fusion,
-        backbones,
-        checkpoints,
-        hub,
-        training,
-        acceleration_bench,
-        acceleration_report,
-        deploy_segment,
-        deploy_video,
-    )
-    for path, faults in area.FAULTS.items()
-}
+FAULTS: dict[str, list[Fault]] = {}
+for area in (
+    acceleration_loss,
+    acceleration_infer,
+    acceleration_train,
+    upsampling,
+    convolutions,
+    decoder,
+    deploy_segment,
+    deploy_trace,
+    deploy_video,
+    triton,
+    package,
+    fusion,
+    backbones,
+    checkpoints,
+    hub,
+    training,
+    acceleration_bench,
+    acceleration_report,
+):
+    for path, faults in area.FAULTS.items():
+        FAULTS[path] = FAULTS.get(path, []) + faults
 
 
 def check_texts() -> None:

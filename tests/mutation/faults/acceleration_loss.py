@@ -96,8 +96,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "align_corners of the loss",
-            "target, logits.interpolation.align_corners",
-            "target, align_corners",
+            "align_corners, logits = logits.interpolation.align_corners, logits.logits",
+            "logits = logits.logits",
             LOSSES,
         ),
         Fault("any size of the target", "target.shape[1:] != logits.shape[2:]", "False", LOSSES),

@@ -43,7 +43,7 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/cli/images.py": [
         Fault("links to folders not followed", "for start in starts:", "for start in [folder]:"),
-        Fault("loops of links followed", "seen.add(os.path.realpath(root))", "pass"),
+        Fault("links to parent folders followed", "seen = above | {", "seen = {"),
         Fault(
             "results of earlier runs found through links",
             "above | {os.path.realpath(output)}",

@@ -1260,7 +1260,7 @@ FAULTS: dict[str, list[Fault]] = {
             "is_sequence = isinstance(value, (tuple, Sequence))",
         ),
         Fault("any number of values is a pair", "len(values) != 2 or not", "not"),
-        Fault("numbers past 64 bits", "not 0 < values[1] < INT64_END", "not 0 < values[1]"),
+        Fault("numbers past 64 bits", "not 0 < values[1] <= INT64_MAX", "not 0 < values[1]"),
         Fault(
             "a tensor is a list of tensors",
             "isinstance(values, (Tensor, str))",
