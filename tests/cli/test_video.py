@@ -510,7 +510,7 @@ def test_other_extensions_are_recognised_by_content(network, folder, capsys):
     photo().save("photo.dat", format="PNG")
     texts = ["script.ts", "notes.txt"]  # FFmpeg shows the second as a terminal would
     for name in texts:
-        Path(name).write_text("let x = 1;")
+        Path(name).write_text("let x = 1;\n" * 200)
     status, _, err = run(capsys, "clip.dat", "recording", "photo.dat", *texts)
     assert status == 1
     for line, name in zip(err, texts, strict=True):
