@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-# Audio codecs that players expect in an MP4 file. Others, such as PCM, need a Matroska file.
+# Audio codecs that players expect in an MP4 file. Others, such as PCM, need another kind of file.
 _AUDIO_OF_MP4 = {"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"}
+_FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
 
 # swscale's numbers of the matrices between RGB and YUV, by FFmpeg's AVColorSpace
 _BT709, _BT601 = 1, 5
 _MATRICES = {1: _BT709, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
 _LIMITED, _FULL = 1, 2  # AVColorRange
+_RESERVED, _UNSPECIFIED = (0, 3), 2  # AVColorPrimaries, AVColorTransferCharacteristic
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover of a song
 
 # Containers whose header has the duration, which shows whether a file was cut short. For others
@@ -102,6 +105,7 @@ class VideoReader:
         colours: swscale's number of the YUV matrix for a copy, and FFmpeg's numbers of the
             primaries and of the transfer function.
         audio: audio streams, whose packets are among the items.
+        suffix: extension of a file that can hold a copy: .mp4, or for rare audio .mkv or .mov.
         left_out: what a copy will lack, in words.
         decoded, undecodable, corrupt: how many frames so far were decoded, how many could not be,
             and how many of the decoded ones have errors.
@@ -145,12 +149,6 @@ class VideoReader:
     def __iter__(self) -> Iterator[Frame | AudioPacket]:
         return self._items
 
-    @property
-    def suffix(self) -> str:
-        """Extension of a file that can hold a copy: that of MP4, or of Matroska for rare audio."""
-        codecs = {stream.codec_context.codec.canonical_name for stream in self.audio}
-        return ".mp4" if codecs <= _AUDIO_OF_MP4 else ".mkv"
-
     def _start(self) -> None:
         streams = _video_streams(self._container)
         if not streams:
@@ -161,6 +159,7 @@ class VideoReader:
             raise VideoError("unknown video codec (expected one that PyAV's FFmpeg can decode)")
         self._stream.thread_type = "AUTO"
         self.audio = [stream for stream in self._container.streams.audio if _is_known(stream)]
+        self.suffix = self._suffix()
         self.left_out = []
         if len(self.audio) < len(self._container.streams.audio):
             self.left_out.append("audio of an unknown codec")
@@ -193,6 +192,23 @@ class VideoReader:
                 "none of its frames can be decoded (expected a complete video without encryption)"
             )
         self._items = itertools.chain(head, frames)
+
+    def _suffix(self) -> str:
+        codecs = {stream.codec_context.codec.canonical_name for stream in self.audio}
+        if codecs <= _AUDIO_OF_MP4:
+            return ".mp4"
+        # A phone's or camera's audio fits into MOV, as its own file is of this family.
+        suffixes = [".mov", ".mkv"] if "mov" in self._container.format.name else [".mkv", ".mov"]
+        return next(filter(self._can_hold_audio, suffixes), ".mkv")
+
+    def _can_hold_audio(self, suffix: str) -> bool:
+        with self._av.open(io.BytesIO(), "w", format=_FORMATS[suffix]) as container:
+            try:
+                for stream in self.audio:
+                    container.add_stream_from_template(stream)
+            except ValueError:
+                return False
+        return True
 
     def _read(self) -> Iterator[Frame | AudioPacket]:
         audio = {stream.index for stream in self.audio}
@@ -255,10 +271,10 @@ class VideoReader:
             self._stored_size = frame.width, frame.height
             aspect = self._stream.sample_aspect_ratio
             self.pixel_aspect = 1 / aspect if aspect and _is_sideways(turn) else aspect or None
+            tags = frame.color_primaries, frame.color_trc
             self.colours = (
                 _BT601 if matrix == _BT601 else _BT709,
-                frame.color_primaries,
-                frame.color_trc,
+                *(_UNSPECIFIED if x in _RESERVED else x for x in tags),
             )
         pixels = frame.reformat(
             *self._stored_size,  # the resolution may change within a stream
@@ -344,12 +360,11 @@ class VideoWriter:
         self._audio: dict[int, Any] = {}
         self._audio_times: dict[int, int] = {}
         with self._errors():
-            mp4 = reader.suffix == ".mp4"
             self._container = self._av.open(
                 os.fspath(path),
                 "w",
-                format="mp4" if mp4 else "matroska",
-                options={"movflags": "+faststart"} if mp4 else {},
+                format=_FORMATS[reader.suffix],
+                options={} if reader.suffix == ".mkv" else {"movflags": "+faststart"},
             )
         try:
             self._add_streams()
@@ -377,7 +392,11 @@ class VideoWriter:
             context.colorspace = 6 if matrix == _BT601 else matrix  # AVColorSpace
             context.color_range = _LIMITED
             for stream in reader.audio:
-                copy = self._container.add_stream_from_template(stream)
+                try:
+                    copy = self._container.add_stream_from_template(stream)
+                except ValueError:  # no kind of file holds this codec
+                    reader.left_out.append(f"audio ({stream.codec_context.name})")
+                    continue
                 if "language" in stream.metadata:
                     copy.metadata["language"] = stream.metadata["language"]
                 self._audio[stream.index] = copy
@@ -408,7 +427,7 @@ class VideoWriter:
             if isinstance(item, Frame):
                 self._durations[item.time] = item.duration
                 self._mux(self._video.encode(self._yuv(item)))
-            else:
+            elif item.stream.index in self._audio:
                 self._copy(item)
 
     def _yuv(self, item: Frame) -> Any:

@@ -56,8 +56,8 @@ def add_parser(subparsers: Any) -> None:
         description=f"{help[0].upper()}{help[1:]}: NAME_labels.png and NAME_overlay.png, both as "
         "large as the image. The overlay leaves the background as it is: classes of a name such as "
         "background, unlabeled or void, and class 0 of a network of 2 or 21 classes without names. "
-        "Videos and cameras become NAME_overlay.mp4 with the same times and audio, or "
-        "NAME_overlay.mkv if the audio does not fit into MP4, and with --labels-only a folder "
+        "Videos and cameras become NAME_overlay.mp4 with the same times and audio (.mkv or .mov if "
+        "the audio does not fit into MP4; no subtitles), and with --labels-only a folder "
         "NAME_labels of 000001.png, 000002.png ... instead; "
         f"they need {VIDEO_EXTRA}.",
         epilog=f"WEIGHTS is one of\n{WEIGHTS}",
@@ -157,7 +157,8 @@ def _run(arguments: argparse.Namespace, kinds: list[Kind]) -> int:
     names = result_names(images)
     records = []
     for image in tqdm(images, unit="image", leave=False, disable=None):
-        paths = _paths(arguments, kinds, names[image])
+        is_video = is_video_or_camera(image)
+        paths = {} if is_video else _paths(arguments, kinds, names[image])
         try:
             for path in paths.values():
                 if os.path.realpath(path) in taken:
@@ -167,10 +168,11 @@ def _run(arguments: argparse.Namespace, kinds: list[Kind]) -> int:
                     )
             smaller = f"{smaller_window(arguments, model)}, or a smaller image"
             with out_of_memory(smaller):
-                if is_video_or_camera(image):
-                    record, damage = _segment_video(
-                        arguments, segmenter, image, names[image], taken
-                    )
+                if is_video:
+                    if arguments.output == _STDOUT:
+                        raise UserError("--output -: expected an image, got a video")
+                    base = Path(os.path.abspath(arguments.output)) / names[image]
+                    record, damage = segment_video(segmenter, image, base, taken, arguments.frames)
                     if damage is not None:
                         failures.append(_complain(shown(image), damage))
                 else:
@@ -262,30 +264,6 @@ def _segment_file(segmenter: Segmenter, image: Path, paths: dict[Kind, Path]) ->
             {"class": label, "name": name(label), "share": share} for label, share in shares
         ],
     }
-
-
-def _segment_video(
-    arguments: argparse.Namespace,
-    segmenter: Segmenter,
-    source: Path,
-    name: Path,
-    inputs: set[str],
-) -> tuple[dict[str, Any], str | None]:
-    """Segment a video or camera; see :func:`segment_video`."""
-    for option in ("cutout", "confidence", "probabilities", "legend"):
-        if getattr(arguments, option):
-            raise UserError(f"--{option}: expected an image, got a video")
-    if arguments.output == _STDOUT:
-        raise UserError("--output -: expected an image, got a video")
-    return segment_video(
-        source,
-        Path(os.path.abspath(arguments.output)) / name,
-        segmenter.labels,
-        segmenter.painting,
-        arguments.labels_only,
-        inputs,
-        arguments.frames,
-    )
 
 
 def _write_json(

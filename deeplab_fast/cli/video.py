@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .._io.files import replacing
 from .._io.images import image_extensions
-from .._io.overlay import Painting, overlay
+from .._io.overlay import overlay
 from .._io.palette import label_image
 from .._io.video import (
     Frame,
@@ -34,6 +34,7 @@ from .._io.video import (
 from ..training.signals import stop_requested
 from .errors import UserError, reason
 from .images import VIDEO_EXTENSIONS, can_read_videos, shown, write_png
+from .results import LABELS, OVERLAY, Segmenter
 
 
 def is_camera(argument: str | Path) -> bool:
@@ -56,11 +57,9 @@ def is_video_or_camera(path: Path) -> bool:
 
 
 def segment_video(
+    segmenter: Segmenter,
     source: Path,
     base: Path,
-    label: Callable[[Image.Image], np.ndarray],
-    painting: Painting,
-    labels_only: bool,
     inputs: Collection[str],
     max_frames: int | None,
 ) -> tuple[dict[str, Any], str | None]:
@@ -70,11 +69,10 @@ def segment_video(
     the extension ``.partial.mp4``.
 
     Args:
+        segmenter: the network. If its kinds of results do not include the overlay, the labels of
+            each frame are written to a folder instead of the overlay video.
         source: path of a video, or ``camera:0``.
         base: path of the result without ``_overlay.mp4``.
-        label: computes the labels [H, W] of a frame.
-        painting: how the classes are drawn.
-        labels_only: write a folder of label PNGs, one for each frame, instead of the overlay video.
         inputs: real paths of files that must not be overwritten.
         max_frames: how many frames of a camera to record; None until Ctrl-C.
 
@@ -82,8 +80,14 @@ def segment_video(
         The video's entry in the JSON, and a message about damaged frames or None.
 
     Raises:
-        UserError: the video cannot be read, was cut short, or the result cannot be written.
+        UserError: there is no such result of a video, the video cannot be read or was cut short, or
+            the result cannot be written.
     """
+    unknown = [f"--{kind.name}" for kind in segmenter.kinds if kind not in (LABELS, OVERLAY)]
+    unknown += ["--legend"] if segmenter.legend else []
+    if unknown:
+        raise UserError(f"{unknown[0]}: expected an image, got a video")
+    labels_only = OVERLAY not in segmenter.kinds
     camera = is_camera(source)
     if camera:  # a recording cannot be made again, so each has a name of its own
         base = base.with_name(f"{base.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}")
@@ -96,7 +100,7 @@ def segment_video(
                     f"{os.path.relpath(result)} would be overwritten, but it is also an input "
                     "(expected another --output)"
                 )
-            recording = _Recording(source, reader, label, painting, max_frames)
+            recording = _Recording(segmenter, source, reader, max_frames)
             try:
                 result.parent.mkdir(parents=True, exist_ok=True)
                 (_write_labels if labels_only else _write_overlay)(recording, result)
@@ -110,7 +114,7 @@ def segment_video(
     lines = [
         f"{shown(source)} ({reader.size[0]}x{reader.size[1]}, {recording.frames} frames) -> "
         f"{os.path.relpath(result)}{notes}",
-        *(f"  {100 * share:5.1f} %  {painting.name(label)}" for label, share in shares),
+        *(f"  {100 * share:5.1f} %  {segmenter.painting.name(label)}" for label, share in shares),
     ]
     tqdm.write("\n".join(lines))
     record = {
@@ -120,25 +124,22 @@ def segment_video(
         "frames": recording.frames,
         "results": {kind: os.path.relpath(result)},
         "shares": [
-            {"class": label, "name": painting.name(label), "share": share}
+            {"class": label, "name": segmenter.painting.name(label), "share": share}
             for label, share in shares
         ],
     }
-    return record, _damage(reader)
+    # The first pictures of a camera often have errors; a camera that fails ends the recording.
+    return record, reader.cut_short if camera else _damage(reader)
 
 
 class _Recording:
     """The frames of a reader with their labels, and the sums of the shares of classes."""
 
     def __init__(
-        self,
-        source: Path,
-        reader: VideoReader,
-        label: Callable[[Image.Image], np.ndarray],
-        painting: Painting,
-        max_frames: int | None,
+        self, segmenter: Segmenter, source: Path, reader: VideoReader, max_frames: int | None
     ) -> None:
-        self.source, self.reader, self.label, self.painting = source, reader, label, painting
+        self.segmenter, self.source, self.reader = segmenter, source, reader
+        self.painting = segmenter.painting
         self.is_camera = is_camera(source)
         self.max_frames = max_frames if self.is_camera else None
         self.frames = 0
@@ -153,7 +154,7 @@ class _Recording:
             for item in items:
                 labels = None
                 if isinstance(item, Frame):
-                    labels = self.label(Image.fromarray(item.pixels))
+                    labels = self._labels(item)
                     self._count(labels)
                     bar.update()
                 yield item, labels
@@ -162,6 +163,11 @@ class _Recording:
 
     def _items(self) -> Generator[Any, None, None]:
         yield from _newest(self.reader) if self.is_camera else self.reader
+
+    def _labels(self, frame: Frame) -> np.ndarray:
+        photo = Image.fromarray(frame.pixels)
+        labels = self.segmenter.model.segment(photo, **self.segmenter.views)
+        return self.painting.keep_only(labels)
 
     def _count(self, labels: np.ndarray) -> None:
         self.frames += 1
@@ -219,7 +225,12 @@ def _move(partial: Path, result: Path) -> None:
 
 
 def _check_end(recording: _Recording, partial: Path, result: Path) -> None:
-    """Raise UserError if the file was cut short, after its result has got a name that says so."""
+    """Raise UserError if the file was cut short, after its result has got a name that says so.
+
+    Raise KeyboardInterrupt if a camera was interrupted before its first frame.
+    """
+    if recording.frames == 0:
+        raise KeyboardInterrupt
     if recording.reader.cut_short is None or recording.is_camera:
         return
     kept = result.with_name(f"{result.stem}.partial{result.suffix}")
@@ -231,7 +242,7 @@ def _check_end(recording: _Recording, partial: Path, result: Path) -> None:
 
 
 def _damage(reader: VideoReader) -> str | None:
-    """A message about frames that are missing or have errors, or about the end of a recording."""
+    """A message about frames that are missing or have errors."""
     counts = [
         f"{count} frame{'' if count == 1 else 's'} {problem}"
         for count, problem in (
@@ -240,10 +251,10 @@ def _damage(reader: VideoReader) -> str | None:
         )
         if count
     ]
-    if counts and reader.first_damage is not None:
-        first = "the first is frame {} at {:.2f} s".format(*reader.first_damage)
-        return f"damaged: {', '.join(counts)}, {first} (expected a complete video)"
-    return reader.cut_short
+    if reader.first_damage is None:
+        return None
+    first = "the first is frame {} at {:.2f} s".format(*reader.first_damage)
+    return f"damaged: {', '.join(counts)}, {first} (expected a complete video)"
 
 
 def _open(source: Path) -> VideoReader:

@@ -166,6 +166,12 @@ class SegmentationModel(nn.Module):
                 model does not take photos.
 
         >>> labels = model.eval().segment("photo.jpg")
+
+        The frames of a video, with PyAV (``pip install av``):
+
+        >>> with av.open("clip.mp4") as video:
+        ...     for frame in video.decode(video=0):
+        ...         labels = model.segment(frame.to_ndarray(format="rgb24"))
         """
         pixels, size = self._input_of(image, scales, flip, window)
         if flip or window is not None or tuple(scales) != (1.0,):

@@ -9,7 +9,7 @@ import resource
 import signal
 import struct
 import sys
-import time
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -137,7 +137,8 @@ CONTAINERS = {
     "clip.mkv": ({"audio": "libopus"}, ".mp4"),
     "clip.webm": ({"codec": "libvpx-vp9", "audio": "libopus"}, ".mp4"),
     "clip.avi": ({"codec": "mjpeg", "pixel_format": "yuvj420p", "audio": "libmp3lame"}, ".mp4"),
-    "clip.mov": ({"audio": "pcm_s16le"}, ".mkv"),
+    "clip.mov": ({"audio": "pcm_s16le"}, ".mov"),
+    "pcm.avi": ({"codec": "mpeg4", "audio": "pcm_s16le"}, ".mkv"),
     "hevc.mp4": ({"codec": "libx265", "pixel_format": "yuv420p10le"}, ".mp4"),
     "silent.mkv": ({"codec": "ffv1", "audio": None}, ".mp4"),
 }
@@ -172,6 +173,11 @@ def test_uneven_times_are_kept(network, capsys):
     clip("clip.mkv", times=times, time_base=Fraction(1, 50), audio=None)
     assert run(capsys, "clip.mkv")[0] == 0
     assert frames("out/clip_overlay.mp4")[0] == pytest.approx([t / 50 for t in times], abs=1e-6)
+    with av.open("out/clip_overlay.mp4") as container:
+        stream = container.streams.video[0]  # players end with it, even before the last frame
+        assert float(stream.duration * stream.time_base) == pytest.approx(
+            47 / 50 + 1 / 25, abs=1e-3
+        )
 
 
 def test_clock_of_a_broadcast(network, capsys):
@@ -260,14 +266,17 @@ def yuv(colour: tuple[int, int, int], space: int, full: bool) -> list[int]:
 def test_colours_are_those_of_the_stored_matrix_and_range(space, full):
     with av.open("clip.mp4", "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "1"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.width, stream.height = 64, 48
+        # 8-bit frames have pixel formats of their own for the full range, such as yuvj420p.
+        stream.pix_fmt = "yuv420p10le" if full else "yuv420p"
         stream.codec_context.colorspace = space
         stream.codec_context.color_range = 2 if full else 1
         for colour in (RED, GREEN, BLUE):
             frame = av.VideoFrame(64, 48, "yuv420p")
             for plane, value in zip(frame.planes, yuv(colour, space, full)):
                 plane.update(bytes([value]) * plane.buffer_size)
-            container.mux(stream.encode(frame))
+            ranges = {"src_color_range": 1 + full, "dst_color_range": 1 + full}
+            container.mux(stream.encode(frame.reformat(format=stream.pix_fmt, **ranges)))
         container.mux(stream.encode())
     with VideoReader("clip.mp4") as reader, VideoWriter(Path("copy.mp4"), reader) as writer:
         for item, colour in zip(reader, (RED, GREEN, BLUE)):
@@ -350,6 +359,13 @@ def test_labels_of_each_frame(network, folder, capsys):
     assert files(folder / "out") == [f"clip_labels/{x}" for x in [*names[:2], "notes.txt"]]
 
 
+def test_only_the_classes_that_were_asked_for(network, capsys):
+    clip("clip.mkv", codec="ffv1", audio=None, count=2)
+    assert run(capsys, "clip.mkv", "--labels-only", "--only", "green")[0] == 0
+    labels = np.asarray(Image.open("out/clip_labels/000001.png"))
+    assert np.unique(labels).tolist() == [0, 2]
+
+
 @pytest.mark.parametrize("options", [[], ["--labels-only"]])
 def test_file_that_was_cut_short(options, network, folder, capsys):
     clip("clip.mkv", count=75)
@@ -390,6 +406,16 @@ def test_frames_that_cannot_be_decoded_are_counted(network, folder, capsys):
     assert json.loads(Path("result.json").read_text())["failed"] == [
         {"image": "clip.webm", "error": message}
     ]
+
+
+def test_audio_that_cannot_be_copied_is_named(network, monkeypatch, capsys):
+    clip("clip.mp4")
+    monkeypatch.setattr("deeplab_fast._io.video._is_known", lambda stream: False)
+    status, out, err = run(capsys, "clip.mp4")
+    assert (status, err) == (0, [])
+    assert out.splitlines()[0].endswith("out/clip_overlay.mp4, without audio of an unknown codec")
+    with av.open("out/clip_overlay.mp4") as container:
+        assert [stream.type for stream in container.streams] == ["video"]
 
 
 def cut_mp4() -> None:
@@ -482,10 +508,13 @@ def test_other_extensions_are_recognised_by_content(network, folder, capsys):
     clip("clip.dat", format="mp4", audio=None, count=2)
     clip("recording", format="matroska", audio=None, count=2)
     photo().save("photo.dat", format="PNG")
-    Path("script.ts").write_text("let x = 1;")
-    status, _, err = run(capsys, "clip.dat", "recording", "photo.dat", "script.ts")
+    texts = ["script.ts", "notes.txt"]  # FFmpeg shows the second as a terminal would
+    for name in texts:
+        Path(name).write_text("let x = 1;\n" * 200)
+    status, _, err = run(capsys, "clip.dat", "recording", "photo.dat", *texts)
     assert status == 1
-    assert len(err) == 1 and err[0].startswith("deeplab-fast: script.ts: not an image (expected")
+    for line, name in zip(err, texts, strict=True):
+        assert line.startswith(f"deeplab-fast: {name}: not an image (expected")
     assert files(folder / "out") == [
         "clip_overlay.mp4",
         "photo_labels.png",
@@ -566,14 +595,13 @@ def camera(monkeypatch):
 def test_camera_is_recorded_until_it_is_interrupted(camera, network, folder, capsys):
     calls = []
 
-    def slow(frame, **views):
+    def interrupted(frame, **views):
         calls.append(frame)
         if len(calls) == 4:
             signal.raise_signal(signal.SIGINT)
-        time.sleep(0.1)
         return by_colour(frame)
 
-    network.segment = slow
+    network.segment = interrupted
     before = signal.getsignal(signal.SIGINT)
     status, out, err = run(capsys, "camera:0")
     assert (status, err) == (0, [])
@@ -583,8 +611,51 @@ def test_camera_is_recorded_until_it_is_interrupted(camera, network, folder, cap
     assert out.splitlines()[0] == f"camera:0 (64x48, 4 frames) -> out/{name}"
     times, _ = frames(f"out/{name}")
     assert len(times) == 4
-    # Of 50 frames a second those are dropped that come while the network is busy.
-    assert times[0] == 0 and times[2] >= 0.1 and times[3] >= 0.2
+    assert times[0] == 0 and times[3] < 100
+
+
+def test_frames_that_come_while_the_network_is_busy_are_dropped():
+    busy, come, end = threading.Event(), threading.Event(), threading.Event()
+
+    def device():
+        yield 1
+        busy.wait()
+        yield from (2, 3, 4)
+        come.set()
+        end.wait()
+
+    items = command._newest(device())
+    assert next(items) == 1
+    busy.set()
+    come.wait()
+    assert next(items) == 4
+    end.set()
+    assert list(items) == []
+
+
+def test_camera_that_is_interrupted_at_once(camera, network, folder, monkeypatch, capsys):
+    start = threading.Thread.start
+
+    def interrupt(thread):
+        start(thread)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupt)
+    assert run(capsys, "camera:0")[::2] == (130, ["deeplab-fast: interrupted"])
+    assert files(folder / "out") == []
+
+
+def test_camera_that_fails_ends_the_recording(network, folder, monkeypatch, capsys):
+    clip("device.mkv", count=75)
+    data = Path("device.mkv").read_bytes()
+    Path("device.mkv").write_bytes(data[: len(data) // 2])
+    monkeypatch.setattr(command, "camera_device", lambda index: ("device.mkv", "matroska"))
+    status, out, (error,) = run(capsys, "camera:0")
+    assert status == 1
+    assert error.startswith("deeplab-fast: camera:0: the file ends after 1.")
+    (name,) = files(folder / "out")
+    assert name.endswith("_overlay.mp4") and f"-> out/{name}" in out
+    assert len(frames(f"out/{name}")[0]) >= 1
 
 
 def test_frames_of_a_camera_can_be_limited(camera, network, folder, capsys):

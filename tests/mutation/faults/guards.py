@@ -93,6 +93,7 @@ TRITON_DENSE = Guard("test_triton_blocks.py not depthwise and not interpolation"
 TRITON_DEPTHWISE = Guard("test_triton_blocks.py depthwise or dilation or strides")
 TRITON_FAR = Guard("test_triton_blocks.py far")
 TUNING = Guard("test_tuning.py test_tune.py")
+VIDEO = Guard("test_video.py")
 WGRAD = Guard("test_races.py test_dilated_conv2d_backward.py tiles or sums or emulated")
 WGRAD_SM90 = Guard("test_dilated_conv2d_wgrad_sm90.py")
 
@@ -156,6 +157,7 @@ GUARDS = {
     "deeplab_fast/_io/legend.py": OVERLAY,
     "deeplab_fast/_io/overlay.py": OVERLAY,
     "deeplab_fast/_io/palette_file.py": OVERLAY,
+    "deeplab_fast/_io/video.py": VIDEO,
     "deeplab_fast/cli/__init__.py": ALLOCATOR,
     "deeplab_fast/cli/allocator.py": ALLOCATOR,
     "deeplab_fast/backends/cpu.py": NON_FINITE_CPU,
@@ -198,6 +200,7 @@ GUARDS = {
         "test_training.py deeplabv3plus or another_network or contradict or wrong_atrous or default"
     ),
     "deeplab_fast/cli/tune.py": TUNING,
+    "deeplab_fast/cli/video.py": VIDEO,
     "deeplab_fast/models/backbones/imagenet.py": BACKBONES,
     "deeplab_fast/models/backbones/mobilenet_v2.py": BACKBONES,
     "deeplab_fast/models/backbones/mobilenet_v3.py": BACKBONES,
