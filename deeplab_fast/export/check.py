@@ -1,14 +1,14 @@
 """Comparison of an exported model with the model it was made from.
 
-Two engines that compute the same network in fp32 round differently, so logits differ by up to some
-d. If one engine prefers class i and the other class j, then their logits satisfy
-``x_i - x_j <= 2 d`` in either engine, because each of the two has moved by at most d. So labels must
-be equal wherever no other class comes within 2 d of the best one, and elsewhere the label must be
-one of the classes that do.
+Two engines that compute the same network in fp32 round differently, so their logits differ by up
+to some d. If one engine prefers class i and the other class j, then ``x_i - x_j <= 2 d`` holds in
+either engine, because each of the two logits has moved by at most d. So labels must be equal
+wherever no other class comes within 2 d of the best one, and elsewhere the label must be one of
+the classes that do.
 
-d is not measured on the exported model: its labels are the argmax of its own logits, so a measured d
-would allow for any error at all. Instead d is what rounding can explain, a fixed fraction of the
-largest logit.
+d is not measured on the exported model: its labels are the argmax of its own logits, so a measured
+d would allow for any error at all. Instead d is the difference that rounding explains, a fixed
+fraction of the largest logit.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def images_of(shape: tuple[int, ...]) -> Tensor:
 
 
 def labels_of(logits: Tensor, threshold: float = 0.0) -> Tensor:
-    """Labels [N, H, W] of logits [N, K, H, W]; with one channel, 1 where it is above a threshold."""
+    """Labels [N, H, W] of logits; those of one channel are 1 where it is above ``threshold``."""
     return logits[:, 0] > threshold if logits.size(1) == 1 else logits.argmax(1)
 
 
