@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from .._io.files import replacing_files
-from .check import Result, compare
+from .check import Comparison, Result, compare
 from .metadata import metadata_of
-from .program import Exported, Job, job_of, program_of
+from .program import Job, job_of, program_of
 
 OPSET = 18
 _MAX_FILE = 2**31 - 2**24  # protobuf's limit, with room for the graph
@@ -28,7 +28,7 @@ def export_onnx(
     dtype: torch.dtype = torch.int64,
     size: tuple[int, int] | None = None,
     batch: int | None = None,
-) -> Exported:
+) -> Comparison | None:
     """Write a model as an ONNX file, and check that ONNX Runtime computes the same from it.
 
     The file has standard operators of opset 18 only, so it runs where this package is not
@@ -56,7 +56,7 @@ def export_onnx(
         batch: the number of images of all batches; by default any.
 
     Returns:
-        The path, inputs, outputs and the result of the check.
+        The result of the check; None if onnxruntime is not installed.
 
     Raises:
         CheckFailed: the check found a difference. No file is written.
@@ -92,8 +92,8 @@ def export_onnx(
     exported.model.metadata_props.update(metadata_of(job.prepared.model, result, dtype))
     with replacing_files(path) as partial:
         exported.save(partial, external_data=_bytes_of_weights(exported.model) > _MAX_FILE)
-        check = _check(partial, job)
-    return Exported(path, job.inputs(), job.outputs(program), check)
+        comparison = _check(partial, job)
+    return comparison
 
 
 def _name_sizes(graph: Any, job: Job) -> None:
@@ -109,11 +109,11 @@ def _bytes_of_weights(model: Any) -> int:
     return sum(weight.const_value.nbytes for weight in model.graph.initializers.values())
 
 
-def _check(path: Path, job: Job) -> Any:
+def _check(path: Path, job: Job) -> Comparison | None:
     try:
         import onnxruntime
     except ImportError:
-        return 'not checked: onnxruntime is not installed (pip install "deeplab-fast[export]")'
+        return None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def engine(images: np.ndarray) -> np.ndarray:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +17,7 @@ from ..acceleration.labels import labels_of, logits_of, resize_of
 from ..models.inference import InferenceModel, prepare
 from ..models.segmentation import SegmentationModel
 from ..ops._arguments import integer, positive_pair, wrong_type
-from .check import Comparison, Result
+from .check import Result
 
 LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
 
@@ -27,21 +25,6 @@ LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
 # networks take any size, so theirs are not multiples of 16. Many other networks need multiples.
 _OUR_SHAPES = ((2, 65, 81), (1, 97, 48), (3, 33, 129))
 _OTHER_SHAPES = ((2, 64, 96), (1, 128, 64), (3, 96, 160))
-
-
-class Exported(NamedTuple):
-    """What an export wrote.
-
-    Attributes:
-        path: the file.
-        inputs, outputs: dtype and shape of each, by name; None is a size that may vary.
-        check: result of the comparison with the model, or why there was none.
-    """
-
-    path: Path
-    inputs: Mapping[str, tuple[str, tuple[int | None, ...]]]
-    outputs: Mapping[str, tuple[str, tuple[int | None, ...]]]
-    check: Comparison | str
 
 
 class Exportable(nn.Module):
@@ -96,16 +79,6 @@ class Job(NamedTuple):
     prepared: Exportable
     shapes: list[tuple[int, ...]]
     fixed: tuple[bool, ...]
-
-    def inputs(self) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-        sizes = (n if fixed else None for n, fixed in zip(self.shapes[0], self.fixed))
-        return {"images": ("float32", tuple(sizes))}
-
-    def outputs(self, program: ExportedProgram) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-        (output,) = (node for node in program.graph.nodes if node.op == "output")
-        value = output.args[0][0].meta["val"]
-        shape = tuple(n if isinstance(n, int) else None for n in value.shape)
-        return {self.prepared.result: (str(value.dtype).removeprefix("torch."), shape)}
 
 
 def job_of(

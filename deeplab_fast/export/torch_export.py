@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .._io.files import replacing_files
 from .check import Comparison, Result, compare
 from .metadata import metadata_of
-from .program import Exported, Job, job_of, program_of, with_standard_operators
+from .program import Job, job_of, program_of, with_standard_operators
 
 METADATA = "metadata.json"
 
@@ -29,7 +29,7 @@ def export_torch(
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     portable: bool = False,
-) -> Exported:
+) -> Comparison:
     """Write a model as a program of torch.export (.pt2), and check what is read back.
 
     ``torch.export.load(path).module()`` is a function from images to labels or logits, as
@@ -58,8 +58,8 @@ def export_torch(
     metadata = json.dumps(metadata_of(job.prepared.model, result, dtype), ensure_ascii=False)
     with replacing_files(path) as partial:
         torch.export.save(program, partial, extra_files={METADATA: metadata})
-        check = _check(torch.export.load(partial).module(), job)
-    return Exported(path, job.inputs(), job.outputs(program), check)
+        comparison = _check(torch.export.load(partial).module(), job)
+    return comparison
 
 
 def export_aoti(
@@ -71,7 +71,7 @@ def export_aoti(
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     portable: bool = False,
-) -> Exported:
+) -> Comparison:
     """Compile a model for this CPU with AOTInductor, and check the package (.pt2).
 
     ``torch._inductor.aoti_load_package(path)`` is a function from images to labels or logits.
@@ -86,8 +86,8 @@ def export_aoti(
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(partial), inductor_configs=options
         )
-        check = _check(torch._inductor.aoti_load_package(str(partial)), job)
-    return Exported(path, job.inputs(), job.outputs(program), check)
+        comparison = _check(torch._inductor.aoti_load_package(str(partial)), job)
+    return comparison
 
 
 def _pt2(path: str | os.PathLike[str]) -> Path:
