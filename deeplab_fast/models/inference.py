@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import _transforms
+from ..ops.nan_of_images import with_nan_of
 from .cuda_graphs import CudaGraphs
 from .fusion import fuse
 from .segmentation import SegmentationModel
@@ -82,9 +82,7 @@ class InferenceModel(SegmentationModel):
         logits = super()._classify(features, images)
         if images.device.type != "cpu" and self.finite_weights:
             return logits
-        zero = 0.0 if self.finite_weights else math.nan
-        nan_or_zero = zero * images.sum((1, 2, 3), keepdim=True, dtype=torch.float32)
-        return logits + nan_or_zero.to(logits.dtype)
+        return with_nan_of(logits, [images], self.finite_weights)
 
 
 def prepare(
