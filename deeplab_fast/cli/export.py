@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 
 from ..export import export_aoti, export_onnx, export_torch
 from ..export.check import CheckFailed
+from ..export.openvino import export_openvino
+from ..export.quantization import Agreement
 from ..models import DeepLab
 from .device import out_of_memory
 from .errors import UserError, reason
@@ -112,6 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
         except (ImportError, OSError, ValueError) as error:
             raise UserError(f"--output {arguments.output}: {reason(error)}") from error
     _print(arguments, model, report)
+    if isinstance(report, Agreement) and report.warning:
+        print(f"deeplab-fast: {report.warning}", file=sys.stderr)
     return 0
 
 
@@ -144,8 +149,6 @@ def _writer(
         "size": arguments.size and tuple(arguments.size),
     }
     if arguments.format == "openvino":
-        from ..export.openvino import export_openvino
-
         export: Callable[..., object] = export_openvino
         options |= {"calibration": photos}
     else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._io.files import replacing_files
-from .check import Comparison, Result, compare
+from .check import Comparison, Result
 from .metadata import metadata_of
 from .program import Job, job_of, program_of, with_standard_operators
 
@@ -120,5 +120,4 @@ def _check(program: Callable[[Tensor], Tensor], job: Job) -> Comparison:
         with torch.no_grad():
             return program(torch.from_numpy(images)).numpy()
 
-    original = job.original
-    return compare(engine, original.logits, original.result, job.shapes, original.threshold)
+    return job.compare(engine)
