@@ -52,7 +52,7 @@ def export_onnx(
             second file beside it, ``NAME.data``.
         result: "labels" [N, H, W] or "logits" [N, K, H, W], both as large as the images.
         dtype: dtype of the labels: torch.int64, torch.int32 or torch.uint8.
-        size: the (height, width) that all images have; by default any.
+        size: the (height, width) that all images have; by default any, which needs torch 2.7.
         batch: the number of images of all batches; by default any.
 
     Returns:
