@@ -4,12 +4,14 @@ On a GPU or with --full, torch.compile of both models is timed too. On a GPU eac
 is also timed in every layer that it supports, whether automatic dispatch chooses it or not, and at
 batch 1 all variants are timed a second time as called from Python. In that case the prepared model
 captures CUDA graphs by itself, except in the rows with cuda_graphs=False. On a CPU, --full adds
-ONNX Runtime and OpenVINO if they are installed (pip install ".[peers]").
+ONNX Runtime and OpenVINO, in fp32 and in int8, if they are installed (pip install ".[peers]"): once
+with the baseline exported by torch.onnx, once with our model exported by deeplab_fast.
 """
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 from common import cases, harness, peers
@@ -19,11 +21,14 @@ from common.variants import compiled, preferring
 from torch import Tensor, nn
 
 from deeplab_fast.backends import dispatch_table, registry
+from deeplab_fast.export import export_onnx
 from deeplab_fast.models import DeepLab, DeepLabV3, DeepLabV3Plus
 from deeplab_fast.nn import ASPP
 
 # Largest regret() against fp32.
 TOLERANCE = {"fp32": 1e-6, "tf32": 1e-2, "fp16": 1e-2, "bf16": 1e-1}
+# int8 rounds activations and weights to 8 bits, as bf16 does.
+INT8_TOLERANCE = TOLERANCE["bf16"]
 
 DEFAULT = [
     (DeepLabV3, "resnet50", cases.VOC_OS8),
@@ -75,6 +80,9 @@ def inference(report: harness.Report, shape: Shape, dtype: str, batch: int, mode
     if gpu or report.args.full:
         predict = compiled(prepared.predict, report.device)
         ours["deeplab_fast prepared, compiled"] = lambda: predict(channels_last)
+    if report.args.full and not gpu:
+        for engine, run in peers.engines(model, images, dtype, our_export).items():
+            ours[f"deeplab_fast exported, {engine}"] = run
     ours[f"deeplab_fast.{type(model).__name__}"] = lambda: drop_in.predict(channels_last)
     if gpu:
         for kernel in dispatch_table.KERNELS:
@@ -94,9 +102,18 @@ def inference(report: harness.Report, shape: Shape, dtype: str, batch: int, mode
             baselines=baselines,
             error=regret,
             tolerance=TOLERANCE[dtype],
+            tolerances={
+                variant: INT8_TOLERANCE
+                for variant in (*ours, *baselines)
+                if variant.endswith(peers.INT8)
+            },
             flops=flops(model, shape, batch),
             graphs=graphs,
         )
+
+
+def our_export(model: DeepLab, images: Tensor, path: Path) -> None:
+    export_onnx(model, path, dtype=torch.uint8)
 
 
 def timings(device: torch.device, batch: int) -> dict[str, bool]:
@@ -141,7 +158,7 @@ def regret(labels: Tensor, logits: Tensor) -> float:
     """
     if labels.shape != logits[:, 0].shape:
         return float("inf")
-    label_logits = logits.gather(1, labels[:, None])
+    label_logits = logits.gather(1, labels[:, None].long())
     return ((logits.amax(1, keepdim=True) - label_logits).mean() / logits.std()).item()
 
 

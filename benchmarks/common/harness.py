@@ -39,6 +39,7 @@ import gc
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -200,6 +201,7 @@ class Report:
         ours: Mapping[str, Run],
         baselines: Mapping[str, Run],
         tolerance: float,
+        tolerances: Mapping[str, float] = MappingProxyType({}),
         error: Callable[[Any, Any], float] = relative_error,
         flops: float = 0,
         bytes: float = 0,
@@ -215,6 +217,7 @@ class Report:
             ours, baselines: callables by variant name. One that raises is reported and dropped.
             tolerance, error: a variant with ``error(output, expected) > tolerance`` is reported as
                 WRONG and dropped.
+            tolerances: those of variants that have another one, by variant name.
             flops, bytes: the least work of the task; 0 if it is not limited by that.
             graphs: on a GPU, time replays of CUDA graphs. If False, and always on a CPU, time calls
                 from Python until the device is done.
@@ -235,13 +238,14 @@ class Report:
             runs: dict[str, Run] = {}
             checked: dict[str, dict[str, Any]] = {}
             for variant, run in {**ours, **baselines}.items():
+                limit = tolerances.get(variant, tolerance)
                 try:
-                    runs[variant], found = self._check(run, expected, error, tolerance, graphs)
+                    runs[variant], found = self._check(run, expected, error, limit, graphs)
                 except Exception as failure:
                     self._drop(title, variant, failure)
                 else:
                     kind = "ours" if variant in ours else "baseline"
-                    checked[variant] = {"kind": kind, "tolerance": tolerance, **found}
+                    checked[variant] = {"kind": kind, "tolerance": limit, **found}
             del expected
             if not runs:
                 return

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deeplab_fast.export import quantization
+from deeplab_fast.export.openvino import import_openvino
 from deeplab_fast.models import DeepLab, DeepLabV3Plus
 from deeplab_fast.nn import ASPP, Conv2d
 
 from . import variants
 from .timing import Run
+
+INT8 = "OpenVINO int8"  # name of the engine whose results are not those of fp32
 
 try:
     from torchvision.models import resnet
@@ -115,53 +121,85 @@ def applied(module: nn.Module, x: Tensor, compile: bool = False) -> Run:
     return lambda: function(x)
 
 
-def engines(module: nn.Module, x: Tensor, dtype: str) -> dict[str, Run]:
+def exported(module: nn.Module, x: Tensor, path: Path) -> None:
+    """Export ``module`` to ONNX, for inputs of the shape of ``x``."""
+    torch.onnx.export(module, (x,), path, dynamo=True, external_data=False, verbose=False)
+
+
+def engines(
+    module: nn.Module,
+    x: Tensor,
+    dtype: str,
+    export: Callable[[nn.Module, Tensor, Path], None] = exported,
+) -> dict[str, Run]:
     """Calls of ``module(x)`` by engine name, for the installed CPU engines that support ``dtype``.
 
-    Each engine uses as many threads as torch.
+    Each engine uses as many threads as torch. int8 appears with fp32, which it replaces.
+
+    Args:
+        export: writes the ONNX file of ``module`` that the engines run.
     """
-    runs = {}
-    for name, dtypes, build in (
-        ("ONNX Runtime", ("fp32",), onnxruntime),
-        ("OpenVINO", ("fp32", "bf16"), openvino),
-    ):
-        if dtype not in dtypes:
-            continue
+    wanted = [
+        (name, build)
+        for name, dtypes, build in (
+            ("ONNX Runtime", ("fp32",), onnxruntime),
+            ("OpenVINO", ("fp32", "bf16"), openvino),
+            (INT8, ("fp32",), openvino_int8),
+        )
+        if dtype in dtypes
+    ]
+    runs: dict[str, Run] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
         try:
-            runs[name] = build(module, x, dtype)
-        except ImportError:
-            print(f'{name} is not installed and is left out (pip install ".[peers]")')
+            if wanted:
+                export(module, x, file)
+        except ImportError as error:
+            print(f'no engine of another project: {error} (pip install ".[peers]")')
+            return runs
+        for name, build in wanted:
+            try:
+                runs[name] = build(file, x, dtype)
+            except ImportError:
+                print(f'{name} is not installed and is left out (pip install ".[peers]")')
     return runs
 
 
-def onnxruntime(module: nn.Module, x: Tensor, dtype: str) -> Run:
+def onnxruntime(file: Path, x: Tensor, dtype: str) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        session = onnxruntime.InferenceSession(
-            exported(module, x, folder), options, providers=["CPUExecutionProvider"]
-        )
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x.numpy()}
     return lambda: torch.from_numpy(session.run(None, feed)[0])
 
 
-def openvino(module: nn.Module, x: Tensor, dtype: str) -> Run:
-    import openvino
+def openvino(file: Path, x: Tensor, dtype: str) -> Run:
+    return _compiled(_network(file, x), x, {"fp32": "f32", "bf16": "bf16"}[dtype])
 
+
+def openvino_int8(file: Path, x: Tensor, dtype: str) -> Run:
+    """OpenVINO with convolutions in int8, as ``deeplab-fast export --int8`` quantises them.
+
+    It is calibrated on ``x`` itself. That gives the time of an int8 network, which does not depend
+    on the ranges that calibration finds. It says nothing about the quality on photos.
+    """
+    network = quantization.quantize(_network(file, x), [x.numpy()], lambda images: images)
+    return _compiled(network, x, "f32")
+
+
+def _network(file: Path, x: Tensor) -> Any:
+    network = import_openvino().Core().read_model(file)
+    network.reshape(list(x.shape))
+    return network
+
+
+def _compiled(network: Any, x: Tensor, precision: str) -> Run:
     config = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[dtype],
+        "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = openvino.Core().compile_model(exported(module, x, folder), "CPU", config)
+    compiled = import_openvino().Core().compile_model(network, "CPU", config)
     return lambda: torch.from_numpy(compiled(x.numpy())[0])
-
-
-def exported(module: nn.Module, x: Tensor, folder: str) -> Path:
-    """Export ``module`` to ONNX for inputs of the shape of ``x``; returns the file's path."""
-    path = Path(folder) / "model.onnx"
-    torch.onnx.export(module, (x,), path, dynamo=True, external_data=False, verbose=False)
-    return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,3 +26,18 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # the error of the write is the one to report
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_files(path: Path) -> Iterator[Path]:
+    """A path of the same name in a temporary folder, from which all files are moved at the end.
+
+    For formats of several files that refer to each other by name, and for writers that ask for a
+    certain suffix. The files are moved beside ``path``, that file last. If the block raises an
+    exception, nothing is moved.
+    """
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+        partial = Path(folder, path.name)
+        yield partial
+        for written in sorted(Path(folder).iterdir(), key=lambda file: file == partial):
+            os.replace(written, path.with_name(written.name))

@@ -19,6 +19,7 @@ from ..models.inference import InferenceModel
 from ..models.segmentation import check_images
 from ..nn.deferred import deferred_upsampling
 from ..ops import _transforms
+from ..ops.nan_of_images import with_nan_of
 from .labels import labels_of, logits_of
 from .report import Entry, Report
 from .summary import entries_of
@@ -135,13 +136,10 @@ class AcceleratedModel(nn.Module):
             return function(*args, **kwargs)
 
     def _with_nan_of(self, images: list[Tensor], output: Any) -> Any:
-        zero = 0.0 if self._has_finite_weights else torch.nan
-        nan_or_zero = sum(zero * x.sum((1, 2, 3), dtype=torch.float32) for x in images)
-
         def with_nan(x: Tensor) -> Tensor:
             if not x.is_floating_point() or x.dim() == 0 or x.size(0) != images[0].size(0):
                 return x
-            return x + nan_or_zero.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)  # type: ignore
+            return with_nan_of(x, images, self._has_finite_weights)
 
         return tree_map_only(Tensor, with_nan, output)
 

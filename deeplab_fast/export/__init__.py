@@ -1,5 +1,6 @@
 """Export of models to formats that run without this package."""
 
 from .onnx import export_onnx
+from .torch_export import export_aoti, export_torch
 
-__all__ = ["export_onnx"]
+__all__ = ["export_aoti", "export_onnx", "export_torch"]

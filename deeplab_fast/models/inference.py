@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from ..ops import _transforms
+from ..ops.nan_of_images import with_nan_of
 from .cuda_graphs import CudaGraphs
 from .fusion import fuse
 from .segmentation import SegmentationModel
@@ -90,9 +90,7 @@ class InferenceModel(SegmentationModel):
         logits = super()._classify(features, images)
         if images.device.type != "cpu" and self.finite_weights:
             return logits
-        zero = 0.0 if self.finite_weights else math.nan
-        nan_or_zero = zero * images.sum((1, 2, 3), keepdim=True, dtype=torch.float32)
-        return logits + nan_or_zero.to(logits.dtype)
+        return with_nan_of(logits, [images], self.finite_weights)
 
 
 def prepare(

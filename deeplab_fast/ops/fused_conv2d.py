@@ -13,9 +13,9 @@ from .._native.memory_format import empty_like_format
 from ..backends import cpu, registry
 from ..backends.arguments import FusedConv2d, FusedConv2dAdd
 from . import _transforms
+from ._exporting import is_exporting
 from ._register import define, not_differentiable
 from .shape_bucket import shape_bucket
-from .upsample import is_exporting
 
 
 def fused_conv2d(

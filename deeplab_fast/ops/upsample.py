@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._decomp import register_decomposition
 
 from . import _transforms
-
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
+from ._exporting import is_exporting
 
 
 def upsample(input: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -43,3 +43,4 @@ def _interpolate(input: Tensor, height: int, width: int, align_corners: bool) ->
 
 _opaque = torch.library.custom_op("deeplab_fast::upsample", _interpolate, mutates_args=())
 _opaque.register_fake(_interpolate)
+register_decomposition(torch.ops.deeplab_fast.upsample.default)(_interpolate)
