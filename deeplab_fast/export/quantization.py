@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from ..models.photos import photo_of_argument
 from ..models.preprocessing import network_input
-from .check import labels_of
+from ..models.segmentation import SegmentationModel
+from .check import Result, labels_of
 from .optional import needs, not_installed
-from .program import Result
 
 _T = TypeVar("_T")
 
@@ -80,16 +81,18 @@ class Photos:
 
     Args:
         paths: of image files.
-        model: has the preprocessing.
+        model: its preprocessing is that of the photos.
         size: (height, width) to which photos are resized; None for that of ``segment``.
 
     Raises:
-        ValueError: there are no photos, or the model does not take photos.
+        ValueError: there are no photos, or the model takes none.
     """
 
     def __init__(self, paths: Sequence[Path], model: Any, size: tuple[int, int] | None) -> None:
         if not paths:
             raise ValueError("calibration: expected at least one photo, got none")
+        if not isinstance(model, SegmentationModel):
+            raise ValueError("calibration: expected a model with preprocessing")
         model.preprocessing.check_takes_photos()
         self._model, self._size = model, size
         self.held_out = len(paths) >= _FEWEST_TO_HOLD_OUT
@@ -112,7 +115,7 @@ class Photos:
             pixels = network_input(photo, preprocessing, self._model.align_corners)
         else:
             height, width = self._size
-            photo = photo.resize((width, height), resample=2)
+            photo = photo.resize((width, height), Image.Resampling.BILINEAR)
             pixels = replace(preprocessing, resize=None, crop=None)(photo)[None]
         return pixels.contiguous().numpy()
 
@@ -199,7 +202,7 @@ def import_nncf() -> Any:
     Raises:
         ImportError: it is not installed.
     """
-    with needs("int8", "NNCF"), not_installed("openvino_telemetry"):
+    with needs("nncf", extra="int8"), not_installed("openvino_telemetry"):
         import nncf
 
         return nncf
