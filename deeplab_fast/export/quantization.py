@@ -147,6 +147,13 @@ def quantize(network: Any, items: Sequence[_T], input_of: Callable[[_T], np.ndar
         ImportError: NNCF is not installed.
     """
     nncf = import_nncf()
+    # In a network read from ONNX, biases and depthwise weights are reshaped constants, in which
+    # NNCF sees neither: it would correct no bias and leave depthwise convolutions in fp32.
+    with not_installed("openvino_telemetry"):
+        from openvino.passes import ConstantFolding, Manager
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(network)
     with tqdm(total=len(items), desc="calibrating", leave=False, disable=None) as bar:
 
         def next_input(item: _T) -> np.ndarray:
