@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from ..models.fusion.layers import is_hooked
 from ..models.fusion.module import Steps, compiled
@@ -66,7 +66,7 @@ class Graphs:
                 return False
             if self.depends_on_mode and module.training != root.training:
                 return False
-        return not _has_any_global_hook() and not any(
+        return not _has_global_hooks() and not any(
             is_hooked(module) for module in root.modules() if module is not root
         )
 
@@ -108,6 +108,17 @@ class Part(NamedTuple):
 
 def _parameters(module: nn.Module) -> list[str]:
     return [name for name, parameter in module._parameters.items() if parameter is not None]
+
+
+def _has_global_hooks() -> bool:
+    """True if a hook is called for each module. torch 2.6 has no function for that."""
+    return any(getattr(torch_module, name) for name in _GLOBAL_HOOKS)
+
+
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)  # fmt: skip
 
 
 # Every module has these. Parameters, submodules and the mode are checked in other ways.

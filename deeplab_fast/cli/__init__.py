@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import accelerate_report, convert, evaluate, info, segment, train, tune
+from . import accelerate_report, convert, evaluate, export, info, segment, train, tune
 from .allocator import keep_freed_memory
 from .errors import UserError
 
-COMMANDS = (segment, train, evaluate, convert, tune, info, accelerate_report)
+COMMANDS = (segment, train, evaluate, convert, export, tune, info, accelerate_report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .._io.files import replacing_files
-from .check import Comparison, Result, compare
+from .check import Comparison, Result
 from .metadata import metadata_of
 from .program import Job, job_of, program_of
 
@@ -120,5 +120,4 @@ def _check(path: Path, job: Job) -> Comparison | None:
         (result,) = session.run(None, {"images": images})
         return result
 
-    original = job.original
-    return compare(engine, original.logits, original.result, job.shapes, original.threshold)
+    return job.compare(engine)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,14 +19,14 @@ from ..acceleration.labels import labels_of, logits_of, resize_of
 from ..models.inference import InferenceModel, prepare
 from ..models.segmentation import SegmentationModel
 from ..ops._arguments import integer, positive_pair, wrong_type
-from .check import Result
+from .check import Comparison, Result, compare
 
 LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
 
 # Shapes of the images that a model is traced with and checked on: (batch, height, width). Our
 # networks take any size, so theirs are not multiples of 16. Many other networks need multiples.
-_OUR_SHAPES = ((2, 65, 81), (1, 97, 48), (3, 33, 129))
-_OTHER_SHAPES = ((2, 64, 96), (1, 128, 64), (3, 96, 160))
+_OUR_SHAPES = ((2, 65, 81), (1, 97, 48), (2, 33, 129))
+_OTHER_SHAPES = ((2, 64, 96), (1, 128, 64), (2, 96, 160))
 
 
 class Exportable(nn.Module):
@@ -41,7 +43,7 @@ class Exportable(nn.Module):
         super().__init__()
         self.model: Any = model
         self.result, self.dtype = result, dtype
-        self.eval()
+        self.training = False  # eval() would change the mode of modules that the caller still uses
 
     def forward(self, images: Tensor) -> Tensor:
         if self.result == "logits":
@@ -80,6 +82,11 @@ class Job(NamedTuple):
     shapes: list[tuple[int, ...]]
     fixed: tuple[bool, ...]
 
+    def compare(self, engine: Callable[[np.ndarray], np.ndarray]) -> Comparison:
+        """Compare an exported model with the original; see :func:`compare`."""
+        result, threshold = self.prepared.result, self.prepared.threshold
+        return compare(engine, self.original.logits, result, self.shapes, threshold)
+
 
 def job_of(
     model: nn.Module,
@@ -117,14 +124,14 @@ def job_of(
     channels = model.in_channels if is_ours else channels_of_images(model)
     if channels is None:
         raise ValueError("model: expected a convolution, which gives the channels of the images")
-    shapes = {
-        (batch or n, channels, *(size or sides)): None
+    shapes = [
+        (batch or n, channels, *(size or sides))
         for n, *sides in (_OUR_SHAPES if is_ours else _OTHER_SHAPES)
-    }
+    ]
     return Job(
         Exportable(model, result, dtype),
         Exportable(_prepared(model), result, dtype),
-        list(shapes),
+        list(dict.fromkeys(shapes)),
         (batch is not None, True, size is not None, size is not None),
     )
 
