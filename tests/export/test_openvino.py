@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import shutil
 import subprocess
@@ -94,6 +95,11 @@ def use_file(onnx_file: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(exporting, "export_onnx", lambda _, path, **options: shutil.copy(onnx_file, path))
 
 
+def import_openvino_or_skip():
+    pytest.importorskip("openvino", reason="the format is OpenVINO's")
+    return import_openvino()
+
+
 def read(path: Path):
     return import_openvino().Core().read_model(path)
 
@@ -164,8 +170,8 @@ def test_int8_convolutions_but_fp32_logits(int8):
         while constant.get_type_name() != "Constant":
             constant = source(constant)
         weights.append(constant.get_element_type().to_dtype())
-    dense = [w for op, w in zip(convolutions, weights) if op.get_type_name() == "Convolution"]
-    assert set(dense) == {np.dtype(np.int8)}
+    assert {op.get_type_name() for op in convolutions} == set(kinds)
+    assert set(weights) == {np.dtype(np.int8)}
     (step,) = (op for op in operations if op.get_type_name() == "TopK")
     path_of_logits = []
     while step.get_type_name() not in kinds:
@@ -177,7 +183,6 @@ def test_int8_convolutions_but_fp32_logits(int8):
 def test_int8_labels_agree_with_fp32(model, photos, int8):
     path, report, _ = int8
     assert (report.photos, report.calibrated, report.held_out) == (3, 3, False)
-    assert report.miou > 0.8 and report.equal > 0.9
     run = exporting.compiled(read(path))
     inputs = [
         network_input(Image.open(photo).convert("RGB"), model.preprocessing, model.align_corners)
@@ -185,7 +190,36 @@ def test_int8_labels_agree_with_fp32(model, photos, int8):
     ]
     equal = [(run(x.numpy()) == model.predict(x).numpy()).mean() for x in inputs]
     assert np.mean(equal) == pytest.approx(report.equal, abs=1e-3)
-    assert report.equal < 1  # or nothing was quantised
+    assert 0.4 < report.equal < 1  # a network with random weights amplifies the rounding
+
+
+def test_calibration_adapts_to_the_inputs():
+    """Each ReLU of the network has the range of its input, which calibration has to find."""
+    openvino = import_openvino_or_skip()
+    pytest.importorskip("nncf", reason="it quantises")
+    from openvino import opset13 as ops
+
+    random = np.random.default_rng(0)
+    weights = [random.standard_normal((8, 3, 1, 1)), random.standard_normal((8, 8, 1, 1))]
+    images = [random.standard_normal((1, 3, 8, 8)).astype(np.float32) for _ in range(4)]
+
+    def network():
+        x = source = ops.parameter([1, 3, 8, 8], np.float32)
+        for values in weights:
+            options = ([1, 1], [0, 0], [0, 0], [1, 1])
+            x = ops.relu(ops.convolution(x, ops.constant(np.float32(values)), *options))
+        return openvino.Model([x], [source])
+
+    def error(scale):
+        """Relative error of int8 after calibration on images ``scale`` times as large."""
+        int8 = quantization.quantize(network(), images, lambda x: x * np.float32(scale))
+        engines = exporting.compiled(network()), exporting.compiled(int8)
+        expected, got = ([engine(x) for x in images] for engine in engines)
+        return np.linalg.norm(np.subtract(got, expected)) / np.linalg.norm(expected)
+
+    assert error(1) < 0.02
+    assert error(0.1) > 0.3  # larger values are clipped
+    assert error(100) > 0.3  # all values fall on a few of the 256 levels
 
 
 def test_calibration_prints_nothing(int8):
@@ -194,12 +228,13 @@ def test_calibration_prints_nothing(int8):
 
 def test_a_module_can_be_hidden():
     sys.modules.pop("this", None)
+    importlib.import_module("json")
     with not_installed("this"), pytest.raises(ImportError):
         pass
     assert "this" not in sys.modules
     with not_installed("json"):
-        import json  # imported before, so it stays
-    assert json.dumps(1) == "1"
+        importlib.import_module("json")  # imported before, so it stays
+    assert "json" in sys.modules
 
 
 @pytest.mark.slow
