@@ -53,11 +53,12 @@ class Agreement(NamedTuple):
 
     def __str__(self) -> str:
         which = "other" if self.held_out else "same"
-        rare = f" ({self.rare} classes below {_RARE:.1%} of the pixels left out)" * (self.rare > 0)
+        plural = "es" * (self.rare != 1)
+        without = f" without {self.rare} class{plural} of less than {_RARE:.1%} of the pixels"
         return (
-            f"int8, calibrated on {_count(self.calibrated)}; compared with fp32 on "
-            f"{self.photos} {which}: mean IoU {self.miou:.1%}{rare}, {self.equal:.2%} of the "
-            "labels equal"
+            f"int8 calibrated on {_photos(self.calibrated)}; labels compared with fp32 on "
+            f"{_photos(self.photos, which)}: mean IoU {self.miou:.1%}"
+            f"{without if self.rare else ''}, {self.equal:.2%} equal"
         )
 
     @property
@@ -136,7 +137,9 @@ def quantize(network: Any, items: Sequence[_T], input_of: Callable[[_T], np.ndar
     NNCF chooses what to quantise: convolutions and the sums between them, not the logits, their
     resize and the argmax. It measures the range of each activation on the items and corrects the
     biases by the mean error of each channel (Nagel et al. 2019, "Data-free quantization through
-    weight equalization and bias correction", section 4.2).
+    weight equalization and bias correction", section 4.2). Depthwise convolutions in fp32 would be
+    more accurate, but slower: with a MobileNetV2 at output stride 8 the mean IoU with fp32 rises
+    from 97 to 99 %, and inference takes a third longer.
 
     Args:
         network: changed in place.
@@ -149,8 +152,8 @@ def quantize(network: Any, items: Sequence[_T], input_of: Callable[[_T], np.ndar
     nncf = import_nncf()
     # In a network read from ONNX, biases and depthwise weights are reshaped constants, in which
     # NNCF sees neither: it would correct no bias and leave depthwise convolutions in fp32.
-    with not_installed("openvino_telemetry"):
-        from openvino.passes import ConstantFolding, Manager
+    from openvino.passes import ConstantFolding, Manager
+
     passes = Manager()
     passes.register_pass(ConstantFolding())
     passes.run_passes(network)
@@ -164,6 +167,7 @@ def quantize(network: Any, items: Sequence[_T], input_of: Callable[[_T], np.ndar
             return nncf.quantize(
                 network,
                 nncf.Dataset(items, next_input),
+                # Asymmetric activations are more accurate and no slower on CPUs.
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(items),
             )
@@ -228,5 +232,5 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _count(photos: int) -> str:
-    return f"{photos} photo{'s' * (photos != 1)}"
+def _photos(count: int, which: str = "") -> str:
+    return f"{count} {which} photo{'s' * (count != 1)}".replace("  ", " ")

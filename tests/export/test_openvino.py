@@ -217,7 +217,7 @@ def test_calibration_adapts_to_the_inputs():
         expected, got = ([engine(x) for x in images] for engine in engines)
         return np.linalg.norm(np.subtract(got, expected)) / np.linalg.norm(expected)
 
-    assert error(1) < 0.02
+    assert error(1) < 0.05  # 8 bits
     assert error(0.1) > 0.3  # larger values are clipped
     assert error(100) > 0.3  # all values fall on a few of the 256 levels
 
@@ -230,7 +230,7 @@ def test_a_module_can_be_hidden():
     sys.modules.pop("this", None)
     importlib.import_module("json")
     with not_installed("this"), pytest.raises(ImportError):
-        pass
+        importlib.import_module("this")
     assert "this" not in sys.modules
     with not_installed("json"):
         importlib.import_module("json")  # imported before, so it stays
@@ -318,8 +318,8 @@ def test_agreement_over_all_photos():
     assert report.miou == pytest.approx((4991 / 6000 + 4000 / 5000) / 2)
     assert report.rare == 1 and report.warning is not None
     assert str(report) == (
-        "int8, calibrated on 1 photo; compared with fp32 on 2 other: mean IoU 81.6% (1 classes "
-        "below 0.1% of the pixels left out), 89.91% of the labels equal"
+        "int8 calibrated on 1 photo; labels compared with fp32 on 2 other photos: mean IoU 81.6% "
+        "without 1 class of less than 0.1% of the pixels, 89.91% equal"
     )
 
 
