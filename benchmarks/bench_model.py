@@ -28,7 +28,7 @@ from deeplab_fast.nn import ASPP
 # Largest regret() against fp32.
 TOLERANCE = {"fp32": 1e-6, "tf32": 1e-2, "fp16": 1e-2, "bf16": 1e-1}
 # These networks have random weights, which amplify the rounding to 8 bits: int8 has about 0.2, and
-# random labels have 1 or more. What int8 changes in a trained network, `deeplab-fast export` prints.
+# random labels have 1 or more. `deeplab-fast export` prints what int8 changes in a trained network.
 INT8_TOLERANCE = 0.5
 
 DEFAULT = [
