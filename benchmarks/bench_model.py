@@ -114,7 +114,8 @@ def inference(report: harness.Report, shape: Shape, dtype: str, batch: int, mode
 
 
 def our_export(model: DeepLab, images: Tensor, path: Path) -> None:
-    export_onnx(model, path, dtype=torch.uint8)
+    batch, _, *size = images.shape
+    export_onnx(model, path, dtype=torch.uint8, size=tuple(size), batch=batch)
 
 
 def timings(device: torch.device, batch: int) -> dict[str, bool]:

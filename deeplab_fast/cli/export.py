@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,12 @@ def _check(arguments: argparse.Namespace) -> None:
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: no folder {output.parent} (expected one that exists)")
     for option, formats in _ONLY_FOR.items():
-        if getattr(arguments, option) and format not in formats:
+        if getattr(arguments, option) not in (None, False) and format not in formats:
             raise UserError(f"--{option}: expected --format {' or '.join(formats)}, got {format}")
     if arguments.int8 != (arguments.calibrate is not None):
         raise UserError("--int8 and --calibrate FOLDER: expected both or neither")
-    for option in ("size", "batch"):
-        values = getattr(arguments, option) or ()
-        sizes = values if isinstance(values, Sequence) else [values]
-        if any(value < 1 for value in sizes) or values == 0:
+    for option, sizes in (("size", arguments.size or []), ("batch", [arguments.batch])):
+        if any(size is not None and size < 1 for size in sizes):
             text = " ".join(map(str, sizes))
             raise UserError(f"--{option}: got {text} (expected positive integers)")
 

@@ -75,9 +75,13 @@ def export_onnx(
             f'export to ONNX needs {error.name}: pip install "deeplab-fast[export]"'
         ) from error
     job = job_of(model, result, dtype, size, batch)
-    program = program_of(job)
+    if size is None and not hasattr(torch.compiler, "is_exporting"):
+        raise ValueError(
+            f"size: expected (height, width) with torch {torch.__version__}: to export for any "
+            "size, install torch 2.7 or later"
+        )
     exported: Any = torch.onnx.export(
-        program,
+        program_of(job),
         dynamo=True,
         opset_version=OPSET,
         input_names=["images"],

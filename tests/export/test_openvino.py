@@ -64,6 +64,8 @@ def photos(tmp_path_factory) -> list[Path]:
 def onnx_file(model, tmp_path_factory) -> Path:
     pytest.importorskip("openvino", reason="the format is OpenVINO's")
     pytest.importorskip("onnxscript", reason="the export goes through ONNX")
+    if not hasattr(torch.compiler, "is_exporting"):
+        pytest.skip("export for any size needs torch 2.7")
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     export_onnx(model, path, dtype=torch.uint8)
     return path

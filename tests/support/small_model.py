@@ -32,13 +32,18 @@ class Backbone(nn.Module):
 
 
 class OtherModel(nn.Module):
-    """A model of another project: its own ASPP, and logits as the only output."""
+    """A model of another project: a pyramid of its own, and logits as the only output."""
 
     def __init__(self, num_classes: int, channels: int = 16) -> None:
         super().__init__()
         self.backbone = Backbone(3, channels)
         self.branches = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate) for rate in (1, 2, 3)
+            nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+            )
+            for rate in (1, 2, 3)
         )
         self.head = nn.Conv2d(3 * channels, num_classes, 1)
 

@@ -14,6 +14,7 @@ from . import (
     checkpoints,
     convolutions,
     decoder,
+    deploy_export,
     deploy_quant,
     fusion,
     hub,
@@ -47,6 +48,7 @@ FAULTS: dict[str, list[Fault]] = {
         training,
         acceleration_bench,
         acceleration_report,
+        deploy_export,
     )
     for path, faults in area.FAULTS.items()
 }

@@ -13,8 +13,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "NaN becomes 0 in a graph",
-            "return x + nan_or_zero",
-            "return x + 0 * nan_or_zero.nan_to_num()",
+            "return with_nan_of(x, images, self._has_finite_weights)",
+            "return x",
         ),
         Fault(
             "new weights are taken for finite",

@@ -47,6 +47,8 @@ CHECKPOINTS = Guard("test_torch_file.py test_checkpoints.py torch_file or VainF 
 COMPILED = Guard("test_compile.py copies")
 CUDA_GRAPHS = Guard("test_cuda_graphs.py not compiles")
 CONV = Guard("test_convolution_kernel.py test_dilated_conv2d.py convolution_kernel or emulated_")
+EXPORT_ONNX = Guard("test_onnx.py")
+EXPORT_TORCH = Guard("test_torch_export.py not aotinductor")
 DEPTHWISE = Guard("test_dilated_conv2d.py test_fused_conv2d.py emulated and depthwise")
 ENTROPY = Guard(
     "test_upsample_cross_entropy_limits.py test_upsample_cross_entropy.py "
@@ -245,6 +247,14 @@ GUARDS = {
     "deeplab_fast/ops/dilated_conv2d_and_mean.py": REGISTRATION,
     "deeplab_fast/ops/fused_conv2d.py": REGISTRATION,
     "deeplab_fast/ops/upsample.py": Guard("test_upsample.py"),
+    "deeplab_fast/ops/nan_of_images.py": NON_FINITE_CPU,
+    "deeplab_fast/_io/files.py": EXPORT_ONNX,
+    "deeplab_fast/cli/export.py": Guard("test_export.py"),
+    "deeplab_fast/export/check.py": Guard("test_check.py"),
+    "deeplab_fast/export/metadata.py": EXPORT_ONNX,
+    "deeplab_fast/export/onnx.py": EXPORT_ONNX,
+    "deeplab_fast/export/program.py": EXPORT_ONNX,
+    "deeplab_fast/export/torch_export.py": EXPORT_TORCH,
     "deeplab_fast/ops/upsample_argmax.py": REGISTRATION,
     "deeplab_fast/ops/upsample_class_sums.py": LOSSES,
     "deeplab_fast/ops/upsample_cross_entropy.py": REGISTRATION,
