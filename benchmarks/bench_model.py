@@ -27,8 +27,9 @@ from deeplab_fast.nn import ASPP
 
 # Largest regret() against fp32.
 TOLERANCE = {"fp32": 1e-6, "tf32": 1e-2, "fp16": 1e-2, "bf16": 1e-1}
-# int8 rounds activations and weights to 8 bits, as bf16 does.
-INT8_TOLERANCE = TOLERANCE["bf16"]
+# These networks have random weights, which amplify the rounding to 8 bits: int8 has about 0.2, and
+# random labels have 1 or more. `deeplab-fast export` prints what int8 changes in a trained network.
+INT8_TOLERANCE = 0.5
 
 DEFAULT = [
     (DeepLabV3, "resnet50", cases.VOC_OS8),
@@ -113,7 +114,8 @@ def inference(report: harness.Report, shape: Shape, dtype: str, batch: int, mode
 
 
 def our_export(model: DeepLab, images: Tensor, path: Path) -> None:
-    export_onnx(model, path, dtype=torch.uint8)
+    batch, _, *size = images.shape
+    export_onnx(model, path, dtype=torch.uint8, size=tuple(size), batch=batch)
 
 
 def timings(device: torch.device, batch: int) -> dict[str, bool]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .._io.video import VIDEO_EXTENSIONS
 from ..export import export_aoti, export_onnx, export_torch
 from ..export.check import CheckFailed
 from ..export.openvino import export_openvino
@@ -96,12 +97,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
-    photos = None
-    if arguments.int8:
-        try:
-            photos = find_images(arguments.calibrate, arguments.output)
-        except UserError as error:
-            raise UserError(f"--calibrate: {arguments.calibrate}: {error}") from error
+    photos = _photos(arguments) if arguments.int8 else None
     model = load_model(arguments.weights, "WEIGHTS")
     write = _writer(arguments, photos)
     with out_of_memory("a smaller --size"):
@@ -118,6 +114,18 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(report, Agreement) and report.warning:
         print(f"deeplab-fast: {report.warning}", file=sys.stderr)
     return 0
+
+
+def _photos(arguments: argparse.Namespace) -> list[Path]:
+    """The photos to calibrate with."""
+    try:
+        found = find_images(arguments.calibrate, arguments.output).images
+        photos = [path for path in found if path.suffix.lower() not in VIDEO_EXTENSIONS]
+        if not photos:
+            raise UserError("only videos (expected photos)")
+    except UserError as error:
+        raise UserError(f"--calibrate: {arguments.calibrate}: {error}") from error
+    return photos
 
 
 def _check(arguments: argparse.Namespace) -> None:

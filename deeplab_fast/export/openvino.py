@@ -10,19 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from .._io.files import replacing_files
 from . import quantization
-from .check import Comparison, compare
+from .check import Comparison, Result, compare
+from .metadata import metadata_of
 from .onnx import export_onnx
 from .optional import needs, not_installed
-from .program import Result
-from .quantization import Agreement
-
-_SIZES = ((65, 81), (48, 33), (97, 65))  # where an export of dynamic size is checked
+from .program import job_of
+from .quantization import Agreement, Photos
 
 
 def export_openvino(
-    model: Any,
+    model: nn.Module,
     path: str | os.PathLike[str],
     *,
     result: Result = "labels",
@@ -30,87 +31,85 @@ def export_openvino(
     size: tuple[int, int] | None = None,
     calibration: Sequence[Path] | None = None,
 ) -> Comparison | Agreement:
-    """Write a model as OpenVINO IR: ``path`` and, beside it, a .bin file with the weights.
+    """Write a model as OpenVINO IR: an .xml file and, beside it, a .bin file with the weights.
 
-    The input ``images`` is float32 [N, C, H, W], normalised as by ``model.preprocessing``. The
-    weights stay fp32: fp16, the default of ``openvino.save_model``, halves the file, but rounds the
-    weights and is no faster on a CPU, where OpenVINO converts them back. On CPUs with bf16
-    instructions OpenVINO computes in bf16 unless it is loaded with ``INFERENCE_PRECISION_HINT``
-    "f32".
+    Input and output are those of :func:`export_onnx`, of any batch size. The metadata of
+    :func:`deeplab_fast.export.metadata.metadata_of` are in the section ``deeplab_fast`` of the
+    model's ``rt_info``.
+
+    Weights are saved in fp32. In fp16, the default of ``openvino.save_model``, the file would be
+    half as large, but its weights rounded; a CPU converts them back and is no faster. On CPUs with
+    bf16 instructions OpenVINO computes in bf16 unless a program compiles the model with
+    ``INFERENCE_PRECISION_HINT`` "f32", as the check does.
 
     Args:
-        model: a model in evaluation mode, or one prepared for inference.
-        path: of the .xml file. Both files are replaced only when they are complete.
-        result: "labels" [N, H, W], or "logits" [N, num_classes, H, W] at the size of the images.
-        dtype: of the labels: torch.int64, torch.int32 or torch.uint8.
-        size: (height, width) of the images, which fixes the batch size at 1; None for any.
-        calibration: photos. If given, convolutions are quantised to int8 (8-bit integers) for the
-            ranges of values that occur with these photos; see
-            :func:`deeplab_fast.export.quantization.quantize`.
+        model: as for :func:`export_onnx`.
+        path: of the .xml file. Both files are replaced only if all succeeds.
+        result: "labels" [N, H, W] or "logits" [N, K, H, W], both as large as the images.
+        dtype: dtype of the labels: torch.int64, torch.int32 or torch.uint8.
+        size: the (height, width) that all images have; by default any.
+        calibration: image files. If given, convolutions are quantised to int8, for the ranges of
+            values that these photos cause; see :mod:`deeplab_fast.export.quantization`.
 
     Returns:
-        The comparison of the written model with ``model``, or with ``calibration`` that of the
-        int8 model's labels with those in fp32. ``str()`` of it is a sentence or two.
+        The comparison of the exported model with ``model``; with ``calibration`` that of the
+        labels in int8 with those in fp32.
 
     Raises:
-        ValueError: ``path`` does not end in .xml, a photo cannot be read or there are none, or the
-            model does not take photos.
-        ImportError: OpenVINO, onnxscript or, for int8, NNCF is not installed.
-        CheckFailed: the fp32 export computes something else than ``model``.
+        ValueError: ``path`` does not end in .xml, another argument is invalid, a photo cannot be
+            read or there are none, or the model takes no photos.
+        RuntimeError, TypeError: see :func:`export_onnx`.
+        ImportError: openvino, onnx, onnxscript or, for int8, nncf is not installed.
+        CheckFailed: the fp32 model computes something else than ``model``. No file is written.
 
-    >>> print(export_openvino(model.eval(), "model.xml", calibration=list(Path("photos").iterdir())))
+    >>> export_openvino(model, "model.xml", calibration=sorted(Path("photos").glob("*.jpg")))
     """
     path = Path(path)
     if path.suffix != ".xml":
         raise ValueError(f"path: expected a name that ends in .xml, got {path.name}")
-    runtime = import_openvino()
+    openvino = import_openvino()
+    job = job_of(model, result, dtype, size, None)
+    photos = None
     if calibration is not None:
         quantization.import_nncf()
-        photos = quantization.Photos(calibration, model, size)
+        photos = Photos(calibration, model, size)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        export_onnx(model, file, result=result, dtype=dtype)
-        network = runtime.Core().read_model(file)  # convert_model would call openvino_telemetry
-    if size is not None:
-        network.reshape([1, model.in_channels, *size])
-    shapes = [
-        (1 if size is not None else 1 + index, model.in_channels, *shape)
-        for index, shape in enumerate(_SIZES if size is None else (size,))
-    ]
-    engine = compiled(network)
+        file = Path(folder, "model.onnx")
+        export_onnx(model, file, result=result, dtype=dtype, size=size)
+        network = openvino.Core().read_model(file)
+    fp32 = compiled(network)
+    original = job.original
     report: Comparison | Agreement = compare(
-        engine, lambda images: model(images)["out"], result, shapes
+        fp32, original.logits, result, job.shapes, original.threshold
     )
-    if calibration is not None:
+    if photos is not None:
         network = quantization.quantize(network, photos.to_calibrate, photos.input)
-        report = quantization.agreement(engine, compiled(network), photos, result)
-    _save(network, path)
+        report = quantization.agreement(fp32, compiled(network), photos, result)
+    for name, value in metadata_of(model, result, dtype).items():
+        network.set_rt_info(value, ["deeplab_fast", name])
+    with replacing_files(path) as partial:
+        openvino.save_model(network, partial, compress_to_fp16=False)
     return report
 
 
 def import_openvino() -> Any:
-    """The module ``openvino``, imported so that it reports nothing to its makers.
+    """The module ``openvino``, imported without the telemetry that it sends otherwise.
+
+    Its import reports to Google Analytics if the package openvino_telemetry, on which it depends,
+    can be imported, unless the user has opted out. A program that has imported openvino before has
+    decided that for itself.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: openvino is not installed.
     """
-    with needs("openvino", "OpenVINO"), not_installed("openvino_telemetry"):
+    with needs("openvino", extra="int8"), not_installed("openvino_telemetry"):
         import openvino
 
         return openvino
 
 
 def compiled(network: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """An ``openvino.Model`` compiled for the CPU, in fp32 where it is not int8."""
+    """An ``openvino.Model`` compiled for this CPU, in fp32 but for what is int8."""
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     run = import_openvino().Core().compile_model(network, "CPU", config)
-    return lambda images: np.asarray(run(images)[0])
-
-
-def _save(network: Any, path: Path) -> None:
-    """Write ``path`` and its .bin file; if that fails, both stay as they were."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:50]}.") as folder:
-        written = Path(folder) / path.name
-        import_openvino().save_model(network, written, compress_to_fp16=False)
-        for suffix in (".bin", ".xml"):  # who reads the new .xml finds the new weights
-            os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
+    return lambda images: run(images)[0]

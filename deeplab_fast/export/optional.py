@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def needs(extra: str, name: str) -> Iterator[None]:
-    """Turn an ImportError into one that says which extra to install.
+def needs(package: str, *, extra: str) -> Iterator[None]:
+    """Add to an ImportError of the block which extra to install.
 
     Raises:
         ImportError: the block raised one.
@@ -18,21 +18,21 @@ def needs(extra: str, name: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(
-            f'{name} is not installed (pip install "deeplab-fast[{extra}]")'
+            f'{package} cannot be imported: {error} (expected pip install "deeplab-fast[{extra}]")'
         ) from error
 
 
 @contextlib.contextmanager
-def not_installed(*names: str) -> Iterator[None]:
-    """Let imports of these modules fail in the block, as if they were not installed.
+def not_installed(module: str) -> Iterator[None]:
+    """Let the import of ``module`` fail in the block, as if it were not installed.
 
-    A module that is already imported stays: it is the caller's.
+    If it is imported already, nothing changes.
     """
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # import statements then fail
     try:
         yield
     finally:
-        for name in hidden:
-            if sys.modules.get(name, name) is None:
-                del sys.modules[name]
+        del sys.modules[module]

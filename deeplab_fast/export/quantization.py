@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from ..models.photos import photo_of_argument
 from ..models.preprocessing import network_input
-from .check import labels_of
+from ..models.segmentation import SegmentationModel
+from .check import Result, labels_of
 from .optional import needs, not_installed
-from .program import Result
 
 _T = TypeVar("_T")
 
@@ -52,11 +53,12 @@ class Agreement(NamedTuple):
 
     def __str__(self) -> str:
         which = "other" if self.held_out else "same"
-        rare = f" ({self.rare} classes below {_RARE:.1%} of the pixels left out)" * (self.rare > 0)
+        plural = "es" * (self.rare != 1)
+        without = f" without {self.rare} class{plural} of less than {_RARE:.1%} of the pixels"
         return (
-            f"int8, calibrated on {_count(self.calibrated)}; compared with fp32 on "
-            f"{self.photos} {which}: mean IoU {self.miou:.1%}{rare}, {self.equal:.2%} of the "
-            "labels equal"
+            f"int8 calibrated on {_photos(self.calibrated)}; labels compared with fp32 on "
+            f"{_photos(self.photos, which)}: mean IoU {self.miou:.1%}"
+            f"{without if self.rare else ''}, {self.equal:.2%} equal"
         )
 
     @property
@@ -80,16 +82,18 @@ class Photos:
 
     Args:
         paths: of image files.
-        model: has the preprocessing.
+        model: its preprocessing is that of the photos.
         size: (height, width) to which photos are resized; None for that of ``segment``.
 
     Raises:
-        ValueError: there are no photos, or the model does not take photos.
+        ValueError: there are no photos, or the model takes none.
     """
 
     def __init__(self, paths: Sequence[Path], model: Any, size: tuple[int, int] | None) -> None:
         if not paths:
             raise ValueError("calibration: expected at least one photo, got none")
+        if not isinstance(model, SegmentationModel):
+            raise ValueError("calibration: expected a model with preprocessing")
         model.preprocessing.check_takes_photos()
         self._model, self._size = model, size
         self.held_out = len(paths) >= _FEWEST_TO_HOLD_OUT
@@ -112,7 +116,7 @@ class Photos:
             pixels = network_input(photo, preprocessing, self._model.align_corners)
         else:
             height, width = self._size
-            photo = photo.resize((width, height), resample=2)
+            photo = photo.resize((width, height), Image.Resampling.BILINEAR)
             pixels = replace(preprocessing, resize=None, crop=None)(photo)[None]
         return pixels.contiguous().numpy()
 
@@ -133,7 +137,9 @@ def quantize(network: Any, items: Sequence[_T], input_of: Callable[[_T], np.ndar
     NNCF chooses what to quantise: convolutions and the sums between them, not the logits, their
     resize and the argmax. It measures the range of each activation on the items and corrects the
     biases by the mean error of each channel (Nagel et al. 2019, "Data-free quantization through
-    weight equalization and bias correction", section 4.2).
+    weight equalization and bias correction", section 4.2). Depthwise convolutions in fp32 would be
+    more accurate, but slower: with a MobileNetV2 at output stride 8 the mean IoU with fp32 rises
+    from 97 to 99 %, and inference takes a third longer.
 
     Args:
         network: changed in place.
@@ -144,6 +150,13 @@ def quantize(network: Any, items: Sequence[_T], input_of: Callable[[_T], np.ndar
         ImportError: NNCF is not installed.
     """
     nncf = import_nncf()
+    # In a network read from ONNX, biases and depthwise weights are reshaped constants, in which
+    # NNCF sees neither: it would correct no bias and leave depthwise convolutions in fp32.
+    from openvino.passes import ConstantFolding, Manager
+
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(network)
     with tqdm(total=len(items), desc="calibrating", leave=False, disable=None) as bar:
 
         def next_input(item: _T) -> np.ndarray:
@@ -154,6 +167,7 @@ def quantize(network: Any, items: Sequence[_T], input_of: Callable[[_T], np.ndar
             return nncf.quantize(
                 network,
                 nncf.Dataset(items, next_input),
+                # Asymmetric activations are more accurate and no slower on CPUs.
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(items),
             )
@@ -199,7 +213,7 @@ def import_nncf() -> Any:
     Raises:
         ImportError: it is not installed.
     """
-    with needs("int8", "NNCF"), not_installed("openvino_telemetry"):
+    with needs("nncf", extra="int8"), not_installed("openvino_telemetry"):
         import nncf
 
         return nncf
@@ -218,5 +232,5 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _count(photos: int) -> str:
-    return f"{photos} photo{'s' * (photos != 1)}"
+def _photos(count: int, which: str = "") -> str:
+    return f"{count} {which} photo{'s' * (count != 1)}".replace("  ", " ")

@@ -33,6 +33,14 @@ def test_wrong_variant_is_reported_and_the_others_are_timed(report, tmp_path, ca
         report.finish()
 
 
+def test_a_variant_can_have_a_tolerance_of_its_own(report, tmp_path):
+    variants = {"exact": ones, "coarse": lambda: ones(1.1), "off": lambda: ones(1.1)}
+    measure(report, ours=variants, tolerances={"coarse": 0.2})
+    _, rows = read_csv(tmp_path)
+    tolerances = {row["variant"]: float(row["tolerance"]) for row in rows}
+    assert tolerances == {"exact": 1e-6, "coarse": 0.2, "peer": 1e-6}
+
+
 @pytest.mark.parametrize("kind", ["ours", "baselines"])
 def test_variant_that_raises_is_reported_and_the_others_are_timed(report, tmp_path, capsys, kind):
     def bad():

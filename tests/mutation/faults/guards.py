@@ -72,6 +72,7 @@ CHOICE = Guard("test_dispatch_table.py test_race.py")
 NON_FINITE = Guard("test_non_finite.py sm_80 or sm_90")
 NON_FINITE_CPU = Guard("test_non_finite.py cpu or prepared_model")
 NON_FINITE_TRITON = Guard("test_non_finite.py triton")
+OPENVINO = Guard("test_openvino.py")
 PLANS = Guard("test_plans.py")
 PLUS = Guard("test_deeplabv3plus.py test_conv.py not compile and not export")
 RECIPE = Guard("test_recipe.py")
@@ -107,6 +108,9 @@ SEGMENT_METHOD = Guard("test_segment.py command or views or dtype or int32 or wr
 LOSSES = Guard("test_losses.py not compiles and not dice_op and not training_step")
 
 GUARDS = {
+    "deeplab_fast/export/openvino.py": OPENVINO,
+    "deeplab_fast/export/optional.py": OPENVINO,
+    "deeplab_fast/export/quantization.py": OPENVINO,
     "deeplab_fast/acceleration/inference.py": ACCELERATED,
     "deeplab_fast/acceleration/labels.py": ACCELERATED,
     "deeplab_fast/acceleration/trial.py": ACCELERATED,
