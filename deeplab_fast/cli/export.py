@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from .._io.video import VIDEO_EXTENSIONS
 from ..export import export_aoti, export_onnx, export_torch
 from ..export.check import CheckFailed
 from ..export.openvino import export_openvino
@@ -19,7 +18,7 @@ from ..export.quantization import Agreement
 from ..models import DeepLab
 from .device import out_of_memory
 from .errors import UserError, reason
-from .images import find_images
+from .images import VIDEO_EXTENSIONS, find_images
 from .weights import WEIGHTS, load_model
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "aoti": ".pt2"}
