@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .guards import Fault
+from .guards import Fault, Guard
+
+MAX_PIXELS = Guard("test_segment.py max_pixels")
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/_io/images.py": [
@@ -49,8 +51,8 @@ FAULTS: dict[str, list[Fault]] = {
             "above | {os.path.realpath(output)}",
             'above | {""}',
         ),
-        Fault("--max-pixels is half of it", "= limit / 2", "= limit"),
-        Fault("--max-pixels for ever", "Image.MAX_IMAGE_PIXELS = before", "pass"),
+        Fault("--max-pixels is half of it", "= limit / 2", "= limit", MAX_PIXELS),
+        Fault("--max-pixels for ever", "Image.MAX_IMAGE_PIXELS = before", "pass", MAX_PIXELS),
     ],
     "deeplab_fast/cli/results.py": [
         Fault(
