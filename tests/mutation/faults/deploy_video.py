@@ -44,11 +44,6 @@ FAULTS: dict[str, list[Fault]] = {
             "        pass",
         ),
         Fault("inputs overwritten", "if os.path.realpath(result) in inputs:", "if False:"),
-        Fault(
-            "every frame of a camera",
-            "_newest(self.reader) if self.is_camera else self.reader",
-            "self.reader",
-        ),
         Fault("recordings without frames kept", "if recording.frames == 0:", "if False:"),
         Fault(
             "half a video at its name",
