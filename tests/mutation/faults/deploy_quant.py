@@ -10,7 +10,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault(
             "the exported model is not checked",
             "fp32, original.logits, result,",
-            'lambda x: original.logits(torch.from_numpy(x)).numpy(), original.logits, "logits",',
+            "lambda x: original(torch.from_numpy(x)).detach().numpy(), original.logits, result,",
         ),
         Fault("metadata are lost", '["deeplab_fast", name]', '["other", name]'),
         Fault(
