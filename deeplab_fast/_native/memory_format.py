@@ -23,7 +23,8 @@ def in_format_of(result: Tensor, input: Tensor) -> Tensor:
     """``result`` with the strides that :func:`empty_like_format` promises for ``input``."""
     if result.stride() == _strides(result.shape, _format(input)):
         return result
-    return empty_like_format(input, tuple(result.shape)).copy_(result)
+    # Not copy_ into an empty tensor: in an exported graph an op must not write to its operands.
+    return result.to(input.dtype, copy=True, memory_format=_format(input))
 
 
 def _format(tensor: Tensor) -> torch.memory_format:

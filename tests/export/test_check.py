@@ -81,6 +81,8 @@ def test_one_channel_is_compared_with_a_threshold():
     assert check.check_labels(labels(0, 0, 0), logits, threshold=0.5) == 1
     with pytest.raises(CheckFailed):
         check.check_labels(labels(1, 0, 1), logits, threshold=0.5)
+    with pytest.raises(CheckFailed):  # the threshold does not move, so d is allowed and not 2 d
+        check.check_labels(labels(0, 0, 0), logits + 0.6 * D, threshold=0.5)
     with pytest.raises(CheckFailed):
         check.check_labels(labels(1, 0, 0), logits + 0.01, threshold=0.6)
 
