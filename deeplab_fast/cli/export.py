@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from ..export import export_aoti, export_onnx, export_torch
+from ..export import export_aoti, export_onnx, export_openvino, export_torch
 from ..export.check import CheckFailed
-from ..export.openvino import export_openvino
 from ..export.quantization import Agreement
 from ..models import DeepLab
 from .device import out_of_memory

@@ -89,10 +89,8 @@ def export_onnx(
         verbose=False,
     )
     _name_sizes(exported.model.graph, job)
-    for (
-        node
-    ) in exported.model.graph:  # the exporter stores stack traces, with paths of this machine
-        node.metadata_props.clear()
+    for node in exported.model.graph:
+        node.metadata_props.clear()  # stack traces, with paths of this machine
     exported.model.metadata_props.update(metadata_of(job.prepared.model, result, dtype))
     with replacing_files(path) as partial:
         exported.save(partial, external_data=_bytes_of_weights(exported.model) > _MAX_FILE)

@@ -190,5 +190,5 @@ def test_errors_of_tune_in_python(gpu):
         model.tune(torch.zeros(1, 3, 33, 33))
     with pytest.raises(ValueError, match=r"^images: expected \[N, 3, H, W\]"):
         model.eval().tune(torch.zeros(1, 4, 33, 33))
-    with pytest.raises(TypeError, match=r"^images: expected a tensor, got a tuple"):
+    with pytest.raises(TypeError, match=r"^images: expected a tensor .*got a tuple"):
         model.tune((33, 33))
