@@ -52,12 +52,14 @@ class Agreement(NamedTuple):
     held_out: bool
 
     def __str__(self) -> str:
-        which = "other" if self.held_out else "same"
+        compared = (
+            _photos(self.photos, "other") if self.held_out else f"the same {_photos(self.photos)}"
+        )
         plural = "es" * (self.rare != 1)
         without = f" without {self.rare} class{plural} of less than {_RARE:.1%} of the pixels"
         return (
             f"int8 calibrated on {_photos(self.calibrated)}; labels compared with fp32 on "
-            f"{_photos(self.photos, which)}: mean IoU {self.miou:.1%}"
+            f"{compared}: mean IoU {self.miou:.1%}"
             f"{without if self.rare else ''}, {self.equal:.2%} equal"
         )
 
