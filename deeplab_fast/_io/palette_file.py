@@ -91,7 +91,7 @@ def _rows_of_text(text: str) -> list[_Row]:
 def _rows_of_json(text: str) -> list[_Row]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PaletteError(f"{error} (expected JSON)") from error
     if isinstance(content, dict):
         return [(name, _colour(value, name, value)) for name, value in content.items()]

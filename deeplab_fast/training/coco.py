@@ -112,7 +112,7 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise TrainingError(f"{path}: {error.strerror} (expected a COCO file)") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrainingError(f"{path}: {error} (expected JSON)") from error
 
 
@@ -143,8 +143,13 @@ def _objects(path: Path, content: Any, classes: dict[int, int]) -> dict[int, lis
     for annotation in content["annotations"]:
         segmentation = annotation.get("segmentation")
         boxes += not segmentation
-        label = classes[annotation["category_id"]]
-        objects[annotation["image_id"]].append((label, segmentation))
+        category = annotation["category_id"]
+        if category not in classes:
+            raise TrainingError(
+                f"{path}: an object of category {category!r} (expected the id of one of the "
+                "file's categories)"
+            )
+        objects[annotation["image_id"]].append((classes[category], segmentation))
     if boxes:
         raise TrainingError(
             f"{path}: {boxes} of {len(content['annotations'])} annotations have no segmentation "
