@@ -382,6 +382,11 @@ def test_malformed_label_ids(text, capsys):
     assert f"{text!r} (expected VALUE=CLASS, such as 255=1" in capsys.readouterr().err
 
 
+def test_label_ids_that_contradict_each_other(capsys):
+    assert main(["train", "x", "--label-ids", "0=0", "1-3=1", "2=0"]) == 2
+    assert "--label-ids 2=1 2=0: expected one class for value 2" in capsys.readouterr().err
+
+
 @pytest.fixture
 def masks(tmp_path) -> Path:
     """A data set of two classes whose masks are 0 and 255."""
