@@ -13,6 +13,8 @@ from .data import Exif, SegmentationData
 from .errors import TrainingError
 from .patterns import check_files
 
+_LONGEST = 65535  # pixels of the longest side of an image, as in JPEG
+
 
 def coco(root: str | Path, split: str, exif: Exif = "auto") -> SegmentationData:
     """Objects of a COCO file as classes, and everything else as the class "background", 0.
@@ -49,8 +51,8 @@ def coco(root: str | Path, split: str, exif: Exif = "auto") -> SegmentationData:
         images = {
             image["id"]: (
                 str(image["file_name"]).replace("\\", "/"),
-                image["width"],
-                image["height"],
+                _side(path, image, "width"),
+                _side(path, image, "height"),
             )
             for image in content["images"]
         }
@@ -134,6 +136,16 @@ def _classes(content: Any) -> tuple[list[str], dict[int, int]]:
             names.append(name)
         classes[category["id"]] = names.index(name)
     return names, classes
+
+
+def _side(path: Path, image: Any, name: str) -> int:
+    """Width or height of an image."""
+    side = image[name]
+    if not isinstance(side, (int, float)) or not 1 <= side <= _LONGEST or side != int(side):
+        raise TrainingError(
+            f"{path}: {image['file_name']}: {name} {side!r} (expected pixels, 1 to {_LONGEST})"
+        )
+    return int(side)
 
 
 def _objects(path: Path, content: Any, classes: dict[int, int]) -> dict[int, list[tuple[int, Any]]]:

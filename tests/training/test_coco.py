@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,10 @@ def test_image_without_objects_is_background(tmp_path):
     [
         (lambda value: value.pop("categories"), r"KeyError\('categories'\) \(expected COCO's"),
         (lambda value: value.update(images=[]), "no images"),
+        (lambda value: value["images"][0].update(width=None), "a.jpg: width None .*to 65535"),
+        (lambda value: value["images"][0].update(height="4"), "a.jpg: height '4' "),
+        (lambda value: value["images"][0].update(height=10**6), "a.jpg: height 1000000 "),
+        (lambda value: value["images"][0].update(height=math.nan), "a.jpg: height nan "),
         (
             lambda value: value["annotations"][0].update(segmentation=[]),
             r"1 of 2 annotations have no segmentation \(expected polygons or run lengths; boxes",
