@@ -287,7 +287,8 @@ def test_colours_without_a_class(tmp_path, capsys):
     assert report(capsys, data, replace(RECIPE, crop_size=(1, 1))) == [
         "error: train: 1 label without a class",
         "  (0, 9, 0): 1 file, 1 pixel (0.png)",
-        "  (expected the colours of the classes)",
+        "  (expected the colours of the classes: add lines name,red,green,blue to the file of "
+        "--colors; lines of one name are one class, which --ignore can name)",
     ]
 
 
