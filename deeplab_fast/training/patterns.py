@@ -105,6 +105,12 @@ def find_pairs(images: Pattern, labels: Pattern) -> list[tuple[Path, Path]]:
     return [(path, labels.path_of(name)) for path, name in names.items()]
 
 
+def image_of(stem: Path) -> Path:
+    """The image file with this path without an extension; ``.jpg`` if there is none."""
+    paths = [Path(f"{stem}{ending}") for end in _IMAGES for ending in (end, end.upper())]
+    return next(filter(_is_file, paths), paths[0])
+
+
 def _is_readable(path: Path) -> bool:
     return path.suffix.lower() in Image.registered_extensions()
 

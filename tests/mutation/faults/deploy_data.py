@@ -149,6 +149,9 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "deeplab_fast/training/patterns.py": [
         Fault(
+            "images of VOC are JPEG files", "next(filter(_is_file, paths), paths[0])", "paths[0]"
+        ),
+        Fault(
             "files in another order",
             "for path in sorted(files)",
             "for path in sorted(files, reverse=True)",
