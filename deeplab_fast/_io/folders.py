@@ -15,7 +15,8 @@ def files_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OSError: a folder cannot be read.
     """
-    yield from _walk(os.fspath(folder), ())
+    parents = Path(os.path.realpath(folder)).parents
+    yield from _walk(os.fspath(folder), tuple(map(str, parents)))
 
 
 def _walk(folder: str, outer: tuple[str, ...]) -> Iterator[Path]:
@@ -26,7 +27,7 @@ def _walk(folder: str, outer: tuple[str, ...]) -> Iterator[Path]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # entry.is_dir() fails if a link refers to itself
                 yield from _walk(entry.path, (*outer, real))
             else:
                 yield Path(entry.path)

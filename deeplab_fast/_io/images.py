@@ -7,7 +7,7 @@ import logging
 import os
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -140,7 +140,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 def header_of(image: Image.Image) -> Header:
     """Header of an image that :func:`decode` has read."""
-    return Header(image.size, image.getexif().get(ExifTags.Base.Orientation, 1))
+    return Header(image.size, _known_orientation(image.getexif))
 
 
 def _orientation(image: Any) -> int:
@@ -148,8 +148,17 @@ def _orientation(image: Any) -> int:
     if image.format == "PNG":  # the method of PNG images reads the pixels, which EXIF may follow
         if "exif" not in image.info and (exif := _last_exif_chunk(image.fp)):
             image.info["exif"] = exif
-        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+        return _known_orientation(lambda: Image.Image.getexif(image))
+    return _known_orientation(image.getexif)
+
+
+def _known_orientation(exif: Callable[[], Image.Exif]) -> int:
+    """The orientation in EXIF data, from 1 to 8; 1 if there is none, or the data are malformed."""
+    try:
+        orientation = exif().get(ExifTags.Base.Orientation)
+    except Exception:  # malformed data raise anything from SyntaxError to struct.error
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
 
 
 def _last_exif_chunk(file: BinaryIO) -> bytes:
@@ -214,14 +223,15 @@ def forget_orientation(image: Image.Image) -> None:
 
 def is_turned(image: Image.Image) -> bool:
     """True if the EXIF orientation of ``image`` says that it is not upright as it is stored."""
-    return image.getexif().get(ExifTags.Base.Orientation) in _UPRIGHT
+    return header_of(image).is_turned
 
 
 def upright(image: Image.Image) -> Image.Image:
     """``image`` turned as its EXIF orientation says; without metadata if it was turned."""
-    if not is_turned(image):
+    header = header_of(image)
+    if not header.is_turned:
         return image
-    turned = turn(image, image.getexif()[ExifTags.Base.Orientation])
+    turned = turn(image, header.orientation)
     forget_orientation(turned)
     return turned
 

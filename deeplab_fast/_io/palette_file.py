@@ -91,7 +91,7 @@ def _rows_of_text(text: str) -> list[_Row]:
 def _rows_of_json(text: str) -> list[_Row]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PaletteError(f"{error} (expected JSON)") from error
     if isinstance(content, dict):
         return [(name, _colour(value, name, value)) for name, value in content.items()]
@@ -116,9 +116,10 @@ def _rows_of_image(path: Path) -> list[_Row]:
 
 
 def _colour(values: Any, where: str, got: object) -> tuple[int, ...]:
-    """Three numbers from 0 to 255."""
+    """Three integers from 0 to 255, as texts or numbers."""
     try:
-        if isinstance(values, (list, tuple)) and len(values) == 3:
+        is_row = isinstance(values, (list, tuple)) and len(values) == 3
+        if is_row and not any(isinstance(value, float) for value in values):  # also 0.0 to 1.0
             colour = tuple(int(value) for value in values)
             if all(0 <= value <= 255 for value in colour):
                 return colour

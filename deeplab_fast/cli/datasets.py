@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,22 @@ def _label_ids(text: str) -> dict[int, int]:
     raise argparse.ArgumentTypeError(f"{text!r} (expected VALUE=CLASS, such as 255=1 or 1-11=0-10)")
 
 
+def _merged(mappings: Sequence[Mapping[int, int]]) -> dict[int, int]:
+    """The classes of all values.
+
+    Raises:
+        UserError: a value has two classes.
+    """
+    merged: dict[int, int] = {}
+    for value, label in (item for mapping in mappings for item in mapping.items()):
+        if merged.setdefault(value, label) != label:
+            raise UserError(
+                f"--label-ids {value}={merged[value]} {value}={label}: expected one class for "
+                f"value {value}"
+            )
+    return merged
+
+
 def open_split(arguments: argparse.Namespace, split: str) -> SegmentationData:
     """The data set of one split.
 
@@ -152,6 +168,6 @@ def open_split(arguments: argparse.Namespace, split: str) -> SegmentationData:
                 raise UserError(
                     f"--{option}: not for the layout {arguments.layout} (expected none)"
                 )
-            given[name] = dict(ChainMap(*value)) if name == "label_ids" else value
+            given[name] = _merged(value) if name == "label_ids" else value
     data: SegmentationData = layout(arguments.data, split, **given)
     return replace(data, exif=arguments.exif)

@@ -54,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         data = open_split(arguments, arguments.split)
         model = _model(arguments.weights, len(data.classes)).to(device)
         quiet = distributed.rank() > 0
+        if not quiet:
+            _warn_of_names(model, data.classes)
         if not arguments.no_check:
             check_labels({arguments.split: data}, arguments.workers, quiet)
         with out_of_memory(smaller_window(arguments, model)):
@@ -76,6 +78,26 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.json is not None:
                 _write(arguments, len(data), scores)
     return 0
+
+
+def _warn_of_names(model: DeepLab, classes: tuple[str, ...]) -> None:
+    """Print a warning if the classes of the model have other names than those of the data."""
+    different = [
+        f"{label} is {ours} in --weights and {theirs} in the data"
+        for label, (ours, theirs) in enumerate(zip(model.label_names or classes, classes))
+        if _letters(ours) != _letters(theirs)
+    ]
+    if different:
+        print(
+            f"warning: {len(different)} of {len(classes)} classes have other names in the data, so "
+            f"that scores may compare different things: class {different[0]}",
+            file=sys.stderr,
+        )
+
+
+def _letters(name: str) -> str:
+    """A name without what projects write differently, as in dining_table and diningtable."""
+    return "".join(filter(str.isalnum, name)).casefold()
 
 
 def _write(arguments: argparse.Namespace, images: int, scores: Scores) -> None:

@@ -64,7 +64,7 @@ def find_images(argument: str, output: Path) -> Found:
     videos: set[Path] = set()
     for match in matches:
         path = Path(os.path.abspath(match))
-        if not os.path.exists(path):
+        if not match or not os.path.exists(path):
             raise UserError("no such file (expected an image, a folder or a glob)")
         if not path.is_dir():
             images.add(path)

@@ -138,9 +138,8 @@ def check_views(model: Any, scales: Sequence[float], window: tuple[int, int] | N
     sides = int_list(window, "window")
     extra = int(model.align_corners)
     if len(sides) != 2 or any(side < _STEP or side % _STEP != extra for side in sides):
-        raise ValueError(
-            f"window: expected a height and width of {_STEP} k + {extra}, got {tuple(sides)}"
-        )
+        multiples = f"multiples of {_STEP}" + (", plus 1" if extra else "")
+        raise ValueError(f"window: expected a height and width in {multiples}, got {tuple(sides)}")
 
 
 def _scaled(image: Tensor, scale: float) -> Tensor:

@@ -84,9 +84,9 @@ def _warnings(counts: LabelCounts) -> Iterator[str]:
         yield f"{_count(len(files), 'file')} without a labelled pixel: {_names(data, files)}"
     if files := counts.unclear_turns:
         yield (
-            f"{_count(len(files), 'photo')} whose labels fit the image as it is stored as well as "
-            f"turned upright, as its EXIF orientation says; it is turned (expected --exif stored "
-            f"if the labels are not): {_names(data, files)}"
+            f"{_count(len(files), 'photo')} whose labels fit the stored image as well as the one "
+            "that is turned upright by its EXIF orientation; the upright one is used (expected "
+            f"--exif stored if the labels were drawn on the stored one): {_names(data, files)}"
         )
 
 
@@ -142,7 +142,10 @@ def _way_out(data: SegmentationData, values: list[int], unknown: list[int]) -> s
     """What to do about labels that are no class."""
     count = len(data.classes)
     if data.by_color:
-        return "(expected the colours of the classes)"
+        return (
+            "(expected the colours of the classes: add lines name,red,green,blue to the file of "
+            "--colors; lines of one name are one class, which --ignore can name)"
+        )
     mapping: list[int] = []
     if unknown == [count] and 0 not in values:
         mapping = list(range(1, count + 1))  # classes that are counted from 1

@@ -13,6 +13,8 @@ from .data import Exif, SegmentationData
 from .errors import TrainingError
 from .patterns import check_files
 
+_LONGEST = 65535  # pixels of the longest side of an image, as in JPEG
+
 
 def coco(root: str | Path, split: str, exif: Exif = "auto") -> SegmentationData:
     """Objects of a COCO file as classes, and everything else as the class "background", 0.
@@ -49,8 +51,8 @@ def coco(root: str | Path, split: str, exif: Exif = "auto") -> SegmentationData:
         images = {
             image["id"]: (
                 str(image["file_name"]).replace("\\", "/"),
-                image["width"],
-                image["height"],
+                _side(path, image, "width"),
+                _side(path, image, "height"),
             )
             for image in content["images"]
         }
@@ -112,7 +114,7 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise TrainingError(f"{path}: {error.strerror} (expected a COCO file)") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrainingError(f"{path}: {error} (expected JSON)") from error
 
 
@@ -136,6 +138,16 @@ def _classes(content: Any) -> tuple[list[str], dict[int, int]]:
     return names, classes
 
 
+def _side(path: Path, image: Any, name: str) -> int:
+    """Width or height of an image."""
+    side = image[name]
+    if not isinstance(side, (int, float)) or not 1 <= side <= _LONGEST or side != int(side):
+        raise TrainingError(
+            f"{path}: {image['file_name']}: {name} {side!r} (expected pixels, 1 to {_LONGEST})"
+        )
+    return int(side)
+
+
 def _objects(path: Path, content: Any, classes: dict[int, int]) -> dict[int, list[tuple[int, Any]]]:
     """Class and segmentation of the objects of each image id."""
     objects: dict[int, list[tuple[int, Any]]] = defaultdict(list)
@@ -143,8 +155,13 @@ def _objects(path: Path, content: Any, classes: dict[int, int]) -> dict[int, lis
     for annotation in content["annotations"]:
         segmentation = annotation.get("segmentation")
         boxes += not segmentation
-        label = classes[annotation["category_id"]]
-        objects[annotation["image_id"]].append((label, segmentation))
+        category = annotation["category_id"]
+        if category not in classes:
+            raise TrainingError(
+                f"{path}: an object of category {category!r} (expected the id of one of the "
+                "file's categories)"
+            )
+        objects[annotation["image_id"]].append((classes[category], segmentation))
     if boxes:
         raise TrainingError(
             f"{path}: {boxes} of {len(content['annotations'])} annotations have no segmentation "

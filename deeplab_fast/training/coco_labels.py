@@ -12,6 +12,8 @@ import numpy as np
 
 from .errors import TrainingError
 
+_FARTHEST = 2**31  # coordinate, in pixels, that no corner of a polygon has
+
 
 @dataclass(frozen=True)
 class CocoLabels:
@@ -69,7 +71,10 @@ def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         return from_run_lengths(decode_counts(counts) if isinstance(counts, str) else counts, size)
     mask = np.zeros((height, width), bool)
     for polygon in segmentation:
-        mask |= fill_polygon(np.asarray(polygon, np.float64).reshape(-1, 2), size)
+        points = np.asarray(polygon, np.float64).reshape(-1, 2)
+        if not (np.abs(points) < _FARTHEST).all():
+            raise ValueError("a corner is not a number, or far away")
+        mask |= fill_polygon(points, size)
     return mask
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -39,7 +40,12 @@ def check_compatible(
     if weights not in (None, "auto") and len(weights) != classes:
         raise TrainingError(f"class_weights: expected {classes} numbers, got {len(weights)}")
     if val_data is not None and val_data.classes != train_data.classes:
-        raise TrainingError("val_data: expected the classes of train_data")
+        names = itertools.zip_longest(val_data.classes, train_data.classes, fillvalue="none")
+        label, (got, expected) = next(item for item in enumerate(names) if len({*item[1]}) == 2)
+        raise TrainingError(
+            f"val_data: expected the classes of train_data, got {got} instead of {expected} as "
+            f"class {label}"
+        )
 
 
 def _check_batch_size(recipe: Recipe, device: torch.device) -> None:

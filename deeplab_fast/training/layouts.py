@@ -9,7 +9,7 @@ from .colors import classes_of_colors
 from .data import Exif, SegmentationData
 from .errors import TrainingError
 from .label_ids import IGNORE, Color
-from .patterns import Pattern, check_files, check_labels_exist, find_pairs
+from .patterns import Pattern, check_files, check_labels_exist, find_pairs, image_of
 from .text_files import read_lines
 
 VOC_CLASSES = (
@@ -113,7 +113,8 @@ def voc(
             that folder exists and the split is not one of VOC's own, otherwise in
             SegmentationClass.
         colors: classes and their colours, if they are not VOC's; see :func:`read_colors`. CVAT's
-            export "Segmentation mask" has them in labelmap.txt.
+            export "Segmentation mask" has them in labelmap.txt, and images with the extensions that
+            they were uploaded with.
 
     Raises:
         TrainingError: a folder or file is missing; the message names it.
@@ -129,7 +130,8 @@ def voc(
     for line in read_lines(list_path, "a text file, one name a line"):
         match line.split():
             case [name]:
-                pairs.append((root / "JPEGImages" / f"{name}.jpg", labels / f"{name}.png"))
+                image_path = image_of(root / "JPEGImages" / name)
+                pairs.append((image_path, labels / f"{name}.png"))
             case [image, label]:
                 pairs.append((root / image.lstrip("/"), root / label.lstrip("/")))
             case _:

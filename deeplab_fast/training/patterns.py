@@ -105,6 +105,12 @@ def find_pairs(images: Pattern, labels: Pattern) -> list[tuple[Path, Path]]:
     return [(path, labels.path_of(name)) for path, name in names.items()]
 
 
+def image_of(stem: Path) -> Path:
+    """The image file with this path without an extension; ``.jpg`` if there is none."""
+    paths = [Path(f"{stem}{ending}") for end in _IMAGES for ending in (end, end.upper())]
+    return next(filter(_is_file, paths), paths[0])
+
+
 def _is_readable(path: Path) -> bool:
     return path.suffix.lower() in Image.registered_extensions()
 
@@ -115,13 +121,16 @@ def check_files(data: SegmentationData) -> SegmentationData:
     Raises:
         TrainingError: files are missing; the message has their number and the first names.
     """
-    for index, what in ((0, "images"), (1, "labels")):
+    for index, what, expected in (
+        (0, "images", "all images that are listed"),
+        (1, "labels", "labels for each image"),
+    ):
         paths = [pair[index] for pair in data.pairs]
         missing = [path for path in paths if isinstance(path, (str, Path)) and not _is_file(path)]
         if missing:
             more = f"; {len(missing)} of {len(paths)} {what} are missing: {_names(missing)}"
             raise TrainingError(
-                f"{missing[0]}: no such file (expected labels for each image)"
+                f"{missing[0]}: no such file (expected {expected})"
                 f"{more if len(missing) > 1 else ''}"
             )
     return data

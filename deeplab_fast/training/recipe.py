@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from .errors import TrainingError
 
 def _are_weights(values: Any) -> bool:
     numbers = not isinstance(values, str) and all(not isinstance(value, str) for value in values)
-    return numbers and min(values, default=-1) >= 0 < max(values)
+    return numbers and any(values) and all(0 <= value < math.inf for value in values)
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,13 @@ class Recipe:
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("grad_accum_steps", self.grad_accum_steps >= 1, "at least 1"),
             ("crop_size", min(self.crop_size) >= 1, "a positive height and width"),
-            ("scale", 0 < self.scale[0] <= self.scale[1], "a positive range"),
+            ("scale", 0 < self.scale[0] <= self.scale[1] < math.inf, "a positive range"),
             ("flip", 0 <= self.flip <= 1, "0 to 1"),
             ("color_jitter", 0 <= self.color_jitter <= 1, "0 to 1"),
-            ("learning_rate", self.learning_rate > 0, "a positive number"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "a positive number"),
             (
                 "head_learning_rate",
-                self.head_learning_rate is None or self.head_learning_rate > 0,
+                self.head_learning_rate is None or 0 < self.head_learning_rate < math.inf,
                 "a positive number",
             ),
             ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
@@ -119,7 +120,7 @@ class Recipe:
                 self.dtype in ("float32", "bfloat16", "float16"),
                 "float32, bfloat16 or float16",
             ),
-            ("seed", self.seed >= 0, "0 or more"),
+            ("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1"),
         ):
             if not fits:
                 raise TrainingError(f"{name}: expected {expected}, got {getattr(self, name)}")

@@ -241,6 +241,9 @@ def test_palette_of_an_image(tmp_path):
         ("[[1, 2, 3], [1, 2]]", None, r"entry 2: expected R, G, B from 0 to 255, got \[1, 2\]"),
         ('{"cat": 5}', None, r"cat: expected R, G, B from 0 to 255, got 5"),
         ("[1, 2", None, r"Expecting .* \(expected JSON\)"),
+        ("[" * 100_000, None, r"\(expected JSON\)"),
+        ("[[1.0, 0.5, 0.25]]", None, r"entry 1: expected R, G, B from 0 to 255, got \[1.0, 0.5"),
+        ("[[Infinity, 0, 0]]", None, r"entry 1: expected R, G, B from 0 to 255, got \[inf, 0"),
         ("[5]", None, r"entry 1: expected R, G, B from 0 to 255, got 5"),
     ],
 )

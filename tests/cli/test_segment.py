@@ -19,6 +19,8 @@ from deeplab_fast._io.overlay import overlay, painting_of
 from deeplab_fast._io.palette import voc_palette
 from deeplab_fast.cli import images as cli_images
 from deeplab_fast.cli import main
+from deeplab_fast.cli.errors import UserError
+from deeplab_fast.training import SegmentationData
 
 from ..support.segment import files, photo, segment
 
@@ -161,6 +163,22 @@ def test_malformed_exif_is_ignored(folder):
     maker = data.index(b"\x01\x0f\x00\x02") + 3  # the entry's type is changed from text to unknown
     Path("camera.jpg").write_bytes(data[:maker] + b"\x07" + data[maker + 1 :])
     assert cli_images.read_image(folder / "camera.jpg").size == (72, 96)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("damage", ["no TIFF header", "orientation is a text"])
+def test_photo_with_unusable_exif_is_read_as_stored(damage, extension, folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = exif.tobytes().replace(b"\x01\x12\x00\x03", b"\x01\x12\x00\x02")
+    if damage == "no TIFF header":
+        content = b"Exif\0\0damaged"
+    photo(96, 64).save(f"camera.{extension}", exif=content)
+    Image.new("L", (96, 64)).save("labels.png")
+    path = folder / f"camera.{extension}"
+    assert cli_images.read_image(path).size == (96, 64)
+    data = SegmentationData([(path, folder / "labels.png")], ("a", "b"))
+    assert data.image_size(0) == data.read(0)[0].size == (96, 64)
 
 
 def test_results_of_a_rotated_photo_are_upright(predict, weights, capsys):
@@ -332,6 +350,8 @@ def test_quoted_glob_is_expanded_as_by_a_shell(folder):
     assert find("*/1.png") == ["a/1.png", "b/1.png"]
     assert find("[ab]") == find("**/*.png") == ["a/1.png", "a/2.png", "b/1.png", "b/[x].png"]
     assert find("b/[x].png") == ["b/[x].png"]  # an existing file is not a glob
+    with pytest.raises(UserError, match="no such file"):
+        find("")  # not the current folder: an unset variable of a shell
 
 
 def test_inputs_are_never_overwritten(stand_in, folder, capsys):

@@ -62,7 +62,10 @@ def test_views(options, views, prepared, weights, predict, capsys):
     [
         (["--scales", 0], "--scales: expected positive numbers, got (0.0,)"),
         (["--scales", 1, "nan"], "--scales: expected positive numbers, got (1.0, nan)"),
-        (["--window", 40, 48], "--window: expected a height and width of 16 k + 0, got (40, 48)"),
+        (
+            ["--window", 40, 48],
+            "--window: expected a height and width in multiples of 16, got (40, 48)",
+        ),
         (["--alpha", 1.5], "--alpha 1.5: expected a number from 0 to 1"),
         (["--alpha", "nan"], "--alpha nan: expected a number from 0 to 1"),
         (

@@ -287,7 +287,8 @@ def test_colours_without_a_class(tmp_path, capsys):
     assert report(capsys, data, replace(RECIPE, crop_size=(1, 1))) == [
         "error: train: 1 label without a class",
         "  (0, 9, 0): 1 file, 1 pixel (0.png)",
-        "  (expected the colours of the classes)",
+        "  (expected the colours of the classes: add lines name,red,green,blue to the file of "
+        "--colors; lines of one name are one class, which --ignore can name)",
     ]
 
 
@@ -380,6 +381,11 @@ def test_malformed_label_ids(text, capsys):
     with pytest.raises(SystemExit):
         main(["train", "x", "--label-ids", "0=0", text])
     assert f"{text!r} (expected VALUE=CLASS, such as 255=1" in capsys.readouterr().err
+
+
+def test_label_ids_that_contradict_each_other(capsys):
+    assert main(["train", "x", "--label-ids", "0=0", "1-3=1", "2=0"]) == 2
+    assert "--label-ids 2=1 2=0: expected one class for value 2" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -170,15 +171,22 @@ def test_image_without_objects_is_background(tmp_path):
     [
         (lambda value: value.pop("categories"), r"KeyError\('categories'\) \(expected COCO's"),
         (lambda value: value.update(images=[]), "no images"),
+        (lambda value: value["images"][0].update(width=None), "a.jpg: width None .*to 65535"),
+        (lambda value: value["images"][0].update(height="4"), "a.jpg: height '4' "),
+        (lambda value: value["images"][0].update(height=10**6), "a.jpg: height 1000000 "),
+        (lambda value: value["images"][0].update(height=math.nan), "a.jpg: height nan "),
         (
             lambda value: value["annotations"][0].update(segmentation=[]),
             r"1 of 2 annotations have no segmentation \(expected polygons or run lengths; boxes",
         ),
-        (lambda value: value["annotations"][0].update(category_id=9), r"KeyError\(9\)"),
+        (
+            lambda value: value["annotations"][0].update(category_id=9),
+            r"category 9 \(expected",
+        ),
         (lambda value: value["images"][0].update(file_name="b.jpg"), "b.jpg is in none of the"),
         (
             lambda value: value["images"].append({**value["images"][0], "id": 1, "file_name": "c"}),
-            "val2017/c: no such file",
+            r"val2017/c: no such file \(expected all images",
         ),
     ],
 )
@@ -196,6 +204,8 @@ def test_malformed_files(change, message, tmp_path):
         [[1.0, 2, 3]],
         [["x", "y"]],
         [[]],
+        [[float("nan"), 1, 3, 1, 3, 3]],
+        [[-1e308, 1, 1e308, 1, 3, 3]],
         {"size": [6, 4], "counts": [24]},
         {"size": [4, 6], "counts": [25]},
         {"size": [4, 6], "counts": [30, -6]},
@@ -214,9 +224,10 @@ def test_missing_files(tmp_path):
     write(tmp_path, [1])
     with pytest.raises(TrainingError, match="instances_val2017.json: TypeError"):
         coco(tmp_path, "val")
-    (tmp_path / "annotations/instances_val2017.json").write_text("{")
-    with pytest.raises(TrainingError, match=r"instances_val2017.json: .* \(expected JSON\)"):
-        coco(tmp_path, "val")
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "annotations/instances_val2017.json").write_text(text)
+        with pytest.raises(TrainingError, match=r"instances_val2017.json: .* \(expected JSON\)"):
+            coco(tmp_path, "val")
 
 
 def test_size_that_is_not_the_images(tmp_path):

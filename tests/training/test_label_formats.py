@@ -229,13 +229,14 @@ def test_class_dict_of_a_folder(tmp_path):
     assert not folder(tmp_path, "train").by_color
 
 
-def test_voc_with_other_colors(tmp_path):
-    """CVAT's export "Segmentation mask" has the folders of VOC and its own classes."""
+@pytest.mark.parametrize("extension", ["jpg", "png", "PNG"])
+def test_voc_with_other_colors(extension, tmp_path):
+    """CVAT's export "Segmentation mask" has the folders of VOC, and other classes and images."""
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (tmp_path / name).mkdir(parents=True)
-    image_in_colors([VOID, SKY]).save(tmp_path / "SegmentationClass/a.png")
-    Image.new("RGB", (2, 1)).save(tmp_path / "JPEGImages/a.jpg")
-    (tmp_path / "ImageSets/Segmentation/default.txt").write_text("a\n")
+    image_in_colors([VOID, SKY]).save(tmp_path / "SegmentationClass/a.b.png")
+    Image.new("RGB", (2, 1)).save(tmp_path / f"JPEGImages/a.b.{extension}", format="PNG")
+    (tmp_path / "ImageSets/Segmentation/default.txt").write_text("a.b\n")
     (tmp_path / "labelmap.txt").write_text(
         "# label:color_rgb:parts:actions\nbackground:0,0,0::\nsky:128,128,128::\n"
     )

@@ -159,6 +159,8 @@ def test_symbolic_links_are_followed(tmp_path):
     (tmp_path / "elsewhere/more").symlink_to(tmp_path / "more")
     (tmp_path / "more/back").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "images/train/loop").symlink_to(tmp_path / "images")
+    write(tmp_path, "images/val/d.jpg", "labels/train/loop/val/d.png")  # of another split
+    (tmp_path / "images/train/itself").symlink_to("itself")
     write(tmp_path, "images/train/.hidden/x.jpg")
     assert [image for image, _ in names_of(tmp_path)] == [
         "images/train/b.jpg", "images/train/day/a.jpg", "images/train/day/more/c.jpg",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -359,11 +360,17 @@ def test_recipe_accepts_the_bounds_of_its_ranges(values):
     [
         {"crop_size": (5, 0)},
         {"scale": (0.0, 1.0)},
+        {"scale": (0.5, math.inf)},
+        {"learning_rate": math.inf},
+        {"seed": 2**63},
         {"flip": -0.1},
         {"color_jitter": 1.1},
         {"head_learning_rate": 0.0},
+        {"head_learning_rate": math.inf},
         {"momentum": -0.1},
         {"class_weights": ()},
+        {"class_weights": (1.0, math.nan)},
+        {"class_weights": (1.0, math.inf)},
         {"label_smoothing": -0.1},
         {"top_k_pixels": 1.1},
         {"ema_decay": 0.0},
@@ -400,9 +407,15 @@ def test_model_and_data_must_have_the_same_classes(shapes, tmp_path):
     other = replace(train_data, classes=("a", "b"), label_ids={0: 0, 1: 1, 2: 255})
     with pytest.raises(TrainingError, match="^model: expected 2 classes as in the data, got 3"):
         run((other, None), tmp_path, BASE)
-    renamed = replace(val_data, classes=("a", "b", "c"))
-    with pytest.raises(TrainingError, match="^val_data: expected the classes of train_data"):
-        run((train_data, renamed), tmp_path, BASE)
+    one, two, three = train_data.classes
+    for classes, difference in (
+        ((one, "b", three), f"b instead of {two} as class 1"),
+        ((one, two, three, "d"), "d instead of none as class 3"),
+    ):
+        renamed = replace(val_data, classes=classes)
+        message = f"^val_data: expected the classes of train_data, got {difference}"
+        with pytest.raises(TrainingError, match=message):
+            run((train_data, renamed), tmp_path, BASE)
 
 
 # Evaluation, saved models and logs

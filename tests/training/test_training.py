@@ -87,6 +87,8 @@ def test_output_files_of_a_run(whole_run, shapes):
     assert state["best_miou"] == pytest.approx(max(miou.values()))
     with pytest.raises(ValueError, match="last.pt: the state of a training run, .*best.safetens"):
         DeepLabV3.from_pretrained(whole_run / "last.pt")
+    with pytest.raises(ValueError, match="the folder of a training run, .*best.safetensors or .*"):
+        DeepLabV3.from_pretrained(whole_run)
 
 
 def test_best_model_is_saved(shapes, tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ def read_pretrained(path_or_name: str | os.PathLike[str]) -> Checkpoint:
 def _read(path_or_name: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path_or_name)
     if path.is_dir():
+        _check_is_no_run(path)
         return (
             read_own_folder(path)
             or segmentation_models_pytorch.read_folder(path)
@@ -55,6 +56,17 @@ def _read(path_or_name: str | os.PathLike[str]) -> Checkpoint:
     if huggingface.has_keys(state):
         return huggingface.read_model(path.parent, path, state)
     return _recognized(state, description, path)
+
+
+def _check_is_no_run(folder: Path) -> None:
+    """Raise ValueError for the output folder of a training run, which has several models."""
+    models = [folder / f"{name}.safetensors" for name in ("best", "last")]
+    models = [path for path in models if path.exists()]
+    if models and not (folder / "model.safetensors").exists():
+        raise ValueError(
+            f"{folder}: the folder of a training run, expected one of its models, "
+            f"{' or '.join(map(str, models))}"
+        )
 
 
 def read_state_dict(path: Path) -> tuple[State, Mapping[str, Any]]:

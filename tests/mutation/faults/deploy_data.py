@@ -6,6 +6,7 @@ from .guards import EXIF, Fault
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/_io/folders.py": [
+        Fault("links to folders above", "tuple(map(str, parents))", "()"),
         Fault("links that loop", "    if real in outer:\n        return\n", ""),
         Fault("hidden files taken", 'entry.name.startswith(".")', "False"),
     ],
@@ -37,6 +38,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("a transposition that keeps the size", "if 5 <= self", "if 6 <= self", EXIF),
     ],
     "deeplab_fast/training/coco.py": [
+        Fault("images of any size", "not 1 <= side <= _LONGEST", "False"),
         Fault("the root category of Roboflow is a class", "if name in parents and", "if False and"),
         Fault("a category with objects is dropped", ' and category["id"] not in used', ""),
         Fault(
@@ -49,6 +51,9 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("no split valid", '(split, "valid") if split == "val"', '(split,) if split == "val"'),
     ],
     "deeplab_fast/training/coco_labels.py": [
+        Fault(
+            "corners that are no numbers", "if not (np.abs(points) < _FARTHEST).all():", "if False:"
+        ),
         Fault(
             "large objects on small ones", "key=lambda item: -item[0]", "key=lambda item: item[0]"
         ),
@@ -143,6 +148,9 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("all synonyms of ADE20K", '.split(",")[0].strip()', ".strip()"),
     ],
     "deeplab_fast/training/patterns.py": [
+        Fault(
+            "images of VOC are JPEG files", "next(filter(_is_file, paths), paths[0])", "paths[0]"
+        ),
         Fault(
             "files in another order",
             "for path in sorted(files)",

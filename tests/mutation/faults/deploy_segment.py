@@ -8,6 +8,11 @@ MAX_PIXELS = Guard("test_segment.py max_pixels")
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/_io/images.py": [
+        Fault(
+            "damaged EXIF data",
+            "    except Exception:  # malformed data",
+            "    except KeyError:  # malformed data",
+        ),
         Fault("previews of raw files segmented", "return extension in _RAW or", "return"),
         Fault("HEIC known by its name only", "start[8:] in _HEIC_BRANDS", "False"),
         Fault("plugins of Pillow ignored", "for end in _FOREIGN if end in known", "for end in ()"),
@@ -39,11 +44,17 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/_io/palette_file.py": [
+        Fault(
+            "colours from 0 to 1 are cut to integers",
+            "not any(isinstance(value, float) for value in values)",
+            "True",
+        ),
         Fault("colours in the order of the file", "if categories is None or", "if True or"),
         Fault("the header is a colour", 'not re.search(r"\\d", line)', "False"),
         Fault("colours beyond 255", "0 <= value <= 255 for value", "0 <= value for value"),
     ],
     "deeplab_fast/cli/images.py": [
+        Fault("an empty argument is the current folder", "not match or ", ""),
         Fault("links to folders not followed", "for start in starts:", "for start in [folder]:"),
         Fault("links to parent folders followed", "seen = above | {", "seen = {"),
         Fault(
