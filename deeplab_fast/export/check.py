@@ -41,7 +41,7 @@ class Comparison(NamedTuple):
         labels: number of labels compared.
         differing: number of labels that differ, all of them between classes that nearly tie.
         largest_difference: largest difference of the logits as a fraction of the largest one, or
-            None if labels were compared.
+            None if only labels were compared.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -85,7 +85,17 @@ def compare(
         images = images_of(shape)
         with torch.no_grad():
             expected = logits_of(images)
-        got = torch.from_numpy(np.array(engine(images.numpy())))
+        try:
+            output = engine(images.numpy())
+        except Exception as error:  # engines have exceptions of their own
+            if shape == shapes[0] or isinstance(error, MemoryError):
+                raise
+            raise CheckFailed(
+                f"images of {'x'.join(map(str, shape))}: cannot be run, though those of "
+                f"{'x'.join(map(str, shapes[0]))} can. If the model makes a Python number of the "
+                "size of its images, export it for one size"
+            ) from error
+        got = torch.from_numpy(np.array(output))
         if result == "logits":
             largest = max(largest, check_logits(got, expected))
             got = labels_of(got, threshold)

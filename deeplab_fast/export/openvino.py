@@ -82,6 +82,10 @@ def export_openvino(
     report: Comparison | Agreement = compare(
         fp32, original.logits, result, job.shapes, original.threshold
     )
+    if job.labels_are_argmax_of_logits and isinstance(report, Comparison):
+        logits = _logits_of(network)
+        if logits is not None:
+            report = job.compare_logits(compiled(logits), report)
     if photos is not None:
         network = quantization.quantize(network, photos.to_calibrate, photos.input)
         report = quantization.agreement(fp32, compiled(network), photos, result)
@@ -90,6 +94,16 @@ def export_openvino(
     with replacing_files(path) as partial:
         openvino.save_model(network, partial, compress_to_fp16=False)
     return report
+
+
+def _logits_of(network: Any) -> Any:
+    """A copy of ``network`` that returns what its argmax reads; None if it has not one argmax."""
+    copy = network.clone()
+    argmax = [op for op in copy.get_ops() if op.get_type_name() == "TopK"]
+    if len(argmax) != 1:
+        return None
+    (logits,) = (op.input_value(0) for op in argmax)
+    return import_openvino().Model([logits], copy.get_parameters())
 
 
 def import_openvino() -> Any:

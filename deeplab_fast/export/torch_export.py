@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
@@ -11,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from .._io.files import replacing_files
 from .check import Comparison, Result
 from .metadata import metadata_of
-from .program import Job, job_of, program_of, with_standard_operators
+from .program import Job, job_of, logits_within, program_of, with_standard_operators
 
 METADATA = "metadata.json"
 
@@ -59,9 +61,13 @@ def export_torch(
     with replacing_files(path) as partial:
         with warnings.catch_warnings():  # of weights in channels_last, which it saves completely
             warnings.filterwarnings("ignore", "No complete tensor")
-            torch.export.save(program, partial, extra_files={METADATA: metadata})
-        comparison = _check(torch.export.load(partial).module(), job)
-    return comparison
+            # In memory first: on a full disk PyTorch's writer ends the process.
+            file = io.BytesIO()
+            torch.export.save(program, file, extra_files={METADATA: metadata})
+        partial.write_bytes(file.getbuffer())
+        loaded = torch.export.load(partial)
+        comparison = job.compare(_engine(loaded.module()))
+        return _with_logits(loaded, job, comparison)
 
 
 def export_aoti(
@@ -104,8 +110,8 @@ def export_aoti(
             package_path=str(partial),
             inductor_configs={"aot_inductor.metadata": metadata},
         )
-        comparison = _check(torch._inductor.aoti_load_package(str(partial)), job)
-    return comparison
+        comparison = job.compare(_engine(torch._inductor.aoti_load_package(str(partial))))
+        return _with_logits(program, job, comparison)
 
 
 def _pt2(path: str | os.PathLike[str]) -> Path:
@@ -115,9 +121,17 @@ def _pt2(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _check(program: Callable[[Tensor], Tensor], job: Job) -> Comparison:
+def _engine(program: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
     def engine(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return program(torch.from_numpy(images)).numpy()
 
-    return job.compare(engine)
+    return engine
+
+
+def _with_logits(program: ExportedProgram, job: Job, comparison: Comparison) -> Comparison:
+    """``comparison`` after that of the logits within ``program``, if it returns their argmax."""
+    logits = logits_within(with_standard_operators(program))
+    if logits is None or not job.labels_are_argmax_of_logits:
+        return comparison
+    return job.compare_logits(_engine(logits), comparison)
