@@ -9,6 +9,10 @@ the classes that do.
 d is not measured on the exported model: its labels are the argmax of its own logits, so a measured
 d would allow for any error at all. Instead d is the difference that rounding explains, a fixed
 fraction of the largest logit.
+
+Many trained models see nothing but background in random images, and then any constant has the right
+labels. So the logits of which the labels are the argmax are compared as well, where the exported
+model has them.
 """
 
 from __future__ import annotations
@@ -77,7 +81,8 @@ def compare(
         threshold: output above which the label of a model with one output channel is 1.
 
     Raises:
-        CheckFailed: the results differ by more than rounding explains; the message says where.
+        CheckFailed: the results differ by more than rounding explains, or the exported model runs
+            with images of the first shape only; the message says where.
     """
     labels = differing = 0
     largest = 0.0

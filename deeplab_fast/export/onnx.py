@@ -45,8 +45,8 @@ def export_onnx(
 
     If onnxruntime is installed, labels or logits are then compared with those of ``model`` on
     images of three sizes. Labels must be equal where they do not nearly tie. A trained model may
-    see one class only in random images, so for labels of a DeepLabV3 or DeepLabV3Plus the logits in
-    the file, of which they are the argmax, are compared, too.
+    see one class only in random images, so the logits in the file, of which the labels are the
+    argmax, are compared, too.
 
     Args:
         model: a DeepLabV3 or DeepLabV3Plus, plain or prepared for inference, a model of
@@ -125,7 +125,7 @@ def _check(exported: Any, path: Path, job: Job) -> Comparison | None:
     comparison = job.compare(_engine(path))
     graph = exported.model.graph
     logits = [node.inputs[0] for node in graph if node.op_type == "ArgMax"]
-    if not job.labels_are_argmax_of_logits or len(logits) != 1:
+    if job.prepared.result != "labels" or len(logits) != 1:
         return comparison
     (labels,) = graph.outputs
     graph.outputs[:] = logits

@@ -79,13 +79,11 @@ def export_openvino(
         network = openvino.Core().read_model(file)
     fp32 = compiled(network)
     original = job.original
-    report: Comparison | Agreement = compare(
-        fp32, original.logits, result, job.shapes, original.threshold
-    )
-    if job.labels_are_argmax_of_logits and isinstance(report, Comparison):
-        logits = _logits_of(network)
-        if logits is not None:
-            report = job.compare_logits(compiled(logits), report)
+    comparison = compare(fp32, original.logits, result, job.shapes, original.threshold)
+    logits = _logits_of(network) if result == "labels" else None
+    if logits is not None:
+        comparison = job.compare_logits(compiled(logits), comparison)
+    report: Comparison | Agreement = comparison
     if photos is not None:
         network = quantization.quantize(network, photos.to_calibrate, photos.input)
         report = quantization.agreement(fp32, compiled(network), photos, result)

@@ -87,14 +87,6 @@ class Job(NamedTuple):
         result, threshold = self.prepared.result, self.prepared.threshold
         return compare(engine, self.original.logits, result, self.shapes, threshold)
 
-    @property
-    def labels_are_argmax_of_logits(self) -> bool:
-        """Whether the exported labels are the argmax of logits that the original returns, too."""
-        # Models of other projects may end with a softmax, which labels do without.
-        return self.prepared.result == "labels" and isinstance(
-            self.original.model, SegmentationModel
-        )
-
     def compare_logits(
         self, engine: Callable[[np.ndarray], np.ndarray], comparison: Comparison
     ) -> Comparison:

@@ -94,12 +94,17 @@ def export_aoti(
         model, result, dtype, size, batch: see :func:`export_onnx`.
         path: file to write, with the suffix .pt2. It is replaced only if all succeeds.
 
-    Returns, Raises: see :func:`export_onnx`.
+    Returns: see :func:`export_onnx`.
+
+    Raises:
+        FileNotFoundError: there is no C++ compiler.
+        CheckFailed, RuntimeError, TypeError, ValueError: see :func:`export_onnx`.
 
     >>> export_aoti(model, "model.pt2", size=(513, 513))
     """
     path = _pt2(path)
     job = job_of(model, result, dtype, size, batch)
+    _check_compiler()
     # With our ops the package would need this package and Python, and AOTInductor of torch 2.6 has
     # no arguments of their types.
     program = with_standard_operators(program_of(job))
@@ -121,6 +126,18 @@ def _pt2(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise FileNotFoundError(
+            "no C++ compiler (expected g++ on the path, or another one as CXX)"
+        ) from error
+
+
 def _engine(program: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
     def engine(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -131,7 +148,7 @@ def _engine(program: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.nd
 
 def _with_logits(program: ExportedProgram, job: Job, comparison: Comparison) -> Comparison:
     """``comparison`` after that of the logits within ``program``, if it returns their argmax."""
-    logits = logits_within(with_standard_operators(program))
-    if logits is None or not job.labels_are_argmax_of_logits:
+    if job.prepared.result != "labels":
         return comparison
-    return job.compare_logits(_engine(logits), comparison)
+    logits = logits_within(with_standard_operators(program))
+    return job.compare_logits(_engine(logits), comparison) if logits else comparison

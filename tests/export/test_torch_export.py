@@ -137,6 +137,15 @@ def test_a_full_disk_is_an_error(model, tmp_path, monkeypatch):
     assert path.read_text() == "an older file" and [*tmp_path.iterdir()] == [path]
 
 
+def test_a_missing_compiler_is_named(model, tmp_path):
+    from torch._inductor import config
+
+    without = config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))})
+    with without, pytest.raises(FileNotFoundError, match="no C.. compiler .expected g"):
+        export_aoti(model, tmp_path / "model.pt2", size=(33, 33), batch=1)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_our_ops_keep_the_repair_of_nan():
     """On a CPU oneDNN's ReLU turns NaN into 0."""
     model = prepare(small_model(), None, False)

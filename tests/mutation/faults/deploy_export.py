@@ -54,8 +54,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "logits in the file are not checked",
-            "if not job.labels_are_argmax_of_logits or",
-            "if True or not job.labels_are_argmax_of_logits or",
+            'if job.prepared.result != "labels" or len(logits) != 1',
+            "if True",
         ),
         Fault("all weights in one file", "> _MAX_FILE)", "> 2**40)"),
     ],
@@ -83,9 +83,10 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("no metadata", "extra_files={METADATA: metadata}", "extra_files={}"),
         Fault(
             "logits in the program are not checked",
-            "if logits is None or not job",
-            "if True or not job",
+            'if job.prepared.result != "labels"',
+            "if True",
         ),
+        Fault("a missing compiler is a crash", "        get_cpp_compiler()\n", "        pass\n"),
         Fault("any suffix", 'if path.suffix != ".pt2":', "if False:"),
     ],
 }
