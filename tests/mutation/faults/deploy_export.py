@@ -30,6 +30,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/export/check.py": [
+        Fault("one size only is a crash", "shape == shapes[0] or isinstance", "True or isinstance"),
         Fault("NaN agrees with everything", "(~(gap <= 2 * allowed))", "(gap > 2 * allowed)"),
         Fault("NaN logits agree", "if not difference <= LARGEST", "if difference > LARGEST"),
         Fault("half of the rounding is allowed", "gap <= 2 * allowed", "gap <= 1 * allowed"),
