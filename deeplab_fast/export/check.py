@@ -9,6 +9,10 @@ the classes that do.
 d is not measured on the exported model: its labels are the argmax of its own logits, so a measured
 d would allow for any error at all. Instead d is the difference that rounding explains, a fixed
 fraction of the largest logit.
+
+Many trained models see nothing but background in random images, and then any constant has the right
+labels. So the logits of which the labels are the argmax are compared as well, where the exported
+model has them.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ class Comparison(NamedTuple):
         labels: number of labels compared.
         differing: number of labels that differ, all of them between classes that nearly tie.
         largest_difference: largest difference of the logits as a fraction of the largest one, or
-            None if labels were compared.
+            None if only labels were compared.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -77,7 +81,8 @@ def compare(
         threshold: output above which the label of a model with one output channel is 1.
 
     Raises:
-        CheckFailed: the results differ by more than rounding explains; the message says where.
+        CheckFailed: the results differ by more than rounding explains, or the exported model runs
+            with images of the first shape only; the message says where.
     """
     labels = differing = 0
     largest = 0.0
@@ -85,7 +90,17 @@ def compare(
         images = images_of(shape)
         with torch.no_grad():
             expected = logits_of(images)
-        got = torch.from_numpy(np.array(engine(images.numpy())))
+        try:
+            output = engine(images.numpy())
+        except Exception as error:  # engines have exceptions of their own
+            if shape == shapes[0] or isinstance(error, MemoryError):
+                raise
+            raise CheckFailed(
+                f"images of {'x'.join(map(str, shape))}: cannot be run, though those of "
+                f"{'x'.join(map(str, shapes[0]))} can. If the model makes a Python number of the "
+                "size of its images, export it for one size"
+            ) from error
+        got = torch.from_numpy(np.array(output))
         if result == "logits":
             largest = max(largest, check_logits(got, expected))
             got = labels_of(got, threshold)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,9 @@ def export_onnx(
     itself stays as it is. Images with NaN or Inf have no special meaning in the file.
 
     If onnxruntime is installed, labels or logits are then compared with those of ``model`` on
-    images of three sizes. Labels must be equal where they do not nearly tie.
+    images of three sizes. Labels must be equal where they do not nearly tie. A trained model may
+    see one class only in random images, so the logits in the file, of which the labels are the
+    argmax, are compared, too.
 
     Args:
         model: a DeepLabV3 or DeepLabV3Plus, plain or prepared for inference, a model of
@@ -93,8 +97,8 @@ def export_onnx(
         node.metadata_props.clear()  # stack traces, with paths of this machine
     exported.model.metadata_props.update(metadata_of(job.prepared.model, result, dtype))
     with replacing_files(path) as partial:
-        exported.save(partial, external_data=_bytes_of_weights(exported.model) > _MAX_FILE)
-        comparison = _check(partial, job)
+        _save(exported, partial)
+        comparison = _check(exported, partial, job)
     return comparison
 
 
@@ -107,19 +111,35 @@ def _name_sizes(graph: Any, job: Job) -> None:
         output.shape[i - 1 if i and job.prepared.result == "labels" else i] = name
 
 
-def _bytes_of_weights(model: Any) -> int:
-    return sum(weight.const_value.nbytes for weight in model.graph.initializers.values())
+def _save(exported: Any, path: Path) -> None:
+    weights = exported.model.graph.initializers.values()
+    size = sum(weight.const_value.nbytes for weight in weights)
+    exported.save(path, external_data=size > _MAX_FILE)
 
 
-def _check(path: Path, job: Job) -> Comparison | None:
+def _check(exported: Any, path: Path, job: Job) -> Comparison | None:
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
     except ImportError:
         return None
+    comparison = job.compare(_engine(path))
+    graph = exported.model.graph
+    logits = [node.inputs[0] for node in graph if node.op_type == "ArgMax"]
+    if job.prepared.result != "labels" or len(logits) != 1:
+        return comparison
+    (labels,) = graph.outputs
+    graph.outputs[:] = logits
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "logits.onnx")
+            _save(exported, file)
+            return job.compare_logits(_engine(file), comparison)
+    finally:
+        graph.outputs[:] = [labels]
+
+
+def _engine(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def engine(images: np.ndarray) -> np.ndarray:
-        (result,) = session.run(None, {"images": images})
-        return result
-
-    return job.compare(engine)
+    return lambda images: session.run(None, {"images": images})[0]

@@ -79,9 +79,11 @@ def export_openvino(
         network = openvino.Core().read_model(file)
     fp32 = compiled(network)
     original = job.original
-    report: Comparison | Agreement = compare(
-        fp32, original.logits, result, job.shapes, original.threshold
-    )
+    comparison = compare(fp32, original.logits, result, job.shapes, original.threshold)
+    logits = _logits_of(network) if result == "labels" else None
+    if logits is not None:
+        comparison = job.compare_logits(compiled(logits), comparison)
+    report: Comparison | Agreement = comparison
     if photos is not None:
         network = quantization.quantize(network, photos.to_calibrate, photos.input)
         report = quantization.agreement(fp32, compiled(network), photos, result)
@@ -90,6 +92,16 @@ def export_openvino(
     with replacing_files(path) as partial:
         openvino.save_model(network, partial, compress_to_fp16=False)
     return report
+
+
+def _logits_of(network: Any) -> Any:
+    """A copy of ``network`` that returns what its argmax reads; None if it has not one argmax."""
+    copy = network.clone()
+    argmax = [op for op in copy.get_ops() if op.get_type_name() == "TopK"]
+    if len(argmax) != 1:
+        return None
+    (logits,) = (op.input_value(0) for op in argmax)
+    return import_openvino().Model([logits], copy.get_parameters())
 
 
 def import_openvino() -> Any:

@@ -87,6 +87,25 @@ class Job(NamedTuple):
         result, threshold = self.prepared.result, self.prepared.threshold
         return compare(engine, self.original.logits, result, self.shapes, threshold)
 
+    def compare_logits(
+        self, engine: Callable[[np.ndarray], np.ndarray], comparison: Comparison
+    ) -> Comparison:
+        """Compare the logits within an exported model of labels with the original's.
+
+        Args:
+            engine: from images to the logits of which the labels are the argmax.
+            comparison: that of the labels.
+        """
+
+        def expected(images: Tensor) -> Tensor:
+            logits = self.original.logits(images)
+            if logits.size(1) == 1:  # label 0 has the threshold in place of a logit
+                logits = torch.cat([torch.zeros_like(logits), logits], 1)
+            return logits
+
+        logits = compare(engine, expected, "logits", self.shapes)
+        return comparison._replace(largest_difference=logits.largest_difference)
+
 
 def job_of(
     model: nn.Module,
@@ -105,6 +124,8 @@ def job_of(
     if model.training:
         raise RuntimeError("model: expected evaluation mode: call model.eval() first")
     for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_meta:
+            raise ValueError("model: expected weights, got tensors on the device meta: load some")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise TypeError(
                 f"model: expected weights of float32, got {tensor.dtype}: export model.float(); "
@@ -164,3 +185,23 @@ def with_standard_operators(program: ExportedProgram) -> ExportedProgram:
         if op.name().startswith("deeplab_fast::")
     }
     return program.run_decompositions(ours)
+
+
+def logits_within(program: ExportedProgram) -> Callable[[Tensor], Tensor] | None:
+    """The part of a program of labels up to the logits of which they are the argmax.
+
+    Args:
+        program: with PyTorch's operators, of labels.
+
+    Returns:
+        None if the program has not exactly one argmax.
+    """
+    module: Any = program.module()
+    argmax = [n for n in module.graph.nodes if n.target is torch.ops.aten.argmax.default]
+    if len(argmax) != 1:
+        return None
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    output.args = ((argmax[0].args[0],),)
+    module.graph._codegen = torch.fx.graph.CodeGen()
+    module.recompile()
+    return lambda images: module(images)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
@@ -11,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from .._io.files import replacing_files
 from .check import Comparison, Result
 from .metadata import metadata_of
-from .program import Job, job_of, program_of, with_standard_operators
+from .program import Job, job_of, logits_within, program_of, with_standard_operators
 
 METADATA = "metadata.json"
 
@@ -59,9 +61,13 @@ def export_torch(
     with replacing_files(path) as partial:
         with warnings.catch_warnings():  # of weights in channels_last, which it saves completely
             warnings.filterwarnings("ignore", "No complete tensor")
-            torch.export.save(program, partial, extra_files={METADATA: metadata})
-        comparison = _check(torch.export.load(partial).module(), job)
-    return comparison
+            # In memory first: on a full disk PyTorch's writer ends the process.
+            file = io.BytesIO()
+            torch.export.save(program, file, extra_files={METADATA: metadata})
+        partial.write_bytes(file.getbuffer())
+        loaded = torch.export.load(partial)
+        comparison = job.compare(_engine(loaded.module()))
+        return _with_logits(loaded, job, comparison)
 
 
 def export_aoti(
@@ -88,12 +94,17 @@ def export_aoti(
         model, result, dtype, size, batch: see :func:`export_onnx`.
         path: file to write, with the suffix .pt2. It is replaced only if all succeeds.
 
-    Returns, Raises: see :func:`export_onnx`.
+    Returns: see :func:`export_onnx`.
+
+    Raises:
+        FileNotFoundError: there is no C++ compiler.
+        CheckFailed, RuntimeError, TypeError, ValueError: see :func:`export_onnx`.
 
     >>> export_aoti(model, "model.pt2", size=(513, 513))
     """
     path = _pt2(path)
     job = job_of(model, result, dtype, size, batch)
+    _check_compiler()
     # With our ops the package would need this package and Python, and AOTInductor of torch 2.6 has
     # no arguments of their types.
     program = with_standard_operators(program_of(job))
@@ -104,8 +115,8 @@ def export_aoti(
             package_path=str(partial),
             inductor_configs={"aot_inductor.metadata": metadata},
         )
-        comparison = _check(torch._inductor.aoti_load_package(str(partial)), job)
-    return comparison
+        comparison = job.compare(_engine(torch._inductor.aoti_load_package(str(partial))))
+        return _with_logits(program, job, comparison)
 
 
 def _pt2(path: str | os.PathLike[str]) -> Path:
@@ -115,9 +126,29 @@ def _pt2(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _check(program: Callable[[Tensor], Tensor], job: Job) -> Comparison:
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise FileNotFoundError(
+            "no C++ compiler (expected g++ on the path, or another one as CXX)"
+        ) from error
+
+
+def _engine(program: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
     def engine(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return program(torch.from_numpy(images)).numpy()
 
-    return job.compare(engine)
+    return engine
+
+
+def _with_logits(program: ExportedProgram, job: Job, comparison: Comparison) -> Comparison:
+    """``comparison`` after that of the logits within ``program``, if it returns their argmax."""
+    if job.prepared.result != "labels":
+        return comparison
+    logits = logits_within(with_standard_operators(program))
+    return job.compare_logits(_engine(logits), comparison) if logits else comparison

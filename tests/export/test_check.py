@@ -139,3 +139,19 @@ def test_images_are_repeatable_and_show_several_labels():
     assert images.equal(check.images_of((2, 3, 65, 81)))
     counts = upsampled(images).argmax(1).flatten().bincount()
     assert counts.min() > 0.1 * counts.sum()
+
+
+def test_engines_that_run_one_size_only_fail():
+    """What torch.export makes of models that compute with the size as a Python number."""
+
+    def engine(images: np.ndarray) -> np.ndarray:
+        if images.shape != works:
+            raise AssertionError("requested shape: {-1,2,6,2}")
+        return upsampled(torch.from_numpy(images)).argmax(1).numpy()
+
+    works = SHAPES[0]
+    with pytest.raises(CheckFailed, match="images of 2x3x24x17: cannot be run, .* 1x3x33x41 can"):
+        check.compare(engine, upsampled, "labels", SHAPES)
+    works = SHAPES[1]
+    with pytest.raises(AssertionError, match="requested shape"):
+        check.compare(engine, upsampled, "labels", SHAPES)

@@ -111,7 +111,8 @@ def test_the_file_is_alone_and_names_no_path_of_this_machine(exported):
 def test_the_export_reports_its_check(exported):
     _, comparison = exported
     assert len(comparison.shapes) == len({shape[2:] for shape in comparison.shapes}) == 3
-    assert comparison.differing == 0 and comparison.largest_difference is None
+    assert comparison.differing == 0
+    assert 0 < comparison.largest_difference < 1e-5  # of the logits in the file
 
 
 @pytest.mark.parametrize("engine", [onnx_runtime, openvino])
@@ -193,6 +194,27 @@ def test_a_failed_check_leaves_the_file_as_it_was(model, tmp_path, monkeypatch):
     assert path.read_text() == "an older file" and [*tmp_path.iterdir()] == [path]
 
 
+@pytest.mark.parametrize("num_classes", [1, 5])
+def test_a_model_that_sees_one_class_is_checked_by_its_logits(num_classes, tmp_path, monkeypatch):
+    """Random images look like background to most trained models."""
+    path, prepare, wrong = tmp_path / "model.onnx", exporter.job_of, False
+    model = small_model(num_classes=num_classes)
+    model.classifier[-1].bias.data[0] += 100.0
+
+    def changed(*args: Any) -> Any:
+        job = prepare(*args)
+        if wrong:
+            job.prepared.model.classifier[-1].bias.data[-1] += 1.0
+        return job
+
+    monkeypatch.setattr(exporter, "job_of", changed)
+    comparison = export_onnx(model, path, size=(33, 33), batch=1)
+    assert comparison is not None and comparison.largest_difference is not None
+    wrong = True
+    with pytest.raises(CheckFailed, match="logits: expected a difference of at most"):
+        export_onnx(model, path, size=(33, 33), batch=1)
+
+
 def test_without_onnx_runtime_nothing_is_checked(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export_onnx(model, tmp_path / "model.onnx", size=(33, 33), batch=1) is None
@@ -234,6 +256,8 @@ def test_wrong_models(model, tmp_path):
         export_onnx(nn.Identity().eval(), path)
     with pytest.raises(ValueError, match="300 classes"):
         export_onnx(small_model(num_classes=300), path, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="model: expected weights, got tensors on the device meta"):
+        export_onnx(small_model().to("meta"), path)
     assert not path.exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import io
 import shutil
@@ -132,6 +133,15 @@ def test_a_wrong_export_is_detected_and_not_written(photos, one_onnx_export, tmp
     with pytest.raises(CheckFailed, match="labels: "):
         export_openvino(small_model(photos, seed=1), path, dtype=torch.uint8)
     assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_wrong_export_with_the_same_labels_is_detected(model, one_onnx_export, tmp_path):
+    """As of a trained model that sees nothing but background in random images."""
+    doubled = copy.deepcopy(model)
+    for parameter in doubled.classifier[-1].parameters():
+        parameter.data *= 2
+    with pytest.raises(CheckFailed, match="logits: "):
+        export_openvino(doubled, tmp_path / "model.xml", dtype=torch.uint8)
 
 
 def test_wrong_arguments(model, tmp_path):

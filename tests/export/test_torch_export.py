@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 import deeplab_fast
 from deeplab_fast.export import check, export_aoti, export_torch, torch_export
 from deeplab_fast.export.check import CheckFailed
+from deeplab_fast.export.program import job_of
 from deeplab_fast.models.inference import prepare
 
 from ..support.small_model import CATEGORIES, other_model, small_model
@@ -98,6 +100,50 @@ def test_programs_pass_nan_on(index, programs):
     labels = program(images)
     assert labels[1].equal(expected)
     assert (labels[0] == 0).all()  # the first NaN wins, so all pixels get the first class
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_a_model_that_sees_one_class_is_checked_by_its_logits(portable, tmp_path, monkeypatch):
+    """Random images look like background to most trained models."""
+    model, wrong = small_model(), False
+    model.classifier[-1].bias.data[0] += 100.0
+
+    def changed(*args):
+        job = job_of(*args)
+        if wrong:
+            job.prepared.model.classifier[-1].bias.data[1] += 1.0
+        return job
+
+    monkeypatch.setattr(torch_export, "job_of", changed)
+    options = {"size": (33, 33), "batch": 1, "portable": portable}
+    comparison = export_torch(model, tmp_path / "model.pt2", **options)
+    assert comparison.largest_difference is not None
+    wrong = True
+    with pytest.raises(CheckFailed, match="logits: expected a difference of at most"):
+        export_torch(model, tmp_path / "model.pt2", **options)
+
+
+def test_a_full_disk_is_an_error(model, tmp_path, monkeypatch):
+    """PyTorch's own writer of files ends the process, because a destructor throws."""
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "model.pt2"
+    path.write_text("an older file")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_torch(model, path, size=(33, 33), batch=1)
+    assert path.read_text() == "an older file" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_missing_compiler_is_named(model, tmp_path):
+    from torch._inductor import config
+
+    without = config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))})
+    with without, pytest.raises(FileNotFoundError, match="no C.. compiler .expected g"):
+        export_aoti(model, tmp_path / "model.pt2", size=(33, 33), batch=1)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_our_ops_keep_the_repair_of_nan():

@@ -212,5 +212,11 @@ def test_layer_matches_torch_in_fp32_without_gradients(ran):
 
 
 def test_a_layer_can_be_traced():
-    traced = torch.fx.symbolic_trace(nn.Sequential(Conv2d(4, 4, 3, padding=2, dilation=2)))
-    assert [node.target for node in traced.graph.nodes][-2] is torch.conv2d
+    class IntoLayers(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return False
+
+    network = nn.Sequential(Conv2d(4, 4, 3, padding=2, dilation=2))
+    assert [node.target for node in IntoLayers().trace(network).nodes][-2] is torch.conv2d
+    layer = [*torch.fx.symbolic_trace(network).graph.nodes][1]
+    assert (layer.op, layer.target) == ("call_module", "0")  # as an nn.Conv2d

@@ -30,6 +30,7 @@ FAULTS: dict[str, list[Fault]] = {
         ),
     ],
     "deeplab_fast/export/check.py": [
+        Fault("one size only is a crash", "shape == shapes[0] or isinstance", "True or isinstance"),
         Fault("NaN agrees with everything", "(~(gap <= 2 * allowed))", "(gap > 2 * allowed)"),
         Fault("NaN logits agree", "if not difference <= LARGEST", "if difference > LARGEST"),
         Fault("half of the rounding is allowed", "gap <= 2 * allowed", "gap <= 1 * allowed"),
@@ -49,11 +50,24 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("paths of this machine in the file", "node.metadata_props.clear()", "pass"),
         Fault("sizes without names", "        images.shape[i] = name\n", ""),
         Fault("the batch of labels is their height", "i - 1 if i and", "i - 1 if"),
-        Fault("nothing is checked", "comparison = _check(partial, job)", "comparison = None"),
+        Fault(
+            "nothing is checked", "comparison = _check(exported, partial, job)", "comparison = None"
+        ),
+        Fault(
+            "logits in the file are not checked",
+            'if job.prepared.result != "labels" or len(logits) != 1',
+            "if True",
+        ),
         Fault("all weights in one file", "> _MAX_FILE)", "> 2**40)"),
     ],
     "deeplab_fast/export/program.py": [
         Fault("a model in training mode", "if model.training:", "if False:"),
+        Fault("a model without weights", "if tensor.is_meta:", "if False:"),
+        Fault(
+            "logits of one channel have no threshold",
+            "if logits.size(1) == 1:  # label",
+            "if False:  # label",
+        ),
         Fault("half weights", "tensor.dtype != torch.float32", "False"),
         Fault("labels are always int64", "predict(images, dtype=self.dtype)", "predict(images)"),
         Fault("the size is fixed", "if not fixed}", "if not fixed and i == 0}"),
@@ -68,6 +82,12 @@ FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/export/torch_export.py": [
         Fault("never portable", "    if portable:", "    if False:"),
         Fault("no metadata", "extra_files={METADATA: metadata}", "extra_files={}"),
+        Fault(
+            "logits in the program are not checked",
+            'if job.prepared.result != "labels"',
+            "if True",
+        ),
+        Fault("a missing compiler is a crash", "        get_cpp_compiler()\n", "        pass\n"),
         Fault("any suffix", 'if path.suffix != ".pt2":', "if False:"),
     ],
 }

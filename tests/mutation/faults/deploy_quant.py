@@ -6,6 +6,11 @@ from .guards import Fault
 
 FAULTS: dict[str, list[Fault]] = {
     "deeplab_fast/export/openvino.py": [
+        Fault(
+            "logits in the network are not checked",
+            '_logits_of(network) if result == "labels"',
+            "None if True",
+        ),
         Fault("weights are rounded to fp16", "compress_to_fp16=False", "compress_to_fp16=True"),
         Fault(
             "the exported model is not checked",
