@@ -13,8 +13,8 @@ from ..ops.dilated_conv2d import dilated_conv2d
 class _EqualToConv2d(type):
     """Type of classes that are equal to ``nn.Conv2d``, also as keys of a dict.
 
-    Libraries that look layers up by their exact type, such as torch.ao.quantization, then find what
-    they have for ``nn.Conv2d``. A class with another ``forward`` is equal to itself only.
+    Libraries that look layers up by their exact type, such as FX quantisation, then find what they
+    have for ``nn.Conv2d``. A class with another ``forward`` is equal to itself only.
     """
 
     def __eq__(cls: Any, other: object) -> bool:
@@ -36,7 +36,8 @@ class Conv2d(nn.Conv2d, metaclass=_EqualToConv2d):
     * dense and depthwise layers with "same" padding on a GPU, where our kernel runs if it was
       measured to be faster than cuDNN.
 
-    In a graph of torch.fx and for torch.ao.quantization it is an ``nn.Conv2d``.
+    In a graph of torch.fx and for FX quantisation it is an ``nn.Conv2d``. Eager-mode quantisation
+    compares classes with ``is`` and does not know it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
