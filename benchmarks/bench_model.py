@@ -10,6 +10,7 @@ with the baseline exported by torch.onnx, once with our model exported by deepla
 
 from __future__ import annotations
 
+import argparse
 import copy
 from pathlib import Path
 
@@ -47,9 +48,19 @@ TINY = [(DeepLabV3, "resnet50", cases.TINY), (DeepLabV3Plus, "mobilenet_v2", cas
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = harness.arguments(__doc__, argv)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--only", nargs="+", metavar="TEXT", help="backbones whose names contain one of these texts"
+    )
+    args = harness.arguments(__doc__, argv, parents=[parser])
+    networks = TINY if args.tiny else FULL if args.full else DEFAULT
+    only = args.only or [""]
+    chosen = [network for network in networks if any(text in network[1] for text in only)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(backbone for _, backbone, _ in networks))
+        parser.error(f"--only: expected parts of {names}, got {' '.join(only)}")
     report = harness.Report("model", args)
-    for kind, backbone, shape in TINY if args.tiny else FULL if args.full else DEFAULT:
+    for kind, backbone, shape in chosen:
         model = trained_like(backbone, shape, kind).to(report.device)
         for dtype in args.dtype:
             for batch in args.batch:

@@ -299,3 +299,19 @@ def test_the_cost_on_the_host_is_that_of_our_kernels():
         for name, call in bench_host.calls().items():
             call.function()
             assert ran[-1] == (call.op, bench_host.BACKEND), name
+
+
+def test_bench_model_times_the_chosen_backbones(tmp_path, monkeypatch, capsys):
+    bench_model = importlib.import_module("bench_model")
+    timed = []
+    monkeypatch.setattr(bench_model, "trained_like", lambda backbone, *args: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(bench_model, "inference", lambda *args: timed.append(args[1].name))
+    monkeypatch.setattr(bench_model.harness.Report, "finish", lambda report: None)
+    options = ["--tiny", "--output", str(tmp_path)]
+    bench_model.main(options)
+    assert len(timed) == len(bench_model.TINY)
+    bench_model.main([*options, "--only", "mobilenet"])
+    assert len(timed) == len(bench_model.TINY) + 1
+    with pytest.raises(SystemExit):
+        bench_model.main([*options, "--only", "vgg"])
+    assert "--only: expected parts of resnet50, mobilenet_v2, got vgg" in capsys.readouterr().err
