@@ -12,6 +12,9 @@ from torch import nn
 from .errors import TrainingError
 
 
+_LARGEST = torch.finfo(torch.float32).max
+
+
 def _are_weights(values: Any) -> bool:
     numbers = not isinstance(values, str) and all(not isinstance(value, str) for value in values)
     return numbers and any(values) and all(0 <= value < math.inf for value in values)
@@ -92,10 +95,10 @@ class Recipe:
             ("scale", 0 < self.scale[0] <= self.scale[1] < math.inf, "a positive range"),
             ("flip", 0 <= self.flip <= 1, "0 to 1"),
             ("color_jitter", 0 <= self.color_jitter <= 1, "0 to 1"),
-            ("learning_rate", 0 < self.learning_rate < math.inf, "a positive number"),
+            ("learning_rate", 0 < self.learning_rate <= _LARGEST, "a positive number"),
             (
                 "head_learning_rate",
-                self.head_learning_rate is None or 0 < self.head_learning_rate < math.inf,
+                self.head_learning_rate is None or 0 < self.head_learning_rate <= _LARGEST,
                 "a positive number",
             ),
             ("warmup_steps", self.warmup_steps >= 0, "0 or more"),

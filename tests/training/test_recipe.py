@@ -362,6 +362,7 @@ def test_recipe_accepts_the_bounds_of_its_ranges(values):
         {"scale": (0.0, 1.0)},
         {"scale": (0.5, math.inf)},
         {"learning_rate": math.inf},
+        {"learning_rate": 1e39},
         {"seed": 2**63},
         {"flip": -0.1},
         {"color_jitter": 1.1},
