@@ -11,7 +11,6 @@ from torch import nn
 
 from .errors import TrainingError
 
-
 _LARGEST = torch.finfo(torch.float32).max
 
 
