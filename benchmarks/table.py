@@ -318,9 +318,15 @@ def read(folder: Path) -> tuple[list[dict[str, str]], dict[tuple[str, ...], Rows
 def fastest(rows: Rows) -> tuple[dict[str, str], dict[str, str]] | None:
     """Our fastest variant and PyTorch's, or None if one side is missing.
 
-    Labels in uint8 are left out: PyTorch writes int64, which is eight times as much memory.
+    Labels in uint8 are left out: PyTorch writes int64, which is eight times as much memory. Models
+    that we exported are left out, too: other engines run them.
     """
-    ours = [r for r in rows if r["kind"] == "ours" and "uint8" not in r["variant"]]
+    ours = [
+        row
+        for row in rows
+        if row["kind"] == "ours"
+        and not any(word in row["variant"] for word in ("uint8", "exported"))
+    ]
     theirs = [r for r in rows if r["variant"].startswith(("PyTorch", "torchvision"))]
     return (min(ours, key=time), min(theirs, key=time)) if ours and theirs else None
 

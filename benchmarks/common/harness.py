@@ -217,7 +217,8 @@ class Report:
             ours, baselines: callables by variant name. One that raises is reported and dropped.
             tolerance, error: a variant with ``error(output, expected) > tolerance`` is reported as
                 WRONG and dropped.
-            tolerances: those of variants that have another one, by variant name.
+            tolerances: those of variants of lower precision, by variant name. They are no baseline
+                for the speedup of the others.
             flops, bytes: the least work of the task; 0 if it is not limited by that.
             graphs: on a GPU, time replays of CUDA graphs. If False, and always on a CPU, time calls
                 from Python until the device is done.
@@ -260,7 +261,8 @@ class Report:
                 self._drop(title, "timing", failure)
                 return
         medians = {variant: statistics.median(times) for variant, times in samples.items()}
-        best = min((medians[v] for v in runs if checked[v]["kind"] == "baseline"), default=None)
+        rivals = [v for v in runs if checked[v]["kind"] == "baseline" and v not in tolerances]
+        best = min((medians[v] for v in rivals), default=None)
         own_columns = columns(samples)
         rows = []
         for variant, times in samples.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import time
 
 import pytest
 import torch
@@ -39,6 +40,19 @@ def test_a_variant_can_have_a_tolerance_of_its_own(report, tmp_path):
     _, rows = read_csv(tmp_path)
     tolerances = {row["variant"]: float(row["tolerance"]) for row in rows}
     assert tolerances == {"exact": 1e-6, "coarse": 0.2, "peer": 1e-6}
+
+
+def test_a_variant_of_lower_precision_is_no_baseline(report, tmp_path):
+    def slow():
+        time.sleep(0.01)
+        return ones()
+
+    measure(report, baselines={"peer": slow, "int8": ones}, tolerances={"int8": 0.2})
+    measure(report, dtype="bf16", baselines={"int8": ones}, tolerances={"int8": 0.2})
+    _, rows = read_csv(tmp_path)
+    speedups = {(row["dtype"], row["variant"]): row["speedup"] for row in rows}
+    assert speedups["fp32", "peer"] == "1" and float(speedups["fp32", "int8"]) > 1
+    assert {value for (dtype, _), value in speedups.items() if dtype == "bf16"} == {""}
 
 
 @pytest.mark.parametrize("kind", ["ours", "baselines"])

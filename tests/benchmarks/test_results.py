@@ -33,6 +33,7 @@ def test_table_of_a_results_folder(harness, tmp_path):
         *("old,1,bf16,ours,deeplab_fast,2.345,1,,10", "old,1,bf16,ours,in uint8,1.5,1,,"),
         *("old,1,bf16,baseline,PyTorch NCHW,240,1,,", "old,1,bf16,baseline,torchvision,4.69,1,,20"),
         *("old,1,bf16,baseline,OpenVINO,3,1,,", "old,1,fp16,ours,half,1,1,,"),
+        "old,1,bf16,ours,exported,0.5,1,,",
         *("old,16,bf16,ours,batch,1,1,,", '"VOC, 3x3 dilation 6, dgrad",1,bf16,ours,one,1,1,,'),
     )
     write(
@@ -53,7 +54,10 @@ def test_table_of_a_results_folder(harness, tmp_path):
         "| aspp: old, batch 1, bf16 | 2.35 ms (deeplab_fast) | 4.69 ms (torchvision) | 2.00x "
         in first
     )
-    assert "| 2.00x | 10.0 / 20.0 | in uint8 1.50; PyTorch NCHW 240; OpenVINO 3.00 |" in first
+    assert (
+        "| 2.00x | 10.0 / 20.0 | in uint8 1.50; PyTorch NCHW 240; OpenVINO 3.00; exported 0.500 |"
+        in first
+    )
     assert first.count("\n| aspp") == 1 and "dilation 6" not in first and "half" not in first
     assert "Ceilings of that machine: product in bf16 800 TFLOP/s; copy in fp32 4000 GB/s." in first
     assert "raised:\n\n* ours, batch 1, bf16, PyTorch: WRONG: error 1\n\n" in first
