@@ -121,8 +121,10 @@ def job_of(
     """
     if not isinstance(model, nn.Module):
         raise wrong_type("model", "an nn.Module", model)
-    if model.training:
-        raise RuntimeError("model: expected evaluation mode: call model.eval() first")
+    for name, module in model.named_modules():
+        if module.training:
+            part = f" of {name}" if name else ""
+            raise RuntimeError(f"model: expected evaluation mode{part}: call model.eval() first")
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_meta:
             raise ValueError("model: expected weights, got tensors on the device meta: load some")

@@ -248,6 +248,10 @@ def test_wrong_models(model, tmp_path):
     path = tmp_path / "model.onnx"
     with pytest.raises(RuntimeError, match="expected evaluation mode"):
         export_onnx(small_model().train(), path)
+    partly = small_model().eval()
+    partly.classifier[1].train()
+    with pytest.raises(RuntimeError, match="expected evaluation mode of classifier.1: call"):
+        export_onnx(partly, path)
     with pytest.raises(TypeError, match=r"expected weights of float32, got torch.float16"):
         export_onnx(small_model().half(), path)
     with pytest.raises(TypeError, match="model: expected an nn.Module"):
