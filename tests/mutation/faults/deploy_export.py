@@ -61,7 +61,7 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("all weights in one file", "> _MAX_FILE)", "> 2**40)"),
     ],
     "deeplab_fast/export/program.py": [
-        Fault("a model in training mode", "if model.training:", "if False:"),
+        Fault("a model in training mode", "if module.training:", "if False:"),
         Fault("a model without weights", "if tensor.is_meta:", "if False:"),
         Fault(
             "logits of one channel have no threshold",
