@@ -49,7 +49,8 @@ def coco_stuff(root: str | Path, split: str) -> SegmentationData:
     root = Path(root)
     images = _existing(root, f"images/{split}2017", f"{split}2017")
     labels = _existing(root, f"stuffthingmaps/{split}2017", f"annotations/{split}2017")
-    names = [name.strip() for name in _NAMES.replace("\n", " ").split(",")]
+    text = _NAMES.replace("-\n", "-").replace("\n", " ")
+    names = [name.strip() for name in text.split(",")]
     used = [id for id in range(1, len(names) + 1) if id not in _UNUSED]
     return folder(
         root,

@@ -220,6 +220,8 @@ def test_coco_stuff(images, labels, tmp_path):
     write(tmp_path, f"{labels}/1.png", values=(0, 12, 91, 181, 255))
     write(tmp_path, f"{labels}/1_labelTrainIds.png")
     data = coco_stuff(tmp_path, "train")
+    assert "door-stuff" in data.classes and "fire hydrant" in data.classes
+    assert not any("- " in name for name in data.classes)  # names that a line ends within
     assert len(data) == 1 and len(data.classes) == 171
     seen = data.read(0)[1][0].tolist()
     # Ids 1, 13, 92 and 182; "street sign", 12, and ten more below 92 are not used.
