@@ -175,7 +175,7 @@ class VideoReader:
         self._start_time = Fraction(max(0, self._container.start_time or 0), 10**6)
         self._last_time: int | None = None
         self._next_time = 0  # when the last frame ends
-        self._end = 0.0  # of all packets
+        self._end = 0.0  # seconds, when the last of all packets ends
         self.decoded = self.undecodable = self.corrupt = 0
         self.first_damage: tuple[int, float] | None = None
         self.cut_short: str | None = None
@@ -284,7 +284,7 @@ class VideoReader:
             src_color_range=frame.color_range or _LIMITED,
             dst_color_range=_FULL,
         ).to_ndarray()
-        time = self._next_time  # of raw streams, which have no times
+        time = self._next_time  # raw streams have no times of their own
         if frame.pts is not None:
             time = frame.pts - round(self._start_time / self.time_base)
         if self._last_time is not None:

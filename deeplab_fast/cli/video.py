@@ -154,7 +154,7 @@ class _Recording:
             for item in items:
                 labels = None
                 if isinstance(item, Frame):
-                    labels = self._labels(item)
+                    labels = self.segmenter.labels(Image.fromarray(item.pixels))
                     self._count(labels)
                     bar.update()
                 yield item, labels
@@ -163,11 +163,6 @@ class _Recording:
 
     def _items(self) -> Generator[Any, None, None]:
         yield from _newest(self.reader) if self.is_camera else self.reader
-
-    def _labels(self, frame: Frame) -> np.ndarray:
-        photo = Image.fromarray(frame.pixels)
-        labels = self.segmenter.model.segment(photo, **self.segmenter.views)
-        return self.painting.keep_only(labels)
 
     def _count(self, labels: np.ndarray) -> None:
         self.frames += 1

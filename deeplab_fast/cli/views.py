@@ -49,7 +49,7 @@ def views_of(arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
 
 
 def smaller_window(arguments: argparse.Namespace, model: Any) -> str:
-    """What saves memory, as the end of the message of :func:`out_of_memory`."""
+    """Advice that saves memory, for the end of the message of :func:`out_of_memory`."""
     if arguments.window is not None:
         return "a smaller --window"
     return "--window 513 513" if model.align_corners else "--window 512 512"

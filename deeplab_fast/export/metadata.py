@@ -12,7 +12,7 @@ from ..models.preprocessing import Preprocessing
 
 
 def metadata_of(model: Any, result: str, dtype: torch.dtype) -> dict[str, str]:
-    """What an application needs to use an exported model, as names and values.
+    """Names and values that an application needs to use an exported model.
 
     ``result`` and, for labels, ``labels_dtype`` describe the output, ``deeplab_fast_version`` the
     version of this package. A model of another project has no more. Ours has ``preprocessing``, a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import nn
 from .._io.files import replacing_files
 from .check import Comparison, Result
 from .metadata import metadata_of
+from .optional import needs
 from .program import Job, job_of, program_of
 
 OPSET = 18
@@ -71,13 +73,9 @@ def export_onnx(
     >>> export_onnx(model, "model.onnx", dtype=torch.uint8)
     """
     path = Path(path)
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f'export to ONNX needs {error.name}: pip install "deeplab-fast[export]"'
-        ) from error
+    for package in ("onnx", "onnxscript"):
+        with needs(package, extra="export"):
+            importlib.import_module(package)
     job = job_of(model, result, dtype, size, batch)
     if size is None and not hasattr(torch.compiler, "is_exporting"):
         raise ValueError(

@@ -14,7 +14,7 @@ from torch import nn
 
 from .._io.files import replacing_files
 from . import quantization
-from .check import Comparison, Result, compare
+from .check import Comparison, Result
 from .metadata import metadata_of
 from .onnx import export_onnx
 from .optional import needs, not_installed
@@ -78,8 +78,7 @@ def export_openvino(
         export_onnx(model, file, result=result, dtype=dtype, size=size)
         network = openvino.Core().read_model(file)
     fp32 = compiled(network)
-    original = job.original
-    comparison = compare(fp32, original.logits, result, job.shapes, original.threshold)
+    comparison = job.compare(fp32)
     logits = _logits_of(network) if result == "labels" else None
     if logits is not None:
         comparison = job.compare_logits(compiled(logits), comparison)

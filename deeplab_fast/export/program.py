@@ -19,6 +19,7 @@ from ..acceleration.labels import labels_of, logits_of, resize_of
 from ..models.inference import InferenceModel, prepare
 from ..models.segmentation import SegmentationModel
 from ..ops._arguments import integer, positive_pair, wrong_type
+from ..ops.upsample_cross_entropy import with_background
 from .check import Comparison, Result, compare
 
 LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
@@ -98,10 +99,7 @@ class Job(NamedTuple):
         """
 
         def expected(images: Tensor) -> Tensor:
-            logits = self.original.logits(images)
-            if logits.size(1) == 1:  # label 0 has the threshold in place of a logit
-                logits = torch.cat([torch.zeros_like(logits), logits], 1)
-            return logits
+            return with_background(self.original.logits(images))
 
         logits = compare(engine, expected, "logits", self.shapes)
         return comparison._replace(largest_difference=logits.largest_difference)

@@ -59,10 +59,11 @@ def export_torch(
         program = with_standard_operators(program)
     metadata = json.dumps(metadata_of(job.prepared.model, result, dtype), ensure_ascii=False)
     with replacing_files(path) as partial:
-        with warnings.catch_warnings():  # of weights in channels_last, which it saves completely
+        # On a full disk PyTorch's own writer would end the process, so it writes to memory.
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            # The warning is about weights in channels_last, which are saved completely.
             warnings.filterwarnings("ignore", "No complete tensor")
-            # In memory first: on a full disk PyTorch's writer ends the process.
-            file = io.BytesIO()
             torch.export.save(program, file, extra_files={METADATA: metadata})
         partial.write_bytes(file.getbuffer())
         loaded = torch.export.load(partial)

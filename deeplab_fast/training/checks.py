@@ -139,7 +139,7 @@ def _no_classes(counts: LabelCounts, values: list[int], classes: np.ndarray) -> 
 
 
 def _way_out(data: SegmentationData, values: list[int], unknown: list[int]) -> str:
-    """What to do about labels that are no class."""
+    """Advice about labels that are no class."""
     count = len(data.classes)
     if data.by_color:
         return (

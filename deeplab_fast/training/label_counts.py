@@ -59,7 +59,7 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class _File:
-    """What one pair of files holds: a line about an error, or sizes, values and their pixels."""
+    """Contents of one pair of files: a line about an error, or sizes, values and their pixels."""
 
     index: int
     error: str = ""

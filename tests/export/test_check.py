@@ -142,7 +142,7 @@ def test_images_are_repeatable_and_show_several_labels():
 
 
 def test_engines_that_run_one_size_only_fail():
-    """What torch.export makes of models that compute with the size as a Python number."""
+    """Such engines come from models that compute with the size as a Python number."""
 
     def engine(images: np.ndarray) -> np.ndarray:
         if images.shape != works:

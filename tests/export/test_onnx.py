@@ -38,7 +38,7 @@ def onnx_runtime(path: Path) -> Any:
 
 def openvino(path: Path) -> Any:
     core = pytest.importorskip("openvino", reason="OpenVINO is not installed").Core()
-    # By default it computes in bfloat16 where the CPU can.
+    # OpenVINO computes in bfloat16 by default, where the CPU can.
     compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: np.asarray(compiled(images)[0])
 

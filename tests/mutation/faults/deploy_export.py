@@ -65,8 +65,8 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("a model without weights", "if tensor.is_meta:", "if False:"),
         Fault(
             "logits of one channel have no threshold",
-            "if logits.size(1) == 1:  # label",
-            "if False:  # label",
+            "return with_background(self.original.logits(images))",
+            "return self.original.logits(images)",
         ),
         Fault("half weights", "tensor.dtype != torch.float32", "False"),
         Fault("labels are always int64", "predict(images, dtype=self.dtype)", "predict(images)"),

@@ -14,8 +14,9 @@ FAULTS: dict[str, list[Fault]] = {
         Fault("weights are rounded to fp16", "compress_to_fp16=False", "compress_to_fp16=True"),
         Fault(
             "the exported model is not checked",
-            "fp32, original.logits, result,",
-            "lambda x: original(torch.from_numpy(x)).detach().numpy(), original.logits, result,",
+            "comparison = job.compare(fp32)",
+            "comparison = job.compare("
+            "lambda x: job.original(torch.from_numpy(x)).detach().numpy())",
         ),
         Fault("metadata are lost", '["deeplab_fast", name]', '["other", name]'),
         Fault(

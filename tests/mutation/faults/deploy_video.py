@@ -35,7 +35,11 @@ FAULTS: dict[str, list[Fault]] = {
             "self._shares[: len(shares)] += shares",
             "self._shares[: len(shares)] = shares",
         ),
-        Fault("--only and the background ignored", "self.painting.keep_only(labels)", "labels"),
+        Fault(
+            "--only and the background ignored",
+            "self.segmenter.labels(Image.fromarray(item.pixels))",
+            "self.segmenter.model.segment(Image.fromarray(item.pixels))",
+        ),
         Fault("labels of longer runs remain", "        shutil.rmtree(result)\n", "        pass\n"),
         Fault("folders of others deleted", "and not _has_only_frames(result)", "and False"),
         Fault(
