@@ -97,6 +97,7 @@ def test_kernels_compile_for_amd(compiled):
         assert all(facts["shared"] <= 64 * 1024 for facts in variants), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", TENSOR_CORES)
 def test_convolutions_are_pipelined_tensor_core_code(compiled, capability):
     kernels = compiled(capability)
@@ -114,6 +115,7 @@ def test_convolutions_are_pipelined_tensor_core_code(compiled, capability):
             assert any(name.startswith("cp.async") for name in facts["instructions"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", TENSOR_CORES)
 def test_interpolation_is_not_fused_further(compiled, capability):
     """A value takes three fused multiply-adds, and the other products are not fused."""

@@ -73,6 +73,7 @@ def test_every_benchmark_runs(script, device, harness, tmp_path, capsys):
     assert files[".png"].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_wrong_kernel_is_not_timed_by_bench_aspp(monkeypatch, tmp_path, capsys):
     good = registry._kernels["aspp"]["cpu"]
     monkeypatch.setitem(

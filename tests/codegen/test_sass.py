@@ -70,12 +70,9 @@ def test_upsample_argmax_stores_vectors_and_spills_nothing(cuobjdump, chip):
         assert numbers["STACK"] == numbers["LOCAL"] == 0, line
         assert numbers["REG"] <= 64, line  # or fewer than half of the SM's warps would fit
 
-    sass = re.split(r"Function : (\S+)", dump(cuobjdump, chip, "sass"))
-    pruned = [
-        code for name, code in zip(sass[1::2], sass[2::2]) if "upsample_argmax_fwd_pruned" in name
-    ]
+    pruned = machine_code(cuobjdump, chip, "upsample_argmax_fwd_pruned")
     assert len(pruned) == 3 * 3
-    assert all(re.search(r"STG\.E\.(EF\.)?128", code) for code in pruned)
+    assert all(re.search(r"STG\.E\.(EF\.)?128", code) for code in pruned.values())
 
 
 @functools.cache
@@ -417,9 +414,7 @@ def test_upsample_cross_entropy_uses_hardware_exponentials(cuobjdump, chip):
 
     Only the log2 of a pixel is computed in software, with one hardware reciprocal.
     """
-    if chip not in run(cuobjdump, "--list-elf", MODULE):
-        pytest.skip(f"not built for {chip}")
-    resources = run(cuobjdump, "--dump-resource-usage", "-arch", chip, MODULE)
+    resources = dump(cuobjdump, chip, "resource-usage")
     usage = re.findall(r"Function \S*upsample_cross_entropy_(\w+?)_kernel\S*:\n(.*)", resources)
     assert Counter(kernel for kernel, _ in usage) == {
         "prepare": 3, "fwd": 3, "reduce": 1, "bwd": 3, "gather": 3
@@ -428,9 +423,8 @@ def test_upsample_cross_entropy_uses_hardware_exponentials(cuobjdump, chip):
         numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
         assert numbers["STACK"] == numbers["LOCAL"] == 0, line
         assert numbers["REG"] <= 80, line
-    code = run(cuobjdump, "--dump-sass", "-arch", chip, MODULE)
-    bodies = dict(re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", code, re.S))
-    for name, body in bodies.items():
-        if re.search("upsample_cross_entropy_(fwd|bwd)_kernel", name):
-            assert "MUFU.EX2" in body and not re.search(r"\b(LDL|STL)\b", body)
-            assert body.count("MUFU.RCP") >= 8
+    bodies = machine_code(cuobjdump, chip, "upsample_cross_entropy_(fwd|bwd)_kernel")
+    assert len(bodies) == 2 * 3  # kernels, logit dtypes
+    for body in bodies.values():
+        assert "MUFU.EX2" in body and not re.search(r"\b(LDL|STL)\b", body)
+        assert body.count("MUFU.RCP") >= 8

@@ -9,6 +9,7 @@ import pytest
 from ..support.toolchain import NVCC, ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NVCC, reason="needs nvcc")
 @pytest.mark.parametrize("kernel", ["dilated_conv2d_sm90", "dilated_conv2d_wgrad_sm90"])
 @pytest.mark.parametrize("architecture", ["80", "90a"])

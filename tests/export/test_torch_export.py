@@ -198,6 +198,7 @@ def assert_package_agrees(path: Path, model, shapes) -> None:
         assert_labels_agree(package, model, shapes)
 
 
+@pytest.mark.slow
 def test_aotinductor(tmp_path):
     model = small_model(align_corners=True)
     comparison = export_aoti(model, tmp_path / "x.pt2", size=(33, 33), batch=1)

@@ -76,6 +76,7 @@ def torchvisions_loss(model, images, target):
     return losses["out"] + 0.5 * losses["aux"]
 
 
+@pytest.mark.slow
 def test_first_steps_match_torchvision():
     """ResNet-50 with ASPP, from the same seed, on the same batches with the same dropout.
 
