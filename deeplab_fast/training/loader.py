@@ -99,10 +99,22 @@ def in_workers(
         worker_init_fn=functools.partial(_start_worker, Image.MAX_IMAGE_PIXELS),
         generator=torch.Generator(),  # the default generator is used by dropout
     )
-    for item in _without_sigchld(iter(loader)):
+    for item in _without_sigchld(_with_sigterm_blocked(loader)):
         if isinstance(item, TrainingError):
             raise item
         yield item
+
+
+def _with_sigterm_blocked(loader: Any) -> Iterator[Any]:
+    """An iterator over a DataLoader, whose workers block SIGTERM in all their threads.
+
+    Some of the threads start before :func:`_start_worker`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _without_sigchld(items: Iterator[Any]) -> Iterator[Any]:
@@ -160,7 +172,7 @@ def _ignore_foreign_signals() -> None:
     saved the state.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # if a fork server started it
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():

@@ -182,6 +182,11 @@ FAULTS: dict[str, list[Fault]] = {
             "for step in range(0, steps",
         ),
         Fault("the loader draws from dropout's generator", "generator=torch.Generator(),", ""),
+        Fault(
+            "threads of workers take SIGTERM",
+            "before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})",
+            "before = signal.pthread_sigmask(signal.SIG_BLOCK, set())",
+        ),
     ],
     "deeplab_fast/training/log.py": [
         Fault("the last point of a curve drawn twice", "purge_step=step + 1", "purge_step=step"),
