@@ -612,14 +612,14 @@ def test_worker_ignores_signals_of_others_than_its_parent(shapes):
     A worker starts threads before our code runs in it, if torch has been told how many to use.
     """
     code = """if True:
-        import multiprocessing, subprocess, sys
+        import multiprocessing, subprocess
         import torch
         torch.set_num_threads(4)
         from deeplab_fast.training import Recipe, folder
         from deeplab_fast.training.loader import batches
 
         recipe = Recipe(epochs=4, batch_size=1, crop_size=(32, 32))
-        loader = batches(folder(sys.argv[1], "train"), recipe, workers=1)
+        loader = batches(folder(".", "train"), recipe, workers=1)
         next(loader)
         (worker,) = multiprocessing.active_children()
         for name in ("INT", "TERM"):
@@ -630,8 +630,8 @@ def test_worker_ignores_signals_of_others_than_its_parent(shapes):
         worker.join(5)
         print(worker.exitcode)
     """
-    command = [sys.executable, "-c", code, str(shapes)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=shapes, capture_output=True, text=True, timeout=300)
     assert done.stdout == "0\n", done.stderr
 
 
