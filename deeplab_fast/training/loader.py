@@ -172,7 +172,8 @@ def _ignore_foreign_signals() -> None:
     saved the state.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # if a fork server started it
+    # Once more, since a process that a fork server starts does not inherit the mask of its parent.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():

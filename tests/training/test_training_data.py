@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -611,7 +612,7 @@ def test_worker_ignores_signals_of_others_than_its_parent(shapes):
 
     A worker starts threads before our code runs in it, if torch has been told how many to use.
     """
-    code = """if True:
+    code = textwrap.dedent("""
         import multiprocessing, subprocess
         import torch
         torch.set_num_threads(4)
@@ -629,7 +630,7 @@ def test_worker_ignores_signals_of_others_than_its_parent(shapes):
         loader.close()
         worker.join(5)
         print(worker.exitcode)
-    """
+    """)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=shapes, capture_output=True, text=True, timeout=300)
     assert done.stdout == "0\n", done.stderr
