@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 
 from ..backends import registry
-from . import _transforms
+from . import _decomposition, _transforms
 
 lib = torch.library.Library("deeplab_fast", "DEF")
 
@@ -61,13 +61,13 @@ def define(
         return fake(arguments)
 
     lib.impl(name, partial(registry.run, name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"deeplab_fast::{name}", run_fake, lib=lib)
     op = getattr(torch.ops.deeplab_fast, name)
 
-    def decomposition(*values: Any, backend: str = "") -> Any:
+    def decompose(*values: Any, backend: str = "") -> Any:
         return registry.reference(name)(arguments_type(*values))
 
-    register_decomposition(op.default)(decomposition)
+    run_fake = _decomposition.register(op.default, decompose, run_fake)
+    torch.library.register_fake(f"deeplab_fast::{name}", run_fake, lib=lib)
     # Otherwise fake tensors with symbolic sizes would run the decomposition instead of the fake.
     register_decomposition(op.default, type="meta")(run_fake)
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._decomp import register_decomposition
 
-from . import _transforms
+from . import _decomposition, _transforms
 from ._exporting import is_exporting
 
 
@@ -39,10 +38,11 @@ def _with_nan_of(output: Tensor, images: Sequence[Tensor], finite_weights: bool)
     return output + nan_or_zero.view(-1, *[1] * (output.dim() - 1)).to(output.dtype)
 
 
-_op = torch.library.custom_op("deeplab_fast::with_nan_of", _with_nan_of, mutates_args=())
-_op.register_fake(_with_nan_of)
-
-
-@register_decomposition(torch.ops.deeplab_fast.with_nan_of.default)
 def _unchanged(output: Tensor, images: Sequence[Tensor], finite_weights: bool) -> Tensor:
     return output
+
+
+_op = torch.library.custom_op("deeplab_fast::with_nan_of", _with_nan_of, mutates_args=())
+_op.register_fake(
+    _decomposition.register(torch.ops.deeplab_fast.with_nan_of.default, _unchanged, _with_nan_of)
+)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._decomp import register_decomposition
 
-from . import _transforms
+from . import _decomposition, _transforms
 from ._exporting import is_exporting
 
 
@@ -42,5 +41,6 @@ def _interpolate(input: Tensor, height: int, width: int, align_corners: bool) ->
 
 
 _opaque = torch.library.custom_op("deeplab_fast::upsample", _interpolate, mutates_args=())
-_opaque.register_fake(_interpolate)
-register_decomposition(torch.ops.deeplab_fast.upsample.default)(_interpolate)
+_opaque.register_fake(
+    _decomposition.register(torch.ops.deeplab_fast.upsample.default, _interpolate, _interpolate)
+)

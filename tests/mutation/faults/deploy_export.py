@@ -5,6 +5,13 @@ from __future__ import annotations
 from .guards import EXPORT_TORCH, Fault
 
 FAULTS: dict[str, list[Fault]] = {
+    "deeplab_fast/ops/_decomposition.py": [
+        Fault(
+            "Inductor not prepared",
+            "if inductor and op not in inductor.lowerings:",
+            "if False:",
+        ),
+    ],
     "deeplab_fast/ops/nan_of_images.py": [
         Fault("NaN of an image left out", "zero * x.sum((1, 2, 3)", "zero * x.nansum((1, 2, 3)"),
         Fault(

@@ -262,6 +262,7 @@ GUARDS = {
         "test_dispatch_table.py test_cache_keys.py bucket or share"
     ),
     "deeplab_fast/ops/_register.py": REGISTRATION,
+    "deeplab_fast/ops/_decomposition.py": Guard("test_decomposition.py"),
     "deeplab_fast/ops/_transforms.py": TRANSFORMS,
     "deeplab_fast/ops/aspp.py": REGISTRATION,
     "deeplab_fast/ops/dilated_conv2d.py": REGISTRATION,
