@@ -35,4 +35,6 @@ def register(
             inductor.make_fallback(op, inductor.constrain_to_fx_strides, warn=False)
         return fake(*args, **kwargs)
 
+    # Otherwise fake tensors with symbolic sizes would run the decomposition instead of the fake.
+    register_decomposition(op, type="meta")(fake_that_prepares_inductor)
     return fake_that_prepares_inductor

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import register_decomposition
 
 from ..backends import registry
 from . import _decomposition, _transforms
@@ -68,8 +67,6 @@ def define(
 
     run_fake = _decomposition.register(op.default, decompose, run_fake)
     torch.library.register_fake(f"deeplab_fast::{name}", run_fake, lib=lib)
-    # Otherwise fake tensors with symbolic sizes would run the decomposition instead of the fake.
-    register_decomposition(op.default, type="meta")(run_fake)
 
     def call(*values: Any, backend: str) -> Any:
         if _transforms.active():

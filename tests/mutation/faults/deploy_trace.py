@@ -61,10 +61,10 @@ FAULTS: dict[str, list[Fault]] = {
             BINARY,
         ),
     ],
-    "deeplab_fast/ops/_register.py": [
+    "deeplab_fast/ops/_decomposition.py": [
         Fault(
             "the decomposition as the fake of symbolic sizes",
-            'register_decomposition(op.default, type="meta")(run_fake)',
+            'register_decomposition(op, type="meta")(fake_that_prepares_inductor)',
             "pass",
             TARGETS,
         ),
